@@ -1,0 +1,52 @@
+from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
+from ._algorithm.double_loop import DoubleLoop as DoubleLoop
+from ._algorithm.soba import SOBA as SOBA
+from ._callback import (
+    AbstractCallback as AbstractCallback,
+    Checkpoint as Checkpoint,
+    Chunk as Chunk,
+    Logger as Logger,
+    ProgressBar as ProgressBar,
+    StopWhen as StopWhen,
+)
+from ._geometry import (
+    AbstractGeometry as AbstractGeometry,
+    Box as Box,
+    Euclidean as Euclidean,
+    Simplex as Simplex,
+)
+from ._hypergradient.base import (
+    AbstractHypergradient as AbstractHypergradient,
+    EstimatorState as EstimatorState,
+    Hypergradient as Hypergradient,
+)
+from ._hypergradient.check import (
+    HypergradientCheck as HypergradientCheck,
+    check_hypergradient as check_hypergradient,
+)
+from ._hypergradient.implicit import AID as AID, implicit_gradient as implicit_gradient
+from ._hypergradient.unrolled import ITD as ITD
+from ._inner import (
+    AbstractInnerSolver as AbstractInnerSolver,
+    ClosedForm as ClosedForm,
+    GradientInner as GradientInner,
+    InnerStats as InnerStats,
+    MinimiserInner as MinimiserInner,
+)
+from ._problem import BilevelProblem as BilevelProblem, reparametrise as reparametrise
+from ._sampler import (
+    AbstractSampler as AbstractSampler,
+    Batch as Batch,
+    FullBatch as FullBatch,
+    Shuffled as Shuffled,
+    Stream as Stream,
+    Streams as Streams,
+    WithReplacement as WithReplacement,
+)
+from ._solution import (
+    RESULTS as RESULTS,
+    BilevelError as BilevelError,
+    Calls as Calls,
+    Solution as Solution,
+)
+from ._solve import Tolerances as Tolerances, run_chunk as run_chunk, solve as solve

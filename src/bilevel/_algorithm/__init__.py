@@ -1,0 +1,1 @@
+"""Bilevel algorithms, one file a method."""

@@ -1,0 +1,120 @@
+"""The contract of an algorithm, and the functions that the methods share."""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Int, Key, PyTree, Scalar
+
+from .._problem import BilevelProblem
+from .._sampler import AbstractSampler, Stream, Streams
+from .._solution import RESULTS, Calls
+
+
+class State(eqx.Module):
+    """What the next step needs: the same class for all methods.
+
+    Attributes:
+        step: how many outer steps have been made.
+        key: the run's random key; it never changes, a step derives its own by `fold_in`.
+        u, w: the outer variable (a point of U) and the inner variable.
+        aux: whatever else the method carries.
+        calls: the oracle calls of all steps so far.
+    """
+
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+    u: PyTree[Array]
+    w: PyTree[Array]
+    aux: Any
+    calls: Calls
+
+
+class Info(eqx.Module):
+    """What a person wants to see of one step. All are taken at the point the step started from.
+
+    Attributes:
+        outer_value: `F(u, w)` on the step's outer batch.
+        outer_grad: the estimate of the hypergradient that the step used, a pytree like `u`. `solve`
+            reduces it to `||u - project(u - outer_grad)||`, at trace points only.
+        inner_residual, linear_residual: as in `Hypergradient`.
+        calls: what this step cost.
+        result: how the step's own solvers ended.
+    """
+
+    outer_value: Scalar
+    outer_grad: PyTree[Array]
+    inner_residual: Scalar
+    linear_residual: Scalar
+    calls: Calls
+    result: RESULTS
+
+
+class AbstractAlgorithm(eqx.Module):
+    """A method for `min_u F(u, w*(u))`: a start and a step, both pure.
+
+    Every algorithm has the two samplers that its batches come from.
+    """
+
+    inner_sampler: eqx.AbstractVar[AbstractSampler]
+    outer_sampler: eqx.AbstractVar[AbstractSampler]
+
+    @abc.abstractmethod
+    def init(
+        self, problem: BilevelProblem, u0: PyTree[Array], w0: PyTree[Array], key: Key[Array, ""]
+    ) -> State:
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def step(self, problem: BilevelProblem, state: State) -> tuple[State, Info]:
+        """One outer step."""
+
+
+class SamplerStates(NamedTuple):
+    """The states of the two samplers, as kept in `State.aux`."""
+
+    outer: Any
+    inner: Any
+
+
+def init_samplers(
+    algorithm: AbstractAlgorithm, problem: BilevelProblem, key: Key[Array, ""]
+) -> SamplerStates:
+    """Start both samplers, each on a key of its own."""
+    outer_key, inner_key = jr.split(key)
+    return SamplerStates(
+        outer=algorithm.outer_sampler.init(problem.outer_data, outer_key),
+        inner=algorithm.inner_sampler.init(problem.inner_data, inner_key),
+    )
+
+
+def open_streams(
+    algorithm: AbstractAlgorithm, problem: BilevelProblem, states: SamplerStates
+) -> Streams:
+    """The streams of batches that go on from `states`."""
+    return Streams(
+        outer=Stream(algorithm.outer_sampler, problem.outer_data, states.outer),
+        inner=Stream(algorithm.inner_sampler, problem.inner_data, states.inner),
+    )
+
+
+def close_streams(streams: Streams) -> SamplerStates:
+    """The part of the streams that changes, to be kept for the next step."""
+    return SamplerStates(outer=streams.outer.state, inner=streams.inner.state)
+
+
+def start(u0: PyTree[Array], w0: PyTree[Array], key: Key[Array, ""], aux: Any) -> State:
+    """A state at step 0."""
+    # Counters are arrays of a fixed dtype: a weakly typed 0 would compile anew after a reload.
+    none = jnp.zeros((), jnp.int32)
+    u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
+    return State(none, key, u0, w0, aux, Calls(none, none, none, none))
+
+
+def advance(state: State, u: PyTree, w: PyTree, aux: Any, calls: Calls) -> State:
+    """The state after a step that cost `calls`."""
+    total = jax.tree.map(jnp.add, state.calls, calls)
+    return State(state.step + 1, state.key, u, w, aux, total)

@@ -1,0 +1,98 @@
+"""The double loop: an inner solve, a hypergradient, an outer step."""
+
+from typing import Any, NamedTuple
+
+import optax
+from jaxtyping import Array, PyTree
+
+from .._hypergradient.base import AbstractHypergradient, EstimatorState
+from .._inner import AbstractInnerSolver
+from .._sampler import AbstractSampler, FullBatch
+from .base import (
+    AbstractAlgorithm,
+    Info,
+    SamplerStates,
+    advance,
+    close_streams,
+    init_samplers,
+    open_streams,
+    start,
+)
+
+
+class _Aux(NamedTuple):
+    w0: PyTree[Array] | None
+    outer_tx: Any
+    estimator: EstimatorState
+    samplers: SamplerStates
+
+
+class DoubleLoop(AbstractAlgorithm):
+    """Solve the inner problem, estimate the hypergradient, take an outer step.
+
+        w_{s+1} = inner solver on f(u_s, .), started from w_s (warm) or from w_0 (cold)
+        g_s     = hypergradient estimate at (u_s, w_{s+1})
+        u_{s+1} = retract(u_s, outer_tx(g_s))
+
+    (Vicol et al., Algorithms 1 and 2; Ivanova & Ablin, Algorithm 1 when the inner solver is exact,
+    Algorithm 2 for one gradient step and an exact linear solver, both with `Simplex`.)
+
+    Args:
+        inner: the inner solver.
+        hypergradient: the estimator, `AID(...)` or `ITD()`.
+        outer_tx: an optax transformation for the outer step. It is told the outer value as the
+            extra argument `value`, which line searches and `log_trust_region` use.
+        warm_start: start each inner solve where the last one ended (True) or at `w0` (False). A
+            cold start makes the result a function of `u` alone; a warm one is cheaper, and on
+            problems with many inner solutions what it finds can live in `w` and be lost on
+            retraining: always retrain before you report.
+        inner_sampler, outer_sampler: where batches come from; all data by default. An inner solve
+            draws one batch a gradient step, and one more at its end for the hypergradient.
+
+    Cost a step: the inner solve plus the estimator.
+    """
+
+    inner: AbstractInnerSolver
+    hypergradient: AbstractHypergradient
+    outer_tx: optax.GradientTransformation
+    warm_start: bool = False
+    inner_sampler: AbstractSampler = FullBatch()
+    outer_sampler: AbstractSampler = FullBatch()
+
+    def init(self, problem, u0, w0, key):
+        """Start the estimator, the optimiser and the samplers."""
+        aux = _Aux(
+            w0=None if self.warm_start else w0,
+            outer_tx=self.outer_tx.init(u0),
+            estimator=self.hypergradient.init(problem, self.inner, u0, w0),
+            samplers=init_samplers(self, problem, key),
+        )
+        return start(u0, w0, key, aux)
+
+    def step(self, problem, state):
+        """One outer step."""
+        w0, _, estimator, samplers = state.aux
+        if self.warm_start:
+            w = state.w
+        else:
+            w = w0
+            estimator = EstimatorState(self.inner.init(problem, state.u, w), estimator.v)
+
+        estimate, estimator, streams = self.hypergradient.estimate(
+            problem, self.inner, state.u, w, estimator, open_streams(self, problem, samplers)
+        )
+        updates, outer_tx = optax.with_extra_args_support(self.outer_tx).update(
+            estimate.grad, state.aux.outer_tx, state.u, value=estimate.value
+        )
+        u = problem.geometry.retract(state.u, updates)
+
+        aux = _Aux(w0, outer_tx, estimator, close_streams(streams))
+        info = Info(
+            outer_value=estimate.value,
+            outer_grad=estimate.grad,
+            inner_residual=estimate.inner_residual,
+            linear_residual=estimate.linear_residual,
+            calls=estimate.calls,
+            result=estimate.result,
+        )
+        return advance(state, u, estimate.w, aux, estimate.calls), info

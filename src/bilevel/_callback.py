@@ -1,0 +1,219 @@
+"""What may happen between two chunks of a run: show, log, save, stop."""
+
+import abc
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from ._algorithm.base import State
+
+
+class Chunk(NamedTuple):
+    """What a callback is given after each chunk.
+
+    `rows` are the chunk's trace points, as a dict of equally long numpy arrays (the columns of
+    `Solution.trace`); it is empty arrays if the chunk had none. `state` is only lent: the next
+    chunk overwrites its memory, so copy what is to be kept.
+    """
+
+    step: int
+    num_steps: int
+    state: State
+    rows: Mapping[str, np.ndarray]
+
+
+class AbstractCallback(abc.ABC):
+    """Called on the host after every chunk; returning True ends the run."""
+
+    @abc.abstractmethod
+    def __call__(self, chunk: Chunk) -> bool | None:
+        """Look at the chunk; return True to stop."""
+
+    def close(self) -> None:
+        """Called once when the run ends, however it ends. Nothing by default."""
+        return
+
+
+class ProgressBar(AbstractCallback):
+    """A progress bar on stderr with the latest outer value and residuals.
+
+    Args:
+        description: the text before the bar.
+    """
+
+    def __init__(self, description: str = "outer steps"):
+        self._description = description
+        self._progress: Any = None
+
+    def __call__(self, chunk):
+        """Advance the bar."""
+        if self._progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[latest]}"),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(
+                self._description, total=chunk.num_steps, latest=""
+            )
+        rows, fields = chunk.rows, {}
+        if len(rows["step"]):
+            fields["latest"] = (
+                f"F {rows['outer_value'][-1]:.4g}  residuals "
+                f"{rows['outer_residual'][-1]:.1e} / {rows['inner_residual'][-1]:.1e} / "
+                f"{rows['linear_residual'][-1]:.1e}"
+            )
+        self._progress.update(self._task, completed=chunk.step, **fields)
+
+    def close(self):
+        """Leave the finished bar on the screen."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class Logger(AbstractCallback):
+    """Appends the trace to a file, one JSON object a line.
+
+    Args:
+        path: the file. Lines already in it are kept, except those at or after the step where this
+            run starts: a resumed run overwrites what its interrupted predecessor wrote past its
+            last checkpoint. Read it with `pandas.read_json(path, lines=True)`.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = Path(path)
+        self._file: IO[str] | None = None
+
+    def __call__(self, chunk):
+        """Append the chunk's rows."""
+        lines = rows_to_json(chunk.rows)
+        if self._file is None and lines:
+            first = int(chunk.rows["step"][0])
+            kept = [x for x in read_lines(self._path) if json.loads(x)["step"] < first]
+            self._path.write_text("".join(line + "\n" for line in kept))
+            self._file = self._path.open("a")
+        if self._file is not None:
+            self._file.writelines(line + "\n" for line in lines)
+            self._file.flush()
+
+    def close(self):
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def rows_to_json(rows: Mapping[str, np.ndarray]) -> list[str]:
+    """The rows of a trace as JSON objects."""
+    columns = {name: column.tolist() for name, column in rows.items()}
+    return [
+        json.dumps(dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The complete lines of a file; none if it does not exist."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
+class StopWhen(AbstractCallback):
+    """Ends the run when a condition holds.
+
+    Args:
+        condition: takes a `Chunk`, returns True to stop.
+    """
+
+    def __init__(self, condition: Callable[[Chunk], bool]):
+        self._condition = condition
+
+    def __call__(self, chunk):
+        """Ask the condition."""
+        return bool(self._condition(chunk))
+
+
+class Checkpoint(AbstractCallback):
+    """Saves the state after every `every`-th chunk, in one file that is always complete.
+
+    A new state is written to a temporary file beside it, flushed to the disk and renamed over the
+    old one, so an interruption at any moment leaves the last complete state.
+
+    Args:
+        path: the file.
+        every: save after every so many chunks.
+
+    To go on: `solve(..., state=Checkpoint(path).load(algorithm.init(problem, u0, w0, key)))`.
+    """
+
+    def __init__(self, path: str | os.PathLike, every: int = 1):
+        self._path = Path(path)
+        self._every = every
+        self._seen = 0
+
+    def __call__(self, chunk):
+        """Save, if it is time."""
+        self._seen += 1
+        if self._seen % self._every == 0 or chunk.step >= chunk.num_steps:
+            self.save(chunk.state)
+
+    def save(self, state: State) -> None:
+        """Write `state`."""
+        temporary = self._path.with_name(self._path.name + ".partial")
+        with temporary.open("wb") as file:
+            eqx.tree_serialise_leaves(file, _unwrap_keys(state))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+
+    def load(self, like: State) -> State:
+        """The saved state.
+
+        Args:
+            like: a state of the same algorithm and problem; only its structure is used.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds the state of another problem or algorithm.
+        """
+        try:
+            with self._path.open("rb") as file:
+                saved = eqx.tree_deserialise_leaves(file, _unwrap_keys(like))
+                if file.read(1):
+                    raise ValueError("the file has more leaves than the state")
+        except (RuntimeError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"the checkpoint {self._path} does not fit this run: it was saved by another "
+                "algorithm, for data of another size, or in another dtype. Start anew with another "
+                f"file, or repeat the call that made it. ({error})"
+            ) from error
+        return jax.tree.map(
+            lambda old, new: jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+            if _is_key(old)
+            else new,
+            like,
+            saved,
+        )
+
+
+def _is_key(leaf: Any) -> bool:
+    return eqx.is_array(leaf) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _unwrap_keys(tree: Any) -> Any:
+    # Typed keys do not serialise; their raw data do.
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)

@@ -1,0 +1,126 @@
+"""The contract of a hypergradient estimator, and the oracle that all of them share."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree, Scalar
+
+from .._inner import AbstractInnerSolver
+from .._problem import BilevelProblem, Objective
+from .._sampler import Streams
+from .._solution import RESULTS, Calls
+
+
+class Hypergradient(eqx.Module):
+    """An estimate of `grad Phi(u)` with what is needed to judge it.
+
+    Attributes:
+        value: `F(u, w)`, on the outer batch.
+        grad: the estimate, a pytree like `u`.
+        w: the (approximate) inner solution at which it was taken.
+        v: the solution of `H v = grad_w F`, a pytree like `w`; `None` where no linear system was
+            solved.
+        inner_residual: `||grad_w f(u, w)||_2`. With f mu-strongly convex in w,
+            `||w - w*(u)|| <= inner_residual / mu`.
+        linear_residual: `||H v - grad_w F||_2`, of the *undamped* system, whatever was solved; 0
+            where no linear system is involved.
+        result: a `RESULTS`: the linear solver's code, else the inner solver's.
+        calls: what it cost.
+    """
+
+    value: Scalar
+    grad: PyTree[Array]
+    w: PyTree[Array]
+    v: PyTree[Array] | None
+    inner_residual: Scalar
+    linear_residual: Scalar
+    result: RESULTS
+    calls: Calls
+
+
+class EstimatorState(NamedTuple):
+    """What an estimator carries between outer steps: the inner solver's state and the last `v`."""
+
+    inner: Any
+    v: PyTree[Array] | None
+
+
+class AbstractHypergradient(eqx.Module):
+    """A way to estimate the hypergradient, given an inner solver."""
+
+    @abc.abstractmethod
+    def init(
+        self,
+        problem: BilevelProblem,
+        inner: AbstractInnerSolver,
+        u: PyTree[Array],
+        w: PyTree[Array],
+    ) -> EstimatorState:
+        """The state before the first estimate.
+
+        Raises:
+            ValueError: the inner solver lacks what this estimator needs.
+        """
+
+    @abc.abstractmethod
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: AbstractInnerSolver,
+        u: PyTree[Array],
+        w: PyTree[Array],
+        state: EstimatorState,
+        streams: Streams,
+    ) -> tuple[Hypergradient, EstimatorState, Streams]:
+        """Solve the inner problem from `w` and estimate the hypergradient there."""
+
+
+def linearise_inner(
+    problem: BilevelProblem, u: PyTree, w: PyTree, batch: Any
+) -> tuple[PyTree[Array], Callable[[PyTree], tuple[PyTree, PyTree]]]:
+    """`grad_w f(u, w)` and the linear map `v -> ((d2_uw f)^T v, H v)`, from one linearisation.
+
+    Both products come from one forward-over-reverse pass: the derivative of
+    `w -> grad_{(u, w)} f(u, w)` in the direction `v`. What of it is not used is not computed.
+    """
+
+    def gradients(w: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.grad(problem.inner, argnums=(0, 1))(u, w, batch)
+
+    (_, grad_w), products = jax.linearize(gradients, w)
+    return grad_w, products
+
+
+def require_outer_variable(problem: BilevelProblem, u: PyTree, w: PyTree, streams: Any) -> None:
+    """Refuse a problem in which no objective depends on its argument `u`.
+
+    Its hypergradient is zero by construction, and nearly always the objectives have closed over
+    the outer variable of an enclosing scope by mistake. Decided from the traced program, so it
+    costs nothing at run time.
+
+    Args:
+        problem, u, w: the problem and any point.
+        streams: a pair (outer batch, inner batch).
+    """
+    outer_batch, inner_batch = streams
+    if not _depends_on_first(problem.outer, u, w, outer_batch) and not _depends_on_first(
+        problem.inner, u, w, inner_batch
+    ):
+        raise ValueError(
+            "neither the outer nor the inner objective depends on its argument `u`, so the "
+            "hypergradient would be silently zero. If they close over the outer variable of an "
+            "enclosing scope, use the argument in its place."
+        )
+
+
+def _depends_on_first(fn: Objective, u: PyTree, w: PyTree, batch: Any) -> bool:
+    u = jax.tree.map(jax.numpy.asarray, u)
+    jaxpr = jax.make_jaxpr(lambda u: fn(u, w, batch))(u).jaxpr
+    reached = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if any(not hasattr(x, "val") and x in reached for x in equation.invars):
+            reached.update(equation.outvars)
+    return any(not hasattr(x, "val") and x in reached for x in jaxpr.outvars)

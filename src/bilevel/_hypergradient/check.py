@@ -1,0 +1,179 @@
+"""`check_hypergradient`: is an estimate the derivative of Phi? Ask Phi itself."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import optax
+import optimistix as optx
+from jaxtyping import Array, Float, Key, PyTree, Scalar
+
+from .._inner import AbstractInnerSolver, MinimiserInner
+from .._problem import BilevelProblem
+from .._sampler import FullBatch, Stream, Streams
+from .base import AbstractHypergradient
+from .implicit import AID
+
+
+class HypergradientCheck(eqx.Module):
+    """What `check_hypergradient` found; print it.
+
+    Attributes:
+        verdict: "agrees", "disagrees", or "inconclusive" (the differences themselves are not
+            accurate enough to tell).
+        estimated: the estimate's directional derivatives, one a direction.
+        differences: the central differences of Phi, extrapolated.
+        difference_error: how uncertain the differences are.
+        relative_error: the largest disagreement, relative to the norm of all differences.
+        inner_residual, linear_residual: the estimate's own residuals.
+        rtol: what was asked for.
+    """
+
+    verdict: str
+    estimated: Float[np.ndarray, " directions"]
+    differences: Float[np.ndarray, " directions"]
+    difference_error: Float[np.ndarray, " directions"]
+    relative_error: float
+    inner_residual: float
+    linear_residual: float
+    rtol: float
+
+    def __bool__(self) -> bool:
+        """True if it agrees."""
+        return self.verdict == "agrees"
+
+    def __str__(self) -> str:
+        """The verdict and the table behind it."""
+        reason = {
+            "agrees": "the estimate is the derivative of Phi, to the tolerance.",
+            "disagrees": "the estimate is not the derivative of Phi at this point. If its "
+            "residuals below are not small, solve the inner problem or the linear system more "
+            "accurately; if they are, the estimator, an objective or a stop_gradient is at fault.",
+            "inconclusive": "the central differences are too inaccurate to decide. Use float64, a "
+            "more accurate `inner`, or another `step`.",
+        }[self.verdict]
+        lines = [
+            f"hypergradient check: {self.verdict} (relative error {self.relative_error:.1e}, "
+            f"tolerance {self.rtol:.1e})",
+            f"  {reason}",
+            f"  inner residual {self.inner_residual:.1e}, linear residual "
+            f"{self.linear_residual:.1e}",
+            "  direction     estimate   difference   uncertain by",
+        ]
+        rows = zip(self.estimated, self.differences, self.difference_error, strict=True)
+        lines += [f"  {i:9d} {e:12.5e} {d:12.5e}   {s:.1e}" for i, (e, d, s) in enumerate(rows)]
+        return "\n".join(lines)
+
+
+def check_hypergradient(
+    problem: BilevelProblem,
+    u: PyTree[Array],
+    w: PyTree[Array],
+    estimator: AbstractHypergradient | None = None,
+    inner: AbstractInnerSolver | None = None,
+    *,
+    reference: AbstractInnerSolver | None = None,
+    num_directions: int = 5,
+    step: float | None = None,
+    rtol: float | None = None,
+    key: Key[Array, ""] | None = None,
+) -> HypergradientCheck:
+    """Compare an estimator with central differences of `Phi(u) = F(u, w*(u))`.
+
+        D_h = (Phi(u + h d) - Phi(u - h d)) / (2 h),   D = (4 D_{h/2} - D_h) / 3
+
+    along random unit directions d, against `<grad, d>`. The gap between `D` and `D_{h/2}`, plus the
+    rounding error of Phi, says how far the differences can be trusted; a disagreement within that
+    is called inconclusive, not a failure.
+
+    Args:
+        problem: the problem; all its data are used.
+        u: where to check. Directions ignore the set U, so the objectives must be defined around u.
+        w: where the inner solvers start.
+        estimator: `AID()` by default.
+        inner: the inner solver the estimator is used with; by default `reference`.
+        reference: an accurate inner solver that defines `w*(u)`; by default BFGS to nearly the
+            accuracy of the dtype.
+        num_directions: how many directions.
+        step: h; by default the dtype's epsilon to the power 1/5, times `max(1, ||u||)`.
+        rtol: the tolerance on the error relative to the norm of the differences; by default 1e-6
+            in float64 and 1e-2 in float32.
+        key: for the directions.
+
+    Returns:
+        A `HypergradientCheck`, true if the two agree.
+
+    >>> import jax, jax.numpy as jnp
+    >>> problem = BilevelProblem(
+    ...     outer=lambda u, w, _: jnp.sum(w**2), inner=lambda u, w, _: jnp.sum((w - jnp.sin(u)) ** 2)
+    ... )
+    >>> check = check_hypergradient(problem, jnp.arange(3.0), jnp.zeros(3))
+    >>> check.verdict
+    'agrees'
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(u))
+    eps = float(jnp.finfo(dtype).eps)
+    if reference is None:
+        reference = MinimiserInner(optx.BFGS(rtol=10 * eps, atol=10 * eps), max_steps=1000)
+    inner = reference if inner is None else inner
+    estimator = AID(lx.CG(rtol=10 * eps, atol=10 * eps)) if estimator is None else estimator
+    rtol = (1e-6 if eps < 1e-12 else 1e-2) if rtol is None else rtol
+    h = eps**0.2 * max(1.0, float(optax.tree.norm(u))) if step is None else step
+    h = jnp.asarray(h, dtype)
+    streams = Streams(*(Stream(FullBatch(), x, ()) for x in (problem.outer_data, problem.inner_data)))
+
+    @eqx.filter_jit
+    def phi(u: PyTree[Array]) -> Scalar:
+        solution, *_ = reference.solve(
+            problem, u, w, reference.init(problem, u, w), streams.inner
+        )
+        return problem.outer(u, solution, problem.outer_data)
+
+    @eqx.filter_jit
+    def estimate(u: PyTree[Array]) -> Any:
+        state = estimator.init(problem, inner, u, w)
+        return estimator.estimate(problem, inner, u, w, state, streams)[0]
+
+    found = estimate(u)
+    estimated, differences, uncertain = [], [], []
+    for k in jr.split(jr.key(0) if key is None else key, num_directions):
+        direction = optax.tree.random_like(k, u)
+        direction = optax.tree.scale(1 / optax.tree.norm(direction), direction)
+
+        def central(h: Array, direction: PyTree = direction) -> float:
+            ahead = phi(optax.tree.add_scale(u, h, direction))
+            behind = phi(optax.tree.add_scale(u, -h, direction))
+            return float((ahead - behind) / (2 * h))
+
+        coarse, fine = central(h), central(h / 2)
+        best = (4 * fine - coarse) / 3
+        rounding = 4 * eps * abs(float(found.value)) / float(h)
+        estimated.append(float(optax.tree.vdot(found.grad, direction)))
+        differences.append(best)
+        uncertain.append(abs(best - fine) + rounding)
+
+    estimated, differences, uncertain = map(np.asarray, (estimated, differences, uncertain))
+    scale = max(float(np.linalg.norm(differences)), float(np.finfo(float).tiny))
+    error = np.abs(estimated - differences)
+    if not np.all(np.isfinite(error)):
+        verdict = "disagrees" if np.all(np.isfinite(differences)) else "inconclusive"
+    elif np.all(error <= rtol * scale):
+        verdict = "agrees"
+    elif np.all(error <= np.maximum(uncertain, rtol * scale)):
+        verdict = "inconclusive"
+    else:
+        verdict = "disagrees"
+    return HypergradientCheck(
+        verdict=verdict,
+        estimated=estimated,
+        differences=differences,
+        difference_error=uncertain,
+        relative_error=float(np.max(error) / scale),
+        inner_residual=float(found.inner_residual),
+        linear_residual=float(found.linear_residual),
+        rtol=rtol,
+    )

@@ -1,0 +1,75 @@
+"""How a run can end, what it returns, and the error that carries both."""
+
+from typing import Any
+
+import equinox as eqx
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+
+class RESULTS(lx.RESULTS):  # pyright: ignore
+    """How a solve, or one step of it, ended: lineax's codes and ours."""
+
+    successful = ""
+    inner_max_steps_reached = (
+        "The inner solver stopped before its own tolerance was met. Give it more steps or a looser "
+        "tolerance; until then the hypergradient carries the error that `inner_residual` shows."
+    )
+    outer_max_steps_reached = (
+        "The run used all its steps before every residual met its tolerance. Go on with "
+        "`solve(..., state=solution.state, num_steps=more)`, or loosen `tol`."
+    )
+    linear_divergence = (
+        "The linear system's solution became non-finite while the objectives were finite. The "
+        "inner Hessian may be singular or indefinite, or the step on `v` too large: damp it, "
+        "choose another linear solver or a smaller step."
+    )
+    nonfinite = (
+        "An objective, a gradient or an iterate became NaN or infinite. The state returned is the "
+        "last finite one. Usually a step size is too large, or the objective is undefined there."
+    )
+
+
+class Calls(eqx.Module):
+    """How often each oracle was called, a batch of any size counting once.
+
+    `outer_grad`: F with its gradients in u and w. `inner_grad`: f with its gradient. `hvp`:
+    products with the inner Hessian. `cross`: products with the cross derivative
+    `(d2_uw f)^T v` (one pass may give both; each is counted).
+    """
+
+    outer_grad: Int[Array, "*batch"]
+    inner_grad: Int[Array, "*batch"]
+    hvp: Int[Array, "*batch"]
+    cross: Int[Array, "*batch"]
+
+
+class Solution(eqx.Module):
+    """What `solve` returns.
+
+    Attributes:
+        u, w: the outer and the inner variable at the last step.
+        result: a `RESULTS`; print it for the reason in words.
+        state: the state of the algorithm; pass it to `solve(..., state=...)` to go on.
+        trace: a dict of numpy arrays, one entry a trace point: `step`, `outer_value`,
+            `outer_residual`, `inner_residual`, `linear_residual`, `result` (0: that step was
+            successful) and the running totals of the oracle calls.
+            `pandas.DataFrame(solution.trace)` is a table.
+        stats: `num_steps` done in all, the total `calls`, and `converged`.
+    """
+
+    u: PyTree[Array]
+    w: PyTree[Array]
+    result: RESULTS
+    state: Any
+    trace: dict[str, np.ndarray]
+    stats: dict[str, Any]
+
+
+class BilevelError(RuntimeError):
+    """A run failed numerically; `error.solution` is the partial `Solution` up to there."""
+
+    def __init__(self, message: str, solution: Solution):
+        super().__init__(message)
+        self.solution = solution

@@ -1,0 +1,338 @@
+"""The only loop in the library: `run_chunk`, compiled, and `solve`, which drives it on the host."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from ._algorithm.base import AbstractAlgorithm, State
+from ._callback import AbstractCallback, Chunk
+from ._geometry import outer_residual
+from ._problem import BilevelProblem
+from ._solution import RESULTS, BilevelError, Solution
+
+
+class Tolerances(NamedTuple):
+    """When a run has converged: *all three* residuals at or below their tolerance."""
+
+    outer: float
+    inner: float
+    linear: float
+
+
+class Control(NamedTuple):
+    """When a run stops and what it records, as arrays: changing them compiles nothing."""
+
+    num_steps: Int[Array, ""]
+    trace_every: Int[Array, ""]
+    tolerances: Tolerances
+
+
+class Status(NamedTuple):
+    """Whether a run is over, and why."""
+
+    over: Bool[Array, ""]
+    result: RESULTS
+
+
+class Row(NamedTuple):
+    """One trace point; `live` is False where a step recorded none."""
+
+    live: Bool[Array, ""]
+    step: Int[Array, ""]
+    outer_value: Float[Array, ""]
+    outer_residual: Float[Array, ""]
+    inner_residual: Float[Array, ""]
+    linear_residual: Float[Array, ""]
+    result: Int[Array, ""]
+    outer_grads: Int[Array, ""]
+    inner_grads: Int[Array, ""]
+    hvps: Int[Array, ""]
+    crosses: Int[Array, ""]
+
+
+def run_chunk(
+    problem: BilevelProblem,
+    algorithm: AbstractAlgorithm,
+    control: Control,
+    state: State,
+    status: Status,
+    *,
+    chunk_size: int,
+) -> tuple[State, Status, Row]:
+    """At most `chunk_size` steps as one `lax.scan`; pure, so it may be jitted or vmapped.
+
+    Steps after the end of the run (enough steps, converged, or a non-finite number) do nothing, so
+    a last, partial chunk needs no second compilation. Returns the new state and status, and the
+    stacked rows.
+    """
+
+    def one(state: State) -> tuple[State, Status, Row]:
+        following, info = algorithm.step(problem, state)
+        finite = jnp.isfinite(
+            info.outer_value
+            + info.inner_residual
+            + info.linear_residual
+            + optax.tree.norm(info.outer_grad)
+        )
+        # A step that met a non-finite number is not taken: the state stays the last good one.
+        following = jax.tree.map(lambda new, old: _where(finite, new, old), following, state)
+
+        step = state.step + 1
+        recorded = (step % control.trace_every == 0) | (step == control.num_steps) | ~finite
+        residual = jax.lax.cond(
+            recorded,
+            lambda: outer_residual(problem.geometry, state.u, info.outer_grad).astype(
+                info.outer_value.dtype
+            ),
+            lambda: jnp.full_like(info.outer_value, jnp.nan),
+        )
+        tolerances = control.tolerances
+        converged = (
+            recorded
+            & (residual <= tolerances.outer)
+            & (info.inner_residual <= tolerances.inner)
+            & (info.linear_residual <= tolerances.linear)
+        )
+        failure = RESULTS.where(
+            info.result == RESULTS.linear_divergence, info.result, RESULTS.nonfinite
+        )
+        status = Status(
+            over=converged | ~finite | (step >= control.num_steps),
+            result=RESULTS.where(
+                finite,
+                RESULTS.where(converged, RESULTS.successful, RESULTS.outer_max_steps_reached),
+                failure,
+            ),
+        )
+        calls = following.calls
+        return (
+            following,
+            status,
+            Row(
+                live=recorded,
+                step=step,
+                outer_value=info.outer_value,
+                outer_residual=residual,
+                inner_residual=info.inner_residual,
+                linear_residual=info.linear_residual,
+                result=jnp.where(finite, info.result._value, failure._value),
+                outer_grads=calls.outer_grad,
+                inner_grads=calls.inner_grad,
+                hvps=calls.hvp,
+                crosses=calls.cross,
+            ),
+        )
+
+    row_shape = eqx.filter_eval_shape(one, state)[2]
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), row_shape)
+
+    def body(carry: tuple[State, Status], _: None) -> tuple[tuple[State, Status], Row]:
+        state, status = carry
+        state, status, row = jax.lax.cond(
+            status.over, lambda state: (state, status, empty), one, state
+        )
+        return (state, status), row
+
+    (state, status), rows = jax.lax.scan(body, (state, status), length=chunk_size)
+    return state, status, rows
+
+
+def _where(condition, new, old):
+    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
+        return old  # a run's key never changes; samplers keep theirs too
+    return jnp.where(condition, new, old)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _compiled_chunk(fixed: Any, changing: tuple[State, Status]) -> tuple[State, Status, Row]:
+    problem, algorithm, control, chunk_size = fixed
+    return run_chunk(problem, algorithm, control, *changing, chunk_size=chunk_size)
+
+
+def solve(
+    problem: BilevelProblem,
+    algorithm: AbstractAlgorithm,
+    u0: PyTree[Array],
+    w0: PyTree[Array],
+    *,
+    num_steps: int,
+    key: Key[Array, ""] | None = None,
+    tol: float | Tolerances | None = None,
+    callbacks: Sequence[AbstractCallback] = (),
+    state: State | None = None,
+    trace_every: int = 1,
+    chunk_size: int = 256,
+    throw: bool = True,
+) -> Solution:
+    """Run an algorithm: chunks of compiled steps, and callbacks between them.
+
+    Args:
+        problem: what to solve.
+        algorithm: how.
+        u0: the starting outer variable, a point of `problem.geometry`'s set.
+        w0: the starting inner variable.
+        num_steps: the number of outer steps *in all*; a run resumed at step 40 of 100 makes 60.
+        key: for the samplers, `jax.random.key(0)` by default; ignored when `state` is given.
+        tol: stop when the outer, the inner *and* the linear residual are all at or below it; a
+            float or `Tolerances`. `None`: make all steps. The three residuals are absolute, in the
+            units of the gradients; with minibatches they are noisy.
+        callbacks: called in order after each chunk, see `ProgressBar`, `Logger`, `Checkpoint`,
+            `StopWhen`. They are not given a chance in the middle of a chunk.
+        state: go on from here in place of `u0`, `w0` (which then only give the structure); it is
+            copied and stays usable.
+        trace_every: record every so many steps, and the last one. Convergence is tested at these
+            trace points only. Recording costs a projection onto U, which sorts for `Simplex`.
+        chunk_size: steps a chunk. It never changes the result.
+        throw: raise `BilevelError` on a failure; if False, look at `solution.result`.
+
+    Returns:
+        A `Solution`. Its result is `successful` if the run converged, or made its steps with
+        `tol=None`; `outer_max_steps_reached` if it had a `tol` and did not meet it.
+
+    Raises:
+        BilevelError: a number became non-finite, or `tol` was not met (with `throw`); the partial
+            solution is its attribute `solution`.
+        ValueError: `u0` is not in U, an objective is no scalar, a count is below 1.
+        TypeError: an array is not floating-point, or `solve` is called under a jax transformation.
+
+    >>> import jax.numpy as jnp, lineax as lx, optax
+    >>> problem = BilevelProblem(  # Phi(u) = (u - 1)^2 / 2, through w*(u) = u
+    ...     outer=lambda u, w, _: 0.5 * (w - 1.0) ** 2, inner=lambda u, w, _: (w - u) ** 2
+    ... )
+    >>> from bilevel import AID, DoubleLoop, GradientInner
+    >>> method = DoubleLoop(GradientInner(optax.sgd(0.5), 1), AID(lx.CG(1e-6, 1e-6)), optax.sgd(1.0))
+    >>> solution = solve(problem, method, jnp.array(0.0), jnp.array(0.0), num_steps=10, tol=1e-5)
+    >>> float(solution.u), solution.stats["num_steps"]
+    (1.0, 2)
+    """
+    _check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
+    if state is None:
+        key = jr.key(0) if key is None else key
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jr.wrap_key_data(key)
+        state = algorithm.init(problem, u0, w0, key)
+    else:
+        _check_fits(state, u0, w0)
+    # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
+    state = jax.tree.map(lambda x: x.copy(), state)
+
+    if tol is None:
+        tolerances = Tolerances(-1.0, -1.0, -1.0)
+    else:
+        tolerances = tol if isinstance(tol, Tolerances) else Tolerances(tol, tol, tol)
+    control = Control(
+        np.asarray(num_steps, np.int32),
+        np.asarray(trace_every, np.int32),
+        Tolerances(*(np.asarray(x, dtype=float) for x in tolerances)),
+    )
+    status = Status(state.step >= num_steps, RESULTS.outer_max_steps_reached)
+    trace: list[dict[str, np.ndarray]] = []
+    stopped = False
+    try:
+        while True:
+            state, status, rows = _compiled_chunk(
+                (problem, algorithm, control, chunk_size), (state, status)
+            )
+            if isinstance(state.step, jax.core.Tracer):
+                raise TypeError(_UNDER_TRANSFORMATION)
+            rows = _fetch(rows)
+            trace.append(rows)
+            chunk = Chunk(int(state.step), num_steps, state, rows)
+            # Every callback sees every chunk, also when an earlier one asks to stop.
+            stopped = any([bool(callback(chunk)) for callback in callbacks])
+            if stopped or bool(status.over):
+                break
+    finally:
+        for callback in callbacks:
+            callback.close()
+
+    result = status.result
+    converged = bool(result == RESULTS.successful)
+    if bool(result == RESULTS.outer_max_steps_reached) and (tol is None or stopped):
+        result = RESULTS.successful
+    solution = Solution(
+        u=state.u,
+        w=state.w,
+        result=result,
+        state=state,
+        trace={name: np.concatenate([rows[name] for rows in trace]) for name in trace[0]},
+        stats={
+            "num_steps": int(state.step),
+            "calls": {name: int(n) for name, n in vars(state.calls).items()},
+            "converged": converged,
+        },
+    )
+    if throw and not bool(result == RESULTS.successful):
+        raise BilevelError(
+            f"the run ended at step {int(state.step)} of {num_steps}: {RESULTS[result]} "
+            "(The partial solution is this error's `.solution`; `throw=False` returns it.)",
+            solution,
+        )
+    return solution
+
+
+_UNDER_TRANSFORMATION = (
+    "`solve` runs on the host and cannot be called under jax.jit, grad or vmap, nor with objectives "
+    "that close over a variable being traced. Inside a transformation use `algorithm.init` and "
+    "`algorithm.step` in a `lax.scan`, or `implicit_gradient`."
+)
+
+
+def _fetch(rows: Row) -> dict[str, np.ndarray]:
+    """The trace points among a chunk's rows, on the host."""
+    columns = jax.device_get(rows)._asdict()
+    live = columns.pop("live")
+    return {name: np.asarray(column)[live] for name, column in columns.items()}
+
+
+def _check_call(problem, u0, w0, num_steps, trace_every, chunk_size) -> None:
+    for name, value in [
+        ("num_steps", num_steps),
+        ("trace_every", trace_every),
+        ("chunk_size", chunk_size),
+    ]:
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((u0, w0, problem))):
+        raise TypeError(_UNDER_TRANSFORMATION)
+    for name, tree in [("u0", u0), ("w0", w0)]:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not eqx.is_inexact_array(leaf):
+                got = f"{leaf.dtype} array" if eqx.is_array(leaf) else repr(leaf)
+                raise TypeError(
+                    f"`{name}{jax.tree_util.keystr(path)}` must be a floating-point array, got "
+                    f"{got}; pass e.g. `jnp.asarray(x, dtype=float)`."
+                )
+    distance = float(optax.tree.norm(optax.tree.sub(problem.geometry.project(u0), u0)))
+    if not distance <= 1e-3 * max(1.0, float(optax.tree.norm(u0))):
+        raise ValueError(
+            f"`u0` is not in the set of `{type(problem.geometry).__name__}`: the nearest point of "
+            f"it is {distance:.3g} away. Start from a point of the set, such as "
+            "`problem.geometry.project(u0)`."
+        )
+    for name, objective, data in [
+        ("outer", problem.outer, problem.outer_data),
+        ("inner", problem.inner, problem.inner_data),
+    ]:
+        value = eqx.filter_eval_shape(objective, u0, w0, data)
+        if not (hasattr(value, "shape") and value.shape == ()):
+            raise ValueError(
+                f"the {name} objective must return a scalar, got "
+                f"{getattr(value, 'shape', type(value).__name__)}; take a mean or a sum."
+            )
+
+
+def _check_fits(state: State, u0: PyTree, w0: PyTree) -> None:
+    for name, ours, theirs in [("u", state.u, u0), ("w", state.w, w0)]:
+        if jax.tree.map(jnp.shape, ours) != jax.tree.map(jnp.shape, theirs):
+            raise ValueError(
+                f"`state` does not belong to this problem: its `{name}` has shapes "
+                f"{jax.tree.map(jnp.shape, ours)}, `{name}0` has {jax.tree.map(jnp.shape, theirs)}."
+            )
