@@ -1,3 +1,4 @@
+from . import datasets as datasets, reweighting as reweighting, tasks as tasks
 from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
 from ._algorithm.double_loop import DoubleLoop as DoubleLoop
 from ._algorithm.soba import SOBA as SOBA
@@ -33,6 +34,7 @@ from ._inner import (
     InnerStats as InnerStats,
     MinimiserInner as MinimiserInner,
 )
+from ._linear.cg import CG as CG
 from ._problem import BilevelProblem as BilevelProblem, reparametrise as reparametrise
 from ._sampler import (
     AbstractSampler as AbstractSampler,
@@ -50,3 +52,15 @@ from ._solution import (
     Solution as Solution,
 )
 from ._solve import Tolerances as Tolerances, run_chunk as run_chunk, solve as solve
+from ._trust_region import log_trust_region as log_trust_region
+from .reweighting import (
+    Check as Check,
+    ReweightedClassifier as ReweightedClassifier,
+    ReweightedRegressor as ReweightedRegressor,
+    WeightsResult as WeightsResult,
+    compare_baselines as compare_baselines,
+    effective_sample_size as effective_sample_size,
+    entropy as entropy,
+    learn_weights as learn_weights,
+    near_exact as near_exact,
+)

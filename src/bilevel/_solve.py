@@ -221,7 +221,7 @@ def solve(
     else:
         _check_fits(state, u0, w0)
     # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
-    state = jax.tree.map(lambda x: x.copy(), state)
+    state = jax.tree.map(_own, state)
 
     if tol is None:
         tolerances = Tolerances(-1.0, -1.0, -1.0)
@@ -283,6 +283,11 @@ _UNDER_TRANSFORMATION = (
     "that close over a variable being traced. Inside a transformation use `algorithm.init` and "
     "`algorithm.step` in a `lax.scan`, or `implicit_gradient`."
 )
+
+
+def _own(x: Array) -> Array:
+    """A copy without a weak type (of `jnp.full(3, 0.5)`, say), which a step would lose."""
+    return x.copy() if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.array(x, x.dtype)
 
 
 def _fetch(rows: Row) -> dict[str, np.ndarray]:

@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import lineax as lx
 import numpy as np
 import optax
 import optimistix as optx
 from jaxtyping import Array, Float, Key, PyTree, Scalar
 
+from .._linear.cg import CG
 from .._inner import AbstractInnerSolver, MinimiserInner
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream, Streams
@@ -120,7 +120,7 @@ def check_hypergradient(
     if reference is None:
         reference = MinimiserInner(optx.BFGS(rtol=10 * eps, atol=10 * eps), max_steps=1000)
     inner = reference if inner is None else inner
-    estimator = AID(lx.CG(rtol=10 * eps, atol=10 * eps)) if estimator is None else estimator
+    estimator = AID(CG(rtol=10 * eps)) if estimator is None else estimator
     rtol = (1e-6 if eps < 1e-12 else 1e-2) if rtol is None else rtol
     h = eps**0.2 * max(1.0, float(optax.tree.norm(u))) if step is None else step
     h = jnp.asarray(h, dtype)

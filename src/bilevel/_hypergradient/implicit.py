@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int, PyTree, ScalarLike
 
 from .._inner import InnerStats
+from .._linear.cg import CG
 from .._problem import BilevelProblem
 from .._sampler import Streams
 from .._solution import RESULTS, Calls
@@ -48,7 +49,7 @@ def implicit_gradient(
         w: an inner point, ideally `w*(u)`; the estimate's error is
             `O(||w - w*(u)|| + ||v - H^-1 grad_w F||)` (Grazzi & Pontil, section 3).
         linear_solver: any lineax solver. The operator is matrix-free and tagged symmetric and
-            positive semi-definite, so `lx.CG` and `lx.Cholesky` accept it; `lx.LU`, `lx.SVD` and
+            positive semi-definite, so `CG` and `lx.Cholesky` accept it; `lx.LU`, `lx.SVD` and
             other direct solvers materialise H with dim(w) products.
         damping: solve with `H + damping I` in place of H; biased by O(damping).
         v0: where an iterative linear solver starts, zero by default.
@@ -93,9 +94,12 @@ def implicit_gradient(
     cross, product = products(v)
 
     diverged = jnp.isfinite(optax.tree.norm(outer_w)) & ~jnp.isfinite(optax.tree.norm(v))
-    result = RESULTS.where(
-        diverged, RESULTS.linear_divergence, RESULTS.promote(solution.result)
-    )
+    result = RESULTS.promote(solution.result)
+    if "negative_curvature" in solution.stats:
+        result = RESULTS.where(
+            solution.stats["negative_curvature"], RESULTS.negative_curvature, result
+        )
+    result = RESULTS.where(diverged, RESULTS.linear_divergence, result)
     one = jnp.ones((), jnp.int32)
     return Hypergradient(
         value=value,
@@ -108,20 +112,22 @@ def implicit_gradient(
         calls=Calls(
             outer_grad=one,
             inner_grad=one,
-            hvp=_num_products(linear_solver, solution, optax.tree.size(w)) + 1,
+            hvp=_num_products(linear_solver, solution, optax.tree.size(w), v0 is not None) + 1,
             cross=one,
         ),
     )
 
 
 def _num_products(
-    solver: lx.AbstractLinearSolver, solution: lx.Solution, size: int
+    solver: lx.AbstractLinearSolver, solution: lx.Solution, size: int, started: bool
 ) -> Int[Array, ""]:
     """How many operator-vector products lineax's `solver` took."""
     steps = solution.stats.get("num_steps")
     if steps is None:  # a direct solver, which materialised the matrix
         return jnp.full((), size, jnp.int32)
     steps = jnp.asarray(steps, jnp.int32)
+    if isinstance(solver, CG):
+        return steps + int(started)  # one for the residual of a given start
     if isinstance(solver, lx.CG):  # one for the first residual, one each time it is recomputed
         every = solver.stabilise_every
         return 1 + steps + (0 if every is None else steps // every)
@@ -141,7 +147,7 @@ class AID(AbstractHypergradient):
     Pontil, section 3). Memory does not grow with the number of inner steps.
     """
 
-    linear_solver: lx.AbstractLinearSolver = lx.CG(rtol=1e-6, atol=1e-6)
+    linear_solver: lx.AbstractLinearSolver = CG(rtol=1e-6)
     damping: ScalarLike = 0.0
     warm_start: bool = True
 

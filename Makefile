@@ -1,0 +1,37 @@
+# Every target does its own set-up in .venv; only Python 3.11+ and make are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check slow papers papers-full bench docs clean
+.DELETE_ON_ERROR:
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which with: make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[tests]'
+	@touch $@
+
+demo: $(STAMP) ## the main job on real data that ship with scikit-learn
+	$(BIN)/bilevel demo
+
+test: $(STAMP) ## all tests but the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+check: $(STAMP) ## format, lint, types, doctests
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+slow: $(STAMP) ## full-size runs; the MNIST ones need BILEVEL_DATA
+	$(BIN)/python -m pytest -m slow
+
+papers: $(STAMP) ## every figure and table of the papers, quick, in out/papers
+	for script in papers/*/[a-z]*.py; do $(BIN)/python $$script --quick --out out/papers || exit 1; done
+
+bench: $(STAMP) ## measured against hand-written floors; needs BILEVEL_DATA
+	$(BIN)/python benchmarks/soba_step.py
+	$(BIN)/python benchmarks/near_exact.py
+
+clean:
+	rm -rf $(VENV) out build dist

@@ -1,0 +1,75 @@
+"""A trust region on the log-weights, as an optax transformation: steps without a step size."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree, Scalar
+
+
+class TrustRegionState(NamedTuple):
+    """The current radius and the outer value at the previous step."""
+
+    radius: Float[Array, ""]
+    value: Float[Array, ""]
+
+
+def log_trust_region(
+    radius: float = 1.0, shrink: float = 0.5
+) -> optax.GradientTransformationExtraArgs:
+    """Mirror steps on `Simplex` whose largest move on the log-weights is the radius.
+
+        c     = g - <u, g>                           (the gradient, relative to the average row)
+        delta = -r c / max_i |c_i|                   (so that log u moves by at most r, and back
+                                                      by a constant when it is normalised)
+        r+    = shrink * r   where the outer value rose in the last step, else r
+
+    There is no step size to choose: a unit radius means that no weight changes by more than a
+    factor e relative to the average in one step, whatever the scale of the losses or the number of
+    rows. Adding a constant to `g`, which moves nothing on the simplex, changes nothing here either.
+
+    Args:
+        radius: the first radius, in units of log-weight.
+        shrink: the factor after a rise.
+
+    Use it as the `outer_tx` of `DoubleLoop` with `geometry=Simplex()`. It needs the parameters and
+    the extra argument `value`, which `DoubleLoop` passes.
+
+    Raises:
+        ValueError: `radius` <= 0 or `shrink` outside of (0, 1).
+
+    >>> import jax.numpy as jnp
+    >>> tx = log_trust_region(1.0)
+    >>> u = jnp.array([0.5, 0.5])
+    >>> update, _ = tx.update(jnp.array([3.0, 1.0]), tx.init(u), u, value=jnp.array(0.0))
+    >>> update.tolist()
+    [-1.0, 1.0]
+    """
+    if not radius > 0:
+        raise ValueError(f"`radius` must be positive, got {radius}.")
+    if not 0 < shrink < 1:
+        raise ValueError(f"`shrink` must lie strictly between 0 and 1, got {shrink}.")
+
+    def init(params: PyTree[Array]) -> TrustRegionState:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return TrustRegionState(jnp.asarray(radius, dtype), jnp.asarray(np.inf, dtype))
+
+    def update(
+        updates: PyTree[Array],
+        state: TrustRegionState,
+        params: PyTree[Array] | None = None,
+        *,
+        value: Scalar,
+        **extra_args: Any,
+    ) -> tuple[PyTree[Array], TrustRegionState]:
+        mean = optax.tree.vdot(params, updates)
+        centred = jax.tree.map(lambda g: g - mean, updates)
+        largest = optax.tree.norm(centred, ord=jnp.inf)
+        radius = jnp.where(value > state.value, shrink * state.radius, state.radius)
+        # Where every row pulls alike there is nothing to do, and nothing to divide by.
+        factor = jnp.where(largest > 0, -radius / jnp.where(largest > 0, largest, 1), 0)
+        return optax.tree.scale(factor, centred), TrustRegionState(radius, value)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,20 @@
+"""The product: what training rows are worth, judged by a few that can be trusted."""
+
+from ._baselines import compare_baselines
+from ._diagnostics import Check, effective_sample_size, entropy
+from ._estimator import ReweightedClassifier, ReweightedRegressor
+from ._methods import near_exact, soba
+from ._weights import WeightsResult, learn_weights
+
+__all__ = [
+    "Check",
+    "ReweightedClassifier",
+    "ReweightedRegressor",
+    "WeightsResult",
+    "compare_baselines",
+    "effective_sample_size",
+    "entropy",
+    "learn_weights",
+    "near_exact",
+    "soba",
+]

@@ -1,0 +1,136 @@
+"""The baselines that every reweighting result is printed with."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import clone, is_classifier
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import has_fit_parameter
+
+from ._diagnostics import effective_sample_size
+
+
+def require_sample_weight(estimator: Any) -> None:
+    """Refuse an estimator that cannot be fitted with weights."""
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    if not has_fit_parameter(last, "sample_weight"):
+        raise ValueError(
+            f"`estimator` must accept sample_weight, and {type(last).__name__} does not: its fit "
+            "would ignore the weights. Choose one that does, such as LogisticRegression, Ridge, "
+            "RandomForestClassifier or HistGradientBoostingClassifier."
+        )
+
+
+def fit_weighted(estimator: Any, X: Any, y: Any, weights: np.ndarray) -> Any:
+    """A clone of `estimator`, fitted with `sample_weight` (of a pipeline: on its last step)."""
+    if isinstance(estimator, Pipeline):
+        return clone(estimator).fit(X, y, **{f"{estimator.steps[-1][0]}__sample_weight": weights})
+    return clone(estimator).fit(X, y, sample_weight=weights)
+
+
+def stack_rows(a: Any, b: Any) -> Any:
+    """The rows of `a`, then those of `b`; data frames stay data frames."""
+    if isinstance(a, (pd.DataFrame, pd.Series)):
+        return pd.concat([a, b], ignore_index=True)
+    return np.concatenate([np.asarray(a), np.asarray(b)])
+
+
+def _take(a: Any, mask: np.ndarray) -> Any:
+    return a.loc[mask] if isinstance(a, (pd.DataFrame, pd.Series)) else np.asarray(a)[mask]
+
+
+def agreeing_rows(trusted_model: Any, X: Any, y: Any, y_trusted: Any) -> np.ndarray:
+    """The filter baseline's rows: those whose label the model of the trusted rows would give.
+
+    Classification: the labels are equal. Regression: the residual is within three standard
+    deviations of the trusted targets around their mean, times the unexplained share estimated from
+    the residuals' own median (so that gross errors do not widen the band).
+    """
+    predicted = trusted_model.predict(X)
+    if is_classifier(trusted_model):
+        return np.asarray(predicted == np.asarray(y))
+    residual = np.abs(np.asarray(y) - predicted)
+    return residual <= 3 * 1.4826 * np.median(residual)
+
+
+def compare_baselines(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    X_trusted: Any,
+    y_trusted: Any,
+    weights: np.ndarray,
+    trusted_weight: float,
+    X_holdout: Any,
+    y_holdout: Any,
+) -> pd.DataFrame:
+    """Fit the same estimator five ways and score each on rows that none of them has seen.
+
+    - `uniform`: all training rows, equal weights, no trusted rows
+    - `all rows + trusted`: training and trusted rows, equal weights
+    - `trusted only`: the trusted rows alone
+    - `filter`: trusted rows, and the training rows whose label agrees with the trusted model
+    - `reweighted`: trusted rows at `trusted_weight` and training rows at `weights`
+
+    Args:
+        estimator: any scikit-learn estimator that accepts `sample_weight`; it is cloned.
+        X, y: the training rows.
+        X_trusted, y_trusted: the trusted rows.
+        weights: one a training row.
+        trusted_weight: the weight of a trusted row.
+        X_holdout, y_holdout: the rows to score on: accuracy, or R2 for a regressor.
+
+    Returns:
+        A table indexed by baseline: `rows` (the effective sample size it was fitted on), `score`,
+        `difference` (reweighted minus this one) and `standard_error` of that difference (paired
+        over the hold-out rows: accuracies share their rows, so their difference is known better
+        than either).
+
+    Raises:
+        ValueError: the estimator does not accept `sample_weight`.
+    """
+    require_sample_weight(estimator)
+    n, m = len(y), len(y_trusted)
+    ones, trusted_ones = np.ones(n), np.ones(m)
+    both = stack_rows(X, X_trusted), stack_rows(y, y_trusted)
+    trusted_model = fit_weighted(estimator, X_trusted, y_trusted, trusted_ones)
+    agree = agreeing_rows(trusted_model, X, y, y_trusted)
+    filtered = np.concatenate([agree, np.ones(m, bool)])
+    fits = {
+        "uniform": (n, fit_weighted(estimator, X, y, ones)),
+        "all rows + trusted": (
+            n + m,
+            fit_weighted(estimator, *both, np.concatenate([ones, trusted_ones])),
+        ),
+        "trusted only": (m, trusted_model),
+        "filter": (
+            int(filtered.sum()),
+            fit_weighted(
+                estimator, *(_take(part, filtered) for part in both), np.ones(int(filtered.sum()))
+            ),
+        ),
+    }
+    final = np.concatenate([weights, np.full(m, trusted_weight)])
+    fits["reweighted"] = (effective_sample_size(final), fit_weighted(estimator, *both, final))
+
+    y_holdout = np.asarray(y_holdout)
+    predictions = {name: np.asarray(fit.predict(X_holdout)) for name, (_, fit) in fits.items()}
+    if is_classifier(estimator):
+        score = accuracy_score
+        per_row = {name: (p == y_holdout).astype(float) for name, p in predictions.items()}
+    else:
+        score = r2_score
+        spread = np.var(y_holdout) or 1.0
+        per_row = {name: -((p - y_holdout) ** 2) / spread for name, p in predictions.items()}
+    rows = {}
+    for name, (size, _) in fits.items():
+        gap = per_row["reweighted"] - per_row[name]
+        rows[name] = {
+            "rows": round(size, 1),
+            "score": float(score(y_holdout, predictions[name])),
+            "difference": float(gap.mean()),
+            "standard_error": float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fitted on")

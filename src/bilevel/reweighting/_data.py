@@ -1,0 +1,194 @@
+"""Checks on the arrays that come in, each with the rows or columns at fault in its message."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Shaped
+
+
+class InputError(ValueError):
+    """The data given cannot be used; the message says which rows or columns, and what to do."""
+
+
+def named(items: Sequence[Any], at_most: int = 5) -> str:
+    """The first few of `items`, for a message: `'a', 'b' and 7 more`."""
+    shown = ", ".join(repr(x.item() if hasattr(x, "item") else x) for x in items[:at_most])
+    rest = len(items) - at_most
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def row_ids(X: Any) -> np.ndarray:
+    """The index of a data frame, or row numbers."""
+    return np.asarray(X.index) if isinstance(X, pd.DataFrame) else np.arange(len(X))
+
+
+def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
+    """`X` as a finite float matrix.
+
+    Raises:
+        InputError: not two-dimensional, zero rows, a column that is not numeric, NaN or infinity.
+    """
+    if isinstance(X, pd.DataFrame):
+        bad = [c for c in X.columns if not pd.api.types.is_numeric_dtype(X[c])]
+        if bad:
+            raise InputError(
+                f"`{name}` has non-numeric columns: {named(bad)}. Encode them (one-hot, ordinal) or "
+                "drop them; `bilevel weigh` does this for tables."
+            )
+        values = X.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        try:
+            values = np.asarray(X, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"`{name}` must be a numeric matrix, and cannot be read as numbers: {error}. "
+                "Encode text and categories first; `bilevel weigh` does this for tables."
+            ) from error
+    if values.ndim != 2:
+        raise InputError(
+            f"`{name}` must be two-dimensional (rows, features), got shape {values.shape}; "
+            "use `X.reshape(len(X), -1)`."
+        )
+    if values.shape[0] == 0:
+        raise InputError(f"`{name}` has zero rows; nothing can be learned from it.")
+    bad_rows, bad_columns = np.nonzero(~np.isfinite(values))
+    if len(bad_rows):
+        columns = X.columns if isinstance(X, pd.DataFrame) else np.arange(values.shape[1])
+        raise InputError(
+            f"`{name}` has NaN or infinite values in {len(np.unique(bad_rows))} rows (ids "
+            f"{named(row_ids(X)[np.unique(bad_rows)])}), columns "
+            f"{named(list(np.asarray(columns)[np.unique(bad_columns)]))}. Impute or drop them; "
+            "`bilevel weigh` imputes missing values in tables."
+        )
+    return values
+
+
+def check_same_columns(X: Any, other: Any, name: str, other_name: str) -> None:
+    """Refuse two matrices whose columns differ.
+
+    Raises:
+        InputError: different names (data frames), or different numbers of columns.
+    """
+    if isinstance(X, pd.DataFrame) and isinstance(other, pd.DataFrame):
+        missing = [c for c in X.columns if c not in other.columns]
+        extra = [c for c in other.columns if c not in X.columns]
+        if missing or extra:
+            parts = [f"it lacks {named(missing)}"] * bool(missing)
+            parts += [f"it has {named(extra)}, which `{name}` has not"] * bool(extra)
+            raise InputError(
+                f"`{other_name}` must have the same columns as `{name}`: {'; '.join(parts)}."
+            )
+        if list(X.columns) != list(other.columns):
+            raise InputError(
+                f"`{other_name}` has the columns of `{name}` in another order; reorder it with "
+                f"`{other_name}[{name}.columns]`."
+            )
+    elif np.shape(X)[1:] != np.shape(other)[1:]:
+        raise InputError(
+            f"`{other_name}` must have the same columns as `{name}`, got shapes {np.shape(other)} "
+            f"and {np.shape(X)}."
+        )
+
+
+class Classes(NamedTuple):
+    """The class labels, and both label vectors as codes into them."""
+
+    labels: Shaped[np.ndarray, " classes"]
+    y: np.ndarray
+    y_trusted: np.ndarray
+
+
+def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
+    """`y` as a vector with one known label a row of `X`.
+
+    Raises:
+        InputError: another length than `X`, more than one column, missing labels.
+    """
+    values = np.asarray(y)
+    if values.ndim != 1 or len(values) != len(X):
+        raise InputError(
+            f"`{name}` must be a vector with one label per row, got shape {values.shape} for "
+            f"{len(X)} rows."
+        )
+    missing = np.asarray(pd.isna(pd.Series(values)))
+    if missing.any():
+        raise InputError(
+            f"`{name}` has {int(missing.sum())} missing labels, in the rows with ids "
+            f"{named(row_ids(X)[missing])}. Drop these rows or label them."
+        )
+    return values
+
+
+def encode_classes(y: np.ndarray, y_trusted: np.ndarray) -> Classes:
+    """Both label vectors as codes.
+
+    Raises:
+        InputError: one class only, fewer trusted rows than classes, or a label that occurs on one
+            side only.
+    """
+    labels = np.unique(y)
+    if len(labels) == 1:
+        raise InputError(
+            f"`y` has one class only ({labels.tolist()[0]!r}); there is nothing to classify. Check "
+            "that the label column is the right one."
+        )
+    if len(y_trusted) < len(labels):
+        raise InputError(
+            f"there are {len(y_trusted)} trusted rows for {len(labels)} classes; weights need at "
+            "least one trusted row per class, and 50 to 1000 in all to be worth much. If the "
+            "label is a number to be predicted, this is a regression, not a classification."
+        )
+    unknown = np.setdiff1d(y_trusted, labels)
+    if len(unknown):
+        raise InputError(
+            f"the trusted rows have labels that the training rows lack: {named(unknown.tolist())}. "
+            "No weight can teach a class that is not there: add training rows of it, remove it "
+            "from the trusted rows, or mend the spelling of the labels."
+        )
+    unseen = np.setdiff1d(labels, y_trusted)
+    if len(unseen):
+        raise InputError(
+            f"the training rows have labels that no trusted row has: {named(unseen.tolist())}. "
+            "Every row of such a class would be weighted down as useless: verify a few rows of it, "
+            "or remove the class from the training rows."
+        )
+    return Classes(labels, np.searchsorted(labels, y), np.searchsorted(labels, y_trusted))
+
+
+def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
+    """Regression targets as finite floats.
+
+    Raises:
+        InputError: not numbers, or infinite.
+    """
+    try:
+        values = y.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`{name}` must hold numbers for a regression: {error}.") from error
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"`{name}` has infinite targets in rows {named(np.flatnonzero(~np.isfinite(values)))}."
+        )
+    return values
+
+
+def check_overlap(X: Any, X_trusted: Any) -> None:
+    """Refuse trusted rows whose features also occur in a training row.
+
+    Such a row judges itself: its weight measures nothing.
+
+    Raises:
+        InputError: with the ids of the training rows.
+    """
+    rows = pd.util.hash_pandas_object(pd.DataFrame(np.asarray(X)), index=False)
+    trusted = pd.util.hash_pandas_object(pd.DataFrame(np.asarray(X_trusted)), index=False)
+    shared = np.asarray(rows.isin(trusted))
+    if shared.any():
+        raise InputError(
+            f"{int(shared.sum())} training rows also occur among the trusted rows (training ids "
+            f"{named(row_ids(X)[shared])}): a row must not judge its own weight. Remove them from "
+            "the training rows; if your rows are so coarse that distinct ones coincide, allow it "
+            'with overlap="keep" (on the command line: --overlap keep).'
+        )

@@ -1,0 +1,104 @@
+"""The algorithms that reweighting offers by name."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import optimistix as optx
+from jaxtyping import Array, PyTree, Scalar
+
+from .._algorithm.base import AbstractAlgorithm
+from .._algorithm.double_loop import DoubleLoop
+from .._algorithm.soba import SOBA
+from .._hypergradient.base import linearise_inner
+from .._hypergradient.implicit import AID, implicit_gradient
+from .._linear.cg import CG
+from .._inner import MinimiserInner
+from .._problem import BilevelProblem, num_rows
+from .._sampler import FullBatch, Shuffled, Stream
+from .._trust_region import log_trust_region
+
+
+def near_exact(*, damping: float = 0.0) -> DoubleLoop:
+    """The default: near-exact outer steps in a trust region on the log-weights.
+
+    Each outer step solves the inner problem nearly (L-BFGS from the last solution), then the linear
+    system nearly (conjugate gradients from the last `v`), then moves the log-weights by at most the
+    trust radius. Nothing has a step size. Because the model keeps up with the weights, the run stays
+    in the regime where the weights follow the true hypergradient and do not collapse (Ivanova &
+    Ablin, Theorem 1).
+
+    Args:
+        damping: added to the inner Hessian, for models whose inner objective is not convex.
+    """
+    return DoubleLoop(
+        inner=MinimiserInner(optx.LBFGS(rtol=1e-2, atol=1e-3), max_steps=20),
+        hypergradient=AID(CG(rtol=0.1, max_steps=20), damping=damping),
+        outer_tx=log_trust_region(),
+        warm_start=True,
+    )
+
+
+def soba(problem: BilevelProblem, u: Array, w: PyTree, *, batch_size: int = 64) -> SOBA:
+    """SOBA with step sizes taken from the problem.
+
+        inner_step = linear_step = 1 / (4 L),   L the largest inner eigenvalue at (u, w)
+        outer_step = 0.1 |B| / (n max_i |c_i|),  c the centred hypergradient at w*(u)
+
+    so that a visit to a row moves its log-weight by about 0.1 at the start.
+
+    A minibatch sees the curvature of the rows it holds, times their weights: once a few weights
+    dominate, the steps that fitted the start no longer do. Look at the effective sample size.
+    """
+    n = num_rows(problem.inner_data)
+    batch_size = min(batch_size, n, num_rows(problem.outer_data))
+    stream = Stream(FullBatch(), problem.inner_data, ())
+    solver = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-5), max_steps=200)
+
+    @jax.jit
+    def scales(u: Array, w: PyTree) -> tuple[Scalar, Scalar]:
+        largest = _largest_eigenvalue(problem, u, w)
+        best, *_ = solver.solve(problem, u, w, (), stream)
+        grad = implicit_gradient(problem, u, best, CG(rtol=1e-3, max_steps=200)).grad
+        return largest, jnp.max(jnp.abs(grad - jnp.vdot(u, grad)))
+
+    largest, steepest = (float(x) for x in scales(u, w))
+    return SOBA(
+        inner_step=1 / (4 * largest),
+        linear_step=1 / (4 * largest),
+        outer_step=0.1 * batch_size / (n * steepest),
+        inner_sampler=Shuffled(batch_size),
+        outer_sampler=Shuffled(batch_size),
+    )
+
+
+def _largest_eigenvalue(problem: BilevelProblem, u: Array, w: PyTree, steps: int = 30) -> Scalar:
+    """The inner Hessian's largest eigenvalue, by power iteration (from below)."""
+    _, products = linearise_inner(problem, u, w, problem.inner_data)
+
+    def iterate(v: PyTree, _: None) -> tuple[PyTree, Scalar]:
+        product = products(v)[1]
+        size = optax.tree.norm(product)
+        return optax.tree.scale(1 / size, product), size
+
+    start = optax.tree.random_like(jax.random.key(0), w)
+    _, sizes = jax.lax.scan(iterate, start, length=steps)
+    return sizes[-1]
+
+
+METHODS = ("near-exact", "soba")
+
+
+def build_method(
+    method: str | AbstractAlgorithm, problem: BilevelProblem, u: Array, w: PyTree, convex: bool
+) -> tuple[AbstractAlgorithm, int, int]:
+    """The algorithm for a name, with its number of steps and its chunk size."""
+    if isinstance(method, AbstractAlgorithm):
+        return method, 100, 10
+    if method == "near-exact":
+        return near_exact(damping=0.0 if convex else 1e-1), 40, 1
+    if method == "soba":
+        return soba(problem, u, w), 10_000, 500
+    raise ValueError(
+        f"`method` must be one of {', '.join(map(repr, METHODS))} or an algorithm such as "
+        f"`bilevel.SOBA(...)`, got {method!r}."
+    )

@@ -1,0 +1,152 @@
+"""Tables on disk: reading them, checking them, and a pipeline that makes numbers of any column."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from ._data import InputError, named
+
+_READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".pq": pd.read_parquet}
+
+
+def read_table(path: Path, name: str) -> pd.DataFrame:
+    """A CSV or Parquet file as a data frame.
+
+    Raises:
+        InputError: no such file, an unknown ending, a file that cannot be parsed, or no rows.
+    """
+    if not path.is_file():
+        raise InputError(f"the {name} file {path} does not exist; check the path.")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"the {name} file {path} ends in {path.suffix or 'nothing'!r}; the formats read are "
+            f"{', '.join(_READERS)}. Convert it, or rename it if it is one of these."
+        )
+    if path.stat().st_size == 0:
+        raise InputError(f"the {name} file {path} is empty (0 bytes).")
+    try:
+        table = reader(path)
+    except Exception as error:  # parsers raise many kinds; each means the same to the user
+        raise InputError(
+            f"the {name} file {path} cannot be read as {path.suffix[1:]}: {error}"
+        ) from error
+    if len(table) == 0:
+        raise InputError(f"the {name} file {path} has a header and zero rows.")
+    repeated = table.columns[table.columns.duplicated()].unique()
+    if len(repeated):
+        raise InputError(f"the {name} file {path} has repeated column names: {named(repeated)}.")
+    table.columns = table.columns.astype(str)
+    return table
+
+
+def split_label(
+    table: pd.DataFrame, label: str, identifier: str | None, name: str
+) -> tuple[pd.DataFrame, pd.Series]:
+    """(features with the row ids as index, labels).
+
+    Raises:
+        InputError: the label or id column is unknown, ids repeat, or nothing else is left.
+    """
+    for column, option in [(label, "--label"), (identifier, "--id")]:
+        if column is not None and column not in table.columns:
+            raise InputError(
+                f"the {name} file has no column {column!r} ({option}); its columns are "
+                f"{named(list(table.columns), 20)}."
+            )
+    if identifier is not None:
+        repeated = table[identifier][table[identifier].duplicated()].unique()
+        if len(repeated):
+            raise InputError(f"the {name} file's ids in {identifier!r} repeat: {named(repeated)}.")
+        table = table.set_index(identifier)
+    features = table.drop(columns=label)
+    if features.shape[1] == 0:
+        raise InputError(f"the {name} file has no column besides the label {label!r}.")
+    return features, table[label]
+
+
+def check_values(features: pd.DataFrame, name: str) -> None:
+    """Refuse columns that the pipeline cannot make numbers of.
+
+    Raises:
+        InputError: infinite numbers (with columns and row ids), or columns of dates or objects that
+            are neither text nor categories.
+    """
+    numbers = features.select_dtypes("number")
+    infinite = np.isinf(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
+    if infinite.any():
+        raise InputError(
+            f"the {name} rows have infinite values in the columns "
+            f"{named(list(numbers.columns[infinite.any(axis=0)]))}, rows with ids "
+            f"{named(np.asarray(features.index)[infinite.any(axis=1)])}. Replace them; a missing "
+            "value may be left empty."
+        )
+    bad = [c for c in features.columns if _kind(features[c]) is None]
+    if bad:
+        raise InputError(
+            f"the {name} columns {named(bad)} are neither numbers, booleans nor text: convert them "
+            "(a date to a number of days, a list to several columns) or leave them out with --drop."
+        )
+
+
+def _kind(column: pd.Series) -> str | None:
+    if pd.api.types.is_bool_dtype(column):
+        return "category"
+    if pd.api.types.is_numeric_dtype(column):
+        return "number"
+    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column):
+        return "category"
+    present = column.dropna()
+    if column.dtype == object and present.map(lambda x: isinstance(x, (str, bool))).all():
+        return "category"
+    return None
+
+
+def tidy(features: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The columns as the pipeline wants them: float64, or text with `None` for missing.
+
+    With `like`, a column is read as it is there, so that an all-integer hold-out column fits a
+    training column of text.
+    """
+    like = features if like is None else like
+    columns = {}
+    for name in features.columns:
+        column = features[name]
+        if _kind(like[name]) == "number":
+            columns[name] = pd.to_numeric(column, errors="coerce").astype("float64")
+        else:
+            text = column.astype(object).where(column.notna(), None)
+            columns[name] = text.map(lambda x: x if x is None else str(x)).astype(object)
+    return pd.DataFrame(columns, index=features.index)
+
+
+def table_pipeline(features: pd.DataFrame) -> Pipeline:
+    """A transformer for the columns of `features` (after `tidy`), not yet fitted.
+
+    Numbers: the median for missing values with a flag beside it, then unit variance. Text,
+    categories and booleans: one column a value (the 50 most frequent), missing values among them;
+    a value never seen in fitting counts as infrequent.
+    """
+    numbers = [c for c in features.columns if features[c].dtype == np.float64]
+    others = [c for c in features.columns if c not in numbers]
+    parts: list[tuple[str, Any, list[str]]] = []
+    if numbers:
+        parts.append(
+            (
+                "numbers",
+                make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()),
+                numbers,
+            )
+        )
+    if others:
+        encoder = OneHotEncoder(
+            max_categories=50, handle_unknown="infrequent_if_exist", sparse_output=False
+        )
+        parts.append(("categories", encoder, others))
+    return Pipeline([("columns", ColumnTransformer(parts))])

@@ -1,0 +1,479 @@
+"""`learn_weights`: from arrays to weights, with what is needed to judge them."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix as optx
+import pandas as pd
+from jaxtyping import PyTree
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from .._algorithm.base import AbstractAlgorithm
+from .._callback import AbstractCallback, Checkpoint, Chunk, Logger, read_lines
+from .._inner import MinimiserInner
+from .._problem import BilevelProblem, num_rows
+from .._sampler import FullBatch, Stream
+from .._solution import RESULTS, Solution
+from .._solve import solve
+from ..tasks import (
+    Model,
+    linear_model,
+    mlp_model,
+    reweighting,
+    softmax_cross_entropy,
+    squared_error,
+    uniform_weights,
+)
+from ._baselines import compare_baselines, require_sample_weight
+from ._data import (
+    InputError,
+    as_features,
+    as_targets,
+    check_labels,
+    check_overlap,
+    check_same_columns,
+    encode_classes,
+    named,
+)
+from ._diagnostics import Check, effective_sample_size, entropy, keep_rows
+from ._methods import build_method
+
+_STANDARDISE = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsResult:
+    """What `learn_weights` returns; print it for a summary.
+
+    Attributes:
+        weights: one a training row, in order, mean 1: 0 is ignored, 1 an average row. A pandas
+            series with the training rows' index if they came as a data frame.
+        trusted_weight: what a trusted row should weigh beside them, `n / effective_sample_size`:
+            as much as a training row would if the effective rows shared all the weight equally.
+        keep: whether each row's weight reaches `threshold`; the rows to look at are the others.
+        threshold: half of `trusted_weight`.
+        effective_sample_size: `(sum w)^2 / sum w^2`.
+        entropy: of the normalised weights, in nats.
+        history: a table with a line a recorded outer step: outer value, the three residuals, oracle
+            calls, effective sample size and entropy of the weights so far.
+        scores: the weighting model itself, a table with a line a model: `warm` (its parameters as
+            the bilevel run left them) and `retrained` (from scratch on the final weights: the one
+            to believe); columns: its loss on the trusted rows and, with a hold-out, its loss and
+            score there.
+        baselines: `compare_baselines`' table, `None` without a hold-out.
+        checks: the questions asked of this result and their answers.
+        parameters: the retrained parameters of the weighting model.
+        stats: numbers of steps and oracle calls.
+    """
+
+    weights: np.ndarray | pd.Series
+    trusted_weight: float
+    keep: np.ndarray
+    threshold: float
+    effective_sample_size: float
+    entropy: float
+    history: pd.DataFrame
+    scores: pd.DataFrame
+    baselines: pd.DataFrame | None
+    checks: list[Check]
+    parameters: PyTree
+    stats: dict[str, Any]
+
+    @property
+    def believable(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        """A summary in a few lines."""
+        n = len(self.weights)
+        lines = [
+            f"weights for {n} rows: {int(self.keep.sum())} to keep, {int((~self.keep).sum())} to "
+            f"look at; effective sample size {self.effective_sample_size:.0f}; a trusted row "
+            f"weighs {self.trusted_weight:.2f}"
+        ]
+        if self.baselines is not None:
+            lines.append(self.baselines.round(4).to_string())
+        lines += [
+            f"[{'ok' if check.passed else 'NO'}] {check.name}: {check.detail}"
+            for check in self.checks
+        ]
+        return "\n".join(lines)
+
+
+class _History(AbstractCallback):
+    """Collects the trace, with the weights' entropy and effective sample size, chunk by chunk.
+
+    With a path it also appends every row to that file, and starts from the rows that an interrupted
+    run left there up to `first_step`.
+    """
+
+    def __init__(self, path: Path | None, first_step: int):
+        self._logger = None if path is None else Logger(path)
+        earlier = [] if path is None else [json.loads(line) for line in read_lines(path)]
+        self.rows = [row for row in earlier if row["step"] <= first_step]
+
+    def __call__(self, chunk):
+        """Add the chunk's last row: the weights are known at its end."""
+        if not len(chunk.rows["step"]):
+            return
+        u = np.asarray(chunk.state.u)
+        row = {name: column[-1].item() for name, column in chunk.rows.items()}
+        row |= {"effective_sample_size": effective_sample_size(u), "entropy": entropy(u)}
+        self.rows.append(row)
+        if self._logger is not None:
+            columns = {name: np.asarray([value]) for name, value in row.items()}
+            self._logger(Chunk(chunk.step, chunk.num_steps, chunk.state, columns))
+
+    def close(self):
+        """Close the file."""
+        if self._logger is not None:
+            self._logger.close()
+
+
+def learn_weights(
+    X: Any,
+    y: Any,
+    X_trusted: Any,
+    y_trusted: Any,
+    *,
+    task: Literal["auto", "classification", "regression"] = "auto",
+    model: Literal["linear", "mlp"] | Model = "linear",
+    method: str | AbstractAlgorithm = "near-exact",
+    num_steps: int | None = None,
+    l2: float = 1e-2,
+    scaler: Any = _STANDARDISE,
+    holdout: tuple[Any, Any] | None = None,
+    estimator: Any = None,
+    overlap: Literal["error", "keep"] = "error",
+    seed: int = 0,
+    callbacks: Sequence[AbstractCallback] = (),
+    folder: str | os.PathLike | None = None,
+) -> WeightsResult:
+    """Learn what each training row is worth, judged by the loss on trusted rows.
+
+    Solves the bilevel problem of `bilevel.tasks.reweighting`: the weights on the simplex for which
+    a model trained with them does best on the trusted rows. The default method has no step size.
+
+    Args:
+        X: the training rows, a numeric matrix `(rows, features)` or data frame.
+        y: their labels, or targets; noisy ones are what this is for.
+        X_trusted, y_trusted: rows whose labels are right and whose distribution is the one that
+            counts. With fewer than some hundred of them, weights fitted to their loss overfit it:
+            keep a hold-out, and read the comparison with the baselines before using the weights.
+        task: classification, regression, or `"auto"`: regression if `y` holds numbers that are not
+            integers, or more than 50 distinct ones that on average occur less than ten times.
+        model: the differentiable model whose loss is used: `"linear"` (softmax, or least squares),
+            `"mlp"`, or any `bilevel.tasks.Model`.
+        method: `"near-exact"`, `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`.
+        num_steps: outer steps; the default depends on the method.
+        l2: strength of the model's l2 penalty; the features have unit variance at this point.
+        scaler: a scikit-learn transformer for the features, fitted on the training rows; by default
+            `StandardScaler()`. `None` takes the features as they are.
+        holdout: `(X, y)` never used in learning; brings the table of baselines and the verdict.
+        estimator: what the baselines are fitted with, any scikit-learn estimator that accepts
+            `sample_weight`; by default `LogisticRegression` or `Ridge` on scaled features.
+        overlap: what to do about training rows that also occur among the trusted rows: refuse
+            (`"error"`), or go on (`"keep"`).
+        seed: for batches and initial parameters. Equal calls with equal seeds give equal results.
+        callbacks: more callbacks for `solve`, such as `bilevel.ProgressBar()`.
+        folder: where to keep a checkpoint and the history; if it holds those of an interrupted
+            equal call, that is gone on with.
+
+    Returns:
+        A `WeightsResult`.
+
+    Raises:
+        ValueError: about the data (an `InputError`: with the rows or columns at fault), or about
+            an argument.
+        BilevelError: the run met a non-finite number.
+
+    Cost of the default: 40 outer steps of at most 20 function-and-gradient evaluations and 20
+    Hessian-vector products each, every one about two matrix products with X; memory a few times X.
+
+    >>> from sklearn.datasets import load_iris
+    >>> import numpy as np
+    >>> X, y = load_iris(return_X_y=True)
+    >>> wrong = np.arange(0, 100, 5)
+    >>> noisy = y.copy()
+    >>> noisy[wrong] = (y[wrong] + 1) % 3
+    >>> rest = np.r_[0:25, 50:75, 100:125]
+    >>> result = learn_weights(np.delete(X, rest, 0), np.delete(noisy, rest), X[rest], y[rest])
+    >>> round(float(np.mean(result.weights)), 6)
+    1.0
+    """
+    X, y, X_trusted, y_trusted = _as_given(X, y, X_trusted, y_trusted)
+    if estimator is not None:
+        require_sample_weight(estimator)
+    regression = is_regression(task, y)
+    check_same_columns(X, X_trusted, "X", "X_trusted")
+    features, trusted_features = as_features(X, "X"), as_features(X_trusted, "X_trusted")
+    labels = check_labels(y, X, "y")
+    trusted_labels = check_labels(y_trusted, X_trusted, "y_trusted")
+    if overlap == "error":
+        check_overlap(X, X_trusted)
+    elif overlap != "keep":
+        raise ValueError(f"`overlap` must be 'error' or 'keep', got {overlap!r}.")
+
+    if regression:
+        target = as_targets(trusted_labels, "y_trusted")
+        centre, spread = target.mean(), target.std() or 1.0
+
+        def encode(values: Any) -> np.ndarray:
+            return (as_targets(np.asarray(values), "y") - centre) / spread
+
+        num_outputs = 1
+    else:
+        classes = encode_classes(labels, trusted_labels).labels
+
+        def encode(values: Any) -> np.ndarray:
+            return np.searchsorted(classes, values).astype(np.int32)
+
+        num_outputs = len(classes)
+
+    if scaler is _STANDARDISE:
+        scaler = StandardScaler()
+    if scaler is not None:
+        scaler = clone(scaler).fit(features)
+    scale = (lambda a: a) if scaler is None else scaler.transform
+    floating = jax.dtypes.canonicalize_dtype(float)
+
+    def rows(a: np.ndarray, b: Any) -> tuple[jax.Array, jax.Array]:
+        codes = encode(b)
+        return (
+            jnp.asarray(np.asarray(scale(a)), floating),
+            jnp.asarray(codes, floating if regression else jnp.int32),
+        )
+
+    w0, predict = _build_model(model, features.shape[1], num_outputs, seed)
+    loss = squared_error if regression else softmax_cross_entropy
+    problem = reweighting(
+        *rows(features, labels), *rows(trusted_features, trusted_labels), predict, loss=loss, l2=l2
+    )
+    solution, history, stats = _run(
+        problem, w0, method, num_steps, model == "linear", seed, callbacks, folder
+    )
+
+    n = len(features)
+    # Taken to float64 and normalised once more: float32 sums of many small weights are off by 1e-6.
+    weights = np.asarray(solution.u, np.float64)
+    weights *= n / weights.sum()
+    keep, threshold = keep_rows(weights)
+    ess = effective_sample_size(weights)
+    trusted_weight = n / ess
+
+    retrained, retrain_result = _retrain(problem, solution.u, w0)
+    held = None if holdout is None else _check_holdout(X, holdout, labels, regression)
+    held_rows = None if held is None else rows(as_features(held[0], "holdout X"), held[1])
+    scores = _score_models(problem, {"warm": solution.w, "retrained": retrained}, predict, loss, held_rows)
+    baselines = None
+    if held is not None:
+        if estimator is None:
+            estimator = default_estimator(regression)
+        baselines = compare_baselines(
+            estimator, X, y, X_trusted, y_trusted, weights, trusted_weight, *held
+        )
+    checks = _checks(history, scores, baselines, ess, n, num_outputs, retrain_result)
+    if isinstance(X, pd.DataFrame):
+        weights = pd.Series(weights, index=X.index, name="weight")
+    return WeightsResult(
+        weights=weights,
+        trusted_weight=trusted_weight,
+        keep=keep,
+        threshold=threshold,
+        effective_sample_size=ess,
+        entropy=entropy(np.asarray(weights)),
+        history=history,
+        scores=scores,
+        baselines=baselines,
+        checks=checks,
+        parameters=retrained,
+        stats=stats,
+    )
+
+
+def default_estimator(regression: bool) -> Any:
+    """What weights are compared on, and finally fitted with, when the user names no estimator."""
+    if regression:
+        return make_pipeline(StandardScaler(), Ridge())
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+
+
+def _as_given(*arrays: Any) -> list[Any]:
+    # Data frames and series keep their index; everything else becomes an array once.
+    return [a if isinstance(a, (pd.DataFrame, pd.Series)) else np.asarray(a) for a in arrays]
+
+
+def is_regression(task: str, y: Any) -> bool:
+    """Whether the labels are numbers to predict; see `task` of `learn_weights`."""
+    if task not in ("auto", "classification", "regression"):
+        raise ValueError(
+            f"`task` must be 'auto', 'classification' or 'regression', got {task!r}."
+        )
+    if task != "auto":
+        return task == "regression"
+    values = np.asarray(y)
+    if not np.issubdtype(values.dtype, np.number):
+        return False
+    values = values[np.isfinite(values)]
+    return bool(np.any(values != np.floor(values))) or len(np.unique(values)) > max(
+        50, len(values) / 10
+    )
+
+
+def _build_model(
+    model: Any, num_features: int, num_outputs: int, seed: int
+) -> Model:
+    if isinstance(model, Model):
+        return model
+    if model == "linear":
+        return linear_model(num_features, num_outputs)
+    if model == "mlp":
+        return mlp_model(num_features, num_outputs, key=jax.random.key(seed))
+    raise ValueError(
+        f"`model` must be 'linear', 'mlp' or a `bilevel.tasks.Model(w0, predict)`, got {model!r}."
+    )
+
+
+def _run(
+    problem: BilevelProblem,
+    w0: PyTree,
+    method: str | AbstractAlgorithm,
+    num_steps: int | None,
+    convex: bool,
+    seed: int,
+    callbacks: Sequence[AbstractCallback],
+    folder: str | os.PathLike | None,
+) -> tuple[Solution, pd.DataFrame, dict[str, Any]]:
+    """Run the algorithm, from its checkpoint in `folder` if there is one."""
+    u0 = uniform_weights(num_rows(problem.inner_data))
+    algorithm, default_steps, chunk_size = build_method(method, problem, u0, w0, convex)
+    key = jax.random.key(seed)
+    state, checkpoint, path = None, None, None
+    if folder is not None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint, path = Checkpoint(folder / "checkpoint.eqx"), folder / "history.jsonl"
+        if (folder / "checkpoint.eqx").exists():
+            state = checkpoint.load(algorithm.init(problem, u0, w0, key))
+    history = _History(path, 0 if state is None else int(state.step))
+    solution = solve(
+        problem,
+        algorithm,
+        u0,
+        w0,
+        num_steps=default_steps if num_steps is None else num_steps,
+        key=key,
+        state=state,
+        trace_every=chunk_size,
+        chunk_size=chunk_size,
+        # The checkpoint comes last: what it holds, the history holds too.
+        callbacks=[*callbacks, history, *([checkpoint] if checkpoint else [])],
+    )
+    return solution, pd.DataFrame(history.rows), solution.stats
+
+
+@eqx.filter_jit
+def _retrain(problem: BilevelProblem, u: jax.Array, w0: PyTree) -> tuple[PyTree, RESULTS]:
+    """The model trained from its fresh start on the final weights, to convergence."""
+    solver = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-6), max_steps=1000)
+    w, _, _, stats = solver.solve(
+        problem, u, w0, (), Stream(FullBatch(), problem.inner_data, ())
+    )
+    return w, stats.result
+
+
+def _check_holdout(
+    X: Any, holdout: tuple[Any, Any], labels: np.ndarray, regression: bool
+) -> tuple[Any, Any]:
+    X_holdout, y_holdout = _as_given(*holdout)
+    check_same_columns(X, X_holdout, "X", "holdout")
+    values = check_labels(y_holdout, X_holdout, "holdout y")
+    unknown = [] if regression else np.setdiff1d(values, labels)
+    if len(unknown):
+        raise InputError(
+            f"the hold-out has labels that the training rows lack: {named(list(unknown))}. No model "
+            "can predict them; remove these rows or mend the labels."
+        )
+    return X_holdout, y_holdout
+
+
+def _score_models(
+    problem: BilevelProblem, models: dict[str, PyTree], predict: Any, loss: Any, held_rows: Any
+) -> pd.DataFrame:
+    """Losses, and scores (accuracy or R2), of the weighting model under several parameters."""
+
+    @jax.jit
+    def evaluate(w: PyTree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs = predict(w, x)
+        if jnp.issubdtype(y.dtype, jnp.integer):
+            score = jnp.mean(jnp.argmax(outputs, axis=1) == y)
+        else:
+            score = 1 - jnp.mean((outputs[:, 0] - y) ** 2) / jnp.var(y)
+        return jnp.mean(loss(outputs, y)), score
+
+    table = {}
+    for name, w in models.items():
+        row = dict(zip(("trusted_loss", "trusted_score"), evaluate(w, *problem.outer_data)))
+        if held_rows is not None:
+            row |= dict(zip(("holdout_loss", "holdout_score"), evaluate(w, *held_rows)))
+        table[name] = {key: float(value) for key, value in row.items()}
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def _checks(
+    history: pd.DataFrame,
+    scores: pd.DataFrame,
+    baselines: pd.DataFrame | None,
+    ess: float,
+    n: int,
+    num_outputs: int,
+    retrain_result: RESULTS,
+) -> list[Check]:
+    """The questions whose answers decide whether to believe the weights."""
+    first, last = history["outer_value"].iloc[0], history["outer_value"].iloc[-1]
+    warm, retrained = scores["trusted_loss"].loc[["warm", "retrained"]]
+    least = max(10 * num_outputs, 0.02 * n)
+    checks = [
+        Check(
+            "the trusted loss fell",
+            bool(last < first),
+            f"from {first:.4g} to {last:.4g} in {history['step'].iloc[-1]:.0f} outer steps",
+        ),
+        Check(
+            "the weights did not collapse",
+            ess >= least,
+            f"effective sample size {ess:.0f} of {n} rows (asked for: {least:.0f} or more)",
+        ),
+        Check(
+            "retraining keeps the gain",
+            bool(retrain_result == RESULTS.successful)
+            and retrained <= warm + 0.1 * abs(first - warm) + 1e-3,
+            f"trusted loss {warm:.4g} as the run left the model, {retrained:.4g} retrained from "
+            "scratch on the weights",
+        ),
+    ]
+    if baselines is not None:
+        others = baselines.drop(index="reweighted")
+        best = str(others["score"].idxmax())
+        difference, error = others.loc[best, ["difference", "standard_error"]]
+        checks.append(
+            Check(
+                "weighting paid on the hold-out",
+                bool(difference > 0),
+                f"{baselines.loc['reweighted', 'score']:.4f} against {others.loc[best, 'score']:.4f}"
+                f" of the best baseline ({best}): {difference:+.4f} (standard error {error:.4f})",
+            )
+        )
+    return checks

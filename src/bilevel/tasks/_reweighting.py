@@ -1,0 +1,155 @@
+"""Data reweighting: one weight a training row, judged by the loss on trusted rows."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+
+from .._geometry import Simplex
+from .._problem import BilevelProblem
+
+Predict = Callable[[PyTree, Array], Array]
+Loss = Callable[[Array, Array], Array]
+
+
+class Model(NamedTuple):
+    """A differentiable model: its starting parameters and its prediction function.
+
+    `predict(w, x)` maps parameters and rows `(batch, features)` to `(batch, outputs)`: logits, or
+    predicted targets. Any such pair will do; the builders below make the usual ones.
+    """
+
+    w0: PyTree[Array]
+    predict: Predict
+
+
+def linear_model(num_features: int, num_outputs: int, *, bias: bool = True) -> Model:
+    """`x -> W x + b`, started at zero.
+
+    The weight matrix is stored class-major, `(outputs, features)`, so that the two products of a
+    training step, `W @ x.T` and `E @ x`, both stream the rows of `x`; on a CPU that is 1.3 to 1.8
+    times faster than the transposed layout.
+    """
+    w0 = {"weight": jnp.zeros((num_outputs, num_features))}
+    if bias:
+        w0["bias"] = jnp.zeros(num_outputs)
+    return Model(w0, _affine)
+
+
+def _affine(w: dict[str, Array], x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
+    outputs = w["weight"] @ x.T
+    if "bias" in w:
+        outputs = outputs + w["bias"][:, None]
+    return outputs.T
+
+
+def mlp_model(
+    num_features: int,
+    num_outputs: int,
+    *,
+    key: Key[Array, ""],
+    width: int = 32,
+    depth: int = 1,
+) -> Model:
+    """A multi-layer perceptron with tanh units (so that the inner objective is smooth).
+
+    Args:
+        num_features, num_outputs: sizes of a row and of a prediction.
+        key: for the initial parameters; a zero start would be a stationary point.
+        width: units a hidden layer.
+        depth: hidden layers.
+    """
+    net = eqx.nn.MLP(num_features, num_outputs, width, depth, activation=jnp.tanh, key=key)
+    w0, static = eqx.partition(net, eqx.is_array)
+
+    def predict(w: PyTree, x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
+        return jax.vmap(eqx.combine(w, static))(x)
+
+    return Model(w0, predict)
+
+
+def softmax_cross_entropy(
+    logits: Float[Array, "batch classes"], y: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """`log sum_k exp(z_k) - z_y` a row, for integer labels.
+
+    Computed class-major, `(classes, batch)`: reductions over a short last axis, and the gather and
+    scatter of an indexed label, cost a CPU more than the matrix products around them (measured on
+    8000 x 784: 24 ms a Hessian-vector product with optax's loss, 10 ms with this one).
+    """
+    z = logits.T
+    label = jnp.arange(z.shape[0], dtype=y.dtype)[:, None] == y[None, :]
+    return jax.nn.logsumexp(z, axis=0) - jnp.sum(jnp.where(label, z, 0), axis=0)
+
+
+def squared_error(
+    prediction: Float[Array, "batch outputs"], y: Float[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """`(prediction - y)^2 / 2` a row, for models with one output."""
+    return 0.5 * (prediction[:, 0] - y) ** 2
+
+
+def uniform_weights(num_rows: int, dtype: Any = None) -> Float[Array, " rows"]:
+    """The centre of the simplex: every row weighs `1 / num_rows`."""
+    return jnp.full((num_rows,), 1 / num_rows, dtype)
+
+
+def reweighting(
+    X: Float[Array, "rows features"],
+    y: Shaped[Array, " rows"],
+    X_trusted: Float[Array, "trusted features"],
+    y_trusted: Shaped[Array, " trusted"],
+    predict: Predict,
+    *,
+    loss: Loss = softmax_cross_entropy,
+    l2: float = 1e-2,
+) -> BilevelProblem:
+    """The reweighting problem on the simplex (Ivanova & Ablin, equations 1 and 2).
+
+        f(u, w) = sum_i u_i loss(predict(w, x_i), y_i) + l2 / 2 ||w||^2        (training rows)
+        F(u, w) = mean_j loss(predict(w, x_j), y_j)                            (trusted rows)
+
+    A batch B of training rows gives the unbiased estimate `n / |B| sum_{i in B} u_i loss_i`. The
+    l2 term stays outside of the weighted sum: on the simplex that is the same thing, and it adds no
+    noise to a batch.
+
+    Args:
+        X, y: training rows and their labels (class codes for the default loss).
+        X_trusted, y_trusted: the rows whose loss counts.
+        predict: `(w, x) -> (batch, outputs)`, as in `Model`.
+        loss: `(predictions, y) -> one loss a row`; by default `softmax_cross_entropy`;
+            `squared_error` is there for regression.
+        l2: makes f strongly convex for a linear model, with this constant, for every u.
+
+    The outer variable is `u` of shape `(rows,)`; start from `uniform_weights(rows)`.
+
+    >>> import jax.numpy as jnp
+    >>> X, y = jnp.eye(2), jnp.array([0, 1])
+    >>> model = linear_model(2, 2, bias=False)
+    >>> problem = reweighting(X, y, X, y, model.predict)
+    >>> round(float(problem.outer(uniform_weights(2), model.w0, problem.outer_data)), 4)
+    0.6931
+    """
+    n = X.shape[0]
+
+    def inner(u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
+        x, y, i = batch
+        scale = n / i.shape[0]
+        return scale * jnp.vdot(u[i], loss(predict(w, x), y)) + 0.5 * l2 * optax.tree.vdot(w, w)
+
+    def outer(u: Array, w: PyTree, batch: tuple[Array, Array]) -> Array:
+        x, y = batch
+        return jnp.mean(loss(predict(w, x), y))
+
+    return BilevelProblem(
+        outer=outer,
+        inner=inner,
+        outer_data=(X_trusted, y_trusted),
+        inner_data=(X, y, jnp.arange(n, dtype=jnp.int32)),
+        geometry=Simplex(),
+    )
