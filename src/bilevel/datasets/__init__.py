@@ -1,0 +1,16 @@
+"""Readers for published data files, and label noise whose truth is known. Nothing downloads."""
+
+from ._idx import read_idx
+from ._mnist import LabelledImages, fashion_mnist, mnist
+from ._noise import NoisyLabels, flip_to_different, flip_to_next, redraw_uniform
+
+__all__ = [
+    "LabelledImages",
+    "NoisyLabels",
+    "fashion_mnist",
+    "flip_to_different",
+    "flip_to_next",
+    "mnist",
+    "read_idx",
+    "redraw_uniform",
+]

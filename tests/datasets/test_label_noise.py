@@ -1,0 +1,226 @@
+import math
+
+import numpy as np
+import pytest
+
+from bilevel.datasets import NoisyLabels, flip_to_different, flip_to_next, redraw_uniform
+
+MODELS = [flip_to_different, redraw_uniform, flip_to_next]
+WRONG = [flip_to_different, flip_to_next]  # the models whose every selected label is wrong
+
+each_model = pytest.mark.parametrize("corrupt", MODELS)
+each_wrong = pytest.mark.parametrize("corrupt", WRONG)
+
+
+def digits(n: int = 10_000) -> np.ndarray:
+    return np.random.default_rng(7).integers(0, 10, n).astype(np.uint8)
+
+
+def within(count: float, n: int, p: float, sigmas: float = 4.5) -> bool:
+    """Is a binomial(n, p) count within 4.5 standard deviations (wrong in 7 of a million seeds)?"""
+    return abs(count - n * p) <= sigmas * math.sqrt(n * p * (1 - p))
+
+
+@each_wrong
+@pytest.mark.parametrize("n", [1, 2, 7, 1000, 8000])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 0.5, 0.9, 1.0])
+def test_exactly_rate_n_labels_are_wrong(corrupt, n, rate):
+    y = digits(n)
+    noisy, changed = corrupt(y, rate, seed=0, classes=range(10))
+    assert changed.sum() == round(rate * n)
+    np.testing.assert_array_equal(noisy != y, changed)
+
+
+@each_model
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_changed_is_the_truth(corrupt, seed):
+    y = digits()
+    result = corrupt(y, 0.6, seed=seed)
+    assert isinstance(result, NoisyLabels)
+    assert result.changed.dtype == np.bool_
+    np.testing.assert_array_equal(result.changed, result.labels != y)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+@pytest.mark.parametrize("rate", [0.5, 0.9, 1.0])
+def test_redrawn_labels_are_right_once_in_k(num_classes, rate):
+    y = np.arange(20_000) % num_classes
+    changed = redraw_uniform(y, rate, seed=3).changed
+    selected = round(rate * len(y))
+    assert within(int(changed.sum()), selected, 1 - 1 / num_classes)
+
+
+def test_redrawn_labels_are_uniform_over_all_classes():
+    noisy = redraw_uniform(np.full(20_000, 4), 1.0, seed=0, classes=range(10)).labels
+    assert all(within(count, 20_000, 1 / 10) for count in np.bincount(noisy, minlength=10).tolist())
+
+
+def test_different_labels_are_uniform_over_the_other_classes():
+    noisy = flip_to_different(np.full(18_000, 4), 1.0, seed=0, classes=range(10)).labels
+    counts = np.bincount(noisy, minlength=10)
+    assert counts[4] == 0
+    assert all(within(int(count), 18_000, 1 / 9) for count in np.delete(counts, 4))
+
+
+@each_model
+def test_rows_are_selected_uniformly(corrupt):
+    # 400 seeds, 50 rows, half of them selected: each row about 200 times.
+    y = np.arange(50) % 5
+    times = np.sum([corrupt(y, 0.5, seed=seed).changed for seed in range(400)], axis=0)
+    p = 0.5 * (0.8 if corrupt is redraw_uniform else 1.0)
+    assert all(within(count, 400, p) for count in times)
+
+
+def test_next_is_the_next_class_and_the_last_goes_to_the_first():
+    y = digits()
+    noisy, changed = flip_to_next(y, 0.4, seed=0)
+    np.testing.assert_array_equal(noisy[changed], (y[changed] + 1) % 10)
+
+
+def test_next_follows_the_order_of_classes():
+    y = ["low", "mid", "high", "low"]
+    assert flip_to_next(y, 1.0, seed=0).labels.tolist() == [
+        "mid",
+        "high",
+        "low",
+        "mid",
+    ]  # h < l < m
+    ordered = flip_to_next(y, 1.0, seed=0, classes=["low", "high", "mid"])
+    assert ordered.labels.tolist() == ["high", "low", "mid", "high"]
+
+
+def test_with_two_classes_different_is_next():
+    y = np.arange(100) % 2
+    different, following = (corrupt(y, 0.3, seed=5) for corrupt in WRONG)
+    np.testing.assert_array_equal(different.labels, following.labels)
+
+
+def test_one_seed_selects_the_same_rows_in_every_model():
+    y = digits()
+    different, redrawn, following = (corrupt(y, 0.5, seed=11).changed for corrupt in MODELS)
+    np.testing.assert_array_equal(different, following)
+    assert not np.any(redrawn & ~different)
+
+
+def test_the_trap_of_the_pollution_flag():
+    # evaluation of hyper-cleaning at 50 %: F1 of the clean class against the flag "was redrawn"
+    y = digits()
+    redrawn, wrong = (
+        corrupt(y, 0.5, seed=0).changed for corrupt in (flip_to_different, redraw_uniform)
+    )
+
+    def clean_f1(kept: np.ndarray) -> float:
+        return float(2 * np.sum(kept & ~redrawn) / (np.sum(kept) + np.sum(~redrawn)))
+
+    assert clean_f1(np.ones_like(wrong)) == pytest.approx(2 / 3)  # keeping everything
+    assert clean_f1(~wrong) == pytest.approx(0.952, abs=0.003)  # a perfect cleaner
+
+
+@each_model
+def test_reproducible(corrupt):
+    y = digits()
+    first, again, other = (corrupt(y, 0.5, seed=seed).labels for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.mean(first != other) > 0.3
+
+
+@each_model
+def test_a_generator_is_used_and_advanced(corrupt):
+    y, rng = digits(), np.random.default_rng(0)
+    first, second = corrupt(y, 0.5, seed=rng).labels, corrupt(y, 0.5, seed=rng).labels
+    np.testing.assert_array_equal(first, corrupt(y, 0.5, seed=0).labels)
+    assert np.mean(first != second) > 0.3
+
+
+@each_model
+def test_the_input_is_not_modified(corrupt):
+    y = digits()
+    before = y.copy()
+    y.setflags(write=False)
+    noisy = corrupt(y, 0.9, seed=0).labels
+    np.testing.assert_array_equal(y, before)
+    assert not np.shares_memory(noisy, y)
+
+
+@each_model
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.array([0, 1, 2, 9] * 50, np.uint8),
+        np.array([-1, 1] * 50, np.int64),
+        np.array([0.5, 1.5, -2.0] * 50, np.float32),
+        np.array([True, False] * 50),
+        np.array(["cat", "horse", "ox"] * 50),
+        np.array([b"cat", b"ox"] * 50),
+        np.array(["cat", "horse", "ox"] * 50, object),
+    ],
+    ids=lambda y: str(y.dtype),
+)
+def test_any_label_type_keeps_its_dtype_and_its_classes(corrupt, y):
+    noisy, changed = corrupt(y, 0.8, seed=0)
+    assert noisy.dtype == y.dtype
+    assert set(noisy.tolist()) == set(y.tolist())
+    np.testing.assert_array_equal(changed, noisy != y)
+    assert np.all(corrupt(y, 0.0, seed=0).labels == y)
+
+
+def test_lists_and_pandas_columns():
+    pd = pytest.importorskip("pandas")
+    y = ["cat", "dog", "cat", "ox"] * 25
+    expected = flip_to_different(y, 0.5, seed=0).labels.tolist()
+    for column in (pd.Series(y), pd.Series(y, dtype="category"), pd.Series(y, dtype="string")):
+        assert flip_to_different(column, 0.5, seed=0).labels.tolist() == expected
+
+
+def test_classes_that_do_not_occur_are_used_and_keep_the_labels_dtype():
+    noisy = flip_to_different(np.zeros(1000, np.uint8), 1.0, seed=0, classes=range(10)).labels
+    assert noisy.dtype == np.uint8
+    assert set(noisy.tolist()) == set(range(1, 10))
+
+
+def test_a_class_longer_than_every_label_is_not_cut():
+    noisy = flip_to_next(["a", "b"], 1.0, seed=0, classes=["a", "rhinoceros", "b"]).labels
+    assert noisy.tolist() == ["rhinoceros", "a"]
+
+
+def test_no_rows():
+    for corrupt in MODELS:
+        noisy, changed = corrupt(np.zeros(0, np.int64), 1.0, seed=0, classes=[0, 1])
+        assert noisy.shape == changed.shape == (0,)
+
+
+REFUSED = {
+    "rate above 1": ([0, 1], 1.5, None, r"rate must be in \[0, 1\].* got 1.5"),
+    "rate below 0": ([0, 1], -0.1, None, r"rate must be in \[0, 1\].* got -0.1"),
+    "rate in per cent": ([0, 1], 90.0, None, r"got 90.0"),
+    "rate NaN": ([0, 1], math.nan, None, r"got nan"),
+    "one class": ([3, 3], 0.5, None, r"at least 2 distinct .* got \[3\] \(those that occur"),
+    "no rows, no classes": ([], 0.5, None, r"at least 2 distinct values .* got \[\]"),
+    "class twice": ([0, 1], 0.5, [0, 1, 1], r"at least 2 distinct values .* got \[0, 1, 1\]"),
+    "classes in a matrix": ([0, 1], 0.5, [[0, 1]], r"in one list; got \[\[0, 1\]\]"),
+    "unknown label": ([0, 1, 5], 0.5, [0, 1], r"1 of the labels .* \[0, 1\]; the first is 5"),
+    "NaN label": ([0.0, math.nan], 0.5, None, r"1 of the labels .* the first is nan"),
+    "matrix of labels": ([[0, 1], [1, 0]], 0.5, None, r"shape \(n,\).* got \(2, 2\)"),
+    "wide class": (
+        np.array([0, 1], np.uint8),
+        0.5,
+        [0, 300],
+        r"\[0, 300\] cannot be held .* uint8",
+    ),
+    "text class": ([0, 1], 0.5, ["a", "b"], r"\['a', 'b'\] cannot be held .* int64"),
+    "number class": (["a", "b"], 0.5, [0, 1], r"\[0, 1\] cannot be held .* <U1"),
+}
+
+
+@each_model
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_calls_are_refused(corrupt, case):
+    y, rate, classes, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        corrupt(y, rate, seed=0, classes=classes)
+
+
+@each_model
+def test_labels_without_an_order_are_refused(corrupt):
+    with pytest.raises(TypeError, match=r"cannot be sorted into classes.*one type"):
+        corrupt(np.array([1, "a", None], object), 0.5, seed=0)
