@@ -129,7 +129,8 @@ def rows_to_json(rows: Mapping[str, np.ndarray]) -> list[str]:
 
 def read_lines(path: Path) -> list[str]:
     """The complete lines of a file; none if it does not exist."""
-    return path.read_text().splitlines() if path.exists() else []
+    # What follows the last newline was cut short by an interruption.
+    return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
 class StopWhen(AbstractCallback):
@@ -174,11 +175,14 @@ class Checkpoint(AbstractCallback):
     def save(self, state: State) -> None:
         """Write `state`."""
         temporary = self._path.with_name(self._path.name + ".partial")
-        with temporary.open("wb") as file:
-            eqx.tree_serialise_leaves(file, _unwrap_keys(state))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        try:
+            with temporary.open("wb") as file:
+                eqx.tree_serialise_leaves(file, _unwrap_keys(state))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def load(self, like: State) -> State:
         """The saved state.

@@ -100,4 +100,6 @@ class Simplex(AbstractGeometry):
 
     def project(self, u):
         """The Euclidean projection onto the simplex, by sorting: O(n log n)."""
-        return optax.projections.projection_simplex(u)
+        # optax divides by an integer range there, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return optax.projections.projection_simplex(u)

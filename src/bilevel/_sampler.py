@@ -1,13 +1,14 @@
 """Which rows an oracle call sees: the full data, a random draw, or the next block of an epoch."""
 
 import abc
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree, UInt32
 
 from ._problem import num_rows
 
@@ -107,17 +108,21 @@ class WithReplacement(AbstractSampler):
 class _Epoch(NamedTuple):
     key: Key[Array, ""]
     epoch: Int[Array, ""]
-    order: Int[Array, " n"]
     position: Int[Array, ""]
 
 
 class Shuffled(AbstractSampler):
     """Contiguous blocks of `batch_size` from a random order that is redrawn every epoch.
 
-    The draws, laid end to end, are one random permutation of the rows after the other, so each
-    index occurs exactly once an epoch whatever the batch size; where `batch_size` does not divide
-    the number of rows, a batch takes the end of one epoch and the start of the next (nothing is
-    dropped, repeated or masked). State: the current order, n integers.
+    The draws, laid end to end, are one pseudo-random permutation of the rows after the other, so
+    each index occurs exactly once an epoch whatever the batch size; where `batch_size` does not
+    divide the number of rows, a batch takes the end of one epoch and the start of the next (nothing
+    is dropped, repeated or masked).
+
+    A permutation is computed where it is needed and never stored: a Feistel network on pairs of
+    digits in base ceil(sqrt(n)), with cycle walking for the few numbers above n (Luby & Rackoff
+    1988; Black & Rogaway 2002). A draw costs O(batch_size), the state is three numbers, and there
+    is no sort of all rows between epochs, which at 8000 rows costs as much as 20 SOBA steps.
 
     Raises:
         ValueError: `batch_size` < 1 or above the number of rows, or there is no data.
@@ -129,42 +134,56 @@ class Shuffled(AbstractSampler):
         _check_batch_size(self)
 
     def init(self, data, key):
-        """The first epoch's order."""
+        """The start of the first epoch."""
         n = _rows(self, data)
         if self.batch_size > n:
             raise ValueError(
                 f"`Shuffled` got batch_size={self.batch_size} for {n} rows; use at most {n}, or "
                 "`FullBatch()` for all rows at once."
             )
-        zero = jnp.zeros((), jnp.int32)
-        return _Epoch(key, zero, _order(key, zero, n), zero)
+        return _Epoch(key, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def draw(self, data, state):
-        """The next block; a new order is drawn when it is needed."""
-        n = state.order.shape[0]
-
-        def within(state):
-            index = jax.lax.dynamic_slice(state.order, (state.position,), (self.batch_size,))
-            return index, _Epoch(
-                state.key, state.epoch, state.order, state.position + self.batch_size
-            )
-
-        def across(state):
-            following = _order(state.key, state.epoch + 1, n)
-            both = jnp.concatenate([state.order, following])
-            index = jax.lax.dynamic_slice(both, (state.position,), (self.batch_size,))
-            return index, _Epoch(
-                state.key, state.epoch + 1, following, state.position + self.batch_size - n
-            )
-
-        index, state = jax.lax.cond(
-            state.position + self.batch_size <= n, within, across, state
+        """The next block."""
+        n = num_rows(data)
+        position = state.position + jnp.arange(self.batch_size, dtype=jnp.int32)
+        # A block touches at most two epochs.
+        this, following = (
+            jr.bits(jr.fold_in(state.key, state.epoch + k), (_ROUNDS,), jnp.uint32) for k in (0, 1)
         )
-        return _take(data, index), state
+        keys = jnp.where(position[None, :] < n, this[:, None], following[:, None])
+        index = _permute((position % n).astype(jnp.uint32), keys, n).astype(jnp.int32)
+        end = state.position + self.batch_size
+        return _take(data, index), _Epoch(state.key, state.epoch + end // n, end % n)
 
 
-def _order(key: Key[Array, ""], epoch: Int[Array, ""], n: int) -> Int[Array, " n"]:
-    return jr.permutation(jr.fold_in(key, epoch), jnp.arange(n, dtype=jnp.int32))
+_ROUNDS = 6
+
+
+def _permute(
+    x: UInt32[Array, " batch"], keys: UInt32[Array, "rounds batch"], n: int
+) -> UInt32[Array, " batch"]:
+    """The images of `x` under the permutation of 0 .. n-1 that the round keys stand for."""
+    base = jnp.uint32(math.isqrt(n - 1) + 1)
+
+    def network(x: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
+        left, right = x // base, x % base
+        for key in keys:
+            left, right = right, (left + _mix(right ^ key)) % base
+        return left * base + right
+
+    # The network permutes 0 .. base^2 - 1; following its cycle back into 0 .. n-1 restricts it.
+    return jax.lax.while_loop(
+        lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, network(x), x), network(x)
+    )
+
+
+def _mix(h: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
+    """MurmurHash3's finaliser: every input bit changes every output bit with probability 1/2."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    # One bit less than 32, so that adding a digit cannot overflow.
+    return (h ^ (h >> 16)) >> 1
 
 
 def _take(data: PyTree[Array], index: Int[Array, " batch"]) -> Batch:

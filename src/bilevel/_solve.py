@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from ._algorithm.base import AbstractAlgorithm, State
 from ._callback import AbstractCallback, Chunk
@@ -81,6 +81,8 @@ def run_chunk(
             + info.linear_residual
             + optax.tree.norm(info.outer_grad)
         )
+        for moved in (following.u, following.w):  # a step can overflow at a finite gradient
+            finite &= jnp.isfinite(optax.tree.sum(moved))
         # A step that met a non-finite number is not taken: the state stays the last good one.
         following = jax.tree.map(lambda new, old: _where(finite, new, old), following, state)
 
@@ -93,7 +95,8 @@ def run_chunk(
             ),
             lambda: jnp.full_like(info.outer_value, jnp.nan),
         )
-        tolerances = control.tolerances
+        dtype = info.outer_value.dtype
+        tolerances = jax.tree.map(lambda x: x.astype(dtype), control.tolerances)
         converged = (
             recorded
             & (residual <= tolerances.outer)
@@ -163,7 +166,7 @@ def solve(
     w0: PyTree[Array],
     *,
     num_steps: int,
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, ""] | UInt32[Array, "2"] | None = None,
     tol: float | Tolerances | None = None,
     callbacks: Sequence[AbstractCallback] = (),
     state: State | None = None,
@@ -219,7 +222,7 @@ def solve(
             key = jr.wrap_key_data(key)
         state = algorithm.init(problem, u0, w0, key)
     else:
-        _check_fits(state, u0, w0)
+        _check_fits(state, problem, algorithm, u0, w0)
     # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
     state = jax.tree.map(_own, state)
 
@@ -240,7 +243,7 @@ def solve(
             state, status, rows = _compiled_chunk(
                 (problem, algorithm, control, chunk_size), (state, status)
             )
-            if isinstance(state.step, jax.core.Tracer):
+            if _any_tracer((state, status, rows)):
                 raise TypeError(_UNDER_TRANSFORMATION)
             rows = _fetch(rows)
             trace.append(rows)
@@ -290,6 +293,10 @@ def _own(x: Array) -> Array:
     return x.copy() if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.array(x, x.dtype)
 
 
+def _any_tracer(tree: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
 def _fetch(rows: Row) -> dict[str, np.ndarray]:
     """The trace points among a chunk's rows, on the host."""
     columns = jax.device_get(rows)._asdict()
@@ -305,7 +312,8 @@ def _check_call(problem, u0, w0, num_steps, trace_every, chunk_size) -> None:
     ]:
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((u0, w0, problem))):
+    # Under jit, new arrays are tracers too.
+    if _any_tracer((u0, w0, problem, jnp.zeros(()))):
         raise TypeError(_UNDER_TRANSFORMATION)
     for name, tree in [("u0", u0), ("w0", w0)]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -334,10 +342,20 @@ def _check_call(problem, u0, w0, num_steps, trace_every, chunk_size) -> None:
             )
 
 
-def _check_fits(state: State, u0: PyTree, w0: PyTree) -> None:
+def _check_fits(
+    state: State, problem: BilevelProblem, algorithm: AbstractAlgorithm, u0: PyTree, w0: PyTree
+) -> None:
     for name, ours, theirs in [("u", state.u, u0), ("w", state.w, w0)]:
         if jax.tree.map(jnp.shape, ours) != jax.tree.map(jnp.shape, theirs):
             raise ValueError(
                 f"`state` does not belong to this problem: its `{name}` has shapes "
                 f"{jax.tree.map(jnp.shape, ours)}, `{name}0` has {jax.tree.map(jnp.shape, theirs)}."
             )
+    own = eqx.filter_eval_shape(algorithm.init, problem, u0, w0, state.key)
+    describe = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), str(x.dtype)), tree)
+    if describe(state) != describe(own):
+        raise ValueError(
+            f"`state` does not belong to this algorithm: it was made by another method than this "
+            f"`{type(algorithm).__name__}`, by one with other solvers or samplers, or in another "
+            "dtype. Go on with the algorithm that made it, or start anew from its `u` and `w`."
+        )

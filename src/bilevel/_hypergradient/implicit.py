@@ -88,7 +88,8 @@ def implicit_gradient(
         jax.eval_shape(lambda: w),
         (lx.symmetric_tag, lx.positive_semidefinite_tag),
     )
-    options = {} if v0 is None else {"y0": v0}
+    # Where the solver starts does not change the solution, so it carries no derivative.
+    options = {} if v0 is None else {"y0": jax.lax.stop_gradient(v0)}
     solution = lx.linear_solve(operator, outer_w, linear_solver, options=options, throw=False)
     v = solution.value
     cross, product = products(v)

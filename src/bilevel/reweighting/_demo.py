@@ -9,7 +9,7 @@ from .._callback import ProgressBar
 from ..datasets import flip_to_different
 from ._weights import WeightsResult, learn_weights
 
-NUM_TRAIN, NUM_TRUSTED, RATE = 600, 200, 0.4
+NUM_TRAIN, NUM_TRUSTED, RATE = 1000, 200, 0.4
 
 DEMO_TEXT = (
     f"scikit-learn's handwritten digits (8 x 8 pixels): {NUM_TRAIN} training rows, {RATE:.0%} of "

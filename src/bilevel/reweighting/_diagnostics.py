@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 def effective_sample_size(weights: Float[np.ndarray, " rows"]) -> float:
@@ -34,16 +34,40 @@ def entropy(weights: Float[np.ndarray, " rows"]) -> float:
     return float(-np.sum(p * np.log(p)))
 
 
-def keep_rows(weights: Float[np.ndarray, " rows"]) -> tuple[np.ndarray, float]:
-    """Which rows to keep, and the threshold on the weights that decides it.
+class RowWeights(NamedTuple):
+    """Weights of mean 1 for the training rows, and the weight of a trusted row beside them."""
 
-    The threshold is half the weight that each surviving row would have if `effective_sample_size`
-    rows shared all of it, `n / (2 ESS)` for weights of mean 1: uniform weights keep every row,
-    and weights that are zero or equal keep exactly those that are not zero.
+    weights: Float[np.ndarray, " rows"]
+    trusted_weight: float
+
+    @property
+    def keep(self) -> Bool[np.ndarray, " rows"]:
+        """The rows worth at least half a trusted row."""
+        return self.weights >= 0.5 * self.trusted_weight
+
+
+def row_weights(u: Float[np.ndarray, " rows"]) -> RowWeights:
+    """From a point of the simplex to sample weights: no row counts more than a trusted one.
+
+        cap = n / (2 ESS(p)),   p = u normalised to mean 1
+        w_i = c min(p_i, cap),  c such that the mean is 1;   a trusted row weighs c cap
+
+    The weights that a bilevel run finds have a long upper tail: rows that happen to pull the way the
+    trusted loss wants. With some hundred trusted rows that tail is where the overfitting is, and a
+    training row has no claim to be worth more than a row that is known to be right. The cap is half
+    of what each row would weigh if `ESS(p)` rows shared all the weight equally; uniform weights, and
+    weights that are zero or equal, come out as they went in.
+
+    >>> import numpy as np
+    >>> row_weights(np.array([0.5, 0.5, 0.0, 0.0]))
+    RowWeights(weights=array([2., 2., 0., 0.]), trusted_weight=2.0)
     """
-    weights = np.asarray(weights, dtype=np.float64)
-    threshold = 0.5 * weights.sum() / effective_sample_size(weights)
-    return weights >= threshold, float(threshold)
+    p = np.asarray(u, dtype=np.float64)
+    p = p * (len(p) / p.sum())
+    cap = 0.5 * len(p) / effective_sample_size(p)
+    capped = np.minimum(p, cap)
+    scale = len(p) / capped.sum()
+    return RowWeights(scale * capped, float(scale * cap))
 
 
 class Check(NamedTuple):

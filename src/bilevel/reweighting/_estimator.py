@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._baselines import compare_baselines, fit_weighted, require_sample_weight, stack_rows
 from ._data import InputError
-from ._diagnostics import effective_sample_size, keep_rows
+
 from ._weights import default_estimator, learn_weights
 
 

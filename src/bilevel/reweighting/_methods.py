@@ -1,5 +1,7 @@
 """The algorithms that reweighting offers by name."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,6 +20,7 @@ from .._sampler import FullBatch, Shuffled, Stream
 from .._trust_region import log_trust_region
 
 
+@functools.cache  # equal calls give the same object, so that their runs share one compilation
 def near_exact(*, damping: float = 0.0) -> DoubleLoop:
     """The default: near-exact outer steps in a trust region on the log-weights.
 
@@ -95,7 +98,7 @@ def build_method(
     if isinstance(method, AbstractAlgorithm):
         return method, 100, 10
     if method == "near-exact":
-        return near_exact(damping=0.0 if convex else 1e-1), 40, 1
+        return near_exact(damping=0.0 if convex else 1e-1), 20, 1
     if method == "soba":
         return soba(problem, u, w), 10_000, 500
     raise ValueError(

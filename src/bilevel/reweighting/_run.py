@@ -248,7 +248,6 @@ def _summary(
         "seed": config.seed,
         "trusted_weight": result.trusted_weight,
         "keep": int(result.keep.sum()),
-        "keep_threshold": result.threshold,
         "effective_sample_size": result.effective_sample_size,
         "entropy": result.entropy,
         "believable": result.believable,

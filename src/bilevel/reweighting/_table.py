@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, MinMaxScaler
 
 from ._data import InputError, named
 
@@ -129,7 +129,7 @@ def tidy(features: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.DataFra
 def table_pipeline(features: pd.DataFrame) -> Pipeline:
     """A transformer for the columns of `features` (after `tidy`), not yet fitted.
 
-    Numbers: the median for missing values with a flag beside it, then unit variance. Text,
+    Numbers: the median for missing values with a flag beside it, then scaled to [0, 1]. Text,
     categories and booleans: one column a value (the 50 most frequent), missing values among them;
     a value never seen in fitting counts as infrequent.
     """
@@ -140,7 +140,7 @@ def table_pipeline(features: pd.DataFrame) -> Pipeline:
         parts.append(
             (
                 "numbers",
-                make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()),
+                make_pipeline(SimpleImputer(strategy="median", add_indicator=True), MinMaxScaler()),
                 numbers,
             )
         )

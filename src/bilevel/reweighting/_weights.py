@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler
 
 from .._algorithm.base import AbstractAlgorithm
 from .._callback import AbstractCallback, Checkpoint, Chunk, Logger, read_lines
@@ -46,10 +46,10 @@ from ._data import (
     encode_classes,
     named,
 )
-from ._diagnostics import Check, effective_sample_size, entropy, keep_rows
+from ._diagnostics import Check, effective_sample_size, entropy, row_weights
 from ._methods import build_method
 
-_STANDARDISE = object()
+_MIN_MAX = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,9 @@ class WeightsResult:
     Attributes:
         weights: one a training row, in order, mean 1: 0 is ignored, 1 an average row. A pandas
             series with the training rows' index if they came as a data frame.
-        trusted_weight: what a trusted row should weigh beside them, `n / effective_sample_size`:
-            as much as a training row would if the effective rows shared all the weight equally.
-        keep: whether each row's weight reaches `threshold`; the rows to look at are the others.
-        threshold: half of `trusted_weight`.
+        trusted_weight: what a trusted row weighs beside them; no training row weighs more, see
+            `row_weights`.
+        keep: whether each row is worth at least half a trusted row; look at the others.
         effective_sample_size: `(sum w)^2 / sum w^2`.
         entropy: of the normalised weights, in nats.
         history: a table with a line a recorded outer step: outer value, the three residuals, oracle
@@ -80,7 +79,6 @@ class WeightsResult:
     weights: np.ndarray | pd.Series
     trusted_weight: float
     keep: np.ndarray
-    threshold: float
     effective_sample_size: float
     entropy: float
     history: pd.DataFrame
@@ -153,7 +151,7 @@ def learn_weights(
     method: str | AbstractAlgorithm = "near-exact",
     num_steps: int | None = None,
     l2: float = 1e-2,
-    scaler: Any = _STANDARDISE,
+    scaler: Any = _MIN_MAX,
     holdout: tuple[Any, Any] | None = None,
     estimator: Any = None,
     overlap: Literal["error", "keep"] = "error",
@@ -178,9 +176,9 @@ def learn_weights(
             `"mlp"`, or any `bilevel.tasks.Model`.
         method: `"near-exact"`, `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`.
         num_steps: outer steps; the default depends on the method.
-        l2: strength of the model's l2 penalty; the features have unit variance at this point.
+        l2: strength of the model's l2 penalty; the features lie in [0, 1] at this point.
         scaler: a scikit-learn transformer for the features, fitted on the training rows; by default
-            `StandardScaler()`. `None` takes the features as they are.
+            `MinMaxScaler()`. `None` takes the features as they are.
         holdout: `(X, y)` never used in learning; brings the table of baselines and the verdict.
         estimator: what the baselines are fitted with, any scikit-learn estimator that accepts
             `sample_weight`; by default `LogisticRegression` or `Ridge` on scaled features.
@@ -199,7 +197,7 @@ def learn_weights(
             an argument.
         BilevelError: the run met a non-finite number.
 
-    Cost of the default: 40 outer steps of at most 20 function-and-gradient evaluations and 20
+    Cost of the default: 20 outer steps of at most 20 function-and-gradient evaluations and 20
     Hessian-vector products each, every one about two matrix products with X; memory a few times X.
 
     >>> from sklearn.datasets import load_iris
@@ -242,8 +240,8 @@ def learn_weights(
 
         num_outputs = len(classes)
 
-    if scaler is _STANDARDISE:
-        scaler = StandardScaler()
+    if scaler is _MIN_MAX:
+        scaler = MinMaxScaler()
     if scaler is not None:
         scaler = clone(scaler).fit(features)
     scale = (lambda a: a) if scaler is None else scaler.transform
@@ -266,14 +264,10 @@ def learn_weights(
     )
 
     n = len(features)
-    # Taken to float64 and normalised once more: float32 sums of many small weights are off by 1e-6.
-    weights = np.asarray(solution.u, np.float64)
-    weights *= n / weights.sum()
-    keep, threshold = keep_rows(weights)
+    weights, trusted_weight = final = row_weights(np.asarray(solution.u))
     ess = effective_sample_size(weights)
-    trusted_weight = n / ess
 
-    retrained, retrain_result = _retrain(problem, solution.u, w0)
+    retrained, retrain_result = _retrain(problem, jnp.asarray(weights / n, floating), w0)
     held = None if holdout is None else _check_holdout(X, holdout, labels, regression)
     held_rows = None if held is None else rows(as_features(held[0], "holdout X"), held[1])
     scores = _score_models(problem, {"warm": solution.w, "retrained": retrained}, predict, loss, held_rows)
@@ -290,8 +284,7 @@ def learn_weights(
     return WeightsResult(
         weights=weights,
         trusted_weight=trusted_weight,
-        keep=keep,
-        threshold=threshold,
+        keep=final.keep,
         effective_sample_size=ess,
         entropy=entropy(np.asarray(weights)),
         history=history,
@@ -306,8 +299,8 @@ def learn_weights(
 def default_estimator(regression: bool) -> Any:
     """What weights are compared on, and finally fitted with, when the user names no estimator."""
     if regression:
-        return make_pipeline(StandardScaler(), Ridge())
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        return make_pipeline(MinMaxScaler(), Ridge())
+    return make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000))
 
 
 def _as_given(*arrays: Any) -> list[Any]:
@@ -413,23 +406,25 @@ def _score_models(
     problem: BilevelProblem, models: dict[str, PyTree], predict: Any, loss: Any, held_rows: Any
 ) -> pd.DataFrame:
     """Losses, and scores (accuracy or R2), of the weighting model under several parameters."""
-
-    @jax.jit
-    def evaluate(w: PyTree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        outputs = predict(w, x)
-        if jnp.issubdtype(y.dtype, jnp.integer):
-            score = jnp.mean(jnp.argmax(outputs, axis=1) == y)
-        else:
-            score = 1 - jnp.mean((outputs[:, 0] - y) ** 2) / jnp.var(y)
-        return jnp.mean(loss(outputs, y)), score
-
-    table = {}
+    table: dict[str, dict[str, float]] = {name: {} for name in models}
     for name, w in models.items():
-        row = dict(zip(("trusted_loss", "trusted_score"), evaluate(w, *problem.outer_data)))
-        if held_rows is not None:
-            row |= dict(zip(("holdout_loss", "holdout_score"), evaluate(w, *held_rows)))
-        table[name] = {key: float(value) for key, value in row.items()}
+        for part, rows in [("trusted", problem.outer_data), ("holdout", held_rows)]:
+            if rows is not None:
+                measured = _evaluate(predict, loss, w, *rows)
+                table[name] |= {f"{part}_{key}": float(x) for key, x in measured.items()}
     return pd.DataFrame.from_dict(table, orient="index")
+
+
+@eqx.filter_jit
+def _evaluate(
+    predict: Any, loss: Any, w: PyTree, x: jax.Array, y: jax.Array
+) -> dict[str, jax.Array]:
+    outputs = predict(w, x)
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        score = jnp.mean(jnp.argmax(outputs, axis=1) == y)
+    else:
+        score = 1 - jnp.mean((outputs[:, 0] - y) ** 2) / jnp.var(y)
+    return {"loss": jnp.mean(loss(outputs, y)), "score": score}
 
 
 def _checks(

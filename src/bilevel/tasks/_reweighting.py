@@ -99,6 +99,30 @@ def uniform_weights(num_rows: int, dtype: Any = None) -> Float[Array, " rows"]:
     return jnp.full((num_rows,), 1 / num_rows, dtype)
 
 
+# The objectives are modules, not closures, so that problems built by separate calls from the same
+# `predict` and data of the same shapes share one compilation.
+class _WeightedRisk(eqx.Module):
+    predict: Predict
+    loss: Loss
+    l2: float
+    num_rows: int
+
+    def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
+        x, y, i = batch
+        scale = self.num_rows / i.shape[0]
+        risk = scale * jnp.vdot(u[i], self.loss(self.predict(w, x), y))
+        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+
+
+class _MeanRisk(eqx.Module):
+    predict: Predict
+    loss: Loss
+
+    def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array]) -> Array:
+        x, y = batch
+        return jnp.mean(self.loss(self.predict(w, x), y))
+
+
 def reweighting(
     X: Float[Array, "rows features"],
     y: Shaped[Array, " rows"],
@@ -136,19 +160,9 @@ def reweighting(
     0.6931
     """
     n = X.shape[0]
-
-    def inner(u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
-        x, y, i = batch
-        scale = n / i.shape[0]
-        return scale * jnp.vdot(u[i], loss(predict(w, x), y)) + 0.5 * l2 * optax.tree.vdot(w, w)
-
-    def outer(u: Array, w: PyTree, batch: tuple[Array, Array]) -> Array:
-        x, y = batch
-        return jnp.mean(loss(predict(w, x), y))
-
     return BilevelProblem(
-        outer=outer,
-        inner=inner,
+        outer=_MeanRisk(predict, loss),
+        inner=_WeightedRisk(predict, loss, l2, n),
         outer_data=(X_trusted, y_trusted),
         inner_data=(X, y, jnp.arange(n, dtype=jnp.int32)),
         geometry=Simplex(),
