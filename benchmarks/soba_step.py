@@ -44,7 +44,8 @@ def bare_products(problem, sampler, w, v, inner_state, outer_state):
         inner, inner_state = sampler.draw(problem.inner_data, inner_state)
         outer, outer_state = sampler.draw(problem.outer_data, outer_state)
         x, xo = inner.data[0], outer.data[0]
-        return (*products(w, v, x, xo), inner_state, outer_state), None
+        w, v = products(w, v, x, xo)
+        return (w, v, inner_state, outer_state), None
 
     return jax.lax.scan(step, (w, v, inner_state, outer_state), length=STEPS)[0]
 
@@ -65,7 +66,8 @@ def contiguous_products(problem, batch_size, w, v):
         xo = jax.lax.dynamic_slice_in_dim(
             xo_all, (k * batch_size) % (OUTER - batch_size), batch_size
         )
-        return products(*carry, x, xo), None
+        w, v = carry
+        return products(w, v, x, xo), None
 
     return jax.lax.scan(step, (w, v), jnp.arange(STEPS))[0]
 

@@ -73,7 +73,7 @@ def train_model(problem: bilevel.BilevelProblem, u: jax.Array, w0: Any) -> Any:
 
 def accuracies(data: Cleaning, w: Any) -> dict[str, float]:
     """On the outer rows ("validation" in the paper) and on the test set."""
-    X_outer, y_outer = data.problem.outer_data
+    X_outer, y_outer = data.problem.outer_data  # pyright: ignore[reportGeneralTypeIssues]
 
     def accuracy(x, y):
         return float(np.mean(np.asarray(data.model.predict(w, x)).argmax(1) == np.asarray(y)))

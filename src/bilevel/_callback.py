@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ._algorithm.base import State
@@ -55,8 +56,13 @@ class ProgressBar(AbstractCallback):
         """Advance the bar."""
         if self._progress is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-            from rich.progress import TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -206,16 +212,18 @@ class Checkpoint(AbstractCallback):
                 f"file, or repeat the call that made it. ({error})"
             ) from error
         return jax.tree.map(
-            lambda old, new: jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
-            if _is_key(old)
-            else new,
+            lambda old, new: (
+                jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+                if _is_key(old)
+                else new
+            ),
             like,
             saved,
         )
 
 
 def _is_key(leaf: Any) -> bool:
-    return eqx.is_array(leaf) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _unwrap_keys(tree: Any) -> Any:

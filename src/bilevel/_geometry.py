@@ -6,6 +6,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree, Scalar
 
 
@@ -57,7 +59,7 @@ class Box(AbstractGeometry):
     upper: Array = eqx.field(converter=jnp.asarray)
 
     def __check_init__(self):
-        if not any(isinstance(x, jax.core.Tracer) for x in (self.lower, self.upper)) and bool(
+        if not any(isinstance(x, Tracer) for x in (self.lower, self.upper)) and bool(
             jnp.any(self.lower > self.upper)
         ):
             raise ValueError(
@@ -91,8 +93,8 @@ class Simplex(AbstractGeometry):
 
     def retract(self, u, delta):
         """`u * exp(delta)`, normalised, on the log-weights."""
-        flat, unravel = jax.flatten_util.ravel_pytree(u)
-        step, _ = jax.flatten_util.ravel_pytree(delta)
+        flat, unravel = ravel_pytree(u)
+        step, _ = ravel_pytree(delta)
         # jax.nn.log_softmax subtracts the maximum first; log(0) = -inf passes through it as is.
         weights = jnp.exp(jax.nn.log_softmax(jnp.log(flat) + step))
         tiny = jnp.finfo(flat.dtype).tiny

@@ -30,7 +30,7 @@ class AbstractInnerSolver(eqx.Module):
     what `ITD` does.
     """
 
-    unrollable: eqx.AbstractClassVar[bool]
+    unrollable: ClassVar[bool]
 
     @abc.abstractmethod
     def init(self, problem: BilevelProblem, u: PyTree[Array], w: PyTree[Array]) -> Any:

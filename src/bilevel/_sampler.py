@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree, UInt32
 from ._problem import num_rows
 
 
-class Batch(NamedTuple):
+class Batch(eqx.Module):
     """Some rows and their positions.
 
     `data` has the structure of the data drawn from, with `len(index)` rows; `index` is `None` for
@@ -74,7 +74,7 @@ class FullBatch(AbstractSampler):
 
 class _Draws(NamedTuple):
     key: Key[Array, ""]
-    count: Int[Array, ""]
+    drawn: Int[Array, ""]
 
 
 class WithReplacement(AbstractSampler):
@@ -100,9 +100,9 @@ class WithReplacement(AbstractSampler):
     def draw(self, data, state):
         """`batch_size` rows picked independently."""
         index = jr.randint(
-            jr.fold_in(state.key, state.count), (self.batch_size,), 0, num_rows(data)
+            jr.fold_in(state.key, state.drawn), (self.batch_size,), 0, num_rows(data)
         )
-        return _take(data, index), _Draws(state.key, state.count + 1)
+        return _take(data, index), _Draws(state.key, state.drawn + 1)
 
 
 class _Epoch(NamedTuple):

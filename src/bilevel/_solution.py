@@ -21,8 +21,8 @@ class RESULTS(lx.RESULTS):  # pyright: ignore
         "`solve(..., state=solution.state, num_steps=more)`, or loosen `tol`."
     )
     negative_curvature = (
-        "Conjugate gradients met a direction in which the inner Hessian is not positive and stopped "
-        "there. The inner point may be no minimum: solve the inner problem further, or damp."
+        "Conjugate gradients met a direction in which the inner Hessian is not positive and "
+        "stopped there. The inner point may be no minimum: solve the inner problem further, or damp."
     )
     linear_divergence = (
         "The linear system's solution became non-finite while the objectives were finite. The "

@@ -1,7 +1,7 @@
 """The only loop in the library: `run_chunk`, compiled, and `solve`, which drives it on the host."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from ._algorithm.base import AbstractAlgorithm, State
@@ -210,30 +211,28 @@ def solve(
     ...     outer=lambda u, w, _: 0.5 * (w - 1.0) ** 2, inner=lambda u, w, _: (w - u) ** 2
     ... )
     >>> from bilevel import AID, DoubleLoop, GradientInner
-    >>> method = DoubleLoop(GradientInner(optax.sgd(0.5), 1), AID(lx.CG(1e-6, 1e-6)), optax.sgd(1.0))
+    >>> inner = GradientInner(optax.sgd(0.5), num_steps=1)
+    >>> method = DoubleLoop(inner, AID(lx.CG(1e-6, 1e-6)), optax.sgd(1.0))
     >>> solution = solve(problem, method, jnp.array(0.0), jnp.array(0.0), num_steps=10, tol=1e-5)
     >>> float(solution.u), solution.stats["num_steps"]
     (1.0, 2)
     """
     _check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
     if state is None:
-        key = jr.key(0) if key is None else key
-        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            key = jr.wrap_key_data(key)
-        state = algorithm.init(problem, u0, w0, key)
+        state = algorithm.init(problem, u0, w0, _typed_key(key))
     else:
         _check_fits(state, problem, algorithm, u0, w0)
     # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
-    state = jax.tree.map(_own, state)
+    state = cast(State, jax.tree.map(_own, state))
 
     if tol is None:
         tolerances = Tolerances(-1.0, -1.0, -1.0)
     else:
         tolerances = tol if isinstance(tol, Tolerances) else Tolerances(tol, tol, tol)
     control = Control(
-        np.asarray(num_steps, np.int32),
-        np.asarray(trace_every, np.int32),
-        Tolerances(*(np.asarray(x, dtype=float) for x in tolerances)),
+        jnp.asarray(num_steps, jnp.int32),
+        jnp.asarray(trace_every, jnp.int32),
+        jax.tree.map(lambda x: jnp.asarray(x, float), tolerances),
     )
     status = Status(state.step >= num_steps, RESULTS.outer_max_steps_reached)
     trace: list[dict[str, np.ndarray]] = []
@@ -249,7 +248,8 @@ def solve(
             trace.append(rows)
             chunk = Chunk(int(state.step), num_steps, state, rows)
             # Every callback sees every chunk, also when an earlier one asks to stop.
-            stopped = any([bool(callback(chunk)) for callback in callbacks])
+            answers = [bool(callback(chunk)) for callback in callbacks]
+            stopped = any(answers)
             if stopped or bool(status.over):
                 break
     finally:
@@ -282,10 +282,17 @@ def solve(
 
 
 _UNDER_TRANSFORMATION = (
-    "`solve` runs on the host and cannot be called under jax.jit, grad or vmap, nor with objectives "
-    "that close over a variable being traced. Inside a transformation use `algorithm.init` and "
-    "`algorithm.step` in a `lax.scan`, or `implicit_gradient`."
+    "`solve` runs on the host and cannot be called under jax.jit, grad or vmap, nor with "
+    "objectives that close over a variable being traced. Inside a transformation use "
+    "`algorithm.init` and `algorithm.step` in a `lax.scan`, or `implicit_gradient`."
 )
+
+
+def _typed_key(key: Any) -> Key[Array, ""]:
+    """The key given, in the new style; `key(0)` by default."""
+    if key is None:
+        return jr.key(0)
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.wrap_key_data(key)
 
 
 def _own(x: Array) -> Array:
@@ -294,7 +301,7 @@ def _own(x: Array) -> Array:
 
 
 def _any_tracer(tree: Any) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
 def _fetch(rows: Row) -> dict[str, np.ndarray]:
@@ -352,8 +359,8 @@ def _check_fits(
                 f"{jax.tree.map(jnp.shape, ours)}, `{name}0` has {jax.tree.map(jnp.shape, theirs)}."
             )
     own = eqx.filter_eval_shape(algorithm.init, problem, u0, w0, state.key)
-    describe = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), str(x.dtype)), tree)
-    if describe(state) != describe(own):
+    ours, theirs = (jax.tree.map(lambda x: (x.shape, str(x.dtype)), x) for x in (state, own))
+    if ours != theirs:
         raise ValueError(
             f"`state` does not belong to this algorithm: it was made by another method than this "
             f"`{type(algorithm).__name__}`, by one with other solvers or samplers, or in another "

@@ -72,4 +72,4 @@ def log_trust_region(
         factor = jnp.where(largest > 0, -radius / jnp.where(largest > 0, largest, 1), 0)
         return optax.tree.scale(factor, centred), TrustRegionState(radius, value)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]

@@ -4,7 +4,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -126,25 +126,47 @@ def weigh(
         sys.stdout.write(json.dumps({**done.summary, "folder": str(done.folder)}, indent=2) + "\n")
     else:
         _show(done.result)
-        _out.print(f"written to {done.folder}: weights.parquet summary.json model.skops config.toml")
+        _out.print(
+            f"written to {done.folder}: weights.parquet summary.json model.skops config.toml"
+        )
     if strict and not done.result.believable:
         raise typer.Exit(NOT_BELIEVABLE)
 
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Random seed of the split and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the splits and the noise.")] = 0,
 ) -> None:
     """Run the job on real digits that ship with scikit-learn, with labels corrupted on purpose."""
-    from .reweighting._demo import DEMO_TEXT, run_demo
+    from rich.progress import track
+
+    from .reweighting._demo import DEMO_TEXT, NUM_SPLITS, run_demo
 
     _out.print(DEMO_TEXT)
-    outcome = run_demo(seed)
-    _show(outcome.result)
+    bar = iter(track(range(NUM_SPLITS), description="splits", console=_err))
+    next(bar)
+    outcome = run_demo(seed, on_split=lambda done: next(bar, None))
+    table = Table(title="Accuracy on the hold-out, mean over the splits", title_justify="left")
+    table.add_column("fitted on")
+    for column in ("accuracy", "reweighted is better by", "better in"):
+        table.add_column(column, justify="right")
+    for name, row in outcome.table.iterrows():
+        if name == "reweighted":
+            table.add_row("reweighted", f"{row['score']:.4f}", "", "", style="bold")
+        else:
+            table.add_row(
+                str(name),
+                f"{row['score']:.4f}",
+                f"{row['gain']:+.4f} ± {row['standard_error']:.4f}",
+                f"{row['wins']:.0f} of {NUM_SPLITS}",
+            )
+    _out.print(table)
+    _out.print(outcome.verdict(), highlight=False)
     _out.print(
-        f"Of the {outcome.num_wrong} rows whose label was corrupted, {outcome.num_found} are among "
-        f"the {outcome.num_flagged} that the weights say to look at (a random choice of as many "
-        f"would hold {outcome.num_by_chance:.0f})."
+        f"The weights say to look at {outcome.flagged / NUM_SPLITS:.0f} rows a split; "
+        f"{outcome.found / outcome.wrong:.0%} of the corrupted rows are among them, and "
+        f"{outcome.found / outcome.flagged:.0%} of them are corrupted.",
+        highlight=False,
     )
 
 
@@ -174,12 +196,16 @@ def _baseline_table(baselines: "pd.DataFrame") -> Table:
         ours = name == "reweighted"
         gap = "" if ours else f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"
         table.add_row(
-            str(name), f"{row['rows']:.0f}", f"{row['score']:.4f}", gap, style="bold" if ours else ""
+            str(name),
+            f"{row['rows']:.0f}",
+            f"{row['score']:.4f}",
+            gap,
+            style="bold" if ours else "",
         )
     return table
 
 
-def _fail(message: str, code: int) -> Any:
+def _fail(message: str, code: int) -> NoReturn:
     _err.print(f"[red]bilevel:[/red] {message}", highlight=False, markup=True)
     raise typer.Exit(code)
 

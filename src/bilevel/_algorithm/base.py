@@ -54,13 +54,7 @@ class Info(eqx.Module):
 
 
 class AbstractAlgorithm(eqx.Module):
-    """A method for `min_u F(u, w*(u))`: a start and a step, both pure.
-
-    Every algorithm has the two samplers that its batches come from.
-    """
-
-    inner_sampler: eqx.AbstractVar[AbstractSampler]
-    outer_sampler: eqx.AbstractVar[AbstractSampler]
+    """A method for `min_u F(u, w*(u))`: a start and a step, both pure."""
 
     @abc.abstractmethod
     def init(
@@ -81,23 +75,23 @@ class SamplerStates(NamedTuple):
 
 
 def init_samplers(
-    algorithm: AbstractAlgorithm, problem: BilevelProblem, key: Key[Array, ""]
+    problem: BilevelProblem, outer: AbstractSampler, inner: AbstractSampler, key: Key[Array, ""]
 ) -> SamplerStates:
     """Start both samplers, each on a key of its own."""
     outer_key, inner_key = jr.split(key)
     return SamplerStates(
-        outer=algorithm.outer_sampler.init(problem.outer_data, outer_key),
-        inner=algorithm.inner_sampler.init(problem.inner_data, inner_key),
+        outer=outer.init(problem.outer_data, outer_key),
+        inner=inner.init(problem.inner_data, inner_key),
     )
 
 
 def open_streams(
-    algorithm: AbstractAlgorithm, problem: BilevelProblem, states: SamplerStates
+    problem: BilevelProblem, outer: AbstractSampler, inner: AbstractSampler, states: SamplerStates
 ) -> Streams:
     """The streams of batches that go on from `states`."""
     return Streams(
-        outer=Stream(algorithm.outer_sampler, problem.outer_data, states.outer),
-        inner=Stream(algorithm.inner_sampler, problem.inner_data, states.inner),
+        outer=Stream(outer, problem.outer_data, states.outer),
+        inner=Stream(inner, problem.inner_data, states.inner),
     )
 
 

@@ -65,7 +65,7 @@ class DoubleLoop(AbstractAlgorithm):
             w0=None if self.warm_start else w0,
             outer_tx=self.outer_tx.init(u0),
             estimator=self.hypergradient.init(problem, self.inner, u0, w0),
-            samplers=init_samplers(self, problem, key),
+            samplers=init_samplers(problem, self.outer_sampler, self.inner_sampler, key),
         )
         return start(u0, w0, key, aux)
 
@@ -79,7 +79,12 @@ class DoubleLoop(AbstractAlgorithm):
             estimator = EstimatorState(self.inner.init(problem, state.u, w), estimator.v)
 
         estimate, estimator, streams = self.hypergradient.estimate(
-            problem, self.inner, state.u, w, estimator, open_streams(self, problem, samplers)
+            problem,
+            self.inner,
+            state.u,
+            w,
+            estimator,
+            open_streams(problem, self.outer_sampler, self.inner_sampler, samplers),
         )
         updates, outer_tx = optax.with_extra_args_support(self.outer_tx).update(
             estimate.grad, state.aux.outer_tx, state.u, value=estimate.value

@@ -66,13 +66,19 @@ class SOBA(AbstractAlgorithm):
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
         return start(
-            u0, w0, key, _Aux(optax.tree.zeros_like(w0), init_samplers(self, problem, key))
+            u0,
+            w0,
+            key,
+            _Aux(
+                optax.tree.zeros_like(w0),
+                init_samplers(problem, self.outer_sampler, self.inner_sampler, key),
+            ),
         )
 
     def step(self, problem, state):
         """One joint step."""
         u, w, v = state.u, state.w, state.aux.v
-        streams = open_streams(self, problem, state.aux.samplers)
+        streams = open_streams(problem, self.outer_sampler, self.inner_sampler, state.aux.samplers)
         outer_batch, outer_stream = streams.outer.draw()
         inner_batch, inner_stream = streams.inner.draw()
         require_outer_variable(problem, u, w, (outer_batch, inner_batch))

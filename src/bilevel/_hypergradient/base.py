@@ -102,7 +102,9 @@ def require_outer_variable(problem: BilevelProblem, u: PyTree, w: PyTree, stream
     costs nothing at run time.
 
     Args:
-        problem, u, w: the problem and any point.
+        problem: the problem.
+        u: any outer variable.
+        w: any inner variable.
         streams: a pair (outer batch, inner batch).
     """
     outer_batch, inner_batch = streams

@@ -13,8 +13,8 @@ import optax
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
 
-from .._linear.cg import CG
 from .._inner import AbstractInnerSolver, MinimiserInner
+from .._linear.cg import CG
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream, Streams
 from .base import AbstractHypergradient
@@ -148,7 +148,8 @@ def check_hypergradient(
 
     >>> import jax, jax.numpy as jnp
     >>> problem = BilevelProblem(
-    ...     outer=lambda u, w, _: jnp.sum(w**2), inner=lambda u, w, _: jnp.sum((w - jnp.sin(u)) ** 2)
+    ...     outer=lambda u, w, _: jnp.sum(w**2),
+    ...     inner=lambda u, w, _: jnp.sum((w - jnp.sin(u)) ** 2),
     ... )
     >>> check = check_hypergradient(problem, jnp.arange(3.0), jnp.zeros(3))
     >>> check.verdict
@@ -163,7 +164,9 @@ def check_hypergradient(
     rtol = (1e-6 if eps < 1e-12 else 1e-2) if rtol is None else rtol
     h = eps**0.2 * max(1.0, float(optax.tree.norm(u))) if step is None else step
     h = jnp.asarray(h, dtype)
-    streams = Streams(*(Stream(FullBatch(), x, ()) for x in (problem.outer_data, problem.inner_data)))
+    streams = Streams(
+        *(Stream(FullBatch(), x, ()) for x in (problem.outer_data, problem.inner_data))
+    )
 
     def inner_solution(u: PyTree[Array]) -> PyTree[Array]:
         return reference.solve(problem, u, w, reference.init(problem, u, w), streams.inner)[0]
@@ -198,7 +201,7 @@ def check_hypergradient(
         coarse, fine = central(h), central(h / 2)
         best = (4 * fine - coarse) / 3
         rounding = 4 * eps * abs(float(found.value)) / float(h)
-        estimated.append(float(optax.tree.vdot(found.grad, direction)))
+        estimated.append(float(jnp.asarray(optax.tree.vdot(found.grad, direction))))
         differences.append(best)
         uncertain.append(abs(coarse - fine) + rounding)
 

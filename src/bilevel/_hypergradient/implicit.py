@@ -53,7 +53,8 @@ def implicit_gradient(
             other direct solvers materialise H with dim(w) products.
         damping: solve with `H + damping I` in place of H; biased by O(damping).
         v0: where an iterative linear solver starts, zero by default.
-        outer_batch, inner_batch: data to use in place of the problem's.
+        outer_batch: data to use in place of `problem.outer_data`.
+        inner_batch: data to use in place of `problem.inner_data`.
 
     Returns:
         A `Hypergradient`; look at its two residuals before you believe it.
@@ -78,9 +79,7 @@ def implicit_gradient(
     inner_batch = problem.inner_data if inner_batch is _FULL else inner_batch
     require_outer_variable(problem, u, w, (outer_batch, inner_batch))
 
-    value, (outer_u, outer_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(
-        u, w, outer_batch
-    )
+    value, (outer_u, outer_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
     grad_w, products = linearise_inner(problem, u, w, inner_batch)
 
     operator = lx.FunctionLinearOperator(
@@ -159,9 +158,7 @@ class AID(AbstractHypergradient):
 
     def estimate(self, problem, inner, u, w, state, streams):
         """One inner solve and one linear solve."""
-        w, inner_state, inner_stream, stats = inner.solve(
-            problem, u, w, state.inner, streams.inner
-        )
+        w, inner_state, inner_stream, stats = inner.solve(problem, u, w, state.inner, streams.inner)
         outer_batch, outer_stream = streams.outer.draw()
         inner_batch, inner_stream = inner_stream.draw()
         estimate = implicit_gradient(
@@ -181,9 +178,7 @@ class AID(AbstractHypergradient):
 
 def charge_inner(estimate: Hypergradient, stats: InnerStats) -> Hypergradient:
     """Add the inner solver's calls and, if nothing worse happened, its result code."""
-    result = RESULTS.where(
-        estimate.result == RESULTS.successful, stats.result, estimate.result
-    )
+    result = RESULTS.where(estimate.result == RESULTS.successful, stats.result, estimate.result)
     calls = Calls(
         estimate.calls.outer_grad,
         estimate.calls.inner_grad + stats.calls,

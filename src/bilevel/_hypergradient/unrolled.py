@@ -50,7 +50,9 @@ class ITD(AbstractHypergradient):
         require_outer_variable(problem, u, w, (outer_batch, peek))
 
         def truncated(u: PyTree[Array]):
-            last, inner_state, stream, stats = inner.solve(problem, u, w, state.inner, streams.inner)
+            last, inner_state, stream, stats = inner.solve(
+                problem, u, w, state.inner, streams.inner
+            )
             return problem.outer(u, last, outer_batch), (last, inner_state, stream, stats)
 
         (value, aux), grad = eqx.filter_value_and_grad(truncated, has_aux=True)(u)

@@ -1,6 +1,6 @@
 """Conjugate gradients for Hessians: any scale, float32, and an honest word on curvature."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     of curvature `p^T A p <= 0`: there it returns the iterate reached so far with
     `RESULTS.negative_curvature`, as truncated Newton methods do.
 
-    It differs from `lineax.CG` where inner Hessians hurt: that one declares a breakdown, and returns
-    NaN, once `p^T A p / ||r||^2` falls below `100 * dim * eps`, which in float32 with 7840
+    It differs from `lineax.CG` where inner Hessians hurt: that one declares a breakdown, and
+    returns NaN, once `p^T A p / ||r||^2` falls below `100 * dim * eps`, which in float32 with 7840
     parameters is a curvature of .09; and it tests the residual entry by entry against
     `atol + rtol |b_i|`, which an entry with `b_i = 0` meets late or never.
 
@@ -86,21 +86,19 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
 
         def iterate(c: _Carry) -> _Carry:
             ap = operator.mv(c.p)
-            pap = optax.tree.vdot(c.p, ap)
+            pap = jnp.asarray(optax.tree.vdot(c.p, ap))
             curved = pap <= 0
             a = jnp.where(curved, 0, c.rr / jnp.where(curved, 1, pap))
             r = optax.tree.add_scale(c.r, -a, ap)
-            rr = optax.tree.vdot(r, r)
+            rr = jnp.asarray(optax.tree.vdot(r, r))
             p = optax.tree.add_scale(r, rr / c.rr, c.p)
             return _Carry(optax.tree.add_scale(c.x, a, c.p), r, p, rr, curved, c.step + 1)
 
-        rr = optax.tree.vdot(r, r)
+        rr = jnp.asarray(optax.tree.vdot(r, r))
         first = _Carry(x, r, r, rr, jnp.asarray(False), jnp.zeros((), jnp.int32))
         last = jax.lax.while_loop(unfinished, iterate, first)
         exhausted = (last.rr > target**2) & (self.rtol + self.atol > 0)
-        result = lx.RESULTS.where(
-            exhausted, lx.RESULTS.max_steps_reached, lx.RESULTS.successful
-        )
+        result = lx.RESULTS.where(exhausted, lx.RESULTS.max_steps_reached, lx.RESULTS.successful)
         result = lx.RESULTS.where(last.curved, lx.RESULTS.breakdown, result)
         return last.x, result, {"num_steps": last.step, "negative_curvature": last.curved}
 

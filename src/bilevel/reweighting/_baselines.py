@@ -25,9 +25,11 @@ def require_sample_weight(estimator: Any) -> None:
 
 def fit_weighted(estimator: Any, X: Any, y: Any, weights: np.ndarray) -> Any:
     """A clone of `estimator`, fitted with `sample_weight` (of a pipeline: on its last step)."""
+    name = "sample_weight"
     if isinstance(estimator, Pipeline):
-        return clone(estimator).fit(X, y, **{f"{estimator.steps[-1][0]}__sample_weight": weights})
-    return clone(estimator).fit(X, y, sample_weight=weights)
+        name = f"{estimator.steps[-1][0]}__{name}"
+    fresh: Any = clone(estimator)
+    return fresh.fit(X, y, **{name: weights})
 
 
 def stack_rows(a: Any, b: Any) -> Any:
@@ -98,7 +100,7 @@ def compare_baselines(
     trusted_model = fit_weighted(estimator, X_trusted, y_trusted, trusted_ones)
     agree = agreeing_rows(trusted_model, X, y, y_trusted)
     filtered = np.concatenate([agree, np.ones(m, bool)])
-    fits = {
+    fits: dict[str, tuple[float, Any]] = {
         "uniform": (n, fit_weighted(estimator, X, y, ones)),
         "all rows + trusted": (
             n + m,
@@ -108,7 +110,10 @@ def compare_baselines(
         "filter": (
             int(filtered.sum()),
             fit_weighted(
-                estimator, *(_take(part, filtered) for part in both), np.ones(int(filtered.sum()))
+                estimator,
+                _take(both[0], filtered),
+                _take(both[1], filtered),
+                np.ones(int(filtered.sum())),
             ),
         ),
     }

@@ -1,6 +1,5 @@
 """Checks on the arrays that come in, each with the rows or columns at fault in its message."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ class InputError(ValueError):
     """The data given cannot be used; the message says which rows or columns, and what to do."""
 
 
-def named(items: Sequence[Any], at_most: int = 5) -> str:
+def named(items: Any, at_most: int = 5) -> str:
     """The first few of `items`, for a message: `'a', 'b' and 7 more`."""
     shown = ", ".join(repr(x.item() if hasattr(x, "item") else x) for x in items[:at_most])
     rest = len(items) - at_most
@@ -182,9 +181,9 @@ def check_overlap(X: Any, X_trusted: Any) -> None:
     Raises:
         InputError: with the ids of the training rows.
     """
-    rows = pd.util.hash_pandas_object(pd.DataFrame(np.asarray(X)), index=False)
-    trusted = pd.util.hash_pandas_object(pd.DataFrame(np.asarray(X_trusted)), index=False)
-    shared = np.asarray(rows.isin(trusted))
+    rows, trusted = (pd.DataFrame(np.asarray(x)) for x in (X, X_trusted))
+    found = rows.merge(trusted.drop_duplicates(), how="left", indicator="where")["where"]
+    shared = np.asarray(found == "both")
     if shared.any():
         raise InputError(
             f"{int(shared.sum())} training rows also occur among the trusted rows (training ids "

@@ -11,7 +11,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._baselines import compare_baselines, fit_weighted, require_sample_weight, stack_rows
 from ._data import InputError
-
 from ._weights import default_estimator, learn_weights
 
 
@@ -99,7 +98,9 @@ class _AbstractReweighted(BaseEstimator, abc.ABC):
         everywhere, keep = np.empty(len(mask)), np.ones(len(mask), bool)
         everywhere[mask], everywhere[~mask] = result.trusted_weight, weights
         keep[~mask] = result.keep
-        self.weights_ = pd.Series(everywhere, X.index) if isinstance(X, pd.DataFrame) else everywhere
+        self.weights_ = (
+            pd.Series(everywhere, X.index) if isinstance(X, pd.DataFrame) else everywhere
+        )
         self.keep_mask_ = keep
         self.trusted_weight_ = result.trusted_weight
         self.n_effective_ = result.effective_sample_size

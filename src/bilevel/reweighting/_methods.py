@@ -13,8 +13,8 @@ from .._algorithm.double_loop import DoubleLoop
 from .._algorithm.soba import SOBA
 from .._hypergradient.base import linearise_inner
 from .._hypergradient.implicit import AID, implicit_gradient
-from .._linear.cg import CG
 from .._inner import MinimiserInner
+from .._linear.cg import CG
 from .._problem import BilevelProblem, num_rows
 from .._sampler import FullBatch, Shuffled, Stream
 from .._trust_region import log_trust_region

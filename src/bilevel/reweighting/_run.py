@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import skops.io
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 
 from .._callback import ProgressBar
-from ._baselines import compare_baselines, fit_weighted, stack_rows
+from ._baselines import fit_weighted, stack_rows
 from ._data import InputError, check_labels, check_overlap, check_same_columns, named
 from ._table import check_values, read_table, split_label, table_pipeline, tidy
 from ._weights import WeightsResult, is_regression, learn_weights
@@ -148,9 +148,7 @@ def _read(config: WeighConfig) -> dict[str, tuple[pd.DataFrame, pd.Series]]:
     """All checks on the tables that need no computing, and the tables, tidied."""
     raw = {}
     for name, path in _inputs(config).items():
-        features, labels = split_label(
-            read_table(Path(path), name), config.label, config.id, name
-        )
+        features, labels = split_label(read_table(Path(path), name), config.label, config.id, name)
         unknown = [c for c in config.drop if c not in features.columns]
         if unknown:
             raise InputError(f"the {name} file has no column {named(unknown)} to --drop.")
@@ -238,9 +236,6 @@ def _final_step(regression: bool) -> Any:
 def _summary(
     config: WeighConfig, result: WeightsResult, n: int, m: int, regression: bool
 ) -> dict[str, Any]:
-    baselines = None
-    if result.baselines is not None:
-        baselines = json.loads(result.baselines.to_json(orient="index"))
     return {
         "task": "regression" if regression else "classification",
         "rows": n,
@@ -252,9 +247,9 @@ def _summary(
         "entropy": result.entropy,
         "believable": result.believable,
         "checks": [check._asdict() for check in result.checks],
-        "weighting_model": json.loads(result.scores.to_json(orient="index")),
-        "baselines": baselines,
+        "weighting_model": result.scores.to_dict(orient="index"),
+        "baselines": None if result.baselines is None else result.baselines.to_dict(orient="index"),
         "score": "R2" if regression else "accuracy",
-        "history": json.loads(result.history.to_json(orient="list")),
+        "history": result.history.to_dict(orient="list"),
         "stats": result.stats,
     }

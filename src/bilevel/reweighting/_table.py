@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, MinMaxScaler
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
 
 from ._data import InputError, named
 
@@ -61,14 +61,14 @@ def split_label(
                 f"{named(list(table.columns), 20)}."
             )
     if identifier is not None:
-        repeated = table[identifier][table[identifier].duplicated()].unique()
+        repeated = pd.unique(table.loc[table[identifier].duplicated(), identifier])
         if len(repeated):
             raise InputError(f"the {name} file's ids in {identifier!r} repeat: {named(repeated)}.")
         table = table.set_index(identifier)
     features = table.drop(columns=label)
     if features.shape[1] == 0:
         raise InputError(f"the {name} file has no column besides the label {label!r}.")
-    return features, table[label]
+    return features, pd.Series(table[label])
 
 
 def check_values(features: pd.DataFrame, name: str) -> None:
@@ -79,15 +79,15 @@ def check_values(features: pd.DataFrame, name: str) -> None:
             are neither text nor categories.
     """
     numbers = features.select_dtypes("number")
-    infinite = np.isinf(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
+    infinite = np.asarray(np.isinf(numbers.to_numpy(dtype=np.float64, na_value=np.nan)))
     if infinite.any():
         raise InputError(
             f"the {name} rows have infinite values in the columns "
-            f"{named(list(numbers.columns[infinite.any(axis=0)]))}, rows with ids "
+            f"{named(np.asarray(numbers.columns)[infinite.any(axis=0)].tolist())}, rows with ids "
             f"{named(np.asarray(features.index)[infinite.any(axis=1)])}. Replace them; a missing "
             "value may be left empty."
         )
-    bad = [c for c in features.columns if _kind(features[c]) is None]
+    bad = [c for c in features.columns if _kind(pd.Series(features[c])) is None]
     if bad:
         raise InputError(
             f"the {name} columns {named(bad)} are neither numbers, booleans nor text: convert them "
@@ -118,8 +118,8 @@ def tidy(features: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.DataFra
     columns = {}
     for name in features.columns:
         column = features[name]
-        if _kind(like[name]) == "number":
-            columns[name] = pd.to_numeric(column, errors="coerce").astype("float64")
+        if _kind(pd.Series(like[name])) == "number":
+            columns[name] = pd.Series(pd.to_numeric(column, errors="coerce"), dtype="float64")
         else:
             text = column.astype(object).where(column.notna(), None)
             columns[name] = text.map(lambda x: x if x is None else str(x)).astype(object)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
@@ -41,7 +40,9 @@ def linear_model(num_features: int, num_outputs: int, *, bias: bool = True) -> M
     return Model(w0, _affine)
 
 
-def _affine(w: dict[str, Array], x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
+def _affine(
+    w: dict[str, Array], x: Float[Array, "batch features"]
+) -> Float[Array, "batch outputs"]:
     outputs = w["weight"] @ x.T
     if "bias" in w:
         outputs = outputs + w["bias"][:, None]
