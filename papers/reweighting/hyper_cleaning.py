@@ -101,7 +101,7 @@ def run_seed(seed: int) -> dict[str, Any]:
         "perfect": accuracies(data, train_model(data.problem, clean, data.model.w0)),
     }
     for name, method, steps, every in [
-        ("near-exact", bilevel.near_exact(), 40, 1),
+        ("near-exact", bilevel.near_exact(), 20, 1),
         ("SOBA", soba(), SOBA_STEPS, 500),
     ]:
         start = time.process_time()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -91,10 +92,13 @@ def weigh(
 ) -> None:
     """Learn one weight a training row from a table and a few trusted rows.
 
-    Writes weights.parquet, summary.json, model.skops and config.toml to OUT. Exit codes: 0 done, 2
-    wrong usage, 3 the data cannot be used, 4 done but not to be believed (with --strict), 130
-    interrupted (go on with --resume).
+    Writes weights.parquet, summary.json, model.skops and config.toml to OUT.
+
+    Exit codes: 0 done; 2 wrong usage; 3 the data cannot be used; 4 done, but
+
+    not to be believed (with --strict); 130 interrupted (go on with --resume).
     """
+    from ._solution import BilevelError
     from .reweighting._run import RunFolderError, WeighConfig
     from .reweighting._run import weigh as run
 
@@ -120,6 +124,8 @@ def weigh(
         _fail(str(error), USAGE)
     except KeyboardInterrupt:
         _fail("interrupted; the same command with --resume goes on where it stopped", INTERRUPTED)
+    except BilevelError as error:
+        _fail(str(error), FAILURE)
     except ValueError as error:  # InputError, and what the data make learn_weights refuse
         _fail(str(error), BAD_INPUT)
     if json_:
@@ -127,7 +133,10 @@ def weigh(
     else:
         _show(done.result)
         _out.print(
-            f"written to {done.folder}: weights.parquet summary.json model.skops config.toml"
+            f"written to {done.folder}: weights.parquet summary.json model.skops config.toml",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
     if strict and not done.result.believable:
         raise typer.Exit(NOT_BELIEVABLE)
@@ -182,7 +191,7 @@ def _show(result: "WeightsResult") -> None:
         _out.print(_baseline_table(result.baselines))
     for check in result.checks:
         mark = "[green]ok[/green]" if check.passed else "[red]NO[/red]"
-        _out.print(f" {mark}  {check.name}: {check.detail}", highlight=False)
+        _out.print(f" {mark}  {check.name}: {escape(check.detail)}", highlight=False)
     if result.baselines is None:
         _out.print(" --  whether weighting paid is not known: give rows to judge it on (--holdout)")
 
@@ -206,7 +215,8 @@ def _baseline_table(baselines: "pd.DataFrame") -> Table:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    _err.print(f"[red]bilevel:[/red] {message}", highlight=False, markup=True)
+    # Messages quote the user's data, which must not be taken for markup, nor wrapped mid-path.
+    _err.print("[red]bilevel:[/red]", escape(message), highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 

@@ -4,7 +4,8 @@ from ._baselines import compare_baselines
 from ._diagnostics import Check, effective_sample_size, entropy
 from ._estimator import ReweightedClassifier, ReweightedRegressor
 from ._methods import near_exact, soba
-from ._weights import WeightsResult, learn_weights
+from ._result import WeightsResult
+from ._weights import learn_weights
 
 __all__ = [
     "Check",

@@ -18,8 +18,9 @@ from sklearn.pipeline import make_pipeline
 from .._callback import ProgressBar
 from ._baselines import fit_weighted, stack_rows
 from ._data import InputError, check_labels, check_overlap, check_same_columns, named
+from ._result import WeightsResult
 from ._table import check_values, read_table, split_label, table_pipeline, tidy
-from ._weights import WeightsResult, is_regression, learn_weights
+from ._weights import is_regression, learn_weights
 
 
 class RunFolderError(ValueError):
@@ -99,7 +100,7 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for name in ("checkpoint.eqx", "checkpoint.eqx.partial"):
+    for name in ("checkpoint.eqx", "checkpoint.eqx.partial", "history.jsonl"):
         (partial / name).unlink(missing_ok=True)
     partial.rename(out)
     return WeighRun(result, out, summary)

@@ -1,5 +1,6 @@
 """Tables on disk: reading them, checking them, and a pipeline that makes numbers of any column."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def split_label(
     """
     for column, option in [(label, "--label"), (identifier, "--id")]:
         if column is not None and column not in table.columns:
+            close = difflib.get_close_matches(column, table.columns, n=1)
+            hint = f"did you mean {close[0]!r}? Its" if close else "its"
             raise InputError(
-                f"the {name} file has no column {column!r} ({option}); its columns are "
+                f"the {name} file has no column {column!r} ({option}); {hint} columns are "
                 f"{named(list(table.columns), 20)}."
             )
     if identifier is not None:
@@ -92,6 +95,18 @@ def check_values(features: pd.DataFrame, name: str) -> None:
         raise InputError(
             f"the {name} columns {named(bad)} are neither numbers, booleans nor text: convert them "
             "(a date to a number of days, a list to several columns) or leave them out with --drop."
+        )
+    identifiers = [
+        c
+        for c in features.columns
+        if len(features) > 50
+        and _kind(pd.Series(features[c])) == "category"
+        and features[c].nunique() == len(features)
+    ]
+    if identifiers:
+        raise InputError(
+            f"the {name} columns {named(identifiers)} have another text in every row, from which "
+            "nothing can be learned: name the rows' ids with --id, or leave a column out with --drop."
         )
 
 

@@ -1,6 +1,5 @@
 """`learn_weights`: from arrays to weights, with what is needed to judge them."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -46,68 +45,11 @@ from ._data import (
     encode_classes,
     named,
 )
-from ._diagnostics import Check, effective_sample_size, entropy, row_weights
+from ._diagnostics import effective_sample_size, entropy, row_weights
 from ._methods import build_method
+from ._result import WeightsResult, ask, score_models
 
 _MIN_MAX = object()
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsResult:
-    """What `learn_weights` returns; print it for a summary.
-
-    Attributes:
-        weights: one a training row, in order, mean 1: 0 is ignored, 1 an average row. A pandas
-            series with the training rows' index if they came as a data frame.
-        trusted_weight: what a trusted row weighs beside them; no training row weighs more, see
-            `row_weights`.
-        keep: whether each row is worth at least half a trusted row; look at the others.
-        effective_sample_size: `(sum w)^2 / sum w^2`.
-        entropy: of the normalised weights, in nats.
-        history: a table with a line a recorded outer step: outer value, the three residuals, oracle
-            calls, effective sample size and entropy of the weights so far.
-        scores: the weighting model itself, a table with a line a model: `warm` (its parameters as
-            the bilevel run left them) and `retrained` (from scratch on the final weights: the one
-            to believe); columns: its loss on the trusted rows and, with a hold-out, its loss and
-            score there.
-        baselines: `compare_baselines`' table, `None` without a hold-out.
-        checks: the questions asked of this result and their answers.
-        parameters: the retrained parameters of the weighting model.
-        stats: numbers of steps and oracle calls.
-    """
-
-    weights: np.ndarray | pd.Series
-    trusted_weight: float
-    keep: np.ndarray
-    effective_sample_size: float
-    entropy: float
-    history: pd.DataFrame
-    scores: pd.DataFrame
-    baselines: pd.DataFrame | None
-    checks: list[Check]
-    parameters: PyTree
-    stats: dict[str, Any]
-
-    @property
-    def believable(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
-
-    def __str__(self) -> str:
-        """A summary in a few lines."""
-        n = len(self.weights)
-        lines = [
-            f"weights for {n} rows: {int(self.keep.sum())} to keep, {int((~self.keep).sum())} to "
-            f"look at; effective sample size {self.effective_sample_size:.0f}; a trusted row "
-            f"weighs {self.trusted_weight:.2f}"
-        ]
-        if self.baselines is not None:
-            lines.append(self.baselines.round(4).to_string())
-        lines += [
-            f"[{'ok' if check.passed else 'NO'}] {check.name}: {check.detail}"
-            for check in self.checks
-        ]
-        return "\n".join(lines)
 
 
 class _History(AbstractCallback):
@@ -272,7 +214,7 @@ def learn_weights(
     retrained, retrain_result = _retrain(problem, jnp.asarray(weights / n, floating), w0)
     held = None if holdout is None else _check_holdout(X, holdout, labels, regression)
     held_rows = None if held is None else rows(as_features(held[0], "holdout X"), held[1])
-    scores = _score_models(
+    scores = score_models(
         problem, {"warm": solution.w, "retrained": retrained}, predict, loss, held_rows
     )
     baselines = None
@@ -282,7 +224,7 @@ def learn_weights(
         baselines = compare_baselines(
             estimator, X, y, X_trusted, y_trusted, weights, trusted_weight, *held
         )
-    checks = _checks(history, scores, baselines, ess, n, num_outputs, retrain_result)
+    checks = ask(history, scores, baselines, ess, n, num_outputs, retrain_result)
     if isinstance(X, pd.DataFrame):
         weights = pd.Series(weights, index=X.index, name="weight")
     return WeightsResult(
@@ -398,75 +340,3 @@ def _check_holdout(
             "can predict them; remove these rows or mend the labels."
         )
     return X_holdout, y_holdout
-
-
-def _score_models(
-    problem: BilevelProblem, models: dict[str, PyTree], predict: Any, loss: Any, held_rows: Any
-) -> pd.DataFrame:
-    """Losses, and scores (accuracy or R2), of the weighting model under several parameters."""
-    table: dict[str, dict[str, float]] = {name: {} for name in models}
-    for name, w in models.items():
-        for part, rows in [("trusted", problem.outer_data), ("holdout", held_rows)]:
-            if rows is not None:
-                measured = _evaluate(predict, loss, w, *rows)
-                table[name] |= {f"{part}_{key}": float(x) for key, x in measured.items()}
-    return pd.DataFrame.from_dict(table, orient="index")
-
-
-@eqx.filter_jit
-def _evaluate(
-    predict: Any, loss: Any, w: PyTree, x: jax.Array, y: jax.Array
-) -> dict[str, jax.Array]:
-    outputs = predict(w, x)
-    if jnp.issubdtype(y.dtype, jnp.integer):
-        score = jnp.mean(jnp.argmax(outputs, axis=1).astype(y.dtype) == y)
-    else:
-        score = 1 - jnp.mean((outputs[:, 0] - y) ** 2) / jnp.var(y)
-    return {"loss": jnp.mean(loss(outputs, y)), "score": score}
-
-
-def _checks(
-    history: pd.DataFrame,
-    scores: pd.DataFrame,
-    baselines: pd.DataFrame | None,
-    ess: float,
-    n: int,
-    num_outputs: int,
-    retrain_result: RESULTS,
-) -> list[Check]:
-    """The questions whose answers decide whether to believe the weights."""
-    first, last = history["outer_value"].iloc[0], history["outer_value"].iloc[-1]
-    warm, retrained = scores["trusted_loss"].loc[["warm", "retrained"]]
-    least = max(10 * num_outputs, 0.02 * n)
-    checks = [
-        Check(
-            "the trusted loss fell",
-            bool(last < first),
-            f"from {first:.4g} to {last:.4g} in {history['step'].iloc[-1]:.0f} outer steps",
-        ),
-        Check(
-            "the weights did not collapse",
-            ess >= least,
-            f"effective sample size {ess:.0f} of {n} rows (asked for: {least:.0f} or more)",
-        ),
-        Check(
-            "retraining keeps the gain",
-            bool(retrain_result == RESULTS.successful)
-            and retrained <= warm + 0.1 * abs(first - warm) + 1e-3,
-            f"trusted loss {warm:.4g} as the run left the model, {retrained:.4g} retrained from "
-            "scratch on the weights",
-        ),
-    ]
-    if baselines is not None:
-        others = baselines.drop(index="reweighted")
-        best = str(others["score"].idxmax())
-        difference, error = others.loc[best, ["difference", "standard_error"]]
-        checks.append(
-            Check(
-                "weighting paid on the hold-out",
-                bool(difference > 0),
-                f"{baselines.loc['reweighted', 'score']:.4f} against {others.loc[best, 'score']:.4f}"
-                f" of the best baseline ({best}): {difference:+.4f} (standard error {error:.4f})",
-            )
-        )
-    return checks
