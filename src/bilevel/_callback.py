@@ -111,7 +111,9 @@ class Logger(AbstractCallback):
         if self._file is None and lines:
             first = int(chunk.rows["step"][0])
             kept = [x for x in read_lines(self._path) if json.loads(x)["step"] < first]
-            self._path.write_text("".join(line + "\n" for line in kept))
+            temporary = self._path.with_name(self._path.name + ".partial")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.replace(self._path)
             self._file = self._path.open("a")
         if self._file is not None:
             self._file.writelines(line + "\n" for line in lines)
@@ -155,28 +157,23 @@ class StopWhen(AbstractCallback):
 
 
 class Checkpoint(AbstractCallback):
-    """Saves the state after every `every`-th chunk, in one file that is always complete.
+    """Saves the state after every chunk, in one file that is always complete.
 
     A new state is written to a temporary file beside it, flushed to the disk and renamed over the
     old one, so an interruption at any moment leaves the last complete state.
 
     Args:
-        path: the file.
-        every: save after every so many chunks.
+        path: the file. `solve(..., chunk_size=)` decides how often it is written.
 
     To go on: `solve(..., state=Checkpoint(path).load(algorithm.init(problem, u0, w0, key)))`.
     """
 
-    def __init__(self, path: str | os.PathLike, every: int = 1):
+    def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
-        self._every = every
-        self._seen = 0
 
     def __call__(self, chunk):
-        """Save, if it is time."""
-        self._seen += 1
-        if self._seen % self._every == 0 or chunk.step >= chunk.num_steps:
-            self.save(chunk.state)
+        """Save the state."""
+        self.save(chunk.state)
 
     def save(self, state: State) -> None:
         """Write `state`."""

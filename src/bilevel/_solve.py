@@ -331,7 +331,7 @@ def _check_call(problem, u0, w0, num_steps, trace_every, chunk_size) -> None:
                     f"{got}; pass e.g. `jnp.asarray(x, dtype=float)`."
                 )
     distance = float(optax.tree.norm(optax.tree.sub(problem.geometry.project(u0), u0)))
-    if not distance <= 1e-3 * max(1.0, float(optax.tree.norm(u0))):
+    if not distance <= max(1e-3 * float(optax.tree.norm(u0)), 1e-6):  # entries may be tiny
         raise ValueError(
             f"`u0` is not in the set of `{type(problem.geometry).__name__}`: the nearest point of "
             f"it is {distance:.3g} away. Start from a point of the set, such as "

@@ -101,7 +101,7 @@ def check_values(features: pd.DataFrame, name: str) -> None:
         for c in features.columns
         if len(features) > 50
         and _kind(pd.Series(features[c])) == "category"
-        and features[c].nunique() == len(features)
+        and pd.Series(features[c]).nunique() == len(features)
     ]
     if identifiers:
         raise InputError(

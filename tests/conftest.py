@@ -1,0 +1,58 @@
+"""Strictness for every test: float64, no implicit promotion, checked annotations, fixed seeds."""
+
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# Before anything imports bilevel: every annotation in the package is checked at run time, except
+# in the scikit-learn estimators, whose `-> Self` beartype only knows on classes it decorates whole.
+# Not used as a context manager: bilevel imports its modules lazily, long after this line.
+SOURCE = Path(__file__).parents[1] / "src"
+UNCHECKED = {"bilevel.reweighting._estimator", "bilevel.cli"}
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in (SOURCE / "bilevel").rglob("*.py")
+    if path.stem != "__init__"
+}
+install_import_hook(sorted(MODULES - UNCHECKED), "beartype.beartype")
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+settings.register_profile(
+    "tests",
+    derandomize=True,
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
+
+
+@pytest.fixture
+def compilations():
+    """The names of the functions that XLA compiles while the test runs, in order."""
+    from jax._src import monitoring
+
+    names: list[str] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs
+        if event.endswith("backend_compile_duration"):
+            names.append(str(kwargs.get("fun_name")))
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def pytest_collection_modifyitems(items):
+    """With `--dist loadgroup`, the laws of one method share a worker and its compiled chunks."""
+    for item in items:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        if item.path.name == "test_laws.py" and name:
+            item.add_marker(pytest.mark.xdist_group(name))

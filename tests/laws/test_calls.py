@@ -1,0 +1,135 @@
+"""`calls` equals what is executed, counted by objectives that report to the host."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+import pytest
+
+import bilevel
+from helpers import COUPLED, Quadratic, soba, spd
+
+WIDE = Quadratic.random(4, spd(4, 14, 1.0, 30.0), 3)  # CG takes more than ten steps
+
+
+def tick(counts, name, operand):
+    """Count one execution; the operand ties the count to where it is used."""
+    jax.debug.callback(lambda _: counts.update([name]), jnp.sum(operand))
+
+
+def counted(q: Quadratic, mode: str):
+    """A coupled quadratic as (problem, counter); `mode` is how its gradient is differentiated.
+
+    "forward": the Hessian product is the rule of a JVP, as in a linearisation.
+    "reverse": it is the rule of a VJP, as in unrolling.
+    """
+    counts = collections.Counter()
+    a, b, c, t = (jnp.asarray(x) for x in (q.a, q.b, q.c, q.t))
+
+    def value(u, w):
+        return 0.5 * w @ a @ w - w @ (b @ u + c)
+
+    def gradients(u, w):
+        tick(counts, "inner_grad", w)
+        return -b.T @ w, a @ w - b @ u - c
+
+    if mode == "forward":
+        f, grads = jax.custom_jvp(value), jax.custom_jvp(gradients)
+
+        @f.defjvp
+        def _(primals, tangents):
+            (du, dw), (gu, gw) = tangents, grads(*primals)
+            return value(*primals), gu @ du + gw @ dw
+
+        @grads.defjvp
+        def _(primals, tangents):
+            du, dw = tangents
+            tick(counts, "hvp", dw)
+            return gradients(*primals), (-b.T @ dw, a @ dw - b @ du)
+
+    else:
+        f, grads = jax.custom_vjp(value), jax.custom_vjp(gradients)
+        f.defvjp(
+            lambda u, w: (value(u, w), grads(u, w)),
+            lambda g, ct: (ct * g[0], ct * g[1]),
+        )
+
+        def products(_, ct):
+            ct_u, ct_w = ct
+            tick(counts, "hvp", ct_w)
+            return -b.T @ ct_w, a @ ct_w - b @ ct_u
+
+        grads.defvjp(lambda u, w: (gradients(u, w), None), products)
+
+    @jax.custom_vjp
+    def outer(w):
+        return 0.5 * jnp.sum((w - t) ** 2)
+
+    def outer_forward(w):
+        tick(counts, "outer_grad", w)
+        return 0.5 * jnp.sum((w - t) ** 2), w
+
+    outer.defvjp(outer_forward, lambda w, ct: (ct * (w - t),))
+    return bilevel.BilevelProblem(lambda u, w, _: outer(w), lambda u, w, _: f(u, w)), counts
+
+
+INNER = bilevel.GradientInner(optax.sgd(0.02), 3)
+DIRECT = bilevel.AID(lx.LU(), warm_start=False)
+COLD_CG = bilevel.AID(bilevel.CG(rtol=1e-8), warm_start=False)
+WARM_CG = bilevel.AID(bilevel.CG(rtol=1e-8))
+LINEAX_CG = bilevel.AID(lx.CG(rtol=1e-8, atol=1e-8))
+
+ROWS = {
+    "SOBA": (COUPLED, "forward", soba(0.1, 0.1, 0.01)),
+    "CG": (
+        WIDE,
+        "forward",
+        bilevel.DoubleLoop(inner=INNER, hypergradient=COLD_CG, outer_tx=optax.sgd(0.01)),
+    ),
+    "CG warm": (
+        WIDE,
+        "forward",
+        bilevel.DoubleLoop(
+            inner=INNER, hypergradient=WARM_CG, outer_tx=optax.sgd(0.01), warm_start=True
+        ),
+    ),
+    "lineax CG": (
+        WIDE,
+        "forward",
+        bilevel.DoubleLoop(inner=INNER, hypergradient=LINEAX_CG, outer_tx=optax.sgd(0.01)),
+    ),
+    "LU": (
+        COUPLED,
+        "forward",
+        bilevel.DoubleLoop(inner=INNER, hypergradient=DIRECT, outer_tx=optax.sgd(0.01)),
+    ),
+    "ITD": (
+        COUPLED,
+        "reverse",
+        bilevel.DoubleLoop(inner=INNER, hypergradient=bilevel.ITD(), outer_tx=optax.sgd(0.01)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_calls_are_the_calls_made(name):
+    q, mode, algorithm = ROWS[name]
+    problem, counts = counted(q, mode)
+    dim = len(q.a)
+    solution = bilevel.solve(
+        problem, algorithm, jnp.ones(3), jnp.zeros(dim), num_steps=6, chunk_size=4
+    )
+    jax.effects_barrier()
+    calls = solution.stats["calls"]
+    assert {k: calls[k] for k in ("outer_grad", "inner_grad", "hvp")} == dict(counts)
+    # The cross products are not separable from the Hessian products; they are one an estimate.
+    assert calls["cross"] == (18 if name == "ITD" else 6)
+    expected = {"SOBA": 6, "LU": 6 * (5 + 1), "ITD": 6 * 3}
+    assert calls["hvp"] == expected.get(name, calls["hvp"])
+    assert calls["inner_grad"] == (6 if name == "SOBA" else 6 * (3 + 1))
+    if "CG" in name:
+        assert calls["hvp"] > 6 * 10
+    assert solution.trace["hvps"][-1] == calls["hvp"]
+    assert solution.trace["outer_grads"].tolist() == [1, 2, 3, 4, 5, 6]

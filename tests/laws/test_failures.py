@@ -1,0 +1,139 @@
+"""Numerical failures end a run with a code, a partial solution and a finite state."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from bilevel import RESULTS, BilevelError
+from helpers import assert_same, flat, raw, soba
+
+INNER = bilevel.GradientInner(optax.sgd(0.5), 2)
+METHODS = {
+    "AID": bilevel.DoubleLoop(inner=INNER, hypergradient=bilevel.AID(), outer_tx=optax.sgd(0.02)),
+    "ITD": bilevel.DoubleLoop(inner=INNER, hypergradient=bilevel.ITD(), outer_tx=optax.sgd(0.02)),
+    "SOBA": soba(0.5, 0.5, 0.1),
+}
+
+
+def fails_above(limit):
+    """`w* = u`; u grows towards 10, and F is NaN where the first entry of w exceeds the limit."""
+
+    def outer(u, w, batch):
+        (limit,) = batch
+        return 0.5 * jnp.mean((w - 10.0) ** 2) + 0.0 * jnp.sqrt(limit[0] - w[0])
+
+    problem = bilevel.BilevelProblem(
+        outer, lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2), outer_data=(jnp.array([limit]),)
+    )
+    return problem, jnp.zeros(2), jnp.zeros(2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nan_is_reported_and_the_state_is_finite(name):
+    method = METHODS[name]
+    options = dict[str, Any](num_steps=100, chunk_size=8)
+    problem, u0, w0 = fails_above(1.0)
+    with pytest.raises(BilevelError, match="became NaN or infinite") as caught:
+        bilevel.solve(problem, method, u0, w0, **options)
+    partial = caught.value.solution
+    assert bool(partial.result == RESULTS.nonfinite)
+    steps = partial.stats["num_steps"]
+    assert 2 < steps < 50
+    assert f"ended at step {steps} of 100" in str(caught.value)
+    assert all(np.all(np.isfinite(x)) for x in raw(partial.state))
+    assert partial.trace["step"].tolist() == list(range(1, steps + 2))
+    assert np.isnan(partial.trace["outer_value"][-1])
+    assert np.all(np.isfinite(partial.trace["outer_value"][:-1]))
+    assert partial.trace["result"][-1] != 0
+    # The state is the one of a run that stops just before.
+    before = bilevel.solve(problem, method, u0, w0, **(options | {"num_steps": steps}))
+    assert_same(before.state, partial.state)
+
+    problem, u0, w0 = fails_above(-1.0)  # NaN from the start
+    solution = bilevel.solve(problem, method, u0, w0, throw=False, **options)
+    assert bool(solution.result == RESULTS.nonfinite)
+    assert solution.stats["num_steps"] == 0
+    assert not solution.stats["converged"]
+    np.testing.assert_array_equal(flat(solution.u), [0.0, 0.0])
+
+
+def test_an_update_that_overflows_is_not_kept():
+    """The objectives are finite, the step is not: u must not become infinite."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum(w), inner=lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2)
+    )
+    method = soba(0.5, 0.5, 1.7e308)
+    solution = bilevel.solve(
+        problem, method, jnp.zeros(2), jnp.zeros(2), num_steps=20, chunk_size=8, throw=False
+    )
+    assert bool(solution.result == RESULTS.nonfinite)
+    assert all(np.all(np.isfinite(x)) for x in raw(solution.state))
+
+
+def test_singular_hessian_is_a_linear_divergence():
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum(w), inner=lambda u, w, _: 0.5 * (w[0] - u) ** 2
+    )
+    method = bilevel.DoubleLoop(
+        inner=INNER, hypergradient=bilevel.AID(lx.LU(), warm_start=False), outer_tx=optax.sgd(0.1)
+    )
+    solution = bilevel.solve(
+        problem, method, jnp.array(0.0), jnp.zeros(2), num_steps=5, throw=False
+    )
+    assert bool(solution.result == RESULTS.linear_divergence)
+    assert all(np.all(np.isfinite(x)) for x in raw(solution.state))
+    with pytest.raises(BilevelError, match="singular or indefinite"):
+        bilevel.solve(problem, method, jnp.array(0.0), jnp.zeros(2), num_steps=5)
+
+
+def test_negative_curvature_is_named_and_finite():
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum(w), inner=lambda u, w, _: -0.5 * jnp.sum((w - u) ** 2)
+    )
+    found = bilevel.implicit_gradient(problem, jnp.ones(2), jnp.ones(2), bilevel.CG(rtol=1e-6))
+    assert bool(found.result == RESULTS.negative_curvature)
+    assert np.all(np.isfinite(flat(found.grad)))
+    assert float(found.linear_residual) > 1.0
+
+
+def test_early_stop_needs_all_three_residuals():
+    """SOBA from v = 0 at w = w*(u): outer and inner residuals are 0, the linear one is not."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: 0.5 * (w - 1.0) ** 2 + 0.05 * u**2,
+        inner=lambda u, w, _: 0.5 * (w - u) ** 2,
+    )
+    start = jnp.array(0.0)
+    options = dict[str, Any](num_steps=500, chunk_size=64)
+    solution = bilevel.solve(problem, soba(0.5, 0.5, 0.1), start, start, tol=1e-6, **options)
+    first = {k: solution.trace[k][0] for k in ("outer_residual", "inner_residual")}
+    assert first == {"outer_residual": 0.0, "inner_residual": 0.0}
+    assert solution.trace["linear_residual"][0] == 1.0
+    assert 10 < solution.stats["num_steps"] < 500
+    np.testing.assert_allclose(float(solution.u), 1 / 1.1, atol=1e-5)
+    for name in ("outer", "inner", "linear"):
+        tight = dict.fromkeys(("outer", "inner", "linear"), 1e3) | {name: 1e-30}
+        solution = bilevel.solve(
+            problem,
+            soba(0.5, 0.5, 0.1),
+            start + 0.5,
+            start,
+            tol=bilevel.Tolerances(**tight),
+            throw=False,
+            **(options | dict[str, Any](num_steps=20)),
+        )
+        assert solution.stats["num_steps"] == 20
+        assert bool(solution.result == RESULTS.outer_max_steps_reached)
+
+
+def test_no_tolerance_met_raises_and_says_how_to_go_on():
+    problem, u0, w0 = fails_above(100.0)
+    with pytest.raises(BilevelError, match=r"state=solution\.state") as caught:
+        bilevel.solve(problem, METHODS["SOBA"], u0, w0, num_steps=3, chunk_size=8, tol=1e-9)
+    assert caught.value.solution.stats["num_steps"] == 3
+    assert isinstance(caught.value.solution.u, jax.Array)

@@ -1,0 +1,152 @@
+"""Callbacks: the log, the checkpoint, the bar, and stopping."""
+
+import json
+import os
+
+import jax
+import pandas as pd
+import pytest
+
+from bilevel import RESULTS, Checkpoint, Logger, ProgressBar, StopWhen
+from helpers import METHODS, assert_same, run
+
+METHOD = METHODS["SOBA"]
+
+
+def state_of(name):
+    method = METHODS[name]
+    return method.algorithm.init(method.problem, method.case.u, method.case.w0, jax.random.key(1))
+
+
+def test_logger_writes_the_trace(tmp_path):
+    path = tmp_path / "log.jsonl"
+    solution = run(METHOD, callbacks=[Logger(path)])
+    table = pd.read_json(path, lines=True)
+    assert table["step"].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert set(table.columns) == set(solution.trace)
+    for line, value in zip(
+        path.read_text().splitlines(), solution.trace["outer_value"], strict=True
+    ):
+        assert json.loads(line)["outer_value"] == value  # to the last bit
+
+
+def test_logger_appends_on_resume_and_drops_what_is_past_it(tmp_path):
+    """Interrupted at 7 with a checkpoint at 4: the lines 5 to 7 are written anew, once."""
+    path, unbroken = tmp_path / "log.jsonl", tmp_path / "unbroken.jsonl"
+    run(METHOD, 11, callbacks=[Logger(unbroken)])
+    at_four = run(METHOD, 4, callbacks=[Logger(path)]).state
+    run(METHOD, 7, state=at_four, callbacks=[Logger(path)])
+    assert len(path.read_text().splitlines()) == 7
+    run(METHOD, 11, state=at_four, callbacks=[Logger(path)])
+    assert path.read_text() == unbroken.read_text()
+
+
+def test_logger_survives_a_line_cut_short(tmp_path):
+    path, unbroken = tmp_path / "log.jsonl", tmp_path / "unbroken.jsonl"
+    run(METHOD, 7, callbacks=[Logger(unbroken)])
+    at_four = run(METHOD, 4, callbacks=[Logger(path)]).state
+    with path.open("a") as file:
+        file.write('{"step": 5, "outer_v')
+    run(METHOD, 7, state=at_four, callbacks=[Logger(path)])
+    assert path.read_text() == unbroken.read_text()
+
+
+def test_logger_waits_for_the_first_row(tmp_path):
+    path = tmp_path / "log.jsonl"
+    run(METHOD, 11, trace_every=6, callbacks=[Logger(path)])
+    assert [json.loads(x)["step"] for x in path.read_text().splitlines()] == [6, 11]
+
+
+def test_checkpoint_is_one_complete_file(tmp_path):
+    path = tmp_path / "run.eqx"
+    solution = run(METHOD, callbacks=[Checkpoint(path)])
+    assert [x.name for x in tmp_path.iterdir()] == ["run.eqx"]
+    assert_same(Checkpoint(path).load(state_of("SOBA")), solution.state)
+
+
+def test_checkpoint_interrupted_keeps_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "run.eqx"
+    solution = run(METHOD, 4, callbacks=[Checkpoint(path)])
+
+    def fail(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run(METHOD, 7, callbacks=[Checkpoint(path)])
+    assert [x.name for x in tmp_path.iterdir()] == ["run.eqx"]
+    assert_same(Checkpoint(path).load(state_of("SOBA")), solution.state)
+
+
+def test_checkpoint_after_every_chunk_and_the_last(tmp_path):
+    path, steps = tmp_path / "run.eqx", []
+
+    def look(_):
+        saved = Checkpoint(path).load(state_of("SOBA")) if path.exists() else None
+        steps.append(saved and int(saved.step))
+        return False
+
+    run(METHOD, 11, callbacks=[Checkpoint(path), StopWhen(look)])
+    assert steps == [4, 8, 11]
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "run.eqx"
+    run(METHOD, callbacks=[Checkpoint(path)])
+    for name in ("SOBA simplex", "SOBA shuffled", "AID cold", "AID warm"):
+        with pytest.raises(ValueError, match="does not fit this run: it was saved by another"):
+            Checkpoint(path).load(state_of(name))
+
+
+def test_checkpoint_that_is_no_checkpoint(tmp_path):
+    path = tmp_path / "run.eqx"
+    with pytest.raises(FileNotFoundError):
+        Checkpoint(path).load(state_of("SOBA"))
+    for content in (b"", b"not a checkpoint at all"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="does not fit this run"):
+            Checkpoint(path).load(state_of("SOBA"))
+    run(METHOD, callbacks=[Checkpoint(path)])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="does not fit this run"):
+        Checkpoint(path).load(state_of("SOBA"))
+
+
+def test_stop_when_ends_the_run_after_its_chunk():
+    seen = []
+    stop = StopWhen(lambda chunk: chunk.step >= 5)
+    later = StopWhen(lambda chunk: bool(seen.append(chunk.step)))
+    solution = run(METHOD, 100, tol=1e-30, callbacks=[stop, later])
+    assert solution.stats["num_steps"] == 8  # the first chunk end past 5
+    assert seen == [4, 8]  # every callback saw every chunk
+    assert bool(solution.result == RESULTS.successful)  # asked for, so no failure
+    assert not solution.stats["converged"]
+
+
+def test_progress_bar_writes_to_stderr_only(capsys):
+    solution = run(METHOD, callbacks=[ProgressBar("my run")])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "my run" in err
+    assert "7/7" in err
+    assert f"F {solution.trace['outer_value'][-1]:.4g}" in err
+
+
+def test_callbacks_are_closed_however_the_run_ends(tmp_path):
+    class Failing(Logger):
+        closed = False
+
+        def close(self):
+            super().close()
+            self.closed = True
+
+    log = Failing(tmp_path / "log.jsonl")
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(METHOD, callbacks=[log, StopWhen(interrupt)])
+    assert log.closed
+    steps = [json.loads(x)["step"] for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]

@@ -1,0 +1,154 @@
+"""Geometries: formulas, extremes, and projections against their optimality conditions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bilevel import Box, Euclidean, Simplex
+from bilevel._geometry import outer_residual
+
+RNG = np.random.default_rng(0)
+TINY = float(jnp.finfo(jnp.float64).tiny)
+retract, project = jax.jit(Simplex().retract), jax.jit(Simplex().project)
+
+
+def test_simplex_retract_formula():
+    u, delta = RNG.dirichlet(np.ones(6)), RNG.normal(size=6)
+    truth = u * np.exp(delta) / np.sum(u * np.exp(delta))
+    np.testing.assert_allclose(
+        np.asarray(retract(jnp.asarray(u), jnp.asarray(delta))), truth, 1e-14
+    )
+
+
+def test_simplex_retract_ignores_constants():
+    u, delta = jnp.asarray(RNG.dirichlet(np.ones(6))), jnp.asarray(RNG.normal(size=6))
+    one, two = retract(u, delta), retract(u, delta + 700.0)
+    np.testing.assert_allclose(np.asarray(one), np.asarray(two), rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("size", [1e2, 1e6, -1e6])
+def test_simplex_huge_steps_neither_overflow_nor_leave(dtype, size):
+    u = jnp.full(5, 0.2, dtype)
+    found = retract(u, jnp.asarray([size, 0.0, 0.0, 0.0, 0.0], dtype))
+    tiny = float(jnp.finfo(dtype).tiny)
+    assert found.dtype == dtype
+    assert float(jnp.min(found)) >= tiny
+    np.testing.assert_allclose(float(jnp.sum(found)), 1.0, rtol=4 * float(jnp.finfo(dtype).eps))
+    truth = [1.0, 0.0, 0.0, 0.0, 0.0] if size > 0 else [0.0, 0.25, 0.25, 0.25, 0.25]
+    np.testing.assert_allclose(np.asarray(found), truth, rtol=1e-6, atol=1e-37)
+
+
+def test_simplex_recovers_from_underflow():
+    """A weight pressed down by e^-1e6 stands at the smallest number and can come back."""
+    u = jnp.array([0.5, 0.5])
+    low = retract(u, jnp.array([-1e6, 0.0]))
+    assert float(low[0]) == TINY
+    back = retract(low, jnp.array([1500.0, 0.0]))
+    np.testing.assert_allclose(np.asarray(back), [1.0, 0.0], atol=1e-15)
+    exact = retract(low, jnp.array([-np.log(TINY), 0.0]))
+    np.testing.assert_allclose(np.asarray(exact), [0.5, 0.5], rtol=1e-12)
+
+
+def test_simplex_exact_zeros_stay_zero():
+    found = retract(jnp.array([0.0, 0.25, 0.75]), jnp.array([1e6, 1.0, 1.0]))
+    assert float(found[0]) == 0.0
+    np.testing.assert_allclose(np.asarray(found), [0.0, 0.25, 0.75], rtol=1e-14)
+
+
+def test_simplex_steps_compose():
+    """Mirror steps add up on the log-weights: retract(retract(u, a), b) = retract(u, a + b)."""
+    u = jnp.asarray(RNG.dirichlet(np.ones(6)))
+    a, b = jnp.asarray(RNG.normal(size=6)), jnp.asarray(RNG.normal(size=6))
+    twice = retract(retract(u, a), b)
+    np.testing.assert_allclose(np.asarray(twice), np.asarray(retract(u, a + b)), rtol=1e-13)
+
+
+def test_simplex_of_a_pytree_is_one_simplex():
+    u = {"a": jnp.array([0.1, 0.2]), "b": (jnp.array(0.3), jnp.array([[0.4]]))}
+    delta = jax.tree.map(jnp.cos, u)
+    found = Simplex().retract(u, delta)
+    assert jax.tree.structure(found) == jax.tree.structure(u)
+    weights = np.array([0.1, 0.2, 0.3, 0.4])
+    weights = weights * np.exp(np.cos(weights))
+    leaves = np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
+    np.testing.assert_allclose(leaves, weights / weights.sum(), rtol=1e-14)
+    near = Simplex().project(jax.tree.map(lambda x: x + 0.5, u))
+    leaves = np.concatenate([np.ravel(x) for x in jax.tree.leaves(near)])
+    np.testing.assert_allclose(leaves, [0.1, 0.2, 0.3, 0.4], rtol=1e-13)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=6, max_size=6))
+def test_simplex_projection_satisfies_kkt(point):
+    """p = max(x - t, 0) with one t, and sum p = 1: the optimality conditions, which are enough."""
+    x = np.array(point)
+    p = np.asarray(project(jnp.asarray(x)))
+    np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-12)
+    assert np.all(p >= 0)
+    threshold = (x - p)[p > 1e-12]
+    np.testing.assert_allclose(threshold, threshold[0], atol=1e-12)
+    assert np.all(x[p == 0] <= threshold[0] + 1e-12)
+
+
+def test_simplex_projection_is_nearest_by_brute_force():
+    grid = np.arange(0, 1.0001, 0.02)
+    a, b = np.meshgrid(grid, grid)
+    points = np.stack([a, b, 1 - a - b], axis=-1).reshape(-1, 3)
+    points = points[points[:, 2] >= -1e-12]
+    for x in RNG.normal(size=(5, 3)):
+        best = np.min(np.linalg.norm(points - x, axis=1))
+        found = np.linalg.norm(np.asarray(Simplex().project(jnp.asarray(x))) - x)
+        assert best - 0.03 <= found <= best + 1e-12
+
+
+def test_simplex_residual_is_zero_exactly_at_stationary_points():
+    u = jnp.array([0.3, 0.7, 0.0])
+    # Equal gradients on the support and a larger one off it: stationary.
+    assert float(outer_residual(Simplex(), u, jnp.array([2.0, 2.0, 3.0]))) < 1e-15
+    assert float(outer_residual(Simplex(), u, jnp.array([2.0, 2.0, 1.0]))) > 0.1
+    assert float(outer_residual(Simplex(), u, jnp.array([2.0, 1.0, 3.0]))) > 0.1
+
+
+def test_euclidean():
+    u = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
+    moved = Euclidean().retract(u, jax.tree.map(lambda x: -0.5 * x, u))
+    np.testing.assert_array_equal(np.asarray(moved["a"]), [0.5, 1.0])
+    assert float(moved["b"]) == 1.5
+    np.testing.assert_array_equal(np.asarray(Euclidean().project(u)["a"]), [1.0, 2.0])
+    residual = float(outer_residual(Euclidean(), u, u))
+    np.testing.assert_allclose(residual, np.sqrt(14.0), rtol=1e-15)
+
+
+def test_box_clips_entry_by_entry():
+    box = Box(jnp.array([0.0, -1.0]), jnp.array([1.0, jnp.inf]))
+    found = box.retract(jnp.array([0.5, 0.0]), jnp.array([2.0, 50.0]))
+    np.testing.assert_array_equal(np.asarray(found), [1.0, 50.0])
+    found = box.project(jnp.array([-3.0, -3.0]))
+    np.testing.assert_array_equal(np.asarray(found), [0.0, -1.0])
+
+
+def test_box_of_a_float32_pytree_keeps_its_dtype():
+    u = {"a": jnp.array([0.5], jnp.float32), "b": jnp.array(2.0, jnp.float32)}
+    found = Box(0.0, 1.0).retract(u, u)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+    assert float(found["a"][0]) == 1.0
+    assert float(found["b"]) == 1.0
+
+
+def test_box_residual_vanishes_where_the_gradient_points_out():
+    box, u = Box(0.0, 1.0), jnp.array([0.0, 1.0, 0.5])
+    assert float(outer_residual(box, u, jnp.array([2.0, -3.0, 0.0]))) == 0.0
+    assert float(outer_residual(box, u, jnp.array([-2.0, -3.0, 0.0]))) == 1.0  # up to the far side
+
+
+def test_box_refuses_an_empty_set():
+    with pytest.raises(ValueError, match="needs lower <= upper everywhere"):
+        Box(1.0, 0.0)
+
+
+def test_box_bounds_may_be_traced():
+    found = jax.jit(lambda low: Box(low, 1.0).project(jnp.array([-1.0, 2.0])))(0.25)
+    np.testing.assert_array_equal(np.asarray(found), [0.25, 1.0])

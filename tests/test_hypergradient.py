@@ -1,0 +1,260 @@
+"""The ladder: closed form, jax.grad through a closed form, central differences, claimed rates."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from helpers import (
+    CASES,
+    COUPLED,
+    ESTIMATORS,
+    ISOTROPIC,
+    LINEAR_SOLVERS,
+    Case,
+    exact_inner,
+    flat,
+    norm_error,
+)
+
+
+def estimate(case, estimator, inner, v0=None):
+    """One estimate from the case's `w0`, jitted; `v0` replaces the state's `v`."""
+
+    @eqx.filter_jit
+    def run(u, w0):
+        state = estimator.init(case.problem, inner, u, w0)
+        state = state if v0 is None else state._replace(v=v0)
+        return estimator.estimate(case.problem, inner, u, w0, state, case.streams())[0]
+
+    return run(case.u, case.w0)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_formula_is_the_derivative_of_phi(case):
+    assert norm_error(jax.grad(case.phi)(case.u), case.gradient(case.u)) < 1e-11
+
+
+# CG, LU and ITD on every case; the others, which compile slowly, on a case of each kind.
+EVERYWHERE = ["CG", "LU", "ITD"]
+KINDS = ["scalar", "isotropic", "ridge_per_feature", "logistic"]
+PAIRS = [
+    (case, name) for case in CASES for name in ESTIMATORS if name in EVERYWHERE or case in KINDS
+]
+
+
+@pytest.mark.parametrize(("case_name", "estimator_name"), PAIRS)
+def test_closed_form(case_name, estimator_name):
+    case, row = CASES[case_name], ESTIMATORS[estimator_name]
+    found = estimate(case, row.estimator, row.inner(case))
+    assert jax.tree.structure(found.grad) == jax.tree.structure(case.u)
+    assert norm_error(found.grad, case.gradient(case.u)) < 1e-9
+    assert norm_error(found.w, case.w_star(case.u)) < 1e-9
+    np.testing.assert_allclose(float(found.value), float(case.phi(case.u)), rtol=1e-9)
+    assert float(found.inner_residual) < 1e-9
+    assert float(found.linear_residual) < 1e-9
+    assert bool(found.result == bilevel.RESULTS.successful)
+
+
+def test_sign_convention_of_v():
+    case = CASES["coupled"]
+    found = bilevel.implicit_gradient(case.problem, case.u, case.w_star(case.u), lx.LU())
+    u, w = flat(case.u), flat(case.w_star(case.u))
+    v = np.linalg.solve(COUPLED.a, w - COUPLED.t + COUPLED.d.T @ u)
+    np.testing.assert_allclose(np.asarray(found.v), v, rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", LINEAR_SOLVERS)
+def test_damped_closed_form(name):
+    case, damping = CASES["coupled"], 0.5
+    solver = LINEAR_SOLVERS[name]
+    found = estimate(case, bilevel.AID(solver, damping=damping), exact_inner(case))
+    truth = COUPLED.gradient(flat(case.u), damping)
+    assert norm_error(truth, case.gradient(case.u)) > 0.05  # damping is visible here
+    assert norm_error(found.grad, truth) < 1e-9
+    # The residual reported is that of the undamped system: |damping * v|.
+    norm_v = float(optax.tree.norm(found.v))
+    np.testing.assert_allclose(float(found.linear_residual), damping * norm_v, rtol=1e-9)
+
+
+# The cases that other libraries get wrong.
+
+
+@pytest.mark.parametrize("name", LINEAR_SOLVERS)
+def test_zero_right_hand_side(name):
+    """grad_w F = 0: v is exactly 0 and the hypergradient is grad_u F, not NaN."""
+    case = CASES["coupled"]
+    problem = bilevel.BilevelProblem(outer=lambda u, w, _: jnp.sum(u**3), inner=case.problem.inner)
+    found = bilevel.implicit_gradient(problem, case.u, case.w0, LINEAR_SOLVERS[name])
+    np.testing.assert_array_equal(flat(found.v), np.zeros(5))
+    np.testing.assert_allclose(flat(found.grad), 3 * flat(case.u) ** 2, rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["CG", "lineax CG", "GMRES"])
+@pytest.mark.parametrize("case", [CASES["coupled"], CASES["isotropic"]], ids=lambda c: c.name)
+def test_warm_start_at_the_solution(case, name):
+    matrices = COUPLED if case.name == "coupled" else ISOTROPIC
+    u, w = flat(case.u), flat(case.w_star(case.u))
+    v0 = jnp.asarray(np.linalg.solve(matrices.a, w - matrices.t + matrices.d.T @ u))
+    found = estimate(case, bilevel.AID(LINEAR_SOLVERS[name]), exact_inner(case), v0)
+    np.testing.assert_allclose(flat(found.v), v0, rtol=1e-11)
+    assert norm_error(found.grad, case.gradient(case.u)) < 1e-9
+    assert bool(found.result == bilevel.RESULTS.successful)
+
+
+@pytest.mark.parametrize("name", ["CG", "lineax CG", "GMRES"])
+def test_convergence_in_one_iteration(name):
+    """An isotropic Hessian: the first iterate is exact; hypertorch and BOAT return zero here."""
+    case = CASES["isotropic"]
+    solver = LINEAR_SOLVERS[name]
+    found = bilevel.implicit_gradient(case.problem, case.u, case.w_star(case.u), solver)
+    assert norm_error(found.grad, case.gradient(case.u)) < 1e-9
+    if name == "CG":
+        assert int(found.calls.hvp) == 2  # one iteration and the residual
+
+
+def test_cg_takes_no_more_products_than_dimensions():
+    case = CASES["coupled"]
+    w = case.w_star(case.u)
+    found = bilevel.implicit_gradient(case.problem, case.u, w, bilevel.CG(rtol=1e-10))
+    assert int(found.calls.hvp) == 5 + 1
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optax.sgd(0.1), optax.sgd(0.45), optax.sgd(0.2, momentum=0.3)],
+    ids=["0.1", "0.45", "momentum"],
+)
+def test_itd_with_any_inner_step_size(tx):
+    case = CASES["coupled"]
+    found = estimate(case, bilevel.ITD(), bilevel.GradientInner(tx, 300))
+    assert norm_error(found.grad, case.gradient(case.u)) < 1e-9
+
+
+def test_itd_is_the_derivative_of_the_truncated_problem():
+    """At three steps, against the unrolled recursion in numpy."""
+    case, eta = CASES["coupled"], 0.2
+    found = estimate(case, bilevel.ITD(), bilevel.GradientInner(optax.sgd(eta), 3))
+    q, u = COUPLED, flat(case.u)
+    w, jacobian = np.zeros(5), np.zeros((5, 3))
+    for _ in range(3):
+        w = w - eta * (q.a @ w - q.b @ u - q.c)
+        jacobian = jacobian - eta * (q.a @ jacobian - q.b)
+    truth = q.lam * u + q.d @ w + jacobian.T @ (w - q.t + q.d.T @ u)
+    np.testing.assert_allclose(flat(found.grad), truth, rtol=1e-12)
+
+
+# Rates.
+
+
+def errors_after(case, estimator, step, counts):
+    def inner(k):
+        return bilevel.GradientInner(optax.sgd(step), k)
+
+    truth = case.gradient(case.u)
+    return np.array([norm_error(estimate(case, estimator, inner(k)).grad, truth) for k in counts])
+
+
+def test_rate_of_aid_in_inner_steps():
+    """The error of AID shrinks as q^T, q = 1 - step * mu."""
+    case, step = CASES["coupled"], 0.25
+    counts = [20, 30, 40]
+    errors = errors_after(case, bilevel.AID(bilevel.CG(rtol=1e-14)), step, counts)
+    slope = np.polyfit(counts, np.log(errors), 1)[0]
+    np.testing.assert_allclose(slope, np.log(1 - step * case.bounds[0]), rtol=0.02)
+
+
+def test_rate_of_itd_with_a_constant_hessian():
+    """On a quadratic the error of ITD shrinks as q^T, without the factor T."""
+    case, step = CASES["coupled"], 0.25
+    counts = [30, 40, 50]
+    slope = np.polyfit(counts, np.log(errors_after(case, bilevel.ITD(), step, counts)), 1)[0]
+    np.testing.assert_allclose(slope, np.log(1 - step * case.bounds[0]), rtol=0.02)
+
+
+def test_rate_of_itd_where_the_hessian_moves():
+    """In general it shrinks as T q^T: the error over q^T grows linearly in T."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: w, inner=lambda u, w, _: 0.5 * w**2 + 0.25 * w**4 - u * w
+    )
+    u, star, step = jnp.array(1.0), 0.6823278038280193, 0.1  # w + w^3 = 1
+    hessian = 1 + 3 * star**2
+    case = Case(
+        "quartic", problem, u, jnp.array(0.0), lambda u: u, lambda u: np.array([1 / hessian])
+    )
+    counts = [20, 40, 60]
+    scaled = errors_after(case, bilevel.ITD(), step, counts) / (1 - step * hessian) ** np.array(
+        counts
+    )
+    np.testing.assert_allclose((scaled[2] - scaled[1]) / (scaled[1] - scaled[0]), 1.0, rtol=0.01)
+    assert scaled[2] > 2 * scaled[0]
+
+
+@pytest.mark.parametrize("name", ["coupled", "logistic"])
+def test_error_of_aid_is_linear_in_the_inner_error(name):
+    case = CASES[name]
+    w, truth = case.w_star(case.u), case.gradient(case.u)
+    solve = jax.jit(lambda w: bilevel.implicit_gradient(case.problem, case.u, w, lx.LU()))
+    direction = jnp.linspace(1.0, 2.0, w.size)
+    sizes = np.array([1e-2, 1e-3, 1e-4, 1e-5])
+    found = [solve(w + size * direction) for size in sizes]
+    errors = [norm_error(x.grad, truth) for x in found]
+    residuals = [float(x.inner_residual) for x in found]
+    slope = np.polyfit(np.log(residuals), np.log(errors), 1)[0]
+    np.testing.assert_allclose(slope, 1.0, atol=0.02)
+
+
+def test_error_of_aid_is_linear_in_the_linear_residual():
+    """`|grad error| <= |B| / mu * linear_residual`, at every CG iteration."""
+    case = CASES["coupled"]
+    w, truth = case.w_star(case.u), case.gradient(case.u)
+    bound = np.linalg.norm(COUPLED.b, 2) / case.bounds[0]
+    errors = []
+    for steps in (1, 2, 3, 4):
+        solver = bilevel.CG(rtol=0.0, atol=0.0, max_steps=steps)
+        found = bilevel.implicit_gradient(case.problem, case.u, w, solver)
+        errors.append(np.linalg.norm(flat(found.grad) - truth))
+        assert 0 < errors[-1] <= bound * float(found.linear_residual)
+    assert errors[3] < 0.2 * errors[0]
+
+
+# `implicit_gradient` as a pure function.
+
+
+DIRECT_AND_CG = pytest.mark.parametrize(
+    "solver", [lx.Cholesky(), bilevel.CG(rtol=1e-13)], ids=["direct", "CG"]
+)
+
+
+def gradient_at(case, u, solver):
+    return bilevel.implicit_gradient(case.problem, u, case.w_star(u), solver).grad
+
+
+@DIRECT_AND_CG
+def test_implicit_gradient_under_vmap(solver):
+    case = CASES["coupled"]
+    us = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    found = jax.jit(jax.vmap(lambda u: gradient_at(case, u, solver)))(us)
+    truth = np.stack([case.gradient(u) for u in us])
+    np.testing.assert_allclose(np.asarray(found), truth, rtol=1e-9)
+
+
+@DIRECT_AND_CG
+def test_second_derivative_is_the_hessian_of_phi(solver):
+    case = CASES["coupled"]
+    found = jax.jit(jax.jacrev(lambda u: gradient_at(case, u, solver)))(case.u)
+    np.testing.assert_allclose(np.asarray(found), COUPLED.outer_hessian, rtol=1e-9)
+
+
+def test_second_derivative_where_the_hessian_moves():
+    case = CASES["ridge_per_feature"]
+    found = jax.jit(jax.jacrev(lambda u: gradient_at(case, u, lx.LU())))(case.u)
+    h = 1e-4
+    columns = [
+        (case.gradient(case.u + h * e) - case.gradient(case.u - h * e)) / (2 * h) for e in np.eye(4)
+    ]
+    np.testing.assert_allclose(np.asarray(found), np.stack(columns, axis=1), rtol=1e-5, atol=1e-9)

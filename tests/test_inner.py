@@ -1,0 +1,154 @@
+"""Inner solvers against hand-written loops and closed forms; reparametrisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optimistix as optx
+import pytest
+
+import bilevel
+from bilevel import (
+    ITD,
+    RESULTS,
+    BilevelProblem,
+    ClosedForm,
+    FullBatch,
+    GradientInner,
+    MinimiserInner,
+    Shuffled,
+    Stream,
+)
+from helpers import CASES, COUPLED, flat, norm_error
+
+CASE = CASES["coupled"]
+STREAM = Stream(FullBatch(), None, ())
+
+
+@pytest.fixture
+def optax_promotion():
+    """optax's Adam raises a float to an integer count, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def solve(inner, case=CASE, stream=STREAM):
+    run = jax.jit(
+        lambda u, w: inner.solve(case.problem, u, w, inner.init(case.problem, u, w), stream)
+    )
+    return run(case.u, case.w0)
+
+
+@pytest.mark.parametrize(
+    "tx", [optax.sgd(0.1, momentum=0.9), optax.adam(0.05)], ids=["momentum", "adam"]
+)
+def test_gradient_inner_is_the_optax_loop(tx, optax_promotion):
+    w, state = CASE.w0, tx.init(CASE.w0)
+    for _ in range(6):
+        gradient = COUPLED.a @ np.asarray(w) - COUPLED.b @ flat(CASE.u) - COUPLED.c
+        updates, state = tx.update(jnp.asarray(gradient), state, w)
+        w = optax.apply_updates(w, updates)
+    found, found_state, _, stats = solve(GradientInner(tx, 6))
+    np.testing.assert_allclose(np.asarray(found), np.asarray(w), rtol=1e-12)
+    np.testing.assert_allclose(flat(found_state), flat(state), rtol=1e-12)
+    assert int(stats.calls) == 6
+    assert bool(stats.result == RESULTS.successful)
+
+
+def test_gradient_inner_keeps_the_optimiser_state_when_warm(optax_promotion):
+    """Two solves of three steps from the last state are one solve of six."""
+    inner = GradientInner(optax.adam(0.05), 3)
+    w, state, stream, _ = solve(inner)
+    w, *_ = inner.solve(CASE.problem, CASE.u, w, state, stream)
+    whole, *_ = solve(GradientInner(optax.adam(0.05), 6))
+    np.testing.assert_allclose(np.asarray(w), np.asarray(whole), rtol=1e-13)
+
+
+def test_gradient_inner_draws_one_batch_a_step():
+    """On sum_i (w - x_i)^2 with step 1/2 each step jumps to the row drawn."""
+    data = jnp.arange(5.0)
+    problem = BilevelProblem(
+        lambda u, w, _: w, lambda u, w, x: jnp.mean((w - x) ** 2) + 0.0 * u, inner_data=data
+    )
+    sampler = Shuffled(1)
+    stream = Stream(sampler, data, sampler.init(data, jax.random.key(0)))
+    seen = []
+    inner = GradientInner(optax.sgd(0.5), 1)
+    w = jnp.array(0.0)
+    state = inner.init(problem, w, w)
+    for _ in range(5):
+        w, state, stream, _ = inner.solve(problem, jnp.array(0.0), w, state, stream)
+        seen.append(flat(w).item())
+    np.testing.assert_allclose(sorted(seen), [0.0, 1.0, 2.0, 3.0, 4.0], atol=1e-15)
+
+
+def test_gradient_inner_needs_a_step():
+    with pytest.raises(ValueError, match="needs num_steps >= 1, got 0"):
+        GradientInner(optax.sgd(0.1), 0)
+
+
+@pytest.mark.parametrize("name", ["coupled", "pytree", "logistic"])
+def test_minimiser_reaches_the_solution(name):
+    case = CASES[name]
+    data = case.problem.inner_data
+    stream = Stream(FullBatch(), data, ())
+    w, state, _, stats = solve(MinimiserInner(optx.BFGS(rtol=1e-9, atol=1e-9)), case, stream)
+    assert norm_error(w, case.w_star(case.u)) < 1e-7
+    assert state == ()
+    assert 1 < int(stats.calls) < 100
+    assert bool(stats.result == RESULTS.successful)
+
+
+def test_minimiser_says_when_it_ran_out_of_steps():
+    inner = MinimiserInner(optx.BFGS(rtol=1e-9, atol=1e-9), max_steps=2)
+    w, _, _, stats = solve(inner)
+    assert bool(stats.result == RESULTS.inner_max_steps_reached)
+    assert norm_error(w, CASE.w_star(CASE.u)) > 1e-3
+    # No failure of the outer step; the code is in the trace and the run goes on.
+    method = bilevel.DoubleLoop(inner=inner, hypergradient=bilevel.AID(), outer_tx=optax.sgd(0.1))
+    solution = bilevel.solve(CASE.problem, method, CASE.u, CASE.w0, num_steps=3, chunk_size=4)
+    assert bool(solution.result == RESULTS.successful)
+    assert np.all(solution.trace["result"] == int(RESULTS.inner_max_steps_reached._value))
+
+
+def test_itd_refuses_what_it_cannot_unroll():
+    inner = MinimiserInner(optx.BFGS(rtol=1e-9, atol=1e-9))
+    with pytest.raises(ValueError, match=r"which `MinimiserInner` does not allow\. Use `GradientI"):
+        ITD().init(CASE.problem, inner, CASE.u, CASE.w0)
+
+
+def test_closed_form_ignores_the_start():
+    inner = ClosedForm(lambda u, _: CASE.w_star(u))
+    w, *_, stats = inner.solve(CASE.problem, CASE.u, CASE.w0 + jnp.nan, (), STREAM)
+    assert norm_error(w, np.linalg.solve(COUPLED.a, COUPLED.b @ flat(CASE.u) + COUPLED.c)) < 1e-12
+    assert int(stats.calls) == 0
+
+
+def test_reparametrise_follows_the_chain_rule():
+    """grad of Phi(softmax(x)) = J^T grad Phi(u), with J = diag(u) - u u^T."""
+    case = CASES["logistic"]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=12))
+    problem = bilevel.reparametrise(case.problem, jax.nn.softmax)
+    u = np.asarray(jax.nn.softmax(x))
+    w = case.w_star(jnp.asarray(u))
+    found = bilevel.implicit_gradient(problem, x, w, bilevel.CG(rtol=1e-13)).grad
+    truth = (np.diag(u) - np.outer(u, u)) @ case.gradient(u)
+    assert norm_error(found, truth) < 1e-9
+    assert isinstance(problem.geometry, bilevel.Euclidean)
+    boxed = bilevel.reparametrise(case.problem, jax.nn.softmax, bilevel.Box(-1.0, 1.0))
+    assert isinstance(boxed.geometry, bilevel.Box)
+    assert problem.inner_data is case.problem.inner_data
+
+
+def test_reparametrised_minimisers_correspond():
+    case = CASES["simplex"]
+    problem = bilevel.reparametrise(case.problem, jax.nn.softmax)
+    method = bilevel.DoubleLoop(
+        inner=GradientInner(case.sgd(), 40),
+        hypergradient=bilevel.AID(bilevel.CG(rtol=1e-12)),
+        outer_tx=optax.sgd(4.0),
+    )
+    x0 = jnp.zeros(4)
+    solution = bilevel.solve(problem, method, x0, case.w0, num_steps=400, chunk_size=400)
+    u = np.asarray(jax.nn.softmax(solution.u))
+    np.testing.assert_allclose(u, np.asarray(case.u_star), atol=1e-8, rtol=0)

@@ -1,0 +1,283 @@
+"""`solve`: wrong calls are refused in words; closures work or are refused; results are described."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import optimistix as optx
+import pytest
+
+import bilevel
+from bilevel import AID, ITD, BilevelProblem, Checkpoint, GradientInner
+from helpers import CASES, METHODS, assert_same, norm_error, run, soba
+
+ZERO = jnp.zeros(())
+METHOD = soba(0.1, 0.1, 0.1)
+
+
+def outer(u, w, _):
+    return 0.5 * (w - 1.0) ** 2
+
+
+def inner(u, w, _):
+    return 0.5 * (w - u) ** 2
+
+
+PROBLEM = BilevelProblem(outer, inner)
+
+
+def solve(problem: Any = PROBLEM, method: Any = METHOD, u0: Any = ZERO, w0: Any = ZERO, **options):
+    return bilevel.solve(
+        problem, method, u0, w0, **(dict[str, Any](num_steps=3, chunk_size=4) | options)
+    )
+
+
+@pytest.mark.parametrize("name", ["num_steps", "trace_every", "chunk_size"])
+def test_counts_below_one(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+        solve(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    "u0", [jnp.array([0.5, 0.6]), jnp.array([-0.1, 1.1]), jnp.full(4000, 1.05 / 4000)]
+)
+def test_start_outside_of_the_simplex(u0):
+    problem = BilevelProblem(outer, inner, geometry=bilevel.Simplex())
+    with pytest.raises(ValueError, match=r"`u0` is not in the set of `Simplex`.*away\. Start from"):
+        solve(problem, u0=u0)
+
+
+def test_start_outside_of_a_box():
+    problem = BilevelProblem(outer, inner, geometry=bilevel.Box(1.0, 2.0))
+    with pytest.raises(
+        ValueError, match="is not in the set of `Box`: the nearest point of it is 1 "
+    ):
+        solve(problem)
+
+
+def test_nonfinite_start():
+    with pytest.raises(ValueError, match="`u0` is not in the set of `Euclidean`"):
+        solve(u0=jnp.array(jnp.nan))
+
+
+@pytest.mark.parametrize("name", ["u0", "w0"])
+def test_integers_are_no_variables(name):
+    with pytest.raises(
+        TypeError, match=rf"`{name}\['a'\]` must be a floating-point array, got int64"
+    ):
+        solve(**{name: {"a": jnp.array(1)}})
+
+
+def test_objectives_must_be_scalars():
+    vector = BilevelProblem(lambda u, w, _: w * jnp.ones(3), inner)
+    with pytest.raises(ValueError, match=r"outer objective must return a scalar, got \(3,\)"):
+        solve(vector)
+    with pytest.raises(ValueError, match=r"inner objective must return a scalar, got \(1,\)"):
+        solve(BilevelProblem(outer, lambda u, w, _: inner(u, w, _)[None]))
+
+
+def test_problem_arguments():
+    with pytest.raises(
+        ValueError, match=r"must have the same length on axis 0.*got lengths \[2, 3\]"
+    ):
+        BilevelProblem(outer, inner, inner_data=(jnp.ones(2), jnp.ones(3)))
+    with pytest.raises(ValueError, match="`outer_data` has zero rows"):
+        BilevelProblem(outer, inner, outer_data=jnp.ones((0, 3)))
+    with pytest.raises(
+        TypeError, match=r"`outer_data\[1\]` must be an array with one row per sample"
+    ):
+        BilevelProblem(outer, inner, outer_data=(jnp.ones(2), jnp.array(1.0)))
+
+
+def test_state_of_another_problem():
+    other = run(METHODS["SOBA"], 7)
+    with pytest.raises(
+        ValueError, match=r"`state` does not belong to this problem: its `u` has sh"
+    ):
+        solve(state=other.state)
+
+
+def test_state_of_another_algorithm():
+    method, other = METHODS["AID cold"], run(METHODS["SOBA"], 7)
+    with pytest.raises(ValueError, match="`state` does not belong to this algorithm"):
+        run(method, state=other.state)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: jax.vmap(f, axis_size=2)])
+def test_solve_under_a_transformation(transform):
+    call = transform(lambda u0: solve(u0=u0).u)
+    with pytest.raises(TypeError, match="`solve` runs on the host"):
+        call(jnp.zeros(2) if transform not in (jax.jit, jax.grad) else ZERO)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+@pytest.mark.parametrize("place", ["outer", "inner"])
+def test_solve_with_objectives_that_close_over_a_traced_value(transform, place):
+    def call(x):
+        F = (lambda u, w, _: 0.5 * (w - x) ** 2) if place == "outer" else outer
+        f = (lambda u, w, _: 0.5 * (w - x * u) ** 2) if place == "inner" else inner
+        return solve(BilevelProblem(F, f)).u
+
+    with pytest.raises(TypeError, match="`solve` runs on the host"):
+        transform(call)(jnp.array(2.0))
+
+
+METHODS_FOR_CLOSURES = {
+    "AID": bilevel.DoubleLoop(
+        inner=GradientInner(optax.sgd(1.0), 1), hypergradient=AID(lx.LU()), outer_tx=optax.sgd(0.1)
+    ),
+    "ITD": bilevel.DoubleLoop(
+        inner=GradientInner(optax.sgd(1.0), 1), hypergradient=ITD(), outer_tx=optax.sgd(0.1)
+    ),
+    "SOBA": METHOD,
+}
+
+
+@pytest.mark.parametrize("name", METHODS_FOR_CLOSURES)
+def test_objectives_that_ignore_u_are_refused(name):
+    """A hypergradient of silent zeros is nearly always a closure over the wrong variable."""
+    theirs = jnp.array(2.0)
+    problem = BilevelProblem(outer, lambda u, w, _: 0.5 * (w - theirs) ** 2)
+    with pytest.raises(ValueError, match=r"neither the outer nor the inner objective depends on"):
+        solve(problem, METHODS_FOR_CLOSURES[name])
+    with pytest.raises(ValueError, match="silently zero"):
+        bilevel.implicit_gradient(problem, ZERO, ZERO, lx.LU())
+
+
+def test_dependence_through_control_flow_is_seen():
+    """Only a `cond` inside a `scan` inside a `jit` reaches u."""
+
+    def inner(u, w, _):
+        def step(c, _):
+            return jax.lax.cond(c > 0, lambda: c * u, lambda: c + u), None
+
+        target = jax.jit(lambda u: jax.lax.scan(step, jnp.ones(()), length=2)[0])(u)
+        return 0.5 * (w - target) ** 2
+
+    found = bilevel.implicit_gradient(
+        BilevelProblem(outer, inner), jnp.array(3.0), jnp.array(9.0), lx.LU()
+    )
+    np.testing.assert_allclose(float(found.grad), (9 - 1) * 6.0, rtol=1e-12)
+
+
+def test_objectives_may_close_over_arrays():
+    factor = jnp.array(3.0)
+    problem = BilevelProblem(outer, lambda u, w, _: 0.5 * (w - factor * u) ** 2)
+    found = bilevel.implicit_gradient(problem, jnp.array(2.0), jnp.array(6.0), lx.LU())
+    np.testing.assert_allclose(float(found.grad), 3 * (6 - 1), rtol=1e-14)
+    solution = solve(problem, METHODS_FOR_CLOSURES["AID"], num_steps=200)
+    np.testing.assert_allclose(float(solution.u), 1 / 3, rtol=1e-10)
+
+
+def closing_over(x):
+    """`w* = x u`, `Phi = (x u - 1)^2 / 2`."""
+    return BilevelProblem(outer, lambda u, w, _: 0.5 * (w - x * u) ** 2)
+
+
+@pytest.mark.parametrize("solver", [lx.LU(), bilevel.CG(rtol=1e-12)], ids=["LU", "CG"])
+def test_derivative_in_a_closed_over_variable(solver):
+    """d/dx of grad Phi(u) = x (x u - 1), at w = x u."""
+    u, x = jnp.array(2.0), jnp.array(1.5)
+
+    def gradient(x):
+        return bilevel.implicit_gradient(closing_over(x), u, x * u, solver).grad
+
+    np.testing.assert_allclose(float(gradient(x)), 1.5 * 2, rtol=1e-12)
+    np.testing.assert_allclose(float(jax.grad(gradient)(x)), 2 * 1.5 * 2 - 1, rtol=1e-12)
+    np.testing.assert_allclose(float(jax.jit(jax.grad(gradient))(x)), 5.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "minimiser"])
+def test_derivative_of_the_value_through_an_inner_solver(kind):
+    """d/dx of Phi(u) = (x u - 1)^2 / 2 through `AID.estimate`, which solves the inner problem."""
+    u, x = jnp.array(2.0), jnp.array(1.5)
+    if kind == "gradient":
+        inner_solver = GradientInner(optax.sgd(1.0), 1)
+    else:
+        inner_solver = bilevel.MinimiserInner(optx.BFGS(rtol=1e-10, atol=1e-10))
+    estimator = AID(lx.LU(), warm_start=False)
+
+    def value(x):
+        problem = closing_over(x)
+        state = estimator.init(problem, inner_solver, u, ZERO)
+        data = bilevel.Stream(bilevel.FullBatch(), None, ())
+        streams = bilevel.Streams(data, data)
+        return estimator.estimate(problem, inner_solver, u, ZERO, state, streams)[0].value
+
+    np.testing.assert_allclose(float(jax.grad(value)(x)), (3 - 1) * 2.0, rtol=1e-7)
+
+
+def test_derivative_through_algorithm_steps():
+    """d/dx of the outer variable after two steps u+ = u - s x (x u - 1), by an unrolled scan."""
+    x, s, method = jnp.array(1.5), 0.1, METHODS_FOR_CLOSURES["AID"]
+
+    def last(x):
+        problem = closing_over(x)
+        state = method.init(problem, jnp.array(1.0), ZERO, jax.random.key(0))
+        for _ in range(2):
+            state, _ = method.step(problem, state)
+        return state.u
+
+    def by_hand(x):
+        u = 1.0
+        for _ in range(2):
+            u = u - s * x * (x * u - 1)
+        return u
+
+    np.testing.assert_allclose(float(last(x)), float(by_hand(x)), rtol=1e-12)
+    np.testing.assert_allclose(float(jax.grad(last)(x)), float(jax.grad(by_hand)(x)), rtol=1e-10)
+
+
+def test_the_caller_keeps_what_it_passed():
+    """Chunks reuse their state's memory; that of the caller's arrays must survive."""
+    method = METHODS["SOBA"]
+    first = run(method, 3)
+    before = jax.tree.map(lambda x: np.array(x), (first.u, first.w))
+    second, third = run(method, state=first.state), run(method, state=first.state)
+    assert_same(second.state, third.state)
+    assert_same((first.u, first.w), before)
+    assert float(jnp.sum(method.case.u)) == float(jnp.sum(CASES["coupled"].u))
+
+
+def test_solution_describes_the_run():
+    solution = run(METHODS["SOBA"], 7)
+    assert solution.stats == {
+        "num_steps": 7,
+        "calls": {"outer_grad": 7, "inner_grad": 7, "hvp": 7, "cross": 7},
+        "converged": False,
+    }
+    assert bool(solution.result == bilevel.RESULTS.successful)
+    assert {len(column) for column in solution.trace.values()} == {7}
+    problem, u, w = CASES["coupled"].problem, CASES["coupled"].u, CASES["coupled"].w0
+    np.testing.assert_allclose(
+        solution.trace["outer_value"][0], float(problem.outer(u, w, None)), rtol=1e-14
+    )
+    gradient = np.linalg.norm(jax.grad(problem.inner, argnums=1)(u, w, None))
+    np.testing.assert_allclose(solution.trace["inner_residual"][0], gradient, rtol=1e-14)
+    assert solution.trace["hvps"].tolist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_finished_run_stays_finished():
+    method = METHODS["SOBA"]
+    first = run(method, 7)
+    again = run(method, 7, state=first.state)
+    assert_same(first.state, again.state)
+    assert len(again.trace["step"]) == 0
+
+
+def test_raw_keys_are_accepted():
+    solution = run(METHODS["SOBA replaced"], 7, key=jax.random.PRNGKey(3))
+    assert norm_error(solution.w, run(METHODS["SOBA replaced"], 7).w) == 0.0
+
+
+def test_a_weakly_typed_start_compiles_no_more(compilations, tmp_path):
+    weak = jnp.asarray(0.25)
+    assert weak.weak_type
+    path = tmp_path / "run.eqx"
+    compilations.clear()
+    solution = solve(u0=weak, w0=weak, num_steps=9, callbacks=[Checkpoint(path)])
+    assert compilations.count("jit(_compiled_chunk)") == 1
+    assert not solution.u.weak_type
