@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from .._hypergradient.base import require_outer_variable
+from .._hypergradient.base import as_data, require_outer_variable
 from .._sampler import AbstractSampler, FullBatch
 from .._solution import RESULTS, Calls
 from .base import (
@@ -27,11 +27,6 @@ from .base import (
 class _Aux(NamedTuple):
     v: PyTree[Array]
     samplers: SamplerStates
-
-
-def _step_size(value) -> Float[np.ndarray | Array, "*batch"]:
-    # An array field is data, so a new step size compiles nothing and several can be vmapped.
-    return value if isinstance(value, jax.Array) else np.asarray(value, dtype=float)
 
 
 class SOBA(AbstractAlgorithm):
@@ -57,9 +52,9 @@ class SOBA(AbstractAlgorithm):
     Hessian-vector and the cross product together.
     """
 
-    inner_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=_step_size)
-    linear_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=_step_size)
-    outer_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=_step_size)
+    inner_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=as_data)
+    linear_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=as_data)
+    outer_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=as_data)
     inner_sampler: AbstractSampler = FullBatch()
     outer_sampler: AbstractSampler = FullBatch()
 

@@ -6,12 +6,18 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree, Scalar
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._inner import AbstractInnerSolver
 from .._problem import BilevelProblem, Objective
 from .._sampler import Streams
 from .._solution import RESULTS, Calls
+
+
+def as_data(value: Any) -> Float[np.ndarray | Array, "*batch"]:
+    """A setting as an array: data, so that a new value compiles nothing and several can be vmapped."""
+    return value if isinstance(value, jax.Array) else np.asarray(value, dtype=float)
 
 
 class Hypergradient(eqx.Module):

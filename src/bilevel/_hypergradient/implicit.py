@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import optax
-from jaxtyping import Array, Int, PyTree, ScalarLike
+from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
 from .._inner import InnerStats
 from .._linear.cg import CG
@@ -18,6 +20,7 @@ from .base import (
     AbstractHypergradient,
     EstimatorState,
     Hypergradient,
+    as_data,
     linearise_inner,
     require_outer_variable,
 )
@@ -83,7 +86,7 @@ def implicit_gradient(
     grad_w, products = linearise_inner(problem, u, w, inner_batch)
 
     operator = lx.FunctionLinearOperator(
-        lambda v: optax.tree.add_scale(products(v)[1], damping, v),
+        lambda v: _damped(products(v)[1], damping, v),
         jax.eval_shape(lambda: w),
         (lx.symmetric_tag, lx.positive_semidefinite_tag),
     )
@@ -118,6 +121,10 @@ def implicit_gradient(
     )
 
 
+def _damped(product: PyTree, damping: ScalarLike, v: PyTree) -> PyTree:
+    return jax.tree.map(lambda p, x: p + jnp.asarray(damping, x.dtype) * x, product, v)
+
+
 def _num_products(
     solver: lx.AbstractLinearSolver, solution: lx.Solution, size: int, started: bool
 ) -> Int[Array, ""]:
@@ -148,7 +155,7 @@ class AID(AbstractHypergradient):
     """
 
     linear_solver: lx.AbstractLinearSolver = CG(rtol=1e-6)
-    damping: ScalarLike = 0.0
+    damping: Float[np.ndarray | Array, "*batch"] = eqx.field(default=0.0, converter=as_data)
     warm_start: bool = True
 
     def init(self, problem, inner, u, w):

@@ -198,6 +198,8 @@ def learn_weights(
             jnp.asarray(codes, floating if regression else jnp.int32),
         )
 
+    held = None if holdout is None else _check_holdout(X, holdout, labels, regression)
+    held_rows = None if held is None else rows(as_features(held[0], "holdout X"), held[1])
     w0, predict = _build_model(model, features.shape[1], num_outputs, seed)
     loss = squared_error if regression else softmax_cross_entropy
     problem = reweighting(
@@ -212,8 +214,6 @@ def learn_weights(
     ess = effective_sample_size(weights)
 
     retrained, retrain_result = _retrain(problem, jnp.asarray(weights / n, floating), w0)
-    held = None if holdout is None else _check_holdout(X, holdout, labels, regression)
-    held_rows = None if held is None else rows(as_features(held[0], "holdout X"), held[1])
     scores = score_models(
         problem, {"warm": solution.w, "retrained": retrained}, predict, loss, held_rows
     )
