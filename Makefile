@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow papers papers-full bench docs clean
+.PHONY: demo test check slow papers bench clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml

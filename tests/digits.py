@@ -6,7 +6,7 @@ are pixels: all classifications in the suite share one compilation.
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,8 @@ class Digits(NamedTuple):
 
 @functools.cache
 def digits(seed: int = 0) -> Digits:
-    X, y = load_digits(return_X_y=True)
+    bunch: Any = load_digits()
+    X, y = bunch.data, bunch.target
     order = np.random.default_rng(seed).permutation(len(y))
     train, trusted, rest = np.split(order, [TRAIN, TRAIN + TRUSTED])
     noisy, wrong = datasets.flip_to_different(y[train], RATE, seed=seed)
@@ -56,7 +57,7 @@ def plain_table(X: np.ndarray, y: np.ndarray, first_id: int = 0) -> pd.DataFrame
 def mixed_table(X: np.ndarray, y: np.ndarray, first_id: int = 0) -> pd.DataFrame:
     """Numbers with gaps, a boolean, categories with gaps, text, text labels: 64 encoded columns.
 
-    58 numbers + 1 flag for the column with gaps + 2 (boolean) + 3 (text: a, b, missing).
+    58 numbers + 1 boolean + 2 flags for columns with gaps, one empty + 3 (text: a, b, missing).
     """
     table = plain_table(X, y, first_id)
     rows = np.arange(len(y))
@@ -64,8 +65,9 @@ def mixed_table(X: np.ndarray, y: np.ndarray, first_id: int = 0) -> pd.DataFrame
     table["bright"] = table["p20"] > 8
     table["side"] = np.where(table["p28"] > table["p35"], "a", "b").astype(object)
     table.loc[rows % 5 == 0, "side"] = None
+    table["empty"] = np.nan
     table["digit"] = [f"class {k}" for k in y]
-    return table.drop(columns=[f"p{i}" for i in (0, 8, 16, 24, 32, 40)])
+    return table.drop(columns=[f"p{i}" for i in (0, 8, 16, 24, 32, 40, 48)])
 
 
 def write_tables(folder: Path, make=plain_table, suffix: str = ".csv", seed: int = 0) -> list[str]:

@@ -141,7 +141,7 @@ def test_objectives_that_ignore_u_are_refused(name):
     """A hypergradient of silent zeros is nearly always a closure over the wrong variable."""
     theirs = jnp.array(2.0)
     problem = BilevelProblem(outer, lambda u, w, _: 0.5 * (w - theirs) ** 2)
-    with pytest.raises(ValueError, match=r"neither the outer nor the inner objective depends on"):
+    with pytest.raises(ValueError, match="the inner objective does not depend on its argument"):
         solve(problem, METHODS_FOR_CLOSURES[name])
     with pytest.raises(ValueError, match="silently zero"):
         bilevel.implicit_gradient(problem, ZERO, ZERO, lx.LU())

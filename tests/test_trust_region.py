@@ -1,5 +1,7 @@
 """`log_trust_region`: its formula and its radius."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ U = np.array([0.1, 0.2, 0.3, 0.4])
 G = np.array([3.0, -1.0, 0.5, 2.0])
 
 
-def step(tx, g, state=None, u=U, value=0.0):
+def step(tx, g, state: Any = None, u=U, value=0.0) -> tuple[np.ndarray, Any]:
     state = tx.init(jnp.asarray(u)) if state is None else state
     update, state = tx.update(jnp.asarray(g), state, jnp.asarray(u), value=jnp.asarray(value))
     return np.asarray(update), state
@@ -72,7 +74,7 @@ def test_shrink_is_the_factor():
 
 
 def test_the_dtype_is_that_of_the_weights():
-    tx = log_trust_region()
+    tx: Any = log_trust_region()
     u = jnp.asarray(U, jnp.float32)
     state = tx.init(u)
     update, state = tx.update(u, state, u, value=jnp.float32(1.0))

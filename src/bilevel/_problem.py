@@ -33,7 +33,7 @@ class BilevelProblem(eqx.Module):
 
     Objectives are pure functions of their arguments. They may close over constant arrays (which
     are then compiled in: pass what is large as data). They must reach the outer variable through
-    their argument `u`: a problem whose objectives both ignore it has no hypergradient and is
+    their argument `u`: a problem whose inner objective ignores it has no implicit gradient and is
     refused where one is asked for.
 
     Raises:

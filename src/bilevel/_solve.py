@@ -85,7 +85,7 @@ def run_chunk(
         for moved in (following.u, following.w):  # a step can overflow at a finite gradient
             finite &= jnp.isfinite(optax.tree.sum(moved))
         # A step that met a non-finite number is not taken: the state stays the last good one.
-        following = jax.tree.map(lambda new, old: _where(finite, new, old), following, state)
+        following = jax.tree.map(lambda new, old: jnp.where(finite, new, old), following, state)
 
         step = state.step + 1
         recorded = (step % control.trace_every == 0) | (step == control.num_steps) | ~finite
@@ -148,12 +148,6 @@ def run_chunk(
     return state, status, rows
 
 
-def _where(condition, new, old):
-    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
-        return old  # a run's key never changes; samplers keep theirs too
-    return jnp.where(condition, new, old)
-
-
 @eqx.filter_jit(donate="all-except-first")
 def _compiled_chunk(fixed: Any, changing: tuple[State, Status]) -> tuple[State, Status, Row]:
     problem, algorithm, control, chunk_size = fixed
@@ -184,9 +178,10 @@ def solve(
         w0: the starting inner variable.
         num_steps: the number of outer steps *in all*; a run resumed at step 40 of 100 makes 60.
         key: for the samplers, `jax.random.key(0)` by default; ignored when `state` is given.
-        tol: stop when the outer, the inner *and* the linear residual are all at or below it; a
-            float or `Tolerances`. `None`: make all steps. The three residuals are absolute, in the
-            units of the gradients; with minibatches they are noisy.
+        tol: stop when the outer, the inner *and* the linear residual are all at or below it, at the
+            point that the last step started from; a float or `Tolerances`. `None`: make all steps.
+            The three residuals are absolute, in the units of the gradients; with minibatches they
+            are noisy.
         callbacks: called in order after each chunk, see `ProgressBar`, `Logger`, `Checkpoint`,
             `StopWhen`. They are not given a chance in the middle of a chunk.
         state: go on from here in place of `u0`, `w0` (which then only give the structure); it is
@@ -289,9 +284,9 @@ _UNDER_TRANSFORMATION = (
 
 
 def _typed_key(key: Any) -> Key[Array, ""]:
-    """The key given, in the new style; `key(0)` by default."""
-    if key is None:
-        return jr.key(0)
+    """The key given, in the new style; an integer is a seed, and 0 the default."""
+    if key is None or isinstance(key, int):
+        return jr.key(0 if key is None else key)
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.wrap_key_data(key)
 
 

@@ -19,16 +19,16 @@ class TrustRegionState(NamedTuple):
 def log_trust_region(
     radius: float = 1.0, shrink: float = 0.5
 ) -> optax.GradientTransformationExtraArgs:
-    """Mirror steps on `Simplex` whose largest move on the log-weights is the radius.
+    """Mirror steps on `Simplex` whose update of the log-weights is bounded by the radius.
 
         c     = g - <u, g>                           (the gradient, relative to the average row)
-        delta = -r c / max_i |c_i|                   (so that log u moves by at most r, and back
-                                                      by a constant when it is normalised)
+        delta = -r c / max_i |c_i|                   (|delta_i| <= r; normalising then shifts all
+                                                      log-weights by the same constant, at most r)
         r+    = shrink * r   where the outer value rose in the last step, else r
 
-    There is no step size to choose: a unit radius means that no weight changes by more than a
-    factor e relative to the average in one step, whatever the scale of the losses or the number of
-    rows. Adding a constant to `g`, which moves nothing on the simplex, changes nothing here either.
+    There is no step size to choose: in one step of unit radius the ratio of any two weights changes
+    by at most a factor e^2, whatever the scale of the losses or the number of rows. Adding a
+    constant to `g`, which moves nothing on the simplex, changes nothing here either.
 
     Args:
         radius: the first radius, in units of log-weight.

@@ -94,11 +94,12 @@ def weigh(
 
     Writes weights.parquet, summary.json, model.skops and config.toml to OUT.
 
-    Exit codes: 0 done; 2 wrong usage; 3 the data cannot be used; 4 done, but
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the data cannot be used;
 
-    not to be believed (with --strict); 130 interrupted (go on with --resume).
+    4 done, but not to be believed (with --strict); 130 interrupted (go on with --resume).
     """
     from ._solution import BilevelError
+    from .reweighting._data import InputError
     from .reweighting._run import RunFolderError, WeighConfig
     from .reweighting._run import weigh as run
 
@@ -123,11 +124,15 @@ def weigh(
     except RunFolderError as error:
         _fail(str(error), USAGE)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command with --resume goes on where it stopped", INTERRUPTED)
-    except BilevelError as error:
-        _fail(str(error), FAILURE)
-    except ValueError as error:  # InputError, and what the data make learn_weights refuse
+        kept = Path(f"{out}.partial").exists()
+        hint = (
+            "the same command with --resume goes on where it stopped" if kept else "nothing is left"
+        )
+        _fail(f"interrupted; {hint}", INTERRUPTED)
+    except InputError as error:
         _fail(str(error), BAD_INPUT)
+    except (BilevelError, OSError) as error:
+        _fail(str(error), FAILURE)
     if json_:
         sys.stdout.write(json.dumps({**done.summary, "folder": str(done.folder)}, indent=2) + "\n")
     else:

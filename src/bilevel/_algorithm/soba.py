@@ -76,7 +76,7 @@ class SOBA(AbstractAlgorithm):
         streams = open_streams(problem, self.outer_sampler, self.inner_sampler, state.aux.samplers)
         outer_batch, outer_stream = streams.outer.draw()
         inner_batch, inner_stream = streams.inner.draw()
-        require_outer_variable(problem, u, w, (outer_batch, inner_batch))
+        require_outer_variable(problem, u, w, inner_batch)
 
         value, (outer_u, outer_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(
             u, w, outer_batch

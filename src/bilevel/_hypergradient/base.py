@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._inner import AbstractInnerSolver
-from .._problem import BilevelProblem, Objective
+from .._problem import BilevelProblem
 from .._sampler import Streams
 from .._solution import RESULTS, Calls
 
@@ -100,35 +100,23 @@ def linearise_inner(
     return grad_w, products
 
 
-def require_outer_variable(problem: BilevelProblem, u: PyTree, w: PyTree, streams: Any) -> None:
-    """Refuse a problem in which no objective depends on its argument `u`.
+def require_outer_variable(problem: BilevelProblem, u: PyTree, w: PyTree, inner_batch: Any) -> None:
+    """Refuse a problem whose inner objective does not depend on its argument `u`.
 
-    Its hypergradient is zero by construction, and nearly always the objectives have closed over
-    the outer variable of an enclosing scope by mistake. Decided from the traced program, so it
-    costs nothing at run time.
-
-    Args:
-        problem: the problem.
-        u: any outer variable.
-        w: any inner variable.
-        streams: a pair (outer batch, inner batch).
+    Then w* is a constant and the implicit part of the hypergradient is zero by construction; nearly
+    always the objective has closed over the outer variable of an enclosing scope by mistake. Decided
+    from the traced program, so it costs nothing at run time.
     """
-    outer_batch, inner_batch = streams
-    if not _depends_on_first(problem.outer, u, w, outer_batch) and not _depends_on_first(
-        problem.inner, u, w, inner_batch
-    ):
-        raise ValueError(
-            "neither the outer nor the inner objective depends on its argument `u`, so the "
-            "hypergradient would be silently zero. If they close over the outer variable of an "
-            "enclosing scope, use the argument in its place."
-        )
-
-
-def _depends_on_first(fn: Objective, u: PyTree, w: PyTree, batch: Any) -> bool:
     u = jax.tree.map(jax.numpy.asarray, u)
-    jaxpr = jax.make_jaxpr(lambda u: fn(u, w, batch))(u).jaxpr
+    jaxpr = jax.make_jaxpr(lambda u: problem.inner(u, w, inner_batch))(u).jaxpr
     reached = set(jaxpr.invars)
     for equation in jaxpr.eqns:
         if any(not hasattr(x, "val") and x in reached for x in equation.invars):
             reached.update(equation.outvars)
-    return any(not hasattr(x, "val") and x in reached for x in jaxpr.outvars)
+    if not any(not hasattr(x, "val") and x in reached for x in jaxpr.outvars):
+        raise ValueError(
+            "the inner objective does not depend on its argument `u`: its solution is a constant, and "
+            "the implicit part of the hypergradient would be silently zero. If the objective closes "
+            "over the outer variable of an enclosing scope, use the argument in its place; if it "
+            "really does not depend on it, minimise the outer objective in `u` directly."
+        )

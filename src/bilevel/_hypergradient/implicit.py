@@ -68,7 +68,7 @@ def implicit_gradient(
     number of steps they report.
 
     Raises:
-        ValueError: neither objective depends on `u`.
+        ValueError: the inner objective does not depend on its argument `u`.
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> problem = BilevelProblem(  # w*(u) = u / 2, Phi(u) = u^2 / 8
@@ -80,7 +80,7 @@ def implicit_gradient(
     """
     outer_batch = problem.outer_data if outer_batch is _FULL else outer_batch
     inner_batch = problem.inner_data if inner_batch is _FULL else inner_batch
-    require_outer_variable(problem, u, w, (outer_batch, inner_batch))
+    require_outer_variable(problem, u, w, inner_batch)
 
     value, (outer_u, outer_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
     grad_w, products = linearise_inner(problem, u, w, inner_batch)

@@ -47,7 +47,7 @@ class ITD(AbstractHypergradient):
         """Differentiate `u -> F(u, w_T(u))` in reverse."""
         outer_batch, outer_stream = streams.outer.draw()
         peek, _ = streams.inner.draw()
-        require_outer_variable(problem, u, w, (outer_batch, peek))
+        require_outer_variable(problem, u, w, peek)
 
         def truncated(u: PyTree[Array]):
             last, inner_state, stream, stats = inner.solve(

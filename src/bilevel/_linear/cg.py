@@ -1,4 +1,4 @@
-"""Conjugate gradients for Hessians: any scale, float32, and an honest word on curvature."""
+"""Conjugate gradients for Hessians: small curvature, float32, and an honest word on both."""
 
 from typing import NamedTuple
 

@@ -1,9 +1,10 @@
 """Checks on the arrays that come in, each with the rows or columns at fault in its message."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 from jaxtyping import Float, Shaped
 
 
@@ -29,6 +30,8 @@ def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
     Raises:
         InputError: not two-dimensional, zero rows, a column that is not numeric, NaN or infinity.
     """
+    if scipy.sparse.issparse(X):
+        raise InputError(f"`{name}` is a sparse matrix, which is not supported; use `.toarray()`.")
     if isinstance(X, pd.DataFrame):
         bad = [c for c in X.columns if not pd.api.types.is_numeric_dtype(X[c])]
         if bad:
@@ -91,14 +94,6 @@ def check_same_columns(X: Any, other: Any, name: str, other_name: str) -> None:
         )
 
 
-class Classes(NamedTuple):
-    """The class labels, and both label vectors as codes into them."""
-
-    labels: Shaped[np.ndarray, " classes"]
-    y: np.ndarray
-    y_trusted: np.ndarray
-
-
 def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
     """`y` as a vector with one known label a row of `X`.
 
@@ -109,8 +104,11 @@ def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
     if values.ndim != 1 or len(values) != len(X):
         raise InputError(
             f"`{name}` must be a vector with one label per row, got shape {values.shape} for "
-            f"{len(X)} rows."
+            f"{len(X)} rows; a single column is made one by `.ravel()` or `.squeeze()`."
         )
+    check_aligned(X, y, name)
+    if values.dtype == object:
+        values = np.asarray(pd.Series(values).infer_objects())
     missing = np.asarray(pd.isna(pd.Series(values)))
     if missing.any():
         raise InputError(
@@ -120,13 +118,36 @@ def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
     return values
 
 
-def encode_classes(y: np.ndarray, y_trusted: np.ndarray) -> Classes:
-    """Both label vectors as codes.
+def check_aligned(X: Any, y: Any, name: str) -> None:
+    """Refuse a series whose index is that of the rows in another order: rows pair by position.
+
+    Raises:
+        InputError: the two indices differ in their order only.
+    """
+    if not (isinstance(X, pd.DataFrame) and isinstance(y, pd.Series)) or X.index.equals(y.index):
+        return
+    if X.index.is_unique and y.index.is_unique and len(X.index.symmetric_difference(y.index)) == 0:
+        raise InputError(
+            f"`{name}` has the index of its rows in another order, and rows are paired by position; "
+            f"reorder it with `{name}.loc[X.index]`."
+        )
+
+
+def find_classes(y: np.ndarray, y_trusted: np.ndarray) -> Shaped[np.ndarray, " classes"]:
+    """The class labels, sorted.
 
     Raises:
         InputError: one class only, fewer trusted rows than classes, or a label that occurs on one
             side only.
     """
+    try:
+        labels = np.unique(np.concatenate([y, y_trusted]))
+    except TypeError as error:
+        kinds = sorted({type(x).__name__ for x in [*y, *y_trusted]})
+        raise InputError(
+            f"the labels mix types ({', '.join(kinds)}) and cannot be compared; convert them all to "
+            "text, or all to numbers."
+        ) from error
     labels = np.unique(y)
     if len(labels) == 1:
         raise InputError(
@@ -153,7 +174,7 @@ def encode_classes(y: np.ndarray, y_trusted: np.ndarray) -> Classes:
             "Every row of such a class would be weighted down as useless: verify a few rows of it, "
             "or remove the class from the training rows."
         )
-    return Classes(labels, np.searchsorted(labels, y), np.searchsorted(labels, y_trusted))
+    return labels
 
 
 def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
@@ -173,21 +194,29 @@ def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
     return values
 
 
-def check_overlap(X: Any, X_trusted: Any) -> None:
-    """Refuse trusted rows whose features also occur in a training row.
+def check_overlap(X: Any, other: Any, name: str, other_name: str) -> None:
+    """Refuse rows whose features occur on both sides.
 
-    Such a row judges itself: its weight measures nothing.
+    A row that is also trusted judges itself; one that is also in the hold-out is no test.
 
     Raises:
-        InputError: with the ids of the training rows.
+        InputError: with the ids of the rows of `X`.
     """
-    rows, trusted = (pd.DataFrame(np.asarray(x)) for x in (X, X_trusted))
-    found = rows.merge(trusted.drop_duplicates(), how="left", indicator="where")["where"]
-    shared = np.asarray(found == "both")
+    shared = _occurs(np.asarray(X), np.asarray(other))
     if shared.any():
         raise InputError(
-            f"{int(shared.sum())} training rows also occur among the trusted rows (training ids "
-            f"{named(row_ids(X)[shared])}): a row must not judge its own weight. Remove them from "
-            "the training rows; if your rows are so coarse that distinct ones coincide, allow it "
-            'with overlap="keep" (on the command line: --overlap keep).'
+            f"{int(shared.sum())} {name} rows also occur among the {other_name} rows ({name} ids "
+            f"{named(row_ids(X)[shared])}): a row must not judge itself. Remove them from the {name} "
+            "rows; if your rows are so coarse that distinct ones coincide, allow it with "
+            'overlap="keep" (on the command line: --overlap keep).'
         )
+
+
+def _occurs(rows: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Which of `rows` occur `among` the others."""
+    if rows.dtype == object or among.dtype == object:
+        table = pd.DataFrame(among).drop_duplicates()
+        found = pd.DataFrame(rows).merge(table, how="left", indicator="where")["where"]
+        return np.asarray(found == "both")
+    seen = {row.tobytes() for row in among.astype(np.float64) + 0.0}  # + 0.0: no -0.0
+    return np.array([row.tobytes() in seen for row in rows.astype(np.float64) + 0.0], bool)

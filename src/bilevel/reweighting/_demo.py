@@ -7,6 +7,7 @@ import pandas as pd
 from sklearn.datasets import load_digits
 
 from ..datasets import flip_to_different
+from ._result import verdict
 from ._weights import learn_weights
 
 NUM_TRAIN, NUM_TRUSTED, RATE, NUM_SPLITS = 1000, 200, 0.4, 10
@@ -36,10 +37,9 @@ class DemoOutcome(NamedTuple):
         others = self.table.drop(index="reweighted")
         best = str(others["score"].idxmax())
         gain, error, wins = others.loc[best, ["gain", "standard_error", "wins"]]
-        paid = "paid" if gain > 2 * error else "did not pay" if gain < 0 else "may have paid"
         return (
-            f"Weighting {paid}: against the best baseline ({best}) the score is {gain:+.4f} "
-            f"(standard error {error:.4f}), better in {wins:.0f} of {NUM_SPLITS} splits."
+            f"Weighting {verdict(gain, error)}: against the best baseline ({best}) the score is "
+            f"{gain:+.4f} (standard error {error:.4f}), better in {wins:.0f} of {NUM_SPLITS} splits."
         )
 
 

@@ -1,16 +1,18 @@
 """scikit-learn estimators that learn the weights, then fit any estimator with them."""
 
 import abc
+import numbers
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from ._baselines import compare_baselines, fit_weighted, require_sample_weight, stack_rows
-from ._data import InputError
+from ._baselines import check_estimator_fits, compare_baselines, fit_weighted, stack_rows
+from ._data import InputError, check_aligned
 from ._weights import default_estimator, learn_weights
 
 
@@ -34,7 +36,7 @@ class _AbstractReweighted(BaseEstimator, abc.ABC):
         num_steps: int | None = None,
         l2: float = 1e-2,
         overlap: str = "error",
-        random_state: int = 0,
+        random_state: Any = 0,
     ):
         self.estimator = estimator
         self.model = model
@@ -73,7 +75,7 @@ class _AbstractReweighted(BaseEstimator, abc.ABC):
         estimator = self.estimator
         if estimator is None:
             estimator = default_estimator(task == "regression")
-        require_sample_weight(estimator)
+        check_estimator_fits(estimator, task == "regression")
         rows, trusted, mask = _split(X, y, is_trusted, X_trusted, y_trusted)
         result = learn_weights(
             *rows,
@@ -84,7 +86,7 @@ class _AbstractReweighted(BaseEstimator, abc.ABC):
             num_steps=self.num_steps,
             l2=self.l2,
             overlap=self.overlap,  # pyright: ignore[reportArgumentType]
-            seed=self.random_state,
+            seed=_seed(self.random_state),
         )
         weights = np.asarray(result.weights)
         trusted_weights = np.full(len(trusted[1]), result.trusted_weight)
@@ -133,6 +135,12 @@ class _AbstractReweighted(BaseEstimator, abc.ABC):
         )
 
 
+def _seed(random_state: Any) -> int:
+    if isinstance(random_state, numbers.Integral):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
 def _split(
     X: Any, y: Any, is_trusted: Any, X_trusted: Any, y_trusted: Any
 ) -> tuple[tuple[Any, Any], tuple[Any, Any], np.ndarray]:
@@ -147,6 +155,7 @@ def _split(
         )
     if separate:
         return (X, y), (X_trusted, y_trusted), np.zeros(len(X), bool)
+    check_aligned(X, is_trusted, "is_trusted")
     mask = np.asarray(is_trusted)
     if mask.dtype != bool or mask.shape != (len(X),):
         raise ValueError(
@@ -173,7 +182,7 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
             one; logistic regression on scaled features by default. It is cloned.
         model, method, num_steps, l2, overlap: how the weights are learned, see
             `bilevel.learn_weights`. The weights are learned with `model`, not with `estimator`.
-        random_state: an integer seed.
+        random_state: an integer seed, a `RandomState`, or `None` for a random one.
 
     Attributes:
         weights_: one a row of X, mean 1 over the untrusted rows, with the index of X; a
@@ -183,6 +192,8 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
         n_effective_: the effective sample size of the untrusted rows' weights.
         estimator_: the fitted final estimator. `classes_`, `n_features_in_` as usual.
         history_, result_: the run, and the whole `WeightsResult` with its checks.
+
+    The fitted object keeps the rows it was given, for `compare_baselines`.
 
     >>> import numpy as np
     >>> from sklearn.datasets import load_iris

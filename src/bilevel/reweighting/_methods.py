@@ -25,8 +25,8 @@ def near_exact(*, damping: float = 0.0) -> DoubleLoop:
     """The default: near-exact outer steps in a trust region on the log-weights.
 
     Each outer step solves the inner problem nearly (L-BFGS from the last solution), then the linear
-    system nearly (conjugate gradients from the last `v`), then moves the log-weights by at most the
-    trust radius. Nothing has a step size. Because the model keeps up with the weights, the run stays
+    system nearly (conjugate gradients from the last `v`), then takes a mirror step within the trust
+    radius. Nothing has a step size. Because the model keeps up with the weights, the run stays
     in the regime where the weights follow the true hypergradient and do not collapse (Ivanova &
     Ablin, Theorem 1).
 

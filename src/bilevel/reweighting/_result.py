@@ -11,7 +11,6 @@ import pandas as pd
 from jaxtyping import PyTree
 
 from .._problem import BilevelProblem
-from .._solution import RESULTS
 from ._diagnostics import Check
 
 
@@ -29,13 +28,14 @@ class WeightsResult:
         entropy: of the normalised weights, in nats.
         history: a table with a line a recorded outer step: outer value, the three residuals, oracle
             calls, effective sample size and entropy of the weights so far.
-        scores: the weighting model itself, a table with a line a model: `warm` (its parameters as
-            the bilevel run left them) and `retrained` (from scratch on the final weights: the one
-            to believe); columns: its loss on the trusted rows and, with a hold-out, its loss and
-            score there.
+        scores: the weighting model itself, a table with a line a model: `uniform` (trained on
+            uniform weights), `warm` (its parameters as the bilevel run left them), `retrained` (from
+            scratch on the weights the run found) and `capped` (from scratch on the weights returned,
+            see `row_weights`: the one to believe); columns: loss and score (accuracy or R2) on the
+            trusted rows and, with a hold-out, there.
         baselines: `compare_baselines`' table, `None` without a hold-out.
         checks: the questions asked of this result and their answers.
-        parameters: the retrained parameters of the weighting model.
+        parameters: the weighting model trained from scratch on the weights returned.
         stats: numbers of steps and oracle calls.
     """
 
@@ -99,47 +99,66 @@ def _evaluate(
 
 
 def ask(
-    history: pd.DataFrame,
     scores: pd.DataFrame,
     baselines: pd.DataFrame | None,
-    ess: float,
+    raw_ess: float,
     n: int,
     num_outputs: int,
-    retrain_result: RESULTS,
+    all_trained: bool,
 ) -> list[Check]:
-    """The questions whose answers decide whether to believe the weights."""
-    first, last = history["outer_value"].iloc[0], history["outer_value"].iloc[-1]
-    warm, retrained = scores["trusted_loss"].loc[["warm", "retrained"]]
-    least = max(10 * num_outputs, 0.02 * n)
+    """The questions whose answers decide whether to believe the weights.
+
+    Args:
+        scores: the table of `WeightsResult.scores`.
+        baselines: the table of `compare_baselines`, if there is a hold-out.
+        raw_ess: the effective sample size before `row_weights` caps, which could hide a collapse.
+        n: the number of training rows.
+        num_outputs: the number of classes, or 1.
+        all_trained: whether every retrained model reached its tolerance.
+    """
+    uniform, warm, retrained, capped = scores["trusted_loss"].loc[
+        ["uniform", "warm", "retrained", "capped"]
+    ]
+    least = min(max(10 * num_outputs, 0.02 * n), n / 2)
+    unfinished = "" if all_trained else " (retraining stopped before its tolerance was met)"
     checks = [
         Check(
             "the trusted loss fell",
-            bool(last < first),
-            f"from {first:.4g} to {last:.4g} in {history['step'].iloc[-1]:.0f} outer steps",
+            bool(capped < 0.999 * uniform),
+            f"{uniform:.4g} trained on uniform weights, {capped:.4g} on the weights",
         ),
         Check(
             "the weights did not collapse",
-            bool(ess >= least),
-            f"effective sample size {ess:.0f} of {n} rows (asked for: {least:.0f} or more)",
+            bool(raw_ess >= least),
+            f"effective sample size {raw_ess:.0f} of {n} rows before capping (asked for: "
+            f"{least:.0f} or more)",
         ),
         Check(
             "retraining keeps the gain",
-            bool(retrain_result == RESULTS.successful)
-            and bool(retrained <= warm + 0.1 * abs(first - warm) + 1e-3),
+            all_trained and bool(retrained <= warm + 0.1 * max(uniform - warm, 0.0) + 1e-3),
             f"trusted loss {warm:.4g} as the run left the model, {retrained:.4g} retrained from "
-            "scratch on the weights",
+            f"scratch on the same weights{unfinished}",
         ),
     ]
     if baselines is not None:
         others = baselines.drop(index="reweighted")
         best = str(others["score"].idxmax())
-        difference, error = others.loc[best, ["difference", "standard_error"]]
+        gain, error = others.loc[best, ["difference", "standard_error"]]
+        paid = verdict(float(gain), float(error))
         checks.append(
             Check(
-                "weighting paid on the hold-out",
-                bool(difference > 0),
-                f"{baselines.loc['reweighted', 'score']:.4f} against {others.loc[best, 'score']:.4f}"
-                f" of the best baseline ({best}): {difference:+.4f} (standard error {error:.4f})",
+                "weighting pays on the hold-out",
+                paid != "did not pay",
+                f"it {paid}: {baselines.loc['reweighted', 'score']:.4f} against "
+                f"{others.loc[best, 'score']:.4f} of the best baseline ({best}): {gain:+.4f} "
+                f"(standard error {error:.4f})",
             )
         )
     return checks
+
+
+def verdict(gain: float, error: float) -> str:
+    """Paid: a gain of more than two standard errors; may have paid: a smaller one; else not."""
+    if gain <= 0:
+        return "did not pay"
+    return "paid" if gain > 2 * error else "may have paid"

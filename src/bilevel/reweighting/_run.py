@@ -1,5 +1,6 @@
 """`weigh`: the whole job from files to a run folder, all of it or nothing."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -49,7 +50,9 @@ class WeighConfig:
     def to_toml(self, digests: dict[str, str]) -> str:
         """The settings and the inputs' sha256 sums as TOML (whose scalars are written as JSON's)."""
         settings = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+        lines = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()
+        ]
         lines += ["", "[sha256]", *(f"{k} = {json.dumps(v)}" for k, v in digests.items())]
         return "\n".join(lines) + "\n"
 
@@ -75,7 +78,7 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
         RunFolderError: the output folder exists or cannot be written, or there is nothing to
             resume, or what is there was started with other settings or files.
     """
-    out = Path(config.out)
+    out = Path(config.out).resolve()
     partial = out.with_name(out.name + ".partial")
     _check_folder(out, partial, resume)
     tables = _read(config)
@@ -86,24 +89,44 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     toml = config.to_toml(digests)
     if resume:
         _check_same_run(partial / "config.toml", toml)
+    new_parents = [path for path in partial.parents if not path.exists()]  # innermost first
+    if not resume:
+        _create(partial, new_parents, toml)
     try:
-        partial.mkdir(parents=True, exist_ok=resume)
-        (partial / "config.toml").write_text(toml)
+        result, summary = _work(config, tables, partial, progress)
+    except BaseException as error:
+        # Bad input leaves nothing. After anything else a checkpoint stays, for --resume.
+        if isinstance(error, InputError) or not (partial / "checkpoint.eqx").exists():
+            _remove(partial, new_parents)
+        raise
+    for name in ("checkpoint.eqx", "history.jsonl", "fingerprint"):
+        (partial / name).unlink(missing_ok=True)
+    partial.rename(out)
+    return WeighRun(result, out, summary)
+
+
+def _create(partial: Path, new_parents: list[Path], toml: str) -> None:
+    """Make the folder with its `config.toml`, or nothing."""
+    try:
+        partial.mkdir(parents=True)
     except OSError as error:
         raise RunFolderError(
             f"the folder {partial} cannot be written ({error.strerror}); choose another --out."
         ) from error
     try:
-        result, summary = _work(config, tables, partial, progress)
-    except KeyboardInterrupt:
-        raise  # the checkpoint stays, for --resume
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for name in ("checkpoint.eqx", "checkpoint.eqx.partial", "history.jsonl"):
-        (partial / name).unlink(missing_ok=True)
-    partial.rename(out)
-    return WeighRun(result, out, summary)
+        (partial / "config.toml").write_text(toml, encoding="utf-8")
+    except OSError as error:
+        _remove(partial, new_parents)
+        raise RunFolderError(
+            f"the folder {partial} cannot be written ({error.strerror}); choose another --out."
+        ) from error
+
+
+def _remove(partial: Path, new_parents: list[Path]) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in new_parents:
+        with contextlib.suppress(OSError):  # it is in use by another run
+            folder.rmdir()
 
 
 def _inputs(config: WeighConfig) -> dict[str, str]:
@@ -135,7 +158,7 @@ def _check_folder(out: Path, partial: Path, resume: bool) -> None:
 
 
 def _check_same_run(path: Path, toml: str) -> None:
-    before, now = tomllib.loads(path.read_text()), tomllib.loads(toml)
+    before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(toml)
     different = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
     if different:
         raise RunFolderError(
@@ -154,6 +177,8 @@ def _read(config: WeighConfig) -> dict[str, tuple[pd.DataFrame, pd.Series]]:
         if unknown:
             raise InputError(f"the {name} file has no column {named(unknown)} to --drop.")
         features = features.drop(columns=list(config.drop))
+        if features.shape[1] == 0:
+            raise InputError(f"--drop leaves no column of the {name} file to learn from.")
         check_values(features, name)
         check_labels(labels, features, f"{name} column {config.label}")
         raw[name] = features, labels
@@ -180,7 +205,10 @@ def _work(
 ) -> tuple[WeightsResult, dict[str, Any]]:
     (X, y), (X_trusted, y_trusted) = tables["train"], tables["trusted"]
     if config.overlap == "error":
-        check_overlap(X, X_trusted)
+        check_overlap(X, X_trusted, "training", "trusted")
+        if "holdout" in tables:
+            check_overlap(tables["holdout"][0], X_trusted, "hold-out", "trusted")
+            check_overlap(tables["holdout"][0], X, "hold-out", "training")
     regression = is_regression(config.task, y)
     encoder = table_pipeline(X).fit(X)
     features = {name: encoder.transform(table) for name, (table, _) in tables.items()}

@@ -1,6 +1,7 @@
 """Tables on disk: reading them, checking them, and a pipeline that makes numbers of any column."""
 
 import difflib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
 
 from ._data import InputError, named
 
-_READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".pq": pd.read_parquet}
+_READERS = {
+    ".csv": partial(pd.read_csv, low_memory=False),
+    ".parquet": pd.read_parquet,
+    ".pq": pd.read_parquet,
+}
 
 
 def read_table(path: Path, name: str) -> pd.DataFrame:
@@ -99,7 +104,8 @@ def check_values(features: pd.DataFrame, name: str) -> None:
     identifiers = [
         c
         for c in features.columns
-        if len(features) > 50
+        if name == "train"
+        and len(features) > 50
         and _kind(pd.Series(features[c])) == "category"
         and pd.Series(features[c]).nunique() == len(features)
     ]
@@ -111,41 +117,60 @@ def check_values(features: pd.DataFrame, name: str) -> None:
 
 
 def _kind(column: pd.Series) -> str | None:
-    if pd.api.types.is_bool_dtype(column):
-        return "category"
-    if pd.api.types.is_numeric_dtype(column):
+    if pd.api.types.is_numeric_dtype(column):  # booleans too
         return "number"
     if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column):
         return "category"
-    present = column.dropna()
-    if column.dtype == object and present.map(lambda x: isinstance(x, (str, bool))).all():
-        return "category"
+    if column.dtype == object:
+        present = column.dropna()
+        if len(present) and present.map(lambda x: isinstance(x, bool)).all():
+            return "number"  # booleans with gaps
+        if present.map(lambda x: isinstance(x, (str, bool))).all():
+            return "category"
     return None
 
 
 def tidy(features: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The columns as the pipeline wants them: float64, or text with `None` for missing.
+    """The columns as the pipeline wants them: float64 (booleans are 0 and 1), or text with gaps.
 
     With `like`, a column is read as it is there, so that an all-integer hold-out column fits a
     training column of text.
+
+    Raises:
+        InputError: text in a column that holds numbers in `like`.
     """
     like = features if like is None else like
     columns = {}
     for name in features.columns:
-        column = features[name]
+        column = pd.Series(features[name])
         if _kind(pd.Series(like[name])) == "number":
-            columns[name] = pd.Series(pd.to_numeric(column, errors="coerce"), dtype="float64")
+            numbers = pd.Series(pd.to_numeric(column, errors="coerce")).astype("float64")
+            unread = np.asarray(numbers.isna() & column.notna())
+            if unread.any():
+                raise InputError(
+                    f"the column {name!r} holds numbers in the training rows, and something else "
+                    f"in the rows with ids {named(np.asarray(features.index)[unread])}: "
+                    f"{named(list(column[unread]))}. Mend or empty these values."
+                )
+            columns[name] = numbers
         else:
-            text = column.astype(object).where(column.notna(), None)
-            columns[name] = text.map(lambda x: x if x is None else str(x)).astype(object)
+            text = [_as_text(x) for x in column.astype(object).where(column.notna(), np.nan)]
+            columns[name] = pd.Series(text, features.index, dtype=object)
     return pd.DataFrame(columns, index=features.index)
+
+
+def _as_text(value: Any) -> Any:
+    # A gap makes pandas read the codes 1, 2 as 1.0, 2.0: they are still the texts "1", "2".
+    if isinstance(value, float):
+        return value if np.isnan(value) else str(int(value) if value.is_integer() else value)
+    return str(value)
 
 
 def table_pipeline(features: pd.DataFrame) -> Pipeline:
     """A transformer for the columns of `features` (after `tidy`), not yet fitted.
 
-    Numbers: the median for missing values with a flag beside it, then scaled to [0, 1]. Text,
-    categories and booleans: one column a value (the 50 most frequent), missing values among them;
+    Numbers: the median for missing values with a flag beside it, then scaled to [0, 1]. Text
+    and categories: one column a value (the 50 most frequent), missing values among them;
     a value never seen in fitting counts as infrequent.
     """
     numbers = [c for c in features.columns if features[c].dtype == np.float64]
@@ -155,7 +180,10 @@ def table_pipeline(features: pd.DataFrame) -> Pipeline:
         parts.append(
             (
                 "numbers",
-                make_pipeline(SimpleImputer(strategy="median", add_indicator=True), MinMaxScaler()),
+                make_pipeline(
+                    SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
+                    MinMaxScaler(),
+                ),
                 numbers,
             )
         )

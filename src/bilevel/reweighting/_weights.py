@@ -1,5 +1,6 @@
 """`learn_weights`: from arrays to weights, with what is needed to judge them."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pandas as pd
+import scipy.sparse
 from jaxtyping import PyTree
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -34,7 +36,7 @@ from ..tasks import (
     squared_error,
     uniform_weights,
 )
-from ._baselines import compare_baselines, require_sample_weight
+from ._baselines import check_estimator_fits, compare_baselines
 from ._data import (
     InputError,
     as_features,
@@ -42,7 +44,7 @@ from ._data import (
     check_labels,
     check_overlap,
     check_same_columns,
-    encode_classes,
+    find_classes,
     named,
 )
 from ._diagnostics import effective_sample_size, entropy, row_weights
@@ -155,17 +157,21 @@ def learn_weights(
     1.0
     """
     X, y, X_trusted, y_trusted = _as_given(X, y, X_trusted, y_trusted)
-    if estimator is not None:
-        require_sample_weight(estimator)
     regression = is_regression(task, y)
+    if estimator is not None:
+        check_estimator_fits(estimator, regression)
     check_same_columns(X, X_trusted, "X", "X_trusted")
     features, trusted_features = as_features(X, "X"), as_features(X_trusted, "X_trusted")
     labels = check_labels(y, X, "y")
     trusted_labels = check_labels(y_trusted, X_trusted, "y_trusted")
     if overlap == "error":
-        check_overlap(X, X_trusted)
+        check_overlap(X, X_trusted, "training", "trusted")
     elif overlap != "keep":
         raise ValueError(f"`overlap` must be 'error' or 'keep', got {overlap!r}.")
+
+    held = None
+    if holdout is not None:
+        held = _check_holdout(holdout, X, X_trusted, labels, regression, overlap)
 
     if regression:
         target = as_targets(trusted_labels, "y_trusted")
@@ -176,7 +182,7 @@ def learn_weights(
 
         num_outputs = 1
     else:
-        classes = encode_classes(labels, trusted_labels).labels
+        classes = find_classes(labels, trusted_labels)
 
         def encode(values: Any) -> np.ndarray:
             return np.searchsorted(classes, values).astype(np.int32)
@@ -198,7 +204,6 @@ def learn_weights(
             jnp.asarray(codes, floating if regression else jnp.int32),
         )
 
-    held = None if holdout is None else _check_holdout(X, holdout, labels, regression)
     held_rows = None if held is None else rows(as_features(held[0], "holdout X"), held[1])
     w0, predict = _build_model(model, features.shape[1], num_outputs, seed)
     loss = squared_error if regression else softmax_cross_entropy
@@ -213,18 +218,32 @@ def learn_weights(
     weights, trusted_weight = final = row_weights(np.asarray(solution.u))
     ess = effective_sample_size(weights)
 
-    retrained, retrain_result = _retrain(problem, jnp.asarray(weights / n, floating), w0)
-    scores = score_models(
-        problem, {"warm": solution.w, "retrained": retrained}, predict, loss, held_rows
-    )
+    fits = {
+        name: _retrain(problem, jnp.asarray(p, floating), w0)
+        for name, p in [
+            ("uniform", np.full(n, 1 / n)),
+            ("retrained", solution.u),
+            ("capped", weights / n),
+        ]
+    }
+    models = {name: w for name, (w, _) in fits.items()} | {"warm": solution.w}
+    all_trained = all(bool(result == RESULTS.successful) for _, result in fits.values())
+    scores = score_models(problem, models, predict, loss, held_rows)
+    scores = scores.loc[["uniform", "warm", "retrained", "capped"]]
     baselines = None
     if held is not None:
-        if estimator is None:
-            estimator = default_estimator(regression)
         baselines = compare_baselines(
-            estimator, X, y, X_trusted, y_trusted, weights, trusted_weight, *held
+            default_estimator(regression) if estimator is None else estimator,
+            X,
+            y,
+            X_trusted,
+            y_trusted,
+            weights,
+            trusted_weight,
+            *held,
         )
-    checks = ask(history, scores, baselines, ess, n, num_outputs, retrain_result)
+    raw_ess = effective_sample_size(np.asarray(solution.u))
+    checks = ask(scores, baselines, raw_ess, n, num_outputs, all_trained)
     if isinstance(X, pd.DataFrame):
         weights = pd.Series(weights, index=X.index, name="weight")
     return WeightsResult(
@@ -237,7 +256,7 @@ def learn_weights(
         scores=scores,
         baselines=baselines,
         checks=checks,
-        parameters=retrained,
+        parameters=models["capped"],
         stats=stats,
     )
 
@@ -251,7 +270,8 @@ def default_estimator(regression: bool) -> Any:
 
 def _as_given(*arrays: Any) -> list[Any]:
     # Data frames and series keep their index; everything else becomes an array once.
-    return [a if isinstance(a, (pd.DataFrame, pd.Series)) else np.asarray(a) for a in arrays]
+    kept = (pd.DataFrame, pd.Series)
+    return [a if isinstance(a, kept) or scipy.sparse.issparse(a) else np.asarray(a) for a in arrays]
 
 
 def is_regression(task: str, y: Any) -> bool:
@@ -301,7 +321,11 @@ def _run(
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint, path = Checkpoint(folder / "checkpoint.eqx"), folder / "history.jsonl"
         if (folder / "checkpoint.eqx").exists():
+            _check_fingerprint(folder, problem, method, seed)
             state = checkpoint.load(algorithm.init(problem, u0, w0, key))
+        else:
+            path.unlink(missing_ok=True)
+            (folder / "fingerprint").write_text(_fingerprint(problem, method, seed))
     history = _History(path, 0 if state is None else int(state.step))
     solution = solve(
         problem,
@@ -316,7 +340,28 @@ def _run(
         # The checkpoint comes last: what it holds, the history holds too.
         callbacks=[*callbacks, history, *([checkpoint] if checkpoint else [])],
     )
+    if folder is not None:  # the run is complete: a later call must not go on with it
+        (folder / "checkpoint.eqx").unlink()
     return solution, pd.DataFrame(history.rows), solution.stats
+
+
+def _fingerprint(problem: BilevelProblem, method: str | AbstractAlgorithm, seed: int) -> str:
+    """A digest of the data as the run sees them and of what the checkpoint itself cannot tell."""
+    digest = hashlib.sha256(f"{method} {seed} {problem.inner}".encode())
+    for array in jax.tree.leaves((problem.inner_data, problem.outer_data)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _check_fingerprint(
+    folder: Path, problem: BilevelProblem, method: str | AbstractAlgorithm, seed: int
+) -> None:
+    path = folder / "fingerprint"
+    if not path.exists() or path.read_text() != _fingerprint(problem, method, seed):
+        raise ValueError(
+            f"`folder` {folder} holds the checkpoint of an interrupted run on other data or with "
+            "other settings. Repeat that call to go on with it, or pass another folder."
+        )
 
 
 @eqx.filter_jit
@@ -328,7 +373,12 @@ def _retrain(problem: BilevelProblem, u: jax.Array, w0: PyTree) -> tuple[PyTree,
 
 
 def _check_holdout(
-    X: Any, holdout: tuple[Any, Any], labels: np.ndarray, regression: bool
+    holdout: tuple[Any, Any],
+    X: Any,
+    X_trusted: Any,
+    labels: np.ndarray,
+    regression: bool,
+    overlap: str,
 ) -> tuple[Any, Any]:
     X_holdout, y_holdout = _as_given(*holdout)
     check_same_columns(X, X_holdout, "X", "holdout")
@@ -339,4 +389,7 @@ def _check_holdout(
             f"the hold-out has labels that the training rows lack: {named(list(unknown))}. No model "
             "can predict them; remove these rows or mend the labels."
         )
+    if overlap == "error":
+        check_overlap(X_holdout, X_trusted, "hold-out", "trusted")
+        check_overlap(X_holdout, X, "hold-out", "training")
     return X_holdout, y_holdout

@@ -160,6 +160,8 @@ def reweighting(
     >>> round(float(problem.outer(uniform_weights(2), model.w0, problem.outer_data)), 4)
     0.6931
     """
+    if l2 < 0:
+        raise ValueError(f"`l2` must be >= 0, got {l2}.")
     n = X.shape[0]
     return BilevelProblem(
         outer=_MeanRisk(predict, loss),
