@@ -1,6 +1,7 @@
 """The only loop in the library: `run_chunk`, compiled, and `solve`, which drives it on the host."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
@@ -76,14 +77,11 @@ def run_chunk(
 
     def one(state: State) -> tuple[State, Status, Row]:
         following, info = algorithm.step(problem, state)
-        finite = jnp.isfinite(
-            info.outer_value
-            + info.inner_residual
-            + info.linear_residual
-            + optax.tree.norm(info.outer_grad)
-        )
-        for moved in (following.u, following.w):  # a step can overflow at a finite gradient
-            finite &= jnp.isfinite(optax.tree.sum(moved))
+        finite = jnp.isfinite(info.outer_value + info.inner_residual + info.linear_residual)
+        # A step can overflow at a finite gradient, so the point it leads to is looked at as well.
+        # (A sum is finite only if all its terms are, and costs less than asking each.)
+        for tree in (info.outer_grad, following.u, following.w):
+            finite &= jnp.isfinite(optax.tree.sum(tree))
         # A step that met a non-finite number is not taken: the state stays the last good one.
         following = jax.tree.map(lambda new, old: jnp.where(finite, new, old), following, state)
 
@@ -148,9 +146,13 @@ def run_chunk(
     return state, status, rows
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _compiled_chunk(fixed: Any, changing: tuple[State, Status]) -> tuple[State, Status, Row]:
-    problem, algorithm, control, chunk_size = fixed
+# `eqx.filter_jit` would sort arrays from the rest at every call; a run does it once.
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _compiled_chunk(
+    static: tuple[Any, ...], arrays: Any, changing: tuple[State, Status]
+) -> tuple[State, Status, Row]:
+    leaves, structure, chunk_size = static
+    problem, algorithm, control = eqx.combine(arrays, jax.tree.unflatten(structure, leaves))
     return run_chunk(problem, algorithm, control, *changing, chunk_size=chunk_size)
 
 
@@ -229,13 +231,16 @@ def solve(
         jnp.asarray(trace_every, jnp.int32),
         jax.tree.map(lambda x: jnp.asarray(x, float), tolerances),
     )
+    arrays, rest = eqx.partition((problem, algorithm, control), eqx.is_array)
+    leaves, structure = jax.tree.flatten(rest)
+    static = (tuple(leaves), structure, chunk_size)
     status = Status(state.step >= num_steps, RESULTS.outer_max_steps_reached)
     trace: list[dict[str, np.ndarray]] = []
     stopped = False
     try:
         while True:
-            state, status, rows = _compiled_chunk(
-                (problem, algorithm, control, chunk_size), (state, status)
+            state, status, rows = cast(
+                tuple[State, Status, Row], _compiled_chunk(static, arrays, (state, status))
             )
             if _any_tracer((state, status, rows)):
                 raise TypeError(_UNDER_TRANSFORMATION)
@@ -301,9 +306,9 @@ def _any_tracer(tree: Any) -> bool:
 
 def _fetch(rows: Row) -> dict[str, np.ndarray]:
     """The trace points among a chunk's rows, on the host."""
-    columns = jax.device_get(rows)._asdict()
+    columns = {name: np.asarray(column) for name, column in rows._asdict().items()}
     live = columns.pop("live")
-    return {name: np.asarray(column)[live] for name, column in columns.items()}
+    return {name: column[live] for name, column in columns.items()}
 
 
 def _check_call(problem, u0, w0, num_steps, trace_every, chunk_size) -> None:

@@ -1,0 +1,217 @@
+"""Bad input of `learn_weights`: what the message names, one test each."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from bilevel import learn_weights
+from bilevel.reweighting._data import InputError
+
+N, M, D = 30, 12, 3
+
+
+def given(**changes: Any) -> tuple[dict[str, Any], tuple[Any, Any]]:
+    """Good data with the changes applied, and the hold-out."""
+    rng = np.random.default_rng(0)
+    data: dict[str, Any] = {
+        "X": rng.normal(size=(N, D)),
+        "y": np.arange(N) % 3,
+        "X_trusted": rng.normal(size=(M, D)),
+        "y_trusted": np.arange(M) % 3,
+    }
+    holdout = rng.normal(size=(5, D)), np.array([0, 1, 2, 0, 1])
+    return {**data, **changes}, changes.pop("holdout", holdout)
+
+
+def refuse(message: str, error: type[Exception] = InputError, **changes: Any) -> None:
+    holdout = changes.pop("holdout", None)
+    options = {"holdout": holdout} if holdout is not None else {}
+    task = changes.pop("task", "auto")
+    data, _ = given(**changes)
+    with pytest.raises(error, match=message):
+        learn_weights(*data.values(), task=task, num_steps=1, **options)
+
+
+def frame(rows: int = N, columns: str = "abc", first: int = 100) -> pd.DataFrame:
+    values = np.random.default_rng(1).normal(size=(rows, len(columns)))
+    return pd.DataFrame(values, columns=list(columns), index=range(first, first + rows))
+
+
+def test_zero_rows():
+    refuse("`X` has zero rows", X=np.zeros((0, D)), y=np.zeros(0, int))
+    refuse("`X_trusted` has zero rows", X_trusted=np.zeros((0, D)), y_trusted=np.zeros(0, int))
+
+
+def test_not_a_matrix():
+    refuse(
+        r"`X` must be two-dimensional \(rows, features\), got shape \(30, 2, 2\)",
+        X=np.zeros((N, 2, 2)),
+        X_trusted=np.zeros((M, 2, 2)),
+    )
+
+
+def test_nan_and_infinity_with_rows_and_columns():
+    X = np.ones((N, D))
+    X[[4, 7], 1], X[9, 2] = np.nan, np.inf
+    refuse(r"`X` has NaN or infinite values in 3 rows \(ids 4, 7, 9\), columns 1, 2", X=X)
+    table = frame()
+    table.loc[104, "b"] = -np.inf
+    refuse(r"in 1 rows \(ids 104\), columns 'b'", X=table, X_trusted=frame(M))
+    trusted = frame(M)
+    trusted.loc[103, "c"] = np.nan
+    refuse(r"`X_trusted` has NaN .* \(ids 103\), columns 'c'", X=frame(), X_trusted=trusted)
+
+
+def test_only_some_of_many_rows_are_named():
+    X = np.ones((N, D))
+    X[:, 0] = np.nan
+    refuse(r"in 30 rows \(ids 0, 1, 2, 3, 4 and 25 more\), columns 0", X=X)
+
+
+def test_non_numeric_columns():
+    X = frame().assign(colour="red", day=pd.Timestamp("2026-01-01"))
+    refuse("`X` has non-numeric columns: 'colour', 'day'. Encode", X=X, X_trusted=X.iloc[:M])
+    text = np.full((N, D), "red")
+    refuse("`X` must be a numeric matrix, and cannot be read as numbers", X=text)
+
+
+def test_missing_labels_with_their_rows():
+    y = pd.Series(np.arange(N) % 3, dtype=float)
+    y[[2, 5]] = np.nan
+    refuse(r"`y` has 2 missing labels, in the rows with ids 2, 5\.", y=y, task="classification")
+    named = pd.Series([None, *(["a", "b", "c"] * M)[: M - 1]], dtype=object)
+    refuse(
+        r"`y_trusted` has 1 missing labels, in the rows with ids 100\.",
+        X=frame(),
+        y=np.array(["a", "b", "c"] * 10),
+        X_trusted=frame(M),
+        y_trusted=named,
+    )
+
+
+def test_labels_of_another_length_or_shape():
+    refuse(r"`y` must be a vector with one label per row, got shape \(29,\) for 30", y=np.ones(29))
+    refuse(r"got shape \(30, 1\) for 30 rows", y=np.ones((N, 1), int))
+
+
+def test_an_index_in_another_order_and_sparse_matrices():
+    y = pd.Series(np.arange(N) % 3, index=range(100, 100 + N))
+    refuse(
+        "`y` has the index of its rows in another order, and rows are paired by position",
+        X=frame(),
+        y=y.iloc[::-1],
+        X_trusted=frame(M),
+    )
+    refuse("`X` is a sparse matrix, which is not supported", X=scipy.sparse.eye_array(N, D))
+
+
+def test_one_class_only():
+    refuse(r"`y` has one class only \(1\); there is nothing to classify", y=np.ones(N, int))
+
+
+def test_labels_on_one_side_only():
+    refuse(
+        "the trusted rows have labels that the training rows lack: 7",
+        y_trusted=np.array([0, 1, 7] * 4),
+    )
+    refuse("the training rows have labels that no trusted row has: 2", y_trusted=np.arange(M) % 2)
+
+
+def test_labels_of_different_kinds():
+    words = np.array(["cat", "dog", "cow"] * 10)
+    message = r"the labels mix types \(int.*, str.*\) and cannot be compared; convert them all"
+    refuse(message, y=words.astype(object))
+    refuse("the trusted rows have labels that the training rows lack: 0, 1, 2", y=words)
+
+
+def test_fewer_trusted_rows_than_classes():
+    refuse(
+        "there are 2 trusted rows for 3 classes; weights need at least one trusted row per class",
+        X_trusted=np.random.default_rng(2).normal(size=(2, D)),
+        y_trusted=np.array([0, 1]),
+    )
+
+
+def test_trusted_rows_that_also_occur_in_training():
+    data, _ = given()
+    copied = data["X_trusted"].copy()
+    copied[[0, 3]] = data["X"][[21, 4]]
+    refuse(
+        r"2 training rows also occur among the trusted rows \(training ids 4, 21\)",
+        X_trusted=copied,
+    )
+    trusted = frame(M, first=0)  # the same values as the first rows of frame()
+    trusted.iloc[1:] += 1
+    refuse(r"\(training ids 100\)", X=frame(), X_trusted=trusted)
+
+
+def test_different_columns():
+    refuse(
+        r"`X_trusted` must have the same columns as `X`, got shapes \(12, 4\) and \(30, 3\)",
+        X_trusted=np.zeros((M, 4)),
+    )
+    refuse(
+        "`X_trusted` must have the same columns as `X`: it lacks 'c'; it has 'd', which `X` has not",
+        X=frame(),
+        X_trusted=frame(M, "abd"),
+    )
+    refuse(
+        "`X_trusted` has the columns of `X` in another order",
+        X=frame(),
+        X_trusted=frame(M, "abc")[["b", "a", "c"]],
+    )
+
+
+def test_bad_holdout_is_refused_before_the_run():
+    rows = np.zeros((5, D))
+    refuse("`holdout` must have the same columns as `X`", holdout=(np.zeros((5, 4)), np.ones(5)))
+    refuse(
+        "the hold-out has labels that the training rows lack: 9",
+        holdout=(rows, np.array([0, 1, 2, 0, 9])),
+    )
+    refuse(r"`holdout y` must be a vector .* shape \(4,\) for 5", holdout=(rows, np.ones(4, int)))
+    broken = rows.copy()
+    broken[1, 0] = np.nan
+    refuse(
+        r"`holdout X` has NaN or infinite values in 1 rows \(ids 1\)",
+        holdout=(broken, np.array([0, 1, 2, 0, 1])),
+    )
+
+
+def test_regression_targets():
+    y = np.linspace(0, 1, N)
+    infinite = y.copy()
+    infinite[[3, 8]] = np.inf
+    trusted: dict[str, Any] = {"y_trusted": np.linspace(0, 1, M)}
+    refuse("`y` has infinite targets in rows 3, 8", y=infinite, task="regression", **trusted)
+    words = np.array(["cat"] * N)
+    refuse("`y` must hold numbers for a regression: ", y=words, task="regression", **trusted)
+    refuse(
+        "`y_trusted` must hold numbers for a regression: ",
+        y=y,
+        y_trusted=np.array(["cat"] * M),
+        task="regression",
+    )
+
+
+@pytest.mark.parametrize(
+    ("y", "regression"),
+    [
+        (np.linspace(0, 1, 100), True),
+        (np.arange(100) % 10, False),
+        (np.arange(100.0) % 10, False),
+        (np.arange(100), True),
+        (np.arange(10_000) % 200, False),
+        (np.array(["a", "b"] * 50), False),
+        (np.array([True, False] * 50), False),
+    ],
+)
+def test_what_auto_takes_for_a_regression(y, regression):
+    from bilevel.reweighting._weights import is_regression
+
+    assert is_regression("auto", y) is regression
+    assert is_regression("regression", y) is True
+    assert is_regression("classification", y) is False

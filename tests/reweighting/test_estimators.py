@@ -1,0 +1,200 @@
+"""`ReweightedClassifier` and `ReweightedRegressor`: scikit-learn's conventions, our numbers."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from bilevel import ReweightedClassifier, ReweightedRegressor, compare_baselines, learn_weights
+from bilevel.reweighting._data import InputError
+from digits import TRAIN, TRUSTED, digits
+
+
+def together(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in one matrix with the trusted ones scattered among them, and the mask."""
+    data = digits(seed)
+    mask = np.zeros(TRAIN + TRUSTED, bool)
+    mask[np.random.default_rng(seed).choice(len(mask), TRUSTED, replace=False)] = True
+    X, y = np.empty((len(mask), 64)), np.empty(len(mask), int)
+    X[mask], X[~mask] = data.X_trusted, data.X
+    y[mask], y[~mask] = data.y_trusted, data.y
+    return X, y, mask
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Any:
+    X, y, mask = together()
+    return ReweightedClassifier().fit(X, y, is_trusted=mask)
+
+
+def test_a_mask_and_separate_arrays_give_the_weights_of_learn_weights(fitted):
+    data = digits()
+    _, _, mask = together()
+    result = learn_weights(*data.learnable)
+    separate = ReweightedClassifier().fit(
+        data.X, data.y, X_trusted=data.X_trusted, y_trusted=data.y_trusted
+    )
+    np.testing.assert_array_equal(separate.weights_, result.weights)
+    np.testing.assert_array_equal(fitted.weights_[~mask], result.weights)
+    np.testing.assert_array_equal(fitted.weights_[mask], np.full(TRUSTED, result.trusted_weight))
+    np.testing.assert_array_equal(fitted.keep_mask_[~mask], result.keep)
+    assert fitted.keep_mask_[mask].all()
+    assert fitted.weights_[~mask].mean() == pytest.approx(1.0, rel=1e-12)
+    assert fitted.trusted_weight_ == separate.trusted_weight_ == result.trusted_weight
+    assert fitted.n_effective_ == result.effective_sample_size
+    pd.testing.assert_frame_equal(fitted.history_, result.history)
+    # Both final models see the same rows, in another order.
+    np.testing.assert_array_equal(fitted.predict(data.X_holdout), separate.predict(data.X_holdout))
+
+
+def test_the_final_model_is_the_estimator_fitted_with_weights_(fitted):
+    X, y, mask = together()
+    by_hand = make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000))
+    by_hand.fit(X, y, logisticregression__sample_weight=fitted.weights_)
+    data = digits()
+    probabilities = fitted.predict_proba(data.X_holdout)
+    np.testing.assert_allclose(probabilities, by_hand.predict_proba(data.X_holdout), atol=2e-3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+    labels = fitted.classes_[probabilities.argmax(axis=1)]
+    np.testing.assert_array_equal(fitted.predict(data.X_holdout), labels)
+    scores = fitted.decision_function(data.X_holdout)
+    np.testing.assert_array_equal(fitted.classes_[scores.argmax(axis=1)], labels)
+    assert fitted.score(*data.holdout) == (labels == data.y_holdout).mean()
+    uniform: Any = clone(by_hand)
+    uniform.fit(X[~mask], y[~mask])
+    assert fitted.score(*data.holdout) > uniform.score(*data.holdout) + 0.05
+
+
+def test_data_frames_keep_their_index_and_names():
+    X, y, mask = together()
+    index = pd.Index(np.arange(len(X)) * 10, name="id")
+    frame = pd.DataFrame(X, index=index, columns=[f"p{i}" for i in range(64)])
+    clf = ReweightedClassifier(num_steps=3).fit(frame, pd.Series(y, index), is_trusted=mask)
+    assert isinstance(clf.weights_, pd.Series)
+    pd.testing.assert_index_equal(clf.weights_.index, index)
+    assert clf.weights_[~mask].mean() == pytest.approx(1.0, rel=1e-12)
+    assert clf.feature_names_in_.tolist() == list(frame.columns)
+    plain = ReweightedClassifier(num_steps=3).fit(X, y, is_trusted=mask)
+    np.testing.assert_array_equal(clf.weights_.to_numpy(), plain.weights_)
+    assert len(clf.history_) == 3
+
+
+def test_compare_baselines_after_fit(fitted):
+    data = digits()
+    table = fitted.compare_baselines(*data.holdout)
+    expected = compare_baselines(
+        make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000)),
+        *data.learnable,
+        fitted.result_.weights,
+        fitted.trusted_weight_,
+        *data.holdout,
+    )
+    pd.testing.assert_frame_equal(table, expected)
+    assert table.loc["reweighted", "score"] == pytest.approx(fitted.score(*data.holdout))
+
+
+def test_parameters_and_clone():
+    final = LogisticRegression(C=7.0)
+    clf = ReweightedClassifier(final, l2=0.5, method="soba", num_steps=9, random_state=3)
+    assert clf.get_params(deep=False) == {
+        "estimator": final,
+        "model": "linear",
+        "method": "soba",
+        "num_steps": 9,
+        "l2": 0.5,
+        "overlap": "error",
+        "random_state": 3,
+    }
+    copy: Any = clone(clf)
+    assert copy is not clf
+    assert copy.get_params()["estimator__C"] == 7.0
+    copy.set_params(estimator__C=1.0, l2=0.1)
+    assert (copy.estimator.C, copy.l2, clf.estimator.C, clf.l2) == (1.0, 0.1, 7.0, 0.5)
+    assert "ReweightedClassifier(" in repr(clf)
+
+
+def test_the_users_estimator_is_cloned_and_never_fitted():
+    X, y, mask = together()
+    final = RidgeClassifier()
+    clf = ReweightedClassifier(final, num_steps=1).fit(X, y, is_trusted=mask)
+    assert isinstance(clf.estimator_, RidgeClassifier)
+    assert not hasattr(final, "coef_")
+
+
+def test_regressor():
+    X, y = load_diabetes(return_X_y=True)
+    trusted = np.arange(330) % 3 == 0  # 110, and 220 to weigh, as in test_learn_weights
+    wrong = (np.random.default_rng(0).random(330) < 0.3) & ~trusted
+    noisy = y[:330] + 400.0 * wrong
+    model = ReweightedRegressor().fit(X[:330], noisy, is_trusted=trusted)
+    assert model.weights_[wrong].mean() < 0.2 * model.weights_[~wrong & ~trusted].mean()
+    assert model.score(X[330:], y[330:]) > 0.3
+    uniform = make_pipeline(MinMaxScaler(), Ridge()).fit(X[:330][~trusted], noisy[~trusted])
+    assert model.score(X[330:], y[330:]) > uniform.score(X[330:], y[330:])
+    assert not hasattr(model, "predict_proba")
+    assert not hasattr(model, "classes_")
+
+
+def test_predict_proba_is_there_if_the_final_estimator_has_it():
+    assert hasattr(ReweightedClassifier(), "predict_proba")
+    assert not hasattr(ReweightedClassifier(Ridge()), "predict_proba")
+
+
+def test_not_fitted():
+    with pytest.raises(NotFittedError):
+        ReweightedClassifier().predict(np.zeros((1, 64)))
+
+
+WAYS = "say which rows are trusted in one way: `is_trusted=` .*; got "
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({}, ValueError, WAYS + "neither"),
+        (
+            {"is_trusted": "mask", "X_trusted": "X", "y_trusted": "y"},
+            ValueError,
+            WAYS + "both",
+        ),
+        ({"X_trusted": "X"}, ValueError, "pass both `X_trusted` and `y_trusted`, or neither"),
+        ({"is_trusted": "codes"}, ValueError, r"must be a boolean mask .* \(550\), got int64 of"),
+        ({"is_trusted": "short"}, ValueError, r"\(550\), got bool of shape \(549,\)"),
+        ({"is_trusted": "all"}, InputError, "`is_trusted` marks all rows; some rows must be"),
+        ({"is_trusted": "none"}, InputError, "`is_trusted` marks no rows; some rows must be"),
+    ],
+)
+def test_bad_ways_to_name_the_trusted_rows(given, error, message):
+    X, y, mask = together()
+    values = {
+        "X": X,
+        "y": y,
+        "mask": mask,
+        "codes": mask.astype(int),
+        "short": mask[:-1],
+        "all": np.ones_like(mask),
+        "none": np.zeros_like(mask),
+    }
+    with pytest.raises(error, match=message):
+        ReweightedClassifier().fit(X, y, **{k: values[v] for k, v in given.items()})
+
+
+def test_an_estimator_without_sample_weight_is_refused_before_any_work():
+    X, y, mask = together()
+    with pytest.raises(ValueError, match="must accept sample_weight, and KNeighborsClassifier"):
+        ReweightedClassifier(KNeighborsClassifier()).fit(X, y, is_trusted=mask)
+
+
+def test_bad_data_is_named_as_in_learn_weights():
+    X, y, mask = together()
+    X[7, 3] = np.nan
+    with pytest.raises(InputError, match="NaN or infinite values in 1 rows"):
+        ReweightedClassifier().fit(X, y, is_trusted=mask)

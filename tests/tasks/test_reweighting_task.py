@@ -1,0 +1,178 @@
+"""`tasks.reweighting` against numpy, optax and the dense formula of the hypergradient."""
+
+import itertools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from bilevel import tasks
+
+N, M, D, K, L2 = 12, 6, 3, 4, 0.3
+RNG = np.random.default_rng(0)
+X, X_TRUSTED = RNG.normal(size=(N, D)), RNG.normal(size=(M, D))
+Y, Y_TRUSTED = np.arange(N) % K, np.arange(M) % K
+U = RNG.dirichlet(np.ones(N))
+W = {"weight": RNG.normal(size=(K, D)), "bias": RNG.normal(size=K)}
+
+
+def as_jax(tree):
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def problem(bias: bool = True, l2: float = L2) -> tuple[Any, tasks.Model]:
+    model = tasks.linear_model(D, K, bias=bias)
+    codes = jnp.asarray(Y, jnp.int32), jnp.asarray(Y_TRUSTED, jnp.int32)
+    rows = jnp.asarray(X), codes[0], jnp.asarray(X_TRUSTED), codes[1]
+    return tasks.reweighting(*rows, model.predict, l2=l2), model
+
+
+def numpy_losses(w, x, y):
+    z = x @ w["weight"].T + w["bias"]
+    return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(y)), y]
+
+
+def test_inner_and_outer_values():
+    p, _ = problem()
+    u, w = as_jax((U, W))
+    squares = sum((a**2).sum() for a in W.values())
+    expected = U @ numpy_losses(W, X, Y) + 0.5 * L2 * squares
+    np.testing.assert_allclose(jax.jit(p.inner)(u, w, p.inner_data), expected, rtol=1e-13)
+    expected = numpy_losses(W, X_TRUSTED, Y_TRUSTED).mean()  # neither weights nor penalty
+    np.testing.assert_allclose(jax.jit(p.outer)(u, w, p.outer_data), expected, rtol=1e-13)
+    assert isinstance(p.geometry, bilevel.Simplex)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_mean_over_an_epoch_of_batches_is_the_full_value_and_gradient(batch):
+    p, _ = problem()
+    u, w = as_jax((U, W))
+    value_and_grad = jax.jit(jax.value_and_grad(p.inner, argnums=(0, 1)))
+    order = np.random.default_rng(batch).permutation(N).reshape(-1, batch)
+    parts = [value_and_grad(u, w, tuple(np.asarray(a)[i] for a in p.inner_data)) for i in order]
+    mean = jax.tree.map(lambda *a: np.mean(a, axis=0), *parts)
+    full = value_and_grad(u, w, p.inner_data)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), mean, full)
+
+
+def test_softmax_cross_entropy_is_optax_s_with_its_derivatives():
+    z, dz = as_jax((3 * RNG.normal(size=(N, K)), RNG.normal(size=(N, K))))
+    y, r = jnp.asarray(Y, jnp.int32), jnp.asarray(RNG.normal(size=N))
+    ours = tasks.softmax_cross_entropy
+    theirs = optax.losses.softmax_cross_entropy_with_integer_labels
+    np.testing.assert_allclose(ours(z, y), theirs(z, y), rtol=1e-10)
+
+    def derivatives(loss):
+        gradient = jax.grad(lambda z: jnp.vdot(r, loss(z, y)))
+        return jax.jit(lambda: jax.jvp(gradient, (z,), (dz,)))()
+
+    for a, b in zip(derivatives(ours), derivatives(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_softmax_cross_entropy_does_not_overflow():
+    z = jnp.asarray([[1e4, 0.0], [-1e4, 0.0]])
+    losses = tasks.softmax_cross_entropy(z, jnp.asarray([0, 0], jnp.int32))
+    np.testing.assert_array_equal(losses, [0.0, 1e4])
+
+
+def test_squared_error():
+    prediction, y = as_jax((RNG.normal(size=(N, 1)), RNG.normal(size=N)))
+    expected = (np.asarray(prediction)[:, 0] - np.asarray(y)) ** 2 / 2
+    np.testing.assert_allclose(tasks.squared_error(prediction, y), expected, rtol=1e-14)
+
+
+def test_linear_model_is_class_major_and_starts_at_zero():
+    w0, predict = tasks.linear_model(D, K)
+    assert jax.tree.map(jnp.shape, w0) == {"weight": (K, D), "bias": (K,)}
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(w0))
+    expected = X @ W["weight"].T + W["bias"]
+    np.testing.assert_allclose(predict(as_jax(W), jnp.asarray(X)), expected, rtol=1e-13)
+    w0, predict = tasks.linear_model(D, K, bias=False)
+    assert isinstance(w0, dict)
+    assert list(w0) == ["weight"]
+    expected = X @ W["weight"].T
+    np.testing.assert_allclose(
+        predict({"weight": jnp.asarray(W["weight"])}, jnp.asarray(X)), expected, rtol=1e-13
+    )
+
+
+def test_mlp_model_shapes_and_values():
+    width, depth = 7, 2
+    key = jax.random.key(0)
+    w0, predict = tasks.mlp_model(D, K, key=key, width=width, depth=depth)
+    sizes = [D] + [width] * depth + [K]
+    shapes = [s for a, b in itertools.pairwise(sizes) for s in [(b, a), (b,)]]
+    leaves = jax.tree.leaves(w0)
+    assert [leaf.shape for leaf in leaves] == shapes
+    h = X
+    for k in range(0, len(leaves), 2):
+        h = h @ np.asarray(leaves[k]).T + np.asarray(leaves[k + 1])
+        h = np.tanh(h) if k + 2 < len(leaves) else h
+    np.testing.assert_allclose(jax.jit(predict)(w0, jnp.asarray(X)), h, rtol=1e-12)
+    other, _ = tasks.mlp_model(D, K, key=jax.random.key(1), width=width, depth=depth)
+    assert (np.asarray(leaves[0]) != np.asarray(jax.tree.leaves(other)[0])).all()
+
+
+def test_uniform_weights():
+    u = tasks.uniform_weights(8)
+    np.testing.assert_array_equal(u, np.full(8, 0.125))
+    assert tasks.uniform_weights(8, jnp.float32).dtype == jnp.float32
+
+
+# Enough steps to reach rounding: the inner condition number is below 20.
+EXACT = bilevel.GradientInner(optax.sgd(0.3), 1000)
+
+
+def test_hypergradient_is_the_dense_formula_of_ivanova_and_ablin():
+    """Equation (6): `Psi_i = -grad l_i(theta)^T H^-1 grad F(theta)`, all in numpy."""
+    p, model = problem(bias=False)
+    solve: Any = eqx.filter_jit(EXACT.solve)
+    stream = bilevel.Stream(bilevel.FullBatch(), p.inner_data, ())
+    state = EXACT.init(p, jnp.asarray(U), model.w0)
+    theta = np.asarray(solve(p, jnp.asarray(U), model.w0, state, stream)[0]["weight"])
+
+    def softmax(x):
+        e = np.exp(x @ theta.T)
+        return e / e.sum(axis=1, keepdims=True)
+
+    def gradients(x, y):  # one a row, (rows, K * D)
+        return np.einsum("nk,nd->nkd", softmax(x) - np.eye(K)[y], x).reshape(len(x), -1)
+
+    s = softmax(X)
+    curvature = np.einsum("nk,kj->nkj", s, np.eye(K)) - np.einsum("nk,nj->nkj", s, s)
+    hessian = np.einsum("n,nkj,nd,ne->kdje", U, curvature, X, X).reshape(K * D, K * D)
+    hessian += L2 * np.eye(K * D)
+    v = np.linalg.solve(hessian, gradients(X_TRUSTED, Y_TRUSTED).mean(axis=0))
+    psi = -gradients(X, Y) @ v
+
+    estimate: Any = eqx.filter_jit(bilevel.implicit_gradient)(
+        p, jnp.asarray(U), {"weight": jnp.asarray(theta)}, bilevel.CG(rtol=1e-12)
+    )
+    np.testing.assert_allclose(estimate.grad, psi, rtol=1e-8)
+    np.testing.assert_allclose(np.asarray(estimate.v["weight"]).ravel(), v, rtol=1e-8)
+    assert float(estimate.inner_residual) < 1e-8
+
+
+def test_check_hypergradient_agrees():
+    p, model = problem(bias=False)
+    u = jnp.asarray(U)
+    check = bilevel.check_hypergradient(p, u, model.w0, reference=EXACT, num_directions=3)
+    assert check.verdict == "agrees"
+    assert check.relative_error < 1e-6
+
+
+def test_problems_from_separate_calls_share_one_compilation(compilations):
+    @eqx.filter_jit
+    def value(p, u, w):
+        return p.inner(u, w, p.inner_data)
+
+    for _ in range(2):
+        p, model = problem()
+        value(p, jnp.asarray(U), model.w0)
+    assert [name for name in compilations if "value" in name] == ["jit(value)"]

@@ -1,0 +1,293 @@
+"""Bad input of `bilevel weigh`: the exit code, what the message names, and nothing left behind."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bilevel.cli import app
+from bilevel.reweighting._table import tidy
+from digits import write_table
+
+N, M = 40, 16
+
+
+def table(rows: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({"key": [f"k{seed}-{i}" for i in range(rows)]})
+    frame["a"], frame["b"] = rng.normal(size=rows).round(6), rng.normal(size=rows).round(6)
+    frame["colour"] = np.array(["red", "blue"])[np.arange(rows) // 2 % 2]
+    frame["label"] = np.array(["yes", "no"])[np.arange(rows) % 2]
+    return frame
+
+
+class Case:
+    """A folder with good tables, which a test spoils; `refuse` runs weigh and checks the refusal."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.train, self.trusted = table(N, 0), table(M, 1)
+        self.holdout: pd.DataFrame | None = None
+        self.suffix = ".csv"
+        self.out = folder / "new" / "run"
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}{self.suffix}"
+
+    def write(self) -> None:
+        for name in ("train", "trusted", "holdout"):
+            if (frame := getattr(self, name)) is not None:
+                write_table(frame, self.path(name))
+
+    def run(self, *flags: str, label: str = "label"):
+        files = [str(self.path("train")), "--trusted", str(self.path("trusted"))]
+        if self.holdout is not None:
+            files += ["--holdout", str(self.path("holdout"))]
+        if "--no-id" in flags:
+            flags = tuple(flag for flag in flags if flag != "--no-id")
+        else:
+            flags = ("--id", "key", *flags)
+        flags = ("--label", label, *flags, "--out", str(self.out))
+        return CliRunner().invoke(app, ["weigh", *files, *flags])
+
+    def refuse(self, code: int, *messages: str, flags=(), write: bool = True, **kwargs) -> None:
+        if write:
+            self.write()
+        before = self.listing()
+        result = self.run(*flags, **kwargs)
+        text = "".join(result.stderr.split())  # the console wraps lines
+        for message in messages:
+            assert "".join(message.split()) in text
+        assert result.exit_code == code
+        assert result.stdout == ""
+        assert self.listing() == before
+
+    def listing(self) -> list[str]:
+        return sorted(str(path) for path in self.folder.rglob("*"))
+
+
+@pytest.fixture
+def case(tmp_path) -> Case:
+    return Case(tmp_path)
+
+
+def test_missing_file(case):
+    case.write()
+    case.path("trusted").unlink()
+    case.refuse(
+        3, f"the trusted file {case.path('trusted')} does not exist; check the path", write=False
+    )
+
+
+def test_empty_file(case):
+    case.write()
+    case.path("train").write_bytes(b"")
+    case.refuse(3, "train.csv is empty (0 bytes).", write=False)
+
+
+def test_unknown_format(case):
+    case.suffix = ".xlsx"
+    case.path("train").write_text("a,b\n1,2\n")
+    case.refuse(
+        3,
+        "train.xlsx ends in '.xlsx'; the formats read are .csv, .parquet, .pq. Convert it",
+        write=False,
+    )
+
+
+def test_header_only(case):
+    case.trusted = case.trusted.iloc[:0]
+    case.refuse(3, "trusted.csv has a header and zero rows.")
+
+
+def test_unparsable_parquet(case):
+    case.suffix = ".parquet"
+    case.write()
+    case.path("train").write_bytes(b"PAR1 this is no parquet file")
+    case.refuse(3, "train.parquet cannot be read as parquet:", write=False)
+
+
+def test_unparsable_csv(case):
+    case.write()
+    case.path("train").write_text('a,b\n1,2\n3,4,5,6\n"')
+    case.refuse(3, "train.csv cannot be read as csv:", write=False)
+
+
+def test_unknown_label_column(case):
+    case.refuse(
+        3,
+        "the train file has no column 'lable' (--label); did you mean 'label'?",
+        "Its columns are 'key', 'a', 'b', 'colour', 'label'.",
+        label="lable",
+    )
+
+
+def test_unknown_id_and_drop_columns(case):
+    case.refuse(3, "the train file has no column 'z' (--id);", flags=("--no-id", "--id", "z"))
+    case.refuse(3, "the train file has no column 'z' to --drop.", flags=("--drop", "z"))
+
+
+def test_labels_on_one_side_only(case):
+    case.trusted.loc[3, "label"] = "maybe"
+    case.refuse(3, "the trusted rows have labels that the training rows lack: 'maybe'")
+    case.trusted["label"] = "no"
+    case.refuse(3, "the training rows have labels that no trusted row has: 'yes'")
+
+
+def test_labels_of_different_kinds(case):
+    case.trusted["label"] = np.arange(M) % 2
+    case.refuse(3, "the labels mix types (int64, str) and cannot be compared; convert them all to")
+
+
+def test_missing_labels_with_their_ids(case):
+    case.train.loc[[4, 9], "label"] = None
+    case.refuse(
+        3,
+        "`train column label` has 2 missing labels, in the rows with ids 'k0-4', 'k0-9'. Drop",
+    )
+
+
+def test_one_class_only(case):
+    case.train["label"] = case.trusted["label"] = "yes"
+    case.refuse(3, "`y` has one class only ('yes'); there is nothing to classify")
+
+
+def test_fewer_trusted_rows_than_classes(case):
+    case.trusted = case.trusted.iloc[:1]
+    case.refuse(3, "there are 1 trusted rows for 2 classes; weights need at least one trusted row")
+
+
+def test_infinite_values_with_columns_and_ids(case):
+    case.train.loc[[2, 5], "a"] = np.inf, -np.inf
+    case.train.loc[7, "b"] = np.inf
+    case.refuse(
+        3,
+        "the train rows have infinite values in the columns 'a', 'b', rows with ids 'k0-2', "
+        "'k0-5', 'k0-7'. Replace them",
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.date_range("2026-01-01", periods=N),
+        pd.timedelta_range("1 day", periods=N),
+        [[1, 2]] * N,
+    ],
+)
+def test_columns_that_are_neither_numbers_nor_text(case, values):
+    case.suffix = ".parquet"
+    case.train["when"] = values
+    case.trusted["when"] = list(values)[:M]
+    case.refuse(3, "the train columns 'when' are neither numbers, booleans nor text: convert them")
+
+
+def test_text_where_the_training_rows_have_numbers(case):
+    case.trusted["a"] = case.trusted["a"].astype(object)
+    case.trusted.loc[3, "a"] = "unknown"
+    case.refuse(
+        3,
+        "the column 'a' holds numbers in the training rows, and something else in the rows with "
+        "ids 'k1-3': 'unknown'. Mend or empty these values.",
+    )
+
+
+def test_trusted_rows_that_also_occur_in_training(case):
+    case.trusted.loc[3, ["a", "b", "colour"]] = case.train.loc[11, ["a", "b", "colour"]]
+    case.refuse(
+        3,
+        "1 training rows also occur among the trusted rows (training ids 'k0-11')",
+        "--overlap keep",
+    )
+
+
+def test_different_columns(case):
+    case.trusted = case.trusted.rename(columns={"b": "c"})
+    case.refuse(
+        3,
+        "`trusted` must have the same columns as `train`: it lacks 'b'; it has 'c', which `train` "
+        "has not.",
+    )
+
+
+def test_bad_holdout(case):
+    case.holdout = table(8, 2).assign(label="maybe")
+    case.refuse(3, "the hold-out has labels that the training rows lack: 'maybe'")
+    case.holdout = table(8, 2).drop(columns="a")
+    case.refuse(3, "`holdout` must have the same columns as `train`: it lacks 'a'.")
+
+
+def test_repeated_ids_and_columns(case):
+    case.train.loc[1, "key"] = "k0-0"
+    case.refuse(3, "the train file's ids in 'key' repeat: 'k0-0'.")
+
+
+def test_only_the_label_column(case):
+    case.train, case.trusted = case.train[["label"]], case.trusted[["label"]]
+    case.refuse(3, "the train file has no column besides the label 'label'.", flags=("--no-id",))
+
+
+def test_names_in_brackets_are_printed_as_they_are(case):
+    case.trusted["x[mm]"] = 1
+    case.refuse(3, "it has 'x[mm]', which `train` has not")
+
+
+def test_a_path_below_a_file(case):
+    case.out = case.path("train") / "run"
+    case.refuse(
+        2,
+        f"the folder {case.out}.partial cannot be written ({case.path('train')} is a file); choose "
+        "another --out.",
+    )
+
+
+def test_a_read_only_folder(case, monkeypatch):
+    with monkeypatch.context() as patch:
+        unwritable = SimpleNamespace(access=lambda *_: False, W_OK=os.W_OK)
+        patch.setattr("bilevel.reweighting._run.os", unwritable)
+        case.refuse(2, f"cannot be written ({case.folder} is read-only); choose another --out.")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refused)
+        case.refuse(2, "run.partial cannot be written (Permission denied); choose another --out.")
+
+
+def test_a_run_folder_that_exists(case):
+    case.out.mkdir(parents=True)
+    case.refuse(2, f"the run folder {case.out} exists; its results are not overwritten")
+
+
+def test_nothing_to_resume(case):
+    case.refuse(
+        2,
+        f"there is no interrupted run to resume in {case.out}.partial; start it without --resume",
+        flags=("--resume",),
+    )
+
+
+def test_wrong_usage(case):
+    case.refuse(2, "'--method'", "'adam'", flags=("--method", "adam"))
+    case.refuse(2, "'--num-steps'", flags=("--num-steps", "0"))
+    case.refuse(2, "'--l2'", flags=("--l2", "-1"))
+    case.refuse(2, "No such option: --nonsense", flags=("--nonsense",))
+
+
+def test_columns_of_one_table_are_read_like_the_training_rows():
+    """Codes that pandas reads as text here, as numbers or booleans there."""
+    like = pd.DataFrame({"code": ["1", "x"], "flag": [True, False], "size": [1, 2]})
+    other = pd.DataFrame(
+        {"code": [1.0, np.nan], "flag": np.array([True, None], object), "size": [0.5, None]}
+    )
+    tidied = tidy(other, like=like)
+    assert tidied["code"].iloc[0] == "1"
+    assert pd.isna(tidied["code"].iloc[1])
+    np.testing.assert_array_equal(tidied["flag"], [1.0, np.nan])
+    np.testing.assert_array_equal(tidied["size"], [0.5, np.nan])
+    np.testing.assert_array_equal(tidy(like)["flag"], [1.0, 0.0])
