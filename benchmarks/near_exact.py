@@ -21,7 +21,7 @@ import bilevel
 from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "papers" / "reweighting"))
-from hyper_cleaning import N, cleaning
+from hyper_cleaning import N, cleaning  # pyright: ignore[reportMissingImports]
 
 
 def main() -> None:

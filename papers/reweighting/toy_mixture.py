@@ -3,7 +3,8 @@
 Ivanova & Ablin, section 2.4. Four weightings: uniform, optimal (the right cluster), the exact
 bilevel method (Algorithm 1), the warm-started one (Algorithm 2); the paper draws their weights, and
 says that the warm-started ones are sparse and generalise badly. We add the number that shows it: the
-error of the model *retrained* on the final weights. (The warm run's own parameters look better than that in most seeds.)
+error of the model *retrained* on the final weights. (The warm run's own parameters look better than
+that in most seeds.)
 
 The constants are not in the paper; these make both of its statements true over many seeds.
 """
@@ -196,7 +197,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
             min(ratio) >= 2,
             "The parameters that the warm run leaves behind have errors of "
             f"{min(column('warm-started', 'error_as_left')):.3f} to "
-            f"{max(column('warm-started', 'error_as_left')):.3f}: most of them look better than a retrained model.",
+            f"{max(column('warm-started', 'error_as_left')):.3f}: most look better than retrained ones.",
         ),
     ]
     table = [
