@@ -197,7 +197,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
             min(ratio) >= 2,
             "The parameters that the warm run leaves behind have errors of "
             f"{min(column('warm-started', 'error_as_left')):.3f} to "
-            f"{max(column('warm-started', 'error_as_left')):.3f}: most look better than retrained ones.",
+            f"{max(column('warm-started', 'error_as_left')):.3f}: most look better than retraining.",
         ),
     ]
     table = [
