@@ -68,11 +68,11 @@ def run_chunk(
     *,
     chunk_size: int,
 ) -> tuple[State, Status, Row]:
-    """At most `chunk_size` steps as one `lax.scan`; pure, so it may be jitted or vmapped.
+    """At most `chunk_size` steps in one compiled loop; pure, so it may be jitted or vmapped.
 
-    Steps after the end of the run (enough steps, converged, or a non-finite number) do nothing, so
-    a last, partial chunk needs no second compilation. Returns the new state and status, and the
-    stacked rows.
+    The loop ends with the run (enough steps, converged, or a non-finite number), so a last, partial
+    chunk needs no second compilation. Returns the new state and status, and the rows recorded, which
+    are marked `live`.
     """
 
     def one(state: State) -> tuple[State, Status, Row]:
@@ -133,17 +133,20 @@ def run_chunk(
         )
 
     row_shape = eqx.filter_eval_shape(one, state)[2]
-    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), row_shape)
+    rows = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), row_shape)
 
-    def body(carry: tuple[State, Status], _: None) -> tuple[tuple[State, Status], Row]:
-        state, status = carry
-        state, status, row = jax.lax.cond(
-            status.over, lambda state: (state, status, empty), one, state
-        )
-        return (state, status), row
+    def unfinished(carry: tuple[State, Status, Row, Array]) -> Array:
+        _, status, _, k = carry
+        return ~status.over & (k < chunk_size)
 
-    (state, status), rows = jax.lax.scan(body, (state, status), length=chunk_size)
-    return state, status, rows
+    def body(carry: tuple[State, Status, Row, Array]) -> tuple[State, Status, Row, Array]:
+        state, _, rows, k = carry
+        state, status, row = one(state)
+        rows = jax.tree.map(lambda all_rows, x: all_rows.at[k].set(x), rows, row)
+        return state, status, rows, k + 1
+
+    first = (state, status, rows, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(unfinished, body, first)[:3]
 
 
 # `eqx.filter_jit` would sort arrays from the rest at every call; a run does it once.
