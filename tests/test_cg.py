@@ -140,3 +140,13 @@ def test_untagged_operators_and_bad_tolerances_are_refused():
         CG(rtol=-1.0)
     with pytest.raises(ValueError, match="needs `max_steps`; it would never stop"):
         CG(rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e24, 1e30])
+def test_the_size_of_the_right_hand_side_does_not_matter_in_float32(scale):
+    """The square of 1e-24 is 0 in float32, that of 1e24 infinite."""
+    a, b = jnp.asarray(spd(), jnp.float32), jnp.asarray(B * scale, jnp.float32)
+    solution = solve(a, b, CG(rtol=1e-4), y0=b)
+    expected = np.linalg.solve(np.asarray(a, float), np.asarray(b, float))
+    np.testing.assert_allclose(solution.value / scale, expected / scale, rtol=1e-2, atol=1e-4)
+    assert solution.stats["num_steps"] >= 4

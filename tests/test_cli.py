@@ -351,7 +351,7 @@ def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monk
     assert resumed.summary == plain.summary
 
 
-def test_ctrl_c_in_the_final_fits_leaves_a_start_anew(tmp_path, plain, monkeypatch):
+def test_ctrl_c_in_the_final_fits_loses_no_step(tmp_path, plain, monkeypatch):
     command = [*write_tables(tmp_path), "--id", "row"]
 
     def stop(*_, **__):
@@ -361,12 +361,15 @@ def test_ctrl_c_in_the_final_fits_leaves_a_start_anew(tmp_path, plain, monkeypat
         patch.setattr(_run.skops.io, "dump", stop)
         run = invoke(command, tmp_path / "run")
     assert run.code == 130
-    assert "interrupted; nothing is left" in " ".join(run.stderr.split())
+    assert "the same command with --resume goes on" in " ".join(run.stderr.split())
     assert not (tmp_path / "run").exists()
-    assert not (tmp_path / "run.partial").exists()
-    anew = invoke(command, tmp_path / "run")
-    assert anew.code == 0
-    pd.testing.assert_frame_equal(anew.weights, plain.weights, check_exact=True)
+    seen = []
+    monkeypatch.setattr(_run, "ProgressBar", lambda: StopWhen(lambda c: bool(seen.append(c.step))))
+    resumed = invoke([*command, "--resume"], tmp_path / "run")
+    assert resumed.code == 0
+    assert seen == [20]  # no step was made again
+    assert sorted(path.name for path in resumed.out.iterdir()) == FILES
+    pd.testing.assert_frame_equal(resumed.weights, plain.weights, check_exact=True)
 
 
 def squeezed(run: Run) -> str:

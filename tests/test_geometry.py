@@ -152,3 +152,13 @@ def test_box_refuses_an_empty_set():
 def test_box_bounds_may_be_traced():
     found = jax.jit(lambda low: Box(low, 1.0).project(jnp.array([-1.0, 2.0])))(0.25)
     np.testing.assert_array_equal(np.asarray(found), [0.25, 1.0])
+
+
+def test_projections_of_extreme_points_end():
+    assert np.all(np.isnan(project(jnp.array([jnp.inf, 0.0]))))
+    assert np.all(np.isnan(project(jnp.array([jnp.nan, 0.0]))))
+    np.testing.assert_array_equal(project(jnp.array([-jnp.inf, 0.0, 0.0])), [0.0, 0.5, 0.5])
+    np.testing.assert_array_equal(project(jnp.array([1e308, 1e308, -1e308])), [0.5, 0.5, 0.0])
+    found = project(jnp.full(8000, 1 / 8000, jnp.float32))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, 1 / 8000, rtol=1e-6)

@@ -26,8 +26,7 @@ class AbstractGeometry(eqx.Module):
 def outer_residual(geometry: AbstractGeometry, u: PyTree[Array], grad: PyTree[Array]) -> Scalar:
     """`||u - project(u - grad)||_2`: zero exactly at the first-order stationary points in U.
 
-    It costs one projection, which for a large simplex means a sort; `solve` therefore computes it
-    at trace points only.
+    It costs one projection, so `solve` computes it at trace points only.
     """
     return optax.tree.norm(optax.tree.sub(u, geometry.project(optax.tree.sub(u, grad))))
 
@@ -101,7 +100,21 @@ class Simplex(AbstractGeometry):
         return unravel(jnp.where(flat > 0, jnp.maximum(weights, tiny), 0))
 
     def project(self, u):
-        """The Euclidean projection onto the simplex, by sorting: O(n log n)."""
-        # optax divides by an integer range there, which strict promotion would refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            return optax.projections.projection_simplex(u)
+        """The Euclidean projection: `max(u - tau, 0)`, with `tau` such that the entries sum to 1.
+
+        `tau` is the root of a convex, piecewise linear function. Newton's method, which is exact
+        on a piece, finds it from below in finitely many steps (Michelot 1986), about ten passes
+        over the entries where a sort costs hundreds.
+        """
+        flat, unravel = ravel_pytree(u)
+        flat = flat - jnp.max(flat)  # which moves tau alike, so that now -1 <= tau < 0
+
+        def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            tau, _, count = carry
+            active = flat > tau
+            tau = (jnp.sum(jnp.where(active, flat, 0)) - 1) / jnp.sum(active, dtype=flat.dtype)
+            return tau, count, jnp.sum(flat > tau)
+
+        start = (-jnp.ones((), flat.dtype), jnp.full((), flat.size + 1), jnp.sum(flat > -1))
+        tau, _, _ = jax.lax.while_loop(lambda c: c[2] < c[1], newton, start)
+        return unravel(jnp.maximum(flat - tau, 0))

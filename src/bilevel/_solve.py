@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from ._algorithm.base import AbstractAlgorithm, State
 from ._callback import AbstractCallback, Chunk
-from ._geometry import outer_residual
+from ._geometry import AbstractGeometry, outer_residual
 from ._problem import BilevelProblem
 from ._solution import RESULTS, BilevelError, Solution
 
@@ -74,13 +74,14 @@ def run_chunk(
     chunk needs no second compilation. Returns the new state and status, and the rows recorded, which
     are marked `live`.
     """
+    _check_scalars(problem, state)  # while tracing, so a compiled run pays nothing for it
 
     def one(state: State) -> tuple[State, Status, Row]:
         following, info = algorithm.step(problem, state)
         finite = jnp.isfinite(info.outer_value + info.inner_residual + info.linear_residual)
-        # A step can overflow at a finite gradient, so the point it leads to is looked at as well.
-        # (A sum is finite only if all its terms are, and costs less than asking each.)
-        for tree in (info.outer_grad, following.u, following.w):
+        # A step can overflow at a finite gradient, so the point it leads to is looked at as well. A
+        # sum is finite only if all its terms are, and passes over 8000 weights are what costs here.
+        for tree in (optax.tree.add(info.outer_grad, following.u), following.w):
             finite &= jnp.isfinite(optax.tree.sum(tree))
         # A step that met a non-finite number is not taken: the state stays the last good one.
         following = jax.tree.map(lambda new, old: jnp.where(finite, new, old), following, state)
@@ -192,7 +193,7 @@ def solve(
         state: go on from here in place of `u0`, `w0` (which then only give the structure); it is
             copied and stays usable.
         trace_every: record every so many steps, and the last one. Convergence is tested at these
-            trace points only. Recording costs a projection onto U, which sorts for `Simplex`.
+            trace points only. Recording costs a projection onto U.
         chunk_size: steps a chunk. It never changes the result.
         throw: raise `BilevelError` on a failure; if False, look at `solution.result`.
 
@@ -333,18 +334,26 @@ def _check_call(problem, u0, w0, num_steps, trace_every, chunk_size) -> None:
                     f"`{name}{jax.tree_util.keystr(path)}` must be a floating-point array, got "
                     f"{got}; pass e.g. `jnp.asarray(x, dtype=float)`."
                 )
-    distance = float(optax.tree.norm(optax.tree.sub(problem.geometry.project(u0), u0)))
-    if not distance <= max(1e-3 * float(optax.tree.norm(u0)), 1e-6):  # entries may be tiny
+    distance, size = (float(x) for x in _distance_and_norm(problem.geometry, u0))
+    if not distance <= max(1e-3 * size, 1e-6):  # entries may be tiny
         raise ValueError(
             f"`u0` is not in the set of `{type(problem.geometry).__name__}`: the nearest point of "
             f"it is {distance:.3g} away. Start from a point of the set, such as "
             "`problem.geometry.project(u0)`."
         )
+
+
+@eqx.filter_jit
+def _distance_and_norm(geometry: AbstractGeometry, u: PyTree[Array]) -> tuple[Array, Array]:
+    return optax.tree.norm(optax.tree.sub(geometry.project(u), u)), optax.tree.norm(u)
+
+
+def _check_scalars(problem: BilevelProblem, state: State) -> None:
     for name, objective, data in [
         ("outer", problem.outer, problem.outer_data),
         ("inner", problem.inner, problem.inner_data),
     ]:
-        value = eqx.filter_eval_shape(objective, u0, w0, data)
+        value = eqx.filter_eval_shape(objective, state.u, state.w, data)
         if not (hasattr(value, "shape") and value.shape == ()):
             raise ValueError(
                 f"the {name} objective must return a scalar, got "

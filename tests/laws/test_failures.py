@@ -92,6 +92,17 @@ def test_singular_hessian_is_a_linear_divergence():
         bilevel.solve(problem, method, jnp.array(0.0), jnp.zeros(2), num_steps=5)
 
 
+def test_a_linear_step_of_soba_that_explodes_is_a_linear_divergence():
+    """The step on v is far above 2 / L; w stays where it is and finite."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum(w), inner=lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2)
+    )
+    method = soba(0.5, 1e30, 1e-300)
+    solution = bilevel.solve(problem, method, jnp.zeros(2), jnp.zeros(2), num_steps=20, throw=False)
+    assert bool(solution.result == RESULTS.linear_divergence)
+    assert all(np.all(np.isfinite(x)) for x in raw(solution.state))
+
+
 def test_negative_curvature_is_named_and_finite():
     problem = bilevel.BilevelProblem(
         outer=lambda u, w, _: jnp.sum(w), inner=lambda u, w, _: -0.5 * jnp.sum((w - u) ** 2)

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from sklearn.preprocessing import MinMaxScaler
 import bilevel
 from bilevel import learn_weights, tasks
 from bilevel.reweighting._data import InputError
+from bilevel.reweighting._methods import _scales
 from digits import TRAIN, digits
 
 HISTORY = [
@@ -194,9 +196,12 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, result, step):
     np.testing.assert_array_equal(resumed.weights, result.weights)
     pd.testing.assert_frame_equal(resumed.history, result.history, check_exact=True)
     assert resumed.stats == result.stats
-    # A finished folder starts anew.
-    again = learn_weights(*data.learnable, folder=folder)
+    # A finished folder makes no step again.
+    steps.clear()
+    again = learn_weights(*data.learnable, folder=folder, callbacks=[watch])
+    assert steps == [20]
     np.testing.assert_array_equal(again.weights, result.weights)
+    assert again.stats == result.stats
     pd.testing.assert_frame_equal(again.history, result.history, check_exact=True)
 
 
@@ -206,8 +211,31 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         learn_weights(*data.learnable, folder=tmp_path, callbacks=[_Interrupt(3)])
     other = digits(1)
     for changed, options in [(other, {}), (data, {"seed": 1}), (data, {"l2": 0.1})]:
-        with pytest.raises(ValueError, match="the checkpoint of an interrupted run on other data"):
+        with pytest.raises(ValueError, match="the checkpoint of a run on other data"):
             learn_weights(*changed.learnable, folder=tmp_path, **options)
+    with pytest.raises(ValueError, match="has made 2 steps already; got num_steps=1"):
+        learn_weights(*data.learnable, folder=tmp_path, num_steps=1)
+
+
+def test_a_checkpoint_of_other_step_sizes_is_refused(tmp_path):
+    data = digits()
+
+    def run(steps):
+        method = bilevel.SOBA(jnp.array(steps), 0.1, 0.1)
+        learn_weights(*data.learnable, folder=tmp_path, method=method, num_steps=10)
+
+    run(0.1)
+    run(0.1)
+    with pytest.raises(ValueError, match="with other settings"):
+        run(0.05)
+
+
+def test_soba_by_name_compiles_its_step_sizes_once():
+    data = digits()
+    learn_weights(*data.learnable, method="soba", num_steps=5)
+    before = _scales._cached._cache_size()
+    learn_weights(*data.learnable, method="soba", num_steps=5)
+    assert _scales._cached._cache_size() == before
 
 
 def test_regression_finds_corrupted_targets():

@@ -94,13 +94,15 @@ class SOBA(AbstractAlgorithm):
         u_next = problem.geometry.retract(u, _descend(None, self.outer_step, d_u))
         w_next = _descend(w, self.inner_step, d_w)
         one = jnp.ones((), jnp.int32)
+        linear_residual = optax.tree.norm(d_v)
+        diverged = jnp.isfinite(optax.tree.norm(outer_w)) & ~jnp.isfinite(linear_residual)
         info = Info(
             outer_value=value,
             outer_grad=d_u,
             inner_residual=optax.tree.norm(d_w),
-            linear_residual=optax.tree.norm(d_v),
+            linear_residual=linear_residual,
             calls=Calls(one, one, one, one),
-            result=RESULTS.successful,
+            result=RESULTS.where(diverged, RESULTS.linear_divergence, RESULTS.successful),
         )
         return advance(state, u_next, w_next, aux, info.calls), info
 

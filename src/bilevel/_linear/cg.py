@@ -74,12 +74,17 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         """The solution, a `lineax.RESULTS` and the stats."""
         operator = state
         max_steps = 10 * optax.tree.size(vector) if self.max_steps is None else self.max_steps
+        # In units of (a power of two near) its largest entry, no square under- or overflows.
+        largest = optax.tree.norm(vector, ord=jnp.inf)
+        scale = jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1] - 1)
+        vector = _divided(vector, scale)
         y0 = options.get("y0")
         if y0 is None:
             x, r = optax.tree.zeros_like(vector), vector
         else:
+            y0 = _divided(y0, scale)
             x, r = y0, optax.tree.sub(vector, operator.mv(y0))
-        target = self.atol + self.rtol * optax.tree.norm(vector)
+        target = self.atol / scale + self.rtol * optax.tree.norm(vector)
 
         def unfinished(c: _Carry) -> Bool[Array, ""]:
             return (c.rr > target**2) & (c.step < max_steps) & ~c.curved
@@ -100,7 +105,11 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         exhausted = (last.rr > target**2) & (self.rtol + self.atol > 0)
         result = lx.RESULTS.where(exhausted, lx.RESULTS.max_steps_reached, lx.RESULTS.successful)
         result = lx.RESULTS.where(last.curved, lx.RESULTS.breakdown, result)
-        return last.x, result, {"num_steps": last.step, "negative_curvature": last.curved}
+        return (
+            optax.tree.scale(scale, last.x),
+            result,
+            {"num_steps": last.step, "negative_curvature": last.curved},
+        )
 
     def transpose(self, state, options):
         """The operator is symmetric."""
@@ -113,3 +122,7 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     def assume_full_rank(self):
         """Positive definite operators have full rank."""
         return True
+
+
+def _divided(x: PyTree[Array], scale: Scalar) -> PyTree[Array]:
+    return jax.tree.map(lambda leaf: leaf / scale, x)

@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -54,17 +55,7 @@ def soba(problem: BilevelProblem, u: Array, w: PyTree, *, batch_size: int = 64) 
     """
     n = num_rows(problem.inner_data)
     batch_size = min(batch_size, n, num_rows(problem.outer_data))
-    stream = Stream(FullBatch(), problem.inner_data, ())
-    solver = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-5), max_steps=200)
-
-    @jax.jit
-    def scales(u: Array, w: PyTree) -> tuple[Scalar, Scalar]:
-        largest = _largest_eigenvalue(problem, u, w)
-        best, *_ = solver.solve(problem, u, w, (), stream)
-        grad = implicit_gradient(problem, u, best, CG(rtol=1e-3, max_steps=200)).grad
-        return largest, jnp.max(jnp.abs(grad - jnp.vdot(u, grad)))
-
-    largest, steepest = (float(x) for x in scales(u, w))
+    largest, steepest = (float(x) for x in _scales(problem, u, w))
     return SOBA(
         inner_step=1 / (4 * largest),
         linear_step=1 / (4 * largest),
@@ -72,6 +63,16 @@ def soba(problem: BilevelProblem, u: Array, w: PyTree, *, batch_size: int = 64) 
         inner_sampler=Shuffled(batch_size),
         outer_sampler=Shuffled(batch_size),
     )
+
+
+@eqx.filter_jit
+def _scales(problem: BilevelProblem, u: Array, w: PyTree) -> tuple[Scalar, Scalar]:
+    """The largest inner eigenvalue at (u, w), and the largest centred hypergradient at w*(u)."""
+    stream = Stream(FullBatch(), problem.inner_data, ())
+    solver = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-5), max_steps=200)
+    best, *_ = solver.solve(problem, u, w, (), stream)
+    grad = implicit_gradient(problem, u, best, CG(rtol=1e-3, max_steps=200)).grad
+    return _largest_eigenvalue(problem, u, w), jnp.max(jnp.abs(grad - jnp.vdot(u, grad)))
 
 
 def _largest_eigenvalue(problem: BilevelProblem, u: Array, w: PyTree, steps: int = 30) -> Scalar:

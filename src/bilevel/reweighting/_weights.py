@@ -130,8 +130,8 @@ def learn_weights(
             (`"error"`), or go on (`"keep"`).
         seed: for batches and initial parameters. Equal calls with equal seeds give equal results.
         callbacks: more callbacks for `solve`, such as `bilevel.ProgressBar()`.
-        folder: where to keep a checkpoint and the history; if it holds those of an interrupted
-            equal call, that is gone on with.
+        folder: where to keep a checkpoint and the history; if it holds those of an equal call,
+            interrupted or complete, that is gone on with (also for more `num_steps`).
 
     Returns:
         A `WeightsResult`.
@@ -314,6 +314,7 @@ def _run(
     """Run the algorithm, from its checkpoint in `folder` if there is one."""
     u0 = uniform_weights(num_rows(problem.inner_data))
     algorithm, default_steps, chunk_size = build_method(method, problem, u0, w0, convex)
+    num_steps = default_steps if num_steps is None else num_steps
     key = jax.random.key(seed)
     state, checkpoint, path = None, None, None
     if folder is not None:
@@ -323,6 +324,11 @@ def _run(
         if (folder / "checkpoint.eqx").exists():
             _check_fingerprint(folder, problem, method, seed)
             state = checkpoint.load(algorithm.init(problem, u0, w0, key))
+            if int(state.step) > num_steps:
+                raise ValueError(
+                    f"`folder` {folder} holds a run that has made {int(state.step)} steps already; "
+                    f"got num_steps={num_steps}. Ask for at least as many, or pass another folder."
+                )
         else:
             path.unlink(missing_ok=True)
             (folder / "fingerprint").write_text(_fingerprint(problem, method, seed))
@@ -332,7 +338,7 @@ def _run(
         algorithm,
         u0,
         w0,
-        num_steps=default_steps if num_steps is None else num_steps,
+        num_steps=num_steps,
         key=key,
         state=state,
         trace_every=chunk_size,
@@ -340,14 +346,13 @@ def _run(
         # The checkpoint comes last: what it holds, the history holds too.
         callbacks=[*callbacks, history, *([checkpoint] if checkpoint else [])],
     )
-    if folder is not None:  # the run is complete: a later call must not go on with it
-        (folder / "checkpoint.eqx").unlink()
     return solution, pd.DataFrame(history.rows), solution.stats
 
 
 def _fingerprint(problem: BilevelProblem, method: str | AbstractAlgorithm, seed: int) -> str:
     """A digest of the data as the run sees them and of what the checkpoint itself cannot tell."""
-    digest = hashlib.sha256(f"{method} {seed} {problem.inner}".encode())
+    settings = eqx.tree_pformat((method, seed, problem.inner), short_arrays=False)
+    digest = hashlib.sha256(settings.encode())
     for array in jax.tree.leaves((problem.inner_data, problem.outer_data)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -359,7 +364,7 @@ def _check_fingerprint(
     path = folder / "fingerprint"
     if not path.exists() or path.read_text() != _fingerprint(problem, method, seed):
         raise ValueError(
-            f"`folder` {folder} holds the checkpoint of an interrupted run on other data or with "
+            f"`folder` {folder} holds the checkpoint of a run on other data or with "
             "other settings. Repeat that call to go on with it, or pass another folder."
         )
 
