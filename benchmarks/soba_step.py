@@ -12,10 +12,12 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from _measure import cpu_seconds
+from _measure import cpu_ratio, cpu_seconds
 
 import bilevel
 from bilevel import datasets, tasks
@@ -99,12 +101,13 @@ def main() -> None:
                 chunk_size=256,
             ).u
 
-        floor, contiguous, step, driven, traced = cpu_seconds(
+        def scan(method=method, state=state):
+            return bare_scan(problem, method, state)
+
+        floor, contiguous, step = cpu_seconds(
             lambda: bare_products(problem, sampler, w, w, samplers.inner, samplers.outer),
             lambda: contiguous_products(problem, batch_size, w, w),
-            lambda: bare_scan(problem, method, state),
-            solve,
-            lambda: solve(trace_every=100),
+            scan,
         )
         per_step = 1e6 / STEPS
         print(
@@ -112,10 +115,12 @@ def main() -> None:
             f"{floor * per_step:.0f} us (contiguous {contiguous * per_step:.0f} us): ratio "
             f"{step / floor:.2f} (to contiguous {step / contiguous:.2f})"
         )
-        print(
-            f"batch {batch_size}: solve over a bare scan {driven / step:.3f}, recording every 100 "
-            f"steps {traced / step:.3f}"
-        )
+        for name, every, repeats in [("nothing", STEPS, 40), ("every 100 steps", 100, 12)]:
+            low, middle, high = cpu_ratio(partial(solve, trace_every=every), scan, repeats)
+            print(
+                f"batch {batch_size}: solve over a bare scan, recording {name}: {middle:.3f} "
+                f"(quartiles {low:.3f}, {high:.3f})"
+            )
 
 
 if __name__ == "__main__":
