@@ -31,7 +31,12 @@ LINEAR_SOLVERS = {
     "GMRES": lx.GMRES(rtol=1e-12, atol=1e-12),
     "LU": lx.LU(),
     "Cholesky": lx.Cholesky(),
+    "SVD": lx.SVD(),
+    "Richardson": bilevel.Richardson(rtol=1e-13, max_steps=20_000),
+    "CG, diagonal": bilevel.CG(rtol=1e-13, preconditioner=bilevel.diagonal_preconditioner()),
+    "CG, Nystrom": bilevel.CG(rtol=1e-13, preconditioner=bilevel.nystrom_preconditioner(1, 1e-2)),
 }
+ITERATIVE = [n for n in LINEAR_SOLVERS if n not in ("LU", "Cholesky", "SVD")]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,10 @@ ESTIMATORS = {
         for name, solver in LINEAR_SOLVERS.items()
     },
     "ITD": Estimator("ITD", bilevel.ITD(), converged_inner),
+    "ITD forward": Estimator("ITD forward", bilevel.ITD("forward"), converged_inner),
+    "ITD checkpointed": Estimator("ITD checkpointed", bilevel.ITD("checkpointed"), converged_inner),
     "ITD through a formula": Estimator("ITD through a formula", bilevel.ITD(), exact_inner),
+    "Neumann": Estimator("Neumann", bilevel.AID(bilevel.Neumann(num_terms=3000)), exact_inner),
 }
 
 

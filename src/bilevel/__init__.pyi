@@ -25,7 +25,13 @@ from ._hypergradient.check import (
     HypergradientCheck as HypergradientCheck,
     check_hypergradient as check_hypergradient,
 )
-from ._hypergradient.implicit import AID as AID, implicit_gradient as implicit_gradient
+from ._hypergradient.implicit import (
+    AID as AID,
+    HypergradientWarning as HypergradientWarning,
+    implicit_gradient as implicit_gradient,
+)
+from ._hypergradient.layer import implicit_layer as implicit_layer
+from ._hypergradient.stochastic import SID as SID
 from ._hypergradient.unrolled import ITD as ITD
 from ._inner import (
     AbstractInnerSolver as AbstractInnerSolver,
@@ -35,7 +41,23 @@ from ._inner import (
     MinimiserInner as MinimiserInner,
 )
 from ._linear.cg import CG as CG
-from ._problem import BilevelProblem as BilevelProblem, reparametrise as reparametrise
+from ._linear.neumann import Neumann as Neumann
+from ._linear.nystrom import (
+    Nystrom as Nystrom,
+    diagonal_preconditioner as diagonal_preconditioner,
+    nystrom_preconditioner as nystrom_preconditioner,
+)
+from ._linear.richardson import Richardson as Richardson
+from ._linear.stochastic import (
+    StochasticRichardson as StochasticRichardson,
+    decreasing_step as decreasing_step,
+)
+from ._problem import (
+    BilevelProblem as BilevelProblem,
+    FixedPointProblem as FixedPointProblem,
+    optimizer_fixed_point as optimizer_fixed_point,
+    reparametrise as reparametrise,
+)
 from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,

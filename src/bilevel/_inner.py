@@ -11,7 +11,7 @@ import optax
 import optimistix as optx
 from jaxtyping import Array, Int, PyTree
 
-from ._problem import BilevelProblem
+from ._problem import BilevelProblem, Problem
 from ._sampler import Stream
 from ._solution import RESULTS
 
@@ -33,13 +33,13 @@ class AbstractInnerSolver(eqx.Module):
     unrollable: ClassVar[bool]
 
     @abc.abstractmethod
-    def init(self, problem: BilevelProblem, u: PyTree[Array], w: PyTree[Array]) -> Any:
+    def init(self, problem: Problem, u: PyTree[Array], w: PyTree[Array]) -> Any:
         """The solver's state before its first call, a pytree of arrays."""
 
     @abc.abstractmethod
     def solve(
         self,
-        problem: BilevelProblem,
+        problem: Problem,
         u: PyTree[Array],
         w: PyTree[Array],
         state: Any,
@@ -52,6 +52,9 @@ class GradientInner(AbstractInnerSolver):
     """A fixed number of steps of any optax transformation.
 
         w_{k+1} = w_k + tx.update(grad_w f(u, w_k, batch_k)),   k = 0 .. num_steps - 1
+
+    and of a `FixedPointProblem` with `w - map(u, w)` in place of the gradient, so that
+    `optax.sgd(1.0)` iterates its map.
 
     Args:
         tx: an optax gradient transformation, such as `optax.sgd(0.1)`; its state is kept from one
@@ -84,8 +87,8 @@ class GradientInner(AbstractInnerSolver):
         def step(carry, _):
             w, tx_state, draws = carry
             batch, following = eqx.tree_at(lambda s: s.state, stream, draws).draw()
-            grad = jax.grad(problem.inner, argnums=1)(u, w, batch)
-            updates, tx_state = self.tx.update(grad, tx_state, w)
+            residual = problem.residual(u, w, batch)
+            updates, tx_state = self.tx.update(residual, tx_state, w)
             return (optax.apply_updates(w, updates), tx_state, following.state), None
 
         (w, state, draws), _ = jax.lax.scan(step, (w, state, stream.state), length=self.num_steps)
@@ -115,6 +118,12 @@ class MinimiserInner(AbstractInnerSolver):
 
     def solve(self, problem, u, w, state, stream):
         """Minimise `f(u, .)` on one batch."""
+        if not isinstance(problem, BilevelProblem):
+            raise TypeError(
+                "`MinimiserInner` minimises an inner objective, which a "
+                f"`{type(problem).__name__}` does not have; use `GradientInner(optax.sgd(1.0), T)` "
+                "to iterate its map."
+            )
         batch, stream = stream.draw()
         solution = optx.minimise(
             lambda w, args: problem.inner(args[0], w, args[1]),

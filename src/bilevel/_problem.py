@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import optax
 from jaxtyping import Array, PyTree, Scalar
 
 from ._geometry import AbstractGeometry, Euclidean
@@ -48,14 +49,97 @@ class BilevelProblem(eqx.Module):
     geometry: AbstractGeometry = Euclidean()
 
     def __check_init__(self):
-        for name in ("outer", "inner"):
-            if not callable(getattr(self, name)):
-                raise TypeError(
-                    f"`{name}` must be a function (u, w, batch) -> scalar, "
-                    f"got {type(getattr(self, name)).__name__}."
-                )
-        for name in ("outer_data", "inner_data"):
-            num_rows(getattr(self, name), name)
+        _check_callable("outer", self.outer, "scalar")
+        _check_callable("inner", self.inner, "scalar")
+        num_rows(self.outer_data, "outer_data")
+        num_rows(self.inner_data, "inner_data")
+
+    def residual(self, u: PyTree[Array], w: PyTree[Array], batch: Any) -> PyTree[Array]:
+        """`grad_w f(u, w)`, which is zero at the inner solution."""
+        return jax.grad(self.inner, argnums=1)(u, w, batch)
+
+
+class FixedPointProblem(eqx.Module):
+    """A bilevel problem whose inner problem is an equation.
+
+        min_{u in U}  Phi(u) = F(u, w*(u))   subject to   w*(u) = map(u, w*(u))
+
+    (Grazzi & Pontil, section 2.) Equilibrium models are of this kind, and so is training by an
+    optimiser, of which `optimizer_fixed_point` makes one.
+
+    Args:
+        outer: the outer objective `F(u, w, batch) -> scalar`.
+        map: `Phi(u, w, batch)`, a pytree like `w`; a contraction in `w` for what converges by
+            iterating it.
+        outer_data, inner_data, geometry: as in `BilevelProblem`.
+
+    Its residual is `r = w - map(u, w)`, so `GradientInner(optax.sgd(1.0), T)` iterates the map T
+    times and `optax.sgd(a)` damps it. The derivative of the map need not be symmetric: hypergradients
+    solve `(I - d_w map)^T v = grad_w F` with any linear solver that does not ask for symmetry
+    (`Neumann(1.0, K)` and `Richardson(1.0)`, which are the fixed-point method, `lineax.GMRES`,
+    `lineax.LU`, ...).
+
+    Raises:
+        ValueError, TypeError: as in `BilevelProblem`.
+    """
+
+    outer: Objective
+    map: Callable[[PyTree, PyTree, Any], PyTree]
+    outer_data: PyTree[Array] | None = None
+    inner_data: PyTree[Array] | None = None
+    geometry: AbstractGeometry = Euclidean()
+
+    def __check_init__(self):
+        _check_callable("outer", self.outer, "scalar")
+        _check_callable("map", self.map, "pytree like w")
+        num_rows(self.outer_data, "outer_data")
+        num_rows(self.inner_data, "inner_data")
+
+    def residual(self, u: PyTree[Array], w: PyTree[Array], batch: Any) -> PyTree[Array]:
+        """`w - map(u, w)`, which is zero at the inner solution."""
+        return optax.tree.sub(w, self.map(u, w, batch))
+
+
+# What inner solvers of gradient type and hypergradients work on: all they need is the residual.
+Problem = BilevelProblem | FixedPointProblem
+
+
+def optimizer_fixed_point(
+    problem: BilevelProblem, tx: optax.GradientTransformation, tx_state: PyTree
+) -> FixedPointProblem:
+    """The fixed-point problem of one optimiser step with its state held fixed.
+
+        map(u, w) = w + tx.update(grad_w f(u, w), tx_state)
+
+    For models trained by momentum, Adam or another preconditioned method: at a solution the map's
+    derivative is `I - P H` with `P` the preconditioner that `tx_state` stands for, so that Neumann
+    and Richardson steps converge at the optimiser's speed where plain ones crawl, to the same
+    hypergradient, `(P H)^T v = grad_w F` and `grad_u F - (P d2_uw f)^T v`.
+
+    Args:
+        problem: the problem the model was trained on.
+        tx: its optimiser.
+        tx_state: the optimiser's state at the end of training.
+
+    The map's fixed points are the inner solutions only if the state's own pull has died out (the
+    momentum is zero there), as it has at convergence; the residual shows it.
+    """
+
+    def step(u: PyTree, w: PyTree, batch: Any) -> PyTree:
+        updates, _ = tx.update(problem.residual(u, w, batch), tx_state, w)
+        return optax.apply_updates(w, updates)
+
+    return FixedPointProblem(
+        problem.outer, step, problem.outer_data, problem.inner_data, problem.geometry
+    )
+
+
+def _check_callable(name: str, function: Any, returns: str) -> None:
+    if not callable(function):
+        raise TypeError(
+            f"`{name}` must be a function (u, w, batch) -> {returns}, got "
+            f"{type(function).__name__}."
+        )
 
 
 def num_rows(data: PyTree, name: str = "data") -> int:

@@ -24,6 +24,11 @@ class RESULTS(lx.RESULTS):  # pyright: ignore
         "Conjugate gradients met a direction in which the inner Hessian is not positive and "
         "stopped there. The inner point may be no minimum: solve the inner problem further, or damp."
     )
+    not_contracting = (
+        "The Neumann or fixed-point iteration on the linear system does not contract, so its result "
+        "is no approximation of the inverse: the step size is above 2 / L, or the inner Hessian has "
+        "a negative eigenvalue. Use step_size='auto', solve the inner problem further, or damp."
+    )
     linear_divergence = (
         "The linear system's solution became non-finite while the objectives were finite. The "
         "inner Hessian may be singular or indefinite, or the step on `v` too large: damp it, "

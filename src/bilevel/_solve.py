@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 from ._algorithm.base import AbstractAlgorithm, State
 from ._callback import AbstractCallback, Chunk
 from ._geometry import AbstractGeometry, outer_residual
-from ._problem import BilevelProblem
+from ._problem import BilevelProblem, FixedPointProblem, Problem
 from ._solution import RESULTS, BilevelError, Solution
 
 
@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 
 def run_chunk(
-    problem: BilevelProblem,
+    problem: Problem,
     algorithm: AbstractAlgorithm,
     control: Control,
     state: State,
@@ -74,7 +74,7 @@ def run_chunk(
     chunk needs no second compilation. Returns the new state and status, and the rows recorded, which
     are marked `live`.
     """
-    _check_scalars(problem, state)  # while tracing, so a compiled run pays nothing for it
+    _check_objectives(problem, state)  # while tracing, so a compiled run pays nothing for it
 
     def one(state: State) -> tuple[State, Status, Row]:
         following, info = algorithm.step(problem, state)
@@ -161,7 +161,7 @@ def _compiled_chunk(
 
 
 def solve(
-    problem: BilevelProblem,
+    problem: Problem,
     algorithm: AbstractAlgorithm,
     u0: PyTree[Array],
     w0: PyTree[Array],
@@ -348,21 +348,29 @@ def _distance_and_norm(geometry: AbstractGeometry, u: PyTree[Array]) -> tuple[Ar
     return optax.tree.norm(optax.tree.sub(geometry.project(u), u)), optax.tree.norm(u)
 
 
-def _check_scalars(problem: BilevelProblem, state: State) -> None:
-    for name, objective, data in [
-        ("outer", problem.outer, problem.outer_data),
-        ("inner", problem.inner, problem.inner_data),
-    ]:
+def _check_objectives(problem: Problem, state: State) -> None:
+    scalars = [("outer", problem.outer, problem.outer_data)]
+    if isinstance(problem, BilevelProblem):
+        scalars.append(("inner", problem.inner, problem.inner_data))
+    for name, objective, data in scalars:
         value = eqx.filter_eval_shape(objective, state.u, state.w, data)
         if not (hasattr(value, "shape") and value.shape == ()):
             raise ValueError(
                 f"the {name} objective must return a scalar, got "
                 f"{getattr(value, 'shape', type(value).__name__)}; take a mean or a sum."
             )
+    if isinstance(problem, FixedPointProblem):
+        image = eqx.filter_eval_shape(problem.map, state.u, state.w, problem.inner_data)
+        got, expected = (jax.tree.map(lambda x: x.shape, tree) for tree in (image, state.w))
+        if got != expected:
+            raise ValueError(
+                f"the map of a `FixedPointProblem` must return a pytree like w, got shapes {got} "
+                f"for w of {expected}."
+            )
 
 
 def _check_fits(
-    state: State, problem: BilevelProblem, algorithm: AbstractAlgorithm, u0: PyTree, w0: PyTree
+    state: State, problem: Problem, algorithm: AbstractAlgorithm, u0: PyTree, w0: PyTree
 ) -> None:
     for name, ours, theirs in [("u", state.u, u0), ("w", state.w, w0)]:
         if jax.tree.map(jnp.shape, ours) != jax.tree.map(jnp.shape, theirs):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Int, Key, PyTree, Scalar
 
-from .._problem import BilevelProblem
+from .._problem import Problem
 from .._sampler import AbstractSampler, Stream, Streams
 from .._solution import RESULTS, Calls
 
@@ -58,12 +58,12 @@ class AbstractAlgorithm(eqx.Module):
 
     @abc.abstractmethod
     def init(
-        self, problem: BilevelProblem, u0: PyTree[Array], w0: PyTree[Array], key: Key[Array, ""]
+        self, problem: Problem, u0: PyTree[Array], w0: PyTree[Array], key: Key[Array, ""]
     ) -> State:
         """The state before the first step."""
 
     @abc.abstractmethod
-    def step(self, problem: BilevelProblem, state: State) -> tuple[State, Info]:
+    def step(self, problem: Problem, state: State) -> tuple[State, Info]:
         """One outer step."""
 
 
@@ -75,7 +75,7 @@ class SamplerStates(NamedTuple):
 
 
 def init_samplers(
-    problem: BilevelProblem, outer: AbstractSampler, inner: AbstractSampler, key: Key[Array, ""]
+    problem: Problem, outer: AbstractSampler, inner: AbstractSampler, key: Key[Array, ""]
 ) -> SamplerStates:
     """Start both samplers, each on a key of its own."""
     outer_key, inner_key = jr.split(key)
@@ -86,7 +86,7 @@ def init_samplers(
 
 
 def open_streams(
-    problem: BilevelProblem, outer: AbstractSampler, inner: AbstractSampler, states: SamplerStates
+    problem: Problem, outer: AbstractSampler, inner: AbstractSampler, states: SamplerStates
 ) -> Streams:
     """The streams of batches that go on from `states`."""
     return Streams(

@@ -9,7 +9,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from .._hypergradient.base import as_data, require_outer_variable
+from .._hypergradient.base import require_outer_variable
+from .._linear.base import as_data
+from .._problem import BilevelProblem, Objective, Problem
 from .._sampler import AbstractSampler, FullBatch
 from .._solution import RESULTS, Calls
 from .base import (
@@ -60,6 +62,7 @@ class SOBA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
+        _objective(problem)
         return start(
             u0,
             w0,
@@ -82,7 +85,7 @@ class SOBA(AbstractAlgorithm):
             u, w, outer_batch
         )
         (_, d_w), (cross, product) = jax.jvp(
-            lambda w: jax.grad(problem.inner, argnums=(0, 1))(u, w, inner_batch), (w,), (v,)
+            lambda w: jax.grad(_objective(problem), argnums=(0, 1))(u, w, inner_batch), (w,), (v,)
         )
         d_v = optax.tree.sub(product, outer_w)
         d_u = optax.tree.sub(outer_u, cross)
@@ -105,6 +108,15 @@ class SOBA(AbstractAlgorithm):
             result=RESULTS.where(diverged, RESULTS.linear_divergence, RESULTS.successful),
         )
         return advance(state, u_next, w_next, aux, info.calls), info
+
+
+def _objective(problem: Problem) -> Objective:
+    if isinstance(problem, BilevelProblem):
+        return problem.inner
+    raise TypeError(
+        f"`SOBA` needs an inner objective, which a `{type(problem).__name__}` does not have; use "
+        "`DoubleLoop`."
+    )
 
 
 def _descend(x, step, direction):

@@ -6,18 +6,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import numpy as np
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, PyTree, Scalar
 
 from .._inner import AbstractInnerSolver
-from .._problem import BilevelProblem
+from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
 from .._solution import RESULTS, Calls
-
-
-def as_data(value: Any) -> Float[np.ndarray | Array, "*batch"]:
-    """A setting as an array: data, so that a new value compiles nothing and several can be vmapped."""
-    return value if isinstance(value, jax.Array) else np.asarray(value, dtype=float)
 
 
 class Hypergradient(eqx.Module):
@@ -33,6 +27,10 @@ class Hypergradient(eqx.Module):
             `||w - w*(u)|| <= inner_residual / mu`.
         linear_residual: `||H v - grad_w F||_2`, of the *undamped* system, whatever was solved; 0
             where no linear system is involved.
+        error_estimate: a first-order estimate of `||grad - grad Phi(u)||_2`, no bound; infinite where
+            the inner problem is not locally convex (or contracting). See `implicit_gradient` and
+            `ITD` for what it is made of. It costs about two gradients, and nothing if it is not
+            used inside a compiled function.
         result: a `RESULTS`: the linear solver's code, else the inner solver's.
         calls: what it cost.
     """
@@ -43,6 +41,7 @@ class Hypergradient(eqx.Module):
     v: PyTree[Array] | None
     inner_residual: Scalar
     linear_residual: Scalar
+    error_estimate: Scalar
     result: RESULTS
     calls: Calls
 
@@ -60,7 +59,7 @@ class AbstractHypergradient(eqx.Module):
     @abc.abstractmethod
     def init(
         self,
-        problem: BilevelProblem,
+        problem: Problem,
         inner: AbstractInnerSolver,
         u: PyTree[Array],
         w: PyTree[Array],
@@ -74,7 +73,7 @@ class AbstractHypergradient(eqx.Module):
     @abc.abstractmethod
     def estimate(
         self,
-        problem: BilevelProblem,
+        problem: Problem,
         inner: AbstractInnerSolver,
         u: PyTree[Array],
         w: PyTree[Array],
@@ -85,30 +84,35 @@ class AbstractHypergradient(eqx.Module):
 
 
 def linearise_inner(
-    problem: BilevelProblem, u: PyTree, w: PyTree, batch: Any
+    problem: Problem, u: PyTree, w: PyTree, batch: Any
 ) -> tuple[PyTree[Array], Callable[[PyTree], tuple[PyTree, PyTree]]]:
-    """`grad_w f(u, w)` and the linear map `v -> ((d2_uw f)^T v, H v)`, from one linearisation.
+    """The inner residual `r(u, w)` and the linear map `v -> ((d_u r)^T v, (d_w r)^T v)`.
 
-    Both products come from one forward-over-reverse pass: the derivative of
-    `w -> grad_{(u, w)} f(u, w)` in the direction `v`. What of it is not used is not computed.
+    For an inner objective, r = grad_w f, these are `(d2_uw f)^T v` and `H v`; both come from one
+    forward-over-reverse pass, the derivative of `w -> grad_{(u, w)} f(u, w)` in the direction `v`
+    (H is symmetric). For a fixed-point map they are one reverse pass. What is not used is not
+    computed.
     """
+    if isinstance(problem, BilevelProblem):
 
-    def gradients(w: PyTree) -> tuple[PyTree, PyTree]:
-        return jax.grad(problem.inner, argnums=(0, 1))(u, w, batch)
+        def gradients(w: PyTree) -> tuple[PyTree, PyTree]:
+            return jax.grad(problem.inner, argnums=(0, 1))(u, w, batch)
 
-    (_, grad_w), products = jax.linearize(gradients, w)
-    return grad_w, products
+        (_, residual), products = jax.linearize(gradients, w)
+        return residual, products
+    return jax.vjp(lambda u, w: problem.residual(u, w, batch), u, w)
 
 
-def require_outer_variable(problem: BilevelProblem, u: PyTree, w: PyTree, inner_batch: Any) -> None:
-    """Refuse a problem whose inner objective does not depend on its argument `u`.
+def require_outer_variable(problem: Problem, u: PyTree, w: PyTree, inner_batch: Any) -> None:
+    """Refuse a problem whose inner objective, or map, does not depend on its argument `u`.
 
     Then w* is a constant and the implicit part of the hypergradient is zero by construction; nearly
     always the objective has closed over the outer variable of an enclosing scope by mistake. Decided
     from the traced program, so it costs nothing at run time.
     """
     u = jax.tree.map(jax.numpy.asarray, u)
-    jaxpr = jax.make_jaxpr(lambda u: problem.inner(u, w, inner_batch))(u).jaxpr
+    inner = problem.inner if isinstance(problem, BilevelProblem) else problem.residual
+    jaxpr = jax.make_jaxpr(lambda u: inner(u, w, inner_batch))(u).jaxpr
     reached = set(jaxpr.invars)
     for equation in jaxpr.eqns:
         if any(not hasattr(x, "val") and x in reached for x in equation.invars):

@@ -89,7 +89,9 @@ class _Accurate(AbstractInnerSolver):
         """Minimise, then polish."""
         w, state, stream, stats = self.minimiser.solve(problem, u, w, state, stream)
         batch, stream = stream.draw()
-        gradient = jax.grad(lambda w: problem.inner(u, w, batch))
+
+        def gradient(w: PyTree[Array]) -> PyTree[Array]:
+            return problem.residual(u, w, batch)
 
         def newton(_: Any, w: PyTree[Array]) -> PyTree[Array]:
             moved = optax.tree.sub(w, _newton_step(gradient, w))

@@ -1,6 +1,7 @@
 """Approximate implicit differentiation (AID)."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -9,18 +10,19 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree, ScalarLike
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
 from .._inner import InnerStats
+from .._linear.base import as_data
 from .._linear.cg import CG
-from .._problem import BilevelProblem
+from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
 from .._solution import RESULTS, Calls
 from .base import (
     AbstractHypergradient,
     EstimatorState,
     Hypergradient,
-    as_data,
     linearise_inner,
     require_outer_variable,
 )
@@ -29,7 +31,7 @@ _FULL = object()
 
 
 def implicit_gradient(
-    problem: BilevelProblem,
+    problem: Problem,
     u: PyTree[Array],
     w: PyTree[Array],
     linear_solver: lx.AbstractLinearSolver,
@@ -83,12 +85,13 @@ def implicit_gradient(
     require_outer_variable(problem, u, w, inner_batch)
 
     value, (outer_u, outer_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
-    grad_w, products = linearise_inner(problem, u, w, inner_batch)
+    residual, products = linearise_inner(problem, u, w, inner_batch)
 
+    symmetric = isinstance(problem, BilevelProblem)
     operator = lx.FunctionLinearOperator(
         lambda v: _damped(products(v)[1], damping, v),
         jax.eval_shape(lambda: w),
-        (lx.symmetric_tag, lx.positive_semidefinite_tag),
+        (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else (),
     )
     # Where the solver starts does not change the solution, so it carries no derivative.
     options = {} if v0 is None else {"y0": jax.lax.stop_gradient(v0)}
@@ -96,49 +99,135 @@ def implicit_gradient(
     v = solution.value
     cross, product = products(v)
 
-    diverged = jnp.isfinite(optax.tree.norm(outer_w)) & ~jnp.isfinite(optax.tree.norm(v))
-    result = RESULTS.promote(solution.result)
-    if "negative_curvature" in solution.stats:
-        result = RESULTS.where(
-            solution.stats["negative_curvature"], RESULTS.negative_curvature, result
-        )
-    result = RESULTS.where(diverged, RESULTS.linear_divergence, result)
-    one = jnp.ones((), jnp.int32)
-    return Hypergradient(
+    estimate = Hypergradient(
         value=value,
         grad=optax.tree.sub(outer_u, cross),
         w=w,
         v=v,
-        inner_residual=optax.tree.norm(grad_w),
+        inner_residual=optax.tree.norm(residual),
         linear_residual=optax.tree.norm(optax.tree.sub(product, outer_w)),
-        result=result,
+        error_estimate=first_order_error(
+            problem,
+            u,
+            w,
+            v,
+            outer_batch,
+            inner_batch,
+            solution.stats.get("smallest_curvature", jnp.inf),
+        ),
+        result=_result(solution, outer_w),
         calls=Calls(
-            outer_grad=one,
-            inner_grad=one,
-            hvp=_num_products(linear_solver, solution, optax.tree.size(w), v0 is not None) + 1,
-            cross=one,
+            outer_grad=jnp.ones((), jnp.int32),
+            inner_grad=jnp.ones((), jnp.int32),
+            hvp=_num_products(linear_solver, solution, optax.tree.size(w)) + 1,
+            cross=jnp.ones((), jnp.int32),
         ),
     )
+    warn_once(estimate)
+    return estimate
 
 
 def _damped(product: PyTree, damping: ScalarLike, v: PyTree) -> PyTree:
     return jax.tree.map(lambda p, x: p + jnp.asarray(damping, x.dtype) * x, product, v)
 
 
+def _result(solution: lx.Solution, outer_w: PyTree) -> RESULTS:
+    """The linear solver's code, made more precise by what it says in its stats."""
+    result = RESULTS.promote(solution.result)
+    for name, code in [
+        ("negative_curvature", RESULTS.negative_curvature),
+        ("not_contracting", RESULTS.not_contracting),
+    ]:
+        if name in solution.stats:
+            result = RESULTS.where(solution.stats[name], code, result)
+    value = optax.tree.norm(solution.value)
+    diverged = jnp.isfinite(optax.tree.norm(outer_w)) & ~jnp.isfinite(value)
+    return RESULTS.where(diverged, RESULTS.linear_divergence, result)
+
+
 def _num_products(
-    solver: lx.AbstractLinearSolver, solution: lx.Solution, size: int, started: bool
+    solver: lx.AbstractLinearSolver, solution: lx.Solution, size: int
 ) -> Int[Array, ""]:
     """How many operator-vector products lineax's `solver` took."""
-    steps = solution.stats.get("num_steps")
+    stats = solution.stats
+    if "num_products" in stats:  # a solver of this package
+        return stats["num_products"]
+    steps = stats.get("num_steps")
     if steps is None:  # a direct solver, which materialised the matrix
         return jnp.full((), size, jnp.int32)
     steps = jnp.asarray(steps, jnp.int32)
-    if isinstance(solver, CG):
-        return steps + int(started)  # one for the residual of a given start
     if isinstance(solver, lx.CG):  # one for the first residual, one each time it is recomputed
         every = solver.stabilise_every
         return 1 + steps + (0 if every is None else steps // every)
     return steps
+
+
+def first_order_error(
+    problem: Problem,
+    u: PyTree,
+    w: PyTree,
+    v: PyTree,
+    outer_batch: Any,
+    inner_batch: Any,
+    smallest_curvature: ScalarLike = jnp.inf,
+) -> Scalar:
+    """How far an implicit estimate is from `grad Phi(u)`, to first order.
+
+        L(u, w) = F(u, w) - <v, r(u, w)>          (its gradient in u is the estimate)
+        d  = r(u, w) / mu                         (as long as w - w*(u) is if r lies along mu)
+        error = ||d2_uw L d|| + b / mu (||d2_ww L d|| + linear residual),   b = ||(d_u r)^T v|| / ||v||
+
+    mu is the smallest of the curvatures `<x, A x> / <x, x>` seen, at x = v, at x = r and by the linear
+    solver.
+    """
+    u, w, v, smallest = jax.lax.stop_gradient((u, w, v, smallest_curvature))
+    _, outer_w = jax.grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
+    residual, products = linearise_inner(problem, u, w, inner_batch)
+    cross, product = products(v)
+
+    def rayleigh(x: PyTree, ax: PyTree) -> Scalar:
+        size = jnp.asarray(optax.tree.norm(x, squared=True))
+        along = jnp.asarray(optax.tree.vdot(x, ax))
+        return jnp.where(size > 0, along / jnp.where(size > 0, size, 1), jnp.inf)
+
+    mu = jnp.minimum(rayleigh(v, product), rayleigh(residual, products(residual)[1]))
+    mu = jnp.minimum(mu, jnp.asarray(smallest, mu.dtype))
+    mu = jnp.where(mu == jnp.inf, 1, mu)  # both vectors are zero: nothing is divided
+
+    def lagrangian_gradient(w: PyTree) -> tuple[PyTree, PyTree]:
+        by_u, by_w = jax.grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
+        _, products = linearise_inner(problem, u, w, inner_batch)
+        cross, product = products(v)
+        return optax.tree.sub(by_u, cross), optax.tree.sub(by_w, product)
+
+    d = optax.tree.scale(1 / mu, residual)
+    along_u, along_w = jax.jvp(lagrangian_gradient, (w,), (d,))[1]
+    size_v = jnp.asarray(optax.tree.norm(v))
+    b = jnp.where(size_v > 0, optax.tree.norm(cross) / jnp.where(size_v > 0, size_v, 1), 0)
+    linear = optax.tree.norm(optax.tree.sub(product, outer_w))
+    error = optax.tree.norm(along_u) + b / mu * (optax.tree.norm(along_w) + linear)
+    return jnp.where(mu > 0, error, jnp.inf)
+
+
+class HypergradientWarning(UserWarning):
+    """An estimate comes with a reason not to rely on it."""
+
+
+def warn_once(estimate: Hypergradient) -> None:
+    """Warn of a failed solve, where its result is at hand (not inside a transformation).
+
+    Python shows equal warnings once. In a compiled run the result code is in `Info` and the trace, and
+    `solve` looks at it.
+    """
+    if isinstance(estimate.result._value, Tracer) or bool(estimate.result == RESULTS.successful):
+        return
+    warnings.warn(
+        f"the hypergradient is not what it should be. {RESULTS[estimate.result]} (inner residual "
+        f"{float(estimate.inner_residual):.2g}, linear residual "
+        f"{float(estimate.linear_residual):.2g}.)",
+        HypergradientWarning,
+        stacklevel=3,
+    )
 
 
 class AID(AbstractHypergradient):

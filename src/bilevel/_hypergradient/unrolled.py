@@ -1,13 +1,20 @@
 """Iterative differentiation (ITD): the derivative of the inner solver itself."""
 
-import equinox as eqx
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import optax
-from jaxtyping import Array, PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree, Scalar
 
-from .._sampler import Streams
-from .._solution import Calls
+from .._inner import AbstractInnerSolver, GradientInner, InnerStats
+from .._problem import Problem
+from .._sampler import Stream, Streams
+from .._solution import RESULTS, Calls
 from .base import (
     AbstractHypergradient,
     EstimatorState,
@@ -18,20 +25,43 @@ from .implicit import charge_inner
 
 
 class ITD(AbstractHypergradient):
-    """Iterative differentiation in reverse mode, "unrolling".
+    """Iterative differentiation, "unrolling": the exact gradient of the *truncated* problem.
 
         Phi_T(u) = F(u, w_T(u)),   w_T(u) the inner solver's result from a fixed w_0
         estimate = grad Phi_T(u)                  (Grazzi & Pontil, section 3; Vicol et al., Alg. 4)
 
-    The exact gradient of the *truncated* problem. For gradient steps on a strongly convex f its
-    distance to `grad Phi` shrinks as `T q^T`, q the contraction constant of one step.
+    Args:
+        mode: `"reverse"`: one backward pass, whatever the size of u; memory of T vectors like `w`.
+            `"checkpointed"`: the same numbers from about 2 sqrt(T) vectors, for one more forward pass.
+            `"forward"`: the derivative of `w_k` in every entry of u is carried along; dim(u) times
+            the cost of the inner solve and dim(u) + 1 vectors, whatever T.
+        truncate: differentiate through the last K steps only; the iterate before them counts as a
+            constant. K steps from the solution are K terms of the Neumann series (Vicol et al.,
+            Appendix E). Needs a `GradientInner`.
 
-    Cost: the inner solve forward and once in reverse (about four inner gradients a step); memory
-    of T vectors like `w`. The start `w_0` counts as a constant, also when it is warm.
+    Any optimiser of `GradientInner` is differentiated as it is, momentum and Adam included. For
+    gradient steps on a strongly convex f the distance to `grad Phi` shrinks as `T q^T`, q the
+    contraction constant of one step. The start `w_0` counts as a constant, also when it is warm.
+
+    `error_estimate` is `(T + 1) q_T / (1 - q_T) ||grad - grad_u F||`, where `q_T` is for `q^T`: what
+    the steps leave of a perturbation of their start, measured along `grad_w F` (reverse modes) or
+    along a random direction (forward). It is infinite if they leave more than the whole.
 
     Raises:
-        ValueError: the inner solver cannot be unrolled (`MinimiserInner` stops adaptively).
+        ValueError: the inner solver cannot be unrolled (`MinimiserInner` stops adaptively), or not
+            split as `truncate` and `"checkpointed"` need it; `truncate` < 1; an unknown mode.
     """
+
+    mode: Literal["reverse", "forward", "checkpointed"] = "reverse"
+    truncate: int | None = None
+
+    def __check_init__(self):
+        if self.mode not in ("reverse", "forward", "checkpointed"):
+            raise ValueError(
+                f"`ITD` has the modes 'reverse', 'forward' and 'checkpointed', got {self.mode!r}."
+            )
+        if self.truncate is not None and self.truncate < 1:
+            raise ValueError(f"`ITD` needs truncate >= 1, got {self.truncate}.")
 
     def init(self, problem, inner, u, w):
         """The inner solver's state."""
@@ -41,40 +71,144 @@ class ITD(AbstractHypergradient):
                 "does not allow. Use `GradientInner` or `ClosedForm`, or the estimator `AID`, "
                 "which works with every inner solver."
             )
+        if self.truncate is not None or self.mode == "checkpointed":
+            _steps(inner)
         return EstimatorState(inner.init(problem, u, w), None)
 
     def estimate(self, problem, inner, u, w, state, streams):
-        """Differentiate `u -> F(u, w_T(u))` in reverse."""
+        """Differentiate `u -> F(u, w_T(u))`."""
         outer_batch, outer_stream = streams.outer.draw()
         peek, _ = streams.inner.draw()
         require_outer_variable(problem, u, w, peek)
 
-        def truncated(u: PyTree[Array]):
-            last, inner_state, stream, stats = inner.solve(
-                problem, u, w, state.inner, streams.inner
-            )
-            return problem.outer(u, last, outer_batch), (last, inner_state, stream, stats)
+        start = _Iterate(w, state.inner, streams.inner.state)
+        skipped = 0
+        if self.truncate is not None:
+            skipped = max(_steps(inner) - self.truncate, 0)
+        if skipped:
+            start, _ = _advance(_with_steps(inner, skipped), problem, u, start, streams.inner)
+            inner = _with_steps(inner, _steps(inner) - skipped)
+        start = jax.lax.stop_gradient(start)
+        advance = _advance_checkpointed if self.mode == "checkpointed" else _advance
 
-        (value, aux), grad = eqx.filter_value_and_grad(truncated, has_aux=True)(u)
-        last, inner_state, inner_stream, stats = aux
-        inner_batch, inner_stream = inner_stream.draw()
-        grad_w = jax.grad(problem.inner, argnums=1)(u, last, inner_batch)
+        def truncated(u: PyTree[Array], w: PyTree[Array]):
+            last, stats = advance(inner, problem, u, start._replace(w=w), streams.inner)
+            return (problem.outer(u, last.w, outer_batch), last.w), (last, stats)
 
-        one, none = jnp.ones((), jnp.int32), jnp.zeros((), jnp.int32)
-        # Reverse through one gradient step is one product with H and one with the cross derivative.
-        calls = Calls(outer_grad=one, inner_grad=one, hvp=stats.calls, cross=stats.calls)
+        differentiate = _forward if self.mode == "forward" else _reverse
+        value, grad, (last, stats), left = differentiate(truncated, u, start.w)
+        inner_batch, inner_stream = _stream(streams.inner, last).draw()
+        outer_u, outer_w = jax.grad(problem.outer, argnums=(0, 1))(u, last.w, outer_batch)
+        if self.mode != "forward":
+            left = _over(left, optax.tree.norm(outer_w))
+        implicit = optax.tree.norm(optax.tree.sub(grad, outer_u))
+        error = (
+            (stats.calls + 1).astype(left.dtype)
+            * left
+            * implicit
+            / jnp.where(left < 1, 1 - left, 1)
+        )
+
+        one = jnp.ones((), jnp.int32)
+        # A differentiated gradient step is one product with H and one with the cross derivative.
+        products = stats.calls * (optax.tree.size(u) if self.mode == "forward" else 1)
+        replayed = stats.calls if self.mode == "checkpointed" else 0
         estimate = Hypergradient(
             value=value,
             grad=grad,
-            w=last,
+            w=last.w,
             v=None,
-            inner_residual=optax.tree.norm(grad_w),
-            linear_residual=none.astype(value.dtype),
+            inner_residual=optax.tree.norm(problem.residual(u, last.w, inner_batch)),
+            linear_residual=jnp.zeros_like(value),
+            error_estimate=jnp.where(left < 1, error, jnp.inf),
             result=stats.result,
-            calls=calls,
+            calls=Calls(one, one + skipped + replayed, products, products),
         )
         return (
             charge_inner(estimate, stats),
-            EstimatorState(inner_state, None),
+            EstimatorState(last.state, None),
             Streams(outer_stream, inner_stream),
         )
+
+
+class _Iterate(NamedTuple):
+    """The inner solver between two steps: all of it is arrays."""
+
+    w: PyTree[Array]
+    state: Any
+    draws: Any
+
+
+def _stream(stream: Stream, iterate: _Iterate) -> Stream:
+    return Stream(stream.sampler, stream.data, iterate.draws)
+
+
+def _advance(
+    inner: AbstractInnerSolver, problem: Problem, u: PyTree, at: _Iterate, stream: Stream
+) -> tuple[_Iterate, InnerStats]:
+    w, state, stream, stats = inner.solve(problem, u, at.w, at.state, _stream(stream, at))
+    return _Iterate(w, state, stream.state), stats
+
+
+def _advance_checkpointed(
+    inner: AbstractInnerSolver, problem: Problem, u: PyTree, at: _Iterate, stream: Stream
+) -> tuple[_Iterate, InnerStats]:
+    """The same in blocks of sqrt(T) steps, of which the backward pass keeps the starts only."""
+    num_steps = _steps(inner)
+    size = math.isqrt(num_steps - 1) + 1
+    blocks, rest = divmod(num_steps, size)
+
+    def block(at: _Iterate, steps: int) -> _Iterate:
+        return _advance(_with_steps(inner, steps), problem, u, at, stream)[0]
+
+    at, _ = jax.lax.scan(
+        lambda at, _: (jax.checkpoint(lambda at: block(at, size))(at), None), at, length=blocks
+    )
+    if rest:
+        at = jax.checkpoint(lambda at: block(at, rest))(at)
+    return at, InnerStats(jnp.full((), num_steps, jnp.int32), RESULTS.successful)
+
+
+def _reverse(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, Any, Scalar]:
+    """Value, gradient in u, the rest, and the norm of the gradient in the start."""
+    (value, _), pull_back, rest = jax.vjp(function, u, w, has_aux=True)
+    grad, by_start = pull_back((jnp.ones_like(value), optax.tree.zeros_like(w)))
+    return value, grad, rest, optax.tree.norm(by_start)
+
+
+def _forward(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, Any, Scalar]:
+    """Value, gradient in u, the rest, and what is left of a random unit step at the start."""
+    flat, unravel = ravel_pytree(u)
+    away = optax.tree.random_like(jr.key(0), w)
+    away = optax.tree.scale(1 / optax.tree.norm(away), away)
+
+    def along(du: Array, is_start: Array):
+        dw = optax.tree.scale(is_start, away)
+        (value, _), (d_value, d_last), rest = jax.jvp(
+            function, (u, w), (unravel(du), dw), has_aux=True
+        )
+        return value, d_value, rest, optax.tree.norm(d_last)
+
+    # The last direction moves the start and not u.
+    directions = jnp.concatenate([jnp.eye(flat.size), jnp.zeros((1, flat.size))]).astype(flat.dtype)
+    is_start = jnp.zeros(flat.size + 1, flat.dtype).at[-1].set(1)
+    value, slopes, rest, moved = jax.vmap(along, out_axes=(None, 0, None, 0))(directions, is_start)
+    return value, unravel(slopes[:-1]), rest, moved[-1]
+
+
+def _over(x: Scalar, size: Scalar) -> Scalar:
+    return jnp.where(size > 0, x / jnp.where(size > 0, size, 1), 0)
+
+
+def _steps(inner: AbstractInnerSolver) -> int:
+    if not isinstance(inner, GradientInner):
+        raise ValueError(
+            "`ITD` with `truncate` or mode='checkpointed' splits the inner solve into blocks of "
+            f"steps, which `{type(inner).__name__}` does not have; use `GradientInner`."
+        )
+    return inner.num_steps
+
+
+def _with_steps(inner: AbstractInnerSolver, num_steps: int) -> GradientInner:
+    assert isinstance(inner, GradientInner)
+    return GradientInner(inner.tx, num_steps)

@@ -1,6 +1,7 @@
 """Conjugate gradients for Hessians: small curvature, float32, and an honest word on both."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,17 @@ class _Carry(NamedTuple):
     r: PyTree[Array]
     p: PyTree[Array]
     rr: Scalar
-    curved: Bool[Array, ""]
+    rz: Scalar
+    curvature: Scalar
     step: Int[Array, ""]
 
 
-class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
+class CG(lx.AbstractLinearSolver[Any]):
     """Conjugate gradients for a symmetric positive definite operator, as a lineax solver.
 
-        a_k = ||r_k||^2 / (p_k^T A p_k),   x_{k+1} = x_k + a_k p_k,   r_{k+1} = r_k - a_k A p_k,
-        p_{k+1} = r_{k+1} + (||r_{k+1}||^2 / ||r_k||^2) p_k                  (Hestenes & Stiefel)
+        a_k = <r_k, z_k> / (p_k^T A p_k),   x_{k+1} = x_k + a_k p_k,   r_{k+1} = r_k - a_k A p_k,
+        z_{k+1} = P r_{k+1},   p_{k+1} = z_{k+1} + (<r_{k+1}, z_{k+1}> / <r_k, z_k>) p_k
+                                                             (Hestenes & Stiefel; P = I by default)
 
     It stops when `||r|| <= atol + rtol ||b||` in the 2-norm, after `max_steps`, or at a direction
     of curvature `p^T A p <= 0`: there it returns the iterate reached so far with
@@ -36,9 +39,16 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     Args:
         rtol, atol: the tolerances; `rtol=0, atol=0` runs all `max_steps`.
         max_steps: the most steps, by default ten times the dimension.
+        preconditioner: a function from the operator to one near its inverse, called once a solve:
+            `diagonal_preconditioner()`, `nystrom_preconditioner(rank, damping)`, or your own. Its
+            products, if it takes any, are not counted in `stats`.
 
-    Option `y0` of `lineax.linear_solve`: where to start, zero by default. A start from zero costs
-    one product a step, any other one more.
+    Options of `lineax.linear_solve`: `y0`, where to start, zero by default; `preconditioner`, an
+    operator that is used in place of the one above, as in `lineax.CG`. A start from zero costs one
+    product a step, any other one more.
+
+    `stats["smallest_curvature"]` is the smallest `p^T A p / p^T p` met, an estimate from above of the
+    smallest eigenvalue (a start at the solution meets none: infinite).
 
     Raises:
         ValueError: a tolerance is negative, the operator is not tagged positive semi-definite.
@@ -53,6 +63,7 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     rtol: float = 1e-6
     atol: float = 0.0
     max_steps: int | None = None
+    preconditioner: Callable[[lx.AbstractLinearOperator], lx.AbstractLinearOperator] | None = None
 
     def __check_init__(self):
         if self.rtol < 0 or self.atol < 0:
@@ -61,18 +72,22 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             raise ValueError("`CG` with rtol=0 and atol=0 needs `max_steps`; it would never stop.")
 
     def init(self, operator, options):
-        """Check what was promised about the operator."""
-        del options
+        """Check what was promised about the operator; build the preconditioner."""
         if not lx.is_positive_semidefinite(operator):
             raise ValueError(
                 "`CG` needs an operator tagged `lineax.positive_semidefinite_tag`; for others use "
                 "`lineax.GMRES`, or `lineax.LSMR` for least squares."
             )
-        return lx.linearise(operator)
+        operator = lx.linearise(operator)
+        preconditioner = options.get("preconditioner")
+        if preconditioner is None and self.preconditioner is not None:
+            preconditioner = self.preconditioner(operator)
+        return operator, preconditioner
 
     def compute(self, state, vector, options):
         """The solution, a `lineax.RESULTS` and the stats."""
-        operator = state
+        operator, preconditioner = state
+        precondition = (lambda r: r) if preconditioner is None else preconditioner.mv
         max_steps = 10 * optax.tree.size(vector) if self.max_steps is None else self.max_steps
         # In units of (a power of two near) its largest entry, no square under- or overflows.
         largest = optax.tree.norm(vector, ord=jnp.inf)
@@ -87,41 +102,54 @@ class CG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         target = self.atol / scale + self.rtol * optax.tree.norm(vector)
 
         def unfinished(c: _Carry) -> Bool[Array, ""]:
-            return (c.rr > target**2) & (c.step < max_steps) & ~c.curved
+            return (c.rr > target**2) & (c.step < max_steps) & (c.curvature > 0)
 
         def iterate(c: _Carry) -> _Carry:
             ap = operator.mv(c.p)
-            pap = jnp.asarray(optax.tree.vdot(c.p, ap))
+            pap, pp = _dot(c.p, ap), _dot(c.p, c.p)
             curved = pap <= 0
-            a = jnp.where(curved, 0, c.rr / jnp.where(curved, 1, pap))
+            a = jnp.where(curved, 0, c.rz / jnp.where(curved, 1, pap))
             r = optax.tree.add_scale(c.r, -a, ap)
-            rr = jnp.asarray(optax.tree.vdot(r, r))
-            p = optax.tree.add_scale(r, rr / c.rr, c.p)
-            return _Carry(optax.tree.add_scale(c.x, a, c.p), r, p, rr, curved, c.step + 1)
+            z = precondition(r)
+            rz = _dot(r, z)
+            p = optax.tree.add_scale(z, rz / c.rz, c.p)
+            x = optax.tree.add_scale(c.x, a, c.p)
+            curvature = jnp.minimum(c.curvature, pap / pp)
+            return _Carry(x, r, p, _dot(r, r), rz, curvature, c.step + 1)
 
-        rr = jnp.asarray(optax.tree.vdot(r, r))
-        first = _Carry(x, r, r, rr, jnp.asarray(False), jnp.zeros((), jnp.int32))
+        z = precondition(r)
+        infinite = jnp.full_like(scale, jnp.inf)
+        first = _Carry(x, r, z, _dot(r, r), _dot(r, z), infinite, jnp.zeros((), jnp.int32))
         last = jax.lax.while_loop(unfinished, iterate, first)
         exhausted = (last.rr > target**2) & (self.rtol + self.atol > 0)
+        curved = last.curvature <= 0
         result = lx.RESULTS.where(exhausted, lx.RESULTS.max_steps_reached, lx.RESULTS.successful)
-        result = lx.RESULTS.where(last.curved, lx.RESULTS.breakdown, result)
-        return (
-            optax.tree.scale(scale, last.x),
-            result,
-            {"num_steps": last.step, "negative_curvature": last.curved},
-        )
+        result = lx.RESULTS.where(curved, lx.RESULTS.breakdown, result)
+        stats = {
+            "num_steps": last.step,
+            "num_products": last.step + int(y0 is not None),
+            "negative_curvature": curved,
+            "smallest_curvature": last.curvature,
+        }
+        return optax.tree.scale(scale, last.x), result, stats
 
     def transpose(self, state, options):
         """The operator is symmetric."""
-        return state.transpose(), options
+        operator, preconditioner = state
+        return (operator.transpose(), preconditioner), options
 
     def conj(self, state, options):
         """The operator is real."""
-        return lx.conj(state), options
+        operator, preconditioner = state
+        return (lx.conj(operator), preconditioner), options
 
     def assume_full_rank(self):
         """Positive definite operators have full rank."""
         return True
+
+
+def _dot(x: PyTree[Array], y: PyTree[Array]) -> Scalar:
+    return jnp.asarray(optax.tree.vdot(x, y))
 
 
 def _divided(x: PyTree[Array], scale: Scalar) -> PyTree[Array]:

@@ -3,9 +3,7 @@
 import functools
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import optax
 import optimistix as optx
 from jaxtyping import Array, PyTree, Scalar
 
@@ -15,6 +13,7 @@ from .._algorithm.soba import SOBA
 from .._hypergradient.base import linearise_inner
 from .._hypergradient.implicit import AID, implicit_gradient
 from .._inner import MinimiserInner
+from .._linear.base import largest_eigenvalue
 from .._linear.cg import CG
 from .._problem import BilevelProblem, num_rows
 from .._sampler import FullBatch, Shuffled, Stream
@@ -72,21 +71,9 @@ def _scales(problem: BilevelProblem, u: Array, w: PyTree) -> tuple[Scalar, Scala
     solver = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-5), max_steps=200)
     best, *_ = solver.solve(problem, u, w, (), stream)
     grad = implicit_gradient(problem, u, best, CG(rtol=1e-3, max_steps=200)).grad
-    return _largest_eigenvalue(problem, u, w), jnp.max(jnp.abs(grad - jnp.vdot(u, grad)))
-
-
-def _largest_eigenvalue(problem: BilevelProblem, u: Array, w: PyTree, steps: int = 30) -> Scalar:
-    """The inner Hessian's largest eigenvalue, by power iteration (from below)."""
     _, products = linearise_inner(problem, u, w, problem.inner_data)
-
-    def iterate(v: PyTree, _: None) -> tuple[PyTree, Scalar]:
-        product = products(v)[1]
-        size = optax.tree.norm(product)
-        return optax.tree.scale(1 / size, product), size
-
-    start = optax.tree.random_like(jax.random.key(0), w)
-    _, sizes = jax.lax.scan(iterate, start, length=steps)
-    return sizes[-1]
+    largest = largest_eigenvalue(lambda v: products(v)[1], w, num_steps=30)
+    return largest, jnp.max(jnp.abs(grad - jnp.vdot(u, grad)))
 
 
 METHODS = ("near-exact", "soba")

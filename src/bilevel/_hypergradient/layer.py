@@ -1,0 +1,70 @@
+"""An inner solution that jax can differentiate, as a layer of any computation."""
+
+from typing import Any
+
+import jax
+import lineax as lx
+from jaxtyping import Array, PyTree
+
+from .._linear.cg import CG
+from .._problem import BilevelProblem, Problem
+
+_FULL = object()
+
+
+def implicit_layer(
+    problem: Problem,
+    u: PyTree[Array],
+    w: PyTree[Array],
+    linear_solver: lx.AbstractLinearSolver | None = None,
+    *,
+    inner_batch: Any = _FULL,
+) -> PyTree[Array]:
+    """`w`, with the derivative that the implicit function theorem gives `w*(u)`.
+
+        r(u, w) = 0   =>   dw = -(d_w r)^{-1} d_u r du
+
+    (r is `grad_w f`, or `w - map(u, w)`.) Use it in any jax program: the value is the `w` given,
+    however it was found, and `jax.grad`, `jax.jvp`, `jax.vmap` and derivatives of derivatives go
+    through it. Whatever the objective closes over is differentiated too.
+
+    Args:
+        problem: the problem; only its inner part is used.
+        u: the outer variable.
+        w: the inner solution at u, e.g. the result of an inner solver. Its own derivative is dropped:
+            no memory of how it was found is kept.
+        linear_solver: for the systems with `d_w r`; by default `CG(rtol=1e-6)` for an inner
+            objective and `lineax.GMRES` for a map, both matrix-free.
+        inner_batch: data to use in place of `problem.inner_data`.
+
+    Error: as `implicit_gradient`; nothing is reported here, so check the residual
+    `problem.residual(u, w, batch)` where that is not known to be small. Cost: one linear solve for
+    each pass through it.
+
+    >>> import jax, jax.numpy as jnp
+    >>> problem = BilevelProblem(  # w*(u) = sin(u)
+    ...     outer=lambda u, w, _: w, inner=lambda u, w, _: 0.5 * (w - jnp.sin(u)) ** 2
+    ... )
+    >>> layer = lambda u: implicit_layer(problem, u, jnp.sin(u))
+    >>> u = jnp.array(0.5)
+    >>> bool(jnp.isclose(jax.grad(layer)(u), jnp.cos(u)))
+    True
+    >>> bool(jnp.isclose(jax.grad(jax.grad(layer))(u), -jnp.sin(u)))
+    True
+    """
+    batch = problem.inner_data if inner_batch is _FULL else inner_batch
+    symmetric = isinstance(problem, BilevelProblem)
+    if linear_solver is None:
+        linear_solver = CG(rtol=1e-6) if symmetric else lx.GMRES(rtol=1e-6, atol=1e-6)
+    tags = (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else ()
+
+    def solve_linear(function: Any, b: PyTree[Array]) -> PyTree[Array]:
+        operator = lx.FunctionLinearOperator(function, jax.eval_shape(lambda: b), tags)
+        return lx.linear_solve(operator, b, linear_solver, throw=False).value
+
+    return jax.lax.custom_root(
+        lambda w: problem.residual(u, w, batch),
+        jax.lax.stop_gradient(w),
+        lambda _, w: w,
+        solve_linear,
+    )

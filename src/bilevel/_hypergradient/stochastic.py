@@ -1,0 +1,144 @@
+"""Stochastic implicit differentiation (SID)."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+from jaxtyping import Array, PyTree, Scalar
+
+from .._linear.stochastic import StochasticRichardson
+from .._problem import BilevelProblem, FixedPointProblem, Problem
+from .._sampler import Stream, Streams
+from .._solution import Calls
+from .base import (
+    AbstractHypergradient,
+    EstimatorState,
+    Hypergradient,
+    linearise_inner,
+    require_outer_variable,
+)
+from .implicit import charge_inner, first_order_error
+
+
+class SID(AbstractHypergradient):
+    """Stochastic implicit differentiation: every oracle is a minibatch.
+
+        w_t    = t stochastic steps of the inner solver (its schedule may decrease)
+        v_k    = k steps of v <- v - a_k (H_batch v - grad_w F_J),   grad_w F_J = mean over J batches
+        grad   = grad_u F_J - mean over J batches of (d2_uw f)^T v_k
+                                                          (Grazzi & Pontil, section 4, Algorithm 3)
+
+    Args:
+        linear_solver: a `StochasticRichardson`; each of its steps draws one inner batch.
+        num_samples: J, how many batches the outer gradient and the cross derivative average over.
+
+    The mean squared error is of the order of `1/J + 1/t + 1/k` with decreasing steps, and stalls at
+    the order of the step with constant ones. All is biased by the nonlinearity of the solution in the
+    noise, and consistent. `inner_residual`, `linear_residual` and `error_estimate` are taken on the J
+    batches, so they carry their sampling noise.
+
+    Cost: t inner gradients, k products, J outer gradients, J cross products. `v` starts from zero.
+    """
+
+    linear_solver: StochasticRichardson
+    num_samples: int = 1
+
+    def __check_init__(self):
+        if self.num_samples < 1:
+            raise ValueError(f"`SID` needs num_samples >= 1, got {self.num_samples}.")
+
+    def init(self, problem, inner, u, w):
+        """The inner solver's state."""
+        return EstimatorState(inner.init(problem, u, w), None)
+
+    def estimate(self, problem, inner, u, w, state, streams):
+        """A stochastic inner solve, a stochastic linear solve, J samples of the rest."""
+        w, inner_state, inner_stream, stats = inner.solve(problem, u, w, state.inner, streams.inner)
+        outer_batches, outer_stream = _draw_many(streams.outer, self.num_samples)
+        cross_batches, inner_stream = _draw_many(inner_stream, self.num_samples)
+        averaged = _averaged(problem, streams)
+        peek, _ = inner_stream.draw()
+        require_outer_variable(problem, u, w, peek)
+
+        value, (outer_u, outer_w) = jax.value_and_grad(averaged.outer, argnums=(0, 1))(
+            u, w, outer_batches
+        )
+
+        def noisy_product(x: PyTree, draws: Any) -> tuple[PyTree, Any]:
+            stream = Stream(inner_stream.sampler, inner_stream.data, draws)
+            batch, stream = stream.draw()
+            return linearise_inner(problem, u, w, batch)[1](x)[1], stream.state
+
+        structure = jax.eval_shape(lambda: w)
+        solution = lx.linear_solve(
+            lx.FunctionLinearOperator(lambda x: noisy_product(x, inner_stream.state)[0], structure),
+            outer_w,
+            self.linear_solver,
+            options={
+                "sample": eqx.filter_closure_convert(noisy_product, w, inner_stream.state),
+                "sample_state": inner_stream.state,
+            },
+            throw=False,
+        )
+        v = solution.value
+        inner_stream = Stream(
+            inner_stream.sampler, inner_stream.data, solution.stats["sample_state"]
+        )
+        residual, products = linearise_inner(averaged, u, w, cross_batches)
+        cross, product = products(v)
+        samples = jnp.full((), self.num_samples, jnp.int32)
+        estimate = Hypergradient(
+            value=value,
+            grad=optax.tree.sub(outer_u, cross),
+            w=w,
+            v=v,
+            inner_residual=optax.tree.norm(residual),
+            linear_residual=optax.tree.norm(optax.tree.sub(product, outer_w)),
+            error_estimate=first_order_error(averaged, u, w, v, outer_batches, cross_batches),
+            result=stats.result,
+            calls=Calls(
+                outer_grad=samples,
+                inner_grad=samples,
+                hvp=solution.stats["num_products"] + samples,
+                cross=samples,
+            ),
+        )
+        return (
+            charge_inner(estimate, stats),
+            EstimatorState(inner_state, None),
+            Streams(outer_stream, inner_stream),
+        )
+
+
+def _draw_many(stream: Stream, count: int) -> tuple[Any, Stream]:
+    """`count` batches one after the other, stacked."""
+
+    def draw(state: Any, _: None) -> tuple[Any, Any]:
+        batch, following = Stream(stream.sampler, stream.data, state).draw()
+        return following.state, batch
+
+    state, batches = jax.lax.scan(draw, stream.state, length=count)
+    return batches, Stream(stream.sampler, stream.data, state)
+
+
+def _averaged(problem: Problem, streams: Streams) -> Problem:
+    """The problem on stacked batches: each objective, or the map, is the mean over them."""
+
+    def mean(function: Any, has_data: bool) -> Any:
+        def averaged(u: PyTree[Array], w: PyTree[Array], batches: Any) -> PyTree[Array] | Scalar:
+            if not has_data:
+                return function(u, w, None)
+            each = jax.vmap(lambda batch: function(u, w, batch))(batches)
+            return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+
+        return averaged
+
+    outer = mean(problem.outer, streams.outer.data is not None)
+    has_inner = streams.inner.data is not None
+    if isinstance(problem, FixedPointProblem):
+        return FixedPointProblem(outer, mean(problem.map, has_inner))
+    assert isinstance(problem, BilevelProblem)
+    return BilevelProblem(outer, mean(problem.inner, has_inner))

@@ -1,0 +1,108 @@
+"""Richardson's iteration, the fixed-point method for linear systems, to a tolerance."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+
+from .base import StepSize, as_step_size, check_step_size, resolve_step_size
+
+
+class Richardson(lx.AbstractLinearSolver):
+    """`x_{k+1} = x_k + a (b - A x_k)`, as a lineax solver.
+
+    With `a = 1` and `A = I - J^T` this is `x_{k+1} = J^T x_k + b`, the fixed-point method AID-FP of
+    Grazzi & Pontil (section 3). From zero, k steps are k terms of the Neumann series.
+
+    Args:
+        step_size: a; converges for a < 2 / L on a symmetric positive definite A. `"auto"`: 1 / L, by
+            20 steps of power iteration at each solve; `stats["step_size"]` says what it took.
+        rtol, atol: it stops when `||b - A x|| <= atol + rtol ||b||` in the 2-norm.
+        max_steps: the most steps.
+
+    Option `y0` of `lineax.linear_solve`: where to start, zero by default.
+
+    Error: `(1 - a mu)^k |x_0 - x|`. Cost: one product a step, one more for a start that is given, 20
+    for `"auto"`; memory of three vectors.
+
+    It gives up with `RESULTS.breakdown` and `stats["not_contracting"]` when the residual has grown
+    a thousandfold or ends above where it began.
+
+    Raises:
+        ValueError: a tolerance is negative, a step size not positive, `"auto"` for an operator that
+            is not tagged symmetric.
+
+    >>> import jax.numpy as jnp, lineax as lx
+    >>> operator = lx.MatrixLinearOperator(2.0 * jnp.eye(2), lx.positive_semidefinite_tag)
+    >>> solution = lx.linear_solve(operator, jnp.ones(2), Richardson(rtol=1e-6))
+    >>> solution.value.tolist(), round(float(solution.stats["step_size"]), 3)
+    ([0.5, 0.5], 0.5)
+    """
+
+    step_size: StepSize = eqx.field(default="auto", converter=as_step_size)
+    rtol: float = 1e-6
+    atol: float = 0.0
+    max_steps: int = 1000
+
+    def __check_init__(self):
+        check_step_size("Richardson", self.step_size)
+        if self.rtol < 0 or self.atol < 0:
+            raise ValueError(f"tolerances must be >= 0, got rtol={self.rtol}, atol={self.atol}.")
+
+    def init(self, operator, options):
+        """The operator, and the step."""
+        del options
+        operator = lx.linearise(operator)
+        return operator, *resolve_step_size("Richardson", self.step_size, operator)
+
+    def compute(self, state, vector, options):
+        """Iterate to the tolerance."""
+        operator, step, products = state
+        y0 = options.get("y0")
+        if y0 is None:
+            x, r = optax.tree.zeros_like(vector), vector
+        else:
+            x, r = y0, optax.tree.sub(vector, operator.mv(y0))
+            products = products + 1
+        target = self.atol + self.rtol * jnp.asarray(optax.tree.norm(vector))
+        first = jnp.asarray(optax.tree.norm(r))
+
+        def unfinished(carry):
+            _, _, size, k = carry
+            return (size > target) & (size <= 1e3 * first) & (k < self.max_steps)
+
+        def iterate(carry):
+            x, r, _, k = carry
+            x = optax.tree.add_scale(x, step, r)
+            r = optax.tree.add_scale(r, -step, operator.mv(r))
+            return x, r, jnp.asarray(optax.tree.norm(r)), k + 1
+
+        start = (x, r, first, jnp.zeros((), jnp.int32))
+        x, _, size, steps = jax.lax.while_loop(unfinished, iterate, start)
+        unmet = ~(size <= target)
+        growing = unmet & ~(size <= first)
+        exhausted = unmet & (self.rtol + self.atol > 0)
+        result = lx.RESULTS.where(exhausted, lx.RESULTS.max_steps_reached, lx.RESULTS.successful)
+        result = lx.RESULTS.where(growing, lx.RESULTS.breakdown, result)
+        stats = {
+            "num_steps": steps,
+            "num_products": steps + products,
+            "step_size": step,
+            "not_contracting": growing,
+        }
+        return x, result, stats
+
+    def transpose(self, state, options):
+        """The same step on the transposed operator."""
+        operator, *step = state
+        return (operator.transpose(), *step), options
+
+    def conj(self, state, options):
+        """The same step on the conjugated operator."""
+        operator, *step = state
+        return (lx.conj(operator), *step), options
+
+    def assume_full_rank(self):
+        """It needs a positive definite operator."""
+        return True

@@ -1,0 +1,103 @@
+"""Stochastic approximation for a linear system of which only noisy products are to be had."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from .base import as_data
+
+
+def _as_schedule(value: Any) -> Any:
+    return value if callable(value) else as_data(value)
+
+
+class StochasticRichardson(lx.AbstractLinearSolver):
+    """`x_{k+1} = x_k - a_k (A_k x_k - b)` with unbiased random `A_k`, as a lineax solver.
+
+    (Grazzi & Pontil, section 4; Grazzi et al. 2021.) With a constant step it stalls at an error of
+    order a; with `a_k = c / (k + d)` the mean squared error falls as 1 / k.
+
+    Args:
+        step_size: a constant a, or a schedule `k -> a_k` such as `decreasing_step(c, d)`.
+        num_steps: how many steps, each one product.
+
+    Options of `lineax.linear_solve`: `sample`, a pytree that can be called, `(x, s) -> (A_s x, s')`,
+    with `sample_state`, its first s; without them the operator's own products are used and nothing is
+    random. `y0`, where to start, zero by default. `stats["sample_state"]` is the last s.
+
+    Raises:
+        ValueError: `num_steps` < 1.
+
+    >>> import jax.numpy as jnp, lineax as lx
+    >>> operator = lx.MatrixLinearOperator(2.0 * jnp.eye(2))
+    >>> lx.linear_solve(operator, jnp.ones(2), StochasticRichardson(0.5, 3)).value.tolist()
+    [0.5, 0.5]
+    """
+
+    step_size: Float[np.ndarray | Array, "*batch"] | Callable[[Array], Array] = eqx.field(
+        converter=_as_schedule
+    )
+    num_steps: int
+
+    def __check_init__(self):
+        if self.num_steps < 1:
+            raise ValueError(f"`StochasticRichardson` needs num_steps >= 1, got {self.num_steps}.")
+
+    def init(self, operator, options):
+        """The operator."""
+        del options
+        return operator
+
+    def compute(self, state, vector, options):
+        """Iterate `num_steps` times."""
+        operator = state
+        sample = options.get("sample", lambda x, s: (operator.mv(x), s))
+        y0 = options.get("y0")
+        x = optax.tree.zeros_like(vector) if y0 is None else y0
+
+        def iterate(carry, k):
+            x, s = carry
+            product, s = sample(x, s)
+            step = self.step_size(k) if callable(self.step_size) else self.step_size
+
+            def move(x: Array, p: Array, b: Array) -> Array:
+                return x - jnp.asarray(step).astype(x.dtype) * (p - b)
+
+            return (jax.tree.map(move, x, product, vector), s), None
+
+        first = (x, options.get("sample_state", ()))
+        (x, s), _ = jax.lax.scan(iterate, first, jnp.arange(self.num_steps))
+        stats = {
+            "num_products": jnp.full((), self.num_steps, jnp.int32),
+            "sample_state": s,
+        }
+        return x, lx.RESULTS.successful, stats
+
+    def transpose(self, state, options):
+        """The transposed operator, on its own products."""
+        options = {k: v for k, v in options.items() if k not in ("sample", "sample_state")}
+        return state.transpose(), options
+
+    def conj(self, state, options):
+        """The operator is real."""
+        return lx.conj(state), options
+
+    def assume_full_rank(self):
+        """It needs a positive definite operator."""
+        return True
+
+
+def decreasing_step(c: float, d: float) -> Callable[[Array], Array]:
+    """The schedule `k -> c / (k + d)`, for linear and (as an optax schedule) inner solves.
+
+    >>> float(decreasing_step(2.0, 4.0)(0))
+    0.5
+    """
+    return lambda k: c / (jnp.asarray(k, float) + d)

@@ -1,0 +1,168 @@
+"""`FixedPointProblem`: maps that are not symmetric, and maps of optimisers."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from bilevel import AID, ITD, DoubleLoop, FullBatch, GradientInner, Stream, Streams
+from helpers import CASES, flat, norm_error
+
+N, M = 5, 3
+RNG = np.random.default_rng(0)
+J = 0.6 * RNG.normal(size=(N, N)) / np.sqrt(N)
+C, T = RNG.normal(size=(N, M)), RNG.normal(size=N)
+U = jnp.asarray(RNG.normal(size=M))
+PICARD = GradientInner(optax.sgd(1.0), 200)
+
+AFFINE = bilevel.FixedPointProblem(  # w* = (I - J)^{-1} C u
+    outer=lambda u, w, _: 0.5 * jnp.sum((w - T) ** 2) + 0.1 * jnp.sum(u**2),
+    map=lambda u, w, _: jnp.asarray(J) @ w + jnp.asarray(C) @ u,
+)
+INVERSE = np.linalg.inv(np.eye(N) - J)
+
+
+def affine_gradient(u):
+    u = np.asarray(u)
+    return 0.2 * u + (INVERSE @ C).T @ (INVERSE @ C @ u - T)
+
+
+def estimate(problem, estimator, inner, u, w):
+    streams = Streams(
+        *(Stream(FullBatch(), x, ()) for x in (problem.outer_data, problem.inner_data))
+    )
+    state = estimator.init(problem, inner, u, w)
+    return jax.jit(lambda u, w: estimator.estimate(problem, inner, u, w, state, streams)[0])(u, w)
+
+
+ESTIMATORS = {
+    "LU": AID(lx.LU()),
+    "GMRES": AID(lx.GMRES(rtol=1e-12, atol=1e-12)),
+    "Richardson": AID(bilevel.Richardson(1.0, rtol=1e-13)),
+    "Neumann": AID(bilevel.Neumann(1.0, 300)),
+    "ITD": ITD(),
+    "ITD forward": ITD("forward"),
+    "ITD checkpointed": ITD("checkpointed"),
+    "ITD truncated": ITD(truncate=150),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_closed_form_of_a_map_that_is_not_symmetric(name):
+    assert np.linalg.norm(J - J.T) > 0.5
+    found = estimate(AFFINE, ESTIMATORS[name], PICARD, U, jnp.zeros(N))
+    np.testing.assert_allclose(found.w, INVERSE @ C @ np.asarray(U), rtol=1e-9)
+    np.testing.assert_allclose(found.grad, affine_gradient(U), rtol=1e-9)
+    assert float(found.inner_residual) < 1e-12
+
+
+def test_one_equilibrium_an_example():
+    """w_i = tanh(A w_i + x_i) for each row of data, against central differences."""
+    x = jnp.asarray(RNG.normal(size=(4, N)))
+    problem = bilevel.FixedPointProblem(
+        outer=lambda u, w, _: jnp.sum(w**2),
+        map=lambda u, w, batch: jnp.tanh(w @ u.T + batch),
+        inner_data=x,
+    )
+    a, w = jnp.asarray(0.5 * J), jnp.zeros((4, N))
+
+    def phi(a):
+        for _ in range(100):
+            w_star = np.zeros((4, N))
+        for _ in range(200):
+            w_star = np.tanh(w_star @ a.T + np.asarray(x))
+        return np.sum(w_star**2)
+
+    found = np.asarray(estimate(problem, AID(lx.GMRES(rtol=1e-11, atol=1e-11)), PICARD, a, w).grad)
+    for i, j in [(0, 0), (1, 3), (4, 2)]:
+        e = np.zeros((N, N))
+        e[i, j] = 1e-5
+        difference = (phi(np.asarray(a) + e) - phi(np.asarray(a) - e)) / 2e-5
+        np.testing.assert_allclose(found[i, j], difference, rtol=1e-6)
+
+
+def test_solve_runs_on_a_fixed_point_problem():
+    method = DoubleLoop(PICARD, AID(lx.GMRES(rtol=1e-10, atol=1e-10)), optax.sgd(0.05))
+    solution = bilevel.solve(AFFINE, method, U, jnp.zeros(N), num_steps=3000, tol=1e-6)
+    a = INVERSE @ C
+    truth = np.linalg.solve(0.2 * np.eye(M) + a.T @ a, a.T @ T)
+    np.testing.assert_allclose(solution.u, truth, rtol=1e-4)
+    assert solution.stats["converged"]
+
+
+def test_what_needs_an_objective_says_so():
+    with pytest.raises(TypeError, match=r"`SOBA` needs an inner objective.*use `DoubleLoop`"):
+        bilevel.solve(AFFINE, bilevel.SOBA(0.1, 0.1, 0.1), U, jnp.zeros(N), num_steps=1)
+    inner = bilevel.MinimiserInner(bilevel.near_exact().inner.minimiser)
+    with pytest.raises(TypeError, match="`MinimiserInner` minimises an inner objective"):
+        estimate(AFFINE, AID(lx.LU()), inner, U, jnp.zeros(N))
+    with pytest.raises(ValueError, match="tagged `lineax.positive_semidefinite_tag`"):
+        estimate(AFFINE, AID(bilevel.CG()), PICARD, U, jnp.zeros(N))
+    with pytest.raises(TypeError, match=r"`map` must be a function|map"):
+        bilevel.FixedPointProblem(lambda u, w, _: 0.0, 3)  # pyright: ignore
+    wrong = bilevel.FixedPointProblem(AFFINE.outer, lambda u, w, _: w[:2] * u[0])
+    method = DoubleLoop(PICARD, AID(lx.LU()), optax.sgd(0.1))
+    with pytest.raises(
+        ValueError, match=r"must return a pytree like w, got shapes \(2,\) for w of \(5,\)"
+    ):
+        bilevel.solve(wrong, method, U, jnp.zeros(N), num_steps=1)
+    blind = bilevel.FixedPointProblem(AFFINE.outer, lambda u, w, _: 0.5 * w)
+    with pytest.raises(ValueError, match="does not depend on its argument `u`"):
+        bilevel.implicit_gradient(blind, U, jnp.zeros(N), lx.LU())
+
+
+# Models trained by momentum or Adam.
+
+
+OPTIMISERS = {
+    "sgd": (optax.sgd(0.1), 2000),
+    "momentum": (optax.sgd(0.05, momentum=0.8), 2000),
+    "adam": (optax.adam(optax.exponential_decay(0.1, 300, 0.5)), 6000),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("case_name", ["coupled", "ridge_per_feature"])
+def test_optimizer_aware_aid(case_name, name):
+    """The fixed point of the optimiser's step gives the hypergradient of the objective."""
+    case, (tx, steps) = CASES[case_name], OPTIMISERS[name]
+    w, state, _, _ = GradientInner(tx, steps).solve(
+        case.problem, case.u, case.w0, tx.init(case.w0), case.streams().inner
+    )
+    mapped = bilevel.optimizer_fixed_point(case.problem, tx, state)
+    found = bilevel.implicit_gradient(mapped, case.u, w, lx.GMRES(rtol=1e-11, atol=1e-11))
+    assert norm_error(found.grad, case.gradient(case.u)) < 1e-6
+    assert float(found.inner_residual) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_optimizer_aware_itd(name):
+    case, (tx, steps) = CASES["coupled"], OPTIMISERS[name]
+    found = estimate(case.problem, ITD(), GradientInner(tx, steps), case.u, case.w0)
+    assert norm_error(found.grad, case.gradient(case.u)) < 1e-6
+
+
+def test_preconditioning_by_adam_speeds_up_the_fixed_point():
+    """Badly scaled curvature: the plain fixed point crawls, Adam's does not."""
+    scales = jnp.geomspace(1.0, 1e4, 6)
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum(w),
+        inner=lambda u, w, _: 0.5 * jnp.sum(scales * (w - jnp.sin(u)) ** 2),
+    )
+    u = jnp.linspace(0.1, 1.0, 6)
+    # The state that a stationary noise of the gradients, of the size of the curvature, leaves.
+    tx = optax.adam(0.5, b1=0.0, b2=0.999, eps=1e-8)
+    state = tx.init(u)
+    state = (state[0]._replace(nu=scales**2, count=jnp.asarray(10**6, jnp.int32)), *state[1:])
+    mapped = bilevel.optimizer_fixed_point(problem, tx, state)
+    w = jnp.sin(u)
+    truth = np.cos(np.asarray(u))
+    plain = bilevel.implicit_gradient(problem, u, w, bilevel.Richardson(rtol=0.0, max_steps=40))
+    better = bilevel.implicit_gradient(
+        mapped, u, w, bilevel.Richardson(1.0, rtol=0.0, max_steps=40)
+    )
+    assert np.linalg.norm(flat(plain.grad) - truth) > 0.5
+    np.testing.assert_allclose(flat(better.grad), truth, rtol=1e-9)
