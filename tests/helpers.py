@@ -112,6 +112,17 @@ METHODS = {
         ("AID warm", _tree, double_loop(_tree, 5, warm_start=True)),
         ("ITD box", _box, double_loop(_box, 40, hypergradient=bilevel.ITD())),
         ("AID simplex", _simplex, double_loop(_simplex, 40, 1.0)),
+        (
+            "SID",
+            _logistic,
+            double_loop(
+                _logistic,
+                5,
+                hypergradient=bilevel.SID(bilevel.StochasticRichardson(0.3, 5), 2),
+                warm_start=True,
+                **REPLACED,
+            ),
+        ),
         ("SOBA", _coupled, soba(0.4, 0.4, 0.05)),
         ("SOBA simplex", _simplex, soba(0.5, 0.5, 0.5)),
         ("SOBA shuffled", _logistic, soba(0.3, 0.3, 0.1, **SHUFFLED)),

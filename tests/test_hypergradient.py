@@ -259,3 +259,29 @@ def test_second_derivative_where_the_hessian_moves():
         (case.gradient(case.u + h * e) - case.gradient(case.u - h * e)) / (2 * h) for e in np.eye(4)
     ]
     np.testing.assert_allclose(np.asarray(found), np.stack(columns, axis=1), rtol=1e-5, atol=1e-9)
+
+
+# Singular Hessians.
+
+
+@pytest.mark.parametrize("solver", [lx.SVD(), lx.LSMR(rtol=1e-12, atol=1e-12)], ids=["SVD", "LSMR"])
+def test_pseudo_inverse_of_a_singular_hessian(solver):
+    """Fewer rows than parameters: `grad = -B^T H^+ grad_w F`."""
+    rng = np.random.default_rng(2)
+    x, y, t = rng.normal(size=(3, 6)), rng.normal(size=3), rng.normal(size=6)
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: 0.5 * jnp.sum((w - t) ** 2),
+        inner=lambda u, w, _: 0.5 * jnp.sum((x @ w - y * u) ** 2),
+    )
+    u = jnp.asarray(rng.normal(size=3))
+    w = jnp.asarray(np.linalg.pinv(x) @ (y * np.asarray(u)))
+    found = bilevel.implicit_gradient(problem, u, w, solver)
+    cross = -(y[:, None] * x).T  # d2_wu f
+    truth = -cross.T @ np.linalg.pinv(x.T @ x) @ (np.asarray(w) - t)
+    np.testing.assert_allclose(found.grad, truth, rtol=1e-8)
+    # The derivative of the minimum-norm solution, which is what ITD from zero gives too.
+    inner = bilevel.GradientInner(optax.sgd(1 / np.linalg.norm(x, 2) ** 2), 3000)
+    streams = bilevel.Streams(*(bilevel.Stream(bilevel.FullBatch(), None, ()),) * 2)
+    state = bilevel.ITD().init(problem, inner, u, jnp.zeros(6))
+    unrolled = bilevel.ITD().estimate(problem, inner, u, jnp.zeros(6), state, streams)[0]
+    np.testing.assert_allclose(unrolled.grad, truth, rtol=1e-8)

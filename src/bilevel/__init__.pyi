@@ -27,7 +27,6 @@ from ._hypergradient.check import (
 )
 from ._hypergradient.implicit import (
     AID as AID,
-    HypergradientWarning as HypergradientWarning,
     implicit_gradient as implicit_gradient,
 )
 from ._hypergradient.layer import implicit_layer as implicit_layer
@@ -71,6 +70,7 @@ from ._solution import (
     RESULTS as RESULTS,
     BilevelError as BilevelError,
     Calls as Calls,
+    HypergradientWarning as HypergradientWarning,
     Solution as Solution,
 )
 from ._solve import Tolerances as Tolerances, run_chunk as run_chunk, solve as solve

@@ -76,6 +76,10 @@ class Solution(eqx.Module):
     stats: dict[str, Any]
 
 
+class HypergradientWarning(UserWarning):
+    """A hypergradient comes with a reason not to rely on it."""
+
+
 class BilevelError(RuntimeError):
     """A run failed numerically; `error.solution` is the partial `Solution` up to there."""
 

@@ -1,5 +1,6 @@
 """The only loop in the library: `run_chunk`, compiled, and `solve`, which drives it on the host."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -17,7 +18,7 @@ from ._algorithm.base import AbstractAlgorithm, State
 from ._callback import AbstractCallback, Chunk
 from ._geometry import AbstractGeometry, outer_residual
 from ._problem import BilevelProblem, FixedPointProblem, Problem
-from ._solution import RESULTS, BilevelError, Solution
+from ._solution import RESULTS, BilevelError, HypergradientWarning, Solution
 
 
 class Tolerances(NamedTuple):
@@ -201,6 +202,9 @@ def solve(
         A `Solution`. Its result is `successful` if the run converged, or made its steps with
         `tol=None`; `outer_max_steps_reached` if it had a `tol` and did not meet it.
 
+    Warns:
+        HypergradientWarning: once, if a linear solver met negative curvature or did not contract.
+
     Raises:
         BilevelError: a number became non-finite, or `tol` was not met (with `throw`); the partial
             solution is its attribute `solution`.
@@ -276,6 +280,7 @@ def solve(
             "converged": converged,
         },
     )
+    _warn_of_linear_solves(solution.trace)
     if throw and not bool(result == RESULTS.successful):
         raise BilevelError(
             f"the run ended at step {int(state.step)} of {num_steps}: {RESULTS[result]} "
@@ -283,6 +288,19 @@ def solve(
             solution,
         )
     return solution
+
+
+def _warn_of_linear_solves(trace: dict[str, np.ndarray]) -> None:
+    """One warning for a run whose linear systems were not what the solver needs."""
+    for code in (RESULTS.negative_curvature, RESULTS.not_contracting):
+        met = trace["result"] == int(code._value)
+        if met.any():
+            warnings.warn(
+                f"at {met.sum()} of {len(met)} trace points, first at step "
+                f"{trace['step'][met][0]}: {RESULTS[code]}",
+                HypergradientWarning,
+                stacklevel=3,
+            )
 
 
 _UNDER_TRANSFORMATION = (

@@ -18,7 +18,7 @@ from .._linear.base import as_data
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
-from .._solution import RESULTS, Calls
+from .._solution import RESULTS, Calls, HypergradientWarning
 from .base import (
     AbstractHypergradient,
     EstimatorState,
@@ -68,6 +68,10 @@ def implicit_gradient(
     (each about two inner gradients) and one joint product; memory of a few vectors like `w`.
     `calls.hvp` is exact for CG and the direct solvers; for other iterative solvers it is the
     number of steps they report.
+
+    Warns:
+        HypergradientWarning: the linear solver did not converge, met negative curvature or did not
+            contract (where the numbers are at hand: not under a transformation).
 
     Raises:
         ValueError: the inner objective does not depend on its argument `u`.
@@ -207,10 +211,6 @@ def first_order_error(
     linear = optax.tree.norm(optax.tree.sub(product, outer_w))
     error = optax.tree.norm(along_u) + b / mu * (optax.tree.norm(along_w) + linear)
     return jnp.where(mu > 0, error, jnp.inf)
-
-
-class HypergradientWarning(UserWarning):
-    """An estimate comes with a reason not to rely on it."""
 
 
 def warn_once(estimate: Hypergradient) -> None:

@@ -1,0 +1,237 @@
+"""What an estimate says about itself: its error, its warnings, its memory."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from bilevel import AID, ITD, RESULTS, GradientInner, HypergradientWarning
+from helpers import CASES, COUPLED, flat
+
+# The error estimate.
+
+
+def errors(case, estimator, inner):
+    """The true error and the estimate of it."""
+    state = estimator.init(case.problem, inner, case.u, case.w0)
+    found = eqx.filter_jit(estimator.estimate)(
+        case.problem, inner, case.u, case.w0, state, case.streams()
+    )[0]
+    return np.linalg.norm(flat(found.grad) - case.gradient(case.u)), float(found.error_estimate)
+
+
+@pytest.mark.parametrize("steps", [3, 10, 30])
+@pytest.mark.parametrize("solver", ["LU", "CG", "Neumann"])
+@pytest.mark.parametrize("name", ["coupled", "pytree", "ridge_per_feature", "logistic"])
+def test_error_estimate_of_aid(name, solver, steps):
+    """Within a factor of ten of the truth, whatever the inner point and the linear solver."""
+    case = CASES[name]
+    solvers = {
+        "LU": lx.LU(),
+        "CG": bilevel.CG(rtol=0.0, max_steps=2),
+        "Neumann": bilevel.Neumann(num_terms=steps),
+    }
+    true, estimated = errors(case, AID(solvers[solver]), GradientInner(case.sgd(), steps))
+    if true < 1e-11:
+        assert estimated < 1e-9
+    else:
+        assert 0.3 * true < estimated < 30 * true, (true, estimated)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "checkpointed", "forward"])
+@pytest.mark.parametrize("name", ["coupled", "ridge_per_feature", "logistic"])
+def test_error_estimate_of_itd(name, mode):
+    case = CASES[name]
+    for steps in (10, 20, 40):
+        true, estimated = errors(case, ITD(mode), GradientInner(case.sgd(), steps))
+        assert (true < 1e-11 and estimated < 1e-9) or 0.1 * true < estimated < 1e3 * true
+
+
+def test_error_estimate_of_itd_from_the_solution():
+    """No step is left to make, and truncation still leaves its error."""
+    case, step = CASES["coupled"], 0.2
+    w = case.w_star(case.u)
+    for steps in (5, 20):
+        inner = GradientInner(optax.sgd(step), steps)
+        found = ITD().estimate(case.problem, inner, case.u, w, _state(inner, w), case.streams())[0]
+        true = np.linalg.norm(flat(found.grad) - case.gradient(case.u))
+        assert float(found.inner_residual) < 1e-12
+        assert 0.3 * true < float(found.error_estimate) < 300 * true
+
+
+def _state(inner, w):
+    return bilevel.EstimatorState(inner.tx.init(w), None)
+
+
+def test_error_estimate_is_zero_at_the_solution_and_infinite_without_one():
+    case = CASES["coupled"]
+    found = bilevel.implicit_gradient(case.problem, case.u, case.w_star(case.u), lx.LU())
+    assert float(found.error_estimate) < 1e-12
+    concave = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum(w), inner=lambda u, w, _: -0.5 * jnp.sum((w - u) ** 2)
+    )
+    found = bilevel.implicit_gradient(concave, jnp.ones(2), jnp.zeros(2), lx.LU())
+    assert np.isinf(float(found.error_estimate))
+    growing = GradientInner(optax.sgd(0.1), 5)
+    state = ITD().init(concave, growing, jnp.ones(2), jnp.zeros(2))
+    streams = CASES["coupled"].streams()
+    found = ITD().estimate(concave, growing, jnp.ones(2), jnp.zeros(2), state, streams)[0]
+    assert np.isinf(float(found.error_estimate))
+
+
+def test_the_error_estimate_costs_nothing_when_it_is_not_used():
+    case = CASES["logistic"]
+
+    def flops(output):
+        def run(u, w):
+            return output(bilevel.implicit_gradient(case.problem, u, w, lx.LU()))
+
+        return jax.jit(run).lower(case.u, case.w0).compile().cost_analysis()["flops"]
+
+    assert flops(lambda e: (e.grad, e.error_estimate)) > 1.1 * flops(lambda e: e.grad)
+
+
+# Warnings.
+
+
+def test_a_solve_that_ran_out_of_steps_warns_and_says_what_to_do():
+    case = CASES["coupled"]
+    solver = bilevel.Richardson(0.01, rtol=1e-10, max_steps=3)
+    with pytest.warns(HypergradientWarning, match=r"linear residual"):
+        bilevel.implicit_gradient(case.problem, case.u, case.w_star(case.u), solver)
+
+
+@pytest.mark.parametrize("solver", [bilevel.Neumann(10.0, 20), bilevel.Richardson(10.0)])
+def test_a_series_that_does_not_contract_warns(solver):
+    case = CASES["coupled"]
+    with pytest.warns(HypergradientWarning, match=r"step_size='auto'.*or damp"):
+        found = bilevel.implicit_gradient(case.problem, case.u, case.w_star(case.u), solver)
+    assert bool(found.result == RESULTS.not_contracting)
+
+
+def test_a_run_warns_once():
+    case = CASES["coupled"]
+    method = bilevel.DoubleLoop(
+        GradientInner(case.sgd(), 5), AID(bilevel.Neumann(1.0, 4)), optax.sgd(1e-9)
+    )
+    with pytest.warns(
+        HypergradientWarning, match="at 6 of 6 trace points, first at step 1"
+    ) as seen:
+        bilevel.solve(case.problem, method, case.u, case.w0, num_steps=6, chunk_size=2)
+    assert len(seen) == 1
+
+
+# Unrolling and the Neumann series (Vicol et al., Appendix E).
+
+
+@pytest.mark.parametrize("steps", [1, 5, 40])
+def test_unrolled_steps_from_the_optimum_are_neumann_terms(steps):
+    case, step = CASES["coupled"], 0.2
+    w, inner = case.w_star(case.u), GradientInner(optax.sgd(step), steps)
+    unrolled = ITD().estimate(case.problem, inner, case.u, w, _state(inner, w), case.streams())[0]
+    series = bilevel.implicit_gradient(case.problem, case.u, w, bilevel.Neumann(step, steps))
+    np.testing.assert_allclose(flat(unrolled.grad), flat(series.grad), rtol=1e-12)
+
+
+def test_truncated_itd_stops_the_gradient_before_its_last_steps():
+    """The last K of T steps, against the recursion in numpy."""
+    case, step, q, u = CASES["coupled"], 0.2, COUPLED, flat(CASES["coupled"].u)
+    estimator, inner = ITD(truncate=3), GradientInner(optax.sgd(step), 10)
+    state = estimator.init(case.problem, inner, case.u, case.w0)
+    found = estimator.estimate(case.problem, inner, case.u, case.w0, state, case.streams())[0]
+    w, jacobian = np.zeros(5), np.zeros((5, 3))
+    for k in range(10):
+        w = w - step * (q.a @ w - q.b @ u - q.c)
+        if k >= 7:
+            jacobian = jacobian - step * (q.a @ jacobian - q.b)
+    truth = q.lam * u + q.d @ w + jacobian.T @ (w - q.t + q.d.T @ u)
+    np.testing.assert_allclose(flat(found.grad), truth, rtol=1e-12)
+    np.testing.assert_allclose(flat(found.w), w, rtol=1e-12)
+    assert int(found.calls.inner_grad) == 11
+    assert int(found.calls.hvp) == 3
+
+
+@pytest.mark.parametrize("tx", [optax.sgd(0.1), optax.sgd(0.05, momentum=0.9)], ids=["gd", "heavy"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 16])
+def test_all_modes_of_itd_agree(steps, tx):
+    case = CASES["logistic"]
+    inner = GradientInner(tx, steps)
+    grads = [
+        flat(
+            estimator.estimate(
+                case.problem,
+                inner,
+                case.u,
+                case.w0,
+                estimator.init(case.problem, inner, case.u, case.w0),
+                case.streams(),
+            )[0].grad
+        )
+        for estimator in (ITD(), ITD("forward"), ITD("checkpointed"), ITD(truncate=steps))
+    ]
+    for grad in grads[1:]:
+        np.testing.assert_allclose(grad, grads[0], rtol=1e-11)
+
+
+def test_itd_refuses_what_it_cannot_split():
+    closed = bilevel.ClosedForm(lambda u, _: u)
+    case = CASES["coupled"]
+    for estimator in (ITD(truncate=2), ITD("checkpointed")):
+        with pytest.raises(ValueError, match=r"`ClosedForm` does not have; use `GradientInner`"):
+            estimator.init(case.problem, closed, case.u, case.w0)
+    with pytest.raises(ValueError, match="truncate >= 1, got 0"):
+        ITD(truncate=0)
+
+
+# Memory, in inner vectors, of what XLA compiles.
+
+DIM, ROWS = 20_000, 8
+
+
+def temporary_vectors(estimator, steps):
+    """The compiled temporary memory of one estimate, over that of one inner vector."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum(jnp.sin(w)),
+        inner=lambda u, w, x: jnp.mean(jnp.log1p(jnp.exp(x[0] @ w))) + jnp.exp(u) * jnp.sum(w**2),
+        inner_data=(jnp.ones((ROWS, DIM)),),
+    )
+    inner = GradientInner(optax.sgd(0.1), steps)
+
+    def run(x, u, w):
+        data = eqx.tree_at(lambda p: p.inner_data, problem, (x,))
+        streams = bilevel.Streams(
+            *(bilevel.Stream(bilevel.FullBatch(), d, ()) for d in (None, data.inner_data))
+        )
+        state = estimator.init(data, inner, u, w)
+        found = estimator.estimate(data, inner, u, w, state, streams)[0]
+        return found.grad, found.w
+
+    arguments = (jnp.ones((ROWS, DIM)), jnp.zeros(()), jnp.zeros(DIM))
+    memory = jax.jit(run).lower(*arguments).compile().memory_analysis()
+    return memory.temp_size_in_bytes / (8 * DIM)
+
+
+def test_memory_of_reverse_itd_grows_with_the_steps():
+    for steps in (50, 200):
+        assert steps <= temporary_vectors(ITD(), steps) <= steps + 10
+
+
+def test_memory_of_checkpointed_itd_grows_with_their_root():
+    for steps in (50, 200, 400):
+        assert temporary_vectors(ITD("checkpointed"), steps) <= 3 * np.sqrt(steps) + 10
+
+
+def test_memory_of_forward_itd_and_of_aid_does_not_grow():
+    for estimator in (
+        ITD("forward"),
+        AID(bilevel.CG(max_steps=20)),
+        AID(bilevel.Neumann(0.1, 20)),
+        AID(bilevel.Richardson(0.1)),
+    ):
+        few, many = (temporary_vectors(estimator, steps) for steps in (50, 400))
+        assert many <= 10, estimator
+        np.testing.assert_allclose(few, many, rtol=0.05, atol=0.1)
