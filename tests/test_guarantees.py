@@ -1,5 +1,7 @@
 """What an estimate says about itself: its error, its warnings, its memory."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -90,7 +92,8 @@ def test_the_error_estimate_costs_nothing_when_it_is_not_used():
         def run(u, w):
             return output(bilevel.implicit_gradient(case.problem, u, w, lx.LU()))
 
-        return jax.jit(run).lower(case.u, case.w0).compile().cost_analysis()["flops"]
+        costs: Any = jax.jit(run).lower(case.u, case.w0).compile().cost_analysis()
+        return costs["flops"]
 
     assert flops(lambda e: (e.grad, e.error_estimate)) > 1.1 * flops(lambda e: e.grad)
 
@@ -211,7 +214,7 @@ def temporary_vectors(estimator, steps):
         return found.grad, found.w
 
     arguments = (jnp.ones((ROWS, DIM)), jnp.zeros(()), jnp.zeros(DIM))
-    memory = jax.jit(run).lower(*arguments).compile().memory_analysis()
+    memory: Any = jax.jit(run).lower(*arguments).compile().memory_analysis()
     return memory.temp_size_in_bytes / (8 * DIM)
 
 

@@ -280,7 +280,7 @@ def test_pseudo_inverse_of_a_singular_hessian(solver):
     truth = -cross.T @ np.linalg.pinv(x.T @ x) @ (np.asarray(w) - t)
     np.testing.assert_allclose(found.grad, truth, rtol=1e-8)
     # The derivative of the minimum-norm solution, which is what ITD from zero gives too.
-    inner = bilevel.GradientInner(optax.sgd(1 / np.linalg.norm(x, 2) ** 2), 3000)
+    inner = bilevel.GradientInner(optax.sgd(float(1 / np.linalg.norm(x, 2) ** 2)), 3000)
     streams = bilevel.Streams(*(bilevel.Stream(bilevel.FullBatch(), None, ()),) * 2)
     state = bilevel.ITD().init(problem, inner, u, jnp.zeros(6))
     unrolled = bilevel.ITD().estimate(problem, inner, u, jnp.zeros(6), state, streams)[0]

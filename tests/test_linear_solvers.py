@@ -273,7 +273,7 @@ def test_stochastic_with_decreasing_steps_converges_and_with_constant_ones_stall
         (lambda: Richardson(rtol=-1.0), "tolerances must be >= 0"),
         (lambda: Nystrom(0), "rank >= 1, got 0"),
         (lambda: Nystrom(2, 0.0), "damping > 0"),
-        (lambda: Nystrom(2, columns="best"), "best"),
+        (lambda: Nystrom(2, columns="best"), "best"),  # pyright: ignore[reportArgumentType],
         (lambda: StochasticRichardson(0.1, 0), "num_steps >= 1, got 0"),
         (lambda: solve(spd(), B, Nystrom(9)), "rank=9 for a system of dimension 8"),
         (

@@ -78,7 +78,7 @@ def test_minibatches_converge_to_the_hypergradient():
 def test_each_sample_is_another_batch():
     """J = 2 on halves of the data, in order, is the full gradient of F; J = 1 is not."""
     case = CASES["logistic"]
-    rows = case.problem.outer_data[0].shape[0]
+    rows = bilevel.FullBatch().draw(case.problem.outer_data, ())[0].data[0].shape[0]
     assert rows % 2 == 0
     inner = bilevel.ClosedForm(lambda u, _: case.w_star(u))
     solver = StochasticRichardson(0.1, 1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .base import as_data
 
@@ -94,7 +94,7 @@ class StochasticRichardson(lx.AbstractLinearSolver):
         return True
 
 
-def decreasing_step(c: float, d: float) -> Callable[[Array], Array]:
+def decreasing_step(c: float, d: float) -> Callable[[ArrayLike], Array]:
     """The schedule `k -> c / (k + d)`, for linear and (as an optax schedule) inner solves.
 
     >>> float(decreasing_step(2.0, 4.0)(0))
