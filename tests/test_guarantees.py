@@ -14,6 +14,8 @@ import bilevel
 from bilevel import AID, ITD, RESULTS, GradientInner, HypergradientWarning
 from helpers import CASES, COUPLED, flat
 
+SLOW = pytest.mark.slow
+
 # The error estimate.
 
 
@@ -26,9 +28,16 @@ def errors(case, estimator, inner):
     return np.linalg.norm(flat(found.grad) - case.gradient(case.u)), float(found.error_estimate)
 
 
-@pytest.mark.parametrize("steps", [3, 10, 30])
+@pytest.mark.parametrize("steps", [3, 30])
 @pytest.mark.parametrize("solver", ["LU", "CG", "Neumann"])
-@pytest.mark.parametrize("name", ["coupled", "pytree", "ridge_per_feature", "logistic"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coupled",
+        "logistic",
+        *(pytest.param(n, marks=SLOW) for n in ("pytree", "ridge_per_feature")),
+    ],
+)
 def test_error_estimate_of_aid(name, solver, steps):
     """Within a factor of ten of the truth, whatever the inner point and the linear solver."""
     case = CASES[name]
@@ -44,8 +53,10 @@ def test_error_estimate_of_aid(name, solver, steps):
         assert 0.3 * true < estimated < 30 * true, (true, estimated)
 
 
-@pytest.mark.parametrize("mode", ["reverse", "checkpointed", "forward"])
-@pytest.mark.parametrize("name", ["coupled", "ridge_per_feature", "logistic"])
+@pytest.mark.parametrize("mode", ["reverse", pytest.param("checkpointed", marks=SLOW), "forward"])
+@pytest.mark.parametrize(
+    "name", ["coupled", pytest.param("ridge_per_feature", marks=SLOW), "logistic"]
+)
 def test_error_estimate_of_itd(name, mode):
     case = CASES[name]
     for steps in (10, 20, 40):
@@ -158,8 +169,14 @@ def test_truncated_itd_stops_the_gradient_before_its_last_steps():
     assert int(found.calls.hvp) == 3
 
 
-@pytest.mark.parametrize("tx", [optax.sgd(0.1), optax.sgd(0.05, momentum=0.9)], ids=["gd", "heavy"])
-@pytest.mark.parametrize("steps", [1, 2, 7, 10, 16])
+@pytest.mark.parametrize(
+    ("steps", "tx"),
+    [
+        (1, optax.sgd(0.1)),
+        (7, optax.sgd(0.05, momentum=0.9)),
+        *(pytest.param(k, optax.sgd(0.1), marks=SLOW) for k in (2, 10, 16)),
+    ],
+)
 def test_all_modes_of_itd_agree(steps, tx):
     case = CASES["logistic"]
     inner = GradientInner(tx, steps)

@@ -56,6 +56,7 @@ def test_closed_form_on_full_batches():
     assert float(found.error_estimate) < 1e-8
 
 
+@pytest.mark.slow
 def test_minibatches_converge_to_the_hypergradient():
     """More of everything, less error; on rows drawn with replacement."""
     case, sampler = CASES["logistic"], WithReplacement(4)

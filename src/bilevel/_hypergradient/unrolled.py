@@ -179,21 +179,20 @@ def _reverse(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, 
 def _forward(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, Any, Scalar]:
     """Value, gradient in u, the rest, and what is left of a random unit step at the start."""
     flat, unravel = ravel_pytree(u)
+
+    def along(du: Array):
+        (value, _), (slope, _), rest = jax.jvp(
+            lambda u: function(u, w), (u,), (unravel(du),), has_aux=True
+        )
+        return value, slope, rest
+
+    basis = jnp.eye(flat.size, dtype=flat.dtype)
+    value, slopes, rest = jax.vmap(along, out_axes=(None, 0, None))(basis)
+    # A pass of its own, which is not compiled where the error estimate is not used.
     away = optax.tree.random_like(jr.key(0), w)
     away = optax.tree.scale(1 / optax.tree.norm(away), away)
-
-    def along(du: Array, is_start: Array):
-        dw = optax.tree.scale(is_start, away)
-        (value, _), (d_value, d_last), rest = jax.jvp(
-            function, (u, w), (unravel(du), dw), has_aux=True
-        )
-        return value, d_value, rest, optax.tree.norm(d_last)
-
-    # The last direction moves the start and not u.
-    directions = jnp.concatenate([jnp.eye(flat.size), jnp.zeros((1, flat.size))]).astype(flat.dtype)
-    is_start = jnp.zeros(flat.size + 1, flat.dtype).at[-1].set(1)
-    value, slopes, rest, moved = jax.vmap(along, out_axes=(None, 0, None, 0))(directions, is_start)
-    return value, unravel(slopes[:-1]), rest, moved[-1]
+    moved = jax.jvp(lambda w: function(u, w)[0][1], (w,), (away,))[1]
+    return value, unravel(slopes), rest, optax.tree.norm(moved)
 
 
 def _over(x: Scalar, size: Scalar) -> Scalar:

@@ -1,0 +1,278 @@
+"""G9: the mean squared error of the stochastic hypergradient (SID), term by term.
+
+Grazzi & Pontil, section 4: with t stochastic inner steps and k stochastic linear steps of decreasing
+size and J samples of the rest, the mean squared error is of the order `1/t + 1/k + 1/J`; with constant
+steps it stalls. Logistic regression with one regularisation parameter, `u = log penalty`.
+
+The terms are separated by making the two others exact, and nothing is subtracted:
+
+t:  w_t by stochastic steps; then SID at w_t on full batches, with 150 deterministic linear steps.
+k:  SID at the inner solution, with full outer batches. (The cross derivative of a penalty,
+    `exp(u) w`, has no sample in it, so that J does not matter.)
+J:  SID at the inner solution, with full inner batches and 150 deterministic linear steps.
+all: SID as it is, from w = 0, with t = k = J and minibatches everywhere.
+
+The inner solution is that of 2000 full gradient steps, and "full" means `FullBatch`. The steps are
+`c / (i + d)` with c = 2 / mu and d = c L, mu and L the extreme eigenvalues of the inner Hessian.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import matplotlib as mpl
+import numpy as np
+import optax
+
+import bilevel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _script import Claim, run_script
+
+BATCH, EXACT_STEPS, INNER_STEPS = 10, 150, 2000
+RANGE = (1.6, 2.6)  # what a doubling may divide a mean squared error by
+STALLED = 0.8
+# Each count is a compilation of its own, which takes longer than a short run.
+COMPILE_FAST = {"xla_backend_optimization_level": 0}
+
+
+def outer(u, w, batch):
+    """Mean logistic loss, labels in {-1, 1}."""
+    x, y = batch
+    return jnp.mean(jax.nn.softplus(-y * (x @ w)))
+
+
+def inner(u, w, batch):
+    """With the penalty `exp(u) / 2 |w|^2`."""
+    return outer(u, w, batch) + 0.5 * jnp.exp(u) * jnp.vdot(w, w)
+
+
+class Instance(NamedTuple):
+    """The problem with its solution, its hypergradient and its extreme eigenvalues."""
+
+    problem: bilevel.BilevelProblem
+    u: Any
+    w_star: Any
+    truth: Any
+    mu: float
+    top: float
+
+    @property
+    def decreasing(self):
+        c = 2 / self.mu
+        return bilevel.decreasing_step(c, c * self.top)
+
+    def stream(self, which: str, key=None) -> bilevel.Stream:
+        """All rows of the data at each draw, or with a key `BATCH` of them."""
+        data = self.problem.outer_data if which == "outer" else self.problem.inner_data
+        sampler = bilevel.FullBatch() if key is None else bilevel.WithReplacement(BATCH)
+        return bilevel.Stream(sampler, data, sampler.init(data, jr.key(0) if key is None else key))
+
+    def sid(self, estimator, inner_solver, streams):
+        """One hypergradient, from w = 0."""
+        w0 = jnp.zeros_like(self.w_star)
+        state = estimator.init(self.problem, inner_solver, self.u, w0)
+        return estimator.estimate(self.problem, inner_solver, self.u, w0, state, streams)[0].grad
+
+    # The terms: (steps, schedule, key) -> hypergradient.
+
+    def of_t(self, steps, schedule, key):
+        solver = bilevel.GradientInner(optax.sgd(schedule), steps)
+        w0 = jnp.zeros_like(self.w_star)
+        state = solver.init(self.problem, self.u, w0)
+        w, *_ = solver.solve(self.problem, self.u, w0, state, self.stream("inner", key))
+        return self.sid(self.exact(1), at(w), self.streams(None, None))
+
+    def of_k(self, steps, schedule, key):
+        estimator = bilevel.SID(bilevel.StochasticRichardson(schedule, steps), 1)
+        return self.sid(estimator, at(self.w_star), self.streams(None, key))
+
+    def of_j(self, samples, schedule, key):
+        del schedule
+        return self.sid(self.exact(samples), at(self.w_star), self.streams(key, None))
+
+    def of_all(self, steps, schedule, key):
+        estimator = bilevel.SID(bilevel.StochasticRichardson(schedule, steps), steps)
+        solver = bilevel.GradientInner(optax.sgd(schedule), steps)
+        return self.sid(estimator, solver, self.streams(*jr.split(key)))
+
+    def exact(self, samples):
+        step = 2 / (self.mu + self.top)
+        return bilevel.SID(bilevel.StochasticRichardson(step, EXACT_STEPS), samples)
+
+    def streams(self, outer_key, inner_key):
+        return bilevel.Streams(self.stream("outer", outer_key), self.stream("inner", inner_key))
+
+
+def at(w) -> bilevel.ClosedForm:
+    """The inner solver that knows its result."""
+    return bilevel.ClosedForm(lambda u, batch: w)
+
+
+def instance(inner_data, outer_data, penalty: float) -> Instance:
+    """Solve to convergence, on full batches."""
+    problem = bilevel.BilevelProblem(outer, inner, outer_data, inner_data)
+    u, w0 = jnp.log(penalty), jnp.zeros(inner_data[0].shape[1])
+    top = np.linalg.eigvalsh(jax.hessian(inner, 1)(u, w0, inner_data))[-1]
+    solver = bilevel.GradientInner(optax.sgd(1 / top), INNER_STEPS)
+    full = bilevel.Stream(bilevel.FullBatch(), inner_data, ())
+    state = solver.init(problem, u, w0)
+    w = jax.jit(lambda w0: solver.solve(problem, u, w0, state, full)[0])(w0)
+    mu = np.linalg.eigvalsh(jax.hessian(inner, 1)(u, w, inner_data))[0]
+    truth = jax.jit(lambda w: bilevel.implicit_gradient(problem, u, w, lx.Cholesky()))(w)
+    assert float(truth.inner_residual) < 1e-12
+    return Instance(problem, u, w, truth.grad, float(mu), float(top))
+
+
+def synthetic(seed: int = 0) -> Instance:
+    """200 inner and 200 outer rows, 10 features, labels from a logistic model."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(400, 10))
+    y = np.where(rng.random(400) < 1 / (1 + np.exp(-x @ rng.normal(size=10))), 1.0, -1.0)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    return instance((x[:200], y[:200]), (x[200:], y[200:]), 0.2)
+
+
+def digits() -> Instance:
+    """MNIST, odd against even: 50 principal components, of 5000 inner and 5000 outer rows.
+
+    They are the first 10000 of the training split. The components are scaled together, so that the
+    largest has variance 4.
+    """
+    images, labels = bilevel.datasets.mnist("train")
+    images, labels = images[:10000], labels[:10000]
+    x = images.reshape(len(images), -1) / 255
+    x = x - x.mean(0)
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    x = x @ vectors[:, -50:] * (2 / np.sqrt(values[-1]))
+    x, y = jnp.asarray(x), jnp.asarray(np.where(labels % 2 == 1, 1.0, -1.0))
+    return instance((x[::2], y[::2]), (x[1::2], y[1::2]), 0.1)
+
+
+def mean_squared_error(case: Instance, term, steps: int, schedule, keys, options) -> np.ndarray:
+    """Over the keys, relative to the squared hypergradient; and its relative standard error."""
+
+    def run(keys):
+        return jax.lax.map(lambda key: term(steps, schedule, key), keys, batch_size=50)
+
+    run = jax.jit(run, compiler_options=options)
+    squares = (np.asarray(run(keys)) / float(case.truth) - 1) ** 2
+    return np.array([squares.mean(), squares.std() / squares.mean() / np.sqrt(len(squares))])
+
+
+def measure(
+    case: Instance, counts: list[int], num_seeds: int, options
+) -> dict[str, dict[str, Any]]:
+    """The curves with decreasing steps; with constant ones at the last count and a fourth of it."""
+    constant = 0.2 / case.top
+    plan = {
+        "t": (case.of_t, case.decreasing, counts),
+        "k": (case.of_k, case.decreasing, counts),
+        "J": (case.of_j, None, counts),
+        "t = k = J": (case.of_all, case.decreasing, counts),
+        "t, constant step": (case.of_t, constant, [counts[-3], counts[-1]]),
+        "k, constant step": (case.of_k, constant, [counts[-3], counts[-1]]),
+    }
+    found = {}
+    for seed, (name, (term, schedule, steps)) in enumerate(plan.items()):
+        # New keys for each point: the ratios' errors are independent.
+        keys = jr.split(jr.key(seed), (len(steps), num_seeds))
+        points = [
+            mean_squared_error(case, term, s, schedule, k, options)
+            for s, k in zip(steps, keys, strict=True)
+        ]
+        mse, deviation = np.array(points).T
+        ratios = mse[:-1] / mse[1:]
+        found[name] = {
+            "steps": steps,
+            "mse": mse.tolist(),
+            "ratios": ratios.tolist(),
+            "standard_errors": (ratios * np.hypot(deviation[:-1], deviation[1:])).tolist(),
+        }
+    return found
+
+
+def draw(curves: dict[str, dict[str, Any]], title: str, path: Path) -> None:
+    """The mean squared errors against steps."""
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    style = {"t": "C0o", "k": "C1s", "J": "C2^", "t = k = J": "kD"}
+    for name, curve in curves.items():
+        steps, mse = curve["steps"], curve["mse"]
+        label, _, constant = name.partition(", ")
+        color, marker = style[label][:-1], style[label][-1]
+        shown = f"{label} alone" if label in "tkJ" else label
+        if constant:
+            axes[1].loglog(steps, mse, "--", color=color, marker=marker, ms=5, label=name)
+        else:
+            axes[0].loglog(steps, mse, color=color, marker=marker, ms=5, label=shown)
+            if label in "tk":
+                shown = f"{label}, decreasing step"
+                axes[1].loglog(steps, mse, color=color, marker=marker, ms=5, label=shown)
+    x = np.array(curves["t"]["steps"], float)
+    for axis, titled in zip(axes, ["decreasing steps", "constant steps stall"], strict=True):
+        top = curves["t = k = J"]["mse"][0] if axis is axes[0] else curves["t"]["mse"][0]
+        axis.loglog(x, 1.5 * top * x[0] / x, "k:", lw=1, label="1 / steps")
+        axis.set(title=titled, xlabel="steps or samples")
+        axis.set_xticks(x, [f"{s:.0f}" for s in x])
+        axis.minorticks_off()
+        axis.legend(fontsize=8, loc="lower left", ncols=2)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(bottom=0.15 * min(min(curve["mse"]) for curve in curves.values()))
+    axes[0].set_ylabel("relative mean squared error")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
+    """Measure, draw, judge."""
+    jax.config.update("jax_enable_x64", True)
+    case, data = None, "synthetic, 200 + 200 rows, 10 features"
+    if full:
+        try:
+            case, data = digits(), "MNIST odd/even, 5000 + 5000 rows, 50 principal components"
+        except FileNotFoundError as missing:
+            print(f"MNIST is missing, the synthetic problem is run in its place: {missing}")
+    case = synthetic() if case is None else case
+    counts = [200, 400, 800, 1600, 3200] if full else [100, 200, 400]
+    num_seeds = 1000
+    curves = measure(case, counts, num_seeds, None if full else COMPILE_FAST)
+    draw(curves, f"SID, {num_seeds} seeds, batches of {BATCH}: {data}", out / "sid.png")
+    claims = []
+    for name, curve in curves.items():
+        ratios = curve["ratios"]
+        errors = curve["standard_errors"]
+        shown = ", ".join(f"{r:.2f} +- {e:.2f}" for r, e in zip(ratios, errors, strict=True))
+        if "constant" in name:
+            kept = [1 / r for r in ratios]
+            text = f"{name}: four times the steps leave the mean squared error where it was"
+            measured = f"times {kept[0]:.2f}"
+            claims.append(Claim("G9", text, "it stalls", measured, min(kept) > STALLED))
+        else:
+            good = all(RANGE[0] <= r <= RANGE[1] for r in ratios)
+            text = f"{name}: each doubling halves the mean squared error"
+            claims.append(Claim("G9", text, "O(1/x)", f"divided by {shown}", good))
+    settings = {
+        "data": data,
+        "seeds": num_seeds,
+        "batch": BATCH,
+        "penalty": float(jnp.exp(case.u)),
+        "mu": case.mu,
+        "L": case.top,
+        "c": 2 / case.mu,
+        "d": 2 * case.top / case.mu,
+        "constant_step": 0.2 / case.top,
+        "hypergradient": float(case.truth),
+    }
+    return {"settings": settings, "curves": curves}, claims
+
+
+if __name__ == "__main__":
+    run_script(__file__, main)
