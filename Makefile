@@ -32,6 +32,9 @@ papers: $(STAMP) ## every figure and table of the papers, quick, in out/papers
 bench: $(STAMP) ## measured against hand-written floors; needs BILEVEL_DATA
 	$(BIN)/python benchmarks/soba_step.py
 	$(BIN)/python benchmarks/near_exact.py
+	$(BIN)/python benchmarks/hypergradients.py
+	$(BIN)/python benchmarks/nystrom.py
+	$(BIN)/python benchmarks/reweighting.py
 
 clean:
 	rm -rf $(VENV) out build dist

@@ -13,6 +13,9 @@ from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
 from .._solution import RESULTS, Calls
 
+FULL = object()
+"""Stands for a problem's own data where `None` is data too."""
+
 
 class Hypergradient(eqx.Module):
     """An estimate of `grad Phi(u)` with what is needed to judge it.

@@ -20,14 +20,13 @@ from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
 from .._solution import RESULTS, Calls, HypergradientWarning
 from .base import (
+    FULL,
     AbstractHypergradient,
     EstimatorState,
     Hypergradient,
     linearise_inner,
     require_outer_variable,
 )
-
-_FULL = object()
 
 
 def implicit_gradient(
@@ -38,8 +37,8 @@ def implicit_gradient(
     *,
     damping: ScalarLike = 0.0,
     v0: PyTree[Array] | None = None,
-    outer_batch: Any = _FULL,
-    inner_batch: Any = _FULL,
+    outer_batch: Any = FULL,
+    inner_batch: Any = FULL,
 ) -> Hypergradient:
     """The hypergradient by the implicit function theorem, at a given inner point.
 
@@ -84,8 +83,8 @@ def implicit_gradient(
     >>> float(estimate.grad), float(estimate.inner_residual)
     (0.75, 0.0)
     """
-    outer_batch = problem.outer_data if outer_batch is _FULL else outer_batch
-    inner_batch = problem.inner_data if inner_batch is _FULL else inner_batch
+    outer_batch = problem.outer_data if outer_batch is FULL else outer_batch
+    inner_batch = problem.inner_data if inner_batch is FULL else inner_batch
     require_outer_variable(problem, u, w, inner_batch)
 
     value, (outer_u, outer_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
@@ -219,7 +218,8 @@ def warn_once(estimate: Hypergradient) -> None:
     Python shows equal warnings once. In a compiled run the result code is in `Info` and the trace, and
     `solve` looks at it.
     """
-    if isinstance(estimate.result._value, Tracer) or bool(estimate.result == RESULTS.successful):
+    numbers = (estimate.result._value, estimate.inner_residual, estimate.linear_residual)
+    if any(isinstance(x, Tracer) for x in numbers) or bool(estimate.result == RESULTS.successful):
         return
     warnings.warn(
         f"the hypergradient is not what it should be. {RESULTS[estimate.result]} (inner residual "

@@ -8,8 +8,7 @@ from jaxtyping import Array, PyTree
 
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
-
-_FULL = object()
+from .base import FULL
 
 
 def implicit_layer(
@@ -18,7 +17,7 @@ def implicit_layer(
     w: PyTree[Array],
     linear_solver: lx.AbstractLinearSolver | None = None,
     *,
-    inner_batch: Any = _FULL,
+    inner_batch: Any = FULL,
 ) -> PyTree[Array]:
     """`w`, with the derivative that the implicit function theorem gives `w*(u)`.
 
@@ -52,7 +51,7 @@ def implicit_layer(
     >>> bool(jnp.isclose(jax.grad(jax.grad(layer))(u), -jnp.sin(u)))
     True
     """
-    batch = problem.inner_data if inner_batch is _FULL else inner_batch
+    batch = problem.inner_data if inner_batch is FULL else inner_batch
     symmetric = isinstance(problem, BilevelProblem)
     if linear_solver is None:
         linear_solver = CG(rtol=1e-6) if symmetric else lx.GMRES(rtol=1e-6, atol=1e-6)

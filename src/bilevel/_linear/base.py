@@ -72,3 +72,15 @@ def resolve_step_size(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
     largest = largest_eigenvalue(operator.mv, zeros)
     return 1 / jnp.where(largest > 0, largest, 1), POWER_STEPS
+
+
+def transpose_state(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The state of a solver for the transposed operator, which is its first entry."""
+    operator, *rest = state
+    return (operator.transpose(), *rest)
+
+
+def conj_state(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same for the conjugated operator."""
+    operator, *rest = state
+    return (lx.conj(operator), *rest)

@@ -9,6 +9,8 @@ import lineax as lx
 import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from .base import conj_state, transpose_state
+
 
 class _Carry(NamedTuple):
     x: PyTree[Array]
@@ -135,13 +137,11 @@ class CG(lx.AbstractLinearSolver[Any]):
 
     def transpose(self, state, options):
         """The operator is symmetric."""
-        operator, preconditioner = state
-        return (operator.transpose(), preconditioner), options
+        return transpose_state(state), options
 
     def conj(self, state, options):
         """The operator is real."""
-        operator, preconditioner = state
-        return (lx.conj(operator), preconditioner), options
+        return conj_state(state), options
 
     def assume_full_rank(self):
         """Positive definite operators have full rank."""

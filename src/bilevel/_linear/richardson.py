@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import lineax as lx
 import optax
 
-from .base import StepSize, as_step_size, check_step_size, resolve_step_size
+from .base import (
+    StepSize,
+    as_step_size,
+    check_step_size,
+    conj_state,
+    resolve_step_size,
+    transpose_state,
+)
 
 
 class Richardson(lx.AbstractLinearSolver):
@@ -95,13 +102,11 @@ class Richardson(lx.AbstractLinearSolver):
 
     def transpose(self, state, options):
         """The same step on the transposed operator."""
-        operator, *step = state
-        return (operator.transpose(), *step), options
+        return transpose_state(state), options
 
     def conj(self, state, options):
         """The same step on the conjugated operator."""
-        operator, *step = state
-        return (lx.conj(operator), *step), options
+        return conj_state(state), options
 
     def assume_full_rank(self):
         """It needs a positive definite operator."""
