@@ -99,8 +99,11 @@ def double_loop(case: Case, num_steps=20, outer_step=0.2, **options) -> bilevel.
     )
 
 
-SHUFFLED = {"inner_sampler": Shuffled(5), "outer_sampler": Shuffled(3)}
-REPLACED = {"inner_sampler": WithReplacement(4), "outer_sampler": WithReplacement(4)}
+SHUFFLED: dict[str, Any] = {"inner_sampler": Shuffled(5), "outer_sampler": Shuffled(3)}
+REPLACED: dict[str, Any] = {
+    "inner_sampler": WithReplacement(4),
+    "outer_sampler": WithReplacement(4),
+}
 
 _coupled, _tree, _logistic = CASES["coupled"], CASES["pytree"], CASES["logistic"]
 _simplex, _box = CASES["simplex"], CASES["box"]
