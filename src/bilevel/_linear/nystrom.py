@@ -55,8 +55,9 @@ class Nystrom(lx.AbstractLinearSolver):
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> a = lx.MatrixLinearOperator(jnp.diag(jnp.array([4.0, 1.0])), lx.positive_semidefinite_tag)
-    >>> lx.linear_solve(a, jnp.ones(2), Nystrom(2, damping=1.0)).value.round(4).tolist()
-    [0.2, 0.5]
+    >>> x = lx.linear_solve(a, jnp.ones(2), Nystrom(2, damping=1.0)).value
+    >>> bool(jnp.allclose(x, jnp.array([1 / 5, 1 / 2])))
+    True
     """
 
     rank: int
