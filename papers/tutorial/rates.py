@@ -1,6 +1,7 @@
 """G7: how fast iterative and implicit differentiation approach the hypergradient.
 
-Grazzi & Pontil, section 3: with an inner map that contracts with constant q, t inner steps and k = t
+Grazzi & Pontil, "Error Rates for AID and ITD":
+with an inner map that contracts with constant q, t inner steps and k = t
 steps for the linear system, the error is `O(t q^t)` for ITD and `O(q^t)` for AID-FP; conjugate
 gradients (AID-CG) need far fewer steps than the fixed-point method once the inner point is good; the
 memory of ITD grows with t, that of AID does not.

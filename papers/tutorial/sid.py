@@ -1,6 +1,7 @@
 """G9: the mean squared error of the stochastic hypergradient (SID), term by term.
 
-Grazzi & Pontil, section 4: with t stochastic inner steps and k stochastic linear steps of decreasing
+Grazzi & Pontil, "Stochastic Bilevel Optimization":
+with t stochastic inner steps and k stochastic linear steps of decreasing
 size and J samples of the rest, the mean squared error is of the order `1/t + 1/k + 1/J`; with constant
 steps it stalls. Logistic regression with one regularisation parameter, `u = log penalty`.
 

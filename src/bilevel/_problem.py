@@ -64,8 +64,8 @@ class FixedPointProblem(eqx.Module):
 
         min_{u in U}  Phi(u) = F(u, w*(u))   subject to   w*(u) = map(u, w*(u))
 
-    (Grazzi & Pontil, section 2.) Equilibrium models are of this kind, and so is training by an
-    optimiser, of which `optimizer_fixed_point` makes one.
+    (Grazzi & Pontil, "Bilevel Min-Fixed-point".) Equilibrium models are of this kind, and so
+    is training by an optimiser, of which `optimizer_fixed_point` makes one.
 
     Args:
         outer: the outer objective `F(u, w, batch) -> scalar`.

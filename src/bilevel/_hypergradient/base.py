@@ -32,8 +32,8 @@ class Hypergradient(eqx.Module):
             where no linear system is involved.
         error_estimate: a first-order estimate of `||grad - grad Phi(u)||_2`, no bound; infinite where
             the inner problem is not locally convex (or contracting). See `implicit_gradient` and
-            `ITD` for what it is made of. It costs about two gradients, and nothing if it is not
-            used inside a compiled function.
+            `ITD` for what it is made of. It costs about four Hessian-vector products, which
+            `calls` leaves out, and nothing if it is not used inside a compiled function.
         result: a `RESULTS`: the linear solver's code, else the inner solver's.
         calls: what it cost.
     """

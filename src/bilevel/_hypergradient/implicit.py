@@ -51,7 +51,7 @@ def implicit_gradient(
         problem: the problem; its full data are used unless batches are given.
         u: the outer variable.
         w: an inner point, ideally `w*(u)`; the estimate's error is
-            `O(||w - w*(u)|| + ||v - H^-1 grad_w F||)` (Grazzi & Pontil, section 3).
+            `O(||w - w*(u)|| + ||v - H^-1 grad_w F||)` (Grazzi & Pontil, "AID error upper bound").
         linear_solver: any lineax solver. The operator is matrix-free and tagged symmetric and
             positive semi-definite, so `CG` and `lx.Cholesky` accept it; `lx.LU`, `lx.SVD` and
             other direct solvers materialise H with dim(w) products.
@@ -65,6 +65,14 @@ def implicit_gradient(
 
     Cost: one outer gradient, one inner linearisation, the linear solver's Hessian-vector products
     (each about two inner gradients) and one joint product; memory of a few vectors like `w`.
+    Of a `FixedPointProblem` it solves `(I - d_w map)^T v = grad_w F` and returns
+    `grad_u F + (d_u map)^T v`; the operator is not tagged symmetric then, so that `CG` refuses it.
+
+    `error_estimate`, with `L(u, w) = F - <v, r>`, r the inner residual, `d = r / mu` and mu the
+    smallest of the curvatures `<x, H x> / <x, x>` seen (at v, at r, by CG), to first order:
+
+        ||d2_uw L d|| + (b / mu) (||d2_ww L d|| + linear residual),   b = ||(d_u r)^T v|| / ||v||
+
     `calls.hvp` is exact for CG and the direct solvers; for other iterative solvers it is the
     number of steps they report.
 
@@ -240,7 +248,7 @@ class AID(AbstractHypergradient):
             cost and, with a tolerance, not the answer.
 
     Error: with f mu-strongly convex in w, linear in the inner and the linear error (Grazzi &
-    Pontil, section 3). Memory does not grow with the number of inner steps.
+    Pontil, "AID error upper bound"). Memory does not grow with the number of inner steps.
     """
 
     linear_solver: lx.AbstractLinearSolver = CG(rtol=1e-6)

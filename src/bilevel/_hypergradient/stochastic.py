@@ -29,7 +29,7 @@ class SID(AbstractHypergradient):
         w_t    = t stochastic steps of the inner solver (its schedule may decrease)
         v_k    = k steps of v <- v - a_k (H_batch v - grad_w F_J),   grad_w F_J = mean over J batches
         grad   = grad_u F_J - mean over J batches of (d2_uw f)^T v_k
-                                                          (Grazzi & Pontil, section 4, Algorithm 3)
+                               (Grazzi & Pontil, "Stochastic Implicit Differentiation (SID)")
 
     Args:
         linear_solver: a `StochasticRichardson`; each of its steps draws one inner batch.
@@ -41,6 +41,9 @@ class SID(AbstractHypergradient):
     batches, so they carry their sampling noise.
 
     Cost: t inner gradients, k products, J outer gradients, J cross products. `v` starts from zero.
+
+    Raises:
+        ValueError: `num_samples` < 1, the inner objective does not depend on its argument `u`.
     """
 
     linear_solver: StochasticRichardson

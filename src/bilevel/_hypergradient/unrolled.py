@@ -28,7 +28,7 @@ class ITD(AbstractHypergradient):
     """Iterative differentiation, "unrolling": the exact gradient of the *truncated* problem.
 
         Phi_T(u) = F(u, w_T(u)),   w_T(u) the inner solver's result from a fixed w_0
-        estimate = grad Phi_T(u)                  (Grazzi & Pontil, section 3; Vicol et al., Alg. 4)
+        estimate = grad Phi_T(u)                  (Grazzi & Pontil, "ITD"; Vicol et al., Alg. 4)
 
     Args:
         mode: `"reverse"`: one backward pass, whatever the size of u; memory of T vectors like `w`.

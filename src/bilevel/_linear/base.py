@@ -40,9 +40,8 @@ def largest_eigenvalue(
 ) -> Scalar:
     """The largest absolute eigenvalue of a symmetric operator, from below, by power iteration.
 
-    After k steps it is at least `max_i |lambda_i| * c^(1/k)`, c the start's squared component along
-    that eigenvector: within some per cent after twenty steps, and never below half of it in
-    practice, which is what a step of `1 / estimate` needs to contract.
+    The cosine c of the random start with that eigenvector decides how far below: by a factor of
+    about `c^(1/k)` at most after k steps. A step of `1 / estimate` contracts if it is above half.
     """
 
     def iterate(v: PyTree, _: None) -> tuple[PyTree, Scalar]:

@@ -126,20 +126,24 @@ class Nystrom(lx.AbstractLinearSolver):
 
 
 def nystrom_preconditioner(rank: int, damping: float, *, key: Array | None = None):
-    """For `CG(preconditioner=...)`: `(A_S + damping I)^{-1}`, scaled to 1 outside of the range.
+    """For `CG(preconditioner=...)`: `P = (A_S + damping I)^{-1}`, `A_S` as in `Nystrom`.
 
-    `P = (l + damping) (A_S + damping I)^{-1}` with l the smallest eigenvalue kept (Frangella, Tropp &
-    Udell 2023, equation (1.3)). Costs `rank` products once, and `2 rank dim` flops a step.
+    After Frangella, Tropp & Udell (2023), who take the smallest eigenvalue kept in place of zero
+    outside of the range; here the damping says what to expect there.
+
+    Args:
+        rank, damping, key: as in `Nystrom`, with its errors.
+
+    Costs `rank` products a solve, and two products with a `rank x dim` matrix a step.
     """
     solver = Nystrom(rank, damping, key=jr.key(0) if key is None else key)
 
     def build(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
         state = solver.init(operator, {})
-        scale = state.values[-1] + state.damping
 
         def apply(x):
             flat, unravel = ravel_pytree(x)
-            return unravel(scale * state.solve(flat))
+            return unravel(state.solve(flat))
 
         return lx.FunctionLinearOperator(
             apply, operator.in_structure(), (lx.symmetric_tag, lx.positive_semidefinite_tag)

@@ -20,7 +20,7 @@ class Richardson(lx.AbstractLinearSolver):
     """`x_{k+1} = x_k + a (b - A x_k)`, as a lineax solver.
 
     With `a = 1` and `A = I - J^T` this is `x_{k+1} = J^T x_k + b`, the fixed-point method AID-FP of
-    Grazzi & Pontil (section 3). From zero, k steps are k terms of the Neumann series.
+    Grazzi & Pontil ("Fixed point method"). From zero, k steps are k terms of the Neumann series.
 
     Args:
         step_size: a; converges for a < 2 / L on a symmetric positive definite A. `"auto"`: 1 / L, by

@@ -21,7 +21,8 @@ def _as_schedule(value: Any) -> Any:
 class StochasticRichardson(lx.AbstractLinearSolver):
     """`x_{k+1} = x_k - a_k (A_k x_k - b)` with unbiased random `A_k`, as a lineax solver.
 
-    (Grazzi & Pontil, section 4; Grazzi et al. 2021.) With a constant step it stalls at an error of
+    (Grazzi & Pontil, "Stochastic Fixed-point Iterations".)
+    With a constant step it stalls at an error of
     order a; with `a_k = c / (k + d)` the mean squared error falls as 1 / k.
 
     Args:
