@@ -22,6 +22,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,17 @@ from _measure import cpu_ratio, cpu_seconds
 from jax.flatten_util import ravel_pytree
 
 import bilevel
-from bilevel import AID, CG, ITD, SID, Neumann, Nystrom, Richardson
+from bilevel import (
+    AID,
+    CG,
+    ITD,
+    SID,
+    Neumann,
+    Nystrom,
+    Richardson,
+    diagonal_preconditioner,
+    nystrom_preconditioner,
+)
 
 TARGET = 1.15
 
@@ -182,10 +193,8 @@ def estimators(case: Case) -> dict[str, tuple[bilevel.AbstractHypergradient, Any
     solvers = {
         "CG": CG(rtol=1e-6),
         "CG, 5 steps": CG(rtol=0, max_steps=5),
-        "CG, Nystrom precond.": CG(
-            rtol=1e-6, preconditioner=bilevel.nystrom_preconditioner(20, ridge)
-        ),
-        "CG, diagonal precond.": CG(rtol=1e-6, preconditioner=bilevel.diagonal_preconditioner(20)),
+        "CG, Nystrom precond.": CG(rtol=1e-6, preconditioner=nystrom_preconditioner(20, ridge)),
+        "CG, diagonal precond.": CG(rtol=1e-6, preconditioner=diagonal_preconditioner(20)),
         "GMRES (lineax)": lx.GMRES(rtol=1e-6, atol=1e-9, restart=40, stagnation_iters=200),
         "Richardson": Richardson(step, rtol=1e-6, max_steps=2000),
         "identity (Neumann 1)": Neumann(step, 1),
@@ -322,7 +331,7 @@ def draw(results: list[tuple[Case, list[Row]]], path: Path) -> None:
 
 # The same arithmetic by hand, on the logistic problem. All return the hypergradient only.
 
-INNER, TERMS, RANK, DAMPING = 10, 20, 20, 1e-2
+INNER, TERMS, RANK, DAMPING, BATCH, SAMPLES = 10, 20, 20, 1e-2, 64, 10
 
 
 def by_hand(kind: str, inner: Callable, step: float):
@@ -345,16 +354,30 @@ def by_hand(kind: str, inner: Callable, step: float):
 
         return run
 
-    def cg(hvp, b):
+    def cg(hvp, b, precondition=lambda r: r):
         def body(carry, _):
-            x, r, p, rr = carry
+            x, r, p, rz = carry
             ap = hvp(p)
-            a = rr / (p @ ap)
+            a = rz / (p @ ap)
             x, r = x + a * p, r - a * ap
-            new = r @ r
-            return (x, r, r + new / rr * p, new), None
+            z = precondition(r)
+            new = r @ z
+            return (x, r, z + new / rz * p, new), None
 
-        return jax.lax.scan(body, (jnp.zeros_like(b), b, b, b @ b), length=TERMS)[0][0]
+        z = precondition(b)
+        return jax.lax.scan(body, (jnp.zeros_like(b), b, z, b @ z), length=TERMS)[0][0]
+
+    def damped_cg(hvp, b):
+        return cg(lambda x: hvp(x) + DAMPING * x, b)
+
+    def diagonal_cg(hvp, b):
+        signs = jax.random.rademacher(jax.random.key(0), (RANK, b.size), b.dtype)
+        diagonal = jnp.mean(signs * jax.vmap(hvp)(signs), axis=0)
+        diagonal = jnp.maximum(diagonal, 1e-3 * jnp.max(diagonal))
+        return cg(hvp, b, lambda r: r / diagonal)
+
+    def nystrom_cg(hvp, b):
+        return cg(hvp, b, low_rank(hvp, b))
 
     def neumann(hvp, b):
         def body(carry, _):
@@ -370,27 +393,93 @@ def by_hand(kind: str, inner: Callable, step: float):
 
         return jax.lax.scan(body, jnp.zeros_like(b), length=TERMS)[0]
 
-    def nystrom(hvp, b):
+    def low_rank(hvp, b):
         chosen = jax.random.choice(jax.random.key(0), b.size, (RANK,), replace=False)
         c = jax.vmap(hvp)(jax.nn.one_hot(chosen, b.size, dtype=b.dtype))
         values, vectors = jnp.linalg.eigh(c[:, chosen])
         keep = values > RANK * jnp.finfo(b.dtype).eps * jnp.max(jnp.abs(values))
         root = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
         _, s, f = jnp.linalg.svd(root[:, None] * (vectors.T @ c), full_matrices=False)
-        inside = f @ b
-        return f.T @ (inside / (s**2 + DAMPING)) + (b - f.T @ inside) / DAMPING
+
+        def apply(r):
+            inside = f @ r
+            return f.T @ (inside / (s**2 + DAMPING)) + (r - f.T @ inside) / DAMPING
+
+        return apply
+
+    def nystrom(hvp, b):
+        return low_rank(hvp, b)(b)
 
     def outer_value(u, w, data):
         return logistic_loss(descend(u, w, data[1], TERMS), data[0])
+
+    def truncated(u, w, data):
+        w = jax.lax.stop_gradient(descend(u, w, data[1], TERMS - TERMS // 2))
+        return logistic_loss(descend(u, w, data[1], TERMS // 2), data[0])
+
+    def checkpointed(u, w, data):
+        size = math.isqrt(TERMS - 1) + 1
+        blocks, rest = divmod(TERMS, size)
+        block = jax.checkpoint(lambda w: descend(u, w, data[1], size))
+        w = jax.lax.scan(lambda w, _: (block(w), None), w, length=blocks)[0]
+        if rest:
+            w = jax.checkpoint(lambda w: descend(u, w, data[1], rest))(w)
+        return logistic_loss(w, data[0])
+
+    @jax.jit
+    def sid(u, w, data):
+        outer_key, inner_key = jax.random.split(jax.random.key(0))
+
+        def batch(key, rows, k):
+            index = jax.random.randint(jax.random.fold_in(key, k), (BATCH,), 0, len(rows[1]))
+            return jax.tree.map(lambda x: x[index], rows)
+
+        def gradient(u, w, k):
+            return jax.grad(inner, argnums=(0, 1))(u, w, batch(inner_key, data[1], k))
+
+        def descend(w, k):
+            return w - step * gradient(u, w, k)[1], None
+
+        def average(sample):
+            each = jax.lax.scan(lambda _, k: (None, sample(k)), None, jnp.arange(SAMPLES))[1]
+            return jnp.mean(each, axis=0)
+
+        def solve(v, k):
+            product = jax.jvp(lambda w: gradient(u, w, k)[1], (w,), (v,))[1]
+            return v - step * (product - b), None
+
+        w = jax.lax.scan(descend, w, jnp.arange(10 * TERMS))[0]
+        b = average(lambda k: jax.grad(logistic_loss)(w, batch(outer_key, data[0], k)))
+        first = 10 * TERMS + SAMPLES  # the cross derivative's batches come before the products'
+        ks = jnp.arange(first, first + 10 * TERMS)
+        v = jax.lax.scan(solve, jnp.zeros_like(w), ks)[0]
+        return -average(
+            lambda k: jax.jvp(lambda w: gradient(u, w, 10 * TERMS + k)[0], (w,), (v,))[1]
+        )
 
     @jax.jit
     def forward(u, w, data):
         return jax.jvp(lambda u: outer_value(u, w, data), (u,), (jnp.ones_like(u),))[1]
 
-    solves = {"CG": cg, "Neumann": neumann, "Richardson": richardson, "Nystrom": nystrom}
+    solves = {
+        "CG": cg,
+        "CG, damping": damped_cg,
+        "CG, diagonal preconditioner": diagonal_cg,
+        "CG, Nystrom preconditioner": nystrom_cg,
+        "Neumann": neumann,
+        "Richardson": richardson,
+        "Nystrom": nystrom,
+    }
     if kind in solves:
         return implicit(solves[kind])
-    return {"ITD reverse": jax.jit(jax.grad(outer_value)), "ITD forward": forward}[kind]
+    unrolled = {
+        "ITD reverse": outer_value,
+        "ITD checkpointed": checkpointed,
+        "ITD, last half": truncated,
+    }
+    if kind in unrolled:
+        return jax.jit(jax.grad(unrolled[kind]))
+    return {"ITD forward": forward, "SID": sid}[kind]
 
 
 def ratios() -> list[tuple[str, float, float, float, float, float]]:
@@ -401,22 +490,37 @@ def ratios() -> list[tuple[str, float, float, float, float, float]]:
     w = jnp.zeros(500)
 
     found = []
-    for kind, estimator, num_steps in [
-        ("CG", AID(CG(rtol=0, max_steps=TERMS), warm_start=False), INNER),
-        ("Neumann", AID(Neumann(step, TERMS), warm_start=False), INNER),
-        ("Richardson", AID(Richardson(step, rtol=0, max_steps=TERMS), warm_start=False), INNER),
-        ("Nystrom", AID(Nystrom(RANK, DAMPING), warm_start=False), INNER),
-        ("ITD reverse", ITD(), TERMS),
-        ("ITD forward", ITD("forward"), TERMS),
+    full, batches = None, bilevel.WithReplacement(BATCH)
+
+    def aid(solver: Any, damping: float = 0.0) -> AID:
+        return AID(solver, damping=damping, warm_start=False)
+
+    def cg(preconditioner: Any = None) -> CG:
+        return CG(rtol=0, max_steps=TERMS, preconditioner=preconditioner)
+
+    noisy = bilevel.StochasticRichardson(step, 10 * TERMS)
+    for kind, estimator, num_steps, sampler in [
+        ("CG", aid(cg()), INNER, full),
+        ("CG, damping", aid(cg(), DAMPING), INNER, full),
+        ("CG, diagonal preconditioner", aid(cg(diagonal_preconditioner(RANK))), INNER, full),
+        ("CG, Nystrom preconditioner", aid(cg(nystrom_preconditioner(RANK, DAMPING))), INNER, full),
+        ("Neumann", aid(Neumann(step, TERMS)), INNER, full),
+        ("Richardson", aid(Richardson(step, rtol=0, max_steps=TERMS)), INNER, full),
+        ("Nystrom", aid(Nystrom(RANK, DAMPING)), INNER, full),
+        ("ITD reverse", ITD(), TERMS, full),
+        ("ITD checkpointed", ITD("checkpointed"), TERMS, full),
+        ("ITD, last half", ITD(truncate=TERMS // 2), TERMS, full),
+        ("ITD forward", ITD("forward"), TERMS, full),
+        ("SID", SID(noisy, SAMPLES), 10 * TERMS, batches),
     ]:
         u = jnp.asarray(-4.0) if kind == "ITD forward" else jnp.full(500, -4.0)
         inner = bilevel.GradientInner(optax.sgd(step), num_steps)
 
         @jax.jit
-        def library(u, w, data, estimator=estimator, inner=inner):
+        def library(u, w, data, estimator=estimator, inner=inner, sampler=sampler):
             problem = bilevel.BilevelProblem(logistic_outer, logistic_inner, *data)
             state = estimator.init(problem, inner, u, w)
-            streams = streams_of(problem)
+            streams = streams_of(problem, sampler)
             return estimator.estimate(problem, inner, u, w, state, streams)[0].grad
 
         hand = by_hand(kind, logistic_inner, step)

@@ -52,6 +52,21 @@ def test_defaults_need_nothing_but_the_problem():
     assert check.relative_error < 1e-6
 
 
+def test_a_fixed_point_problem_is_checked_with_its_defaults():
+    """A map that is not symmetric and not affine, nor is its fixed point near the start."""
+    jacobian = jnp.asarray([[0.3, -0.7, 0.0], [0.6, 0.2, 0.1], [0.0, 0.4, -0.3]])
+    problem = bilevel.FixedPointProblem(
+        outer=lambda u, w, _: jnp.sum((w - 1.0) ** 2) + jnp.sum(u**4),
+        map=lambda u, w, _: jnp.tanh(jacobian @ w) + jnp.sin(u),
+    )
+    u, w = jnp.asarray([0.5, -1.0, 2.0]), jnp.full(3, 5.0)
+    check = check_hypergradient(problem, u, w)
+    assert check.verdict == "agrees"
+    assert check.relative_error < 1e-7
+    wrong = check_hypergradient(problem, u, w, Wrong(bilevel.AID(bilevel.Richardson(1.0)), -1.0))
+    assert wrong.verdict == "disagrees"
+
+
 class Wrong(bilevel.AbstractHypergradient):
     """AID with its implicit term scaled: by -1 a wrong sign, by 0 a lost `stop_gradient`."""
 

@@ -64,6 +64,25 @@ def test_error_estimate_of_itd(name, mode):
         assert (true < 1e-11 and estimated < 1e-9) or 0.1 * true < estimated < 1e3 * true
 
 
+def test_error_estimates_with_known_constants():
+    """With the true mu, or the true q of every step, the estimate is no guess of curvature."""
+    case = CASES["coupled"]
+    mu, largest = case.bounds
+    step = 1 / largest
+    for steps in (5, 20):
+        inner = GradientInner(optax.sgd(step), steps)
+        aid = AID(bilevel.CG(rtol=1e-10), strong_convexity=mu)
+        true, estimated = errors(case, aid, inner)
+        assert true < 1.001 * estimated < 300 * true
+        itd = ITD(contraction=1 - step * mu)
+        true, estimated = errors(case, itd, inner)
+        assert true < estimated < 300 * true
+    # A smaller constant is a weaker promise.
+    weaker = AID(bilevel.CG(rtol=1e-10), strong_convexity=mu / 2)
+    inner = GradientInner(optax.sgd(step), 5)
+    assert errors(case, weaker, inner)[1] > errors(case, aid, inner)[1]
+
+
 def test_error_estimate_of_itd_from_the_solution():
     """No step is left to make, and truncation still leaves its error."""
     case, step = CASES["coupled"], 0.2
@@ -77,7 +96,7 @@ def test_error_estimate_of_itd_from_the_solution():
 
 
 def _state(inner, w):
-    return bilevel.EstimatorState(inner.tx.init(w), None)
+    return bilevel.EstimatorState(inner.tx.init(w))
 
 
 def test_error_estimate_is_zero_at_the_solution_and_infinite_without_one():
@@ -147,6 +166,17 @@ def test_a_run_warns_once():
     ) as seen:
         bilevel.solve(case.problem, method, case.u, case.w0, num_steps=6, chunk_size=2)
     assert len(seen) == 1
+
+
+def test_a_run_looks_for_its_step_size_once():
+    """20 products of power iteration at the first outer step, one at each other."""
+    case, terms = CASES["coupled"], 4
+    method = bilevel.DoubleLoop(
+        GradientInner(case.sgd(), 5), AID(bilevel.Neumann(num_terms=terms)), optax.sgd(0.1)
+    )
+    trace = bilevel.solve(case.problem, method, case.u, case.w0, num_steps=4).trace
+    # K - 1 products of the series and one for the residual.
+    np.testing.assert_array_equal(trace["hvps"], terms * np.arange(1, 5) + 20 + np.arange(4))
 
 
 # Unrolling and the Neumann series (Vicol et al., Appendix E).

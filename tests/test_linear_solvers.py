@@ -73,6 +73,15 @@ def test_auto_step_is_the_inverse_of_the_largest_eigenvalue_and_says_so(solver):
     assert int(solution.stats["num_products"]) in (23, 24)  # 20 of them for the step
 
 
+@pytest.mark.parametrize("solver", [Neumann(num_terms=4), Richardson(max_steps=4, rtol=0.0)])
+def test_auto_step_follows_a_known_eigenvector_with_one_product(solver):
+    first = solve(spd(1.0, 5.0), B, solver, eigenvector=jnp.zeros(N))
+    assert int(first.stats["num_products"]) in (23, 24)
+    grown = solve(spd(1.0, 8.0), B, solver, eigenvector=first.stats["eigenvector"])
+    assert int(grown.stats["num_products"]) in (4, 5)
+    np.testing.assert_allclose(grown.stats["step_size"], 1 / 8, rtol=0.05)
+
+
 def test_richardson_reaches_its_tolerance_from_any_start():
     a = spd()
     truth = np.linalg.solve(a, B)

@@ -88,7 +88,7 @@ def test_each_sample_is_another_batch():
         Stream(halves, case.problem.outer_data, halves.init(case.problem.outer_data, jr.key(0))),
         Stream(FullBatch(), case.problem.inner_data, ()),
     )
-    state = bilevel.EstimatorState((), None)
+    state = bilevel.EstimatorState(())
     values = [
         float(
             SID(solver, j).estimate(case.problem, inner, case.u, case.w0, state, streams)[0].value

@@ -76,7 +76,7 @@ class DoubleLoop(AbstractAlgorithm):
             w = state.w
         else:
             w = w0
-            estimator = EstimatorState(self.inner.init(problem, state.u, w), estimator.v)
+            estimator = estimator._replace(inner=self.inner.init(problem, state.u, w))
 
         estimate, estimator, streams = self.hypergradient.estimate(
             problem,

@@ -50,10 +50,14 @@ class Hypergradient(eqx.Module):
 
 
 class EstimatorState(NamedTuple):
-    """What an estimator carries between outer steps: the inner solver's state and the last `v`."""
+    """What an estimator carries between outer steps.
+
+    The inner solver's state, the last `v`, and the eigenvector that a step size `"auto"` follows.
+    """
 
     inner: Any
-    v: PyTree[Array] | None
+    v: PyTree[Array] | None = None
+    eigenvector: PyTree[Array] | None = None
 
 
 class AbstractHypergradient(eqx.Module):

@@ -1,6 +1,5 @@
 """`check_hypergradient`: is an estimate the derivative of Phi? Ask Phi itself."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,9 +12,9 @@ import optax
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
 
-from .._inner import AbstractInnerSolver, MinimiserInner
+from .._inner import AbstractInnerSolver, GradientInner, MinimiserInner
 from .._linear.cg import CG
-from .._problem import BilevelProblem
+from .._problem import BilevelProblem, Problem
 from .._sampler import FullBatch, Stream, Streams
 from .base import AbstractHypergradient
 from .implicit import AID
@@ -73,44 +72,56 @@ class HypergradientCheck(eqx.Module):
 
 
 class _Accurate(AbstractInnerSolver):
-    """A minimiser, then three Newton steps, each taken if it makes the gradient smaller.
+    """A first solver, then Newton steps on the residual, each taken if it makes it smaller.
 
-    A line search sees only differences of f, so it ends about sqrt(eps) away from the solution.
+    A line search sees only differences of f, so a minimiser ends about sqrt(eps) away from the
+    solution; and a map may be iterated for long.
     """
 
-    minimiser: MinimiserInner
+    first: AbstractInnerSolver
+    num_newton: int
     unrollable: ClassVar[bool] = False
 
     def init(self, problem, u, w):
-        """The minimiser's state."""
-        return self.minimiser.init(problem, u, w)
+        """The first solver's state."""
+        return self.first.init(problem, u, w)
 
     def solve(self, problem, u, w, state, stream):
-        """Minimise, then polish."""
-        w, state, stream, stats = self.minimiser.solve(problem, u, w, state, stream)
+        """Solve, then polish."""
+        w, state, stream, stats = self.first.solve(problem, u, w, state, stream)
         batch, stream = stream.draw()
 
-        def gradient(w: PyTree[Array]) -> PyTree[Array]:
-            return problem.residual(u, w, batch)
-
         def newton(_: Any, w: PyTree[Array]) -> PyTree[Array]:
-            moved = optax.tree.sub(w, _newton_step(gradient, w))
-            better = optax.tree.norm(gradient(moved)) < optax.tree.norm(gradient(w))
+            moved = optax.tree.sub(w, _newton_step(problem, u, w, batch))
+            sizes = [optax.tree.norm(problem.residual(u, x, batch)) for x in (moved, w)]
+            better = sizes[0] < sizes[1]
             return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, w)
 
-        return jax.lax.fori_loop(0, 3, newton, w), state, stream, stats
+        return jax.lax.fori_loop(0, self.num_newton, newton, w), state, stream, stats
 
 
-def _newton_step(gradient: Callable[[PyTree], PyTree], w: PyTree[Array]) -> PyTree[Array]:
-    """`H^-1 grad`: near a solution, the distance to it."""
-    grad, hvp = jax.linearize(gradient, w)
-    tags = (lx.symmetric_tag, lx.positive_semidefinite_tag)
-    operator = lx.FunctionLinearOperator(hvp, jax.eval_shape(lambda: w), tags)
-    return lx.linear_solve(operator, grad, CG(rtol=1e-6), throw=False).value
+def _newton_step(problem: Problem, u: PyTree, w: PyTree[Array], batch: Any) -> PyTree[Array]:
+    """`(d_w r)^-1 r`: near a solution, the distance to it."""
+    residual, product = jax.linearize(lambda w: problem.residual(u, w, batch), w)
+    convex = isinstance(problem, BilevelProblem)
+    tags = (lx.symmetric_tag, lx.positive_semidefinite_tag) if convex else ()
+    operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: w), tags)
+    solver = CG(rtol=1e-6) if convex else _gmres(1e-6)
+    return lx.linear_solve(operator, residual, solver, throw=False).value
+
+
+def _gmres(rtol: float) -> lx.GMRES:
+    return lx.GMRES(rtol=rtol, atol=rtol, restart=50, stagnation_iters=50)
+
+
+def _default_reference(problem: Problem, eps: float) -> AbstractInnerSolver:
+    if isinstance(problem, BilevelProblem):
+        return _Accurate(MinimiserInner(optx.BFGS(rtol=10 * eps, atol=10 * eps), 1000), 3)
+    return _Accurate(GradientInner(optax.sgd(1.0), 100), 10)
 
 
 def check_hypergradient(
-    problem: BilevelProblem,
+    problem: Problem,
     u: PyTree[Array],
     w: PyTree[Array],
     estimator: AbstractHypergradient | None = None,
@@ -132,13 +143,14 @@ def check_hypergradient(
     the reference itself is further than `rtol * max(1, ||w||)` (one Newton step) from `w*(u)`.
 
     Args:
-        problem: the problem; all its data are used.
+        problem: the problem, of either kind; all its data are used.
         u: where to check. Directions ignore the set U, so the objectives must be defined around u.
         w: where the inner solvers start.
-        estimator: `AID()` by default.
+        estimator: `AID` by default, with `CG`, or GMRES for a fixed-point problem, to the accuracy
+            of the dtype.
         inner: the inner solver the estimator is used with; by default `reference`.
-        reference: an accurate inner solver that defines `w*(u)`; by default BFGS, then Newton steps
-            to the accuracy of the dtype.
+        reference: an accurate inner solver that defines `w*(u)`; by default BFGS (of a fixed-point
+            problem 100 iterations of the map), then Newton steps to the accuracy of the dtype.
         num_directions: how many directions.
         step: h; by default the dtype's epsilon to the power 1/5, times `max(1, ||u||)`.
         rtol: the tolerance on the error relative to the norm of the differences; by default 1e-6
@@ -160,9 +172,11 @@ def check_hypergradient(
     dtype = jnp.result_type(*jax.tree.leaves(u))
     eps = float(jnp.finfo(dtype).eps)
     if reference is None:
-        reference = _Accurate(MinimiserInner(optx.BFGS(rtol=10 * eps, atol=10 * eps), 1000))
+        reference = _default_reference(problem, eps)
     inner = reference if inner is None else inner
-    estimator = AID(CG(rtol=10 * eps)) if estimator is None else estimator
+    if estimator is None:
+        convex = isinstance(problem, BilevelProblem)
+        estimator = AID(CG(rtol=10 * eps) if convex else _gmres(10 * eps))
     rtol = (1e-6 if eps < 1e-12 else 1e-2) if rtol is None else rtol
     h = eps**0.2 * max(1.0, float(optax.tree.norm(u))) if step is None else step
     h = jnp.asarray(h, dtype)
@@ -180,8 +194,7 @@ def check_hypergradient(
     @eqx.filter_jit
     def reference_is_off() -> Bool[Array, ""]:
         w = inner_solution(u)
-        gradient = jax.grad(lambda w: problem.inner(u, w, problem.inner_data))
-        distance = optax.tree.norm(_newton_step(gradient, w))
+        distance = optax.tree.norm(_newton_step(problem, u, w, problem.inner_data))
         return distance > rtol * jnp.maximum(1, optax.tree.norm(w))
 
     @eqx.filter_jit

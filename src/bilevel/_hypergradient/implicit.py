@@ -2,7 +2,8 @@
 
 import dataclasses
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
 from .._inner import InnerStats
-from .._linear.base import as_data
+from .._linear.base import as_data, as_optional_data, finds_its_step
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
@@ -37,6 +38,7 @@ def implicit_gradient(
     *,
     damping: ScalarLike = 0.0,
     v0: PyTree[Array] | None = None,
+    strong_convexity: ScalarLike | None = None,
     outer_batch: Any = FULL,
     inner_batch: Any = FULL,
 ) -> Hypergradient:
@@ -57,6 +59,9 @@ def implicit_gradient(
             other direct solvers materialise H with dim(w) products.
         damping: solve with `H + damping I` in place of H; biased by O(damping).
         v0: where an iterative linear solver starts, zero by default.
+        strong_convexity: mu > 0, a lower bound on the eigenvalues of H, if you know one; of a
+            fixed-point problem `1 - q`, q the map's contraction constant. Only `error_estimate`
+            uses it, in place of a guess.
         outer_batch: data to use in place of `problem.outer_data`.
         inner_batch: data to use in place of `problem.inner_data`.
 
@@ -68,8 +73,9 @@ def implicit_gradient(
     Of a `FixedPointProblem` it solves `(I - d_w map)^T v = grad_w F` and returns
     `grad_u F + (d_u map)^T v`; the operator is not tagged symmetric then, so that `CG` refuses it.
 
-    `error_estimate`, with `L(u, w) = F - <v, r>`, r the inner residual, `d = r / mu` and mu the
-    smallest of the curvatures `<x, H x> / <x, x>` seen (at v, at r, by CG), to first order:
+    `error_estimate`, with `L(u, w) = F - <v, r>`, r the inner residual, `d = r / mu` and mu either
+    `strong_convexity` or the smallest curvature `<x, H x> / <x, x>` seen (at v, at r, by CG), to
+    first order:
 
         ||d2_uw L d|| + (b / mu) (||d2_ww L d|| + linear residual),   b = ||(d_u r)^T v|| / ||v||
 
@@ -93,49 +99,87 @@ def implicit_gradient(
     """
     outer_batch = problem.outer_data if outer_batch is FULL else outer_batch
     inner_batch = problem.inner_data if inner_batch is FULL else inner_batch
-    require_outer_variable(problem, u, w, inner_batch)
+    solve = matrix_free(problem, w, linear_solver, damping, {} if v0 is None else {"y0": v0})
+    estimate, _ = estimate_at(problem, u, w, outer_batch, inner_batch, solve, strong_convexity)
+    warn_once(estimate)
+    return estimate
 
+
+class Solved(NamedTuple):
+    """What came of a linear system: lineax's solution, and the products that it took."""
+
+    solution: lx.Solution
+    num_products: Int[Array, ""]
+
+
+Solve = Callable[[Callable[[PyTree], PyTree], PyTree], Solved]
+
+
+def matrix_free(
+    problem: Problem,
+    w: PyTree[Array],
+    linear_solver: lx.AbstractLinearSolver,
+    damping: ScalarLike,
+    options: dict[str, Any],
+) -> Solve:
+    """`(v -> (d_w r)^T v, b) ->` the solution of `((d_w r)^T + damping I) v = b` by lineax."""
+    symmetric = isinstance(problem, BilevelProblem)
+    # Where the solver starts does not change the solution, so it carries no derivative.
+    options = jax.lax.stop_gradient(options)
+
+    def solve(product: Callable[[PyTree], PyTree], b: PyTree[Array]) -> Solved:
+        operator = lx.FunctionLinearOperator(
+            lambda v: _damped(product(v), damping, v),
+            jax.eval_shape(lambda: w),
+            (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else (),
+        )
+        solution = lx.linear_solve(operator, b, linear_solver, options=options, throw=False)
+        return Solved(solution, _num_products(linear_solver, solution, optax.tree.size(w)))
+
+    return solve
+
+
+def estimate_at(
+    problem: Problem,
+    u: PyTree[Array],
+    w: PyTree[Array],
+    outer_batch: Any,
+    inner_batch: Any,
+    solve: Solve,
+    strong_convexity: ScalarLike | None,
+    num_samples: int = 1,
+) -> tuple[Hypergradient, lx.Solution]:
+    """`grad_u F - (d_u r)^T v`, where v is what `solve` makes of `(d_w r)^T v = grad_w F`.
+
+    The two batches count as `num_samples` each in `calls`.
+    """
+    require_outer_variable(problem, u, w, inner_batch)
     value, (outer_u, outer_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
     residual, products = linearise_inner(problem, u, w, inner_batch)
-
-    symmetric = isinstance(problem, BilevelProblem)
-    operator = lx.FunctionLinearOperator(
-        lambda v: _damped(products(v)[1], damping, v),
-        jax.eval_shape(lambda: w),
-        (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else (),
-    )
-    # Where the solver starts does not change the solution, so it carries no derivative.
-    options = {} if v0 is None else {"y0": jax.lax.stop_gradient(v0)}
-    solution = lx.linear_solve(operator, outer_w, linear_solver, options=options, throw=False)
+    solution, num_products = solve(lambda v: products(v)[1], outer_w)
     v = solution.value
     cross, product = products(v)
-
+    linear_error = optax.tree.sub(product, outer_w)
+    if strong_convexity is None:
+        mu = smallest_curvature(problem, u, w, inner_batch, residual, v, product)
+        mu = jnp.minimum(mu, solution.stats.get("smallest_curvature", jnp.inf))
+    else:
+        mu = jnp.asarray(strong_convexity, value.dtype)
+    samples = jnp.full((), num_samples, jnp.int32)
     estimate = Hypergradient(
         value=value,
         grad=optax.tree.sub(outer_u, cross),
         w=w,
         v=v,
         inner_residual=optax.tree.norm(residual),
-        linear_residual=optax.tree.norm(optax.tree.sub(product, outer_w)),
+        linear_residual=optax.tree.norm(linear_error),
         error_estimate=first_order_error(
-            problem,
-            u,
-            w,
-            v,
-            outer_batch,
-            inner_batch,
-            solution.stats.get("smallest_curvature", jnp.inf),
+            problem, u, w, v, outer_batch, inner_batch, residual, cross, linear_error, mu
         ),
         result=_result(solution, outer_w),
-        calls=Calls(
-            outer_grad=jnp.ones((), jnp.int32),
-            inner_grad=jnp.ones((), jnp.int32),
-            hvp=_num_products(linear_solver, solution, optax.tree.size(w)) + 1,
-            cross=jnp.ones((), jnp.int32),
-        ),
+        calls=Calls(samples, samples, num_products + samples, samples),
     )
-    warn_once(estimate)
-    return estimate
+    return estimate, solution
 
 
 def _damped(product: PyTree, damping: ScalarLike, v: PyTree) -> PyTree:
@@ -173,37 +217,51 @@ def _num_products(
     return steps
 
 
-def first_order_error(
+def smallest_curvature(
     problem: Problem,
-    u: PyTree,
-    w: PyTree,
-    v: PyTree,
-    outer_batch: Any,
+    u: PyTree[Array],
+    w: PyTree[Array],
     inner_batch: Any,
-    smallest_curvature: ScalarLike = jnp.inf,
+    residual: PyTree[Array],
+    v: PyTree[Array],
+    product: PyTree[Array],
 ) -> Scalar:
-    """How far an implicit estimate is from `grad Phi(u)`, to first order.
-
-        L(u, w) = F(u, w) - <v, r(u, w)>          (its gradient in u is the estimate)
-        d  = r(u, w) / mu                         (as long as w - w*(u) is if r lies along mu)
-        error = ||d2_uw L d|| + b / mu (||d2_ww L d|| + linear residual),   b = ||(d_u r)^T v|| / ||v||
-
-    mu is the smallest of the curvatures `<x, A x> / <x, x>` seen, at x = v, at x = r and by the linear
-    solver.
-    """
-    u, w, v, smallest = jax.lax.stop_gradient((u, w, v, smallest_curvature))
-    _, outer_w = jax.grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
-    residual, products = linearise_inner(problem, u, w, inner_batch)
-    cross, product = products(v)
+    """The smaller of `<x, A x> / <x, x>` at `x = v`, where `product` is A v, and at `x = r`."""
+    u, w, residual, v, product = jax.lax.stop_gradient((u, w, residual, v, product))
 
     def rayleigh(x: PyTree, ax: PyTree) -> Scalar:
         size = jnp.asarray(optax.tree.norm(x, squared=True))
         along = jnp.asarray(optax.tree.vdot(x, ax))
         return jnp.where(size > 0, along / jnp.where(size > 0, size, 1), jnp.inf)
 
-    mu = jnp.minimum(rayleigh(v, product), rayleigh(residual, products(residual)[1]))
-    mu = jnp.minimum(mu, jnp.asarray(smallest, mu.dtype))
-    mu = jnp.where(mu == jnp.inf, 1, mu)  # both vectors are zero: nothing is divided
+    along_residual = jax.jvp(lambda w: problem.residual(u, w, inner_batch), (w,), (residual,))[1]
+    return jnp.minimum(rayleigh(v, product), rayleigh(residual, along_residual))
+
+
+def first_order_error(
+    problem: Problem,
+    u: PyTree[Array],
+    w: PyTree[Array],
+    v: PyTree[Array],
+    outer_batch: Any,
+    inner_batch: Any,
+    residual: PyTree[Array],
+    cross: PyTree[Array],
+    linear_error: PyTree[Array],
+    mu: Scalar,
+) -> Scalar:
+    """How far an implicit estimate is from `grad Phi(u)`, to first order.
+
+    With H >= mu:
+
+        L(u, w) = F(u, w) - <v, r(u, w)>          (its gradient in u is the estimate)
+        d  = r(u, w) / mu                         (as long as w - w*(u) is if r lies along mu)
+        error = ||d2_uw L d|| + b / mu (||d2_ww L d|| + ||linear_error||),   b = ||cross|| / ||v||
+    """
+    u, w, v, residual, cross, linear_error, mu = jax.lax.stop_gradient(
+        (u, w, v, residual, cross, linear_error, mu)
+    )
+    mu = jnp.where(mu == jnp.inf, 1, mu)  # no curvature was met: nothing is divided
 
     def lagrangian_gradient(w: PyTree) -> tuple[PyTree, PyTree]:
         by_u, by_w = jax.grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
@@ -215,7 +273,7 @@ def first_order_error(
     along_u, along_w = jax.jvp(lagrangian_gradient, (w,), (d,))[1]
     size_v = jnp.asarray(optax.tree.norm(v))
     b = jnp.where(size_v > 0, optax.tree.norm(cross) / jnp.where(size_v > 0, size_v, 1), 0)
-    linear = optax.tree.norm(optax.tree.sub(product, outer_w))
+    linear = optax.tree.norm(linear_error)
     error = optax.tree.norm(along_u) + b / mu * (optax.tree.norm(along_w) + linear)
     return jnp.where(mu > 0, error, jnp.inf)
 
@@ -246,6 +304,7 @@ class AID(AbstractHypergradient):
         damping: see `implicit_gradient`.
         warm_start: start the linear solver from the previous outer step's `v`. It changes the
             cost and, with a tolerance, not the answer.
+        strong_convexity: see `implicit_gradient`.
 
     Error: with f mu-strongly convex in w, linear in the inner and the linear error (Grazzi &
     Pontil, "AID error upper bound"). Memory does not grow with the number of inner steps.
@@ -254,30 +313,39 @@ class AID(AbstractHypergradient):
     linear_solver: lx.AbstractLinearSolver = CG(rtol=1e-6)
     damping: Float[np.ndarray | Array, "*batch"] = eqx.field(default=0.0, converter=as_data)
     warm_start: bool = True
+    strong_convexity: Float[np.ndarray | Array, "*batch"] | None = eqx.field(
+        default=None, converter=as_optional_data
+    )
 
     def init(self, problem, inner, u, w):
-        """`v = 0`."""
-        v = optax.tree.zeros_like(w) if self.warm_start else None
-        return EstimatorState(inner.init(problem, u, w), v)
+        """`v = 0`, and no eigenvector known."""
+        zero = optax.tree.zeros_like(w)
+        return EstimatorState(
+            inner.init(problem, u, w),
+            zero if self.warm_start else None,
+            zero if finds_its_step(self.linear_solver) else None,
+        )
 
     def estimate(self, problem, inner, u, w, state, streams):
         """One inner solve and one linear solve."""
         w, inner_state, inner_stream, stats = inner.solve(problem, u, w, state.inner, streams.inner)
         outer_batch, outer_stream = streams.outer.draw()
         inner_batch, inner_stream = inner_stream.draw()
-        estimate = implicit_gradient(
-            problem,
-            u,
-            w,
-            self.linear_solver,
-            damping=self.damping,
-            v0=state.v,
-            outer_batch=outer_batch,
-            inner_batch=inner_batch,
+        options = {} if state.v is None else {"y0": state.v}
+        if state.eigenvector is not None:
+            options["eigenvector"] = state.eigenvector
+        solve = matrix_free(problem, w, self.linear_solver, self.damping, options)
+        estimate, solution = estimate_at(
+            problem, u, w, outer_batch, inner_batch, solve, self.strong_convexity
         )
+        warn_once(estimate)
         estimate = charge_inner(estimate, stats)
-        v = estimate.v if self.warm_start else None
-        return estimate, EstimatorState(inner_state, v), Streams(outer_stream, inner_stream)
+        state = EstimatorState(
+            inner_state,
+            estimate.v if self.warm_start else None,
+            solution.stats.get("eigenvector"),
+        )
+        return estimate, state, Streams(outer_stream, inner_stream)
 
 
 def charge_inner(estimate: Hypergradient, stats: InnerStats) -> Hypergradient:

@@ -6,21 +6,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import optax
-from jaxtyping import Array, PyTree, Scalar
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Scalar
 
+from .._linear.base import as_optional_data
 from .._linear.stochastic import StochasticRichardson
 from .._problem import BilevelProblem, FixedPointProblem, Problem
 from .._sampler import Stream, Streams
-from .._solution import Calls
 from .base import (
     AbstractHypergradient,
     EstimatorState,
-    Hypergradient,
     linearise_inner,
-    require_outer_variable,
 )
-from .implicit import charge_inner, first_order_error
+from .implicit import Solved, charge_inner, estimate_at
 
 
 class SID(AbstractHypergradient):
@@ -34,6 +32,7 @@ class SID(AbstractHypergradient):
     Args:
         linear_solver: a `StochasticRichardson`; each of its steps draws one inner batch.
         num_samples: J, how many batches the outer gradient and the cross derivative average over.
+        strong_convexity: see `implicit_gradient`.
 
     The mean squared error is of the order of `1/J + 1/t + 1/k` with decreasing steps, and stalls at
     the order of the step with constant ones. All is biased by the nonlinearity of the solution in the
@@ -48,6 +47,9 @@ class SID(AbstractHypergradient):
 
     linear_solver: StochasticRichardson
     num_samples: int = 1
+    strong_convexity: Float[np.ndarray | Array, "*batch"] | None = eqx.field(
+        default=None, converter=as_optional_data
+    )
 
     def __check_init__(self):
         if self.num_samples < 1:
@@ -55,7 +57,7 @@ class SID(AbstractHypergradient):
 
     def init(self, problem, inner, u, w):
         """The inner solver's state."""
-        return EstimatorState(inner.init(problem, u, w), None)
+        return EstimatorState(inner.init(problem, u, w))
 
     def estimate(self, problem, inner, u, w, state, streams):
         """A stochastic inner solve, a stochastic linear solve, J samples of the rest."""
@@ -63,55 +65,42 @@ class SID(AbstractHypergradient):
         outer_batches, outer_stream = _draw_many(streams.outer, self.num_samples)
         cross_batches, inner_stream = _draw_many(inner_stream, self.num_samples)
         averaged = _averaged(problem, streams)
-        peek, _ = inner_stream.draw()
-        require_outer_variable(problem, u, w, peek)
-
-        value, (outer_u, outer_w) = jax.value_and_grad(averaged.outer, argnums=(0, 1))(
-            u, w, outer_batches
-        )
 
         def noisy_product(x: PyTree, draws: Any) -> tuple[PyTree, Any]:
             stream = Stream(inner_stream.sampler, inner_stream.data, draws)
             batch, stream = stream.draw()
             return linearise_inner(problem, u, w, batch)[1](x)[1], stream.state
 
-        structure = jax.eval_shape(lambda: w)
-        solution = lx.linear_solve(
-            lx.FunctionLinearOperator(lambda x: noisy_product(x, inner_stream.state)[0], structure),
-            outer_w,
-            self.linear_solver,
-            options={
+        def solve(product: Any, b: PyTree[Array]) -> Solved:
+            del product  # of the J batches; each step of the linear solver draws its own
+            operator = lx.FunctionLinearOperator(
+                lambda x: noisy_product(x, inner_stream.state)[0], jax.eval_shape(lambda: w)
+            )
+            options = {
                 "sample": eqx.filter_closure_convert(noisy_product, w, inner_stream.state),
                 "sample_state": inner_stream.state,
-            },
-            throw=False,
+            }
+            solution = lx.linear_solve(
+                operator, b, self.linear_solver, options=options, throw=False
+            )
+            return Solved(solution, solution.stats["num_products"])
+
+        estimate, solution = estimate_at(
+            averaged,
+            u,
+            w,
+            outer_batches,
+            cross_batches,
+            solve,
+            self.strong_convexity,
+            self.num_samples,
         )
-        v = solution.value
         inner_stream = Stream(
             inner_stream.sampler, inner_stream.data, solution.stats["sample_state"]
         )
-        residual, products = linearise_inner(averaged, u, w, cross_batches)
-        cross, product = products(v)
-        samples = jnp.full((), self.num_samples, jnp.int32)
-        estimate = Hypergradient(
-            value=value,
-            grad=optax.tree.sub(outer_u, cross),
-            w=w,
-            v=v,
-            inner_residual=optax.tree.norm(residual),
-            linear_residual=optax.tree.norm(optax.tree.sub(product, outer_w)),
-            error_estimate=first_order_error(averaged, u, w, v, outer_batches, cross_batches),
-            result=stats.result,
-            calls=Calls(
-                outer_grad=samples,
-                inner_grad=samples,
-                hvp=solution.stats["num_products"] + samples,
-                cross=samples,
-            ),
-        )
         return (
             charge_inner(estimate, stats),
-            EstimatorState(inner_state, None),
+            EstimatorState(inner_state),
             Streams(outer_stream, inner_stream),
         )
 

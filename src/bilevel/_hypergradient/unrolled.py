@@ -4,14 +4,17 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._inner import AbstractInnerSolver, GradientInner, InnerStats
+from .._linear.base import as_optional_data
 from .._problem import Problem
 from .._sampler import Stream, Streams
 from .._solution import RESULTS, Calls
@@ -39,13 +42,16 @@ class ITD(AbstractHypergradient):
             constant. K steps from the solution are K terms of the Neumann series (Vicol et al.,
             Appendix E). Needs a `GradientInner`.
 
+        contraction: q < 1, of one step of the inner solver, if you know it; for `error_estimate`.
+
     Any optimiser of `GradientInner` is differentiated as it is, momentum and Adam included. For
     gradient steps on a strongly convex f the distance to `grad Phi` shrinks as `T q^T`, q the
     contraction constant of one step. The start `w_0` counts as a constant, also when it is warm.
 
-    `error_estimate` is `(T + 1) q_T / (1 - q_T) ||grad - grad_u F||`, where `q_T` is for `q^T`: what
-    the steps leave of a perturbation of their start, measured along `grad_w F` (reverse modes) or
-    along a random direction (forward). It is infinite if they leave more than the whole.
+    `error_estimate` is `(T + 1) q_T / (1 - q_T) ||grad - grad_u F||`, where `q_T` is `q^T`, or stands
+    for it without `contraction`: what the steps leave of a perturbation of their start, measured along
+    `grad_w F` (reverse modes) or along a random direction (forward). It is infinite if they leave
+    more than the whole.
 
     Raises:
         ValueError: the inner solver cannot be unrolled (`MinimiserInner` stops adaptively), or not
@@ -54,6 +60,9 @@ class ITD(AbstractHypergradient):
 
     mode: Literal["reverse", "forward", "checkpointed"] = "reverse"
     truncate: int | None = None
+    contraction: Float[np.ndarray | Array, "*batch"] | None = eqx.field(
+        default=None, converter=as_optional_data
+    )
 
     def __check_init__(self):
         if self.mode not in ("reverse", "forward", "checkpointed"):
@@ -73,7 +82,7 @@ class ITD(AbstractHypergradient):
             )
         if self.truncate is not None or self.mode == "checkpointed":
             _steps(inner)
-        return EstimatorState(inner.init(problem, u, w), None)
+        return EstimatorState(inner.init(problem, u, w))
 
     def estimate(self, problem, inner, u, w, state, streams):
         """Differentiate `u -> F(u, w_T(u))`."""
@@ -99,7 +108,9 @@ class ITD(AbstractHypergradient):
         value, grad, (last, stats), left = differentiate(truncated, u, start.w)
         inner_batch, inner_stream = _stream(streams.inner, last).draw()
         outer_u, outer_w = jax.grad(problem.outer, argnums=(0, 1))(u, last.w, outer_batch)
-        if self.mode != "forward":
+        if self.contraction is not None:
+            left = jnp.asarray(self.contraction, left.dtype) ** stats.calls.astype(left.dtype)
+        elif self.mode != "forward":
             left = _over(left, optax.tree.norm(outer_w))
         implicit = optax.tree.norm(optax.tree.sub(grad, outer_u))
         error = (
@@ -126,7 +137,7 @@ class ITD(AbstractHypergradient):
         )
         return (
             charge_inner(estimate, stats),
-            EstimatorState(last.state, None),
+            EstimatorState(last.state),
             Streams(outer_stream, inner_stream),
         )
 

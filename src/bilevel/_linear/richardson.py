@@ -24,11 +24,13 @@ class Richardson(lx.AbstractLinearSolver):
 
     Args:
         step_size: a; converges for a < 2 / L on a symmetric positive definite A. `"auto"`: 1 / L, by
-            20 steps of power iteration at each solve; `stats["step_size"]` says what it took.
+            20 steps of power iteration; `stats["step_size"]` says what it took. `AID` does so at its
+            first solve and follows the eigenvector from then on.
         rtol, atol: it stops when `||b - A x|| <= atol + rtol ||b||` in the 2-norm.
         max_steps: the most steps.
 
-    Option `y0` of `lineax.linear_solve`: where to start, zero by default.
+    Options of `lineax.linear_solve`: `y0`, where to start, zero by default; `eigenvector`, as in
+    `Neumann`.
 
     Error: `(1 - a mu)^k |x_0 - x|`. Cost: one product a step, one more for a start that is given, 20
     for `"auto"`; memory of three vectors.
@@ -59,19 +61,19 @@ class Richardson(lx.AbstractLinearSolver):
 
     def init(self, operator, options):
         """The operator, and the step."""
-        del options
         operator = lx.linearise(operator)
-        return operator, *resolve_step_size("Richardson", self.step_size, operator)
+        return operator, resolve_step_size("Richardson", self.step_size, operator, options)
 
     def compute(self, state, vector, options):
         """Iterate to the tolerance."""
-        operator, step, products = state
+        operator, resolved = state
+        step, products = resolved.step, 0
         y0 = options.get("y0")
         if y0 is None:
             x, r = optax.tree.zeros_like(vector), vector
         else:
             x, r = y0, optax.tree.sub(vector, operator.mv(y0))
-            products = products + 1
+            products = 1
         target = self.atol + self.rtol * jnp.asarray(optax.tree.norm(vector))
         first = jnp.asarray(optax.tree.norm(r))
 
@@ -94,9 +96,8 @@ class Richardson(lx.AbstractLinearSolver):
         result = lx.RESULTS.where(growing, lx.RESULTS.breakdown, result)
         stats = {
             "num_steps": steps,
-            "num_products": steps + products,
-            "step_size": step,
             "not_contracting": growing,
+            **resolved.stats(steps + products),
         }
         return x, result, stats
 
