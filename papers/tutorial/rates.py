@@ -236,7 +236,7 @@ def draw(rates: dict, converged: dict, bytes_used: dict, path: Path) -> None:
         axis.semilogy(t, 0.1 * guide, "k:", lw=1, label="slope of $q^t$")
         axis.set(title=f"{name}, $q$ = {case['q']:.3f}", xlabel="$t = k$", ylim=(1e-14, 30))
     axis = next(panels)
-    for (name, case), line in zip(converged.items(), ["-", "--", ":"], strict=False):
+    for (name, case), line in zip(converged.items(), ["-", "-.", "--", ":"], strict=False):
         for method, errors in case["errors"].items():
             axis.loglog(K_CG, errors, line, color=styles[method][0], lw=1.3)
         axis.plot([], [], line, color="k", lw=1.3, label=name)
@@ -276,7 +276,8 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     }
     converged = {
         "diabetes": at_convergence(real("ridge", 1e-4), 40_000),
-        "breast cancer": at_convergence(ridge_on_cancer(), 40_000),
+        "logistic": at_convergence(cases["logistic"], 5_000),
+        "breast cancer, least squares": at_convergence(ridge_on_cancer(), 40_000),
     }
     if full:
         spread = synthetic(np.geomspace(1e-3, 1, 200))
