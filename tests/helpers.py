@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import bilevel
-from bilevel import Shuffled, WithReplacement
+from bilevel import Blocks, Shuffled, WithReplacement
 from problems import CASES as CASES
 from problems import COUPLED as COUPLED
 from problems import ISOTROPIC as ISOTROPIC
@@ -99,11 +99,18 @@ def double_loop(case: Case, num_steps=20, outer_step=0.2, **options) -> bilevel.
     )
 
 
+def with_steps(kind: Any, *steps: float, **options: Any) -> bilevel.AbstractAlgorithm:
+    """An algorithm by its inner, linear and outer step."""
+    return kind(*steps, **options)
+
+
 SHUFFLED: dict[str, Any] = {"inner_sampler": Shuffled(5), "outer_sampler": Shuffled(3)}
 REPLACED: dict[str, Any] = {
     "inner_sampler": WithReplacement(4),
     "outer_sampler": WithReplacement(4),
 }
+
+BLOCKS: dict[str, Any] = {"inner_sampler": Blocks(4), "outer_sampler": Blocks(4)}
 
 _coupled, _tree, _logistic = CASES["coupled"], CASES["pytree"], CASES["logistic"]
 _simplex, _box = CASES["simplex"], CASES["box"]
@@ -130,6 +137,15 @@ METHODS = {
         ("SOBA simplex", _simplex, soba(0.5, 0.5, 0.5)),
         ("SOBA shuffled", _logistic, soba(0.3, 0.3, 0.1, **SHUFFLED)),
         ("SOBA replaced", _logistic, soba(0.3, 0.3, 0.1, **REPLACED)),
+        ("SABA", _logistic, with_steps(bilevel.SABA, 0.3, 0.3, 0.1, **BLOCKS)),
+        ("SRBA", _coupled, with_steps(bilevel.SRBA, 0.4, 0.4, 0.05, period=3)),
+        ("FSLA", _coupled, with_steps(bilevel.FSLA, 0.4, 0.4, 0.05)),
+        ("MRBO", _coupled, with_steps(bilevel.MRBO, 0.4, 0.4, 0.1, num_terms=75)),
+        ("SUSTAIN", _logistic, with_steps(bilevel.SUSTAIN, 0.3, 0.3, 0.1, **SHUFFLED)),
+        ("VRBO", _coupled, with_steps(bilevel.VRBO, 0.4, 0.4, 0.1, period=3, num_terms=75)),
+        ("StocBiO", _coupled, with_steps(bilevel.StocBiO, 0.4, 0.4, 0.1, num_terms=75)),
+        ("BSA", _logistic, with_steps(bilevel.BSA, 0.3, 0.3, 0.1, **SHUFFLED)),
+        ("AmIGO", _coupled, with_steps(bilevel.AmIGO, 0.4, 0.4, 0.1)),
     ]
 }
 DETERMINISTIC = [name for name, m in METHODS.items() if m.case.u_star is not None]

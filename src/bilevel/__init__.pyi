@@ -1,7 +1,16 @@
 from . import datasets as datasets, reweighting as reweighting, tasks as tasks
 from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
+from ._algorithm.amigo import AmIGO as AmIGO
+from ._algorithm.bsa import BSA as BSA
 from ._algorithm.double_loop import DoubleLoop as DoubleLoop
+from ._algorithm.fsla import FSLA as FSLA
+from ._algorithm.mrbo import MRBO as MRBO
+from ._algorithm.saba import SABA as SABA
 from ._algorithm.soba import SOBA as SOBA
+from ._algorithm.srba import SRBA as SRBA
+from ._algorithm.stocbio import StocBiO as StocBiO
+from ._algorithm.sustain import SUSTAIN as SUSTAIN
+from ._algorithm.vrbo import VRBO as VRBO
 from ._callback import (
     AbstractCallback as AbstractCallback,
     Checkpoint as Checkpoint,
@@ -60,6 +69,7 @@ from ._problem import (
 from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,
+    Blocks as Blocks,
     FullBatch as FullBatch,
     Shuffled as Shuffled,
     Stream as Stream,

@@ -157,6 +157,58 @@ class Shuffled(AbstractSampler):
         return _take(data, index), _Epoch(state.key, state.epoch + end // n, end % n)
 
 
+class Blocks(AbstractSampler):
+    """Each draw is one of the fixed blocks of `batch_size` consecutive rows, independent and uniform.
+
+    For methods that remember something of every block, such as `SABA`. Blocks of sorted data are
+    no samples of it: shuffle the rows once before.
+
+    Raises:
+        ValueError: `batch_size` < 1, it does not divide the number of rows, or there is no data.
+    """
+
+    batch_size: int
+
+    def __check_init__(self):
+        _check_batch_size(self)
+
+    def init(self, data, key):
+        """A key and a counter."""
+        self.num_blocks(data)
+        return _Draws(key, jnp.zeros((), jnp.int32))
+
+    def draw(self, data, state):
+        """One block."""
+        k = jr.randint(jr.fold_in(state.key, state.drawn), (), 0, self.num_blocks(data), jnp.int32)
+        first = k * self.batch_size
+        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, self.batch_size), data)
+        index = first + jnp.arange(self.batch_size, dtype=jnp.int32)
+        return Batch(rows, index), _Draws(state.key, state.drawn + 1)
+
+    def num_blocks(self, data: PyTree[Array] | None) -> int:
+        """How many blocks the data have."""
+        n = _rows(self, data)
+        if n % self.batch_size:
+            sizes = [size for size in range(1, n + 1) if n % size == 0]
+            nearest = min(sizes, key=lambda size: abs(size - self.batch_size))
+            raise ValueError(
+                f"`Blocks` must be of equal size, and batch_size={self.batch_size} does not divide "
+                f"{n} rows. Use one that does ({nearest} is the nearest), or leave out "
+                f"{n % self.batch_size} rows."
+            )
+        return n // self.batch_size
+
+    def split(self, data: PyTree[Array] | None) -> PyTree[Array]:
+        """All blocks, stacked."""
+        shape = (self.num_blocks(data), self.batch_size)
+        return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), data)
+
+    def block(self, batch: Batch) -> Int[Array, ""]:
+        """Which block a batch of this sampler is."""
+        assert batch.index is not None
+        return batch.index[0] // self.batch_size
+
+
 _ROUNDS = 6
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import bilevel
-from helpers import COUPLED, Quadratic, soba, spd
+from helpers import COUPLED, Quadratic, soba, spd, with_steps
 
 WIDE = Quadratic.random(4, spd(4, 14, 1.0, 30.0), 3)  # CG takes more than ten steps
 
@@ -60,8 +60,9 @@ def counted(q: Quadratic, mode: str):
         def _(primals, tangents):
             du, dw = tangents
             # The Hessian is constant: tied to u, or XLA would compute `H e_i` once for all steps.
-            zero = tick(counts, "hvp", jnp.sum(dw) + 0.0 * jnp.sum(primals[0]))
-            return gradients(*primals), (-b.T @ dw + zero, a @ dw - b @ du + zero)
+            operand = jnp.sum(dw) + 0.0 * jnp.sum(primals[0])
+            cross, hvp = (tick(counts, name, operand) for name in ("cross", "hvp"))
+            return gradients(*primals), (-b.T @ dw + cross, a @ dw - b @ du + hvp)
 
     else:
         f, grads = jax.custom_vjp(value), jax.custom_vjp(gradients)
@@ -72,8 +73,8 @@ def counted(q: Quadratic, mode: str):
 
         def products(_, ct):
             ct_u, ct_w = ct
-            zero = tick(counts, "hvp", ct_w)
-            return -b.T @ ct_w + zero, a @ ct_w - b @ ct_u + zero
+            cross, hvp = (tick(counts, name, ct_w) for name in ("cross", "hvp"))
+            return -b.T @ ct_w + cross, a @ ct_w - b @ ct_u + hvp
 
         grads.defvjp(lambda u, w: (gradients(u, w), None), products)
 
@@ -126,6 +127,22 @@ ROWS = {
 }
 
 
+SIZES = (0.02, 0.02, 0.01)
+ROWS |= {
+    name: (COUPLED, "forward", algorithm)
+    for name, algorithm in {
+        "SRBA": with_steps(bilevel.SRBA, *SIZES, period=3),
+        "FSLA": with_steps(bilevel.FSLA, *SIZES),
+        "MRBO": with_steps(bilevel.MRBO, *SIZES, num_terms=4),
+        "SUSTAIN": with_steps(bilevel.SUSTAIN, *SIZES, num_terms=4),
+        "VRBO": with_steps(bilevel.VRBO, *SIZES, period=3, num_inner=2, num_terms=4),
+        "StocBiO": with_steps(bilevel.StocBiO, *SIZES, num_inner=3, num_terms=4),
+        "BSA": with_steps(bilevel.BSA, *SIZES, num_inner=3, num_terms=4),
+        "AmIGO": with_steps(bilevel.AmIGO, *SIZES, num_inner=3, num_linear=4),
+    }.items()
+}
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_calls_are_the_calls_made(name):
     q, mode, algorithm = ROWS[name]
@@ -136,13 +153,22 @@ def test_calls_are_the_calls_made(name):
     )
     jax.effects_barrier()
     calls = solution.stats["calls"]
-    assert {k: calls[k] for k in ("outer_grad", "inner_grad", "hvp")} == dict(counts)
-    # The cross products are not separable from the Hessian products; they are one an estimate.
-    assert calls["cross"] == (18 if name == "ITD" else 6)
-    expected = {"SOBA": 6, "LU": 6 * (5 + 1), "ITD": 6 * 3}
-    assert calls["hvp"] == expected.get(name, calls["hvp"])
-    assert calls["inner_grad"] == (6 if name == "SOBA" else 6 * (3 + 1))
+    assert calls == dict(counts)
+    # Outer gradients, inner gradients, Hessian-vector and cross products of six steps.
+    known = {
+        "SOBA": [6, 6, 6, 6],
+        "LU": [6, 24, 6 * (5 + 1), 6],
+        "ITD": [6, 24, 18, 18],
+        "SRBA": [10, 10, 10, 10],  # once at two exact steps, twice at four others
+        "FSLA": [18, 6, 6, 12],
+        "MRBO": [12, 12, 48, 12],
+        "VRBO": [26, 26, 6 * 16 + 2 * 3, 26],
+        "StocBiO": [6, 24, 24, 6],
+        "AmIGO": [6, 24, 30, 6],
+    }
+    if name in known:
+        assert list(calls.values()) == known[name]
     if "CG" in name:
         assert calls["hvp"] > 6 * 10
     assert solution.trace["hvps"][-1] == calls["hvp"]
-    assert solution.trace["outer_grads"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert solution.trace["outer_grads"][-1] == calls["outer_grad"]

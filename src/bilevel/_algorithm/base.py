@@ -1,17 +1,21 @@
 """The contract of an algorithm, and the functions that the methods share."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Int, Key, PyTree, Scalar
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree, Scalar, ScalarLike
 
 from .._problem import Problem
 from .._sampler import AbstractSampler, Stream, Streams
 from .._solution import RESULTS, Calls
+
+StepSize = Float[np.ndarray | Array, "*batch"] | Callable[[Array], Any]
 
 
 class State(eqx.Module):
@@ -43,6 +47,9 @@ class Info(eqx.Module):
         inner_residual, linear_residual: as in `Hypergradient`.
         calls: what this step cost.
         result: how the step's own solvers ended.
+        step_ratio: outer over inner step size, the ratio of the two time scales, which decides
+            whether weights on the simplex go sparse (Ivanova & Ablin, section 3); NaN for a method
+            that does not move w by a step size of its own.
     """
 
     outer_value: Scalar
@@ -51,6 +58,7 @@ class Info(eqx.Module):
     linear_residual: Scalar
     calls: Calls
     result: RESULTS
+    step_ratio: Scalar
 
 
 class AbstractAlgorithm(eqx.Module):
@@ -100,12 +108,28 @@ def close_streams(streams: Streams) -> SamplerStates:
     return SamplerStates(outer=streams.outer.state, inner=streams.inner.state)
 
 
-def start(u0: PyTree[Array], w0: PyTree[Array], key: Key[Array, ""], aux: Any) -> State:
-    """A state at step 0."""
+def count(
+    outer_grad: ScalarLike = 0,
+    inner_grad: ScalarLike = 0,
+    hvp: ScalarLike = 0,
+    cross: ScalarLike = 0,
+) -> Calls:
+    """`Calls` from integers."""
     # Counters are arrays of a fixed dtype: a weakly typed 0 would compile anew after a reload.
-    none = jnp.zeros((), jnp.int32)
+    return Calls(*(jnp.asarray(n, jnp.int32) for n in (outer_grad, inner_grad, hvp, cross)))
+
+
+def start(
+    u0: PyTree[Array],
+    w0: PyTree[Array],
+    key: Key[Array, ""],
+    aux: Any,
+    calls: Calls | None = None,
+) -> State:
+    """A state at step 0, after the `calls` that it took to get there."""
     u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
-    return State(none, key, u0, w0, aux, Calls(none, none, none, none))
+    calls = count() if calls is None else calls
+    return State(jnp.zeros((), jnp.int32), key, u0, w0, aux, calls)
 
 
 def advance(state: State, u: PyTree, w: PyTree, aux: Any, calls: Calls) -> State:

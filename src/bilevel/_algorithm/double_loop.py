@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
@@ -99,5 +100,6 @@ class DoubleLoop(AbstractAlgorithm):
             linear_residual=estimate.linear_residual,
             calls=estimate.calls,
             result=estimate.result,
+            step_ratio=jnp.full_like(estimate.value, jnp.nan),
         )
         return advance(state, u, estimate.w, aux, estimate.calls), info

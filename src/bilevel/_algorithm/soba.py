@@ -3,26 +3,30 @@
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from .._hypergradient.base import require_outer_variable
-from .._linear.base import as_data
-from .._problem import BilevelProblem, Objective, Problem
-from .._sampler import AbstractSampler, FullBatch
-from .._solution import RESULTS, Calls
+from .._linear.base import as_schedule
+from .._sampler import AbstractSampler, FullBatch, Streams
 from .base import (
     AbstractAlgorithm,
-    Info,
     SamplerStates,
+    StepSize,
     advance,
     close_streams,
-    init_samplers,
-    open_streams,
+    count,
     start,
+)
+from .directions import (
+    at,
+    begin,
+    descend,
+    inner_terms,
+    joint_directions,
+    make_info,
+    move_outer,
+    outer_terms,
+    streams_of,
 )
 
 
@@ -54,72 +58,32 @@ class SOBA(AbstractAlgorithm):
     Hessian-vector and the cross product together.
     """
 
-    inner_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=as_data)
-    linear_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=as_data)
-    outer_step: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=as_data)
+    inner_step: StepSize = eqx.field(converter=as_schedule)
+    linear_step: StepSize = eqx.field(converter=as_schedule)
+    outer_step: StepSize = eqx.field(converter=as_schedule)
     inner_sampler: AbstractSampler = FullBatch()
     outer_sampler: AbstractSampler = FullBatch()
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
-        _objective(problem)
-        return start(
-            u0,
-            w0,
-            key,
-            _Aux(
-                optax.tree.zeros_like(w0),
-                init_samplers(problem, self.outer_sampler, self.inner_sampler, key),
-            ),
-        )
+        samplers = begin(self, problem, u0, w0, key)
+        return start(u0, w0, key, _Aux(optax.tree.zeros_like(w0), samplers))
 
     def step(self, problem, state):
         """One joint step."""
         u, w, v = state.u, state.w, state.aux.v
-        streams = open_streams(problem, self.outer_sampler, self.inner_sampler, state.aux.samplers)
+        streams = streams_of(self, problem, state.aux.samplers)
         outer_batch, outer_stream = streams.outer.draw()
         inner_batch, inner_stream = streams.inner.draw()
-        require_outer_variable(problem, u, w, inner_batch)
 
-        value, (outer_u, outer_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(
-            u, w, outer_batch
-        )
-        (_, d_w), (cross, product) = jax.jvp(
-            lambda w: jax.grad(_objective(problem), argnums=(0, 1))(u, w, inner_batch), (w,), (v,)
-        )
-        d_v = optax.tree.sub(product, outer_w)
-        d_u = optax.tree.sub(outer_u, cross)
+        outer = outer_terms(problem, u, w, outer_batch)
+        d = joint_directions(outer, inner_terms(problem, u, w, v, inner_batch))
 
+        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
+        info = make_info(outer, d, count(1, 1, 1, 1), outer_step / inner_step)
         aux = _Aux(
-            v=_descend(v, self.linear_step, d_v),
-            samplers=close_streams(streams._replace(outer=outer_stream, inner=inner_stream)),
+            v=descend(v, at(self.linear_step, state.step), d.v),
+            samplers=close_streams(Streams(outer_stream, inner_stream)),
         )
-        u_next = problem.geometry.retract(u, _descend(None, self.outer_step, d_u))
-        w_next = _descend(w, self.inner_step, d_w)
-        one = jnp.ones((), jnp.int32)
-        linear_residual = optax.tree.norm(d_v)
-        diverged = jnp.isfinite(optax.tree.norm(outer_w)) & ~jnp.isfinite(linear_residual)
-        info = Info(
-            outer_value=value,
-            outer_grad=d_u,
-            inner_residual=optax.tree.norm(d_w),
-            linear_residual=linear_residual,
-            calls=Calls(one, one, one, one),
-            result=RESULTS.where(diverged, RESULTS.linear_divergence, RESULTS.successful),
-        )
-        return advance(state, u_next, w_next, aux, info.calls), info
-
-
-def _objective(problem: Problem) -> Objective:
-    if isinstance(problem, BilevelProblem):
-        return problem.inner
-    raise TypeError(
-        f"`SOBA` needs an inner objective, which a `{type(problem).__name__}` does not have; use "
-        "`DoubleLoop`."
-    )
-
-
-def _descend(x, step, direction):
-    """`x - step * direction`, or the update alone where `x` is None."""
-    scaled = jax.tree.map(lambda d: jnp.asarray(step).astype(d.dtype) * d, direction)
-    return optax.tree.scale(-1, scaled) if x is None else optax.tree.sub(x, scaled)
+        u_next = move_outer(problem, u, outer_step, d.u)
+        return advance(state, u_next, descend(w, inner_step, d.w), aux, info.calls), info

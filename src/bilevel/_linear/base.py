@@ -25,6 +25,11 @@ def as_optional_data(value: Any) -> Float[np.ndarray | Array, "*batch"] | None:
     return None if value is None else as_data(value)
 
 
+def as_schedule(value: Any) -> Any:
+    """A number as data, or a schedule `k -> number` as it is."""
+    return value if callable(value) else as_data(value)
+
+
 def as_step_size(value: Any) -> StepSize:
     """A step size as data; `"auto"` stays what it is, another word is refused."""
     if isinstance(value, str):

@@ -1,7 +1,6 @@
 """Stochastic approximation for a linear system of which only noisy products are to be had."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,11 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from .base import as_data
-
-
-def _as_schedule(value: Any) -> Any:
-    return value if callable(value) else as_data(value)
+from .base import as_schedule
 
 
 class StochasticRichardson(lx.AbstractLinearSolver):
@@ -43,7 +38,7 @@ class StochasticRichardson(lx.AbstractLinearSolver):
     """
 
     step_size: Float[np.ndarray | Array, "*batch"] | Callable[[Array], Array] = eqx.field(
-        converter=_as_schedule
+        converter=as_schedule
     )
     num_steps: int
 

@@ -1,0 +1,186 @@
+"""The parts that the stochastic methods share: directions and variance reduction.
+
+Most single-loop methods are one update of `(u, w, v)` along three directions and differ in how these
+are estimated from minibatches: as they are (SOBA), by `saga` (SABA), by `recursive` with momentum
+(FSLA, SUSTAIN, MRBO) or without (SRBA, VRBO). Each file of a method says which.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key, PyTree, Scalar, ScalarLike
+
+from .._hypergradient.base import require_outer_variable
+from .._problem import BilevelProblem, Objective, Problem
+from .._sampler import Streams
+from .._solution import RESULTS, Calls
+from .base import Info, SamplerStates, StepSize, init_samplers, open_streams
+
+T = TypeVar("T")
+
+
+class Point(NamedTuple):
+    """The variables that move together, or a direction for each."""
+
+    u: PyTree[Array]
+    w: PyTree[Array]
+    v: PyTree[Array] | None = None
+
+
+class OuterTerms(NamedTuple):
+    """`F(u, w)` with its two gradients, on a batch."""
+
+    value: Scalar
+    u: PyTree[Array]
+    w: PyTree[Array]
+
+
+class InnerTerms(NamedTuple):
+    """`grad_w f`, `(d2_uw f)^T v` and `H v`, on a batch."""
+
+    residual: PyTree[Array]
+    cross: PyTree[Array]
+    product: PyTree[Array]
+
+
+def objective(problem: Problem) -> Objective:
+    """The inner objective of a problem that has one.
+
+    Raises:
+        TypeError: it is a fixed-point problem.
+    """
+    if isinstance(problem, BilevelProblem):
+        return problem.inner
+    raise TypeError(
+        "this method needs an inner objective, which a "
+        f"`{type(problem).__name__}` does not have; use `DoubleLoop`."
+    )
+
+
+def begin(method: Any, problem: Problem, u0: PyTree, w0: PyTree, key: Key[Array, ""]):
+    """The samplers' first states, of a problem that has been checked.
+
+    Raises:
+        TypeError: it is a fixed-point problem.
+        ValueError: the inner objective does not depend on its argument `u`.
+    """
+    objective(problem)
+    samplers = init_samplers(problem, method.outer_sampler, method.inner_sampler, key)
+    batch, _ = streams_of(method, problem, samplers).inner.draw()
+    require_outer_variable(problem, u0, w0, batch)
+    return samplers
+
+
+def streams_of(method: Any, problem: Problem, samplers: SamplerStates) -> Streams:
+    """Where a method's step draws its batches from."""
+    return open_streams(problem, method.outer_sampler, method.inner_sampler, samplers)
+
+
+def outer_terms(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> OuterTerms:
+    """One pass forward and back through F."""
+    value, (by_u, by_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(u, w, batch)
+    return OuterTerms(value, by_u, by_w)
+
+
+def inner_terms(problem: Problem, u: PyTree, w: PyTree, v: PyTree, batch: Any) -> InnerTerms:
+    """One forward-over-reverse pass through f gives all three."""
+    (_, residual), (cross, product) = jax.jvp(
+        lambda w: jax.grad(objective(problem), argnums=(0, 1))(u, w, batch), (w,), (v,)
+    )
+    return InnerTerms(residual, cross, product)
+
+
+def inner_gradient(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> PyTree[Array]:
+    """`grad_w f`."""
+    return jax.grad(objective(problem), argnums=1)(u, w, batch)
+
+
+def joint_directions(outer: OuterTerms, inner: InnerTerms) -> Point:
+    """`(grad_u F - (d2_uw f)^T v, grad_w f, H v - grad_w F)` (Dagreou et al. 2022, (3)-(5))."""
+    return Point(
+        u=optax.tree.sub(outer.u, inner.cross),
+        w=inner.residual,
+        v=optax.tree.sub(inner.product, outer.w),
+    )
+
+
+def descend(x: PyTree[Array], step: ScalarLike, direction: PyTree[Array]) -> PyTree[Array]:
+    """`x - step * direction`, in the dtype of `x`."""
+    return jax.tree.map(lambda x, d: x - jnp.asarray(step).astype(d.dtype) * d, x, direction)
+
+
+def move_outer(problem: Problem, u: PyTree, step: ScalarLike, direction: PyTree) -> PyTree[Array]:
+    """`retract(u, -step * direction)`."""
+    update = jax.tree.map(lambda d: -jnp.asarray(step).astype(d.dtype) * d, direction)
+    return problem.geometry.retract(u, update)
+
+
+def at(step_size: StepSize, step: Int[Array, ""]) -> Any:
+    """A step size, or momentum, at an outer step: schedules are called with the number of steps."""
+    return step_size(step) if callable(step_size) else step_size
+
+
+# Variance reduction. `x` is the new point, `x_0` the one before, both seen on the same batch.
+
+
+def recursive(new: T, new_at_old: T, previous: T, momentum: ScalarLike) -> T:
+    """`D = g(x) + (1 - momentum) (D_0 - g(x_0))`.
+
+    With momentum 1 this is g(x), the plain estimate; with 0 it is SARAH's (Nguyen et al. 2017); in
+    between STORM's (Cutkosky & Orabona 2019).
+    """
+
+    def combine(g: Array, g_old: Array, d: Array) -> Array:
+        return g + (1 - jnp.asarray(momentum).astype(g.dtype)) * (d - g_old)
+
+    return jax.tree.map(combine, new, new_at_old, previous)
+
+
+def at_both(function: Callable[[T], Any], new: T, old: T) -> tuple[Any, Any]:
+    """`function` at two points of the same structure, in one vectorised pass."""
+    both = jax.vmap(function)(jax.tree.map(lambda x, y: jnp.stack([x, y]), new, old))
+    return jax.tree.map(lambda x: x[0], both), jax.tree.map(lambda x: x[1], both)
+
+
+class Table(NamedTuple):
+    """The last value seen of each block, and their mean."""
+
+    values: Any
+    mean: Any
+
+
+def saga(table: Table, block: Int[Array, ""], new: Any) -> tuple[Any, Table]:
+    """`D = g_i(x) - table_i + mean(table)`, and the table with `g_i(x)` in row i (SAGA)."""
+    old = jax.tree.map(lambda t: t[block], table.values)
+    change = optax.tree.sub(new, old)
+    estimate = optax.tree.add(change, table.mean)
+    return estimate, Table(
+        jax.tree.map(lambda t, g: t.at[block].set(g), table.values, new),
+        jax.tree.map(lambda m, c, t: m + c / t.shape[0], table.mean, change, table.values),
+    )
+
+
+def make_info(
+    outer: OuterTerms,
+    directions: Point,
+    calls: Calls,
+    step_ratio: ScalarLike,
+    linear_residual: Scalar | None = None,
+) -> Info:
+    """What a step along `directions` reports; the residuals are the lengths of the directions."""
+    inner_residual = optax.tree.norm(directions.w)
+    if linear_residual is None:
+        linear_residual = jnp.asarray(optax.tree.norm(directions.v))
+    diverged = jnp.isfinite(optax.tree.norm(outer.w)) & ~jnp.isfinite(linear_residual)
+    return Info(
+        outer_value=outer.value,
+        outer_grad=directions.u,
+        inner_residual=inner_residual,
+        linear_residual=linear_residual,
+        calls=calls,
+        result=RESULTS.where(diverged, RESULTS.linear_divergence, RESULTS.successful),
+        step_ratio=jnp.asarray(step_ratio).astype(outer.value.dtype),
+    )

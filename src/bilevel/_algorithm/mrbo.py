@@ -1,0 +1,76 @@
+"""MRBO: recursive momentum on both directions (Yang, Ji and Liang 2021)."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import optax
+
+from .._linear.base import as_schedule
+from .._sampler import AbstractSampler, FullBatch, Stream
+from .base import AbstractAlgorithm, SamplerStates, StepSize, advance, start
+from .directions import Point, at, begin
+from .loops import momentum_step, neumann
+
+
+class _Aux(NamedTuple):
+    old: tuple[Point, Point]
+    samplers: SamplerStates
+
+
+class MRBO(AbstractAlgorithm):
+    """Recursive momentum on w and on u, with a Neumann series a step.
+
+        D_w = grad_w f(z) + (1 - momentum) (D_w- - grad_w f(z-))
+        D_u = p(z) + (1 - momentum) (D_u- - p(z-)),     p(z) = grad_u F - (d2_uw f)^T v(z)
+        v(z) = linear_step sum_{k < K} (I - linear_step H_k) ... (I - linear_step H_1) grad_w F
+        w+ = w - inner_step D_w,   u+ = retract(u, -outer_step D_u)
+
+    with z = (u, w), z- the point before, and both p on the same batches (Yang, Ji & Liang
+    2021, Algorithm 1). The first directions are plain. `SUSTAIN` differs in the series.
+
+    Args:
+        inner_step, linear_step, outer_step, momentum: floats, or schedules of the number of steps
+            made; as in `SOBA`, the linear step that of the series. The paper takes steps of the order
+            of `step^(-1/3)` and a momentum of `step^(-2/3)`.
+        num_terms: K.
+        inner_sampler, outer_sampler: where batches come from; all data by default.
+
+    `linear_residual` is that of v(z) on the first inner batch. Cost a step: one outer and K
+    inner batches; at two points an outer gradient, an inner gradient, K Hessian-vector products and
+    a cross product.
+    Memory beyond w and u: one vector more of each for the point before, one for its direction.
+
+    Raises:
+        ValueError: `num_terms` < 1.
+    """
+
+    inner_step: StepSize = eqx.field(converter=as_schedule)
+    linear_step: StepSize = eqx.field(converter=as_schedule)
+    outer_step: StepSize = eqx.field(converter=as_schedule)
+    momentum: StepSize = eqx.field(default=0.1, converter=as_schedule)
+    num_terms: int = 10
+    inner_sampler: AbstractSampler = FullBatch()
+    outer_sampler: AbstractSampler = FullBatch()
+
+    def __check_init__(self):
+        if self.num_terms < 1:
+            raise ValueError(f"`MRBO` needs num_terms >= 1, got {self.num_terms}.")
+
+    def init(self, problem, u0, w0, key):
+        """No direction yet."""
+        samplers = begin(self, problem, u0, w0, key)
+        z = Point(u0, w0)
+        return start(u0, w0, key, _Aux((z, optax.tree.zeros_like(z)), samplers))
+
+    def step(self, problem, state):
+        """One joint step."""
+        linear_step = at(self.linear_step, state.step)
+
+        def solve(z: Point, b, stream: Stream):
+            v, stream = neumann(problem, z, b, linear_step, self.num_terms - 1, stream)
+            return v, stream, self.num_terms - 1
+
+        z, old, samplers, info = momentum_step(
+            self, problem, state, state.aux.old, state.aux.samplers, solve
+        )
+        return advance(state, z.u, z.w, _Aux(old, samplers), info.calls), info
