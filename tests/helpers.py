@@ -146,6 +146,15 @@ METHODS = {
         ("StocBiO", _coupled, with_steps(bilevel.StocBiO, 0.4, 0.4, 0.1, num_terms=75)),
         ("BSA", _logistic, with_steps(bilevel.BSA, 0.3, 0.3, 0.1, **SHUFFLED)),
         ("AmIGO", _coupled, with_steps(bilevel.AmIGO, 0.4, 0.4, 0.1)),
+        ("F2SA", _logistic, with_steps(bilevel.F2SA, 0.3, 0.1, **SHUFFLED)),
+        ("penalty", _logistic, with_steps(bilevel.ValueFunctionPenalty, 0.3, 0.1, **SHUFFLED)),
+        ("BOME", _logistic, with_steps(bilevel.BOME, 0.3, 0.1)),
+        ("PZOBO", _logistic, with_steps(bilevel.PZOBO, 0.3, 0.1, **SHUFFLED)),
+        (
+            "inexact",
+            _coupled,
+            with_steps(bilevel.InexactDescent, 0.4, 0.4, 0.1, num_steps=75),
+        ),
     ]
 }
 DETERMINISTIC = [name for name, m in METHODS.items() if m.case.u_star is not None]

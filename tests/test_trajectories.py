@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bilevel
-from bilevel import Blocks, WithReplacement
+from bilevel import Blocks, WithReplacement, decreasing_step, logarithmic
 from helpers import spd
 
 N, M, P, Q = 12, 8, 4, 3  # inner rows, outer rows, dim(w), dim(u)
@@ -240,6 +240,85 @@ def vrbo(i, j):
         yield u, w
 
 
+def f_u(w, i):
+    return -B[i].mean(0).T @ w
+
+
+def f2sa(i, j):
+    u, w, y = U0, W0, W0
+    for step in range(STEPS):
+        m = 5 + step
+        for _ in range(T):
+            i1, i2, jj = i(), i(), j()
+            y_new = y - RHO * (f_w(u, y, i2) + g_w(u, y, jj) / m)
+            w, y = w - RHO * f_w(u, w, i1), y_new
+        ii, jj = i(), j()
+        u = u - GAMMA * (g_u(u, y, jj) + m * (f_u(y, ii) - f_u(w, ii)))
+        yield u, w
+
+
+def inner_steps(u, w, i):
+    for _ in range(T):
+        w = w - RHO * f_w(u, w, i())
+    return w
+
+
+def penalty(i, j):
+    u, w = U0, W0
+    while True:
+        x = inner_steps(u, w, i)
+        ii, jj = i(), j()
+        d_u = g_u(u, w, jj) + 5.0 * (f_u(w, ii) - f_u(x, ii))
+        d_w = f_w(u, w, ii) + g_w(u, w, jj) / 5.0
+        u, w = u - GAMMA * d_u, w - RHO * d_w
+        yield u, w
+
+
+def bome(i, j):
+    u, w = U0, W0
+    while True:
+        x = inner_steps(u, w, i)
+        ii, jj = i(), j()
+        gap = np.concatenate([f_u(w, ii) - f_u(x, ii), f_w(u, w, ii)])
+        by_outer = np.concatenate([g_u(u, w, jj), g_w(u, w, jj)])
+        multiplier = max(0.5 * gap @ gap - by_outer @ gap, 0) / (gap @ gap)
+        d = by_outer + multiplier * gap
+        u, w = u - GAMMA * d[:Q], w - GAMMA * d[Q:]
+        yield u, w
+
+
+def pzobo(i, j):
+    u, w = U0, W0
+    for step in range(STEPS):
+        jj, seen = j(), [i() for _ in range(T)]
+        i()  # for the residual
+
+        def response(u, w=w, seen=seen):
+            again = iter(seen)
+            return inner_steps(u, w, lambda: next(again))
+
+        e = np.asarray(jr.normal(jr.fold_in(KEY, step), (K, Q), float))
+        w = response(u)
+        slopes = [(response(u + 1e-2 * x) - w) @ g_w(u, w, jj) / 1e-2 for x in e]
+        u = u - GAMMA * (g_u(u, w, jj) + np.mean(e * np.array(slopes)[:, None], axis=0))
+        yield u, w
+
+
+def inexact(i, j):
+    u = U0
+    for step in range(STEPS):
+        w, v, steps = W0, np.zeros(P), int(np.ceil(3 * np.log(step + 2)))
+        for k in range(steps):
+            w = w - 2 / (k + 10) * f_w(u, w, i())
+        js = [j() for _ in range(2)]
+        b = np.mean([g_w(u, w, jj) for jj in js], axis=0)
+        for k in range(steps):
+            v = v - 3 / (k + 20) * (hv(w, v, i()) - b)
+        mixed = np.mean([cross(v, i()) for _ in range(2)], axis=0)
+        u = u - GAMMA * (np.mean([g_u(u, w, jj) for jj in js], axis=0) - mixed)
+        yield u, w
+
+
 BLOCKS: dict[str, Any] = {"inner_sampler": Blocks(BATCH), "outer_sampler": Blocks(BATCH)}
 DRAWN: dict[str, Any] = {
     "inner_sampler": WithReplacement(BATCH),
@@ -257,6 +336,21 @@ ROWS: dict[str, tuple[bilevel.AbstractAlgorithm, Callable]] = {
     "StocBiO": (bilevel.StocBiO(*SIZES, T, K, **DRAWN), stocbio),
     "BSA": (bilevel.BSA(*SIZES, T, K, **DRAWN), bsa),
     "AmIGO": (bilevel.AmIGO(*SIZES, T, K, **DRAWN), amigo),
+    "F2SA": (bilevel.F2SA(RHO, GAMMA, lambda step: 5 + step, T, **DRAWN), f2sa),
+    "penalty": (bilevel.ValueFunctionPenalty(RHO, GAMMA, 5.0, T, **DRAWN), penalty),
+    "BOME": (bilevel.BOME(RHO, GAMMA, 0.5, T, **DRAWN), bome),
+    "PZOBO": (bilevel.PZOBO(RHO, GAMMA, 1e-2, T, K, **DRAWN), pzobo),
+    "inexact": (
+        bilevel.InexactDescent(
+            decreasing_step(2, 10),
+            decreasing_step(3, 20),
+            GAMMA,
+            num_steps=logarithmic(3.0),
+            num_samples=2,
+            **DRAWN,
+        ),
+        inexact,
+    ),
 }
 
 

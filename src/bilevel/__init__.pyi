@@ -1,10 +1,15 @@
 from . import datasets as datasets, reweighting as reweighting, tasks as tasks
 from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
 from ._algorithm.amigo import AmIGO as AmIGO
+from ._algorithm.bome import BOME as BOME
 from ._algorithm.bsa import BSA as BSA
 from ._algorithm.double_loop import DoubleLoop as DoubleLoop
+from ._algorithm.f2sa import F2SA as F2SA
 from ._algorithm.fsla import FSLA as FSLA
+from ._algorithm.inexact import InexactDescent as InexactDescent, logarithmic as logarithmic
 from ._algorithm.mrbo import MRBO as MRBO
+from ._algorithm.penalty import ValueFunctionPenalty as ValueFunctionPenalty
+from ._algorithm.pzobo import PZOBO as PZOBO
 from ._algorithm.saba import SABA as SABA
 from ._algorithm.soba import SOBA as SOBA
 from ._algorithm.srba import SRBA as SRBA

@@ -140,6 +140,11 @@ ROWS |= {
         "StocBiO": with_steps(bilevel.StocBiO, *SIZES, num_inner=3, num_terms=4),
         "BSA": with_steps(bilevel.BSA, *SIZES, num_inner=3, num_terms=4),
         "AmIGO": with_steps(bilevel.AmIGO, *SIZES, num_inner=3, num_linear=4),
+        "inexact": with_steps(bilevel.InexactDescent, *SIZES, num_steps=3),
+        "F2SA": with_steps(bilevel.F2SA, 0.02, 0.01, num_inner=3),
+        "penalty": with_steps(bilevel.ValueFunctionPenalty, 0.02, 0.01, num_inner=3),
+        "BOME": with_steps(bilevel.BOME, 0.02, 0.01, num_inner=3),
+        "PZOBO": with_steps(bilevel.PZOBO, 0.02, 0.01, num_inner=3, num_directions=2),
     }.items()
 }
 
@@ -154,7 +159,7 @@ def test_calls_are_the_calls_made(name):
     )
     jax.effects_barrier()
     calls = solution.stats["calls"]
-    assert calls == dict(counts)
+    assert {name: n for name, n in calls.items() if n} == dict(counts)
     # Outer gradients, inner gradients, Hessian-vector and cross products of six steps.
     known = {
         "SOBA": [6, 6, 6, 6],
@@ -166,6 +171,11 @@ def test_calls_are_the_calls_made(name):
         "VRBO": [26, 26, 6 * 16 + 2 * 3, 26],
         "StocBiO": [6, 24, 24, 6],
         "AmIGO": [6, 24, 30, 6],
+        "inexact": [6, 24, 24, 6],
+        "F2SA": [24, 48, 0, 0],
+        "penalty": [6, 30, 0, 0],
+        "BOME": [6, 30, 0, 0],
+        "PZOBO": [6, 60, 0, 0],
     }
     if name in known:
         assert list(calls.values()) == known[name]

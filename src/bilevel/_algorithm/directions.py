@@ -98,6 +98,11 @@ def inner_gradient(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> PyTree
     return jax.grad(objective(problem), argnums=1)(u, w, batch)
 
 
+def inner_gradients(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
+    """`(grad_u f, grad_w f)`."""
+    return jax.grad(objective(problem), argnums=(0, 1))(u, w, batch)
+
+
 def joint_directions(outer: OuterTerms, inner: InnerTerms) -> Point:
     """`(grad_u F - (d2_uw f)^T v, grad_w f, H v - grad_w F)` (Dagreou et al. 2022, (3)-(5))."""
     return Point(
@@ -120,7 +125,7 @@ def move_outer(problem: Problem, u: PyTree, step: ScalarLike, direction: PyTree)
 
 def at(step_size: StepSize, step: Int[Array, ""]) -> Any:
     """A step size, or momentum, at an outer step: schedules are called with the number of steps."""
-    return step_size(step) if callable(step_size) else step_size
+    return jnp.asarray(step_size(step), float) if callable(step_size) else step_size
 
 
 # Variance reduction. `x` is the new point, `x_0` the one before, both seen on the same batch.

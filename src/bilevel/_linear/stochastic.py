@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from .base import as_schedule
 
@@ -90,10 +90,10 @@ class StochasticRichardson(lx.AbstractLinearSolver):
         return True
 
 
-def decreasing_step(c: float, d: float) -> Callable[[ArrayLike], Array]:
+def decreasing_step(c: ScalarLike, d: ScalarLike) -> Callable[[ArrayLike], Array]:
     """The schedule `k -> c / (k + d)`, for linear and (as an optax schedule) inner solves.
 
     >>> float(decreasing_step(2.0, 4.0)(0))
     0.5
     """
-    return lambda k: c / (jnp.asarray(k, float) + d)
+    return lambda k: jnp.asarray(c) / (jnp.asarray(k, float) + jnp.asarray(d))
