@@ -46,7 +46,7 @@ class InnerTerms(NamedTuple):
     product: PyTree[Array]
 
 
-def objective(problem: Problem) -> Objective:
+def objective(problem: Problem, needed_by: str = "this method") -> Objective:
     """The inner objective of a problem that has one.
 
     Raises:
@@ -55,7 +55,7 @@ def objective(problem: Problem) -> Objective:
     if isinstance(problem, BilevelProblem):
         return problem.inner
     raise TypeError(
-        "this method needs an inner objective, which a "
+        f"{needed_by} needs an inner objective, which a "
         f"`{type(problem).__name__}` does not have; use `DoubleLoop`."
     )
 
@@ -67,7 +67,7 @@ def begin(method: Any, problem: Problem, u0: PyTree, w0: PyTree, key: Key[Array,
         TypeError: it is a fixed-point problem.
         ValueError: the inner objective does not depend on its argument `u`.
     """
-    objective(problem)
+    objective(problem, f"`{type(method).__name__}`")
     samplers = init_samplers(problem, method.outer_sampler, method.inner_sampler, key)
     batch, _ = streams_of(method, problem, samplers).inner.draw()
     require_outer_variable(problem, u0, w0, batch)
