@@ -16,6 +16,11 @@ from ._algorithm.srba import SRBA as SRBA
 from ._algorithm.stocbio import StocBiO as StocBiO
 from ._algorithm.sustain import SUSTAIN as SUSTAIN
 from ._algorithm.vrbo import VRBO as VRBO
+from ._bigsam import (
+    BiGSAM as BiGSAM,
+    printed_weighting as printed_weighting,
+    sabach_shtern_weighting as sabach_shtern_weighting,
+)
 from ._callback import (
     AbstractCallback as AbstractCallback,
     Checkpoint as Checkpoint,
@@ -26,6 +31,7 @@ from ._callback import (
 )
 from ._geometry import (
     AbstractGeometry as AbstractGeometry,
+    Ball as Ball,
     Box as Box,
     Euclidean as Euclidean,
     Simplex as Simplex,

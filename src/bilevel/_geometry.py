@@ -1,6 +1,7 @@
 """The set U that the outer variable lives in, and how to move in it."""
 
 import abc
+import math
 
 import equinox as eqx
 import jax
@@ -22,6 +23,10 @@ class AbstractGeometry(eqx.Module):
     def project(self, u: PyTree[Array]) -> PyTree[Array]:
         """The Euclidean projection onto U; it serves to measure, not to move."""
 
+    @abc.abstractmethod
+    def measure(self, u: PyTree[Array], grad: PyTree[Array]) -> PyTree[Array]:
+        """The sizes of a gradient's entries, of which `"auto"` outer step sizes are made."""
+
 
 def outer_residual(geometry: AbstractGeometry, u: PyTree[Array], grad: PyTree[Array]) -> Scalar:
     """`||u - project(u - grad)||_2`: zero exactly at the first-order stationary points in U.
@@ -41,6 +46,10 @@ class Euclidean(AbstractGeometry):
     def project(self, u):
         """`u` itself."""
         return u
+
+    def measure(self, u, grad):
+        """`|grad|`, entry by entry."""
+        return jax.tree.map(jnp.abs, grad)
 
 
 class Box(AbstractGeometry):
@@ -75,6 +84,58 @@ class Box(AbstractGeometry):
         return jax.tree.map(
             lambda x: jnp.clip(x, self.lower.astype(x.dtype), self.upper.astype(x.dtype)), u
         )
+
+    def measure(self, u, grad):
+        """`|grad|`, entry by entry."""
+        return jax.tree.map(jnp.abs, grad)
+
+
+class Ball(AbstractGeometry):
+    """The p-norm ball `||u - center||_p <= radius`, all leaves together; `retract` adds and projects.
+
+    Args:
+        radius: > 0.
+        p: 1, 2 or infinity (`jnp.inf`).
+        center: a pytree like `u`, or `None` for the origin.
+
+    The projections are optax's. For the perturbations of data poisoning (Grazzi & Pontil, "Data
+    poisoning") and for regularisation by a constraint.
+
+    Raises:
+        ValueError: `p` is another number, or `radius` is not positive (when it is concrete).
+    """
+
+    radius: Array = eqx.field(converter=jnp.asarray)
+    p: float = 2
+    center: PyTree[Array] | None = None
+
+    def __check_init__(self):
+        if self.p not in _PROJECTIONS:
+            raise ValueError(f"`Ball` needs p = 1, 2 or infinity, got {self.p}.")
+        if not isinstance(self.radius, Tracer) and not bool(jnp.all(self.radius > 0)):
+            raise ValueError(f"`Ball` needs radius > 0, got {self.radius}.")
+
+    def retract(self, u, delta):
+        """`project(u + delta)`."""
+        return self.project(optax.tree.add(u, delta))
+
+    def project(self, u):
+        """The nearest point of the ball."""
+        center = optax.tree.zeros_like(u) if self.center is None else self.center
+        flat, unravel = ravel_pytree(optax.tree.sub(u, center))
+        inside = _PROJECTIONS[self.p](flat, self.radius.astype(flat.dtype))
+        return optax.tree.add(center, unravel(inside))
+
+    def measure(self, u, grad):
+        """`|grad|`, entry by entry."""
+        return jax.tree.map(jnp.abs, grad)
+
+
+_PROJECTIONS = {
+    1: optax.projections.projection_l1_ball,
+    2: optax.projections.projection_l2_ball,
+    math.inf: optax.projections.projection_linf_ball,
+}
 
 
 class Simplex(AbstractGeometry):
@@ -118,3 +179,13 @@ class Simplex(AbstractGeometry):
         start = (-jnp.ones((), flat.dtype), jnp.full((), flat.size + 1), jnp.sum(flat > -1))
         tau, _, _ = jax.lax.while_loop(lambda c: c[2] < c[1], newton, start)
         return unravel(jnp.maximum(flat - tau, 0))
+
+    def tangent(self, u, grad):
+        """`grad - <u, grad>`: how much a row pulls more than the average one."""
+        mean = optax.tree.vdot(u, grad)
+        return jax.tree.map(lambda g: g - mean, grad)
+
+    def measure(self, u, grad):
+        """The largest `|tangent(u, grad)|`, the same for all entries: the steps stay mirror steps."""
+        largest = optax.tree.norm(self.tangent(u, grad), ord=jnp.inf)
+        return jax.tree.map(lambda g: jnp.full_like(g, largest), grad)

@@ -14,7 +14,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
-from ._algorithm.base import AbstractAlgorithm, State
+from ._algorithm.base import AbstractAlgorithm, State, choose
 from ._callback import AbstractCallback, Chunk
 from ._geometry import AbstractGeometry, outer_residual
 from ._problem import BilevelProblem, FixedPointProblem, Problem
@@ -85,7 +85,7 @@ def run_chunk(
         for tree in (optax.tree.add(info.outer_grad, following.u), following.w):
             finite &= jnp.isfinite(optax.tree.sum(tree))
         # A step that met a non-finite number is not taken: the state stays the last good one.
-        following = jax.tree.map(lambda new, old: jnp.where(finite, new, old), following, state)
+        following = choose(finite, following, state)
 
         step = state.step + 1
         recorded = (step % control.trace_every == 0) | (step == control.num_steps) | ~finite

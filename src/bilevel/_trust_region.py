@@ -8,6 +8,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from ._geometry import Simplex
+
 
 class TrustRegionState(NamedTuple):
     """The current radius and the outer value at the previous step."""
@@ -64,8 +66,7 @@ def log_trust_region(
         value: Scalar,
         **extra_args: Any,
     ) -> tuple[PyTree[Array], TrustRegionState]:
-        mean = optax.tree.vdot(params, updates)
-        centred = jax.tree.map(lambda g: g - mean, updates)
+        centred = Simplex().tangent(params, updates)
         largest = optax.tree.norm(centred, ord=jnp.inf)
         radius = jnp.where(value > state.value, shrink * state.radius, state.radius)
         # Where every row pulls alike there is nothing to do, and nothing to divide by.

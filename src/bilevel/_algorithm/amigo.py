@@ -6,11 +6,11 @@ import equinox as eqx
 import optax
 from jaxtyping import Array, PyTree
 
-from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream
-from .base import AbstractAlgorithm, SamplerStates, StepSize, advance, start
-from .directions import Point, at, begin
+from .base import AbstractAlgorithm, SamplerStates, start
+from .directions import Point, begin, streams_of
 from .loops import inner_loop_step, linear_sgd
+from .steps import StepSize, as_setting, at, follow
 
 
 class _Aux(NamedTuple):
@@ -40,9 +40,9 @@ class AmIGO(AbstractAlgorithm):
         ValueError: a number of steps or terms < 1.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
     num_inner: int = 10
     num_linear: int = 10
     inner_sampler: AbstractSampler = FullBatch()
@@ -55,17 +55,17 @@ class AmIGO(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
-        samplers = begin(self, problem, u0, w0, key)
-        return start(u0, w0, key, _Aux(optax.tree.zeros_like(w0), samplers))
+        begun = begin(self, problem, u0, w0, key)
+        return start(begun, _Aux(optax.tree.zeros_like(w0), begun.samplers))
 
     def step(self, problem, state):
         """One outer step."""
-        linear_step = at(self.linear_step, state.step)
+        state = follow(problem, state, streams_of(self, problem, state.aux.samplers).inner)
+        linear_step = at(self.linear_step, state.step, state.control)
 
         def solve(z: Point, b, stream: Stream):
             z = z._replace(v=state.aux.v)
             v, stream = linear_sgd(problem, z, b, linear_step, self.num_linear, stream)
             return v, stream, self.num_linear
 
-        z, samplers, info = inner_loop_step(self, problem, state, state.aux.samplers, solve)
-        return advance(state, z.u, z.w, _Aux(z.v, samplers), info.calls), info
+        return inner_loop_step(self, problem, state, state.aux.samplers, solve, _Aux)

@@ -1,21 +1,21 @@
 """The contract of an algorithm, and the functions that the methods share."""
 
 import abc
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, Scalar, ScalarLike
+import optax
+from jaxtyping import Array, Int, Key, PyTree, Scalar, ScalarLike
 
 from .._problem import Problem
 from .._sampler import AbstractSampler, Stream, Streams
 from .._solution import RESULTS, Calls
+from .steps import Control, Move
 
-StepSize = Float[np.ndarray | Array, "*batch"] | Callable[[Array], Any]
+T = TypeVar("T")
 
 
 class State(eqx.Module):
@@ -27,6 +27,7 @@ class State(eqx.Module):
         u, w: the outer variable (a point of U) and the inner variable.
         aux: whatever else the method carries.
         calls: the oracle calls of all steps so far.
+        control: what step sizes `"auto"` have learned so far; `None` without one.
     """
 
     step: Int[Array, ""]
@@ -35,6 +36,7 @@ class State(eqx.Module):
     w: PyTree[Array]
     aux: Any
     calls: Calls
+    control: Control | None
 
 
 class Info(eqx.Module):
@@ -119,20 +121,62 @@ def count(
     return Calls(*(jnp.asarray(n, jnp.int32) for n in (outer_grad, inner_grad, hvp, cross)))
 
 
-def start(
-    u0: PyTree[Array],
-    w0: PyTree[Array],
-    key: Key[Array, ""],
-    aux: Any,
-    calls: Calls | None = None,
-) -> State:
-    """A state at step 0, after the `calls` that it took to get there."""
-    u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
-    calls = count() if calls is None else calls
-    return State(jnp.zeros((), jnp.int32), key, u0, w0, aux, calls)
+class Begun(NamedTuple):
+    """What a run of any method begins with."""
+
+    u: PyTree[Array]
+    w: PyTree[Array]
+    key: Key[Array, ""]
+    samplers: SamplerStates
+    control: Control | None
+    calls: Calls
 
 
-def advance(state: State, u: PyTree, w: PyTree, aux: Any, calls: Calls) -> State:
-    """The state after a step that cost `calls`."""
+def start(begun: Begun, aux: Any, calls: Calls | None = None) -> State:
+    """A state at step 0, after `calls` more than it took to begin."""
+    calls = begun.calls if calls is None else jax.tree.map(jnp.add, begun.calls, calls)
+    step = jnp.zeros((), jnp.int32)
+    return State(step, begun.key, begun.u, begun.w, aux, calls, begun.control)
+
+
+class Table(NamedTuple):
+    """The last value seen of each block, always finite, their mean, and the next block's row.
+
+    The row is read when the table has just been written: read before the next writing, it would make
+    XLA copy the table, which at 400 blocks of 7840 takes a hundred times as long as the step.
+    """
+
+    values: Any
+    mean: Any
+    row: Any
+
+
+def choose(new_is_good: Array, new: T, old: T) -> T:
+    """`new` where it is good, else `old`.
+
+    Tables are good always, and too large to be copied; samplers go on, so that another batch is tried.
+    """
+    always = (Table, SamplerStates)
+
+    def pick(x: Any, y: Any) -> Any:
+        return x if isinstance(x, always) else jnp.where(new_is_good, x, y)
+
+    return jax.tree.map(pick, new, old, is_leaf=lambda x: isinstance(x, always))
+
+
+def advance(state: State, move: Move, w: PyTree[Array], aux: Any, calls: Calls) -> State:
+    """The state after a step that cost `calls`.
+
+    With `"auto"` step sizes, a step to a point that is not finite is not taken, and they are halved.
+    """
     total = jax.tree.map(jnp.add, state.calls, calls)
-    return State(state.step + 1, state.key, u, w, aux, total)
+    taken = (move.u, w, aux, move.control)
+    if state.control is not None and move.control is not None:
+        control = state.control
+        halved = control._replace(
+            curvature=2 * control.curvature, squares=jax.tree.map(lambda x: 4 * x, control.squares)
+        )
+        finite = jnp.isfinite(optax.tree.sum((move.u, w, move.control.squares)))
+        taken = choose(finite, taken, (state.u, state.w, state.aux, halved))
+    u, w, aux, control = taken
+    return State(state.step + 1, state.key, u, w, aux, total, control)

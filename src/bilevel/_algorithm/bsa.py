@@ -3,11 +3,11 @@
 import equinox as eqx
 import jax.random as jr
 
-from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream
-from .base import AbstractAlgorithm, StepSize, advance, start
-from .directions import Point, at, begin
+from .base import AbstractAlgorithm, start
+from .directions import Point, begin, streams_of
 from .loops import inner_loop_step, randomised_neumann
+from .steps import StepSize, as_setting, follow, series_step
 
 
 class BSA(AbstractAlgorithm):
@@ -33,9 +33,9 @@ class BSA(AbstractAlgorithm):
         ValueError: a number of steps or terms < 1.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
     num_inner: int = 10
     num_terms: int = 10
     inner_sampler: AbstractSampler = FullBatch()
@@ -48,15 +48,16 @@ class BSA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """Nothing but the samplers."""
-        return start(u0, w0, key, begin(self, problem, u0, w0, key))
+        begun = begin(self, problem, u0, w0, key)
+        return start(begun, begun.samplers)
 
     def step(self, problem, state):
         """One outer step."""
-        linear_step = at(self.linear_step, state.step)
+        state = follow(problem, state, streams_of(self, problem, state.aux).inner)
+        linear_step = series_step(self.linear_step, state.step, state.control)
         key = jr.fold_in(state.key, state.step)
 
         def solve(z: Point, b, stream: Stream):
             return randomised_neumann(problem, z, b, linear_step, self.num_terms, stream, key)
 
-        z, samplers, info = inner_loop_step(self, problem, state, state.aux, solve)
-        return advance(state, z.u, z.w, samplers, info.calls), info
+        return inner_loop_step(self, problem, state, state.aux, solve, lambda v, samplers: samplers)

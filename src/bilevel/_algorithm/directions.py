@@ -15,9 +15,10 @@ from jaxtyping import Array, Int, Key, PyTree, Scalar, ScalarLike
 
 from .._hypergradient.base import require_outer_variable
 from .._problem import BilevelProblem, Objective, Problem
-from .._sampler import Streams
+from .._sampler import FullBatch, Streams
 from .._solution import RESULTS, Calls
-from .base import Info, SamplerStates, StepSize, init_samplers, open_streams
+from .base import Begun, Info, SamplerStates, Table, count, init_samplers, open_streams
+from .steps import DECAY, first_control, uses_auto
 
 T = TypeVar("T")
 
@@ -60,18 +61,32 @@ def objective(problem: Problem, needed_by: str = "this method") -> Objective:
     )
 
 
-def begin(method: Any, problem: Problem, u0: PyTree, w0: PyTree, key: Key[Array, ""]):
-    """The samplers' first states, of a problem that has been checked.
+def begin(
+    method: Any,
+    problem: Problem,
+    u0: PyTree,
+    w0: PyTree,
+    key: Key[Array, ""],
+    *,
+    variance_reduced: bool = False,
+) -> Begun:
+    """Checks, the samplers' first states, and what `"auto"` step sizes start from.
 
     Raises:
         TypeError: it is a fixed-point problem.
         ValueError: the inner objective does not depend on its argument `u`.
     """
     objective(problem, f"`{type(method).__name__}`")
+    u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
     samplers = init_samplers(problem, method.outer_sampler, method.inner_sampler, key)
-    batch, _ = streams_of(method, problem, samplers).inner.draw()
-    require_outer_variable(problem, u0, w0, batch)
-    return samplers
+    inner = streams_of(method, problem, samplers).inner
+    require_outer_variable(problem, u0, w0, inner.draw()[0])
+    control, num_products = None, 0
+    if uses_auto(method):
+        noisy = not (variance_reduced or isinstance(method.inner_sampler, FullBatch))
+        decay = DECAY * getattr(method, "num_inner", 1) if noisy else 0.0
+        control, num_products = first_control(problem, u0, w0, inner, decay)
+    return Begun(u0, w0, key, samplers, control, count(0, 0, num_products, 0))
 
 
 def streams_of(method: Any, problem: Problem, samplers: SamplerStates) -> Streams:
@@ -117,17 +132,6 @@ def descend(x: PyTree[Array], step: ScalarLike, direction: PyTree[Array]) -> PyT
     return jax.tree.map(lambda x, d: x - jnp.asarray(step).astype(d.dtype) * d, x, direction)
 
 
-def move_outer(problem: Problem, u: PyTree, step: ScalarLike, direction: PyTree) -> PyTree[Array]:
-    """`retract(u, -step * direction)`."""
-    update = jax.tree.map(lambda d: -jnp.asarray(step).astype(d.dtype) * d, direction)
-    return problem.geometry.retract(u, update)
-
-
-def at(step_size: StepSize, step: Int[Array, ""]) -> Any:
-    """A step size, or momentum, at an outer step: schedules are called with the number of steps."""
-    return jnp.asarray(step_size(step), float) if callable(step_size) else step_size
-
-
 # Variance reduction. `x` is the new point, `x_0` the one before, both seen on the same batch.
 
 
@@ -150,22 +154,22 @@ def at_both(function: Callable[[T], Any], new: T, old: T) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[0], both), jax.tree.map(lambda x: x[1], both)
 
 
-class Table(NamedTuple):
-    """The last value seen of each block, and their mean."""
+def saga(
+    table: Table, block: Int[Array, ""], new: Any, following: Int[Array, ""]
+) -> tuple[Any, Table]:
+    """`D = g_i(x) - table_i + mean(table)`, and the table with `g_i(x)` in row i (SAGA).
 
-    values: Any
-    mean: Any
-
-
-def saga(table: Table, block: Int[Array, ""], new: Any) -> tuple[Any, Table]:
-    """`D = g_i(x) - table_i + mean(table)`, and the table with `g_i(x)` in row i (SAGA)."""
-    old = jax.tree.map(lambda t: t[block], table.values)
-    change = optax.tree.sub(new, old)
-    estimate = optax.tree.add(change, table.mean)
-    return estimate, Table(
-        jax.tree.map(lambda t, g: t.at[block].set(g), table.values, new),
-        jax.tree.map(lambda m, c, t: m + c / t.shape[0], table.mean, change, table.values),
+    `following` is the block that comes next. What is not finite does not enter the table.
+    """
+    old = table.row
+    estimate = optax.tree.add(optax.tree.sub(new, old), table.mean)
+    finite = jnp.isfinite(optax.tree.sum(new))
+    kept = jax.tree.map(lambda g, g_old: jnp.where(finite, g, g_old), new, old)
+    values = jax.tree.map(lambda t, g: t.at[block].set(g), table.values, kept)
+    mean = jax.tree.map(
+        lambda m, g, g_old, t: m + (g - g_old) / t.shape[0], table.mean, kept, old, values
     )
+    return estimate, Table(values, mean, jax.tree.map(lambda t: t[following], values))
 
 
 def make_info(

@@ -1,7 +1,8 @@
 """The double loop: an inner solve, a hypergradient, an outer step."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
@@ -11,14 +12,17 @@ from .._inner import AbstractInnerSolver
 from .._sampler import AbstractSampler, FullBatch
 from .base import (
     AbstractAlgorithm,
+    Begun,
     Info,
     SamplerStates,
     advance,
     close_streams,
+    count,
     init_samplers,
     open_streams,
     start,
 )
+from .steps import Move, move_outer, outer_control
 
 
 class _Aux(NamedTuple):
@@ -41,8 +45,9 @@ class DoubleLoop(AbstractAlgorithm):
     Args:
         inner: the inner solver.
         hypergradient: the estimator, `AID(...)` or `ITD()`.
-        outer_tx: an optax transformation for the outer step. It is told the outer value as the
-            extra argument `value`, which line searches and `log_trust_region` use.
+        outer_tx: an optax transformation for the outer step, which is told the outer value as the
+            extra argument `value` (line searches and `log_trust_region` use it); or `"auto"`, the
+            outer steps of the single-loop methods.
         warm_start: start each inner solve where the last one ended (True) or at `w0` (False). A
             cold start makes the result a function of `u` alone; a warm one is cheaper, and on
             problems with many inner solutions what it finds can live in `w` and be lost on
@@ -55,20 +60,23 @@ class DoubleLoop(AbstractAlgorithm):
 
     inner: AbstractInnerSolver
     hypergradient: AbstractHypergradient
-    outer_tx: optax.GradientTransformation
+    outer_tx: optax.GradientTransformation | Literal["auto"] = "auto"
     warm_start: bool = False
     inner_sampler: AbstractSampler = FullBatch()
     outer_sampler: AbstractSampler = FullBatch()
 
     def init(self, problem, u0, w0, key):
         """Start the estimator, the optimiser and the samplers."""
+        u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
+        samplers = init_samplers(problem, self.outer_sampler, self.inner_sampler, key)
         aux = _Aux(
             w0=None if self.warm_start else w0,
-            outer_tx=self.outer_tx.init(u0),
+            outer_tx=() if isinstance(self.outer_tx, str) else self.outer_tx.init(u0),
             estimator=self.hypergradient.init(problem, self.inner, u0, w0),
-            samplers=init_samplers(problem, self.outer_sampler, self.inner_sampler, key),
+            samplers=samplers,
         )
-        return start(u0, w0, key, aux)
+        control = outer_control(u0) if isinstance(self.outer_tx, str) else None
+        return start(Begun(u0, w0, key, samplers, control, count()), aux)
 
     def step(self, problem, state):
         """One outer step."""
@@ -87,10 +95,14 @@ class DoubleLoop(AbstractAlgorithm):
             estimator,
             open_streams(problem, self.outer_sampler, self.inner_sampler, samplers),
         )
-        updates, outer_tx = optax.with_extra_args_support(self.outer_tx).update(
-            estimate.grad, state.aux.outer_tx, state.u, value=estimate.value
-        )
-        u = problem.geometry.retract(state.u, updates)
+        if isinstance(self.outer_tx, str):
+            move, outer_tx = move_outer("auto", problem, state, estimate.grad), ()
+        else:
+            updates, outer_tx = optax.with_extra_args_support(self.outer_tx).update(
+                estimate.grad, state.aux.outer_tx, state.u, value=estimate.value
+            )
+            nan = jnp.full_like(estimate.value, jnp.nan)
+            move = Move(problem.geometry.retract(state.u, updates), nan, None)
 
         aux = _Aux(w0, outer_tx, estimator, close_streams(streams))
         info = Info(
@@ -102,4 +114,4 @@ class DoubleLoop(AbstractAlgorithm):
             result=estimate.result,
             step_ratio=jnp.full_like(estimate.value, jnp.nan),
         )
-        return advance(state, u, estimate.w, aux, estimate.calls), info
+        return advance(state, move, estimate.w, aux, estimate.calls), info

@@ -13,7 +13,6 @@ from .._sampler import AbstractSampler, FullBatch, Streams
 from .base import (
     AbstractAlgorithm,
     SamplerStates,
-    StepSize,
     advance,
     close_streams,
     count,
@@ -21,16 +20,15 @@ from .base import (
 )
 from .directions import (
     Point,
-    at,
     begin,
     descend,
     inner_gradient,
     inner_gradients,
     make_info,
-    move_outer,
     outer_terms,
     streams_of,
 )
+from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 def _growing(step: Int[Array, ""]) -> Array:
@@ -69,8 +67,8 @@ class F2SA(AbstractAlgorithm):
         ValueError: `num_inner` < 1.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
     multiplier: StepSize = eqx.field(default=_growing, converter=as_schedule)
     num_inner: int = 10
     inner_sampler: AbstractSampler = FullBatch()
@@ -82,16 +80,17 @@ class F2SA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`y = w`."""
-        w0 = jax.tree.map(jnp.asarray, w0)
-        return start(u0, w0, key, _Aux(w0, begin(self, problem, u0, w0, key)))
+        begun = begin(self, problem, u0, w0, key)
+        return start(begun, _Aux(begun.w, begun.samplers))
 
     def step(self, problem, state):
         """One outer step."""
         u = state.u
-        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
+        state = follow(problem, state, streams_of(self, problem, state.aux.samplers).inner)
+        inner_step = at(self.inner_step, state.step, state.control)
         multiplier = at(self.multiplier, state.step)
 
-        def follow(carry: tuple[PyTree, PyTree, SamplerStates], _: None) -> tuple[Any, None]:
+        def move_both(carry: tuple[PyTree, PyTree, SamplerStates], _: None) -> tuple[Any, None]:
             w, y, draws = carry
             outer_stream, inner_stream = streams_of(self, problem, draws)
             first, inner_stream = inner_stream.draw()
@@ -104,7 +103,7 @@ class F2SA(AbstractAlgorithm):
             return (w, y, close_streams(Streams(outer_stream, inner_stream))), None
 
         (w, y, draws), _ = jax.lax.scan(
-            follow, (state.w, state.aux.y, state.aux.samplers), length=self.num_inner
+            move_both, (state.w, state.aux.y, state.aux.samplers), length=self.num_inner
         )
         outer_stream, inner_stream = streams_of(self, problem, draws)
         inner_batch, inner_stream = inner_stream.draw()
@@ -116,6 +115,7 @@ class F2SA(AbstractAlgorithm):
 
         calls = count(self.num_inner + 1, 2 * self.num_inner + 2)
         residual = optax.tree.norm(descend(outer.w, -multiplier, at_y[1]))
-        info = make_info(outer, Point(d_u, at_w[1]), calls, outer_step / inner_step, residual)
+        move = move_outer(self.outer_step, problem, state, d_u)
+        info = make_info(outer, Point(d_u, at_w[1]), calls, move.step / inner_step, residual)
         aux = _Aux(y, close_streams(Streams(outer_stream, inner_stream)))
-        return advance(state, move_outer(problem, u, outer_step, d_u), w, aux, calls), info
+        return advance(state, move, w, aux, calls), info

@@ -9,22 +9,21 @@ from jaxtyping import Array, PyTree
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
-from .base import AbstractAlgorithm, SamplerStates, StepSize, advance, close_streams, count, start
+from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
 from .directions import (
     OuterTerms,
     Point,
-    at,
     at_both,
     begin,
     descend,
     inner_gradient,
     inner_terms,
     make_info,
-    move_outer,
     outer_terms,
     recursive,
     streams_of,
 )
+from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):
@@ -56,36 +55,37 @@ class FSLA(AbstractAlgorithm):
     beyond `SOBA`'s: two vectors like u.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
     momentum: StepSize = eqx.field(default=0.1, converter=as_schedule)
     inner_sampler: AbstractSampler = FullBatch()
     outer_sampler: AbstractSampler = FullBatch()
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
-        samplers = begin(self, problem, u0, w0, key)
+        begun = begin(self, problem, u0, w0, key)
         v0, d0 = optax.tree.zeros_like(w0), optax.tree.zeros_like(u0)
-        return start(u0, w0, key, _Aux(v0, u0, d0, samplers))
+        return start(begun, _Aux(v0, u0, d0, begun.samplers))
 
     def step(self, problem, state):
         """One step on each variable."""
         u, w, v = state.u, state.w, state.aux.v
         outer_stream, inner_stream = streams_of(self, problem, state.aux.samplers)
+        state = follow(problem, state, inner_stream)
         first, inner_stream = inner_stream.draw()
         second, inner_stream = inner_stream.draw()
         third, inner_stream = inner_stream.draw()
         outer_second, outer_stream = outer_stream.draw()
         outer_third, outer_stream = outer_stream.draw()
 
-        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
+        inner_step = at(self.inner_step, state.step, state.control)
         d_w = inner_gradient(problem, u, w, first)
         w_next = descend(w, inner_step, d_w)
 
         product = inner_terms(problem, u, w_next, v, second).product
         d_v = optax.tree.sub(product, outer_terms(problem, u, w_next, outer_second).w)
-        v_next = descend(v, at(self.linear_step, state.step), d_v)
+        v_next = descend(v, at(self.linear_step, state.step, state.control), d_v)
 
         def hypergradient(z: Point) -> tuple[PyTree[Array], OuterTerms]:
             outer = outer_terms(problem, z.u, z.w, outer_third)
@@ -100,6 +100,6 @@ class FSLA(AbstractAlgorithm):
         samplers = close_streams(Streams(outer_stream, inner_stream))
         aux = _Aux(v_next, u, direction, samplers)
         d = Point(direction, d_w, d_v)
-        info = make_info(outer, d, count(3, 1, 1, 2), outer_step / inner_step)
-        u_next = move_outer(problem, u, outer_step, direction)
-        return advance(state, u_next, w_next, aux, info.calls), info
+        move = move_outer(self.outer_step, problem, state, direction)
+        info = make_info(outer, d, count(3, 1, 1, 2), move.step / inner_step)
+        return advance(state, move, w_next, aux, info.calls), info

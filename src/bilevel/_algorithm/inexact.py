@@ -11,20 +11,32 @@ from jaxtyping import Array, Int, PyTree, ScalarLike
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream, Streams
-from .base import AbstractAlgorithm, StepSize, advance, close_streams, count, start
+from .base import AbstractAlgorithm, advance, close_streams, count, start
 from .directions import (
     OuterTerms,
-    at,
     begin,
     descend,
     inner_gradient,
     inner_terms,
     joint_directions,
     make_info,
-    move_outer,
     outer_terms,
     streams_of,
 )
+from .steps import StepSize, as_setting, at, follow, move_outer
+
+
+def logarithmic(kappa: ScalarLike) -> Callable[[ScalarLike], Array]:
+    """`s -> ceil(kappa log(s + 2))` for s steps made, so that the first has `kappa log 2`.
+
+    With kappa at least `1 / (1 - q)`, q the contraction constant of the inner and the linear steps,
+    the errors of the hypergradients sum up (Grazzi & Pontil, "IHD", where steps are counted from
+    one).
+
+    >>> [int(logarithmic(10.0)(s)) for s in (0, 1, 100)]
+    [7, 11, 47]
+    """
+    return lambda s: jnp.ceil(kappa * jnp.log(jnp.asarray(s, float) + 2))
 
 
 class _Start(eqx.Module):
@@ -40,16 +52,16 @@ class InexactDescent(AbstractAlgorithm):
         u_{s+1} = retract(u_s, -outer_step (grad_u F - (d2_uw f)^T v)),   s = 0, 1, ...
 
     On all data with `t_s = logarithmic(kappa)` this is inexact hypergradient descent, whose mean
-    squared
-    gradient norm falls as 1 / S (Grazzi & Pontil, "IHD"). On minibatches, with inner and linear
-    steps that decrease within each loop, `t_s = J_s` of the order of S and F and the cross product
-    averaged over J_s batches, it is the stochastic method SIHD, with the optimal O(eps^-2) samples.
+    squared gradient norm falls as 1 / S (Grazzi & Pontil, "IHD"). On minibatches, with inner and
+    linear steps that decrease within each loop, `t_s = J_s` of the order of S and F and the cross
+    product averaged over J_s batches, it is the stochastic method SIHD, with the optimal O(eps^-2)
+    samples.
 
     Args:
         inner_step, linear_step: floats, or schedules of the *inner* iteration k, such as
             `decreasing_step(c, d)`; every loop starts them anew.
         outer_step: a float, or a schedule of the number of outer steps made.
-        num_steps: t_s, a function of the number of steps made, such as `logarithmic(kappa)`, or a
+        num_steps: t_s, a function of the number of steps made, by default `logarithmic(10.0)`, or a
             number.
         num_samples: J_s, the same.
         inner_sampler, outer_sampler: where batches come from; all data by default.
@@ -58,18 +70,18 @@ class InexactDescent(AbstractAlgorithm):
     w_0. The loops have no fixed length, so the step cannot be differentiated in reverse.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
-    num_steps: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    num_steps: StepSize = eqx.field(default=logarithmic(10.0), converter=as_schedule)
     num_samples: StepSize = eqx.field(default=1.0, converter=as_schedule)
     inner_sampler: AbstractSampler = FullBatch()
     outer_sampler: AbstractSampler = FullBatch()
 
     def init(self, problem, u0, w0, key):
         """It remembers w_0."""
-        w0 = jax.tree.map(jnp.asarray, w0)
-        return start(u0, w0, key, _Start(w0, begin(self, problem, u0, w0, key)))
+        begun = begin(self, problem, u0, w0, key)
+        return start(begun, _Start(begun.w, begun.samplers))
 
     def step(self, problem, state):
         """Two loops and an outer step."""
@@ -77,9 +89,12 @@ class InexactDescent(AbstractAlgorithm):
         num_steps = jnp.asarray(at(self.num_steps, state.step)).astype(jnp.int32)
         num_samples = jnp.asarray(at(self.num_samples, state.step)).astype(jnp.int32)
         outer_stream, inner_stream = streams_of(self, problem, state.aux.samplers)
+        state = follow(problem, state, inner_stream)
 
         def inner_step(k: Int[Array, ""], w: PyTree, batch: Any) -> PyTree[Array]:
-            return descend(w, at(self.inner_step, k), inner_gradient(problem, u, w, batch))
+            return descend(
+                w, at(self.inner_step, k, state.control), inner_gradient(problem, u, w, batch)
+            )
 
         w, inner_stream = _loop(num_steps, inner_step, state.aux.w0, inner_stream)
         outer, outer_stream = _mean(
@@ -88,7 +103,9 @@ class InexactDescent(AbstractAlgorithm):
 
         def linear_step(k: Int[Array, ""], v: PyTree, batch: Any) -> PyTree[Array]:
             product = inner_terms(problem, u, w, v, batch).product
-            return descend(v, at(self.linear_step, k), optax.tree.sub(product, outer.w))
+            return descend(
+                v, at(self.linear_step, k, state.control), optax.tree.sub(product, outer.w)
+            )
 
         v0 = optax.tree.zeros_like(w)
         v, inner_stream = _loop(num_steps, linear_step, v0, inner_stream)
@@ -98,25 +115,11 @@ class InexactDescent(AbstractAlgorithm):
         d = joint_directions(OuterTerms(*outer), inner)
 
         calls = count(num_samples, num_steps + num_samples, num_steps + num_samples, num_samples)
-        outer_step = at(self.outer_step, state.step)
-        info = make_info(
-            outer, d, calls, outer_step / at(self.inner_step, jnp.zeros_like(state.step))
-        )
+        move = move_outer(self.outer_step, problem, state, d.u)
+        first_step = at(self.inner_step, jnp.zeros_like(state.step), state.control)
+        info = make_info(outer, d, calls, move.step / first_step)
         aux = _Start(state.aux.w0, close_streams(Streams(outer_stream, inner_stream)))
-        return advance(state, move_outer(problem, u, outer_step, d.u), w, aux, calls), info
-
-
-def logarithmic(kappa: ScalarLike) -> Callable[[ScalarLike], Array]:
-    """`s -> ceil(kappa log(s + 2))` for s steps made, so that the first has `kappa log 2`.
-
-    With kappa at least `1 / (1 - q)`, q the contraction constant of the inner and the linear steps,
-    the errors of the hypergradients sum up (Grazzi & Pontil, "IHD", where steps are counted from
-    one).
-
-    >>> [int(logarithmic(10.0)(s)) for s in (0, 1, 100)]
-    [7, 11, 47]
-    """
-    return lambda s: jnp.ceil(kappa * jnp.log(jnp.asarray(s, float) + 2))
+        return advance(state, move, w, aux, calls), info
 
 
 def _loop(

@@ -11,21 +11,20 @@ from jaxtyping import Array, Int, Key, PyTree, ScalarLike
 
 from .._problem import Problem
 from .._sampler import Stream, Streams
-from .base import Info, SamplerStates, State, close_streams, count
+from .base import Info, SamplerStates, State, advance, close_streams, count
 from .directions import (
     Point,
-    at,
     at_both,
     descend,
     inner_gradient,
     inner_terms,
     joint_directions,
     make_info,
-    move_outer,
     outer_terms,
     recursive,
     streams_of,
 )
+from .steps import at, move_outer
 
 Solve = Callable[[Point, PyTree, Stream], tuple[PyTree, Stream, ScalarLike]]
 
@@ -118,26 +117,34 @@ def scaled(scale: ScalarLike, tree: PyTree[Array]) -> PyTree[Array]:
 
 
 def inner_loop_step(
-    method: Any, problem: Problem, state: State, samplers: SamplerStates, solve: Solve
-) -> tuple[Point, SamplerStates, Info]:
+    method: Any,
+    problem: Problem,
+    state: State,
+    samplers: SamplerStates,
+    solve: Solve,
+    keep: Callable[[PyTree, SamplerStates], Any],
+) -> tuple[State, Info]:
     """`num_inner` stochastic gradient steps on w, then v by `solve`, then a step on u.
 
-    `solve((u, w), grad_w F, stream)` returns v, the stream and the number of products.
+    `solve((u, w), grad_w F, stream)` returns v, the stream and the number of products; the next
+    step's `aux` is `keep(v, samplers)`.
     """
-    inner_step, outer_step = at(method.inner_step, state.step), at(method.outer_step, state.step)
     outer_stream, inner_stream = streams_of(method, problem, samplers)
     outer_batch, outer_stream = outer_stream.draw()
 
+    inner_step = at(method.inner_step, state.step, state.control)
     w, inner_stream = sgd(problem, state.u, state.w, inner_step, method.num_inner, inner_stream)
     outer = outer_terms(problem, state.u, w, outer_batch)
     v, inner_stream, num_products = solve(Point(state.u, w), outer.w, inner_stream)
     inner_batch, inner_stream = inner_stream.draw()
-    d = joint_directions(outer, inner_terms(problem, state.u, w, v, inner_batch))
+    inner = inner_terms(problem, state.u, w, v, inner_batch)
+    d = joint_directions(outer, inner)
 
     calls = count(1, method.num_inner + 1, num_products + 1, 1)
-    info = make_info(outer, d, calls, outer_step / inner_step)
-    u = move_outer(problem, state.u, outer_step, d.u)
-    return Point(u, w, v), close_streams(Streams(outer_stream, inner_stream)), info
+    move = move_outer(method.outer_step, problem, state, d.u)
+    info = make_info(outer, d, calls, move.step / inner_step)
+    aux = keep(v, close_streams(Streams(outer_stream, inner_stream)))
+    return advance(state, move, w, aux, calls), info
 
 
 def momentum_step(
@@ -147,11 +154,12 @@ def momentum_step(
     old: tuple[Point, Point],
     samplers: SamplerStates,
     solve: Solve,
-) -> tuple[Point, tuple[Point, Point], SamplerStates, Info]:
+    keep: Callable[[tuple[Point, Point], SamplerStates], Any],
+) -> tuple[State, Info]:
     """Steps on w and u along two directions with recursive momentum.
 
     `old` is the point before and the directions there, zero at the first step; `solve` as in
-    `inner_loop_step`. Returns the new u and w, what is `old` for the next step, and the rest.
+    `inner_loop_step`; the next step's `aux` is `keep(old, samplers)`.
     """
     z, (z_old, d_old) = Point(state.u, state.w), old
     outer_stream, inner_stream = streams_of(method, problem, samplers)
@@ -161,16 +169,19 @@ def momentum_step(
     def directions(z: Point) -> tuple[Point, Any]:
         outer = outer_terms(problem, z.u, z.w, outer_batch)
         v, following, num_products = solve(z, outer.w, inner_stream)
-        d = joint_directions(outer, inner_terms(problem, z.u, z.w, v, inner_batch))
-        return d._replace(v=None), (outer, optax.tree.norm(d.v), following.state, num_products)
+        inner = inner_terms(problem, z.u, z.w, v, inner_batch)
+        d = joint_directions(outer, inner)
+        seen = (outer, optax.tree.norm(d.v))
+        return d._replace(v=None), (seen, following.state, num_products)
 
-    (new, (outer, residual, draws, num_products)), (new_at_old, _) = at_both(directions, z, z_old)
+    (new, (seen, draws, num_products)), (new_at_old, _) = at_both(directions, z, z_old)
     momentum = jnp.where(state.step == 0, 1.0, at(method.momentum, state.step))
     d = recursive(new, new_at_old, d_old, momentum)
 
-    inner_step, outer_step = at(method.inner_step, state.step), at(method.outer_step, state.step)
+    outer, residual = seen
+    inner_step = at(method.inner_step, state.step, state.control)
     calls = count(2, 2, 2 * (num_products + 1), 2)
-    info = make_info(outer, d, calls, outer_step / inner_step, residual)
-    u = move_outer(problem, z.u, outer_step, d.u)
-    following = Point(u, descend(z.w, inner_step, d.w))
-    return following, (z, d), SamplerStates(outer_stream.state, draws), info
+    move = move_outer(method.outer_step, problem, state, d.u)
+    info = make_info(outer, d, calls, move.step / inner_step, residual)
+    aux = keep((z, d), SamplerStates(outer_stream.state, draws))
+    return advance(state, move, descend(z.w, inner_step, d.w), aux, calls), info

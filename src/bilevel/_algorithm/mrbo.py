@@ -7,9 +7,10 @@ import optax
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream
-from .base import AbstractAlgorithm, SamplerStates, StepSize, advance, start
-from .directions import Point, at, begin
+from .base import AbstractAlgorithm, SamplerStates, start
+from .directions import Point, begin, streams_of
 from .loops import momentum_step, neumann
+from .steps import StepSize, as_setting, follow, series_step
 
 
 class _Aux(NamedTuple):
@@ -44,9 +45,9 @@ class MRBO(AbstractAlgorithm):
         ValueError: `num_terms` < 1.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
     momentum: StepSize = eqx.field(default=0.1, converter=as_schedule)
     num_terms: int = 10
     inner_sampler: AbstractSampler = FullBatch()
@@ -58,19 +59,17 @@ class MRBO(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """No direction yet."""
-        samplers = begin(self, problem, u0, w0, key)
+        begun = begin(self, problem, u0, w0, key)
         z = Point(u0, w0)
-        return start(u0, w0, key, _Aux((z, optax.tree.zeros_like(z)), samplers))
+        return start(begun, _Aux((z, optax.tree.zeros_like(z)), begun.samplers))
 
     def step(self, problem, state):
         """One joint step."""
-        linear_step = at(self.linear_step, state.step)
+        state = follow(problem, state, streams_of(self, problem, state.aux.samplers).inner)
+        linear_step = series_step(self.linear_step, state.step, state.control)
 
         def solve(z: Point, b, stream: Stream):
             v, stream = neumann(problem, z, b, linear_step, self.num_terms - 1, stream)
             return v, stream, self.num_terms - 1
 
-        z, old, samplers, info = momentum_step(
-            self, problem, state, state.aux.old, state.aux.samplers, solve
-        )
-        return advance(state, z.u, z.w, _Aux(old, samplers), info.calls), info
+        return momentum_step(self, problem, state, state.aux.old, state.aux.samplers, solve, _Aux)

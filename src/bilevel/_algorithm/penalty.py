@@ -5,19 +5,18 @@ import optax
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
-from .base import AbstractAlgorithm, StepSize, advance, close_streams, count, start
+from .base import AbstractAlgorithm, advance, close_streams, count, start
 from .directions import (
     Point,
-    at,
     begin,
     descend,
     inner_gradients,
     make_info,
-    move_outer,
     outer_terms,
     streams_of,
 )
 from .loops import scaled, sgd
+from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class ValueFunctionPenalty(AbstractAlgorithm):
@@ -44,8 +43,8 @@ class ValueFunctionPenalty(AbstractAlgorithm):
         ValueError: `num_inner` < 1.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
     multiplier: StepSize = eqx.field(default=10.0, converter=as_schedule)
     num_inner: int = 10
     inner_sampler: AbstractSampler = FullBatch()
@@ -57,14 +56,16 @@ class ValueFunctionPenalty(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """Nothing but the samplers."""
-        return start(u0, w0, key, begin(self, problem, u0, w0, key))
+        begun = begin(self, problem, u0, w0, key)
+        return start(begun, begun.samplers)
 
     def step(self, problem, state):
         """One step on u and w."""
         u, w = state.u, state.w
-        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
         multiplier = at(self.multiplier, state.step)
         outer_stream, inner_stream = streams_of(self, problem, state.aux)
+        state = follow(problem, state, inner_stream)
+        inner_step = at(self.inner_step, state.step, state.control)
         x, inner_stream = sgd(problem, u, w, inner_step, self.num_inner, inner_stream)
         inner_batch, inner_stream = inner_stream.draw()
         outer_batch, outer_stream = outer_stream.draw()
@@ -76,7 +77,7 @@ class ValueFunctionPenalty(AbstractAlgorithm):
 
         calls = count(1, self.num_inner + 2)
         residual = optax.tree.norm(scaled(multiplier, d_w))
-        info = make_info(outer, Point(d_u, at_x[1]), calls, outer_step / inner_step, residual)
+        move = move_outer(self.outer_step, problem, state, d_u)
+        info = make_info(outer, Point(d_u, at_x[1]), calls, move.step / inner_step, residual)
         samplers = close_streams(Streams(outer_stream, inner_stream))
-        u = move_outer(problem, u, outer_step, d_u)
-        return advance(state, u, descend(w, inner_step, d_w), samplers, calls), info
+        return advance(state, move, descend(w, inner_step, d_w), samplers, calls), info

@@ -10,18 +10,17 @@ from jaxtyping import Array, PyTree
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream, Streams
-from .base import AbstractAlgorithm, StepSize, advance, close_streams, count, start
+from .base import AbstractAlgorithm, advance, close_streams, count, start
 from .directions import (
     Point,
-    at,
     begin,
     inner_gradient,
     make_info,
-    move_outer,
     outer_terms,
     streams_of,
 )
 from .loops import sgd
+from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class PZOBO(AbstractAlgorithm):
@@ -48,8 +47,8 @@ class PZOBO(AbstractAlgorithm):
         ValueError: `num_inner` or `num_directions` < 1.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
     radius: StepSize = eqx.field(default=1e-2, converter=as_schedule)
     num_inner: int = 10
     num_directions: int = 10
@@ -63,12 +62,14 @@ class PZOBO(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """Nothing but the samplers."""
-        return start(u0, w0, key, begin(self, problem, u0, w0, key))
+        begun = begin(self, problem, u0, w0, key)
+        return start(begun, begun.samplers)
 
     def step(self, problem, state):
         """One outer step."""
-        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
         outer_stream, inner_stream = streams_of(self, problem, state.aux)
+        state = follow(problem, state, inner_stream)
+        inner_step = at(self.inner_step, state.step, state.control)
         outer_batch, outer_stream = outer_stream.draw()
         flat, unravel = ravel_pytree(state.u)
         radius = jnp.asarray(at(self.radius, state.step)).astype(flat.dtype)
@@ -92,8 +93,8 @@ class PZOBO(AbstractAlgorithm):
         inner_batch, inner_stream_next = inner_stream_next.draw()
         residual = inner_gradient(problem, state.u, w, inner_batch)
         calls = count(1, (self.num_directions + 1) * self.num_inner + 1)
-        ratio = outer_step / inner_step
+        move = move_outer(self.outer_step, problem, state, d_u)
+        ratio = move.step / inner_step
         info = make_info(outer, Point(d_u, residual), calls, ratio, jnp.zeros_like(outer.value))
         samplers = close_streams(Streams(outer_stream, inner_stream_next))
-        u = move_outer(problem, state.u, outer_step, d_u)
-        return advance(state, u, w, samplers, calls), info
+        return advance(state, move, w, samplers, calls), info

@@ -6,14 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from .._linear.base import as_schedule
 from .._sampler import Blocks
 from .base import (
     AbstractAlgorithm,
     SamplerStates,
-    StepSize,
+    Table,
     advance,
     count,
     start,
@@ -21,17 +20,16 @@ from .base import (
 from .directions import (
     InnerTerms,
     OuterTerms,
-    Table,
-    at,
     begin,
     descend,
     inner_terms,
     joint_directions,
     make_info,
-    move_outer,
     outer_terms,
     saga,
+    streams_of,
 )
+from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):
@@ -57,17 +55,18 @@ class SABA(AbstractAlgorithm):
         inner_sampler, outer_sampler: `Blocks`, which say which block a batch is.
 
     Memory: two vectors like w and one like u for each inner block, one of each for each outer block.
+    The cross derivative is kept as a vector like u even where it has few entries that are not zero.
     The start costs one gradient of every block; a step as one of `SOBA`.
 
     Raises:
         TypeError: a sampler is not `Blocks`.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
-    inner_sampler: Blocks
-    outer_sampler: Blocks
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    inner_sampler: Blocks = eqx.field(kw_only=True)
+    outer_sampler: Blocks = eqx.field(kw_only=True)
 
     def __check_init__(self):
         for name in ("inner_sampler", "outer_sampler"):
@@ -80,7 +79,7 @@ class SABA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`, and the gradients of all blocks at the start."""
-        samplers = begin(self, problem, u0, w0, key)
+        begun = begin(self, problem, u0, w0, key, variance_reduced=True)
         v0 = optax.tree.zeros_like(w0)
 
         def outer(batch: Any) -> OuterTerms:
@@ -92,27 +91,47 @@ class SABA(AbstractAlgorithm):
         outers = jax.lax.map(outer, self.outer_sampler.split(problem.outer_data))
         inners = jax.lax.map(inner, self.inner_sampler.split(problem.inner_data))
         calls = count(len(outers.value), len(jax.tree.leaves(inners)[0]), 0, 0)
-        return start(u0, w0, key, _Aux(v0, _table(outers), _table(inners), samplers), calls)
+        outer_first = _draw(self.outer_sampler, problem.outer_data, begun.samplers.outer)
+        inner_first = _draw(self.inner_sampler, problem.inner_data, begun.samplers.inner)
+        tables = _table(outers, outer_first.block), _table(inners, inner_first.block)
+        return start(begun, _Aux(v0, *tables, begun.samplers), calls)
 
     def step(self, problem, state):
         """One joint step."""
         u, w, aux = state.u, state.w, state.aux
-        outer_batch, outer_state = self.outer_sampler.draw(problem.outer_data, aux.samplers.outer)
-        inner_batch, inner_state = self.inner_sampler.draw(problem.inner_data, aux.samplers.inner)
+        state = follow(problem, state, streams_of(self, problem, aux.samplers).inner)
+        outer_draw = _draw(self.outer_sampler, problem.outer_data, aux.samplers.outer)
+        inner_draw = _draw(self.inner_sampler, problem.inner_data, aux.samplers.inner)
 
-        outer = outer_terms(problem, u, w, outer_batch.data)
-        inner = inner_terms(problem, u, w, aux.v, inner_batch.data)
-        outer, outer_table = saga(aux.outer, self.outer_sampler.block(outer_batch), outer)
-        inner, inner_table = saga(aux.inner, self.inner_sampler.block(inner_batch), inner)
+        outer = outer_terms(problem, u, w, outer_draw.data)
+        inner = inner_terms(problem, u, w, aux.v, inner_draw.data)
+        outer, outer_table = saga(aux.outer, outer_draw.block, outer, outer_draw.following)
+        inner, inner_table = saga(aux.inner, inner_draw.block, inner, inner_draw.following)
         d = joint_directions(outer, inner)
 
-        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
-        v = descend(aux.v, at(self.linear_step, state.step), d.v)
-        aux = _Aux(v, outer_table, inner_table, SamplerStates(outer_state, inner_state))
-        info = make_info(outer, d, count(1, 1, 1, 1), outer_step / inner_step)
-        u_next = move_outer(problem, u, outer_step, d.u)
-        return advance(state, u_next, descend(w, inner_step, d.w), aux, info.calls), info
+        inner_step = at(self.inner_step, state.step, state.control)
+        v = descend(aux.v, at(self.linear_step, state.step, state.control), d.v)
+        aux = _Aux(v, outer_table, inner_table, SamplerStates(outer_draw.state, inner_draw.state))
+        move = move_outer(self.outer_step, problem, state, d.u)
+        info = make_info(outer, d, count(1, 1, 1, 1), move.step / inner_step)
+        w = descend(w, inner_step, d.w)
+        return advance(state, move, w, aux, info.calls), info
 
 
-def _table(values: Any) -> Table:
-    return Table(values, jax.tree.map(lambda x: jnp.mean(x, axis=0), values))
+class _Draw(NamedTuple):
+    data: Any
+    block: Int[Array, ""]
+    state: Any
+    following: Int[Array, ""]
+
+
+def _draw(sampler: Blocks, data: Any, state: Any) -> _Draw:
+    """A batch, which block it is, and which comes after it."""
+    batch, state = sampler.draw(data, state)
+    after, _ = sampler.draw(data, state)
+    return _Draw(batch.data, sampler.block(batch), state, sampler.block(after))
+
+
+def _table(values: Any, first: Int[Array, ""]) -> Table:
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), values)
+    return Table(values, mean, jax.tree.map(lambda x: x[first], values))

@@ -6,28 +6,25 @@ import equinox as eqx
 import optax
 from jaxtyping import Array, PyTree
 
-from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
 from .base import (
     AbstractAlgorithm,
     SamplerStates,
-    StepSize,
     advance,
     close_streams,
     count,
     start,
 )
 from .directions import (
-    at,
     begin,
     descend,
     inner_terms,
     joint_directions,
     make_info,
-    move_outer,
     outer_terms,
     streams_of,
 )
+from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):
@@ -58,32 +55,35 @@ class SOBA(AbstractAlgorithm):
     Hessian-vector and the cross product together.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
     inner_sampler: AbstractSampler = FullBatch()
     outer_sampler: AbstractSampler = FullBatch()
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
-        samplers = begin(self, problem, u0, w0, key)
-        return start(u0, w0, key, _Aux(optax.tree.zeros_like(w0), samplers))
+        begun = begin(self, problem, u0, w0, key)
+        return start(begun, _Aux(optax.tree.zeros_like(w0), begun.samplers))
 
     def step(self, problem, state):
         """One joint step."""
         u, w, v = state.u, state.w, state.aux.v
         streams = streams_of(self, problem, state.aux.samplers)
+        state = follow(problem, state, streams.inner)
         outer_batch, outer_stream = streams.outer.draw()
         inner_batch, inner_stream = streams.inner.draw()
 
         outer = outer_terms(problem, u, w, outer_batch)
-        d = joint_directions(outer, inner_terms(problem, u, w, v, inner_batch))
+        inner = inner_terms(problem, u, w, v, inner_batch)
+        d = joint_directions(outer, inner)
 
-        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
-        info = make_info(outer, d, count(1, 1, 1, 1), outer_step / inner_step)
+        inner_step = at(self.inner_step, state.step, state.control)
+        move = move_outer(self.outer_step, problem, state, d.u)
+        info = make_info(outer, d, count(1, 1, 1, 1), move.step / inner_step)
         aux = _Aux(
-            v=descend(v, at(self.linear_step, state.step), d.v),
+            v=descend(v, at(self.linear_step, state.step, state.control), d.v),
             samplers=close_streams(Streams(outer_stream, inner_stream)),
         )
-        u_next = move_outer(problem, u, outer_step, d.u)
-        return advance(state, u_next, descend(w, inner_step, d.w), aux, info.calls), info
+        w = descend(w, inner_step, d.w)
+        return advance(state, move, w, aux, info.calls), info

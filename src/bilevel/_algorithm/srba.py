@@ -7,24 +7,22 @@ import jax
 import optax
 from jaxtyping import Array, PyTree
 
-from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
-from .base import AbstractAlgorithm, SamplerStates, StepSize, advance, close_streams, count, start
+from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
 from .directions import (
     OuterTerms,
     Point,
-    at,
     at_both,
     begin,
     descend,
     inner_terms,
     joint_directions,
     make_info,
-    move_outer,
     outer_terms,
     recursive,
     streams_of,
 )
+from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):
@@ -57,10 +55,10 @@ class SRBA(AbstractAlgorithm):
         ValueError: `period` < 1.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
-    period: int = eqx.field(kw_only=True)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    period: int = eqx.field(default=20, kw_only=True)
     inner_sampler: AbstractSampler = FullBatch()
     outer_sampler: AbstractSampler = FullBatch()
 
@@ -70,36 +68,38 @@ class SRBA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
-        samplers = begin(self, problem, u0, w0, key)
+        begun = begin(self, problem, u0, w0, key, variance_reduced=True)
         z = Point(u0, w0, optax.tree.zeros_like(w0))
-        return start(u0, w0, key, _Aux(z.v, z, optax.tree.zeros_like(z), samplers))
+        return start(begun, _Aux(z.v, z, optax.tree.zeros_like(z), begun.samplers))
 
     def step(self, problem, state):
         """One joint step."""
         z = Point(state.u, state.w, state.aux.v)
         streams = streams_of(self, problem, state.aux.samplers)
+        state = follow(problem, state, streams.inner)
         outer_batch, outer_stream = streams.outer.draw()
         inner_batch, inner_stream = streams.inner.draw()
 
         def directions(z: Point, outer_data, inner_data) -> tuple[Point, OuterTerms]:
             outer = outer_terms(problem, z.u, z.w, outer_data)
-            return joint_directions(outer, inner_terms(problem, *z, inner_data)), outer
+            inner = inner_terms(problem, *z, inner_data)
+            return joint_directions(outer, inner), outer
 
         def exact():
-            d, outer = directions(z, problem.outer_data, problem.inner_data)
-            return d, outer, count(1, 1, 1, 1)
+            d, seen = directions(z, problem.outer_data, problem.inner_data)
+            return d, seen, count(1, 1, 1, 1)
 
         def updated():
-            (new, outer), (old, _) = at_both(
+            (new, seen), (old, _) = at_both(
                 lambda z: directions(z, outer_batch, inner_batch), z, state.aux.old
             )
-            return recursive(new, old, state.aux.d, 0.0), outer, count(2, 2, 2, 2)
+            return recursive(new, old, state.aux.d, 0.0), seen, count(2, 2, 2, 2)
 
         d, outer, calls = jax.lax.cond(state.step % self.period == 0, exact, updated)
 
-        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
-        v = descend(z.v, at(self.linear_step, state.step), d.v)
+        inner_step = at(self.inner_step, state.step, state.control)
+        v = descend(z.v, at(self.linear_step, state.step, state.control), d.v)
         aux = _Aux(v, z, d, close_streams(Streams(outer_stream, inner_stream)))
-        info = make_info(outer, d, calls, outer_step / inner_step)
-        u = move_outer(problem, z.u, outer_step, d.u)
-        return advance(state, u, descend(z.w, inner_step, d.w), aux, calls), info
+        move = move_outer(self.outer_step, problem, state, d.u)
+        info = make_info(outer, d, calls, move.step / inner_step)
+        return advance(state, move, descend(z.w, inner_step, d.w), aux, calls), info

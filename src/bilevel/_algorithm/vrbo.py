@@ -7,23 +7,21 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream
-from .base import AbstractAlgorithm, SamplerStates, StepSize, advance, close_streams, count, start
+from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
 from .directions import (
     Point,
-    at,
     at_both,
     begin,
     descend,
     inner_terms,
     make_info,
-    move_outer,
     outer_terms,
     recursive,
     streams_of,
 )
 from .loops import neumann
+from .steps import StepSize, as_setting, at, follow, move_outer, series_step
 
 
 class _Aux(NamedTuple):
@@ -58,10 +56,10 @@ class VRBO(AbstractAlgorithm):
         ValueError: `period`, `num_inner` or `num_terms` < 1.
     """
 
-    inner_step: StepSize = eqx.field(converter=as_schedule)
-    linear_step: StepSize = eqx.field(converter=as_schedule)
-    outer_step: StepSize = eqx.field(converter=as_schedule)
-    period: int = eqx.field(kw_only=True)
+    inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    linear_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    period: int = eqx.field(default=20, kw_only=True)
     num_inner: int = 3
     num_terms: int = 10
     inner_sampler: AbstractSampler = FullBatch()
@@ -74,15 +72,16 @@ class VRBO(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """No direction yet."""
-        samplers = begin(self, problem, u0, w0, key)
-        return start(u0, w0, key, _Aux(optax.tree.zeros_like(Point(u0, w0)), samplers))
+        begun = begin(self, problem, u0, w0, key, variance_reduced=True)
+        return start(begun, _Aux(optax.tree.zeros_like(Point(u0, w0)), begun.samplers))
 
     def step(self, problem, state):
         """One outer step and its inner loop."""
         z = Point(state.u, state.w)
-        linear_step = at(self.linear_step, state.step)
-        inner_step, outer_step = at(self.inner_step, state.step), at(self.outer_step, state.step)
         streams = streams_of(self, problem, state.aux.samplers)
+        state = follow(problem, state, streams.inner)
+        inner_step = at(self.inner_step, state.step, state.control)
+        linear_step = series_step(self.linear_step, state.step, state.control)
 
         def directions(z: Point, outer_data, inner_data, more: Stream):
             outer = outer_terms(problem, z.u, z.w, outer_data)
@@ -98,7 +97,8 @@ class VRBO(AbstractAlgorithm):
 
         restart = state.step % self.period == 0
         d = jax.lax.cond(restart, exact, lambda: state.aux.d)
-        u = move_outer(problem, z.u, outer_step, d.u)
+        move = move_outer(self.outer_step, problem, state, d.u)
+        u = move.u
 
         def inner_loop(carry: tuple[Point, Point, PyTree, SamplerStates], _: None):
             old, d, w, draws = carry
@@ -124,5 +124,5 @@ class VRBO(AbstractAlgorithm):
             count(pairs, pairs, pairs * self.num_terms, pairs),
             count(1, 1, self.num_terms - 1, 1),
         )
-        info = make_info(outer, Point(d.u, last.w), calls, outer_step / inner_step, residual)
-        return advance(state, u, w, _Aux(last, samplers), calls), info
+        info = make_info(outer, Point(d.u, last.w), calls, move.step / inner_step, residual)
+        return advance(state, move, w, _Aux(last, samplers), calls), info

@@ -14,7 +14,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
-from .._inner import InnerStats
+from .._geometry import Euclidean
+from .._inner import GradientInner, InnerStats
 from .._linear.base import as_data, as_optional_data, finds_its_step
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
@@ -318,7 +319,17 @@ class AID(AbstractHypergradient):
     )
 
     def init(self, problem, inner, u, w):
-        """`v = 0`, and no eigenvector known."""
+        """`v = 0`, and no eigenvector known.
+
+        Raises:
+            ValueError: the inner solver keeps w in a set.
+        """
+        if isinstance(inner, GradientInner) and not isinstance(inner.geometry, Euclidean):
+            raise ValueError(
+                "`AID` solves `H v = grad_w F`, which holds where the inner gradient is zero, and "
+                f"`GradientInner` keeps w in a `{type(inner.geometry).__name__}`, on whose boundary "
+                "it is not. Use `ITD`, which differentiates through the projections."
+            )
         zero = optax.tree.zeros_like(w)
         return EstimatorState(
             inner.init(problem, u, w),
@@ -352,9 +363,9 @@ def charge_inner(estimate: Hypergradient, stats: InnerStats) -> Hypergradient:
     """Add the inner solver's calls and, if nothing worse happened, its result code."""
     result = RESULTS.where(estimate.result == RESULTS.successful, stats.result, estimate.result)
     calls = Calls(
-        estimate.calls.outer_grad,
+        estimate.calls.outer_grad + stats.outer_calls,
         estimate.calls.inner_grad + stats.calls,
-        estimate.calls.hvp,
+        estimate.calls.hvp + stats.products,
         estimate.calls.cross,
     )
     return dataclasses.replace(estimate, result=result, calls=calls)

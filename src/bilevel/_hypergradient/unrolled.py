@@ -221,4 +221,4 @@ def _steps(inner: AbstractInnerSolver) -> int:
 
 def _with_steps(inner: AbstractInnerSolver, num_steps: int) -> GradientInner:
     assert isinstance(inner, GradientInner)
-    return GradientInner(inner.tx, num_steps)
+    return GradientInner(inner.tx, num_steps, inner.geometry)

@@ -53,7 +53,7 @@ def largest_eigenvalue(
     The cosine c of the random start with that eigenvector decides how far below: by a factor of
     about `c^(1/k)` at most after k steps. A step of `1 / estimate` contracts if it is above half.
     """
-    return power_iteration(mv, _random_unit(like), num_steps)[0]
+    return power_iteration(mv, random_unit(like), num_steps)[0]
 
 
 def power_iteration(
@@ -70,7 +70,8 @@ def power_iteration(
     return jax.lax.fori_loop(0, num_steps, iterate, first)
 
 
-def _random_unit(like: PyTree[Array]) -> PyTree[Array]:
+def random_unit(like: PyTree[Array]) -> PyTree[Array]:
+    """A random vector of norm one, always the same."""
     start = optax.tree.random_like(jr.key(0), like)
     return optax.tree.scale(1 / optax.tree.norm(start), start)
 
@@ -107,7 +108,7 @@ def resolve_step_size(
             "problem, 1.0 iterates its map."
         )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
-    start = _random_unit(zeros)
+    start = random_unit(zeros)
     num_steps = jnp.full((), POWER_STEPS, jnp.int32)
     known = options.get("eigenvector")
     if known is not None:

@@ -1,5 +1,9 @@
-"""Builders that turn a task into a `BilevelProblem`."""
+"""Builders that turn a task into a `BilevelProblem`, and reference solutions for them."""
 
+from ._cleaning import hyper_cleaning
+from ._hyperparameters import log_penalties, logistic, logistic_loss, ridge, tensor_penalties
+from ._quadratic import quadratic
+from ._reference import Reference, reference_solution
 from ._reweighting import (
     Model,
     linear_model,
@@ -12,10 +16,19 @@ from ._reweighting import (
 
 __all__ = [
     "Model",
+    "Reference",
+    "hyper_cleaning",
     "linear_model",
+    "log_penalties",
+    "logistic",
+    "logistic_loss",
     "mlp_model",
+    "quadratic",
+    "reference_solution",
     "reweighting",
+    "ridge",
     "softmax_cross_entropy",
     "squared_error",
+    "tensor_penalties",
     "uniform_weights",
 ]

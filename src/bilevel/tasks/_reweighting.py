@@ -115,11 +115,13 @@ class _WeightedRisk(eqx.Module):
         return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
 
 
-class _MeanRisk(eqx.Module):
+class MeanRisk(eqx.Module):
+    """The mean loss of a batch, whatever the outer variable."""
+
     predict: Predict
     loss: Loss
 
-    def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array]) -> Array:
+    def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array]) -> Array:
         x, y = batch
         return jnp.mean(self.loss(self.predict(w, x), y))
 
@@ -164,7 +166,7 @@ def reweighting(
         raise ValueError(f"`l2` must be >= 0, got {l2}.")
     n = X.shape[0]
     return BilevelProblem(
-        outer=_MeanRisk(predict, loss),
+        outer=MeanRisk(predict, loss),
         inner=_WeightedRisk(predict, loss, l2, n),
         outer_data=(X_trusted, y_trusted),
         inner_data=(X, y, jnp.arange(n, dtype=jnp.int32)),

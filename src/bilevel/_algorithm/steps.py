@@ -1,0 +1,184 @@
+"""Step sizes: numbers, schedules of the outer step, or `"auto"`.
+
+`"auto"` needs no knowledge of the problem but that u is of order one (log-penalties, logits,
+log-weights):
+
+    inner, linear   1 / (L sqrt(1 + T k / 20)) at outer step k of T inner steps each, without the root
+                    where nothing is noisy (full batches, variance reduction) and for the steps of a
+                    series. L is the curvature `|H x|` met by power iteration, which goes on along the
+                    run with one product in eight steps.
+    outer           d u_i = -d_i / (2 sqrt(s_i + mean(s))), s_i the sum of all d_i^2 so far (AdaGrad,
+                    Duchi, Hazan & Singer 2011), with a floor that keeps coordinates that hardly
+                    matter from moving like the others. A direction ten times as long as usual is cut.
+
+Where a step leads to a point that is not finite it is not taken, and all steps are halved.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree, Scalar
+
+from .._linear.base import POWER_STEPS, as_step_size, random_unit
+from .._problem import Problem
+from .._sampler import Stream
+
+StepSize = Float[np.ndarray | Array, "*batch"] | Callable[[Array], Any] | Literal["auto"]
+S = TypeVar("S", bound=Any)  # a State
+
+RADIUS = 0.5  # of the first outer step, in every coordinate at most
+OUTLIER = 10.0  # times the usual length of an outer direction
+DECAY = 0.05  # a noisy inner step: how fast it decreases
+MEMORY = 0.9  # what a product leaves of the largest curvature
+MIX = 0.3  # how much of a new random vector enters a product
+
+
+def as_setting(value: Any) -> StepSize:
+    """A number as data; a schedule `step -> number` and the word `"auto"` as they are."""
+    return value if callable(value) else as_step_size(value)
+
+
+class Control(NamedTuple):
+    """What the step sizes `"auto"` are made of.
+
+    `curvature` is the largest one met lately and `eigenvector` the direction it was met in; `decay` is
+    how fast the inner step decreases; `squares` are the sums s of the squared outer directions.
+    """
+
+    curvature: Scalar
+    eigenvector: PyTree[Array]
+    decay: Scalar
+    squares: PyTree[Array]
+
+
+class Move(NamedTuple):
+    """An outer step that was made: the new u, its step size, and what `"auto"` learned of it."""
+
+    u: PyTree[Array]
+    step: Array
+    control: Control | None
+
+
+def uses_auto(method: Any) -> bool:
+    """Whether a step size of the method is `"auto"`."""
+    names = ("inner_step", "linear_step", "outer_step")
+    return any(isinstance(getattr(method, name, None), str) for name in names)
+
+
+def first_control(
+    problem: Problem, u: PyTree[Array], w: PyTree[Array], inner: Stream, decay: float
+) -> tuple[Control, int]:
+    """Power iteration with a new batch a product, and the number of products."""
+
+    def multiply(carry: tuple[PyTree, Any], _: None) -> tuple[tuple[PyTree, Any], Array]:
+        x, draws = carry
+        batch, following = Stream(inner.sampler, inner.data, draws).draw()
+        size, x = _multiply(problem, u, w, x, batch)
+        return (x, following.state), size
+
+    (x, _), sizes = jax.lax.scan(multiply, (random_unit(w), inner.state), length=POWER_STEPS)
+    largest = jnp.max(sizes)
+    control = Control(
+        curvature=jnp.where(largest > 0, largest, 1),
+        eigenvector=x,
+        decay=jnp.full_like(largest, decay),
+        squares=optax.tree.zeros_like(u),
+    )
+    return control, POWER_STEPS
+
+
+def outer_control(u: PyTree[Array]) -> Control:
+    """The same for a method whose inner solver has its own step sizes."""
+    one = jnp.ones((), jnp.result_type(*jax.tree.leaves(u)))
+    return Control(one, (), jnp.zeros_like(one), optax.tree.zeros_like(u))
+
+
+def follow(problem: Problem, state: S, inner: Stream) -> S:
+    """The state with the curvature of `"auto"` brought up to date, by one product in 8 steps.
+
+    In the first 64 steps, when u moves most, it is one product a step.
+    """
+    if state.control is None:
+        return state
+
+    def update(control: Control) -> Control:
+        batch, _ = inner.draw()
+        # Another eigenvector may have become the first one, and the old one need not point to it.
+        away = optax.tree.random_like(jr.fold_in(state.key, state.step), control.eigenvector)
+        away = optax.tree.scale(MIX / optax.tree.norm(away), away)
+        x = optax.tree.add(control.eigenvector, away)
+        x = optax.tree.scale(1 / optax.tree.norm(x), x)
+        size, x = _multiply(problem, state.u, state.w, x, batch)
+        good = jnp.isfinite(size) & (size > 0)
+        largest = jnp.maximum(MEMORY * control.curvature, jnp.where(good, size, 0))
+        x = jax.tree.map(lambda new, old: jnp.where(good, new, old), x, control.eigenvector)
+        return control._replace(curvature=largest, eigenvector=x)
+
+    due = (state.step % 8 == 0) | (state.step < 64)
+    control = jax.lax.cond(due, update, lambda control: control, state.control)
+    hvp = state.calls.hvp + due.astype(jnp.int32)
+    return eqx.tree_at(lambda s: (s.control, s.calls.hvp), state, (control, hvp))
+
+
+def _multiply(
+    problem: Problem, u: PyTree, w: PyTree, x: PyTree[Array], batch: Any
+) -> tuple[Scalar, PyTree[Array]]:
+    product = jax.jvp(lambda w: problem.residual(u, w, batch), (w,), (x,))[1]
+    size = jnp.asarray(optax.tree.norm(product))
+    return size, optax.tree.scale(1 / jnp.where(size > 0, size, 1), product)
+
+
+def at(step_size: StepSize, step: Int[Array, ""], control: Control | None = None) -> Any:
+    """A step size, or momentum, at an outer step: schedules are called with the number of steps."""
+    if isinstance(step_size, str):
+        assert control is not None
+        past = control.decay * step.astype(control.decay.dtype)
+        return series_step(step_size, step, control) / jnp.sqrt(1 + past)
+    return jnp.asarray(step_size(step), float) if callable(step_size) else step_size
+
+
+def series_step(step_size: StepSize, step: Int[Array, ""], control: Control | None) -> Any:
+    """The same for the step of a series of products, which has to stay of the order of 1 / L."""
+    if isinstance(step_size, str):
+        assert control is not None
+        return 1 / control.curvature
+    return at(step_size, step)
+
+
+def move_outer(
+    outer_step: StepSize, problem: Problem, state: Any, direction: PyTree[Array]
+) -> Move:
+    """`retract(u, -outer_step * direction)`."""
+    control = state.control
+    if isinstance(outer_step, str):
+        direction = _without_outliers(direction, control.squares, state.step)
+        sizes = problem.geometry.measure(state.u, direction)
+        squares = jax.tree.map(lambda s, d: s + d**2, control.squares, sizes)
+        mean = optax.tree.sum(squares) / optax.tree.size(squares)
+        floor = jnp.where(mean > 0, mean, 1)
+        update = jax.tree.map(lambda d, s: -RADIUS * d / jnp.sqrt(s + floor), direction, squares)
+        size = jnp.asarray(optax.tree.norm(direction))
+        step = jnp.where(size > 0, optax.tree.norm(update) / jnp.where(size > 0, size, 1), 0)
+        control = control._replace(squares=squares)
+    else:
+        step = jnp.asarray(at(outer_step, state.step))
+        update = jax.tree.map(lambda d: -step.astype(d.dtype) * d, direction)
+    return Move(problem.geometry.retract(state.u, update), step, control)
+
+
+def _without_outliers(
+    direction: PyTree[Array], squares: PyTree[Array], step: Int[Array, ""]
+) -> PyTree[Array]:
+    """The direction, cut to ten times the root mean square of all before, where it is longer."""
+    size = jnp.asarray(optax.tree.norm(direction))
+    usual = jnp.sqrt(optax.tree.sum(squares) / jnp.maximum(step, 1).astype(size.dtype))
+    scale = jnp.where(
+        (usual > 0) & (size > OUTLIER * usual), OUTLIER * usual / jnp.where(size > 0, size, 1), 1
+    )
+    return optax.tree.scale(scale, direction)

@@ -1,0 +1,227 @@
+"""Regularisation as the outer variable: one penalty, one a feature, or one a tensor."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from .._problem import BilevelProblem
+from ._reweighting import Loss, MeanRisk, Predict, softmax_cross_entropy, squared_error
+
+
+def logistic_loss(
+    prediction: Float[Array, "batch outputs"], y: Float[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """`log(1 + exp(-y z))` a row, for labels in {-1, 1} and models with one output z."""
+    return jax.nn.softplus(-y * prediction[:, 0])
+
+
+class _PenalisedRisk(eqx.Module):
+    predict: Predict
+    loss: Loss
+
+    def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array]) -> Array:
+        x, y = batch
+        penalties = jax.tree.leaves(jax.tree.map(_penalty, u, w))
+        return jnp.mean(self.loss(self.predict(w, x), y)) + sum(penalties)
+
+
+def _penalty(u: Array, w: PyTree) -> Array:
+    """`1/2 sum_j exp(u_j) w_j^2` over the part of `w` that `u` stands for."""
+    squares = [jnp.sum(jnp.exp(u) * leaf**2) for leaf in jax.tree.leaves(w)]
+    return 0.5 * jnp.sum(jnp.stack(squares))
+
+
+def _linear(
+    w: Float[Array, " features"], x: Float[Array, "batch features"]
+) -> Float[Array, "batch 1"]:
+    return (x @ w)[:, None]
+
+
+def check_rows(X: Any, y: Any, X_val: Any, y_val: Any) -> None:
+    """Refuse rows, labels and validation rows that do not belong together."""
+    for name, x in [("X", X), ("X_val", X_val)]:
+        if x.ndim != 2:
+            raise ValueError(
+                f"`{name}` must have shape (rows, features), got shape {x.shape}; "
+                f"use `{name}.reshape(len({name}), -1)`."
+            )
+    for name, x, label in [("X", X, y), ("X_val", X_val, y_val)]:
+        expected = (x.shape[0],)
+        if label.shape != expected:
+            raise ValueError(
+                f"`{name.replace('X', 'y')}` must have one label for each of the {x.shape[0]} rows "
+                f"of `{name}`, shape {expected}, got shape {label.shape}."
+            )
+    if X.shape[1] != X_val.shape[1]:
+        raise ValueError(
+            f"`X_val` must have the features of `X`, {X.shape[1]} columns, got {X_val.shape[1]}."
+        )
+
+
+def _signs(name: str, y: Array, dtype: Any) -> Array:
+    if not isinstance(y, Tracer):
+        others = np.setdiff1d(np.asarray(y), [-1, 1])
+        if others.size:
+            raise ValueError(
+                f"`{name}` must hold labels in {{-1, 1}}, got {others[:5].tolist()} among them; of "
+                "labels in {0, 1} pass `2 * y - 1`. For more classes use `tensor_penalties`."
+            )
+    return jnp.asarray(y, dtype)
+
+
+def ridge(
+    X: Float[Array, "rows features"],
+    y: Float[Array, " rows"],
+    X_val: Float[Array, "val features"],
+    y_val: Float[Array, " val"],
+) -> BilevelProblem:
+    """Ridge regression with its penalties as the outer variable, judged on held-out rows.
+
+        f(u, w) = mean_i (x_i'w - y_i)^2 / 2 + 1/2 sum_j exp(u_j) w_j^2        (training rows)
+        F(u, w) = mean_j (x_j'w - y_j)^2 / 2                                   (validation rows)
+
+    Args:
+        X, y: training rows and their targets.
+        X_val, y_val: held-out rows, from the same distribution.
+
+    `w` has shape `(features,)`; there is no intercept, so centre the columns or add one of ones.
+    `u` holds log-penalties, and its shape says how many: `()` for one penalty that all features
+    share, `(features,)` for one a feature. Start from `jnp.zeros(...)`, a penalty of 1, and
+    `w = jnp.zeros(features)`. A batch's mean is an unbiased estimate of either objective.
+
+    With `S = X'X / rows`: `w*(u) = (S + diag(exp(u)))^-1 X'y / rows`, and f is strongly convex in w
+    with constant `min_j exp(u_j)` at least. Phi is not convex in u, and a feature that does not help
+    has its best penalty at infinity, where Phi is flat.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Source: Grazzi & Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", the
+    section on hyperparameter optimization.
+
+    >>> import jax.numpy as jnp
+    >>> X, y = jnp.eye(2), jnp.array([1.0, 2.0])
+    >>> problem = ridge(X, y, X, y)
+    >>> u, w = jnp.zeros(()), jnp.ones(2)
+    >>> float(problem.outer(u, w, problem.outer_data)), float(problem.inner(u, w, (X, y)))
+    (0.25, 1.25)
+    """
+    check_rows(X, y, X_val, y_val)
+    return BilevelProblem(
+        outer=MeanRisk(_linear, squared_error),
+        inner=_PenalisedRisk(_linear, squared_error),
+        outer_data=(X_val, y_val),
+        inner_data=(X, y),
+    )
+
+
+def logistic(
+    X: Float[Array, "rows features"],
+    y: Shaped[Array, " rows"],
+    X_val: Float[Array, "val features"],
+    y_val: Shaped[Array, " val"],
+) -> BilevelProblem:
+    """Logistic regression with its penalties as the outer variable, judged on held-out rows.
+
+        f(u, w) = mean_i log(1 + exp(-y_i x_i'w)) + 1/2 sum_j exp(u_j) w_j^2   (training rows)
+        F(u, w) = mean_j log(1 + exp(-y_j x_j'w))                              (validation rows)
+
+    Args:
+        X, y: training rows and their labels in {-1, 1}, of any dtype.
+        X_val, y_val: held-out rows.
+
+    The variables are those of `ridge`: `w` of shape `(features,)` without an intercept, and
+    log-penalties `u` of shape `()` (one that all share) or `(features,)` (one a feature: 22 for
+    ijcnn1, 784 for two digits of MNIST). f is strongly convex in w with constant
+    `min_j exp(u_j)` at least; Phi is not convex, and flat where a penalty is very large or small.
+
+    For more than two classes, take `tensor_penalties` with a linear model.
+
+    Raises:
+        ValueError: shapes that do not belong together; labels that are not in {-1, 1}.
+
+    Source: `benchmark_bilevel`'s regularisation selection on ijcnn1 (Dagreou et al. 2022).
+
+    >>> import jax.numpy as jnp
+    >>> X, y = jnp.eye(2), jnp.array([1, -1])
+    >>> problem = logistic(X, y, X, y)
+    >>> round(float(problem.outer(jnp.zeros(2), jnp.zeros(2), problem.outer_data)), 4)
+    0.6931
+    """
+    check_rows(X, y, X_val, y_val)
+    return BilevelProblem(
+        outer=MeanRisk(_linear, logistic_loss),
+        inner=_PenalisedRisk(_linear, logistic_loss),
+        outer_data=(X_val, _signs("y_val", y_val, X_val.dtype)),
+        inner_data=(X, _signs("y", y, X.dtype)),
+    )
+
+
+def tensor_penalties(
+    X: Float[Array, "rows features"],
+    y: Shaped[Array, " rows"],
+    X_val: Float[Array, "val features"],
+    y_val: Shaped[Array, " val"],
+    predict: Predict,
+    *,
+    loss: Loss = softmax_cross_entropy,
+) -> BilevelProblem:
+    """Any model with one penalty for each of its tensors as the outer variable.
+
+        f(u, w) = mean_i loss(predict(w, x_i), y_i) + 1/2 sum_t exp(u_t) ||w_t||^2
+        F(u, w) = mean_j loss(predict(w, x_j), y_j)                            (validation rows)
+
+    With `mlp_model` this is the non-convex task: f has many local minima in w (with the hidden
+    units permuted, and others), Phi belongs to the one that the inner solver stays with, and the
+    implicit gradient to a local minimum where the inner Hessian is positive definite.
+
+    Args:
+        X, y: training rows and their labels (class codes for the default loss).
+        X_val, y_val: held-out rows.
+        predict: `(w, x) -> (batch, outputs)`, as in `Model`.
+        loss: `(predictions, y) -> one loss a row`; by default `softmax_cross_entropy`; there are
+            `logistic_loss` for labels in {-1, 1} and `squared_error` for regression.
+
+    `u` holds the log-penalties; start from `log_penalties(w0, 1e-2)`. It is a tree prefix of `w`: a
+    leaf stands for one tensor, or for all of a subtree. It may be an array that broadcasts against
+    its tensor with the same number of axes: `{"weight": jnp.zeros((1, features))}` for one
+    penalty a feature of `linear_model(..., bias=False)`, `(outputs, 1)` for one a class.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    >>> import jax, jax.numpy as jnp
+    >>> X, y = jnp.eye(2), jnp.array([0, 1])
+    >>> from bilevel.tasks import mlp_model
+    >>> model = mlp_model(2, 2, key=jax.random.key(0), width=3)
+    >>> problem = tensor_penalties(X, y, X, y, model.predict)
+    >>> u = log_penalties(model.w0, 1e-2)
+    >>> len(jax.tree.leaves(u)), problem.inner(u, model.w0, (X, y)).shape
+    (4, ())
+    """
+    check_rows(X, y, X_val, y_val)
+    return BilevelProblem(
+        outer=MeanRisk(predict, loss),
+        inner=_PenalisedRisk(predict, loss),
+        outer_data=(X_val, y_val),
+        inner_data=(X, y),
+    )
+
+
+def log_penalties(w0: PyTree[Array], penalty: float = 1e-2) -> PyTree[Array]:
+    """A tree like `w0` with the scalar `log(penalty)` for each tensor, in the tensor's dtype.
+
+    Raises:
+        ValueError: `penalty` <= 0, which has no logarithm.
+    """
+    if not penalty > 0:
+        raise ValueError(
+            f"`penalty` must be > 0 to have a logarithm, got {penalty}; pass a small number such as "
+            "1e-6 for nearly none."
+        )
+    return jax.tree.map(lambda w: jnp.full((), np.log(penalty), w.dtype), w0)
