@@ -99,6 +99,10 @@ def double_loop(case: Case, num_steps=20, outer_step=0.2, **options) -> bilevel.
     )
 
 
+def double_loop_of(inner, hypergradient, outer_step=0.1, **options) -> bilevel.DoubleLoop:
+    return bilevel.DoubleLoop(inner, hypergradient, optax.sgd(outer_step), **options)
+
+
 def with_steps(kind: Any, *steps: float, **options: Any) -> bilevel.AbstractAlgorithm:
     """An algorithm by its inner, linear and outer step."""
     return kind(*steps, **options)
@@ -149,7 +153,23 @@ METHODS = {
         ("F2SA", _logistic, with_steps(bilevel.F2SA, 0.3, 0.1, **SHUFFLED)),
         ("penalty", _logistic, with_steps(bilevel.ValueFunctionPenalty, 0.3, 0.1, **SHUFFLED)),
         ("BOME", _logistic, with_steps(bilevel.BOME, 0.3, 0.1)),
+        ("PDBO", _logistic, with_steps(bilevel.PDBO, 0.3, 0.1, **SHUFFLED)),
         ("PZOBO", _logistic, with_steps(bilevel.PZOBO, 0.3, 0.1, **SHUFFLED)),
+        ("SOBA auto", _logistic, bilevel.SOBA(**SHUFFLED)),
+        ("SABA auto", _logistic, bilevel.SABA(**BLOCKS)),
+        ("AmIGO auto", _simplex, bilevel.AmIGO()),
+        (
+            "double loop auto",
+            _coupled,
+            bilevel.DoubleLoop(
+                bilevel.GradientInner("auto", 50), bilevel.AID(bilevel.CG(rtol=1e-12))
+            ),
+        ),
+        (
+            "BiGSAM",
+            _logistic,
+            double_loop_of(bilevel.BiGSAM(0.3, 0.3, 6, every=2), bilevel.ITD(), **SHUFFLED),
+        ),
         (
             "inexact",
             _coupled,

@@ -249,9 +249,9 @@ def f2sa(i, j):
     for step in range(STEPS):
         m = 5 + step
         for _ in range(T):
-            i1, i2, jj = i(), i(), j()
-            y_new = y - RHO * (f_w(u, y, i2) + g_w(u, y, jj) / m)
-            w, y = w - RHO * f_w(u, w, i1), y_new
+            ii, jj = i(), j()
+            y_new = y - RHO * (f_w(u, y, ii) + g_w(u, y, jj) / m)
+            w, y = w - RHO * f_w(u, w, ii), y_new
         ii, jj = i(), j()
         u = u - GAMMA * (g_u(u, y, jj) + m * (f_u(y, ii) - f_u(w, ii)))
         yield u, w
@@ -284,6 +284,25 @@ def bome(i, j):
         multiplier = max(0.5 * gap @ gap - by_outer @ gap, 0) / (gap @ gap)
         d = by_outer + multiplier * gap
         u, w = u - GAMMA * d[:Q], w - GAMMA * d[Q:]
+        yield u, w
+
+
+def f(u, w, i):
+    linear = w @ (B[i].mean(0) @ u + C[i].mean(0))
+    return 0.5 * w @ A[i].mean(0) @ w - linear + S[i].mean() * np.sum(w**4) / 12
+
+
+def pdbo(i, j):
+    u, w, m, gap_old = U0, W0, 2.0, None
+    while True:
+        x = inner_steps(u, w, i)
+        ii, jj = i(), j()
+        gap = f(u, w, ii) - f(u, x, ii) - 0.1
+        s = gap + ETA * (gap - (gap if gap_old is None else gap_old))
+        m = np.clip(m + 0.2 * (1 + m) * np.clip(s / 0.1, -1, 1), 0, 3.0)
+        d_u = g_u(u, w, jj) + m * (f_u(w, ii) - f_u(x, ii))
+        d_w = g_w(u, w, jj) + m * f_w(u, w, ii)
+        u, w, gap_old = u - GAMMA * d_u, w - RHO / (1 + m) * d_w, gap
         yield u, w
 
 
@@ -339,6 +358,7 @@ ROWS: dict[str, tuple[bilevel.AbstractAlgorithm, Callable]] = {
     "F2SA": (bilevel.F2SA(RHO, GAMMA, lambda step: 5 + step, T, **DRAWN), f2sa),
     "penalty": (bilevel.ValueFunctionPenalty(RHO, GAMMA, 5.0, T, **DRAWN), penalty),
     "BOME": (bilevel.BOME(RHO, GAMMA, 0.5, T, **DRAWN), bome),
+    "PDBO": (bilevel.PDBO(RHO, GAMMA, 0.2, 0.1, 3.0, ETA, 2.0, T, **DRAWN), pdbo),
     "PZOBO": (bilevel.PZOBO(RHO, GAMMA, 1e-2, T, K, **DRAWN), pzobo),
     "inexact": (
         bilevel.InexactDescent(

@@ -8,6 +8,7 @@ from ._algorithm.f2sa import F2SA as F2SA
 from ._algorithm.fsla import FSLA as FSLA
 from ._algorithm.inexact import InexactDescent as InexactDescent, logarithmic as logarithmic
 from ._algorithm.mrbo import MRBO as MRBO
+from ._algorithm.pdbo import PDBO as PDBO
 from ._algorithm.penalty import ValueFunctionPenalty as ValueFunctionPenalty
 from ._algorithm.pzobo import PZOBO as PZOBO
 from ._algorithm.saba import SABA as SABA

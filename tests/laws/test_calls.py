@@ -144,6 +144,7 @@ ROWS |= {
         "F2SA": with_steps(bilevel.F2SA, 0.02, 0.01, num_inner=3),
         "penalty": with_steps(bilevel.ValueFunctionPenalty, 0.02, 0.01, num_inner=3),
         "BOME": with_steps(bilevel.BOME, 0.02, 0.01, num_inner=3),
+        "PDBO": with_steps(bilevel.PDBO, 0.02, 0.01, num_inner=3),
         "PZOBO": with_steps(bilevel.PZOBO, 0.02, 0.01, num_inner=3, num_directions=2),
     }.items()
 }
@@ -175,6 +176,7 @@ def test_calls_are_the_calls_made(name):
         "F2SA": [24, 48, 0, 0],
         "penalty": [6, 30, 0, 0],
         "BOME": [6, 30, 0, 0],
+        "PDBO": [6, 30, 0, 0],
         "PZOBO": [6, 60, 0, 0],
     }
     if name in known:

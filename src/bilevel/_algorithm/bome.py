@@ -33,7 +33,8 @@ class BOME(AbstractAlgorithm):
 
     Args:
         inner_step: of the steps from w to x; a float, or a schedule of the number of steps made.
-        outer_step: of the step on u and w; the same.
+        outer_step: of the step on u and w; the same. With "auto" w moves by at most
+            `inner_step / (1 + multiplier)`.
         eta: how fast the gap is made to shrink, > 0.
         num_inner: steps from w to x.
         inner_sampler, outer_sampler: where batches come from; all data by default.
@@ -87,4 +88,9 @@ class BOME(AbstractAlgorithm):
         ratio = move.step / inner_step
         info = make_info(outer, Point(d_u, at_x[1]), calls, ratio, optax.tree.norm(d_w))
         samplers = close_streams(Streams(outer_stream, inner_stream))
-        return advance(state, move, descend(w, move.step, d_w), samplers, calls), info
+        w_step = move.step
+        if isinstance(
+            self.outer_step, str
+        ):  # made for u; the curvature in w is about 1 + multiplier
+            w_step = jnp.minimum(w_step, inner_step / (1 + multiplier))
+        return advance(state, move, descend(w, w_step, d_w), samplers, calls), info

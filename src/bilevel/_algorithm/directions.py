@@ -85,7 +85,8 @@ def begin(
     if uses_auto(method):
         noisy = not (variance_reduced or isinstance(method.inner_sampler, FullBatch))
         decay = DECAY * getattr(method, "num_inner", 1) if noisy else 0.0
-        control, num_products = first_control(problem, u0, w0, inner, decay)
+        first = 1 / 3 if variance_reduced else 1.0
+        control, num_products = first_control(problem, u0, w0, inner, first, decay)
     return Begun(u0, w0, key, samplers, control, count(0, 0, num_products, 0))
 
 

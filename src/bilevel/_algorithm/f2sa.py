@@ -32,7 +32,7 @@ from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 def _growing(step: Int[Array, ""]) -> Array:
-    return 10 + 0.1 * jnp.asarray(step, float)
+    return 10 * (1 + 0.1 * jnp.asarray(step, float)) ** 0.5
 
 
 class _Aux(NamedTuple):
@@ -50,13 +50,14 @@ class F2SA(AbstractAlgorithm):
 
     w follows the inner solution and y the minimiser of `F + multiplier f`, so `multiplier (w - y)`
     tends to the v of implicit methods (Kwon et al. 2023, Algorithm 1, with y's step divided by the
-    multiplier, so that one inner step serves both). f in d_u is seen on one batch at both points,
-    which keeps its variance bounded as the multiplier grows.
+    multiplier, so that one inner step serves both). w and y see the same inner batches, in the loop
+    and in d_u, so that most of their noise cancels in the difference that the multiplier blows up
+    (the paper draws anew for each).
 
     Args:
         inner_step, outer_step: floats, or schedules of the number of outer steps made.
-        multiplier: the same. The bias of d_u is of the order of 1 / multiplier; by default the
-            multiplier grows by .1 a step from 10.
+        multiplier: the same. The bias of d_u is of the order of 1 / multiplier, its noise grows with
+            it; by default it is `10 sqrt(1 + step / 10)`.
         num_inner: steps on w and on y an outer step.
         inner_sampler, outer_sampler: where batches come from; all data by default.
 
@@ -93,13 +94,12 @@ class F2SA(AbstractAlgorithm):
         def move_both(carry: tuple[PyTree, PyTree, SamplerStates], _: None) -> tuple[Any, None]:
             w, y, draws = carry
             outer_stream, inner_stream = streams_of(self, problem, draws)
-            first, inner_stream = inner_stream.draw()
-            second, inner_stream = inner_stream.draw()
+            inner_batch, inner_stream = inner_stream.draw()
             outer_batch, outer_stream = outer_stream.draw()
-            by_f = inner_gradient(problem, u, y, second)
+            by_f = inner_gradient(problem, u, y, inner_batch)
             by_outer = outer_terms(problem, u, y, outer_batch).w
             y = descend(y, inner_step, descend(by_f, -1 / multiplier, by_outer))
-            w = descend(w, inner_step, inner_gradient(problem, u, w, first))
+            w = descend(w, inner_step, inner_gradient(problem, u, w, inner_batch))
             return (w, y, close_streams(Streams(outer_stream, inner_stream))), None
 
         (w, y, draws), _ = jax.lax.scan(

@@ -3,10 +3,10 @@
 `"auto"` needs no knowledge of the problem but that u is of order one (log-penalties, logits,
 log-weights):
 
-    inner, linear   1 / (L sqrt(1 + T k / 20)) at outer step k of T inner steps each, without the root
-                    where nothing is noisy (full batches, variance reduction) and for the steps of a
-                    series. L is the curvature `|H x|` met by power iteration, which goes on along the
-                    run with one product in eight steps.
+    inner, linear   1 / (L sqrt(1 + T k / 20)) at outer step k of T inner steps each; 1 / L on full
+                    batches and for a series of products; 1 / 3L with variance reduction (as SAGA
+                    needs: Defazio, Bach & Lacoste-Julien 2014). L is the curvature `|H x|` met by
+                    power iteration, which goes on along the run with one product in eight steps.
     outer           d u_i = -d_i / (2 sqrt(s_i + mean(s))), s_i the sum of all d_i^2 so far (AdaGrad,
                     Duchi, Hazan & Singer 2011), with a floor that keeps coordinates that hardly
                     matter from moving like the others. A direction ten times as long as usual is cut.
@@ -47,12 +47,14 @@ def as_setting(value: Any) -> StepSize:
 class Control(NamedTuple):
     """What the step sizes `"auto"` are made of.
 
-    `curvature` is the largest one met lately and `eigenvector` the direction it was met in; `decay` is
-    how fast the inner step decreases; `squares` are the sums s of the squared outer directions.
+    `curvature` is the largest one met lately and `eigenvector` the direction it was met in; `first` is
+    the first inner step in units of its inverse and `decay` how fast they decrease; `squares` are the
+    sums s of the squared outer directions.
     """
 
     curvature: Scalar
     eigenvector: PyTree[Array]
+    first: Scalar
     decay: Scalar
     squares: PyTree[Array]
 
@@ -72,7 +74,7 @@ def uses_auto(method: Any) -> bool:
 
 
 def first_control(
-    problem: Problem, u: PyTree[Array], w: PyTree[Array], inner: Stream, decay: float
+    problem: Problem, u: PyTree[Array], w: PyTree[Array], inner: Stream, first: float, decay: float
 ) -> tuple[Control, int]:
     """Power iteration with a new batch a product, and the number of products."""
 
@@ -87,6 +89,7 @@ def first_control(
     control = Control(
         curvature=jnp.where(largest > 0, largest, 1),
         eigenvector=x,
+        first=jnp.full_like(largest, first),
         decay=jnp.full_like(largest, decay),
         squares=optax.tree.zeros_like(u),
     )
@@ -96,7 +99,7 @@ def first_control(
 def outer_control(u: PyTree[Array]) -> Control:
     """The same for a method whose inner solver has its own step sizes."""
     one = jnp.ones((), jnp.result_type(*jax.tree.leaves(u)))
-    return Control(one, (), jnp.zeros_like(one), optax.tree.zeros_like(u))
+    return Control(one, (), one, jnp.zeros_like(one), optax.tree.zeros_like(u))
 
 
 def follow(problem: Problem, state: S, inner: Stream) -> S:
@@ -139,7 +142,7 @@ def at(step_size: StepSize, step: Int[Array, ""], control: Control | None = None
     if isinstance(step_size, str):
         assert control is not None
         past = control.decay * step.astype(control.decay.dtype)
-        return series_step(step_size, step, control) / jnp.sqrt(1 + past)
+        return control.first / (control.curvature * jnp.sqrt(1 + past))
     return jnp.asarray(step_size(step), float) if callable(step_size) else step_size
 
 

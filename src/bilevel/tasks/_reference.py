@@ -21,6 +21,7 @@ from .._problem import BilevelProblem
 from .._solution import RESULTS, BilevelError, Solution
 
 MAX_NEWTON_STEPS = 300
+MIN_NEWTON_STEP = 1e-3
 MAX_TRIALS = 25  # along one direction
 MAX_JUMPS = 10  # from one branch of inner solutions to another
 NUM_PAIRS = 50  # that L-BFGS remembers
@@ -77,9 +78,9 @@ def reference_solution(
         w+ = w - (H + lam I)^-1 grad_w f(u, w)       to rounding, then   H v = grad_w F
         u+ = u - t P (grad_u F - (d2_uw f)^T v)      until   ||grad Phi(u)|| <= tol
 
-    The inner solver is Newton's method, damped by lam where a plain step does not decrease f (by
-    Levenberg's rule), from the last accepted `w`; a saddle point is left by a little noise. P is
-    that of L-BFGS with 50 pairs; t is bisected until the strong Wolfe conditions hold.
+    The inner solver is Newton's method from the last accepted `w`, with steps halved until f
+    decreases, damped by lam where H is not positive definite; a saddle point is left by a little
+    noise. P is that of L-BFGS with 50 pairs; t is bisected until the strong Wolfe conditions hold.
 
     Args:
         problem: a problem whose `u` is unconstrained.
@@ -120,7 +121,8 @@ def reference_solution(
     _check(problem, u0, w0, tol)
     linear_solver = lx.Cholesky() if linear_solver is None else linear_solver
     flat, unravel = ravel_pytree(u0)
-    inner_tol = jnp.asarray(1e-3 * tol, flat.dtype)
+    rounding = 10 * float(jnp.finfo(flat.dtype).eps)
+    inner_tol = jnp.asarray(max(min(1e-3 * tol, 1e-9), rounding), flat.dtype)
 
     def tree(u: Vector) -> PyTree:
         return unravel(jnp.asarray(u, flat.dtype))
@@ -144,13 +146,13 @@ def reference_solution(
     while point.gradient_norm > tol:
         if num_steps == max_steps:
             raise error("`max_steps` is reached")
-        following = _line_search(phi, point, _precondition(point.grad, pairs), tol)
+        following, jumped = _line_search(phi, point, _precondition(point.grad, pairs), tol)
         if following is None and pairs:  # once more, along the gradient
             pairs.clear()
-            following = _line_search(phi, point, _precondition(point.grad, pairs), tol)
+            following, jumped = _line_search(phi, point, _precondition(point.grad, pairs), tol)
         if following is None:
             raise error("No step along the gradient decreases Phi")
-        if following.value > point.value + _noise(point):
+        if jumped:
             num_jumps += 1
             pairs.clear()
         else:
@@ -174,6 +176,15 @@ def _evaluate(
     return implicit_gradient(problem, u, w, linear_solver)
 
 
+class _Trial(NamedTuple):
+    """Where a step of length `t` along Newton's direction leads."""
+
+    t: Scalar
+    w: PyTree[Array]
+    value: Scalar
+    residual: Scalar
+
+
 class _NewtonState(NamedTuple):
     w: PyTree[Array]
     value: Scalar
@@ -190,7 +201,10 @@ def _newton(
     linear_solver: lx.AbstractLinearSolver,
     tol: Scalar,
 ) -> PyTree[Array]:
-    """Damped Newton steps until the residual is below `tol`, and a plain one more."""
+    """Newton steps until the residual is below `tol`, and one more.
+
+    A step is halved until f decreases; what is no direction of descent is damped ten times more.
+    """
 
     def f(w: PyTree) -> Scalar:
         return problem.inner(u, w, problem.inner_data)
@@ -200,22 +214,35 @@ def _newton(
         damping = jnp.where(solved, 0, state.damping)
         gradient, product = jax.linearize(jax.grad(f), state.w)
         solve = matrix_free(problem, state.w, linear_solver, damping, {})
-        w = optax.tree.sub(state.w, solve(product, gradient).solution.value)
-        value, residual = f(w), jnp.asarray(optax.tree.norm(jax.grad(f)(w)))
-        noise = 8 * jnp.finfo(value.dtype).eps * (1 + jnp.abs(state.value))
-        closer = residual < state.residual
-        better = (value < state.value - noise) | (closer & (value <= state.value + noise))
-        better &= jnp.isfinite(residual)
+        direction = solve(product, gradient).solution.value
+        slope = jnp.asarray(optax.tree.vdot(gradient, direction))
+        noise = 8 * jnp.finfo(slope.dtype).eps * (1 + jnp.abs(state.value))
+
+        def attempt(t: Scalar) -> _Trial:
+            w = jax.tree.map(lambda x, d: x - t * d, state.w, direction)
+            value, gradient = jax.value_and_grad(f)(w)
+            return _Trial(t, w, value, jnp.asarray(optax.tree.norm(gradient)))
+
+        def better(trial: _Trial) -> Bool[Array, ""]:
+            lower = trial.value < state.value - jnp.maximum(0.1 * trial.t * slope, noise)
+            closer = (trial.residual < state.residual) & (trial.value <= state.value + noise)
+            return (slope > 0) & jnp.isfinite(trial.residual) & (lower | closer)
+
+        trial = jax.lax.while_loop(
+            lambda x: ~better(x) & (slope > 0) & (x.t > MIN_NEWTON_STEP),
+            lambda x: attempt(x.t / 2),
+            attempt(jnp.ones((), slope.dtype)),
+        )
+        accept = better(trial)
         less = jnp.where(damping > 1e-6, damping / 10, 0)
         more = jnp.maximum(10 * damping, 1e-4)
-        return _NewtonState(
-            jax.tree.map(lambda new, old: jnp.where(better, new, old), w, state.w),
-            jnp.where(better, value, state.value),
-            jnp.where(better, residual, state.residual),
-            jnp.where(better, less, more),
-            state.num_steps + 1,
-            solved | (~better & (more > 1e12)),
+        w, value, residual, damping = jax.tree.map(
+            lambda new, old: jnp.where(accept, new, old),
+            (trial.w, trial.value, trial.residual, less),
+            (state.w, state.value, state.residual, more),
         )
+        done = solved | (damping > 1e12)
+        return _NewtonState(w, value, residual, damping, state.num_steps + 1, done)
 
     value, gradient = jax.value_and_grad(f)(w)
     start = _NewtonState(
@@ -269,17 +296,18 @@ def _precondition(grad: Vector, pairs: Pairs) -> Vector:
 
 def _line_search(
     phi: Callable[[Vector, PyTree], _Point], point: _Point, direction: Vector, tol: float
-) -> _Point | None:
+) -> tuple[_Point | None, bool]:
     """A point `u - t direction` with enough decrease and a slope of at most .9 of that at t = 0.
 
     A trial that cannot be evaluated counts as too far. Decrease is asked for up to rounding only;
     the slopes, which are known to a much smaller error, then decide. Where Phi jumps, as the inner
-    solution falls onto another branch, there may be no such point: then one just beyond.
+    solution falls onto another branch, there may be no such point: then one just beyond, and True.
     """
     slope = -float(point.grad @ direction)
-    low, high, t, beyond = 0.0, math.inf, 1.0, None
+    before, beyond = point, None
+    low, high, t = 0.0, math.inf, 1.0
     if not slope < 0:
-        return None
+        return None, False
     for _ in range(MAX_TRIALS):
         trial = phi(point.u - t * direction, point.w)
         slope_here = -float(trial.grad @ direction)
@@ -288,11 +316,12 @@ def _line_search(
         if not usable or not decreased or slope_here > -0.9 * slope:
             high, beyond = t, trial if usable else beyond
         elif slope_here < 0.9 * slope:
-            low = t
+            low, before = t, trial
         else:
-            return trial
+            return trial, False
         t = 2 * t if high == math.inf else (low + high) / 2
-    return beyond if beyond and beyond.value > point.value + _noise(point) else None
+    jumps = beyond is not None and beyond.value > before.value + _noise(point)
+    return (beyond, True) if jumps else (None, False)
 
 
 def _noise(point: _Point) -> float:

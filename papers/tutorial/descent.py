@@ -1,0 +1,454 @@
+"""G8, G10: inexact hypergradient descent, on all data (IHD) and on single samples (SIHD).
+
+Grazzi & Pontil, "Inexact Hypergradient Descent" and "Stochastic Inexact Hypergradient Descent". The
+measure is the mean of `|grad Phi(u_s)|^2` over s < S, with outer step 1 / L_Phi:
+
+G8:  with t_s = k_s = ceil(kappa log(s + 2)) inner and linear steps from zero, kappa = 1 / (1 - q), it
+     is at most C / S, an accuracy eps taking O(1 / eps log(1 / eps)) inner and linear steps.
+G10: with t = k = J = ceil(c S) steps and samples, S known in advance and inner and linear steps that
+     decrease within each loop, its expectation is at most C / S: eps takes O(1 / eps^2) samples.
+
+Both are run on two problems of linear regression, a loss on outer rows of the solution on inner rows:
+
+pull:       f = loss + rho / 2 |w - u|^2. w*(u) is affine, Phi a strongly convex quadratic.
+penalties:  f = loss + 1 / 2 sum_i sigmoid(u_i) w_i^2. Phi is not convex, and flat far from zero, where
+            its infimum is for a feature that only matters on one side. f contracts uniformly in u.
+
+`grad Phi` is differentiated through the closed form of w*(u), in float64. The sum of all
+`|grad Phi(u_s)|^2` cannot decrease, so that a mean falls as 1 / S or slower, and as 1 / S exactly when
+the sum is bounded, which is what is said. All contrasts are to runs where it is not: a constant
+number of steps, a fourth of kappa, constant inner steps, numbers that do not grow with S.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import matplotlib as mpl
+import numpy as np
+
+import bilevel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _script import Claim, run_script
+
+ROWS, FEATURES = 200, 6
+PULL, PENALTY = 0.1, 1.0
+SHARE = 8  # c: steps and samples of a stochastic outer step, over S
+MARGIN = 1.5  # over the largest curvature of a Phi that is not quadratic met at 2000 random points
+SLOPE = -0.95  # what counts as 1 / S, fitted over two decades
+SAMPLES_SLOPE = (-2.3, -1.7)
+
+
+class Instance(NamedTuple):
+    """A problem, Phi in closed form, and what the step sizes need to know of it."""
+
+    problem: bilevel.BilevelProblem
+    phi: Callable
+    mu: float
+    top: float
+    batch_top: float  # of one row
+    smoothness: float  # L_Phi
+
+    @property
+    def kappa(self) -> float:
+        """`1 / (1 - q)` of gradient steps of size 1 / L."""
+        return self.top / self.mu
+
+    @property
+    def decreasing(self):
+        """`c / (k + d)`, from 1 / L of one row."""
+        return bilevel.decreasing_step(1.5 / self.mu, 1.5 / self.mu * self.batch_top)
+
+
+def loss(u, w, batch):
+    """Half the mean squared error."""
+    x, y = batch
+    return 0.5 * jnp.mean((x @ w - y) ** 2)
+
+
+def pulled(u, w, batch):
+    """Ridge regression around u."""
+    return loss(u, w, batch) + 0.5 * PULL * jnp.sum((w - u) ** 2)
+
+
+def penalised(u, w, batch):
+    """One penalty per feature, between 0 and `PENALTY`."""
+    return loss(u, w, batch) + 0.5 * PENALTY * jnp.vdot(jax.nn.sigmoid(u), w**2)
+
+
+def instances(seed: int = 0) -> dict[str, Instance]:
+    """Both problems, on the same rows: some features matter on inner rows only."""
+    rng = np.random.default_rng(seed)
+    scale = np.sqrt(np.geomspace(1, 0.15, FEATURES))
+
+    def rows(w):
+        x = rng.uniform(-np.sqrt(3), np.sqrt(3), (ROWS, FEATURES)) * scale
+        return jnp.asarray(x), jnp.asarray(x @ w + 0.5 * rng.normal(size=ROWS))
+
+    inner_data = rows(np.ones(FEATURES))
+    outer_data = rows(np.array([1, 0, 0.5, 0, 1, 0]))
+    x, y = inner_data
+    hessian, b, eye = x.T @ x / ROWS, x.T @ y / ROWS, jnp.eye(FEATURES)
+    low, *_, high = np.linalg.eigvalsh(hessian)
+    row = float(jnp.max(jnp.sum(x**2, 1)))
+
+    def pulled_solution(u):
+        return jnp.linalg.solve(hessian + PULL * eye, b + PULL * u)
+
+    def penalised_solution(u):
+        return jnp.linalg.solve(hessian + PENALTY * jnp.diag(jax.nn.sigmoid(u)), b)
+
+    points = jnp.asarray(rng.uniform(-4, 4, (2000, FEATURES)))
+
+    def make(inner, solution, bounds, margin):
+        def phi(u):
+            return loss(u, solution(u), outer_data)
+
+        curvatures = np.linalg.eigvalsh(jax.jit(jax.vmap(jax.hessian(phi)))(points))
+        problem = bilevel.BilevelProblem(loss, inner, outer_data, inner_data)
+        smoothness = margin * float(np.max(np.abs(curvatures)))
+        mu, top = (float(x) for x in (low + bounds[0], high + bounds[1]))
+        return Instance(problem, phi, mu, top, row + bounds[1], smoothness)
+
+    return {
+        "pull": make(pulled, pulled_solution, (PULL, PULL), 1.0),
+        "penalties": make(penalised, penalised_solution, (0.0, PENALTY), MARGIN),
+    }
+
+
+def thinned(num_steps: int) -> np.ndarray:
+    """Some thirty log-spaced S."""
+    return np.unique(np.geomspace(1, num_steps, 33).round().astype(int))
+
+
+def slope(x, y) -> float:
+    """Of a line through the logarithms."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def deterministic(case: Instance, num_steps: int) -> dict[str, dict[str, Any]]:
+    """IHD with four schedules of t_s, S = `num_steps`, and what all S up to that give."""
+    kappa = case.kappa
+    constants = [round(kappa), round(2 * kappa)]
+    plan = {
+        "kappa log": bilevel.logarithmic(kappa),
+        "kappa / 4 log": bilevel.logarithmic(kappa / 4),
+        **{f"t = {t}": float(t) for t in constants},
+    }
+    gradient = jax.grad(case.phi)
+    u0 = jnp.zeros(FEATURES)
+    found = {}
+    for name, schedule in plan.items():
+
+        def run(schedule=schedule):
+            step = 1 / case.top
+            algorithm = bilevel.InexactDescent(step, step, 1 / case.smoothness, schedule)
+            state = algorithm.init(case.problem, u0, jnp.zeros(FEATURES), jr.key(0))
+
+            def advance(state, _):
+                exact = gradient(state.u)
+                after, info = algorithm.step(case.problem, state)
+                error = jnp.sum((info.outer_grad - exact) ** 2)
+                seen = jnp.sum(exact**2), error, after.calls.inner_grad, after.u
+                return after, seen
+
+            return jax.lax.scan(advance, state, length=num_steps)[1]
+
+        squares, errors, calls, u = map(np.asarray, jax.jit(run)())
+        curvatures = np.linalg.eigvalsh(jax.jit(jax.vmap(jax.hessian(case.phi)))(u[::10]))
+        s = np.arange(1, num_steps + 1)
+        mean = np.cumsum(squares) / s
+        # The theorem's proof, where the minimum of Phi is replaced by the value at u_S.
+        gain = float(case.phi(u0)) - np.asarray(jax.jit(jax.vmap(case.phi))(u))
+        bound = (2 * case.smoothness * gain + np.cumsum(errors)) / s
+        at, tail = thinned(num_steps) - 1, s >= num_steps / 100
+        found[name] = {
+            "S": s[at].tolist(),
+            "mean": mean[at].tolist(),
+            "squares": squares[at].tolist(),
+            "errors": errors[at].tolist(),
+            "steps": (2 * (calls - s))[at].tolist(),  # one call a step is the cross product's
+            "slope": slope(s[tail], mean[tail]),
+            "error_slope": slope(s[tail], errors[tail]),
+            "square_slope": slope(s[tail], squares[tail]),
+            "sum_of_squares": float(np.sum(squares)),
+            "sum_of_errors": float(np.sum(errors)),
+            "last_decade": float(mean[-1] / mean[num_steps // 10 - 1]),
+            "squares_last_decade": float(squares[-1] / squares[num_steps // 10 - 1]),
+            "over_bound": float(np.max(mean / bound)),
+            "curvatures": [float(np.min(curvatures)), float(np.max(curvatures))],
+            "farthest": float(np.max(np.abs(u))),
+        }
+    return found
+
+
+def stochastic(case: Instance, horizons: list[int], num_seeds: int, contrasts: bool) -> dict:
+    """SIHD with S in `horizons`: batches of one row, all seeds at once, and what it is not."""
+
+    def runner(schedule):
+        gradient, one = jax.grad(case.phi), bilevel.WithReplacement(1)
+        u0 = jnp.zeros(FEATURES)
+
+        def run(key, num_steps, share):
+            algorithm = bilevel.InexactDescent(
+                schedule, schedule, 1 / case.smoothness, share, share, one, one
+            )
+            state = algorithm.init(case.problem, u0, jnp.zeros(FEATURES), key)
+
+            def advance(_, carry):
+                state, squares, errors, late = carry
+                exact = gradient(state.u)
+                after, info = algorithm.step(case.problem, state)
+                square = jnp.sum(exact**2)
+                error = jnp.sum((info.outer_grad - exact) ** 2)
+                late = late + jnp.where(2 * state.step >= num_steps, square, 0.0)
+                return after, squares + square, errors + error, late
+
+            begun = (state, 0.0, 0.0, 0.0)
+            state, squares, errors, late = jax.lax.fori_loop(0, num_steps, advance, begun)
+            # Of the four counts only the joint passes' are counted twice.
+            n = state.calls
+            samples = n.outer_grad + n.inner_grad + n.hvp - n.cross
+            gain = case.phi(u0) - case.phi(state.u)
+            bound = (2 * case.smoothness * gain + errors) / num_steps
+            mean = squares / num_steps
+            return mean, errors / num_steps, 2 * late / num_steps, samples, mean / bound
+
+        return jax.jit(jax.vmap(run, (0, None, None)))
+
+    decreasing = runner(case.decreasing)
+    # What runs, with which S, and S at most what in t = k = J = cS.
+    plan = {"t = k = J = cS": (decreasing, horizons, horizons[-1])}
+    if contrasts:
+        longer = [*horizons, 2 * horizons[-1], 4 * horizons[-1]]
+        plan["t = k = J fixed"] = (decreasing, longer, horizons[0])
+        plan["constant inner steps"] = (runner(0.5 / case.batch_top), horizons, horizons[-1])
+    found = {}
+    for number, (name, (run, lengths, most)) in enumerate(plan.items()):
+        rows = []
+        for horizon in lengths:
+            share = float(SHARE * min(horizon, most))
+            keys = jr.split(jr.fold_in(jr.key(number), horizon), num_seeds)
+            rows.append(np.array([*map(np.asarray, run(keys, horizon, share))]))
+        mean, errors, late, samples, over = np.moveaxis(np.array(rows), 1, 0)
+        # One line a seed, of the means over the samples, which are exact.
+        slopes = np.array([slope(samples[:, i], mean[:, i]) for i in range(num_seeds)])
+        found[name] = {
+            "S": lengths,
+            "samples": samples[:, 0].tolist(),
+            "mean": mean.mean(1).tolist(),
+            "deviation": mean.std(1, ddof=1).tolist(),
+            "second_half": late.mean(1).tolist(),
+            "mse": errors.mean(1).tolist(),
+            "mean_slope": [float(np.mean(slopes)), float(np.std(slopes, ddof=1))],
+            "mse_slope": slope(lengths, errors.mean(1)),
+            "second_half_slope": slope(lengths, late.mean(1)),
+            "last_doubling": float(mean[-1].mean() / mean[-2].mean()),
+            "over_bound": float(over.max()),
+        }
+        if number == 0:
+            # Samples against accuracy: the mean over the seeds, and the deviation of one seed.
+            found[name]["samples_slope"] = [
+                float(np.mean(1 / slopes)),
+                float(np.std(1 / slopes, ddof=1)),
+            ]
+    return found
+
+
+def draw(titles: dict, descents: dict, samples: dict, path: Path) -> None:
+    """The deterministic runs of both problems, what accuracy costs in steps, and in samples."""
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
+    # All is relative to the squared gradient at u_0.
+    first = {name: runs["kappa log"]["squares"][0] for name, runs in descents.items()}
+    for axis, (name, runs) in zip(axes[0], descents.items(), strict=True):
+        one = first[name]
+        for color, (label, run) in zip(["C0", "C1", "C3", "C4"], runs.items(), strict=True):
+            shown = {
+                "kappa log": r"$t_s = \lceil\kappa\,\log(s+2)\rceil$",
+                "kappa / 4 log": r"$t_s = \lceil\frac{\kappa}{4}\,\log(s+2)\rceil$",
+            }.get(label, f"${label}$")
+            axis.loglog(run["S"], np.array(run["mean"]) / one, color=color, lw=1.8, label=shown)
+            axis.loglog(run["S"], np.array(run["squares"]) / one, color=color, lw=0.8, ls="--")
+        s = np.array(runs["kappa log"]["S"], float)
+        guide = 0.3 * runs["kappa log"]["mean"][-1] / one * s[-1] / s
+        axis.loglog(s[s > 5], guide[s > 5], "k:", lw=1.3, label="$1/S$")
+        axis.plot([], [], "k--", lw=0.8, label=r"$|\nabla\Phi(u_S)|^2$ alone")
+        axis.set(title=f"G8, {name}: {titles[name]}", xlabel="$S$")
+        axis.legend(fontsize=8, loc="lower left")
+    steps, drawn = axes[1]
+    for color, marker, (name, runs) in zip(["C0", "C2"], "os", descents.items(), strict=True):
+        run = runs["kappa log"]
+        mean = np.array(run["mean"]) / first[name]
+        steps.loglog(mean, run["steps"], color=color, marker=marker, ms=4, lw=1.3, label=name)
+    eps = np.geomspace(0.3, descents["pull"]["kappa log"]["mean"][-1] / first["pull"], 50)
+    guide = 4 * np.log(1 / eps) / eps
+    steps.loglog(eps, guide, "k:", lw=1.3, label=r"$\epsilon^{-1}\log\,\epsilon^{-1}$")
+    steps.set(title="G8: inner and linear steps to an accuracy", ylabel="total steps")
+    look = {"t = k = J fixed": ("C3", "v"), "constant inner steps": ("C1", "^")}
+    for color, marker, (name, runs) in zip(["C0", "C2"], "os", samples.items(), strict=True):
+        for label, run in runs.items():
+            mean, spread = (np.array(run[x]) / first[name] for x in ("mean", "deviation"))
+            dash = "--"
+            if "samples_slope" in run:
+                value, deviation = run["samples_slope"]
+                shown, dash = f"{name}: slope ${value:.2f} \\pm {deviation:.2f}$", "-"
+            else:
+                shown = f"{name}, {label.replace('t = k = J', '$t = k = J$')}"
+            color_, marker_ = look.get(label, (color, marker))
+            drawn.errorbar(
+                mean, run["samples"], xerr=spread, color=color_, marker=marker_, ms=5,
+                ls=dash, lw=1.3, capsize=2, label=shown,
+            )  # fmt: skip
+    run = next(iter(samples["pull"].values()))
+    eps = np.array(run["mean"]) / first["pull"]
+    guide = 0.4 * run["samples"][0] * (eps[0] / eps) ** 2
+    drawn.loglog(eps, guide, "k:", lw=1.3, label=r"$\epsilon^{-2}$")
+    ticks = [0.2, 0.1, 0.05, 0.02, 0.01]
+    drawn.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    drawn.set_xticks([], minor=True)
+    drawn.set(title="G10: samples to an accuracy, $t = k = J = cS$", ylabel="total samples")
+    for axis in (steps, drawn):
+        axis.set(xlabel=r"$\epsilon$, relative to $|\nabla\Phi(u_0)|^2$")
+        axis.invert_xaxis()
+        axis.legend(fontsize=8, loc="lower right")
+    axes[0, 0].set_ylabel(r"$\frac{1}{S}\sum_{s<S}|\nabla\Phi(u_s)|^2\,/\,|\nabla\Phi(u_0)|^2$")
+    for axis in axes.flat:
+        axis.title.set_fontsize(10)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
+    """Run both methods on both problems, draw, judge."""
+    jax.config.update("jax_enable_x64", True)
+    num_steps = 100_000 if full else 3_000
+    horizons = [16, 32, 64, 128, 256] if full else [16, 32, 64, 128]
+    num_seeds = 24 if full else 8
+    cases = instances()
+    descents = {name: deterministic(case, num_steps) for name, case in cases.items()}
+    # What the stochastic method is not is told on the strongly convex problem.
+    samples = {
+        name: stochastic(case, horizons, num_seeds, name == "pull") for name, case in cases.items()
+    }
+    titles = {"pull": r"strongly convex $\Phi$", "penalties": r"not convex, flat $\Phi$"}
+    draw(titles, descents, samples, out / "descent.png")
+    settings = {
+        name: {
+            "mu": case.mu,
+            "L": case.top,
+            "kappa": case.kappa,
+            "L_row": case.batch_top,
+            "L_Phi": case.smoothness,
+        }
+        for name, case in cases.items()
+    }
+    settings |= {"S": num_steps, "horizons": horizons, "seeds": num_seeds, "c": SHARE}
+    numbers = {"deterministic": descents, "stochastic": samples}
+    return {"settings": settings, **numbers}, judge(descents, samples)
+
+
+def judge(descents: dict, samples: dict) -> list[Claim]:
+    """One claim a problem and statement."""
+    claims = []
+    for name, runs in descents.items():
+        run = runs["kappa log"]
+        low, high = run["curvatures"]
+        constants = {label: r for label, r in runs.items() if label.startswith("t =")}
+        short, long = constants
+        stalled = [r["squares_last_decade"] for r in constants.values()]
+        finals = [r["squares"][-1] / r["errors"][-1] for r in constants.values()]
+        means = [r["last_decade"] for r in constants.values()]
+        tail = np.array(run["S"]) >= run["S"][-1] / 100
+        eps = np.array(run["mean"])[tail] / run["squares"][0]
+        cost = np.array(run["steps"])[tail] * eps / np.log(1 / eps)
+        claims += [
+            Claim(
+                "G8",
+                f"{name}: with kappa log(s + 2) steps the mean squared gradient falls as 1 / S",
+                "at most C / S",
+                f"slope {run['slope']:.3f} over two decades",
+                run["slope"] <= SLOPE,
+                f"The eigenvalues of Phi's Hessian on the way are from {low:.2g} to {high:.2g}; "
+                f"|grad Phi(u_s)|^2 falls with slope {run['square_slope']:.2f}.",
+            ),
+            Claim(
+                "G8",
+                f"{name}: the squared errors of the hypergradients fall as 1 / s^2 or faster",
+                "slope at most -2",
+                f"slope {run['error_slope']:.2f}",
+                run["error_slope"] <= -1.95,
+            ),
+            Claim(
+                "G8",
+                f"{name}: the mean is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + sum of errors) / S",
+                "for all S",
+                f"at most {max(r['over_bound'] for r in runs.values()):.2f} times that",
+                max(r["over_bound"] for r in runs.values()) <= 1,
+                "In all runs, those with constant numbers of steps too.",
+            ),
+            Claim(
+                "G8",
+                f"{name}: an accuracy eps takes O(1 / eps log(1 / eps)) inner and linear steps",
+                "a constant factor",
+                f"a factor that varies by {cost.max() / cost.min():.2f} over two decades",
+                bool(cost.max() / cost.min() < 1.5),
+            ),
+            Claim(
+                "G8",
+                f"{name}: with {short} it stalls at the error of the hypergradient",
+                "no convergence",
+                f"from S / 10 to S |grad Phi(u_s)|^2 times {stalled[0]:.2f} (with the logarithm "
+                f"{run['squares_last_decade']:.1e}), to {finals[0]:.3f} of the squared error",
+                stalled[0] > 0.7 and abs(finals[0] - 1) < 0.05,
+                f"With {long} times {stalled[1]:.2f}, to {finals[1]:.3f}. The means times "
+                f"{means[0]:.2f} and {means[1]:.2f} (with the logarithm {run['last_decade']:.3f}).",
+            ),
+        ]
+    for name, runs in samples.items():
+        run = runs["t = k = J = cS"]
+        value, deviation = run["samples_slope"]
+        low, high = SAMPLES_SLOPE
+        claims += [
+            Claim(
+                "G10",
+                f"{name}: an accuracy eps of the mean squared gradient takes O(eps^-2) samples",
+                "slope -2",
+                f"slope {value:.2f} +- {deviation:.2f} (deviation of a seed)",
+                low <= value <= high,
+                f"The mean squared gradient of the second half of the run falls with S as "
+                f"{run['second_half_slope']:.2f}, the mean squared error of the hypergradients as "
+                f"{run['mse_slope']:.2f} (-1 in theory, as upper bounds).",
+            ),
+            Claim(
+                "G10",
+                f"{name}: the mean is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + sum of errors) / S",
+                "for all S and seeds",
+                f"at most {run['over_bound']:.2f} times that",
+                run["over_bound"] <= 1,
+            ),
+        ]
+        for label in list(runs)[1:]:
+            kept = runs[label]["last_doubling"]
+            claims.append(
+                Claim(
+                    "G10",
+                    f"{name}, {label}: S twice as large hardly helps",
+                    "no convergence",
+                    f"times {kept:.2f} (in the method {run['last_doubling']:.2f})",
+                    kept > 0.8,
+                )
+            )
+    return claims
+
+
+if __name__ == "__main__":
+    run_script(__file__, main)

@@ -1,0 +1,178 @@
+"""Step sizes: numbers, schedules and "auto"."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from bilevel import AID, ITD, SOBA, Blocks, DoubleLoop, GradientInner, Shuffled
+from helpers import CASES, COUPLED, assert_same, flat, norm_error
+
+# The bias that stays with the default lengths of inner loops and series, relative to u*.
+EXACT, SERIES, RANDOM = 1e-8, 2e-2, 0.3
+UNTUNED: dict[str, tuple[Any, float]] = {
+    "SOBA": (bilevel.SOBA(), EXACT),
+    "SRBA": (bilevel.SRBA(), EXACT),
+    "FSLA": (bilevel.FSLA(), EXACT),
+    "AmIGO": (bilevel.AmIGO(), EXACT),
+    "InexactDescent": (bilevel.InexactDescent(), EXACT),
+    "StocBiO": (bilevel.StocBiO(num_terms=100), EXACT),
+    "MRBO": (bilevel.MRBO(num_terms=100), 1e-4),
+    "VRBO": (bilevel.VRBO(num_terms=100), EXACT),
+    "short series": (bilevel.StocBiO(), SERIES),
+    "F2SA": (bilevel.F2SA(), 1e-2),
+    "ValueFunctionPenalty": (bilevel.ValueFunctionPenalty(), 0.1),
+    "BOME": (bilevel.BOME(), RANDOM),
+    "BSA": (bilevel.BSA(), RANDOM),
+    "SUSTAIN": (bilevel.SUSTAIN(), RANDOM),
+    "PZOBO": (bilevel.PZOBO(), RANDOM),
+    "DoubleLoop": (DoubleLoop(GradientInner("auto", 200), AID()), 1e-5),
+    "DoubleLoop warm": (DoubleLoop(GradientInner("auto", 50), ITD(), warm_start=True), 1e-6),
+}
+
+
+@pytest.mark.parametrize("case_name", ["coupled", "simplex", "box"])
+@pytest.mark.parametrize("name", UNTUNED)
+def test_every_method_runs_untuned(name, case_name):
+    case, (algorithm, tolerance) = CASES[case_name], UNTUNED[name]
+    solution = bilevel.solve(
+        case.problem, algorithm, case.u, case.w0, num_steps=1500, trace_every=100
+    )
+    assert norm_error(solution.u, case.u_star) < tolerance
+    assert norm_error(solution.u, case.u_star) < 0.5 * norm_error(case.u, case.u_star)
+
+
+@pytest.mark.parametrize("name", ["SOBA", "SABA", "FSLA", "AmIGO", "StocBiO", "F2SA"])
+def test_stochastic_runs_untuned(name):
+    """On minibatches every method comes far closer to the best value than its start is."""
+    from bilevel.tasks import quadratic
+
+    problem = quadratic(
+        jax.random.key(1), num_inner_rows=512, num_outer_rows=256, dim_u=4, dim_w=8, condition=10.0
+    )
+    u0, w0 = jnp.zeros(4), jnp.zeros(8)
+    sampler = Blocks(32) if name == "SABA" else Shuffled(32)
+    algorithm = getattr(bilevel, name)(inner_sampler=sampler, outer_sampler=sampler)
+    solution = bilevel.solve(problem, algorithm, u0, w0, num_steps=3000, trace_every=500)
+    hessian = jax.hessian(problem.inner, 1)(u0, w0, problem.inner_data)
+
+    @jax.jit
+    def phi(u):
+        w = -jnp.linalg.solve(hessian, jax.grad(problem.inner, 1)(u, w0, problem.inner_data))
+        return problem.outer(u, w, problem.outer_data)
+
+    best = u0 - jnp.linalg.solve(jax.hessian(phi)(u0), jax.grad(phi)(u0))
+    gap = float((phi(solution.u) - phi(best)) / (phi(u0) - phi(best)))
+    assert abs(gap) < (1e-8 if name == "SABA" else 0.05)
+
+
+def test_the_inner_step_is_the_inverse_of_the_largest_curvature():
+    case = CASES["coupled"]
+    state = SOBA().init(case.problem, case.u, case.w0, jax.random.key(0))
+    largest = np.linalg.eigvalsh(COUPLED.a)[-1]
+    assert 0.99 * largest < float(state.control.curvature) <= largest * (1 + 1e-12)
+    assert int(state.calls.hvp) == 20
+
+
+def test_outer_steps_are_adagrads():
+    """Against the equations in numpy, on full batches."""
+    case, q = CASES["coupled"], COUPLED
+    algorithm = SOBA()
+    state = algorithm.init(case.problem, case.u, case.w0, jax.random.key(0))
+    step = jax.jit(lambda state: algorithm.step(case.problem, state))
+    u, w, v, s = flat(case.u), np.zeros(5), np.zeros(5), np.zeros(3)
+    for k in range(30):
+        state, info = step(state)
+        rho = 1 / float(state.control.curvature)
+        d_w = q.a @ w - q.b @ u - q.c
+        d_v = q.a @ v - (w - q.t + q.d.T @ u)
+        d_u = q.lam * u + q.d @ w + q.b.T @ v
+        usual = np.sqrt(s.sum() / max(k, 1))
+        if 0 < 10 * usual < np.linalg.norm(d_u):
+            d_u = d_u * 10 * usual / np.linalg.norm(d_u)
+        s = s + d_u**2
+        move = d_u / (2 * np.sqrt(s + s.mean()))
+        np.testing.assert_allclose(
+            float(info.step_ratio), np.linalg.norm(move) / np.linalg.norm(d_u) / rho, rtol=1e-9
+        )
+        u, w, v = u - move, w - rho * d_w, v - rho * d_v
+        np.testing.assert_allclose(flat(state.u), u, rtol=1e-9)
+        np.testing.assert_allclose(flat(state.w), w, rtol=1e-9, atol=1e-12)
+
+
+def stiffening() -> bilevel.BilevelProblem:
+    """`w*(u) = 1 / (1 + e^u)`, whose curvature `1 + e^u` grows two hundredfold on the way."""
+    return bilevel.BilevelProblem(
+        outer=lambda u, w, _: 0.5 * jnp.sum((w - 0.005) ** 2),
+        inner=lambda u, w, _: 0.5 * jnp.sum((w - 1) ** 2) + 0.5 * jnp.sum(jnp.exp(u) * w**2),
+    )
+
+
+def test_the_curvature_is_followed():
+    """A fixed step of 1 / L at the start ends in a NaN; "auto" goes along."""
+    problem, u, w = stiffening(), jnp.zeros(3), jnp.zeros(3)
+    fixed = bilevel.solve(problem, SOBA(0.5, 0.5, 200.0), u, w, num_steps=3000, throw=False)
+    assert not bool(fixed.result == bilevel.RESULTS.successful)
+    assert np.isfinite(flat((fixed.u, fixed.w))).all()
+    followed = bilevel.solve(problem, SOBA(), u, w, num_steps=3000)
+    assert flat(followed.u).min() > 4  # on the way to log(199), with a curvature above 55
+    assert float(followed.trace["inner_residual"][-1]) < 1e-2
+    curvature = float(followed.state.control.curvature)
+    np.testing.assert_allclose(curvature, 1 + np.exp(flat(followed.u).max()), rtol=0.05)
+
+
+def test_a_step_to_nowhere_is_not_taken():
+    """A step to infinity leaves u and w where they are and halves all steps."""
+    case = CASES["coupled"]
+    method = SOBA(inner_step=1e308)
+    state = method.init(case.problem, case.u, jnp.full(5, 1e3), jax.random.key(0))
+    state, _ = SOBA().step(case.problem, state)
+    following, _ = method.step(case.problem, state)
+    assert_same((following.u, following.w), (state.u, state.w))
+    before, after = state.control, following.control
+    assert before is not None
+    assert after is not None
+    np.testing.assert_allclose(float(after.curvature), 2 * float(before.curvature), rtol=0.1)
+    np.testing.assert_allclose(after.squares, 4 * np.asarray(before.squares), rtol=1e-12)
+    assert int(following.step) == 2
+
+
+def test_schedules_are_called_with_the_outer_step():
+    case = CASES["logistic"]
+    samplers: Any = {"inner_sampler": Shuffled(5), "outer_sampler": Shuffled(3)}
+
+    def run(algorithm):
+        return bilevel.solve(case.problem, algorithm, case.u, case.w0, num_steps=20)
+
+    constant = optax.constant_schedule(0.3)
+    scheduled = run(SOBA(constant, constant, optax.constant_schedule(0.1), **samplers))
+    assert_same(scheduled.u, run(SOBA(0.3, 0.3, 0.1, **samplers)).u)
+    falling = optax.exponential_decay(0.1, 1, 0.5)
+    solution = run(SOBA(constant, constant, falling, **samplers))
+    moved = bilevel.solve(
+        case.problem,
+        SOBA(constant, constant, falling, **samplers),
+        case.u,
+        case.w0,
+        num_steps=21,
+        state=solution.state,
+    )
+    assert float(jnp.max(jnp.abs(moved.u - solution.u))) < 1e-5
+    assert norm_error(solution.u, scheduled.u) > 1e-2
+
+
+def test_another_word_is_refused():
+    with pytest.raises(ValueError, match="number > 0 or 'auto', got 'automatic'"):
+        SOBA("automatic")
+
+
+def test_the_ratio_of_time_scales_is_reported():
+    case = CASES["simplex"]
+    _, info = SOBA(0.5, 0.5, 2.0).step(
+        case.problem, SOBA(0.5, 0.5, 2.0).init(case.problem, case.u, case.w0, jax.random.key(0))
+    )
+    assert float(info.step_ratio) == 4.0

@@ -1,0 +1,232 @@
+"""Several inner minimisers: the methods that reach the best one, and those that stay where w began."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+
+import bilevel
+from bilevel import AID, ITD, PDBO, RESULTS, BilevelProblem, DoubleLoop, GradientInner
+from helpers import norm_error
+
+START = (0.0, [0.0, 2.0])  # u and w; w_2 is free for f
+DELTA = 1e-3
+GAP = np.sqrt(2 * DELTA)  # |w_1 - u| where f is DELTA above its minimum
+
+
+def outer(u, w, batch):
+    """Best at u = w_1 = w_2 = 1 (Liu, Mu, Yuan, Zeng and Zhang 2020, in one dimension)."""
+    return 0.5 * (u - w[1]) ** 2 + 0.5 * (w[0] - 1) ** 2
+
+
+def inner(u, w, batch):
+    """Its minimisers are w_1 = u, with any w_2."""
+    return 0.5 * w[0] ** 2 - u * w[0]
+
+
+def priced(u, w, batch):
+    """`outer` with a price on u: best at u = w_1 = w_2 = 1/2, and F = 1/4, where grad F is not 0."""
+    return outer(u, w, batch) + 0.5 * u**2
+
+
+FREE, PRICED = BilevelProblem(outer, inner), BilevelProblem(priced, inner)
+
+
+def solve(algorithm, problem=PRICED, num_steps=1000, start=START, **options) -> bilevel.Solution:
+    u0, w0 = (jnp.asarray(x, float) for x in start)
+    options = {"key": jax.random.key(0), "throw": False} | options
+    return bilevel.solve(problem, algorithm, u0, w0, num_steps=num_steps, **options)
+
+
+def point(solution) -> np.ndarray:
+    """(u, w_1, w_2)."""
+    return np.array([solution.u, *solution.w])
+
+
+def above(solution) -> float:
+    """How far f is above its minimum."""
+    return float((solution.w[0] - solution.u) ** 2 / 2)
+
+
+FIRST_ORDER: dict[str, tuple[bilevel.AbstractAlgorithm, float]] = {
+    # With default settings, the largest distance of u, w_1 or w_2 from the best point.
+    "PDBO": (PDBO(), GAP / 2 + 1e-6),
+    "penalty": (bilevel.ValueFunctionPenalty(), 0.5 / 21 + 1e-6),  # 1 / (2 + 4 * 10)
+    "BOME": (bilevel.BOME(), 3e-3),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_ORDER)
+@pytest.mark.parametrize(("problem", "best"), [(FREE, 1.0), (PRICED, 0.5)], ids=["free", "priced"])
+def test_first_order_methods_reach_the_best_point(name, problem, best):
+    algorithm, tolerance = FIRST_ORDER[name]
+    found = solve(algorithm, problem)
+    assert np.abs(point(found) - best).max() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("estimator", "warm"),
+    [(AID(lx.SVD()), False), (AID(lx.SVD()), True), (ITD(), False)],
+    ids=["AID", "AID warm", "ITD"],
+)
+@pytest.mark.parametrize(
+    ("problem", "u", "value"), [(FREE, 1.5, 0.25), (PRICED, 1.0, 1.0)], ids=["free", "priced"]
+)
+def test_hypergradients_keep_the_minimiser_that_w_began_at(problem, u, value, estimator, warm):
+    """They solve the problem with w_2 = 2: u is wrong by 1/2, and F by 1/4 and 3/4."""
+    method = DoubleLoop(GradientInner(optax.sgd(0.5), 40), estimator, "auto", warm_start=warm)
+    found = solve(method, problem)
+    np.testing.assert_allclose(point(found), [u, u, 2.0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(problem.outer(found.u, found.w, None), value, rtol=0, atol=1e-5)
+
+
+def test_conjugate_gradients_say_that_the_hessian_is_singular():
+    with pytest.warns(bilevel.HypergradientWarning, match="not positive"):
+        found = solve(DoubleLoop(GradientInner(optax.sgd(0.5), 40), AID()))
+    assert found.result == RESULTS.linear_divergence
+    assert found.w[1] == 2.0
+
+
+# PDBO against the solution of its own problem, `min F` where f is at most delta above its minimum.
+
+
+def relaxed(delta: float) -> np.ndarray:
+    """(u, w_1, w_2) and the multiplier, by hand."""
+    gap = np.sqrt(2 * delta)
+    return np.array([(1 - gap) / 2, (1 + gap) / 2, (1 - gap) / 2, (1 - gap) / (2 * gap)])
+
+
+@pytest.mark.parametrize(
+    ("delta", "options"),
+    [(1e-2, {}), (1e-3, {}), (1e-3, {"extrapolation": 1.0}), (1e-3, {"first_multiplier": 100.0})],
+)
+def test_the_relaxed_problem_is_solved(delta, options):
+    found = solve(PDBO(delta=delta, **options), num_steps=3000)
+    multiplier = found.state.aux.multiplier
+    np.testing.assert_allclose([*point(found), multiplier], relaxed(delta), rtol=1e-6)
+    assert above(found) < delta * (1 + 1e-6)
+
+
+def test_a_constraint_that_costs_nothing_has_no_multiplier():
+    """All points with u = w_2 and w_1 = 1 have F = 0, and f above its minimum by delta or less."""
+    found = solve(PDBO(), FREE)
+    assert found.state.aux.multiplier == 0
+    assert FREE.outer(found.u, found.w, None) < 1e-12
+    assert above(found) < DELTA
+
+
+@pytest.mark.parametrize(("scale", "off"), [(0.2, 0.005), (5.0, 0.1)])
+def test_the_scale_of_an_objective_needs_no_other_setting(scale, off):
+    """PDBO finds a multiplier `scale` times as large; the penalty's is 10 whatever the scale."""
+    problem = BilevelProblem(lambda u, w, b: scale * priced(u, w, b), inner)
+    found = solve(PDBO(), problem)
+    expected = relaxed(DELTA) * [1, 1, 1, scale]
+    np.testing.assert_allclose([*point(found), found.state.aux.multiplier], expected, rtol=1e-4)
+    penalised = solve(bilevel.ValueFunctionPenalty(), problem)
+    np.testing.assert_allclose(0.5 - penalised.u, off, rtol=0.02)
+
+
+def test_extrapolation_can_lock_the_multiplier():
+    """Where F has ten times the curvature of f: w swings, and what is extrapolated with it."""
+    problem = BilevelProblem(lambda u, w, b: 10 * priced(u, w, b), inner)
+    expected = relaxed(DELTA)[:3]
+    assert norm_error(point(solve(PDBO(), problem)), expected) < 1e-9
+    assert norm_error(point(solve(PDBO(extrapolation=1.0), problem)), expected) > 1
+
+
+def trajectory(algorithm, start, num_steps=1000) -> tuple[np.ndarray, np.ndarray]:
+    """The multiplier and how far f is above its minimum, after each step."""
+    u0, w0 = (jnp.asarray(x, float) for x in start)
+
+    def body(state: Any, _: None) -> tuple[Any, Any]:
+        state, _ = algorithm.step(PRICED, state)
+        return state, (state.aux.multiplier, (state.w[0] - state.u) ** 2 / 2)
+
+    first = algorithm.init(PRICED, u0, w0, jax.random.key(0))
+    found = jax.jit(lambda state: jax.lax.scan(body, state, length=num_steps)[1])(first)
+    return np.asarray(found[0]), np.asarray(found[1])
+
+
+def test_the_constraint_comes_to_hold():
+    """From 12500 times delta at the start, 93 times after one step."""
+    multiplier, gap = trajectory(PDBO(), (0.0, [5.0, 2.0]))
+    assert gap[0] > 90 * DELTA
+    assert np.all(gap[10:] < 1.1 * DELTA)
+    assert np.all(gap[300:] < DELTA)
+    assert np.all((multiplier > 10) & (multiplier < 12))
+
+
+def test_the_multiplier_stays_in_its_bounds():
+    """At most 2, it is a penalty of 2: u = 2/5, where f is .02 above its minimum."""
+    multiplier, gap = trajectory(PDBO(max_multiplier=2.0), START)
+    assert np.all((multiplier >= 0) & (multiplier <= 2))
+    assert np.all(multiplier[-500:] == 2)
+    np.testing.assert_allclose(gap[-1], 0.02, rtol=1e-6)
+    multiplier, _ = trajectory(PDBO(delta=1.0), START)
+    assert np.all(multiplier >= 0)
+    assert multiplier[-1] == 0
+
+
+# A problem in more dimensions, where ten steps do not solve the inner problem.
+
+
+def wide() -> tuple[BilevelProblem, np.ndarray, np.ndarray]:
+    """f = |A w - B u - c|^2 / 2, 3 rows for 6 unknowns, F = |G (u, w) - t|^2 / 2.
+
+    Also (u, w) of the best inner minimiser, and of the relaxed problem, by linear algebra.
+    """
+    rng = np.random.default_rng(0)
+    orthogonal = np.linalg.qr(rng.normal(size=(6, 3)))[0].T
+    a = np.array([[1.0], [1.5], [2.0]]) * orthogonal  # curvatures from 1 to 4
+    e = np.hstack([-rng.normal(size=(3, 2)), a])
+    g = np.eye(8) + 0.2 * rng.normal(size=(8, 8))
+    c, t = rng.normal(size=3), rng.normal(size=8)
+
+    def f(u, w, batch):
+        return 0.5 * jnp.sum((e @ jnp.concatenate([u, w]) - c) ** 2)
+
+    def outer(u, w, batch):
+        return 0.5 * jnp.sum((g @ jnp.concatenate([u, w]) - t) ** 2)
+
+    def penalised(multiplier):
+        return np.linalg.solve(g.T @ g + multiplier * e.T @ e, g.T @ t + multiplier * e.T @ c)
+
+    def excess(multiplier):
+        return np.sum((e @ penalised(multiplier) - c) ** 2) / 2 - DELTA
+
+    multiplier = scipy.optimize.brentq(excess, 0.0, 1e6)
+    return BilevelProblem(outer, f), penalised(1e9), penalised(multiplier)
+
+
+def solve_wide(algorithm, problem) -> np.ndarray:
+    found = solve(algorithm, problem, 5000, ([0.0] * 2, [0.0] * 6))
+    return np.concatenate([found.u, found.w])
+
+
+def test_wide():
+    """The best minimiser to 2 %, as delta, a multiplier and ten inner steps let it be; AID is far."""
+    problem, best, expected = wide()
+    assert 0.017 < norm_error(expected, best) < 0.019
+    for algorithm in (PDBO(), bilevel.ValueFunctionPenalty(), bilevel.BOME()):
+        assert norm_error(solve_wide(algorithm, problem), best) < 0.02
+    hypergradients = DoubleLoop(GradientInner(optax.sgd(0.25), 60), AID(lx.SVD()))
+    assert norm_error(solve_wide(hypergradients, problem), best) > 0.5
+
+
+@pytest.mark.parametrize(("num_inner", "error"), [(10, 5e-3), (20, 3e-4), (40, 1e-6)])
+def test_the_error_of_few_inner_steps(num_inner, error):
+    """That of the inner solve, `(1 - mu / L)^num_inner`: .056, .0032 and 1e-5, times less than .1."""
+    problem, _, expected = wide()
+    assert norm_error(solve_wide(PDBO(num_inner=num_inner), problem), expected) < error
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match=r"num_inner >= 1, got 0\."):
+        PDBO(num_inner=0)
+    with pytest.raises(ValueError, match=r"delta > 0, got 0\.0"):
+        PDBO(delta=0.0)
