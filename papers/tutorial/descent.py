@@ -391,7 +391,7 @@ def judge(descents: dict, samples: dict) -> list[Claim]:
                 "G8",
                 f"{name}: the mean is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + sum of errors) / S",
                 "for all S",
-                f"at most {max(r['over_bound'] for r in runs.values()):.2f} times that",
+                f"at most {max(r['over_bound'] for r in runs.values()):.4f} times that",
                 max(r["over_bound"] for r in runs.values()) <= 1,
                 "In all runs, those with constant numbers of steps too.",
             ),

@@ -1,4 +1,4 @@
-from . import datasets as datasets, reweighting as reweighting, tasks as tasks
+from . import datasets as datasets, parts as parts, reweighting as reweighting, tasks as tasks
 from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
 from ._algorithm.amigo import AmIGO as AmIGO
 from ._algorithm.bome import BOME as BOME
@@ -30,6 +30,7 @@ from ._callback import (
     ProgressBar as ProgressBar,
     StopWhen as StopWhen,
 )
+from ._compare import compare as compare, draw_comparison as draw_comparison
 from ._geometry import (
     AbstractGeometry as AbstractGeometry,
     Ball as Ball,

