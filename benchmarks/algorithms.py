@@ -27,14 +27,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 import pandas as pd
 from sklearn.datasets import make_classification
 
 import bilevel
 from bilevel import Blocks, Shuffled, datasets, tasks
 
-CALLS = 24_000  # oracle calls a run
+CALLS = 12_000  # oracle calls a run
 SEEDS = range(1, 11)
 POINTS = 12  # of a curve
 BATCH = 50  # divides all numbers of rows
@@ -45,13 +44,6 @@ METHODS: dict[str, tuple[type, int]] = {  # with the oracle calls of a step
     "StocBiO": (bilevel.StocBiO, 23),
     "AmIGO": (bilevel.AmIGO, 24),
     "F2SA": (bilevel.F2SA, 33),
-}
-UNTUNED_ONLY: dict[str, tuple[type, int]] = {
-    "SRBA": (bilevel.SRBA, 8),
-    "FSLA": (bilevel.FSLA, 7),
-    "MRBO": (bilevel.MRBO, 26),
-    "SUSTAIN": (bilevel.SUSTAIN, 17),
-    "BSA": (bilevel.BSA, 19),
 }
 
 
@@ -87,7 +79,10 @@ def ijcnn1_like() -> Problem:
     )
     x = np.asarray((x - x.mean(0)) / x.std(0), np.float32)
     signs = np.asarray(2 * y - 1, np.float32)
-    rows = [(jnp.asarray(x[part]), jnp.asarray(signs[part])) for part in (slice(20_000), slice(20_000, None))]
+    rows = [
+        (jnp.asarray(x[part]), jnp.asarray(signs[part]))
+        for part in (slice(20_000), slice(20_000, None))
+    ]
     problem = tasks.logistic(*rows[0], *rows[1])
     start = jnp.zeros(22)
 
@@ -195,7 +190,99 @@ def curves(p: Problem, methods: dict[str, tuple[Any, int]], seeds: range) -> pd.
             seeds=seeds,
             trace_every=max(num_steps // POINTS, 1),
             metrics=metrics,
+            vmap=False,  # the CPU time is to be that of a single run
         )
         for name, (method, num_steps) in methods.items()
     ]
     return pd.concat(frames, ignore_index=True)
+
+
+def report(frame: pd.DataFrame, column: str) -> dict[str, list[float]]:
+    """Quartiles over the seeds of a column at the last trace point, for each algorithm."""
+    last = frame.sort_values("step").groupby(["algorithm", "seed"], sort=False).tail(1)
+    return {
+        str(name): np.percentile(rows[column], [25, 50, 75]).tolist()
+        for name, rows in last.groupby("algorithm", sort=False)
+    }
+
+
+def draw(frames: dict[str, pd.DataFrame], path: Path) -> None:
+    """Two rows, value against oracle calls and against CPU time; tuned solid, untuned dashed."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        2, len(frames), figsize=(3.3 * len(frames), 6.4), layout="constrained", squeeze=False
+    )
+    for column, (problem, frame) in zip(axes.T, frames.items(), strict=True):
+        y = "test_error" if "test_error" in frame else "value"
+        calls = frame[["outer_grads", "inner_grads", "hvps", "crosses"]].sum(axis=1)
+        frame = frame.assign(calls=calls)[frame.step > 0]
+        for axis, x in zip(column, ("calls", "cpu_seconds"), strict=True):
+            for name, rows in frame.groupby("algorithm", sort=False):
+                base, _, kind = str(name).partition(", ")
+                color = f"C{list(METHODS).index(base)}"
+                at = rows.groupby("step")
+                middle = at[[x, y]].median()
+                style = "-" if kind == "tuned" else "--"
+                axis.plot(middle[x], middle[y], style, color=color, lw=1.3, label=name)
+                axis.fill_between(
+                    middle[x],
+                    at[y].quantile(0.25),
+                    at[y].quantile(0.75),
+                    color=color,
+                    alpha=0.15,
+                    lw=0,
+                )
+            axis.set(xlabel=x.replace("_", " "), xscale="log")
+            axis.spines[["top", "right"]].set_visible(False)
+        column[0].set_title(problem, fontsize=10)
+        column[0].set_ylabel(y.replace("_", " "))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=5, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="a tenth of the calls, 3 seeds")
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    calls, seeds = (CALLS // 10, range(1, 4)) if options.quick else (CALLS, SEEDS)
+    frames, results = {}, {}
+    for problem_name, build in PROBLEMS.items():
+        p = build()
+        runs: dict[str, tuple[Any, int]] = {}
+        chosen = {}
+        for name, (kind, cost) in METHODS.items():
+            num_steps = calls // cost
+            chosen[name], _ = tune(p, name, kind, num_steps)
+            runs[f"{name}, tuned"] = (make(name, kind, chosen[name]), num_steps)
+            runs[f"{name}, untuned"] = (make(name, kind), num_steps)
+        frame = frames[problem_name] = curves(p, runs, seeds)
+        values = report(frame, "value")
+        errors = report(frame, "test_error") if p.test_error is not None else {}
+        results[problem_name] = {"steps": chosen, "value": values, "test_error": errors}
+        for name in METHODS:
+            tuned, untuned = values[f"{name}, tuned"], values[f"{name}, untuned"]
+            line = (
+                f"{problem_name:24s} {name:8s} tuned {tuned[1]:.4g} ({tuned[0]:.4g}, {tuned[2]:.4g}), "
+                f"untuned {untuned[1]:.4g} ({untuned[0]:.4g}, {untuned[2]:.4g}): "
+                f"ratio {untuned[1] / tuned[1]:.3f}"
+            )
+            if errors:
+                line += (
+                    f"; test error {100 * errors[f'{name}, tuned'][1]:.1f} % tuned, "
+                    f"{100 * errors[f'{name}, untuned'][1]:.1f} % untuned"
+                )
+            print(line, flush=True)
+        (options.out / "algorithms.json").write_text(json.dumps(results, indent=2) + "\n")
+        draw(frames, options.out / "algorithms.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -155,14 +155,14 @@ METHODS = {
         ("BOME", _logistic, with_steps(bilevel.BOME, 0.3, 0.1)),
         ("PDBO", _logistic, with_steps(bilevel.PDBO, 0.3, 0.1, **SHUFFLED)),
         ("PZOBO", _logistic, with_steps(bilevel.PZOBO, 0.3, 0.1, **SHUFFLED)),
-        ("SOBA auto", _logistic, bilevel.SOBA(**SHUFFLED)),
+        ("auto SOBA", _logistic, bilevel.SOBA(**SHUFFLED)),
         ("SABA auto", _logistic, bilevel.SABA(**BLOCKS)),
-        ("AmIGO auto", _simplex, bilevel.AmIGO()),
+        ("AmIGO auto", _coupled, bilevel.AmIGO()),
         (
             "double loop auto",
             _coupled,
             bilevel.DoubleLoop(
-                bilevel.GradientInner("auto", 50), bilevel.AID(bilevel.CG(rtol=1e-12))
+                bilevel.GradientInner("auto", 120), bilevel.AID(bilevel.CG(rtol=1e-12))
             ),
         ),
         (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bilevel import Box, Euclidean, Simplex
+from bilevel import Ball, Box, Euclidean, Simplex
 from bilevel._geometry import outer_residual
 
 RNG = np.random.default_rng(0)
@@ -162,3 +162,42 @@ def test_projections_of_extreme_points_end():
     found = project(jnp.full(8000, 1 / 8000, jnp.float32))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, 1 / 8000, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2, np.inf])
+def test_ball_projection_is_the_nearest_point(p):
+    """Against cvx-free optimality: no point of the ball is nearer (random trials and the formula)."""
+    ball = Ball(0.7, p, center={"x": jnp.array([0.1, -0.2]), "y": jnp.array(0.3)})
+    point = {"x": jnp.array([1.5, -0.9]), "y": jnp.array(-0.4)}
+    found = ball.project(point)
+    z, c, x = (np.append(np.asarray(t["x"]), t["y"]) for t in (found, ball.center, point))
+    np.testing.assert_allclose(np.linalg.norm(z - c, p), 0.7, rtol=1e-12)
+    inside = RNG.normal(size=(2000, 3))
+    inside = c + 0.7 * inside / np.linalg.norm(inside, p, axis=1)[:, None]
+    # The projection's variational inequality: <x - z, y - z> <= 0 for every y of the ball.
+    assert np.max((inside - z) @ (x - z)) < 1e-12
+    kept = {"x": jnp.array([0.2, -0.1]), "y": jnp.array(0.3)}
+    assert_close_trees(ball.project(kept), kept)
+    assert_close_trees(ball.retract(kept, jax.tree.map(jnp.zeros_like, kept)), kept)
+
+
+def assert_close_trees(one, two):
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=1e-14)
+
+
+def test_ball_refuses_other_norms():
+    with pytest.raises(ValueError, match="p = 1, 2 or infinity, got 3"):
+        Ball(1.0, 3)
+    with pytest.raises(ValueError, match="radius > 0, got"):
+        Ball(-1.0)
+
+
+def test_what_auto_steps_measure():
+    grad, u = jnp.array([3.0, -4.0]), jnp.array([0.25, 0.75])
+    for geometry in (Euclidean(), Box(0.0, 1.0), Ball(1.0, jnp.inf)):
+        np.testing.assert_allclose(geometry.measure(u, grad), [3.0, 4.0])
+    np.testing.assert_allclose(Ball(1.0).measure(u, grad), np.sqrt(12.5) * np.ones(2))
+    # tangent: g - <u, g> = (5.25, -1.75)
+    np.testing.assert_allclose(Simplex().measure(u, grad), [5.25, 5.25])
+    np.testing.assert_allclose(Simplex().tangent(u, grad), [5.25, -1.75])

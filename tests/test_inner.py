@@ -152,3 +152,38 @@ def test_reparametrised_minimisers_correspond():
     solution = bilevel.solve(problem, method, x0, case.w0, num_steps=400, chunk_size=400)
     u = np.asarray(jax.nn.softmax(solution.u))
     np.testing.assert_allclose(u, np.asarray(case.u_star), atol=1e-8, rtol=0)
+
+
+def test_projected_inner_steps():
+    """`min_w |w - u|^2 / 2` in a box is clip(u): ITD differentiates it, AID refuses."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: 0.5 * jnp.sum((w - 3.0) ** 2),
+        inner=lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2),
+    )
+    inner = GradientInner(optax.sgd(0.5), 60, bilevel.Box(0.0, 1.0))
+    u, w0 = jnp.array([-0.5, 0.4, 1.7]), jnp.full(3, 0.5)
+    streams = bilevel.Streams(*(bilevel.Stream(bilevel.FullBatch(), None, ()) for _ in range(2)))
+    itd = bilevel.ITD()
+    found, _, _ = itd.estimate(problem, inner, u, w0, itd.init(problem, inner, u, w0), streams)
+    np.testing.assert_allclose(np.asarray(found.w), [0.0, 0.4, 1.0], atol=1e-12)
+    np.testing.assert_allclose(np.asarray(found.grad), [0.0, 0.4 - 3.0, 0.0], atol=1e-12)
+    for estimator in (bilevel.AID(), bilevel.SID(bilevel.StochasticRichardson(0.1, 2))):
+        with pytest.raises(ValueError, match=r"keeps w in a `Box`.*Use `ITD`"):
+            estimator.init(problem, inner, u, w0)
+
+
+def test_auto_inner_steps_are_one_over_the_largest_curvature():
+    """20 products find L, then one a solve follows it; the steps are those of sgd(1 / L)."""
+    case = CASES["coupled"]
+    inner, stream = GradientInner("auto", 7), case.streams().inner
+    state = inner.init(case.problem, case.u, case.w0)
+    w, state, _, stats = inner.solve(case.problem, case.u, case.w0, state, stream)
+    assert (int(stats.calls), int(stats.products)) == (7, 20)
+    largest = case.bounds[1]
+    by_hand = GradientInner(optax.sgd(1 / largest), 7)
+    plain, *_ = by_hand.solve(
+        case.problem, case.u, case.w0, by_hand.init(case.problem, case.u, case.w0), stream
+    )
+    np.testing.assert_allclose(flat(w), flat(plain), rtol=1e-2)
+    _, _, _, stats = inner.solve(case.problem, case.u, w, state, stream)
+    assert int(stats.products) == 1

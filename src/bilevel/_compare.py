@@ -240,7 +240,8 @@ def _run(
         columns |= {"cpu_seconds": spent / len(seeds)}
         for name, values in measure(state.u, state.w).items():
             columns[name] = np.asarray(values).reshape(len(seeds))
-        parts.append(pd.DataFrame({"seed": seeds, **columns, "result": names})[live])
+        table = pd.DataFrame({"seed": seeds, **columns, "result": names})[live]
+        parts.append(table.astype(dict.fromkeys(table.select_dtypes("floating"), "float64")))
 
     state, status = timed(program.init, key)
     calls = jax.tree.map(lambda x: np.asarray(x).reshape(len(seeds)), state.calls)
@@ -312,8 +313,9 @@ def draw_comparison(
     """Draw what `compare` returned: a line for each algorithm, a panel for each `x`.
 
     A line is the median over the seeds at each trace point, against the median of `x` there; the
-    band is between the quartiles. The y axis is logarithmic if all is positive and the largest value ten
-    times the smallest, an x axis if the longest line is ten times the shortest. Seeds that ended on a non-finite number are drawn up to there and counted in the legend.
+    band is between the quartiles. The y axis is logarithmic if all is positive and the largest value
+    ten times the smallest, an x axis if the longest line is ten times the shortest. Seeds that ended
+    on a non-finite number are drawn up to there and counted in the legend.
 
     Args:
         frame: from `compare`; parts of it (some algorithms, some steps) will do.
@@ -359,6 +361,7 @@ def draw_comparison(
         raise ValueError(f"the column {y!r} has no finite value.")
 
     figure = figure_class(figsize=(1 + 4.5 * len(names), 4.4), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for name, panel in zip(names, panels, strict=True):
         for i, (label, (quartiles, along)) in enumerate(zip(labels, lines, strict=True)):

@@ -106,7 +106,7 @@ class Ball(AbstractGeometry):
     """
 
     radius: Array = eqx.field(converter=jnp.asarray)
-    p: float = 2
+    p: float = eqx.field(default=2.0, converter=float)
     center: PyTree[Array] | None = None
 
     def __check_init__(self):
@@ -123,12 +123,19 @@ class Ball(AbstractGeometry):
         """The nearest point of the ball."""
         center = optax.tree.zeros_like(u) if self.center is None else self.center
         flat, unravel = ravel_pytree(optax.tree.sub(u, center))
-        inside = _PROJECTIONS[self.p](flat, self.radius.astype(flat.dtype))
+        with jax.numpy_dtype_promotion("standard"):  # optax's l1 projection mixes dtypes
+            inside = _PROJECTIONS[self.p](flat, self.radius.astype(flat.dtype))
         return optax.tree.add(center, unravel(inside))
 
     def measure(self, u, grad):
-        """`|grad|`, entry by entry."""
-        return jax.tree.map(jnp.abs, grad)
+        """`|grad|`, entry by entry where the projection is too; its root mean square else.
+
+        A step that is scaled entry by entry and then projected as a whole stops at the wrong points.
+        """
+        if self.p == math.inf:
+            return jax.tree.map(jnp.abs, grad)
+        mean_square = optax.tree.norm(grad, squared=True) / optax.tree.size(grad)
+        return jax.tree.map(lambda g: jnp.full_like(g, jnp.sqrt(mean_square)), grad)
 
 
 _PROJECTIONS = {

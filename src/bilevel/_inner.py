@@ -69,7 +69,7 @@ class GradientInner(AbstractInnerSolver):
         tx: an optax gradient transformation, such as `optax.sgd(0.1)`; its state is kept from one
             call to the next under a warm start. `"auto"` takes gradient steps of `1 / L`, with L the
             largest eigenvalue of the inner Hessian at the start of the solve, by power iteration: 20
-            products at first, then one a solve. It has no derivative, as a step size has none.
+            products a solve, under a warm start one after the first. It has no derivative.
         num_steps: how many steps, >= 1. Each draws one batch and costs one inner gradient.
         geometry: a set that w stays in: a step is the geometry's `retract`, which is projected
             gradient descent for `Box` and `Ball`. `ITD` differentiates through it; `AID` refuses it,

@@ -62,8 +62,9 @@ class Solution(eqx.Module):
         result: a `RESULTS`; print it for the reason in words.
         state: the state of the algorithm; pass it to `solve(..., state=...)` to go on.
         trace: a dict of numpy arrays, one entry a trace point: `step`, `outer_value`,
-            `outer_residual`, `inner_residual`, `linear_residual`, `result` (0: that step was
-            successful) and the running totals of the oracle calls.
+            `outer_residual`, `inner_residual`, `linear_residual`, `step_ratio` (outer over inner
+            step size, see `Info`), `result` (0: that step was successful) and the running totals of
+            the oracle calls.
             `pandas.DataFrame(solution.trace)` is a table.
         stats: `num_steps` done in all, the total `calls`, and `converged`.
     """

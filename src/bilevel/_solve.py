@@ -53,6 +53,7 @@ class Row(NamedTuple):
     outer_residual: Float[Array, ""]
     inner_residual: Float[Array, ""]
     linear_residual: Float[Array, ""]
+    step_ratio: Float[Array, ""]
     result: Int[Array, ""]
     outer_grads: Int[Array, ""]
     inner_grads: Int[Array, ""]
@@ -126,6 +127,7 @@ def run_chunk(
                 outer_residual=residual,
                 inner_residual=info.inner_residual,
                 linear_residual=info.linear_residual,
+                step_ratio=info.step_ratio,
                 result=jnp.where(finite, info.result._value, failure._value),
                 outer_grads=calls.outer_grad,
                 inner_grads=calls.inner_grad,

@@ -132,6 +132,8 @@ SIZES = (0.02, 0.02, 0.01)
 ROWS |= {
     name: (COUPLED, "forward", algorithm)
     for name, algorithm in {
+        "SOBA auto": bilevel.SOBA(),
+        "double loop auto": bilevel.DoubleLoop(bilevel.GradientInner("auto", 3), bilevel.AID()),
         "SRBA": with_steps(bilevel.SRBA, *SIZES, period=3),
         "FSLA": with_steps(bilevel.FSLA, *SIZES),
         "MRBO": with_steps(bilevel.MRBO, *SIZES, num_terms=4),
@@ -164,6 +166,7 @@ def test_calls_are_the_calls_made(name):
     # Outer gradients, inner gradients, Hessian-vector and cross products of six steps.
     known = {
         "SOBA": [6, 6, 6, 6],
+        "SOBA auto": [7, 7, 22 + 6 + 6, 8],
         "LU": [6, 24, 6 * (5 + 1), 6],
         "ITD": [6, 24, 18, 18],
         "SRBA": [10, 10, 10, 10],  # once at two exact steps, twice at four others

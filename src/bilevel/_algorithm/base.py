@@ -40,14 +40,17 @@ class State(eqx.Module):
 
 
 class Info(eqx.Module):
-    """What a person wants to see of one step. All are taken at the point the step started from.
+    """What a person wants to see of one step.
+
+    All are taken where the step took its hypergradient: at the point it started from, and in methods
+    with an inner loop at that u and the w after the loop.
 
     Attributes:
         outer_value: `F(u, w)` on the step's outer batch.
         outer_grad: the estimate of the hypergradient that the step used, a pytree like `u`. `solve`
             reduces it to `||u - project(u - outer_grad)||`, at trace points only.
         inner_residual, linear_residual: as in `Hypergradient`.
-        calls: what this step cost.
+        calls: what this step cost, without the product with which `"auto"` follows the curvature.
         result: how the step's own solvers ended.
         step_ratio: outer over inner step size, the ratio of the two time scales, which decides
             whether weights on the simplex go sparse (Ivanova & Ablin, section 3); NaN for a method

@@ -79,15 +79,16 @@ def begin(
     objective(problem, f"`{type(method).__name__}`")
     u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
     samplers = init_samplers(problem, method.outer_sampler, method.inner_sampler, key)
-    inner = streams_of(method, problem, samplers).inner
-    require_outer_variable(problem, u0, w0, inner.draw()[0])
-    control, num_products = None, 0
+    streams = streams_of(method, problem, samplers)
+    require_outer_variable(problem, u0, w0, streams.inner.draw()[0])
+    control, calls = None, count()
     if uses_auto(method):
         noisy = not (variance_reduced or isinstance(method.inner_sampler, FullBatch))
         decay = DECAY * getattr(method, "num_inner", 1) if noisy else 0.0
         first = 1 / 3 if variance_reduced else 1.0
-        control, num_products = first_control(problem, u0, w0, inner, first, decay)
-    return Begun(u0, w0, key, samplers, control, count(0, 0, num_products, 0))
+        control, num_products = first_control(problem, u0, w0, streams, first, decay)
+        calls = count(1, 1, num_products + 2, 2)
+    return Begun(u0, w0, key, samplers, control, calls)
 
 
 def streams_of(method: Any, problem: Problem, samplers: SamplerStates) -> Streams:

@@ -22,7 +22,7 @@ from .base import (
     open_streams,
     start,
 )
-from .steps import Move, move_outer, outer_control
+from .steps import Move, first_control, move_outer
 
 
 class _Aux(NamedTuple):
@@ -75,8 +75,12 @@ class DoubleLoop(AbstractAlgorithm):
             estimator=self.hypergradient.init(problem, self.inner, u0, w0),
             samplers=samplers,
         )
-        control = outer_control(u0) if isinstance(self.outer_tx, str) else None
-        return start(Begun(u0, w0, key, samplers, control, count()), aux)
+        control, calls = None, count()
+        if isinstance(self.outer_tx, str):
+            streams = open_streams(problem, self.outer_sampler, self.inner_sampler, samplers)
+            control, num_products = first_control(problem, u0, w0, streams)
+            calls = count(1, 1, num_products + 2, 2)
+        return start(Begun(u0, w0, key, samplers, control, calls), aux)
 
     def step(self, problem, state):
         """One outer step."""

@@ -9,7 +9,8 @@ log-weights):
                     power iteration, which goes on along the run with one product in eight steps.
     outer           d u_i = -d_i / sqrt(s_i + mean(s)), s_i the sum of all d_i^2 so far (AdaGrad,
                     Duchi, Hazan & Singer 2011), with a floor that keeps coordinates that hardly
-                    matter from moving like the others. A direction ten times as long as usual is cut.
+                    matter from moving like the others. s starts at the mean square of the
+                    two terms that d is made of. A direction ten times as long as usual is cut.
 
 Where a step leads to a point that is not finite it is not taken, and all steps are halved.
 """
@@ -25,15 +26,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
+from .._hypergradient.base import linearise_inner
 from .._linear.base import POWER_STEPS, as_step_size, random_unit
 from .._problem import Problem
-from .._sampler import Stream
+from .._sampler import Stream, Streams
 
 StepSize = Float[np.ndarray | Array, "*batch"] | Callable[[Array], Any] | Literal["auto"]
 S = TypeVar("S", bound=Any)  # a State
 
 RADIUS = 1.0  # of the first outer step, in every coordinate at most
 OUTLIER = 10.0  # times the usual length of an outer direction
+NEGLIGIBLE = 1e-3  # of v / w, in what the sums of squares begin at
 DECAY = 0.05  # a noisy inner step: how fast it decreases
 MEMORY = 0.9  # what a product leaves of the largest curvature
 MIX = 0.3  # how much of a new random vector enters a product
@@ -74,9 +77,20 @@ def uses_auto(method: Any) -> bool:
 
 
 def first_control(
-    problem: Problem, u: PyTree[Array], w: PyTree[Array], inner: Stream, first: float, decay: float
+    problem: Problem,
+    u: PyTree[Array],
+    w: PyTree[Array],
+    streams: Streams,
+    first: float = 1.0,
+    decay: float = 0.0,
 ) -> tuple[Control, int]:
-    """Power iteration with a new batch a product, and the number of products."""
+    """Power iteration with a new batch a product, and the number of products.
+
+    The sums of squares begin at what one term of the Neumann series gives for the two parts of the
+    hypergradient, so that a start at the solution, where they cancel, is not left. That takes an outer
+    gradient and two joint products more.
+    """
+    inner = streams.inner
 
     def multiply(carry: tuple[PyTree, Any], _: None) -> tuple[tuple[PyTree, Any], Array]:
         x, draws = carry
@@ -85,21 +99,23 @@ def first_control(
         return (x, following.state), size
 
     (x, _), sizes = jax.lax.scan(multiply, (random_unit(w), inner.state), length=POWER_STEPS)
-    largest = jnp.max(sizes)
+    curvature = jnp.max(sizes)
+    curvature = jnp.where(curvature > 0, curvature, 1)
+
+    by_u, by_w = jax.grad(problem.outer, argnums=(0, 1))(u, w, streams.outer.draw()[0])
+    _, products = linearise_inner(problem, u, w, inner.draw()[0])
+    parts = by_u, products(optax.tree.scale(1 / curvature, by_w))[0]
+    parts += (optax.tree.scale(NEGLIGIBLE, products(w)[0]),)  # where F is stationary in w too
+    seed = sum(optax.tree.norm(problem.geometry.measure(u, x), squared=True) for x in parts)
+    seed = jnp.asarray(seed) / optax.tree.size(u)
     control = Control(
-        curvature=jnp.where(largest > 0, largest, 1),
+        curvature=curvature,
         eigenvector=x,
-        first=jnp.full_like(largest, first),
-        decay=jnp.full_like(largest, decay),
-        squares=optax.tree.zeros_like(u),
+        first=jnp.full_like(curvature, first),
+        decay=jnp.full_like(curvature, decay),
+        squares=jax.tree.map(lambda x: jnp.full_like(x, seed), u),
     )
     return control, POWER_STEPS
-
-
-def outer_control(u: PyTree[Array]) -> Control:
-    """The same for a method whose inner solver has its own step sizes."""
-    one = jnp.ones((), jnp.result_type(*jax.tree.leaves(u)))
-    return Control(one, (), one, jnp.zeros_like(one), optax.tree.zeros_like(u))
 
 
 def follow(problem: Problem, state: S, inner: Stream) -> S:
@@ -160,12 +176,14 @@ def move_outer(
     """`retract(u, -outer_step * direction)`."""
     control = state.control
     if isinstance(outer_step, str):
-        direction = _without_outliers(direction, control.squares, state.step)
         sizes = problem.geometry.measure(state.u, direction)
-        squares = jax.tree.map(lambda s, d: s + d**2, control.squares, sizes)
+        cut = _cut_outlier(sizes, control.squares, state.step)
+        squares = jax.tree.map(lambda s, d: s + (cut * d) ** 2, control.squares, sizes)
         mean = optax.tree.sum(squares) / optax.tree.size(squares)
         floor = jnp.where(mean > 0, mean, 1)
-        update = jax.tree.map(lambda d, s: -RADIUS * d / jnp.sqrt(s + floor), direction, squares)
+        update = jax.tree.map(
+            lambda d, s: -RADIUS * cut * d / jnp.sqrt(s + floor), direction, squares
+        )
         size = jnp.asarray(optax.tree.norm(direction))
         step = jnp.where(size > 0, optax.tree.norm(update) / jnp.where(size > 0, size, 1), 0)
         control = control._replace(squares=squares)
@@ -175,13 +193,9 @@ def move_outer(
     return Move(problem.geometry.retract(state.u, update), step, control)
 
 
-def _without_outliers(
-    direction: PyTree[Array], squares: PyTree[Array], step: Int[Array, ""]
-) -> PyTree[Array]:
-    """The direction, cut to ten times the root mean square of all before, where it is longer."""
-    size = jnp.asarray(optax.tree.norm(direction))
+def _cut_outlier(sizes: PyTree[Array], squares: PyTree[Array], step: Int[Array, ""]) -> Scalar:
+    """What makes a direction ten times as long as those before, in root mean square, if longer."""
+    size = jnp.asarray(optax.tree.norm(sizes))
     usual = jnp.sqrt(optax.tree.sum(squares) / jnp.maximum(step, 1).astype(size.dtype))
-    scale = jnp.where(
-        (usual > 0) & (size > OUTLIER * usual), OUTLIER * usual / jnp.where(size > 0, size, 1), 1
-    )
-    return optax.tree.scale(scale, direction)
+    outlier = (step > 0) & (usual > 0) & (size > OUTLIER * usual)
+    return jnp.where(outlier, OUTLIER * usual / jnp.where(size > 0, size, 1), 1)

@@ -50,7 +50,7 @@ class VRBO(AbstractAlgorithm):
 
     `linear_residual` is that of v on the last inner batch. Cost a step: num_inner times one outer and
     K inner batches, with the oracles of `MRBO` at two points; every `period` steps once all data with
-    K products more. Memory beyond w and u: one direction for each and a copy of the point.
+    K - 1 products more. Memory beyond w and u: one direction for each and a copy of the point.
 
     Raises:
         ValueError: `period`, `num_inner` or `num_terms` < 1.

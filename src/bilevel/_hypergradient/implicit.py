@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
 from .._geometry import Euclidean
-from .._inner import GradientInner, InnerStats
+from .._inner import AbstractInnerSolver, GradientInner, InnerStats
 from .._linear.base import as_data, as_optional_data, finds_its_step
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
@@ -324,12 +324,7 @@ class AID(AbstractHypergradient):
         Raises:
             ValueError: the inner solver keeps w in a set.
         """
-        if isinstance(inner, GradientInner) and not isinstance(inner.geometry, Euclidean):
-            raise ValueError(
-                "`AID` solves `H v = grad_w F`, which holds where the inner gradient is zero, and "
-                f"`GradientInner` keeps w in a `{type(inner.geometry).__name__}`, on whose boundary "
-                "it is not. Use `ITD`, which differentiates through the projections."
-            )
+        refuse_inner_set("AID", inner)
         zero = optax.tree.zeros_like(w)
         return EstimatorState(
             inner.init(problem, u, w),
@@ -357,6 +352,16 @@ class AID(AbstractHypergradient):
             solution.stats.get("eigenvector"),
         )
         return estimate, state, Streams(outer_stream, inner_stream)
+
+
+def refuse_inner_set(name: str, inner: AbstractInnerSolver) -> None:
+    """Implicit differentiation holds where the inner gradient is zero, not on a boundary."""
+    if isinstance(inner, GradientInner) and not isinstance(inner.geometry, Euclidean):
+        raise ValueError(
+            f"`{name}` solves `H v = grad_w F`, which holds where the inner gradient is zero, and "
+            f"`GradientInner` keeps w in a `{type(inner.geometry).__name__}`, on whose boundary it is "
+            "not. Use `ITD`, which differentiates through the projections."
+        )
 
 
 def charge_inner(estimate: Hypergradient, stats: InnerStats) -> Hypergradient:

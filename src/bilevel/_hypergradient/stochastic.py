@@ -18,7 +18,7 @@ from .base import (
     EstimatorState,
     linearise_inner,
 )
-from .implicit import Solved, charge_inner, estimate_at
+from .implicit import Solved, charge_inner, estimate_at, refuse_inner_set
 
 
 class SID(AbstractHypergradient):
@@ -56,7 +56,12 @@ class SID(AbstractHypergradient):
             raise ValueError(f"`SID` needs num_samples >= 1, got {self.num_samples}.")
 
     def init(self, problem, inner, u, w):
-        """The inner solver's state."""
+        """The inner solver's state.
+
+        Raises:
+            ValueError: the inner solver keeps w in a set.
+        """
+        refuse_inner_set("SID", inner)
         return EstimatorState(inner.init(problem, u, w))
 
     def estimate(self, problem, inner, u, w, state, streams):
