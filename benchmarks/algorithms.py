@@ -77,8 +77,9 @@ def ijcnn1_like() -> Problem:
     x, y = make_classification(
         30_000, 22, n_informative=10, n_redundant=4, weights=[0.9], flip_y=0.02, random_state=0
     )
-    x = np.asarray((x - x.mean(0)) / x.std(0), np.float32)
-    signs = np.asarray(2 * y - 1, np.float32)
+    x = np.asarray(x, np.float32)
+    x = (x - x.mean(0)) / x.std(0)
+    signs = 2 * np.asarray(y, np.float32) - 1
     rows = [
         (jnp.asarray(x[part]), jnp.asarray(signs[part]))
         for part in (slice(20_000), slice(20_000, None))

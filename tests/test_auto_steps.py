@@ -100,7 +100,7 @@ def test_stochastic_runs_untuned(name):
 
 def test_the_inner_step_is_the_inverse_of_the_largest_curvature():
     case = CASES["coupled"]
-    state = SOBA().init(case.problem, case.u, case.w0, jax.random.key(0))
+    state: Any = SOBA().init(case.problem, case.u, case.w0, jax.random.key(0))
     largest = np.linalg.eigvalsh(COUPLED.a)[-1]
     assert 0.99 * largest < float(state.control.curvature) <= largest * (1 + 1e-12)
     assert int(state.calls.hvp) == 22
@@ -110,7 +110,7 @@ def test_outer_steps_are_adagrads():
     """Against the equations in numpy, on full batches."""
     case, q = CASES["coupled"], COUPLED
     algorithm = SOBA()
-    state = algorithm.init(case.problem, case.u, case.w0, jax.random.key(0))
+    state: Any = algorithm.init(case.problem, case.u, case.w0, jax.random.key(0))
     step = jax.jit(lambda state: algorithm.step(case.problem, state))
     u, w, v = flat(case.u), np.zeros(5), np.zeros(5)
     by_w = w - q.t + q.d.T @ u

@@ -166,15 +166,15 @@ def test_projections_of_extreme_points_end():
 
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 def test_ball_projection_is_the_nearest_point(p):
-    """Against cvx-free optimality: no point of the ball is nearer (random trials and the formula)."""
-    ball = Ball(0.7, p, center={"x": jnp.array([0.1, -0.2]), "y": jnp.array(0.3)})
+    """By its variational inequality, on random points of the sphere."""
+    center = {"x": jnp.array([0.1, -0.2]), "y": jnp.array(0.3)}
+    ball = Ball(0.7, p, center)
     point = {"x": jnp.array([1.5, -0.9]), "y": jnp.array(-0.4)}
     found = ball.project(point)
-    z, c, x = (np.append(np.asarray(t["x"]), t["y"]) for t in (found, ball.center, point))
+    z, c, x = (np.append(np.asarray(t["x"]), t["y"]) for t in (found, center, point))
     np.testing.assert_allclose(np.linalg.norm(z - c, p), 0.7, rtol=1e-12)
     inside = RNG.normal(size=(2000, 3))
     inside = c + 0.7 * inside / np.linalg.norm(inside, p, axis=1)[:, None]
-    # The projection's variational inequality: <x - z, y - z> <= 0 for every y of the ball.
     assert np.max((inside - z) @ (x - z)) < 1e-12
     kept = {"x": jnp.array([0.2, -0.1]), "y": jnp.array(0.3)}
     assert_close_trees(ball.project(kept), kept)

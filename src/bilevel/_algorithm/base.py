@@ -137,9 +137,9 @@ class Begun(NamedTuple):
 
 def start(begun: Begun, aux: Any, calls: Calls | None = None) -> State:
     """A state at step 0, after `calls` more than it took to begin."""
-    calls = begun.calls if calls is None else jax.tree.map(jnp.add, begun.calls, calls)
+    spent = begun.calls if calls is None else jax.tree.map(jnp.add, begun.calls, calls)
     step = jnp.zeros((), jnp.int32)
-    return State(step, begun.key, begun.u, begun.w, aux, calls, begun.control)
+    return State(step, begun.key, begun.u, begun.w, aux, spent, begun.control)
 
 
 class Table(NamedTuple):

@@ -179,7 +179,7 @@ def move_outer(
         sizes = problem.geometry.measure(state.u, direction)
         cut = _cut_outlier(sizes, control.squares, state.step)
         squares = jax.tree.map(lambda s, d: s + (cut * d) ** 2, control.squares, sizes)
-        mean = optax.tree.sum(squares) / optax.tree.size(squares)
+        mean = jnp.asarray(optax.tree.sum(squares)) / optax.tree.size(squares)
         floor = jnp.where(mean > 0, mean, 1)
         update = jax.tree.map(
             lambda d, s: -RADIUS * cut * d / jnp.sqrt(s + floor), direction, squares
