@@ -31,6 +31,8 @@ papers: $(STAMP) ## every figure and table of the papers, quick, in out/papers
 
 bench: $(STAMP) ## measured against hand-written floors; needs BILEVEL_DATA
 	$(BIN)/python benchmarks/soba_step.py
+	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/algorithms.py
 	$(BIN)/python benchmarks/near_exact.py
 	$(BIN)/python benchmarks/hypergradients.py
 	$(BIN)/python benchmarks/nystrom.py

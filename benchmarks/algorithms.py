@@ -10,7 +10,7 @@ generates. Batches of 50; every method gets
 about the same number of oracle calls.
 
 "Untuned" is the class without arguments. "Tuned" is the best of a grid on the final value of seed 0,
-three inner steps times six outer steps, both falling as 1 / sqrt(1 + k / 100); it then runs on ten
+two inner steps times four outer steps, both falling as 1 / sqrt(1 + k / 100); it then runs on ten
 other seeds, as the untuned one does. The value is Phi(u), with w solved for, where that is cheap
 (quadratics, logistic), and F(u, w) on all clean rows for hyper-cleaning, where the test error of w is
 shown as well.
@@ -37,7 +37,7 @@ CALLS = 12_000  # oracle calls a run
 SEEDS = range(1, 11)
 POINTS = 12  # of a curve
 BATCH = 50  # divides all numbers of rows
-INNER = (1.0, 0.3, 0.1)  # in units of 1 / L
+INNER = (0.3, 0.1)  # in units of 1 / L
 METHODS: dict[str, tuple[type, int]] = {  # with the oracle calls of a step
     "SOBA": (bilevel.SOBA, 4),
     "SABA": (bilevel.SABA, 4),
@@ -70,7 +70,7 @@ def quadratics() -> Problem:
         gradient = jax.grad(problem.inner, 1)(u, jnp.zeros_like(w), problem.inner_data)
         return problem.outer(u, -jnp.linalg.solve(hessian, gradient), problem.outer_data)
 
-    return Problem(problem, u0, w0, 1.0, (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3), value)
+    return Problem(problem, u0, w0, 1.0, (3e-3, 1e-2, 3e-2, 0.1), value)
 
 
 def ijcnn1_like() -> Problem:
@@ -95,7 +95,7 @@ def ijcnn1_like() -> Problem:
 
         return problem.outer(u, jax.lax.fori_loop(0, 6, newton, jnp.zeros_like(w)), rows[1])
 
-    return Problem(problem, start, start, 1.3, (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), value)
+    return Problem(problem, start, start, 1.3, (1.0, 3.0, 10.0, 30.0), value)
 
 
 def cleaning(rate: float) -> Problem:
@@ -113,7 +113,7 @@ def cleaning(rate: float) -> Problem:
         jnp.asarray(y[20_000:25_000]),
         model.predict,
     )
-    outer_steps = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+    outer_steps = (100.0, 300.0, 1000.0, 3000.0)
 
     def value(u, w):
         return problem.outer(u, w, problem.outer_data)

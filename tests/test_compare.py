@@ -30,7 +30,7 @@ THREE: dict[str, Any] = {name: METHODS[name].algorithm for name in ("BSA", "SABA
 CALLS = ["outer_grads", "inner_grads", "hvps", "crosses"]
 COLUMNS = [
     *("algorithm", "seed", "step", "outer_value"),
-    *("outer_residual", "inner_residual", "linear_residual"),
+    *("outer_residual", "inner_residual", "linear_residual", "step_ratio"),
 ]
 EXAMPLE = Path(__file__).parents[1] / "examples" / "new_method.py"
 
@@ -60,7 +60,7 @@ def rows_of(frame: Any, algorithm: str, seed: int) -> Any:
 def test_every_run_is_that_of_solve(vmap):
     """With the seed as its key; 7 is no multiple of 3, so the last row is one step after the third."""
     frame = three(vmap)
-    assert list(frame.columns[:7]) == COLUMNS
+    assert list(frame.columns[:8]) == COLUMNS
     assert list(frame.algorithm.unique()) == list(THREE)
     assert len(frame) == len(THREE) * len(SEEDS) * 4
     for name, method in THREE.items():

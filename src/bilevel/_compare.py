@@ -68,7 +68,7 @@ def compare(
         A row for each algorithm, seed and trace point, the start (step 0) included:
 
         `algorithm`, `seed`, `step`: whose row it is, and the steps made.
-        `outer_value`, `outer_residual`, `inner_residual`, `linear_residual`: as in
+        `outer_value`, `outer_residual`, `inner_residual`, `linear_residual`, `step_ratio`: as in
             `Solution.trace`: of the step's own batches, at the point that the step started from;
             NaN at step 0.
         `outer_grads`, `inner_grads`, `hvps`, `crosses`: oracle calls so far, as in `Calls`.

@@ -63,6 +63,56 @@ def test_nan_is_reported_and_the_state_is_finite(name):
     np.testing.assert_array_equal(flat(solution.u), [0.0, 0.0])
 
 
+KINDS = {
+    "SABA": bilevel.SABA(
+        0.5, 0.5, 0.1, inner_sampler=bilevel.Blocks(1), outer_sampler=bilevel.Blocks(1)
+    ),
+    **{
+        kind.__name__: kind(0.5, 0.5, 0.1)
+        for kind in (
+            bilevel.SRBA,
+            bilevel.FSLA,
+            bilevel.MRBO,
+            bilevel.SUSTAIN,
+            bilevel.VRBO,
+            bilevel.StocBiO,
+            bilevel.BSA,
+            bilevel.AmIGO,
+            bilevel.InexactDescent,
+        )
+    },
+    **{
+        kind.__name__: kind(0.5, 0.1)
+        for kind in (
+            bilevel.F2SA,
+            bilevel.ValueFunctionPenalty,
+            bilevel.BOME,
+            bilevel.PDBO,
+            bilevel.PZOBO,
+        )
+    },
+    "untuned": bilevel.SOBA(),
+    "untuned F2SA": bilevel.F2SA(),
+    "untuned double loop": bilevel.DoubleLoop(bilevel.GradientInner("auto", 5), bilevel.AID()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_no_method_hands_back_a_nan(name):
+    """F becomes NaN on the way: the run ends there with a code, and u, w, v are finite."""
+    problem, u0, w0 = fails_above(1.0)
+    if name == "SABA":
+        problem = bilevel.BilevelProblem(
+            problem.outer, problem.inner, problem.outer_data, inner_data=(jnp.zeros(1),)
+        )
+    solution = bilevel.solve(problem, KINDS[name], u0, w0, num_steps=300, throw=False)
+    assert bool(solution.result == RESULTS.nonfinite)
+    assert 0 < solution.stats["num_steps"] < 300
+    assert all(np.all(np.isfinite(x)) for x in raw(solution.state))
+    assert flat(solution.w)[0] < 5
+
+
 def test_an_update_that_overflows_is_not_kept():
     """The objectives are finite, the step is not: u must not become infinite."""
     problem = bilevel.BilevelProblem(
