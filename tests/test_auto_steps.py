@@ -35,8 +35,11 @@ UNTUNED: dict[str, tuple[Any, float]] = {
 }
 
 
-ROWS = [(name, "coupled") for name in UNTUNED]
-ROWS += [(name, case) for case in ("simplex", "box") for name in ("SOBA", "F2SA", "DoubleLoop")]
+FAST = [("SOBA", "coupled"), ("F2SA", "coupled"), ("DoubleLoop", "coupled"), ("SOBA", "simplex")]
+ROWS = [
+    row if row in FAST else pytest.param(*row, marks=pytest.mark.slow)
+    for row in [(name, case) for name in UNTUNED for case in ("coupled", "simplex", "box")]
+]
 
 
 @pytest.mark.parametrize(("name", "case_name"), ROWS)
@@ -74,7 +77,11 @@ def test_a_constant_added_to_the_simplex_changes_nothing():
     np.testing.assert_allclose(flat(solution.u), flat(case.u_star), atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["SOBA", "SABA", "FSLA", "AmIGO", "StocBiO", "F2SA"])
+@pytest.mark.parametrize(
+    "name",
+    ["SOBA", "SABA"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("FSLA", "AmIGO", "StocBiO", "F2SA")],
+)
 def test_stochastic_runs_untuned(name):
     """On minibatches every method comes far closer to the best value than its start is."""
     from bilevel.tasks import quadratic

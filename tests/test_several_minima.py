@@ -101,6 +101,7 @@ def relaxed(delta: float) -> np.ndarray:
     return np.array([(1 - gap) / 2, (1 + gap) / 2, (1 - gap) / 2, (1 - gap) / (2 * gap)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("delta", "options"),
     [(1e-2, {}), (1e-3, {}), (1e-3, {"extrapolation": 1.0}), (1e-3, {"first_multiplier": 100.0})],
@@ -120,6 +121,7 @@ def test_a_constraint_that_costs_nothing_has_no_multiplier():
     assert above(found) < DELTA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "off"), [(0.2, 0.005), (5.0, 0.1)])
 def test_the_scale_of_an_objective_needs_no_other_setting(scale, off):
     """PDBO finds a multiplier `scale` times as large; the penalty's is 10 whatever the scale."""
@@ -131,6 +133,7 @@ def test_the_scale_of_an_objective_needs_no_other_setting(scale, off):
     np.testing.assert_allclose(0.5 - penalised.u, off, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_extrapolation_can_lock_the_multiplier():
     """Where F has ten times the curvature of f: w swings, and what is extrapolated with it."""
     problem = BilevelProblem(lambda u, w, b: 10 * priced(u, w, b), inner)
@@ -208,6 +211,7 @@ def solve_wide(algorithm, problem) -> np.ndarray:
     return np.concatenate([found.u, found.w])
 
 
+@pytest.mark.slow
 def test_wide():
     """The best minimiser to 2 %, as delta, a multiplier and ten inner steps let it be; AID is far."""
     problem, best, expected = wide()
@@ -218,6 +222,7 @@ def test_wide():
     assert norm_error(solve_wide(hypergradients, problem), best) > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_inner", "error"), [(10, 5e-3), (20, 3e-4), (40, 1e-6)])
 def test_the_error_of_few_inner_steps(num_inner, error):
     """That of the inner solve, `(1 - mu / L)^num_inner`: .056, .0032 and 1e-5, times less than .1."""

@@ -30,8 +30,6 @@ from helpers import (
     to_float32,
 )
 
-every_method = pytest.mark.parametrize("name", METHODS)
-
 
 def core(*names: str) -> list[Any]:
     """All methods; those that are not among `names` are slow tests."""
@@ -40,6 +38,9 @@ def core(*names: str) -> list[Any]:
     ]
 
 
+# Rows that share nearly all of their code with another one.
+ALIKE = ("SABA auto", "AmIGO auto", "BiGSAM", "SOBA replaced", "PDBO", "BSA", "MRBO", "AmIGO")
+every_method = pytest.mark.parametrize("name", core(*(n for n in METHODS if n not in ALIKE)))
 CHUNK = "jit(_compiled_chunk)"
 SOBAS = [name for name in METHODS if name.startswith("SOBA")]
 
