@@ -1,0 +1,103 @@
+"""Rates of the stochastic methods on a strongly convex quadratic with a known solution."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel
+from bilevel import Blocks, Shuffled, WithReplacement, decreasing_step
+from bilevel.tasks import quadratic
+
+pytestmark = pytest.mark.slow
+
+ROWS, DIM_U, DIM_W, BATCH = 512, 4, 8, 32
+PROBLEM = quadratic(
+    jax.random.key(1),
+    num_inner_rows=ROWS,
+    num_outer_rows=ROWS // 2,
+    dim_u=DIM_U,
+    dim_w=DIM_W,
+    condition=5.0,
+)
+U0, W0 = jnp.zeros(DIM_U), jnp.zeros(DIM_W)
+
+
+def solution() -> np.ndarray:
+    """u* by linear algebra: with w*(u) = -A^-1 (B u + d), Phi is a quadratic."""
+    rows = [np.asarray(x) for x in PROBLEM.inner_data]
+    others = [np.asarray(x) for x in PROBLEM.outer_data]
+    a, b, _, d = rows
+    hessian, mixed = b.T @ b / len(b), b.T @ a / len(a)
+    slope, shift = -np.linalg.solve(hessian, mixed), -np.linalg.solve(hessian, d.mean(0))
+    a, b, c, d = others
+    along = a + b @ slope
+    gradient = along.T @ (b @ shift) / len(b) + c.mean(0) + slope.T @ d.mean(0)
+    return -np.linalg.solve(along.T @ along / len(along), gradient)
+
+
+U_STAR = solution()
+
+
+def squared_errors(algorithm: Any, steps: list[int], seeds: int) -> np.ndarray:
+    """The mean of `|u_k - u*|^2` over the seeds, at the steps k."""
+
+    @eqx.filter_jit
+    @eqx.filter_vmap(in_axes=(None, 0))
+    def run(algorithm, key):
+        def to(state, length):
+            def step(_, state):
+                return algorithm.step(PROBLEM, state)[0]
+
+            return jax.lax.fori_loop(0, length, step, state)
+
+        state, found = algorithm.init(PROBLEM, U0, W0, key), []
+        for length in np.diff([0, *steps]):
+            state = to(state, int(length))
+            found.append(jnp.sum((state.u - U_STAR) ** 2))
+        return jnp.stack(found)
+
+    return np.asarray(run(algorithm, jax.random.split(jax.random.key(0), seeds))).mean(axis=0)
+
+
+def draws(kind: Any) -> dict[str, Any]:
+    return {"inner_sampler": kind(BATCH), "outer_sampler": kind(BATCH)}
+
+
+VARIANCE_REDUCED = {
+    "SABA": bilevel.SABA(0.2, 0.2, 0.05, **draws(Blocks)),
+    "SRBA": bilevel.SRBA(0.2, 0.2, 0.05, period=16, **draws(Shuffled)),
+}
+
+
+@pytest.mark.parametrize("name", VARIANCE_REDUCED)
+def test_variance_reduced_methods_converge_linearly_with_a_constant_step(name):
+    """log error falls along a straight line, over six decades at least; plain SOBA stalls."""
+    steps = [200, 300, 400, 500, 600]
+    errors = squared_errors(VARIANCE_REDUCED[name], steps, 4)
+    slope, intercept = np.polyfit(steps, np.log(errors), 1)
+    assert slope < -0.02
+    assert np.max(np.abs(np.log(errors) - intercept - slope * np.array(steps))) < 1.5
+    assert errors[-1] < 1e-6 * errors[0]
+    plain = squared_errors(bilevel.SOBA(0.2, 0.2, 0.05, **draws(Shuffled)), [2000, 4000], 4)
+    assert 0.3 < plain[1] / plain[0] < 3
+    assert plain[1] > 1e4 * errors[-1]
+
+
+SGD = {
+    "SOBA": lambda s, t: bilevel.SOBA(s, s, t, **draws(WithReplacement)),
+    "FSLA": lambda s, t: bilevel.FSLA(s, s, t, 1.0, **draws(WithReplacement)),
+    "AmIGO": lambda s, t: bilevel.AmIGO(s, s, t, 2, 2, **draws(WithReplacement)),
+}
+
+
+@pytest.mark.parametrize("name", SGD)
+def test_steps_of_one_over_k_give_a_squared_error_of_one_over_k(name):
+    method = SGD[name](decreasing_step(40.0, 100.0), decreasing_step(20.0, 100.0))
+    steps = [2000, 4000, 8000, 16000]
+    errors = squared_errors(method, steps, 48)
+    slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert -1.25 < slope < -0.75
