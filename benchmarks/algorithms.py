@@ -1,6 +1,6 @@
 """Tuned and untuned runs of the stochastic methods on five problems.
 
-    BILEVEL_DATA=... python benchmarks/algorithms.py [--quick] [--out out/benchmarks]
+    BILEVEL_DATA=... python benchmarks/algorithms.py [--quick] [--problems ..] [--seeds 10] [--out DIR]
 
 The problems are those of benchmark_bilevel that can be had offline: simulated quadratics;
 hyper-cleaning of MNIST (20000 training rows of which 50, 70 or 90 % have their label drawn anew from
@@ -251,12 +251,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a tenth of the calls, 3 seeds")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    calls, seeds = (CALLS // 10, range(1, 4)) if options.quick else (CALLS, SEEDS)
+    seeds = range(1, 1 + (3 if options.quick else options.seeds))
+    calls = CALLS // 10 if options.quick else CALLS
     frames, results = {}, {}
-    for problem_name, build in PROBLEMS.items():
-        p = build()
+    for problem_name in options.problems:
+        p = PROBLEMS[problem_name]()
         runs: dict[str, tuple[Any, int]] = {}
         chosen = {}
         for name, (kind, cost) in METHODS.items():

@@ -26,6 +26,7 @@ HISTORY = [
     "outer_residual",
     "inner_residual",
     "linear_residual",
+    "step_ratio",
     "result",
     "outer_grads",
     "inner_grads",
