@@ -28,8 +28,10 @@ U0, W0 = jnp.zeros(DIM_U), jnp.zeros(DIM_W)
 
 def solution() -> np.ndarray:
     """u* by linear algebra: with w*(u) = -A^-1 (B u + d), Phi is a quadratic."""
-    rows = [np.asarray(x) for x in PROBLEM.inner_data]
-    others = [np.asarray(x) for x in PROBLEM.outer_data]
+    rows, others = (
+        [np.asarray(x) for x in jax.tree.leaves(data)]
+        for data in (PROBLEM.inner_data, PROBLEM.outer_data)
+    )
     a, b, _, d = rows
     hessian, mixed = b.T @ b / len(b), b.T @ a / len(a)
     slope, shift = -np.linalg.solve(hessian, mixed), -np.linalg.solve(hessian, d.mean(0))

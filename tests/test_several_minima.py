@@ -214,7 +214,7 @@ def solve_wide(algorithm, problem) -> np.ndarray:
 
 @pytest.mark.slow
 def test_wide():
-    """The best minimiser to 2.2 %, as delta, a multiplier and ten inner steps let it be; AID is far."""
+    """The best minimiser to 2.2 %, as delta, a multiplier and ten inner steps let it; AID is far."""
     problem, best, expected = wide()
     assert 0.017 < norm_error(expected, best) < 0.019
     for algorithm in (PDBO(), bilevel.ValueFunctionPenalty(), bilevel.BOME()):
