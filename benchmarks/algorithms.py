@@ -210,12 +210,17 @@ def report(frame: pd.DataFrame, column: str) -> dict[str, list[float]]:
 def draw(frames: dict[str, pd.DataFrame], path: Path) -> None:
     """Two rows, value against oracle calls and against CPU time; tuned solid, untuned dashed."""
     import matplotlib as mpl
+    import matplotlib.ticker
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        2, len(frames), figsize=(3.3 * len(frames), 6.4), layout="constrained", squeeze=False
+        2,
+        len(frames),
+        figsize=(max(3.3 * len(frames), 8), 6.4),
+        layout="constrained",
+        squeeze=False,
     )
     for column, (problem, frame) in zip(axes.T, frames.items(), strict=True):
         y = "test_error" if "test_error" in frame else "value"
@@ -238,6 +243,7 @@ def draw(frames: dict[str, pd.DataFrame], path: Path) -> None:
                     lw=0,
                 )
             axis.set(xlabel=x.replace("_", " "), xscale="log")
+            axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
             axis.spines[["top", "right"]].set_visible(False)
         column[0].set_title(problem, fontsize=10)
         column[0].set_ylabel(y.replace("_", " "))
