@@ -210,7 +210,7 @@ def report(frame: pd.DataFrame, column: str) -> dict[str, list[float]]:
 def draw(frames: dict[str, pd.DataFrame], path: Path) -> None:
     """Two rows, value against oracle calls and against CPU time; tuned solid, untuned dashed."""
     import matplotlib as mpl
-    import matplotlib.ticker
+    from matplotlib.ticker import NullFormatter
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
@@ -243,7 +243,7 @@ def draw(frames: dict[str, pd.DataFrame], path: Path) -> None:
                     lw=0,
                 )
             axis.set(xlabel=x.replace("_", " "), xscale="log")
-            axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.spines[["top", "right"]].set_visible(False)
         column[0].set_title(problem, fontsize=10)
         column[0].set_ylabel(y.replace("_", " "))
