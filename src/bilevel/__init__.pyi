@@ -1,4 +1,10 @@
-from . import datasets as datasets, parts as parts, reweighting as reweighting, tasks as tasks
+from . import (
+    datasets as datasets,
+    dynamics as dynamics,
+    parts as parts,
+    reweighting as reweighting,
+    tasks as tasks,
+)
 from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
 from ._algorithm.amigo import AmIGO as AmIGO
 from ._algorithm.bome import BOME as BOME
@@ -79,6 +85,18 @@ from ._problem import (
     optimizer_fixed_point as optimizer_fixed_point,
     reparametrise as reparametrise,
 )
+from ._regime import Regime as Regime, regime as regime
+from ._remedies import (
+    Adjusted as Adjusted,
+    Averaged as Averaged,
+    ByWeight as ByWeight,
+    ImportanceSampling as ImportanceSampling,
+    kl_pull as kl_pull,
+    kl_to_uniform as kl_to_uniform,
+    l2_to_uniform as l2_to_uniform,
+    limit_log_step as limit_log_step,
+    penalised as penalised,
+)
 from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,
@@ -108,4 +126,5 @@ from .reweighting import (
     entropy as entropy,
     learn_weights as learn_weights,
     near_exact as near_exact,
+    trust_features as trust_features,
 )

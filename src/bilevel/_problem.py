@@ -187,17 +187,18 @@ def reparametrise(
     >>> float(soft.outer(jnp.zeros(2), jnp.ones(2), None))
     1.0
     """
-
-    def outer(x: PyTree, w: PyTree, batch: Any) -> Scalar:
-        return problem.outer(transform(x), w, batch)
-
-    def inner(x: PyTree, w: PyTree, batch: Any) -> Scalar:
-        return problem.inner(transform(x), w, batch)
-
     return BilevelProblem(
-        outer=outer,
-        inner=inner,
+        outer=_Reparametrised(problem.outer, transform),
+        inner=_Reparametrised(problem.inner, transform),
         outer_data=problem.outer_data,
         inner_data=problem.inner_data,
         geometry=Euclidean() if geometry is None else geometry,
     )
+
+
+class _Reparametrised(eqx.Module):
+    objective: Objective
+    transform: Callable[[PyTree], PyTree]
+
+    def __call__(self, x: PyTree, w: PyTree, batch: Any) -> Scalar:
+        return self.objective(self.transform(x), w, batch)

@@ -127,10 +127,11 @@ def _loop(
 ) -> tuple[PyTree[Array], Stream]:
     """`x <- step(k, x, batch)`, a new batch a step."""
 
-    def iterate(k: Int[Array, ""], carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+    def iterate(k: Any, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         x, draws = carry
         batch, following = Stream(stream.sampler, stream.data, draws).draw()
-        return step(k, x, batch), following.state
+        # Without jit, k is an integer of Python.
+        return step(jnp.asarray(k, jnp.int32), x, batch), following.state
 
     x, draws = jax.lax.fori_loop(0, num_steps, iterate, (x, stream.state))
     return x, Stream(stream.sampler, stream.data, draws)

@@ -3,6 +3,7 @@
 from ._baselines import compare_baselines
 from ._diagnostics import Check, effective_sample_size, entropy
 from ._estimator import ReweightedClassifier, ReweightedRegressor
+from ._features import trust_features
 from ._methods import near_exact, soba
 from ._result import WeightsResult
 from ._weights import learn_weights
@@ -18,4 +19,5 @@ __all__ = [
     "learn_weights",
     "near_exact",
     "soba",
+    "trust_features",
 ]

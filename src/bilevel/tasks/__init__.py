@@ -12,6 +12,7 @@ from ._reweighting import (
     softmax_cross_entropy,
     squared_error,
     uniform_weights,
+    weight_function,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "squared_error",
     "tensor_penalties",
     "uniform_weights",
+    "weight_function",
 ]

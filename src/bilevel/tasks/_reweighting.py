@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from .._geometry import Simplex
-from .._problem import BilevelProblem
+from .._problem import BilevelProblem, reparametrise
 
 Predict = Callable[[PyTree, Array], Array]
 Loss = Callable[[Array, Array], Array]
@@ -108,10 +108,11 @@ class _WeightedRisk(eqx.Module):
     l2: float
     num_rows: int
 
-    def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
-        x, y, i = batch
+    def __call__(self, u: Array, w: PyTree, batch: tuple[Array, ...]) -> Array:
+        x, y, i, *ratio = batch
+        share = u[i] * ratio[0].astype(u.dtype) if ratio else u[i]
         scale = self.num_rows / i.shape[0]
-        risk = scale * jnp.vdot(u[i], self.loss(self.predict(w, x), y))
+        risk = scale * jnp.vdot(share, self.loss(self.predict(w, x), y))
         return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
 
 
@@ -141,9 +142,9 @@ def reweighting(
         f(u, w) = sum_i u_i loss(predict(w, x_i), y_i) + l2 / 2 ||w||^2        (training rows)
         F(u, w) = mean_j loss(predict(w, x_j), y_j)                            (trusted rows)
 
-    A batch B of training rows gives the unbiased estimate `n / |B| sum_{i in B} u_i loss_i`. The
-    l2 term stays outside of the weighted sum: on the simplex that is the same thing, and it adds no
-    noise to a batch.
+    A batch B of training rows gives the unbiased estimate `n / |B| sum_{i in B} u_i loss_i`, each
+    term times its importance ratio if the sampler (`ByWeight`) gives one. The l2 term stays outside
+    of the weighted sum: on the simplex that is the same thing, and it adds no noise to a batch.
 
     Args:
         X, y: training rows and their labels (class codes for the default loss).
@@ -172,3 +173,37 @@ def reweighting(
         inner_data=(X, y, jnp.arange(n, dtype=jnp.int32)),
         geometry=Simplex(),
     )
+
+
+class _NormalisedSigmoid(eqx.Module):
+    features: Float[Array, "rows features"]
+
+    def __call__(self, x: Float[Array, " coefficients"]) -> Float[Array, " rows"]:
+        # In logarithms, so that a row far out on the left keeps a gradient and all of them a sum.
+        return jax.nn.softmax(jax.nn.log_sigmoid(x[0] + self.features @ x[1:]))
+
+
+def weight_function(
+    problem: BilevelProblem, features: Float[Array, "rows features"]
+) -> BilevelProblem:
+    """A reweighting problem whose weights are a function of a few features of the row.
+
+        u_i = s_i / sum_j s_j,   s_i = sigmoid(x_0 + <x_{1:}, z_i>)
+
+    Args:
+        problem: in weights on the simplex, such as `reweighting(...)`.
+        features: z, one row a training row, of order one (`bilevel.trust_features` makes some).
+
+    The outer variable is now `x`, of one entry more than there are features; at `jnp.zeros`
+    the weights are uniform. With some hundred trusted rows, free weights for every row
+    overfit their loss; six coefficients cannot.
+
+    >>> import jax.numpy as jnp
+    >>> model = linear_model(2, 2)
+    >>> X, y = jnp.eye(2), jnp.array([0, 1])
+    >>> problem = weight_function(reweighting(X, y, X, y, model.predict), jnp.array([[1.0], [-1.0]]))
+    >>> batch = (*problem.inner_data[:2], jnp.arange(2))
+    >>> round(float(problem.inner(jnp.zeros(2), model.w0, batch)), 4)
+    0.6931
+    """
+    return reparametrise(problem, _NormalisedSigmoid(features))
