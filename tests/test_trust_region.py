@@ -58,12 +58,20 @@ def test_equal_pulls_move_nothing():
     np.testing.assert_array_equal(update, np.zeros(4))
 
 
-def test_the_radius_halves_after_a_rise_and_only_then():
+def test_the_radius_halves_after_a_rise_and_recovers_after_a_fall():
     tx, state, radii = log_trust_region(1.0), None, []
     for value in [5.0, 4.0, 4.5, 4.5, 4.0, 6.0, 7.0]:
         update, state = step(tx, G, state, value=value)
         radii.append(np.abs(update).max())
-    np.testing.assert_allclose(radii, [1, 1, 0.5, 0.5, 0.5, 0.25, 0.125], rtol=1e-14)
+    np.testing.assert_allclose(radii, [1, 1, 0.5, 0.5, 0.75, 0.375, 0.1875], rtol=1e-14)
+
+
+def test_the_radius_never_exceeds_the_first():
+    tx, state = log_trust_region(2.0, grow=3.0), None
+    for value in [9.0, 10.0, 8.0, 7.0, 6.0]:
+        update, state = step(tx, G, state, value=value)
+        assert np.abs(update).max() <= 2.0
+    assert float(state.radius) == 2.0
 
 
 def test_shrink_is_the_factor():
@@ -88,6 +96,7 @@ def test_the_dtype_is_that_of_the_weights():
         ({"radius": float("nan")}, "`radius` must be positive, got nan"),
         ({"shrink": 1.0}, "`shrink` must lie strictly between 0 and 1, got 1.0"),
         ({"shrink": 0.0}, "`shrink` must lie strictly between 0 and 1, got 0.0"),
+        ({"grow": 0.9}, "`grow` must be at least 1, got 0.9"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -19,28 +19,31 @@ class TrustRegionState(NamedTuple):
 
 
 def log_trust_region(
-    radius: float = 1.0, shrink: float = 0.5
+    radius: float = 1.0, shrink: float = 0.5, grow: float = 1.5
 ) -> optax.GradientTransformationExtraArgs:
     """Mirror steps on `Simplex` whose update of the log-weights is bounded by the radius.
 
         c     = g - <u, g>                           (the gradient, relative to the average row)
         delta = -r c / max_i |c_i|                   (|delta_i| <= r; normalising then shifts all
                                                       log-weights by the same constant, at most r)
-        r+    = shrink * r   where the outer value rose in the last step, else r
+        r+    = shrink * r                where the outer value rose in the last step,
+                min(grow * r, radius)     where it fell
 
     There is no step size to choose: in one step of unit radius the ratio of any two weights changes
     by at most a factor e^2, whatever the scale of the losses or the number of rows. Adding a
     constant to `g`, which moves nothing on the simplex, changes nothing here either.
 
     Args:
-        radius: the first radius, in units of log-weight.
+        radius: the first radius and the largest, in units of log-weight.
         shrink: the factor after a rise.
+        grow: the factor after a fall. A rise need not be the step's fault, where the inner solution
+            is inexact; a radius that never recovers ends such a run for good.
 
     Use it as the `outer_tx` of `DoubleLoop` with `geometry=Simplex()`. It needs the parameters and
     the extra argument `value`, which `DoubleLoop` passes.
 
     Raises:
-        ValueError: `radius` <= 0 or `shrink` outside of (0, 1).
+        ValueError: `radius` <= 0, `shrink` outside of (0, 1), or `grow` < 1.
 
     >>> import jax.numpy as jnp
     >>> tx = log_trust_region(1.0)
@@ -53,6 +56,9 @@ def log_trust_region(
         raise ValueError(f"`radius` must be positive, got {radius}.")
     if not 0 < shrink < 1:
         raise ValueError(f"`shrink` must lie strictly between 0 and 1, got {shrink}.")
+
+    if not grow >= 1:
+        raise ValueError(f"`grow` must be at least 1, got {grow}.")
 
     def init(params: PyTree[Array]) -> TrustRegionState:
         dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -68,9 +74,11 @@ def log_trust_region(
     ) -> tuple[PyTree[Array], TrustRegionState]:
         centred = Simplex().tangent(params, updates)
         largest = optax.tree.norm(centred, ord=jnp.inf)
-        radius = jnp.where(value > state.value, shrink * state.radius, state.radius)
+        first = jnp.asarray(radius, state.radius.dtype)
+        factor = jnp.where(value > state.value, shrink, jnp.where(value < state.value, grow, 1.0))
+        now = jnp.minimum(factor.astype(first.dtype) * state.radius, first)
         # Where every row pulls alike there is nothing to do, and nothing to divide by.
-        factor = jnp.where(largest > 0, -radius / jnp.where(largest > 0, largest, 1), 0)
-        return optax.tree.scale(factor, centred), TrustRegionState(radius, value)
+        scale = jnp.where(largest > 0, -now / jnp.where(largest > 0, largest, 1), 0)
+        return optax.tree.scale(scale, centred), TrustRegionState(now, value)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]

@@ -4,7 +4,7 @@ from ._baselines import compare_baselines
 from ._diagnostics import Check, effective_sample_size, entropy
 from ._estimator import ReweightedClassifier, ReweightedRegressor
 from ._features import trust_features
-from ._methods import near_exact, soba
+from ._methods import clipped_soba, near_exact, soba
 from ._result import WeightsResult
 from ._weights import learn_weights
 
@@ -13,6 +13,7 @@ __all__ = [
     "ReweightedClassifier",
     "ReweightedRegressor",
     "WeightsResult",
+    "clipped_soba",
     "compare_baselines",
     "effective_sample_size",
     "entropy",

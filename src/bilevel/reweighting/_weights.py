@@ -313,7 +313,7 @@ def _run(
 ) -> tuple[Solution, pd.DataFrame, dict[str, Any]]:
     """Run the algorithm, from its checkpoint in `folder` if there is one."""
     u0 = uniform_weights(num_rows(problem.inner_data))
-    algorithm, default_steps, chunk_size = build_method(method, problem, u0, w0, convex)
+    problem, algorithm, default_steps, chunk_size = build_method(method, problem, u0, w0, convex)
     num_steps = default_steps if num_steps is None else num_steps
     key = jax.random.key(seed)
     state, checkpoint, path = None, None, None
