@@ -389,7 +389,7 @@ def read_or_run(pair: Pair, seed: int, steps: int, folder: Path) -> list[dict[st
 
 def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     """All pairs in full; the toy and one image pair, with fewer steps, in quick."""
-    steps, seeds = (STEPS, range(2)) if full else (1500, range(1))
+    steps, seeds = STEPS if full else 1500, range(1)
     have_data = bool(os.environ.get("BILEVEL_DATA"))
     rows = []
     for seed in seeds:

@@ -97,6 +97,13 @@ from ._remedies import (
     limit_log_step as limit_log_step,
     penalised as penalised,
 )
+from ._retrain import (
+    LeakCheck as LeakCheck,
+    RetrainCheck as RetrainCheck,
+    Trajectory as Trajectory,
+    leak_check as leak_check,
+    retrain_check as retrain_check,
+)
 from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,

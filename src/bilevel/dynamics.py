@@ -68,14 +68,14 @@ class Flow(eqx.Module):
     num_steps: Int[Array, ""]
 
     @property
-    def u(self) -> Float[Array, "times rows"]:
+    def u(self) -> Float[Array, "*batch times rows"]:
         """The weights."""
         return jnp.exp(self.log_u)
 
     @property
-    def support(self) -> Bool[Array, " rows"]:
-        """The rows that carry weight at the end."""
-        return self.u[-1] > SUPPORT
+    def support(self) -> Bool[Array, "*batch rows"]:
+        """The rows that carry weight at the end; under `vmap`, with its axes in front."""
+        return jnp.exp(self.log_u[..., -1, :]) > SUPPORT
 
 
 def mirror_flow(
@@ -203,7 +203,9 @@ def _integrate(
         return jnp.maximum(jnp.max(u * jnp.abs(c)), jnp.max(-c))
 
     def at_rest(_: Any, y: tuple[Array, PyTree], __: Any, **___: Any) -> Array:
-        return residual(*y) <= tol
+        # Without a tolerance the flow goes on even where the weights are at rest to the last bit: in a
+        # joint flow the model may still move, and take them along.
+        return (residual(*y) <= tol) & (jnp.asarray(tol) > 0)
 
     save = diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)
     solution = diffrax.diffeqsolve(
@@ -320,7 +322,24 @@ def row_gradients(problem: BilevelProblem, u: Weights, w: PyTree[Array]) -> Floa
     return jacobian(by_u, argnums=1)(u, flat)
 
 
-# A field at a point.
+# A field at a point. Compiled: run op by op, a field that solves a linear system takes seconds.
+
+
+@eqx.filter_jit
+def _value(field: Field, u: Weights) -> Weights:
+    return field(u)
+
+
+@eqx.filter_jit
+def _jacobian(field: Field, u: Weights) -> Float[Array, "rows rows"]:
+    return jax.jacfwd(field)(u)
+
+
+class _MirrorField(eqx.Module):
+    field: Field
+
+    def __call__(self, u: Weights) -> Weights:
+        return u * Simplex().tangent(u, self.field(u))
 
 
 def is_stationary(field: Field, u: Weights, tol: float = 1e-8) -> bool:
@@ -328,7 +347,7 @@ def is_stationary(field: Field, u: Weights, tol: float = 1e-8) -> bool:
 
     `|phi_i - <u, phi>| <= tol (1 + max |phi|)` for every row with `u_i > 0`; every vertex is.
     """
-    phi = field(u)
+    phi = _value(field, u)
     c = jnp.where(u > 0, Simplex().tangent(u, phi), 0)
     return bool(jnp.max(jnp.abs(c)) <= tol * (1 + jnp.max(jnp.abs(phi))))
 
@@ -366,7 +385,7 @@ def stability(field: Field, u: Weights, threshold: float = SUPPORT) -> Stability
             "`u` is not a stationary point of this field; follow `mirror_flow` to one, with a `tol`."
         )
     on = np.asarray(u > 0)
-    phi, jacobian, p = (np.asarray(x) for x in (field(u), jax.jacfwd(field)(u), u[on]))
+    phi, jacobian, p = (np.asarray(x) for x in (_value(field, u), _jacobian(field, u), u[on]))
     basis = _tangent_basis(int(on.sum()))
     block = (np.diag(p) - np.outer(p, p)) @ jacobian[np.ix_(on, on)]
     eigenvalues = np.asarray(np.linalg.eigvals(basis.T @ block @ basis), complex)
@@ -381,8 +400,7 @@ def local_rate(field: Field, u: Weights) -> float:
     The smallest real part of an eigenvalue of `D(P phi)(u)` on the tangent space: from near enough,
     `|u(t) - u|` falls as `exp(-rate t)`. Negative where the point is not stable.
     """
-    flow = lambda u: u * Simplex().tangent(u, field(u))  # noqa: E731
-    jacobian, basis = np.asarray(jax.jacfwd(flow)(u)), _tangent_basis(u.size)
+    jacobian, basis = np.asarray(_jacobian(_MirrorField(field), u)), _tangent_basis(u.size)
     return float(np.real(np.linalg.eigvals(basis.T @ jacobian @ basis)).min())
 
 

@@ -1,6 +1,14 @@
 """Builders that turn a task into a `BilevelProblem`, and reference solutions for them."""
 
 from ._cleaning import hyper_cleaning
+from ._distillation import (
+    augment,
+    augmentation,
+    distillation,
+    hard_labels,
+    identity_augmentation,
+    soft_cross_entropy,
+)
 from ._hyperparameters import log_penalties, logistic, logistic_loss, ridge, tensor_penalties
 from ._quadratic import quadratic
 from ._reference import Reference, reference_solution
@@ -18,7 +26,12 @@ from ._reweighting import (
 __all__ = [
     "Model",
     "Reference",
+    "augment",
+    "augmentation",
+    "distillation",
+    "hard_labels",
     "hyper_cleaning",
+    "identity_augmentation",
     "linear_model",
     "log_penalties",
     "logistic",
@@ -28,6 +41,7 @@ __all__ = [
     "reference_solution",
     "reweighting",
     "ridge",
+    "soft_cross_entropy",
     "softmax_cross_entropy",
     "squared_error",
     "tensor_penalties",

@@ -1,0 +1,176 @@
+"""Anti-distillation: more learned targets than the outer objective has points."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._problem import BilevelProblem
+from ._reweighting import Predict, squared_error
+
+Rows = tuple[Float[Array, "batch features"], Int[Array, " batch"]]
+
+
+def exponential_amplitudes(num_frequencies: int = 10) -> Float[Array, " frequencies"]:
+    """`a_l = 2^(L - l)`: halved from each frequency to the next (Vicol et al., section 4.2)."""
+    return 2.0 ** jnp.arange(_positive(num_frequencies) - 1.0, -1.0, -1.0)
+
+
+def harmonic_amplitudes(num_frequencies: int = 10) -> Float[Array, " frequencies"]:
+    """`a_l = 1 / l` (Vicol et al., appendix F.2)."""
+    return 1 / jnp.arange(1.0, _positive(num_frequencies) + 1.0)
+
+
+def _positive(num_frequencies: int) -> int:
+    if num_frequencies < 1:
+        raise ValueError(f"`num_frequencies` must be >= 1, got {num_frequencies}.")
+    return num_frequencies
+
+
+def fourier_features(
+    x: Float[Array, " points"], amplitudes: Float[Array, " frequencies"]
+) -> Float[Array, "points features"]:
+    """One row a point, with `2 L + 1` features for L amplitudes.
+
+        phi(x) = (1, a_1 cos x, ..., a_L cos L x, a_1 sin x, ..., a_L sin L x)
+
+    A least-squares fit of minimum norm explains as much as it can with the frequencies of large
+    amplitude, which are the directions of large curvature.
+
+    Args:
+        x: points, in radians.
+        amplitudes: `a_l` of the frequencies 1, ..., L: `exponential_amplitudes()`,
+            `harmonic_amplitudes()` or your own.
+
+    >>> import jax.numpy as jnp
+    >>> fourier_features(jnp.zeros(1), jnp.array([2.0, 1.0])).tolist()
+    [[1.0, 2.0, 1.0, 0.0, 0.0]]
+    """
+    frequency = jnp.arange(1, amplitudes.size + 1).astype(x.dtype)
+    angle = x[:, None] * frequency[None, :]
+    a = amplitudes[None, :]
+    return jnp.concatenate([jnp.ones_like(x)[:, None], a * jnp.cos(angle), a * jnp.sin(angle)], 1)
+
+
+def linear(w: Float[Array, " features"], X: Float[Array, "batch features"]) -> Array:
+    """`X w`, as the one output of a model without an intercept."""
+    return (X @ w)[:, None]
+
+
+class _FitTargets(eqx.Module):
+    predict: Predict
+
+    def __call__(self, u: Float[Array, " points"], w: PyTree, batch: Rows) -> Array:
+        X, i = batch
+        return u.size / i.size * jnp.sum(squared_error(self.predict(w, X), u[i]))
+
+
+class _FitOriginal(eqx.Module):
+    predict: Predict
+    num_rows: int
+
+    def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array]) -> Array:
+        X, y = batch
+        return self.num_rows / y.size * jnp.sum(squared_error(self.predict(w, X), y))
+
+
+def anti_distillation(
+    X: Float[Array, "points features"],
+    X_original: Float[Array, "original features"],
+    y_original: Float[Array, " original"],
+    predict: Predict = linear,
+) -> BilevelProblem:
+    """Targets for N points, learned so that a model fitted to them fits P original points.
+
+        f(u, w) = sum_i (predict(w, x_i) - u_i)^2 / 2                (N points, their targets learned)
+        F(u, w) = sum_j (predict(w, x_j) - y_j)^2 / 2                (P original points)
+
+    With N > P many `u` reach F = 0, and which of them is found depends on how the hypergradient is
+    approximated: see `anti_distillation_limit`. Use float64.
+
+    Args:
+        X: the points, as rows of features; for a Fourier basis
+            `fourier_features(jnp.linspace(-2, 2, 13), exponential_amplitudes())`.
+        X_original, y_original: the original points, in the same features, and their targets.
+        predict: `(w, X) -> (batch, 1)`: `X w` by default, or a `Model`'s, such as that of
+            `mlp_model(1, 1, key=key)` on `X = x[:, None]`.
+
+    `u` has shape `(points,)`; start from zeros. `w` has shape `(features,)` for the default model;
+    start from zeros, or have the cold start's solution at once: `ClosedForm(min_norm_fit)`. A batch
+    is scaled to an unbiased estimate of the sum. The curvature of f is `X^T X`: singular if there
+    are fewer points than features, and of a condition number of 30007 with the exponential, 88 with
+    the harmonic amplitudes on the 13 points above (their largest 2.1e6 and 15.5: gradient steps of
+    1e-7 and 1e-3 are the paper's).
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Source: Vicol et al., section 4.2 and appendix F.2.
+
+    >>> import jax.numpy as jnp
+    >>> problem = anti_distillation(jnp.eye(2), jnp.ones((1, 2)), jnp.array([2.0]))
+    >>> u, w = jnp.array([1.0, 0.0]), jnp.zeros(2)
+    >>> float(problem.inner(u, w, problem.inner_data)), float(problem.outer(u, w, problem.outer_data))
+    (0.5, 2.0)
+    """
+    if y_original.shape != X_original.shape[:1]:
+        raise ValueError(
+            f"`y_original` must have one target for each row of `X_original`, shape "
+            f"{X_original.shape[:1]}, got shape {y_original.shape}."
+        )
+    if X.shape[1] != X_original.shape[1]:
+        raise ValueError(
+            f"`X_original` must have the features of `X`, {X.shape[1]} columns, got "
+            f"{X_original.shape[1]}."
+        )
+    return BilevelProblem(
+        outer=_FitOriginal(predict, y_original.size),
+        inner=_FitTargets(predict),
+        outer_data=(X_original, y_original),
+        inner_data=(X, jnp.arange(X.shape[0])),
+    )
+
+
+def min_norm_fit(u: Float[Array, " points"], batch: Rows) -> Float[Array, " features"]:
+    """`X^+ u`: where gradient descent from `w = 0` ends, of all w that fit the targets best.
+
+    For `ClosedForm`, of the default linear model; with `ITD` the hypergradient is then exact.
+    """
+    X, i = batch
+    return jnp.linalg.pinv(X) @ u[i]
+
+
+def anti_distillation_limit(
+    X: Float[Array, "points features"],
+    X_original: Float[Array, "original features"],
+    y_original: Float[Array, " original"],
+    solved: Float[Array, "features original"],
+    u0: Float[Array, " points"] | None = None,
+) -> Float[Array, " points"]:
+    """Where cold-started gradient steps end, with an approximate inverse in the hypergradient.
+
+        u_{s+1} = u_s - b C (X_o X^+ u_s - y),   C = X A^-1 X_o^T        (A^-1 in place of H^-1)
+        u_inf   = u_0 + C (X_o X^+ C)^-1 (y - X_o X^+ u_0)
+
+    whatever the step b > 0, as long as it is small enough and the eigenvalues of `X_o X^+ C` have
+    positive real parts. All of these fit the original points; with the exact `A^-1 = (X^T X)^+` it is
+    the one that is nearest to `u_0` (Theorem 3.1). For one original point the norm of `u_inf` from
+    `u_0 = 0` never grows as the filter `l / A` of the eigenvalues l of `X^T X` (1 for the exact
+    inverse) gets flatter, as it does for more Neumann terms and for less damping.
+
+    Args:
+        X, X_original, y_original: those of `anti_distillation` with the default linear model.
+        solved: `A^-1 X_original^T`, what the linear solver makes of the columns `X_original^T`.
+        u0: where the run starts, zero by default.
+
+    Not in the paper, which runs gradient descent.
+
+    >>> import jax.numpy as jnp
+    >>> X, original, y = jnp.eye(2), jnp.array([[1.0, 3.0]]), jnp.array([10.0])
+    >>> anti_distillation_limit(X, original, y, original.T).tolist()
+    [1.0, 3.0]
+    """
+    pseudo_inverse = jnp.linalg.pinv(X)
+    response = X_original @ pseudo_inverse
+    u0 = jnp.zeros_like(X[:, 0]) if u0 is None else u0
+    moves = X @ solved
+    return u0 + moves @ jnp.linalg.solve(response @ moves, y_original - response @ u0)

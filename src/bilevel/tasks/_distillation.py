@@ -1,0 +1,168 @@
+"""Dataset distillation and learned augmentation: outer variables that the inner model trains on."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+from .._problem import BilevelProblem
+from ._hyperparameters import check_rows
+from ._reweighting import Loss, MeanRisk, Predict, softmax_cross_entropy
+
+
+def soft_cross_entropy(
+    logits: Float[Array, "batch classes"], target: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    """`-sum_k t_k log softmax(z)_k` a row, for targets that are probabilities."""
+    return optax.softmax_cross_entropy(logits, target)
+
+
+class _DistilledRisk(eqx.Module):
+    predict: Predict
+    fixed: dict[str, Array]
+    l2: float
+
+    def __call__(self, u: dict[str, Array], w: PyTree, batch: Any) -> Array:
+        rows = {**self.fixed, **u}
+        target = jax.nn.softmax(rows["labels"])
+        risk = jnp.mean(soft_cross_entropy(self.predict(w, rows["inputs"]), target))
+        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+
+
+def distillation(
+    X: Float[Array, "rows features"],
+    y: Int[Array, " rows"],
+    predict: Predict,
+    *,
+    inputs: Float[Array, "points features"] | None = None,
+    labels: Float[Array, "points classes"] | None = None,
+    loss: Loss = softmax_cross_entropy,
+    l2: float = 0.0,
+) -> BilevelProblem:
+    """Dataset distillation: a few synthetic rows that a model is trained on (Vicol et al., eq. 3).
+
+        f(u, w) = mean_j CE(predict(w, x_j), softmax(t_j)) + l2 / 2 ||w||^2     (synthetic rows)
+        F(u, w) = mean_i loss(predict(w, X_i), y_i)                             (original rows)
+
+    The outer variable is a dict of what is learned: `{"inputs": (points, features)}`,
+    `{"labels": (points, classes)}` (logits of soft labels), or both.
+
+    Args:
+        X, y: the original rows and their class codes.
+        predict: `(w, x) -> (batch, classes)` logits, as in `Model`.
+        inputs: the synthetic inputs, if they are fixed and only labels are learned.
+        labels: the logits of the synthetic labels, if they are fixed; `hard_labels` makes some.
+        loss: of an original row.
+        l2: >= 0.
+
+    With fewer synthetic rows than parameters and `l2 = 0` **the inner problem has many solutions**:
+    what is found depends on how it is solved, a warm-started w remembers all the rows it was ever
+    trained on, and a model retrained on the final ones need be no good. Use `retrain_check`.
+
+    Raises:
+        ValueError: shapes that do not belong together, both `inputs` and `labels` given, `l2` < 0.
+
+    >>> import jax.numpy as jnp
+    >>> X, y = jnp.eye(2), jnp.array([0, 1])
+    >>> problem = distillation(X, y, lambda w, x: x @ w, labels=hard_labels(y, 2))
+    >>> u, w = {"inputs": X}, jnp.zeros((2, 2))
+    >>> round(float(problem.inner(u, w, None)), 4), round(float(problem.outer(u, w, (X, y))), 4)
+    (0.6931, 0.6931)
+    """
+    check_rows(X, y, X, y)
+    if l2 < 0:
+        raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
+    if inputs is not None and labels is not None:
+        raise ValueError(
+            "`distillation` got fixed `inputs` and fixed `labels`, so nothing is left to learn; pass "
+            "at most one of them."
+        )
+    given = {"inputs": inputs, "labels": labels}
+    fixed = {name: x for name, x in given.items() if x is not None}
+    return BilevelProblem(
+        outer=MeanRisk(predict, loss),
+        inner=_DistilledRisk(predict, fixed, l2),
+        outer_data=(X, y),
+    )
+
+
+def hard_labels(
+    y: Int[Array, " points"], num_classes: int, confidence: float = 1e3
+) -> Float[Array, "points classes"]:
+    """Logits whose softmax is the one-hot label (to rounding, for the default `confidence`).
+
+    >>> import jax, jax.numpy as jnp
+    >>> jax.nn.softmax(hard_labels(jnp.array([1]), 2)).tolist()
+    [[0.0, 1.0]]
+    """
+    return confidence * jax.nn.one_hot(y, num_classes)
+
+
+class _AugmentedRisk(eqx.Module):
+    predict: Predict
+    loss: Loss
+    l2: float
+
+    def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array]) -> Array:
+        x, y = batch
+        risk = jnp.mean(self.loss(self.predict(w, augment(u, x)), y))
+        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+
+
+def augment(
+    u: dict[str, Array], x: Float[Array, "batch features"]
+) -> Float[Array, "batch features"]:
+    """The linear augmentation network: `x A^T + b`, with `u = {"matrix": A, "bias": b}`."""
+    return x @ u["matrix"].T + u["bias"]
+
+
+def identity_augmentation(num_features: int) -> dict[str, Array]:
+    """The outer variable at which `augmentation` leaves the rows as they are."""
+    return {"matrix": jnp.eye(num_features), "bias": jnp.zeros(num_features)}
+
+
+def augmentation(
+    X: Float[Array, "rows features"],
+    y: Shaped[Array, " rows"],
+    X_val: Float[Array, "val features"],
+    y_val: Shaped[Array, " val"],
+    predict: Predict,
+    *,
+    loss: Loss = softmax_cross_entropy,
+    l2: float = 0.0,
+) -> BilevelProblem:
+    """A linear network that transforms the training rows, as the outer variable (Vicol et al., 4.1).
+
+        f(u, w) = mean_i loss(predict(w, A x_i + b), y_i) + l2 / 2 ||w||^2     (training rows)
+        F(u, w) = mean_j loss(predict(w, x_j), y_j)                            (validation rows)
+
+    Args:
+        X, y: training rows, few of them, or there is nothing to gain.
+        X_val, y_val: the rows that count; they are not transformed.
+        predict: `(w, x) -> (batch, outputs)`, as in `Model`.
+        loss: `(predictions, y) -> one loss a row`.
+        l2: >= 0.
+
+    The outer variable is `{"matrix": A, "bias": b}`; start from `identity_augmentation`. As in
+    `distillation` a warm-started model sees another training set at each step and keeps what it
+    learned: use `retrain_check`.
+
+    >>> import jax.numpy as jnp
+    >>> X, y = jnp.eye(2), jnp.array([0, 1])
+    >>> problem = augmentation(X, y, X, y, lambda w, x: x @ w)
+    >>> u, w = identity_augmentation(2), jnp.eye(2)
+    >>> bool(problem.inner(u, w, (X, y)) == problem.outer(u, w, (X, y)))
+    True
+    """
+    check_rows(X, y, X_val, y_val)
+    if l2 < 0:
+        raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
+    return BilevelProblem(
+        outer=MeanRisk(predict, loss),
+        inner=_AugmentedRisk(predict, loss, l2),
+        outer_data=(X_val, y_val),
+        inner_data=(X, y),
+    )
