@@ -116,7 +116,7 @@ def augment(
     u: dict[str, Array], x: Float[Array, "batch features"]
 ) -> Float[Array, "batch features"]:
     """The linear augmentation network: `x A^T + b`, with `u = {"matrix": A, "bias": b}`."""
-    return x @ u["matrix"].T + u["bias"]
+    return x @ u["matrix"].T + u["bias"][None]
 
 
 def identity_augmentation(num_features: int) -> dict[str, Array]:
