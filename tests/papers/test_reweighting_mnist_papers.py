@@ -1,0 +1,157 @@
+"""Figures 5 and 6 of Ivanova & Ablin: the scripts' own functions, and their claims on MNIST."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel
+from bilevel import tasks
+
+SCRIPTS = Path(__file__).parents[2] / "papers" / "reweighting"
+
+needs_data = pytest.mark.skipif(
+    not os.environ.get("BILEVEL_DATA"),
+    reason="BILEVEL_DATA is not set: the published MNIST files are not here",
+)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script by name, with jax's promotion as scripts run."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield importlib.import_module
+
+
+def small(n=60, outer=30, features=5, seed=0):
+    """A problem with three classes, half of its labels redrawn, and two columns of zeros."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal(size=(3, features))
+
+    def rows(size):
+        x = rng.normal(size=(size, features))
+        return np.insert(x, [1, 3], 0.0, axis=1), (x @ true.T).argmax(axis=1)
+
+    (X, y), (X_outer, y_outer) = rows(n), rows(outer)
+    noisy = np.where(rng.random(n) < 0.5, rng.integers(0, 3, n), y)
+    model = tasks.linear_model(features + 2, 10, bias=False)
+    problem = tasks.reweighting(
+        jnp.asarray(X),
+        jnp.asarray(noisy, jnp.int32),
+        jnp.asarray(X_outer),
+        jnp.asarray(y_outer, jnp.int32),
+        model.predict,
+    )
+    return problem, model, noisy == y, rows(20)
+
+
+def test_step_sizes_have_the_ratio_and_reach_a_bound(script):
+    ratios = script("ratios")
+    eta, rho = ratios.step_sizes(ratios.RATIOS)
+    np.testing.assert_allclose(eta / rho, 10.0 ** np.arange(-4, 5), rtol=1e-12)
+    np.testing.assert_allclose(eta, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 1, 1], rtol=1e-12)
+    np.testing.assert_allclose(rho, [1e-2] * 7 + [1e-3, 1e-4], rtol=1e-12)
+
+
+def test_entropies_of_the_baselines_are_those_of_their_weights(script):
+    found = script("ratios").entropy_baselines(8000, 0.9)
+    assert found["uniform"] == pytest.approx(bilevel.entropy(np.ones(8000)), rel=1e-12)
+    assert found["perfect"] == pytest.approx(bilevel.entropy(np.ones(800)), rel=1e-12)
+    assert found["perfect"] == pytest.approx(6.684612, abs=1e-6)  # not (1 - p) log n = 0.899
+
+
+def test_widest_stretch_and_its_width(script):
+    steps = script("soba_steps")
+    grid = 10.0 ** np.array([-2, -1.5, -1, -0.5, 0, 0.5])
+    assert steps.widest([True, False, True, True, True, False], grid) == (grid[2], grid[4])
+    assert steps.widest([False] * 6, grid) is None
+    assert steps.widest([False, False, False, False, False, True], grid) == (grid[5], grid[5])
+    assert steps.decades((grid[2], grid[4]), grid) == 1.5
+    assert steps.decades((grid[5], grid[5]), grid) == 0.5
+    assert steps.decades(None, grid) == 0.0
+
+
+@pytest.mark.parametrize("name", ["full_batch", "by_weight", "uniform"])
+def test_all_step_sizes_at_once_are_the_runs_of_solve(script, monkeypatch, name):
+    steps = script("soba_steps")
+    monkeypatch.setattr(steps, "BATCH", 8)
+    way = getattr(steps, name)
+    problem, model, _, _ = small()
+    etas, rhos = np.array([0.02, 0.5, 3.0]), np.array([0.2, 0.1, 0.05])
+    key = jax.random.key(3)
+    runs = steps.run_grid(problem, model, way, etas, rhos, [7, 40], key)
+    assert runs.steps.tolist() == [40] * 3
+    for k in range(3):
+        alone = bilevel.solve(
+            problem,
+            way(jnp.asarray(etas[k]), jnp.asarray(rhos[k]), 60),
+            tasks.uniform_weights(60),
+            model.w0,
+            num_steps=40,
+            key=key,
+        )
+        np.testing.assert_allclose(runs.u[k], alone.u, rtol=1e-8)
+        np.testing.assert_allclose(runs.w["weight"][k], alone.w["weight"], rtol=1e-7, atol=1e-12)
+        weights = np.asarray(alone.u)
+        ess = bilevel.effective_sample_size(weights)
+        assert runs.curves["ess"][1, k] == pytest.approx(ess, rel=1e-8)
+        assert runs.curves["entropy"][1, k] == pytest.approx(bilevel.entropy(weights), rel=1e-8)
+    assert np.ptp(runs.curves["ess"][1]) > 1
+
+
+def test_a_run_that_explodes_keeps_its_last_good_point(script):
+    steps = script("soba_steps")
+    problem, model, _, _ = small()
+    etas, rhos = np.array([0.02, 0.02]), np.array([0.2, 1e200])
+    runs = steps.run_grid(problem, model, steps.full_batch, etas, rhos, [5, 30], jax.random.key(0))
+    assert runs.steps[0] == 30
+    assert runs.steps[1] < 5
+    assert np.isfinite(runs.w["weight"]).all()
+    np.testing.assert_allclose(runs.u.sum(axis=1), 1, rtol=1e-9)
+
+
+def test_per_visit_divides_the_outer_step_by_rows_over_batch(script):
+    ratios = script("ratios")
+    slow = ratios.per_visit(ratios.uniform)(jnp.asarray(0.5), jnp.asarray(0.1), 8000)
+    assert float(slow.outer_step) == pytest.approx(0.5 * 64 / 8000)
+    assert float(slow.inner_step) == float(slow.linear_step) == pytest.approx(0.1)
+
+
+def test_empty_pixels_change_nothing_and_judging_knows_perfect_weights(script):
+    steps = script("soba_steps")
+    problem, model, clean, (X_test, y_test) = small()
+    X_test[:, 1] = 7.0  # only test rows use it
+    data = steps.Cleaning(problem, model, jnp.asarray(X_test), y_test, clean)
+    narrow = steps.drop_empty_pixels(data)
+    assert narrow.X_test.shape == (20, 5)
+    etas, rhos, key = np.array([0.5]), np.array([0.1]), jax.random.key(0)
+    wide_run, run = (
+        steps.run_grid(d.problem, d.model, steps.full_batch, etas, rhos, [50], key)
+        for d in (data, narrow)
+    )
+    np.testing.assert_allclose(run.u, wide_run.u, rtol=1e-9)
+    w, wide_w = ({"weight": jnp.asarray(r.w["weight"][0])} for r in (run, wide_run))
+    assert steps.accuracies(narrow, w) == steps.accuracies(data, wide_w)
+
+    perfect = steps.judge(narrow, clean / clean.sum(), w)
+    assert perfect["f1_noisy"] == perfect["f1_clean"] == perfect["auroc"] == 1
+    assert perfect["ess"] == pytest.approx(clean.sum())
+    assert perfect["weight_on_clean_rows"] == pytest.approx(1)
+    assert perfect["as_left"] == steps.accuracies(narrow, w)
+
+
+def quick(name: str, out: Path):
+    """In a process of its own: scripts set what they need of jax, and the suite's modes stay here."""
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--quick", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (out / f"{name}.png").stat().st_size > 10_000
+    report = json.loads((out / f"{name}.json").read_text())
+    return report, report["runs"][0]
