@@ -416,12 +416,10 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     def gains(over: dict[str, float], under: dict[str, float]) -> dict[str, float]:
         return {pair: round(over[pair] - under[pair], 4) for pair in over}
 
-    plain, chosen = of("plain", "best"), of("clipped SOBA", "best")
-    near, image_pairs = of("near-exact", "best"), [p for p in plain if p != "toy"]
+    plain = of("plain", "best")
+    image_pairs = [pair for pair in plain if pair != "toy"]
     needed = 4 if full else 1
-    wins = [p for p in image_pairs if chosen[p] > plain[p]]
-    near_wins = [p for p in image_pairs if near[p] > plain[p]]
-    collapsed, least = of("plain", "collapsed"), of("clipped SOBA", "least_ess")
+    collapsed = of("plain", "collapsed")
     claims = [
         Claim(
             "R12",
@@ -429,30 +427,42 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
             "goes sparse (Figures 5 and 6)",
             f"collapses at {collapsed} of {len(DECADES)} outer steps",
             min(collapsed.values()) > 0,
-        ),
-        Claim(
-            "R12",
-            "the recommended default, SOBA with clipped visits, collapses nowhere",
-            None,
-            f"least effective sample size {least}",
-            max(of("clipped SOBA", "collapsed").values()) == 0,
-        ),
-        Claim(
-            "R12",
-            f"untuned, it beats plain SOBA tuned by test accuracy on at least {needed} of the "
-            f"{len(image_pairs)} image pairs",
-            None,
-            f"{len(wins)}: {wins}; gains {gains(chosen, plain)}",
-            len(wins) >= needed,
-        ),
-        Claim(
-            "R12",
-            "so does the near-exact method",
-            None,
-            f"{len(near_wins)}: {near_wins}; gains {gains(near, plain)}",
-            len(near_wins) >= needed,
-        ),
+        )
     ]
+    for name, what in [("near-exact", "the default"), ("clipped SOBA", "the one for minibatches")]:
+        best, least = of(name, "best"), of(name, "least_ess")
+        wins = [pair for pair in image_pairs if best[pair] > plain[pair]]
+        gone = [pair for pair, times in of(name, "collapsed").items() if times > 0]
+        claims += [
+            Claim(
+                "R12",
+                f"{name}, {what}, collapses nowhere",
+                None,
+                f"least effective sample size {least}",
+                not gone,
+                f"It does on {gone}." if gone else "",
+            ),
+            Claim(
+                "R12",
+                f"{name}, untuned, beats plain SOBA tuned by test score on at least {needed} of the "
+                f"{len(image_pairs)} image pairs",
+                None,
+                f"{len(wins)}: {wins}; gains {gains(best, plain)}",
+                len(wins) >= needed,
+            ),
+        ]
+    perfect = of("perfect", "best")
+    short = {p: round(perfect[p] - of("near-exact", "best")[p], 4) for p in image_pairs}
+    claims.append(
+        Claim(
+            "R12",
+            "with the default a retrained model does as well as with weights on the clean rows alone",
+            None,
+            f"perfect minus near-exact {short}",
+            max(short.values()) <= 0.01,
+            "Not with an MLP that can fit wrong labels: nothing here reaches perfect weights there.",
+        )
+    )
     settings = {
         "rows": N,
         "outer": OUTER,
