@@ -1,0 +1,534 @@
+"""Flows on the simplex: closed forms, what `Flow` reports, and the tests of a field at a point."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+import scipy.linalg
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bilevel
+from bilevel import dynamics
+from bilevel.tasks import linear_model, reweighting, squared_error, uniform_weights
+
+
+def low_rank(seed: int, n: int = 5, p: int = 3) -> dynamics.LowRankField:
+    """The random field of Ivanova & Ablin, Figure 3."""
+    rng = np.random.default_rng(seed)
+    gradients, outer, v = rng.normal(size=(n, p)), rng.normal(size=p), rng.normal(size=(n, p))
+    hessians = v[:, :, None] * v[:, None, :] + 0.1 * np.eye(p)
+    return dynamics.LowRankField(*map(jnp.asarray, (gradients, hessians, outer)))
+
+
+def limit(field: dynamics.Field, n: int = 5, tol: float = 1e-8) -> jax.Array:
+    """Where the flow from uniform weights ends."""
+    flow = dynamics.mirror_flow(field, uniform_weights(n), jnp.array([1e3]), tol=tol)
+    assert bool(flow.converged)
+    return flow.u[-1]
+
+
+L2 = 0.3
+X, Y = np.random.default_rng(0).normal(size=(6, 2)), np.random.default_rng(1).normal(size=6)
+X_OUT, Y_OUT = np.random.default_rng(2).normal(size=(9, 2)), np.arange(9) / 9.0
+MODEL = linear_model(2, 1, bias=False)
+W0 = {"weight": jnp.array([[1.0, -2.0]])}
+PROBLEM = reweighting(
+    *map(jnp.asarray, (X, Y, X_OUT, Y_OUT)), MODEL.predict, loss=squared_error, l2=L2
+)
+UNIFORM = uniform_weights(6)
+
+
+def hessian(u):
+    return jnp.asarray(X.T) @ (u[:, None] * jnp.asarray(X)) + L2 * jnp.eye(2)
+
+
+def solution(u, batch):
+    x, y, _ = batch
+    return {"weight": jnp.linalg.solve(hessian(u), x.T @ (u * y))[None]}
+
+
+# Mirror flows with a closed form.
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_constant_field(ties):
+    phi = jnp.array([0.3, -1.0, -1.0 if ties else 2.0, 0.7])
+    u0 = jnp.array([0.4, 0.2, 0.1, 0.3])
+    ts = jnp.array([0.0, 0.5, 3.0, 40.0])
+    flow = dynamics.mirror_flow(lambda u: phi, u0, ts)
+    expected = np.asarray(u0) * np.exp(-np.outer(ts, phi))
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(flow.u, expected, atol=1e-9)
+    for t, row in zip(ts, expected, strict=True):
+        np.testing.assert_allclose(dynamics.constant_field_flow(phi, u0, t), row, rtol=1e-12)
+    end = dynamics.constant_field_limit(phi, u0)
+    np.testing.assert_allclose(end, [0, 2 / 3, 1 / 3, 0] if ties else [0, 1, 0, 0], rtol=1e-15)
+    np.testing.assert_allclose(flow.u[-1], end, atol=1e-9)
+
+
+def test_constant_field_is_mirror_descent():
+    phi, u = jnp.array([1.0, -0.5, 0.2]), jnp.array([0.5, 0.2, 0.3])
+    u0 = u
+    for k in range(1, 101):
+        u = bilevel.Simplex().retract(u, -0.05 * phi)
+        closed = dynamics.constant_field_flow(phi, u0, 0.05 * k)
+        np.testing.assert_allclose(u, closed, rtol=0, atol=1e-12)
+
+
+def test_constant_field_limit_needs_weight():
+    """A row that starts at 0 wins nothing, however small its entry."""
+    end = dynamics.constant_field_limit(jnp.array([-5.0, 1.0, 1.0]), jnp.array([0.0, 0.25, 0.75]))
+    np.testing.assert_allclose(end, [0, 0.25, 0.75], rtol=1e-15)
+
+
+@pytest.mark.parametrize("c", [1.5, -1.5])
+def test_two_rows_that_attract_or_repel(c):
+    """phi = c (u - 1/2): z = (u_1 - 1/2)^2 has z / (1/4 - z) = const exp(-c t)."""
+    ts, u0 = jnp.array([0.1, 1.0, 4.0]), jnp.array([0.8, 0.2])
+    flow = dynamics.mirror_flow(lambda u: c * (u - 0.5), u0, ts)
+    odds = 0.09 / (0.25 - 0.09) * np.exp(-c * np.asarray(ts))
+    z = 0.25 * odds / (1 + odds)
+    np.testing.assert_allclose(flow.u[:, 0], 0.5 + np.sqrt(z), atol=1e-9)
+
+
+def test_logistic_weight():
+    """Two rows, phi = (0, a): the odds of the second fall as exp(-a t)."""
+    ts = jnp.linspace(0, 5, 7)
+    flow = dynamics.mirror_flow(lambda u: jnp.array([0.0, 1.3]), jnp.array([0.2, 0.8]), ts)
+    np.testing.assert_allclose(flow.u[:, 1], 1 / (1 + np.exp(1.3 * ts) / 4), atol=1e-9)
+    assert flow.w is None
+
+
+RING = jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
+
+
+def test_a_flow_that_goes_round_does_not_converge():
+    """Of an antisymmetric matrix the product of the weights is conserved."""
+    u0 = jnp.array([0.6, 0.3, 0.1])
+    flow = dynamics.mirror_flow(lambda u: RING @ u, u0, jnp.linspace(0, 100, 41), tol=1e-3)
+    assert not bool(flow.converged)
+    assert bool(flow.finished)
+    np.testing.assert_allclose(jnp.sum(flow.log_u, axis=1), np.log(0.018), atol=1e-6)
+    assert float(flow.residual) > 0.01
+    assert np.ptp(flow.u[:, 0]) > 0.5
+
+
+def test_mirror_descent_is_its_discretisation():
+    field, u0 = low_rank(98), uniform_weights(5)
+    end = dynamics.mirror_flow(field, u0, jnp.array([2.0])).u[-1]
+
+    @jax.jit
+    def descend(step):
+        move = lambda _, u: bilevel.Simplex().retract(u, -step * field(u))  # noqa: E731
+        return jax.lax.fori_loop(0, jnp.round(2.0 / step).astype(int), move, u0)
+
+    gaps = [float(jnp.linalg.norm(descend(2.0 / k) - end)) for k in (400, 800, 1600)]
+    assert gaps[-1] < 1e-3
+    np.testing.assert_allclose(np.array(gaps[:-1]) / gaps[1:], 2, rtol=0.02)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.floats(0, 1), min_size=5, max_size=5).filter(lambda x: sum(x) > 1e-3),
+    st.floats(0.01, 50),
+)
+def test_stays_on_the_simplex(seed, u0, horizon):
+    u0 = jnp.asarray(np.array(u0) / np.sum(u0))
+    flow = dynamics.mirror_flow(low_rank(seed), u0, horizon * jnp.array([0.5, 1.0]), max_steps=4000)
+    assert bool(jnp.all(flow.u >= 0))
+    np.testing.assert_allclose(jnp.sum(flow.u, axis=1), 1, rtol=1e-12)
+    assert bool(jnp.all(flow.u[:, u0 == 0] == 0))
+
+
+def test_one_compilation_for_fields_of_one_shape(compilations):
+    for seed in (1001, 1002, 1003):
+        dynamics.mirror_flow(low_rank(seed, 7, 2), uniform_weights(7), jnp.array([1.0]))
+    assert sum("_integrate" in name for name in compilations) == 1
+
+
+# What a flow reports.
+
+
+def test_rows_at_zero_stay_and_do_not_count():
+    field = low_rank(98)
+    on = jnp.array([True, True, False, True, False])
+    u0 = jnp.where(on, 1 / 3, 0)
+    flow = dynamics.mirror_flow(field, u0, jnp.array([0.5, 200.0]), tol=1e-8)
+    assert bool(jnp.all(flow.u[:, ~on] == 0))
+    assert bool(jnp.all(flow.log_u[:, ~on] == -jnp.inf))
+    assert bool(flow.converged)
+    # Row 0 alone: everything else may want in, but nothing is there.
+    alone = dynamics.mirror_flow(field, jax.nn.one_hot(0, 5), jnp.array([1.0]), tol=1e-8)
+    assert bool(alone.converged)
+    assert float(alone.residual) == 0
+    margins = field(jax.nn.one_hot(0, 5)) - field(jax.nn.one_hot(0, 5))[0]
+    assert float(jnp.min(margins)) < 0
+
+    # The same flow on the smaller simplex.
+    small = dynamics.LowRankField(field.gradients[on], field.hessians[on], field.outer_gradient)
+    again = dynamics.mirror_flow(small, uniform_weights(3), jnp.array([0.5, 200.0]), tol=1e-8)
+    np.testing.assert_allclose(flow.u[:, on], again.u, atol=1e-8)
+
+
+def test_at_rest_the_last_state_is_repeated():
+    field, ts = low_rank(98), jnp.array([0.0, 1.0, 300.0, 700.0, 1000.0])
+    flow = dynamics.mirror_flow(field, uniform_weights(5), ts, tol=1e-8)
+    assert bool(flow.converged)
+    assert bool(flow.finished)
+    assert 0 < float(flow.residual) <= 1e-8
+    assert bool(jnp.all(flow.u[2:] == flow.u[2]))
+    np.testing.assert_allclose(flow.u[0], 0.2, rtol=1e-12)
+    assert flow.support.tolist() == [True, True, False, True, False]
+    # The same without a tolerance goes all the way, to the same place.
+    on = dynamics.mirror_flow(field, uniform_weights(5), ts)
+    assert not bool(on.converged)
+    assert bool(on.finished)
+    assert int(on.num_steps) > 3 * int(flow.num_steps)
+    np.testing.assert_allclose(on.u, flow.u, atol=1e-7)
+
+
+def test_residual_by_hand():
+    field = low_rank(3)
+    flow = dynamics.mirror_flow(field, uniform_weights(5), jnp.array([0.7]))
+    u = flow.u[-1]
+    c = field(u) - jnp.vdot(u, field(u))
+    expected = max(float(jnp.max(u * jnp.abs(c))), float(jnp.max(-c)))
+    assert float(flow.residual) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_row_that_wants_in_is_no_rest():
+    """At a vertex that is not stable, a share of 1e-9 elsewhere keeps the residual up."""
+    field = lambda u: jnp.array([1.0, 0.0])  # noqa: E731
+    u0 = jnp.array([1 - 1e-9, 1e-9])
+    flow = dynamics.mirror_flow(field, u0, jnp.array([60.0]), tol=1e-6)
+    np.testing.assert_allclose(flow.u[-1], [0, 1], atol=1e-5)
+    assert bool(flow.converged)
+
+
+def test_out_of_steps():
+    ts = jnp.array([0.0, 100.0, 200.0])
+    flow = dynamics.mirror_flow(low_rank(98), uniform_weights(5), ts, max_steps=10)
+    assert not bool(flow.finished)
+    assert not bool(flow.converged)
+    assert int(flow.num_steps) == 10
+    np.testing.assert_allclose(flow.u[0], 0.2, rtol=1e-12)
+    assert bool(jnp.all(flow.u[1] == flow.u[2]))  # where it stopped
+    assert bool(jnp.all(jnp.isfinite(flow.u)))
+
+
+def test_no_tolerance_no_rest():
+    """Weights that are at rest to the last bit: it still runs, and does not say converged."""
+    flow = dynamics.mirror_flow(lambda u: jnp.ones(3), uniform_weights(3), jnp.array([5.0]))
+    assert not bool(flow.converged)
+    assert float(flow.residual) < 1e-15
+    assert int(flow.num_steps) > 0
+
+
+def test_vmap_is_a_loop():
+    fields = [low_rank(seed) for seed in (0, 1, 98)]
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *fields)
+    ts, u0 = jnp.array([1.0, 500.0]), uniform_weights(5)
+
+    def run(field):
+        return dynamics.mirror_flow(field, u0, ts, tol=1e-8)
+
+    flows = eqx.filter_vmap(run)(batch)
+    assert flows.u.shape == (3, 2, 5)
+    assert flows.support.shape == (3, 5)
+    for i, field in enumerate(fields):
+        single = run(field)
+        np.testing.assert_allclose(flows.u[i], single.u, atol=1e-7)
+        assert flows.support[i].tolist() == single.support.tolist()
+        assert bool(flows.converged[i]) == bool(single.converged)
+    np.testing.assert_allclose(eqx.filter_jit(run)(fields[0]).u, run(fields[0]).u, rtol=1e-12)
+
+
+def test_implicit_solver_agrees():
+    ts, u0 = jnp.array([0.3, 2.0, 20.0]), uniform_weights(5)
+    explicit = dynamics.mirror_flow(low_rank(21), u0, ts)
+    implicit = dynamics.mirror_flow(low_rank(21), u0, ts, solver=diffrax.Kvaerno5())
+    np.testing.assert_allclose(explicit.u, implicit.u, atol=1e-7)
+
+
+# Joint flows.
+
+
+def gradient_flow(u, w, t):
+    """`w(t)` of `dw/dt = -grad_w f(u, w)` with u held, in closed form."""
+    best = solution(u, PROBLEM.inner_data)["weight"][0]
+    return best + scipy.linalg.expm(-t * np.asarray(hessian(u))) @ (w["weight"][0] - best)
+
+
+def test_joint_flow_from_a_vertex():
+    """No weight can move there, and the model still does."""
+    ts = jnp.array([0.5, 2.0])
+    u0 = jax.nn.one_hot(3, 6)
+    flow = dynamics.joint_flow(PROBLEM, u0, W0, ts, alpha=0.7, beta=1.0)
+    assert not bool(flow.converged)
+    assert isinstance(flow.w, dict)
+    for i, t in enumerate(ts):
+        np.testing.assert_allclose(flow.u[i], u0, atol=1e-14)
+        expected = gradient_flow(u0, W0, 0.7 * float(t))
+        np.testing.assert_allclose(flow.w["weight"][i, 0], expected, atol=1e-7)
+
+
+def test_joint_flow_with_slow_weights():
+    ts = jnp.array([0.5, 2.0])
+    flow = dynamics.joint_flow(
+        PROBLEM, UNIFORM, W0, ts, alpha=2.0, beta=1e-10, solver=diffrax.Tsit5()
+    )
+    np.testing.assert_allclose(flow.u, np.full((2, 6), 1 / 6), atol=1e-8)
+    for i, t in enumerate(ts):
+        expected = gradient_flow(UNIFORM, W0, 2.0 * float(t))
+        np.testing.assert_allclose(flow.w["weight"][i, 0], expected, atol=1e-7)
+
+
+def test_joint_flow_with_a_slow_model():
+    ts = jnp.array([0.5, 2.0, 8.0])
+    flow = dynamics.joint_flow(
+        PROBLEM, UNIFORM, W0, ts, alpha=1e-10, beta=1.0, solver=diffrax.Tsit5()
+    )
+    frozen = dynamics.mirror_flow(dynamics.frozen_field(PROBLEM, W0), UNIFORM, ts)
+    np.testing.assert_allclose(flow.u, frozen.u, atol=1e-7)
+    np.testing.assert_allclose(flow.w["weight"][-1], W0["weight"], atol=1e-7)
+
+
+def test_joint_flow_with_a_fast_model_is_exact():
+    """Theorem 1, and the stiff solver that it is integrated with."""
+    ts, beta = jnp.array([0.5, 2.0, 8.0]), 1e-3
+    w0 = solution(UNIFORM, PROBLEM.inner_data)
+    flow = dynamics.joint_flow(PROBLEM, UNIFORM, w0, ts / beta, alpha=1.0, beta=beta)
+    field = dynamics.exact_field(PROBLEM, bilevel.ClosedForm(solution), w0)
+    exact = dynamics.mirror_flow(field, UNIFORM, ts)
+    assert float(jnp.max(jnp.abs(flow.u - exact.u))) < 1e-3
+    assert float(jnp.max(jnp.abs(exact.u[-1] - exact.u[0]))) > 0.05
+
+
+def test_stiff_and_explicit_agree():
+    ts = jnp.array([0.05, 1.0])
+    run = lambda **options: dynamics.joint_flow(  # noqa: E731
+        PROBLEM, UNIFORM, W0, ts, alpha=200.0, beta=1.0, **options
+    )
+    stiff, explicit = run(), run(solver=diffrax.Tsit5(), linear_solver=lx.LU())
+    np.testing.assert_allclose(stiff.u, explicit.u, atol=1e-6)
+    np.testing.assert_allclose(stiff.w["weight"], explicit.w["weight"], atol=1e-6)
+    assert int(stiff.num_steps) < int(explicit.num_steps)
+
+
+# Fields.
+
+
+def test_frozen_field_is_low_rank():
+    gradients = dynamics.row_gradients(PROBLEM, UNIFORM, W0)
+    hessians = jnp.asarray(X[:, :, None] * X[:, None, :] + L2 * np.eye(2))
+    outer = jax.grad(PROBLEM.outer, argnums=1)(UNIFORM, W0, PROBLEM.outer_data)["weight"][0]
+    expected = dynamics.LowRankField(gradients, hessians, outer)
+    field = dynamics.frozen_field(PROBLEM, W0)
+    for seed in range(3):
+        u = jnp.asarray(np.random.default_rng(seed).dirichlet(np.ones(6)))
+        np.testing.assert_allclose(field(u), expected(u), rtol=1e-10)
+        # Equation 6, written out.
+        by_hand = -gradients @ np.linalg.solve(hessian(u), outer)
+        np.testing.assert_allclose(field(u), by_hand, rtol=1e-10)
+    again = dynamics.frozen_field(PROBLEM, W0, lx.LU())
+    np.testing.assert_allclose(again(UNIFORM), field(UNIFORM), rtol=1e-10)
+
+
+def test_row_gradients():
+    by_hand = jax.jacobian(
+        lambda w: squared_error(MODEL.predict(w, jnp.asarray(X)), jnp.asarray(Y))
+    )
+    expected = by_hand(W0)["weight"][:, 0]
+    np.testing.assert_allclose(dynamics.row_gradients(PROBLEM, UNIFORM, W0), expected, rtol=1e-12)
+    np.testing.assert_allclose(expected, (X @ [1, -2] - Y)[:, None] * X, rtol=1e-12)
+    # More parameters than rows, through the other mode, and several leaves.
+    x, y = jnp.asarray(X[:3]), jnp.array([0, 2, 1])
+    model = linear_model(2, 3)
+    problem = reweighting(x, y, x, y, model.predict)
+    w = jax.tree.map(lambda leaf: leaf + 0.3, model.w0)
+    gradients = dynamics.row_gradients(problem, uniform_weights(3), w)
+    assert gradients.shape == (3, 9)
+    for i in range(3):
+        row = jax.grad(problem.inner, argnums=1)(jax.nn.one_hot(i, 3), w, problem.inner_data)
+        flat = jax.flatten_util.ravel_pytree(row)[0] - 1e-2 * 0.3  # the l2 term is no row's
+        np.testing.assert_allclose(gradients[i], flat, atol=1e-14)
+
+
+def test_exact_field_is_the_gradient():
+    field = dynamics.exact_field(PROBLEM, bilevel.ClosedForm(solution), W0)
+
+    def phi(u):
+        return PROBLEM.outer(u, solution(u, PROBLEM.inner_data), PROBLEM.outer_data)
+
+    u = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(6)))
+    np.testing.assert_allclose(field(u), jax.grad(phi)(u), rtol=1e-10)
+    iterated = dynamics.exact_field(
+        PROBLEM, bilevel.GradientInner(optax.sgd(0.3), 400), W0, lx.LU()
+    )
+    np.testing.assert_allclose(iterated(u), jax.grad(phi)(u), rtol=1e-8)
+
+
+# A field at a point.
+
+
+def test_is_stationary():
+    for seed in range(5):
+        field = low_rank(seed)
+        assert all(dynamics.is_stationary(field, vertex) for vertex in jnp.eye(5))
+        assert not dynamics.is_stationary(field, uniform_weights(5))
+        assert not dynamics.is_stationary(field, jnp.array([0.5, 0.5, 0.0, 0.0, 0.0]))
+    centred = lambda u: 3 * (u - 1 / 3)  # noqa: E731
+    assert dynamics.is_stationary(centred, uniform_weights(3))
+    nearly = jnp.array([1 / 3 + 1e-6, 1 / 3, 1 / 3 - 1e-6])
+    assert not dynamics.is_stationary(centred, nearly)
+    assert dynamics.is_stationary(centred, nearly, tol=1e-5)
+
+
+def full_spectrum(field, u):
+    """Of `D(P phi)` on all tangent directions."""
+    jacobian = jax.jacfwd(lambda u: u * (field(u) - jnp.vdot(u, field(u))))(u)
+    basis = scipy.linalg.null_space(np.ones((1, u.size)))
+    return np.linalg.eigvals(basis.T @ jacobian @ basis)
+
+
+@pytest.mark.parametrize(("seed", "rows"), [(0, 1), (2, 2), (21, 3), (98, 3)])
+def test_stability_is_the_full_spectrum(seed, rows):
+    """The blocks of section 3.1 against the whole Jacobian: limits of flows, and all vertices."""
+    field = low_rank(seed)
+    points = [limit(field), *jnp.eye(5)]
+    assert int(jnp.sum(points[0] > dynamics.SUPPORT)) == rows
+    for i, u in enumerate(points):
+        u = jnp.where(u > dynamics.SUPPORT, u, 0)
+        u = u / jnp.sum(u)
+        verdict = dynamics.stability(field, u)
+        expected = np.sort_complex(full_spectrum(field, u))
+        found = np.sort_complex(np.concatenate([verdict.eigenvalues, verdict.margins]))
+        np.testing.assert_allclose(found.real, expected.real, rtol=1e-5, atol=1e-6)
+        assert verdict.rate == pytest.approx(expected.real.min(), rel=1e-5, abs=1e-6)
+        assert dynamics.local_rate(field, u) == pytest.approx(verdict.rate, rel=1e-5, abs=1e-6)
+        assert verdict.stable == (verdict.rate > 0)
+        assert verdict.support.tolist() == (u > 0).tolist()
+        assert len(verdict.eigenvalues) == int(jnp.sum(u > 0)) - 1
+        assert verdict.stable or i > 0  # where a flow ends is stable
+
+
+def test_stability_by_hand():
+    # A vertex of a constant field: the margins are the differences.
+    verdict = dynamics.stability(lambda u: jnp.array([0.5, -1.0, 2.0]), jax.nn.one_hot(0, 3))
+    np.testing.assert_allclose(verdict.margins, [-1.5, 1.5])
+    assert not verdict.stable
+    assert verdict.rate == -1.5
+    assert verdict.eigenvalues.shape == (0,)
+    # phi = c (u - 1/2) at the middle: c / 2.
+    for c in (1.5, -1.5):
+        verdict = dynamics.stability(lambda u, c=c: c * (u - 0.5), uniform_weights(2))
+        assert verdict.stable == (c > 0)
+        assert verdict.rate == pytest.approx(c / 2, rel=1e-12)
+        assert verdict.margins.shape == (0,)
+    # The ring with a pull to the middle: (eps +- i sqrt 3) / 3.
+    field = lambda u: RING @ u + 0.3 * u  # noqa: E731
+    verdict = dynamics.stability(field, uniform_weights(3))
+    np.testing.assert_allclose(np.sort(verdict.eigenvalues.imag), [-(3**-0.5), 3**-0.5], rtol=1e-9)
+    np.testing.assert_allclose(verdict.eigenvalues.real, 0.1, rtol=1e-9)
+    assert dynamics.local_rate(field, uniform_weights(3)) == pytest.approx(0.1, rel=1e-9)
+    # A single row is stable with nothing to compare it to.
+    assert dynamics.stability(lambda u: u, jnp.ones(1)).rate == np.inf
+
+
+def test_stability_drops_what_is_below_the_threshold():
+    u = jnp.array([1 - 3e-7, 1e-7, 2e-7])
+    verdict = dynamics.stability(lambda u: jnp.array([0.0, 1.0, 2.0]), u)
+    assert verdict.support.tolist() == [True, False, False]
+    np.testing.assert_allclose(verdict.margins, [1, 2])
+
+
+def test_stability_needs_a_stationary_point():
+    with pytest.raises(ValueError, match="not a stationary point.*follow `mirror_flow`"):
+        dynamics.stability(low_rank(0), uniform_weights(5))
+
+
+def test_decay_is_the_local_rate():
+    """Also past a pair of complex eigenvalues, by the linear prediction."""
+    for seed in (2, 21):
+        field = low_rank(seed)
+        u = limit(field, tol=1e-10 if seed == 2 else 1e-8)
+        rate = dynamics.local_rate(field, u)
+        delta = 1e-4 * jnp.where(u > dynamics.SUPPORT, jnp.arange(5.0), 0)
+        delta = jnp.where(u > dynamics.SUPPORT, delta - delta.sum() / jnp.sum(u > 1e-6), 0)
+        ts = jnp.array([1.0, 3.0]) / rate
+        flow = dynamics.mirror_flow(field, u + delta, ts, rtol=1e-11, atol=1e-11)
+        jacobian = jax.jacfwd(lambda u: u * (field(u) - jnp.vdot(u, field(u))))(u)  # noqa: B023
+        basis = scipy.linalg.null_space(np.ones((1, 5)))
+        for t, there in zip(ts, flow.u, strict=True):
+            along = scipy.linalg.expm(-t * (basis.T @ jacobian @ basis)) @ (basis.T @ delta)
+            np.testing.assert_allclose(there - u, basis @ along, atol=2e-3 * 1e-4)
+
+
+# How large a support can be.
+
+
+def test_support_bound():
+    rng = np.random.default_rng(0)
+    assert dynamics.support_bound(jnp.asarray(rng.normal(size=(7, 3)))) == 3
+    assert dynamics.support_bound(jnp.asarray(rng.normal(size=(2, 3)))) == 2
+    assert dynamics.support_bound(jnp.asarray(rng.normal(size=(4, 1)))) == 1
+    assert dynamics.support_bound(jnp.zeros((4, 2))) == 0
+    copies = jnp.asarray(np.repeat(rng.normal(size=(2, 3)), 3, axis=0))
+    assert dynamics.support_bound(copies) == 2
+    flat = jnp.asarray(rng.normal(size=(6, 2)) @ rng.normal(size=(2, 4)))
+    assert dynamics.support_bound(flat) == 2
+
+
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_may_be_stationary_at_random(p):
+    """Proposition 7."""
+    rng = np.random.default_rng(0)
+    for rows in range(1, p + 4):
+        gradients = jnp.asarray(rng.normal(size=(rows + 2, p)))
+        support = jnp.arange(rows + 2) < rows
+        assert dynamics.may_be_stationary(gradients, support) == (rows <= p)
+
+
+def test_may_be_stationary_by_hand():
+    everywhere = jnp.ones(3, bool)
+    column = lambda *x: jnp.array(x)[:, None]  # noqa: E731
+    assert dynamics.may_be_stationary(column(2.0, 2.0, 2.0), everywhere)
+    assert not dynamics.may_be_stationary(column(1.0, 2.0, 2.0), everywhere)
+    assert dynamics.may_be_stationary(column(1.0, 2.0, 2.0), jnp.array([False, True, True]))
+    assert dynamics.may_be_stationary(column(0.0, 0.0, 0.0), everywhere)  # 0 is level too
+    # Copies of two rows; then rows on a line that misses the origin: no general position.
+    rng = np.random.default_rng(0)
+    copies = jnp.asarray(np.repeat(rng.normal(size=(2, 2)), 3, axis=0))
+    assert dynamics.may_be_stationary(copies, jnp.ones(6, bool))
+    line = jnp.array([[1.0, 0.3], [1.0, -2.0], [1.0, 0.7], [1.0, 5.0]])
+    assert dynamics.may_be_stationary(line, jnp.ones(4, bool))
+    assert not dynamics.may_be_stationary(line + jnp.eye(4, 2), jnp.ones(4, bool))
+
+
+def test_flows_respect_the_bound():
+    for seed in (0, 2, 21, 98):
+        field = low_rank(seed)
+        support = limit(field) > dynamics.SUPPORT
+        assert int(jnp.sum(support)) <= dynamics.support_bound(field.gradients) == 3
+        assert dynamics.may_be_stationary(field.gradients, support)
+
+
+def test_rank_deficient_gradients_bound_nothing_by_themselves():
+    """Gradients on a line, Hessians that turn: phi vanishes on two rows, more than the rank."""
+    gradients = jnp.array([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])
+    hessians = jnp.array(
+        [[[2.0, 1.0], [1.0, 2.0]], [[2.0, -1.0], [-1.0, 0.9]], [[1.0, 0], [0, 1.0]]]
+    )
+    field = dynamics.LowRankField(gradients, hessians, jnp.array([0.1, 1.0]))
+    # The first entry of g is 0 where sum_i u_i (.1 H22 - H12) = 0: u (.2 - 1) + (1 - u)(.09 + 1) = 0.
+    u = 1.09 / 1.89
+    point = jnp.array([u, 1 - u, 0.0])
+    np.testing.assert_allclose(field(point), 0, atol=1e-14)
+    assert dynamics.is_stationary(field, point)
+    assert dynamics.support_bound(gradients) == 1
+    assert dynamics.may_be_stationary(gradients, point > 0)
