@@ -368,6 +368,7 @@ def draw_figure(
         axis.plot(ROWS, by_rows[name]["ratio"], colour, marker="o", ms=4, label=label)
         axis.plot(ROWS, by_rows[name]["uniform"], colour, ls="--", label=f"{name}, uniform")
     axis.set(xscale="log", yscale="log", xlabel="rows n = m", ylabel="rms hypergradient")
+    axis.set_ylim(bottom=5e-3)  # room for the legend
     axis.set_title(f"D = {FEW}")
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -109,7 +109,7 @@ def polish(batch: dynamics.LowRankField, u: Array) -> tuple[Array, Array]:
         newton = optx.Newton(rtol=1e-13, atol=1e-13)
         found = optx.root_find(equations, newton, start, max_steps=20, throw=False)
         rest, total = equations(found.value, None)
-        return found.value[0], jnp.maximum(jnp.max(jnp.abs(rest)), jnp.abs(total))
+        return jnp.where(on, found.value[0], 0), jnp.maximum(jnp.max(jnp.abs(rest)), jnp.abs(total))
 
     return eqx.filter_vmap(one)(batch, u)
 

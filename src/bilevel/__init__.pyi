@@ -37,6 +37,11 @@ from ._callback import (
     StopWhen as StopWhen,
 )
 from ._compare import compare as compare, draw_comparison as draw_comparison
+from ._equilibria import (
+    Equilibrium as Equilibrium,
+    is_cold_start_equilibrium as is_cold_start_equilibrium,
+    is_warm_start_equilibrium as is_warm_start_equilibrium,
+)
 from ._geometry import (
     AbstractGeometry as AbstractGeometry,
     Ball as Ball,

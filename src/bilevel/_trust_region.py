@@ -37,7 +37,9 @@ def log_trust_region(
         radius: the first radius and the largest, in units of log-weight.
         shrink: the factor after a rise.
         grow: the factor after a fall. A rise need not be the step's fault, where the inner solution
-            is inexact; a radius that never recovers ends such a run for good.
+            is inexact; a radius that never recovers ends such a run for good. But with
+            `grow^2 * shrink > 1`, as by default, a run may cycle through one rise and two falls
+            for ever (1 of 20 in a test with an exact inner solution); `grow=1` cannot.
 
     Use it as the `outer_tx` of `DoubleLoop` with `geometry=Simplex()`. It needs the parameters and
     the extra argument `value`, which `DoubleLoop` passes.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bilevel
 from bilevel import tasks
@@ -78,7 +79,7 @@ def test_augmentation_hypergradient_by_the_chain_rule():
     problem = tasks.augmentation(X, Y, X[:5] + 0.1, Y[:5], predict, l2=0.5)
     u = {"matrix": jax.random.normal(KEYS[4], (3, 3)), "bias": jax.random.normal(KEYS[5], (3,))}
     found = bilevel.implicit_gradient(problem, u, W, lx.Cholesky()).grad
-    flat, unravel = jax.flatten_util.ravel_pytree(u)
+    flat, unravel = ravel_pytree(u)
 
     def inner(x, w):
         return problem.inner(unravel(x), w.reshape(4, 3), problem.inner_data)
@@ -88,7 +89,7 @@ def test_augmentation_hypergradient_by_the_chain_rule():
     cross = jax.jacobian(jax.grad(inner, 1), 0)(flat, w)
     slope = jax.grad(lambda w: problem.outer(u, w.reshape(4, 3), problem.outer_data))(w)
     expected = -cross.T @ jnp.linalg.solve(hessian, slope)
-    assert_close(jax.flatten_util.ravel_pytree(found)[0], expected, rtol=1e-9, atol=1e-12)
+    assert_close(ravel_pytree(found)[0], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_augment_moves_rows():

@@ -1,5 +1,13 @@
 """Builders that turn a task into a `BilevelProblem`, and reference solutions for them."""
 
+from ._anti_distillation import (
+    anti_distillation,
+    anti_distillation_limit,
+    exponential_amplitudes,
+    fourier_features,
+    harmonic_amplitudes,
+    min_norm_fit,
+)
 from ._cleaning import hyper_cleaning
 from ._distillation import (
     augment,
@@ -26,16 +34,22 @@ from ._reweighting import (
 __all__ = [
     "Model",
     "Reference",
+    "anti_distillation",
+    "anti_distillation_limit",
     "augment",
     "augmentation",
     "distillation",
+    "exponential_amplitudes",
+    "fourier_features",
     "hard_labels",
+    "harmonic_amplitudes",
     "hyper_cleaning",
     "identity_augmentation",
     "linear_model",
     "log_penalties",
     "logistic",
     "logistic_loss",
+    "min_norm_fit",
     "mlp_model",
     "quadratic",
     "reference_solution",

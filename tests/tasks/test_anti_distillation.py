@@ -1,0 +1,245 @@
+"""Anti-distillation against numpy, its limits against runs, and the numbers that are known."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from bilevel.tasks import mlp_model
+from bilevel.tasks._anti_distillation import (
+    anti_distillation,
+    anti_distillation_limit,
+    exponential_amplitudes,
+    fourier_features,
+    harmonic_amplitudes,
+    min_norm_fit,
+)
+
+POINTS, TARGET = np.linspace(-2, 2, 13), np.array([2.0])
+AMPLITUDES = {
+    "exponential": (2.0 ** np.arange(9, -1, -1), 1e-7),
+    "harmonic": (1 / np.arange(1, 11), 1e-3),
+}
+
+
+def published(scheme: str):
+    """X, the original point's row, both as in the paper, and the inner learning rate."""
+    amplitudes, rate = AMPLITUDES[scheme]
+    a = jnp.asarray(amplitudes)
+    return fourier_features(jnp.asarray(POINTS), a), fourier_features(jnp.zeros(1), a), rate
+
+
+def limit(X, original, solved, **options) -> np.ndarray:
+    return np.asarray(
+        anti_distillation_limit(X, original, jnp.asarray(TARGET), jnp.asarray(solved), **options)
+    )
+
+
+def filtered(X, original, inverse) -> np.ndarray:
+    """`A^-1 phi_o` for an inverse with the eigenvalues `inverse(curvature)`."""
+    _, s, vt = np.linalg.svd(np.asarray(X), full_matrices=False)
+    return vt.T @ (inverse(s**2)[:, None] * (vt @ np.asarray(original).T))
+
+
+def neumann(rate: float, terms: float):
+    return lambda curvature: -np.expm1(terms * np.log1p(-rate * curvature)) / curvature
+
+
+def small(points=5, original=2, features=9, seed=0):
+    rng = np.random.default_rng(seed)
+    X, X_original = rng.normal(size=(points, features)), rng.normal(size=(original, features))
+    return jnp.asarray(X), jnp.asarray(X_original), jnp.asarray(rng.normal(size=original))
+
+
+# ---- the builders
+
+
+def test_features_are_their_equation():
+    x, a = np.array([0.3, -1.2]), np.array([4.0, 2.0, 0.5])
+    rows = fourier_features(jnp.asarray(x), jnp.asarray(a))
+    expected = [
+        [1, *[a[k] * np.cos((k + 1) * t) for k in range(3)]]
+        + [a[k] * np.sin((k + 1) * t) for k in range(3)]
+        for t in x
+    ]
+    np.testing.assert_allclose(rows, expected, rtol=1e-12)
+
+
+def test_amplitudes_are_the_two_schemes():
+    np.testing.assert_allclose(exponential_amplitudes(), AMPLITUDES["exponential"][0])
+    np.testing.assert_allclose(harmonic_amplitudes(), AMPLITUDES["harmonic"][0], rtol=1e-6)
+    assert exponential_amplitudes(3).tolist() == [4, 2, 1]
+    for scheme in (exponential_amplitudes, harmonic_amplitudes):
+        with pytest.raises(ValueError, match="num_frequencies"):
+            scheme(0)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "condition", "largest"), [("exponential", 30007, 2.13e6), ("harmonic", 88.5, 15.45)]
+)
+def test_the_curvature_is_what_the_docstring_says(scheme, condition, largest):
+    s = np.linalg.svd(np.asarray(published(scheme)[0]), compute_uv=False)
+    np.testing.assert_allclose(s[0] ** 2, largest, rtol=2e-3)
+    np.testing.assert_allclose((s[0] / s[-1]) ** 2, condition, rtol=1e-3)
+
+
+def test_objectives_are_their_sums():
+    X, X_original, y = small()
+    problem = anti_distillation(X, X_original, y)
+    rng = np.random.default_rng(1)
+    u, w = rng.normal(size=5), rng.normal(size=9)
+    inner = 0.5 * np.sum((np.asarray(X) @ w - u) ** 2)
+    outer = 0.5 * np.sum((np.asarray(X_original) @ w - np.asarray(y)) ** 2)
+    at = jnp.asarray(u), jnp.asarray(w)
+    np.testing.assert_allclose(problem.inner(*at, problem.inner_data), inner, rtol=1e-12)
+    np.testing.assert_allclose(problem.outer(*at, problem.outer_data), outer, rtol=1e-12)
+    for objective, data in [
+        (problem.inner, problem.inner_data),
+        (problem.outer, problem.outer_data),
+    ]:
+        rows = range(len(jax.tree.leaves(data)[0]))
+        parts = [objective(*at, jax.tree.map(lambda a, i=i: a[i : i + 1], data)) for i in rows]
+        np.testing.assert_allclose(np.mean(parts), objective(*at, data), rtol=1e-12)
+
+
+def test_a_model_takes_the_place_of_the_regression():
+    model = mlp_model(1, 1, key=jax.random.key(0), width=3)
+    X, y = jnp.linspace(-1, 1, 4)[:, None], jnp.ones(1)
+    problem = anti_distillation(X, jnp.zeros((1, 1)), y, model.predict)
+    u = jnp.arange(4.0)
+    expected = 0.5 * jnp.sum((model.predict(model.w0, X)[:, 0] - u) ** 2)
+    np.testing.assert_allclose(problem.inner(u, model.w0, problem.inner_data), expected)
+    expected = 0.5 * (model.predict(model.w0, jnp.zeros((1, 1)))[0, 0] - 1) ** 2
+    np.testing.assert_allclose(problem.outer(u, model.w0, problem.outer_data), expected)
+
+
+def test_shapes_that_do_not_belong_together_are_refused():
+    X, X_original, y = small()
+    builder = inspect.unwrap(anti_distillation)  # not the suite's own check of the annotations
+    with pytest.raises(ValueError, match=r"shape \(2,\), got shape \(1,\)"):
+        builder(X, X_original, y[:1])
+    with pytest.raises(ValueError, match=r"9 columns, got 8"):
+        builder(X, X_original[:, :8], y)
+
+
+def test_the_minimum_norm_fit_is_where_gradient_descent_ends():
+    X, *_ = small()
+    u, data = jnp.arange(5.0), (X, jnp.arange(5))
+    rate = 1 / np.linalg.norm(X, 2) ** 2
+    w = jax.lax.fori_loop(0, 5000, lambda _, w: w - rate * X.T @ (X @ w - u), jnp.zeros(9))
+    np.testing.assert_allclose(min_norm_fit(u, data), w, rtol=1e-9)
+
+
+# ---- the limits
+
+
+ESTIMATORS = {
+    "exact": bilevel.ITD(),
+    "Neumann": bilevel.AID(bilevel.Neumann(0.02, 3), warm_start=False),
+    "damped": bilevel.AID(lx.LU(), damping=2.0),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_runs_end_at_the_limit(name):
+    """With two original points and from targets that are not zero."""
+    X, X_original, y = small()
+    estimator = ESTIMATORS[name]
+    u0 = jnp.arange(5.0) / 4
+    h = np.asarray(X.T @ X)
+    inverse = {
+        "exact": np.linalg.pinv(h, rcond=1e-10),
+        "Neumann": 0.02 * sum(np.linalg.matrix_power(np.eye(9) - 0.02 * h, j) for j in range(3)),
+        "damped": np.linalg.inv(h + 2 * np.eye(9)),
+    }[name]
+    expected = anti_distillation_limit(X, X_original, y, jnp.asarray(inverse) @ X_original.T, u0)
+    method = bilevel.DoubleLoop(bilevel.ClosedForm(min_norm_fit), estimator, optax.sgd(0.3))
+    problem = anti_distillation(X, X_original, y)
+    run = bilevel.solve(problem, method, u0, jnp.zeros(9), num_steps=4000, trace_every=4000)
+    np.testing.assert_allclose(run.u, expected, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(
+        X_original @ min_norm_fit(expected, (X, jnp.arange(5))), y, rtol=1e-9
+    )
+    assert run.trace["outer_value"][-1] < 1e-18
+
+
+def test_the_exact_limit_is_the_nearest_solution():
+    """Theorem 3.1: the least-squares move from `u_0`."""
+    X, X_original, y = small()
+    u0 = jnp.arange(5.0)
+    response = np.asarray(X_original) @ np.linalg.pinv(np.asarray(X))
+    nearest = u0 + np.linalg.lstsq(response, np.asarray(y) - response @ u0, rcond=None)[0]
+    exact = np.linalg.pinv(np.asarray(X.T @ X), rcond=1e-10) @ np.asarray(X_original).T
+    found = anti_distillation_limit(X, X_original, y, jnp.asarray(exact), u0)
+    np.testing.assert_allclose(found, nearest, rtol=1e-9)
+
+
+def test_the_norms_that_are_known():
+    """Exponential amplitudes, K = 1, 100, 1e4 and eps = 1 / (a K): two decimals."""
+    X, original, rate = published("exponential")
+    for terms, by_series, by_damping in [
+        (1, 15.40, 15.11),
+        (100, 8.65, 8.88),
+        (10_000, 4.98, 5.07),
+    ]:
+        u = limit(X, original, filtered(X, original, neumann(rate, terms)))
+        assert u @ u == pytest.approx(by_series, abs=0.005)
+        u = limit(X, original, filtered(X, original, lambda c, k=terms: 1 / (c + 1 / (rate * k))))
+        assert u @ u == pytest.approx(by_damping, abs=0.005)
+    u = limit(X, original, filtered(X, original, lambda c: 1 / c))
+    np.testing.assert_allclose(u, 2 * np.eye(13)[6], atol=1e-10)
+
+
+@pytest.mark.parametrize("scheme", AMPLITUDES)
+@pytest.mark.parametrize("frequencies", [10, 4])
+def test_norms_fall_strictly_with_the_number_of_terms(scheme, frequencies):
+    X, original, rate = published(scheme)
+    kept = [0, *range(10 - frequencies + 1, 11), *range(20 - frequencies + 1, 21)]
+    if scheme == "harmonic":
+        kept = [0, *range(1, frequencies + 1), *range(11, 11 + frequencies)]
+    X, original = X[:, np.array(kept)], original[:, np.array(kept)]
+    rate = min(rate, float(1 / np.linalg.norm(X, 2) ** 2))
+    smallest = limit(X, original, filtered(X, original, lambda c: 1 / c))
+    norms = [
+        np.sum(limit(X, original, filtered(X, original, neumann(rate, k))) ** 2)
+        for k in [1, 3, 10, 100, 1000, 3000]
+    ]
+    assert np.all(np.diff(norms) < 0)
+    assert norms[-1] > smallest @ smallest
+
+
+@pytest.mark.parametrize("scheme", AMPLITUDES)
+@pytest.mark.parametrize("terms", [1, 30])
+def test_unrolled_steps_are_neumann_terms(scheme, terms):
+    X, original, rate = published(scheme)
+    problem = anti_distillation(X, original, jnp.asarray(TARGET))
+    u = jnp.asarray(np.random.default_rng(0).normal(size=13))
+    w = min_norm_fit(u, (X, jnp.arange(13)))
+    full = bilevel.FullBatch()
+    streams = bilevel.Streams(
+        bilevel.Stream(full, problem.outer_data, ()), bilevel.Stream(full, problem.inner_data, ())
+    )
+    inner, itd = bilevel.GradientInner(optax.sgd(rate), terms), bilevel.ITD()
+    unrolled, *_ = itd.estimate(problem, inner, u, w, itd.init(problem, inner, u, w), streams)
+    series = bilevel.implicit_gradient(problem, u, w, bilevel.Neumann(rate, terms))
+    np.testing.assert_allclose(unrolled.grad, series.grad, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("scheme", AMPLITUDES)
+def test_cg_is_exact_at_the_rank(scheme):
+    X, original, _ = published(scheme)
+    operator = lx.MatrixLinearOperator(X.T @ X, lx.positive_semidefinite_tag)
+    exact = filtered(X, original, lambda c: 1 / c)[:, 0]
+
+    def error(steps: int) -> float:
+        cg = bilevel.CG(rtol=0.0, atol=0.0, max_steps=steps)
+        found = lx.linear_solve(operator, original[0], cg, throw=False).value
+        return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+    assert error(13) < 1e-11
+    assert error(5) > 1e-3

@@ -1,0 +1,334 @@
+"""Equilibria and solution concepts against linear algebra, searches and finite differences."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+
+from bilevel import AID, ITD, BilevelProblem, Box, ClosedForm, DoubleLoop, GradientInner, solve
+from bilevel._equilibria import (
+    Equilibrium,
+    is_cold_start_equilibrium,
+    is_warm_start_equilibrium,
+)
+from bilevel._solution_concepts import (
+    cold_start_solution,
+    optimistic,
+    pessimistic,
+    warm_start_solution,
+)
+
+EXACT = AID(lx.SVD())
+CONVERGED = GradientInner(optax.sgd(1.0), 100)
+
+
+class Arrays:
+    """f = |X w - Y u - t|^2 / 2 with X of rank 3 in 6 dimensions, F = |G w - s|^2 / 2, in numpy."""
+
+    def __init__(self, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        left, right = (np.linalg.qr(rng.normal(size=(6, 3)))[0] for _ in range(2))
+        self.x = (left * [1.0, 0.9, 0.8]) @ right.T  # the largest curvature is 1
+        self.y, self.t = rng.normal(size=(6, 2)), rng.normal(size=6)
+        self.g, self.s = rng.normal(size=(6, 6)), rng.normal(size=6)
+        self.u, self.w0 = rng.normal(size=2), rng.normal(size=6)
+        self.null = np.linalg.svd(self.x)[2][3:].T  # an orthonormal basis of the null space
+
+    def f(self, u, w, batch):
+        return 0.5 * jnp.sum((self.x @ w - self.y @ u - self.t) ** 2)
+
+    def outer(self, u, w, batch):
+        return 0.5 * jnp.sum((self.g @ w - self.s) ** 2)
+
+    @property
+    def problem(self) -> BilevelProblem:
+        return BilevelProblem(self.outer, self.f)
+
+    def cold(self, u) -> np.ndarray:
+        """`w0 + X^+ (Y u + t - X w0)`."""
+        return self.w0 + np.linalg.pinv(self.x, rcond=1e-10) @ (
+            self.y @ u + self.t - self.x @ self.w0
+        )
+
+    def best_u(self) -> np.ndarray:
+        """The minimiser of `F(u, cold(u))`."""
+        response = self.g @ np.linalg.pinv(self.x, rcond=1e-10) @ self.y
+        return np.linalg.lstsq(response, self.s - self.g @ self.cold(np.zeros(2)), rcond=None)[0]
+
+
+A = Arrays()
+
+
+# ---- equilibria
+
+
+def cold_check(u, w, inner: Any = CONVERGED, estimator: Any = EXACT) -> Equilibrium:
+    u, w, w0 = map(jnp.asarray, (u, w, A.w0))
+    return is_cold_start_equilibrium(A.problem, u, w, w0, inner, estimator, tol=1e-9)
+
+
+def warm_check(u, w, inner, estimator: Any = EXACT, problem=A.problem) -> Equilibrium:
+    u, w = map(jnp.asarray, (u, w))
+    return is_warm_start_equilibrium(problem, u, w, inner, estimator, tol=1e-9)
+
+
+def test_a_cold_start_equilibrium_and_what_is_none():
+    best = A.best_u()
+    found = cold_check(best, A.cold(best))
+    assert found.holds
+    assert found.verdict == "equilibrium"
+    assert max(found.gap, found.inner_residual, found.outer_residual) < 1e-12
+
+    elsewhere = A.cold(best) + 0.5 * A.null[:, 0]
+    found = cold_check(best, elsewhere)
+    assert (found.verdict, found.holds) == ("another inner solution", False)
+    np.testing.assert_allclose(found.gap, 0.5, rtol=1e-9)
+
+    moved = best + np.array([1e-3, 0.0])
+    found = cold_check(moved, A.cold(moved))
+    assert found.verdict == "outer not stationary"
+    response = A.g @ np.linalg.pinv(A.x, rcond=1e-10) @ A.y
+    expected = np.linalg.norm(response.T @ response[:, 0]) * 1e-3
+    np.testing.assert_allclose(found.outer_residual, expected, rtol=1e-6)
+
+    found = cold_check(best, A.cold(best), GradientInner(optax.sgd(0.1), 3))
+    assert found.verdict == "inner solve not finished"
+    assert cold_check(best * np.nan, A.cold(best)).verdict == "not finite"
+
+
+def test_the_closed_form_is_an_inner_solver_of_the_check():
+    best = A.best_u()
+    response = ClosedForm(lambda u, _: cold_start_solution(A.problem, u, jnp.asarray(A.w0)).w)
+    for estimator in (EXACT, ITD()):
+        assert cold_check(best, A.cold(best), response, estimator).holds
+
+
+@pytest.mark.parametrize("steps", [1, 3, 200])
+def test_warm_start_equilibria_do_not_depend_on_the_number_of_steps(steps):
+    """Statement 3.2, for one hypergradient: also where w is not the cold start's."""
+    best = A.best_u()
+    w = A.cold(best) + A.null @ [0.3, -2.0, 1.0]
+    # F at this w is stationary in the directions that u moves w in only if u moves too.
+    response = A.g @ np.linalg.pinv(A.x, rcond=1e-10) @ A.y
+    shift = np.linalg.lstsq(response, A.s - A.g @ w, rcond=None)[0]
+    u, w = best + shift, w + np.linalg.pinv(A.x, rcond=1e-10) @ A.y @ shift
+    inner = GradientInner(optax.sgd(1.0), steps)
+    check = warm_check(u, w, inner)
+    assert check.holds
+    assert max(check[1:]) < 1e-12
+    assert warm_check(u, w, inner, ITD()).holds == (steps == 200)
+    assert cold_check(u, w).verdict == "another inner solution"
+
+
+def test_a_cycle_is_no_equilibrium():
+    """With a step of 2 / L two steps lead back, and one does not."""
+    best = A.best_u()
+    top = np.linalg.svd(A.x)[2][0]
+    there = A.cold(best) + top
+    inner = GradientInner(optax.sgd(2.0), 2)
+    check = warm_check(best, there, inner)
+    assert check.gap < 1e-12
+    assert check.verdict == "inner solve not finished"
+    np.testing.assert_allclose(check.inner_residual, 1, rtol=1e-9)
+
+
+def test_a_stationary_point_on_the_boundary():
+    problem = BilevelProblem(
+        outer=lambda u, w, _: 0.5 * (w - 2.0) ** 2,
+        inner=lambda u, w, _: 0.5 * (w - u) ** 2,
+        geometry=Box(-1.0, 1.0),
+    )
+    check = warm_check(1.0, 1.0, CONVERGED, AID(lx.LU()), problem)
+    assert check == ("equilibrium", 0.0, 0.0, 0.0)
+    inside = warm_check(0.5, 0.5, CONVERGED, AID(lx.LU()), problem)
+    assert inside.verdict == "outer not stationary"
+    assert inside.outer_residual == 0.5
+
+
+def test_a_tolerance_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"`tol` must be > 0, got 0\.0"):
+        is_warm_start_equilibrium(
+            A.problem, jnp.asarray(A.u), jnp.asarray(A.w0), CONVERGED, EXACT, tol=0.0
+        )
+
+
+# ---- solution concepts
+
+
+def at(function, problem=A.problem, *args, **options):
+    """A concept at `(u, w0)` of the arrays."""
+    return function(problem, jnp.asarray(A.u), jnp.asarray(A.w0), *args, **options)
+
+
+def test_the_cold_start_solution_is_the_nearest():
+    found = at(cold_start_solution)
+    np.testing.assert_allclose(found.w, A.cold(A.u), rtol=1e-10)
+    np.testing.assert_allclose(found.value, A.outer(A.u, A.cold(A.u), None), rtol=1e-10)
+    assert found.inner_residual < 1e-12
+    by_descent = at(cold_start_solution, inner=GradientInner(optax.sgd(1.0), 300))
+    np.testing.assert_allclose(by_descent.w, found.w, rtol=1e-9)
+
+
+def test_w_may_be_a_pytree():
+    problem = BilevelProblem(
+        lambda u, w, _: (w["a"][0] - 3.0) ** 2 + w["b"] ** 2,
+        lambda u, w, _: (w["a"][0] + w["a"][1] + w["b"] - u) ** 2,
+    )
+    w0 = {"a": jnp.zeros(2), "b": jnp.zeros(())}
+    cold = cold_start_solution(problem, jnp.array(3.0), w0)
+    np.testing.assert_allclose(cold.w["a"], [1.0, 1.0])
+    np.testing.assert_allclose(cold.w["b"], 1.0)
+    best = optimistic(problem, jnp.array(3.0), w0)
+    np.testing.assert_allclose([*best.w["a"], best.w["b"]], [3.0, 0.0, 0.0], atol=1e-12)
+
+
+def along_the_set(value, z) -> float:
+    return float(value(jnp.asarray(A.u), jnp.asarray(A.cold(A.u) + A.null @ z), None))
+
+
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_optimistic_is_constrained_least_squares(num_steps):
+    z = np.linalg.lstsq(A.g @ A.null, A.s - A.g @ A.cold(A.u), rcond=None)[0]
+    found = at(optimistic, num_steps=num_steps)
+    np.testing.assert_allclose(found.w, A.cold(A.u) + A.null @ z, rtol=1e-8)
+    assert found.inner_residual < 1e-10
+
+
+def test_optimistic_takes_the_nearest_of_many():
+    """F looks at one direction of three."""
+    flat = BilevelProblem(lambda u, w, _: (A.null[:, 0] @ w - 5.0) ** 2, A.f)
+    found = at(optimistic, flat)
+    cold = A.cold(A.u)
+    expected = cold + (5 - A.null[:, 0] @ cold) * A.null[:, 0]
+    np.testing.assert_allclose(found.w, expected, rtol=1e-9)
+
+
+def convex(u, w, batch):
+    """Neither quadratic nor bounded on the solution set."""
+    return jnp.sum(jax.nn.softplus(A.g @ w)) + 0.1 * jnp.sum((w - 1.0) ** 4)
+
+
+def test_optimistic_searches_where_f_is_not_quadratic():
+    best = scipy.optimize.minimize(lambda z: along_the_set(convex, z), np.zeros(3), tol=1e-12)
+    found = at(optimistic, BilevelProblem(convex, A.f))
+    assert found.value <= best.fun + 1e-9
+    np.testing.assert_allclose(found.w, A.cold(A.u) + A.null @ best.x, atol=1e-4)
+    assert found.inner_residual < 1e-10
+
+
+@pytest.mark.parametrize("outer", [A.outer, convex], ids=["quadratic", "convex"])
+@pytest.mark.parametrize("radius", [0.1, 3.0])
+def test_pessimistic_is_the_worst_on_the_sphere(outer, radius):
+    found = at(pessimistic, BilevelProblem(outer, A.f), radius)
+    away = np.asarray(found.w) - A.cold(A.u)
+    np.testing.assert_allclose(np.linalg.norm(away), radius, rtol=1e-9)
+    np.testing.assert_allclose(A.x @ away, 0, atol=1e-10)
+    z = np.random.default_rng(0).normal(size=(3000, 3))
+    z *= radius / np.linalg.norm(z, axis=1, keepdims=True)
+    others = jnp.asarray(A.cold(A.u) + z @ A.null.T)
+    sampled = jax.vmap(lambda w: outer(jnp.asarray(A.u), w, None))(others)
+    worst = float(sampled.max())
+    assert worst <= found.value <= worst * 1.02
+
+
+def test_the_concepts_are_ordered_and_bad_radii_refused():
+    values = [at(c, A.problem, *r).value for c, r in [(optimistic, ()), (cold_start_solution, ())]]
+    assert values[0] < values[1] < at(pessimistic, A.problem, 1.0).value
+    with pytest.raises(ValueError, match=r"`radius` must be > 0, got 0\.0"):
+        at(pessimistic, A.problem, 0.0)
+
+
+def test_other_inner_problems_are_noticed():
+    quartic = BilevelProblem(A.outer, lambda u, w, _: jnp.sum((w - 1.0) ** 4) + A.f(u, w, None))
+    for function, args in [(cold_start_solution, ()), (optimistic, ()), (pessimistic, (1.0,))]:
+        assert at(function, quartic, *args).inner_residual > 0.1
+
+
+RESPONSES = {
+    "cold": lambda u, w0: cold_start_solution(A.problem, u, w0),
+    "optimistic": lambda u, w0: optimistic(A.problem, u, w0, num_steps=1),
+    "pessimistic": lambda u, w0: pessimistic(A.problem, u, w0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_the_concepts_are_differentiable_in_u(name):
+    w0 = jnp.asarray(A.w0)
+
+    def value(u):
+        return RESPONSES[name](u, w0).value
+
+    step = 1e-5 * jnp.array([1.0, 0.0])
+    u = jnp.asarray(A.u)
+    difference = (value(u + step) - value(u - step)) / 2e-5
+    np.testing.assert_allclose(jax.grad(value)(u)[0], difference, rtol=1e-6)
+
+
+def test_each_concept_has_its_own_outer_solution():
+    """The optimistic one minimises over u and w together."""
+    w0 = jnp.asarray(A.w0)
+    rate = float(np.linalg.norm(A.g @ np.linalg.pinv(A.x, rcond=1e-10) @ A.y, 2) ** -2)
+    found = {}
+    for name in ("cold", "optimistic"):
+        response = ClosedForm(lambda u, _, name=name: RESPONSES[name](u, w0).w)
+        method = DoubleLoop(response, ITD(), optax.sgd(rate))
+        run = solve(A.problem, method, jnp.asarray(A.u), w0, num_steps=3000, trace_every=3000)
+        found[name] = RESPONSES[name](run.u, w0).value
+    np.testing.assert_allclose(found["cold"], A.outer(None, A.cold(A.best_u()), None), rtol=1e-8)
+    # All w that some u makes an inner solution: the range of X^+ Y and the null space.
+    moves = np.hstack([np.linalg.pinv(A.x, rcond=1e-10) @ A.y, A.null])
+    base = A.cold(np.zeros(2))
+    best = np.linalg.lstsq(A.g @ moves, A.s - A.g @ base, rcond=None)[0]
+    np.testing.assert_allclose(
+        found["optimistic"], A.outer(None, base + moves @ best, None), rtol=1e-6
+    )
+    assert found["optimistic"] < found["cold"]
+
+
+def kaczmarz() -> tuple[BilevelProblem, dict, np.ndarray]:
+    """One point of data at a time, of two that are cycled through."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(2, 4)), rng.normal(size=2)
+    problem = BilevelProblem(
+        lambda u, w, _: jnp.sum(w**2), lambda u, w, _: 0.5 * (u["x"] @ w - u["y"]) ** 2
+    )
+    us = {"x": jnp.tile(jnp.asarray(x), (60, 1)), "y": jnp.tile(jnp.asarray(y), 60)}
+    return problem, us, rng.normal(size=4)
+
+
+def test_full_warm_starts_are_projections():
+    problem, us, w0 = kaczmarz()
+    found = jax.jit(lambda us, w0: warm_start_solution(problem, us, w0))(us, jnp.asarray(w0))
+    w = w0
+    for k in range(120):
+        x, y = np.asarray(us["x"][k]), float(us["y"][k])
+        w = w - (x @ w - y) / (x @ x) * x  # equation (18)
+        np.testing.assert_allclose(found.w[k], w, rtol=1e-9, atol=1e-12)
+    x, y = np.asarray(us["x"][:2]), np.asarray(us["y"][:2])
+    np.testing.assert_allclose(found.w[-1], w0 + np.linalg.pinv(x) @ (y - x @ w0), rtol=1e-8)
+    assert found.value.shape == (120,)
+    assert np.max(found.inner_residual) < 1e-12
+
+
+def test_partial_warm_starts_take_steps():
+    problem, us, w0 = kaczmarz()
+    inner = GradientInner(optax.sgd(0.1), 2)
+    found = warm_start_solution(problem, us, jnp.asarray(w0), inner)
+    w = w0
+    for k in range(120):
+        x, y = np.asarray(us["x"][k]), float(us["y"][k])
+        for _ in range(2):
+            w = w - 0.1 * (x @ w - y) * x
+        np.testing.assert_allclose(found.w[k], w, rtol=1e-9, atol=1e-12)
+
+
+def test_warm_is_cold_where_the_curvature_does_not_depend_on_u():
+    us = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
+    found = warm_start_solution(A.problem, us, jnp.asarray(A.w0))
+    for u, w in zip(us, found.w, strict=True):
+        np.testing.assert_allclose(w, A.cold(np.asarray(u)), rtol=1e-9)
