@@ -32,9 +32,28 @@ def _weight(flow: dynamics.Flow) -> jax.Array:
     return flow.w["weight"]
 
 
-def limit(field: dynamics.Field, n: int = 5, tol: float = 1e-8) -> jax.Array:
+class Affine(eqx.Module):
+    """`phi(u) = matrix u + offset`."""
+
+    matrix: jax.Array
+    offset: jax.Array
+
+    def __call__(self, u):
+        return self.matrix @ u + self.offset
+
+
+def constant(*phi: float) -> Affine:
+    return Affine(jnp.zeros((3, 3)), jnp.array(phi))
+
+
+# Three rows or five, three times: the tests share a few compilations.
+UNIFORM_3, UNIFORM_5 = uniform_weights(3), uniform_weights(5)
+LONG = jnp.array([1.0, 500.0, 1000.0])
+
+
+def limit(field: dynamics.Field, tol: float = 1e-8) -> jax.Array:
     """Where the flow from uniform weights ends."""
-    flow = dynamics.mirror_flow(field, uniform_weights(n), jnp.array([1e3]), tol=tol)
+    flow = dynamics.mirror_flow(field, UNIFORM_5, LONG, tol=tol)
     assert bool(flow.converged)
     return flow.u[-1]
 
@@ -65,23 +84,30 @@ def solution(u, batch):
     return {"weight": jnp.linalg.solve(hessian(u), x.T @ (u * y))[None]}
 
 
+def weight(flow: dynamics.Flow) -> jax.Array:
+    assert isinstance(flow.w, dict)
+    return flow.w["weight"][:, 0]
+
+
 # Mirror flows with a closed form.
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_constant_field(ties):
-    phi = jnp.array([0.3, -1.0, -1.0 if ties else 2.0, 0.7])
-    u0 = jnp.array([0.4, 0.2, 0.1, 0.3])
-    ts = jnp.array([0.0, 0.5, 3.0, 40.0])
-    flow = dynamics.mirror_flow(lambda u: phi, u0, ts)
+    phi, u0 = (0.7, -1.0, -1.0 if ties else 2.0), jnp.array([0.7, 0.2, 0.1])
+    ts = jnp.array([0.0, 0.5, 40.0])
+    flow = dynamics.mirror_flow(constant(*phi), u0, ts)
     expected = np.asarray(u0) * np.exp(-np.outer(ts, phi))
     expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(flow.u, expected, atol=1e-9)
     for t, row in zip(ts, expected, strict=True):
-        np.testing.assert_allclose(dynamics.constant_field_flow(phi, u0, t), row, rtol=1e-12)
-    end = dynamics.constant_field_limit(phi, u0)
-    np.testing.assert_allclose(end, [0, 2 / 3, 1 / 3, 0] if ties else [0, 1, 0, 0], rtol=1e-15)
+        np.testing.assert_allclose(
+            dynamics.constant_field_flow(jnp.array(phi), u0, t), row, rtol=1e-12
+        )
+    end = dynamics.constant_field_limit(jnp.array(phi), u0)
+    np.testing.assert_allclose(end, [0, 2 / 3, 1 / 3] if ties else [0, 1, 0], rtol=1e-15)
     np.testing.assert_allclose(flow.u[-1], end, atol=1e-9)
+    assert flow.w is None
 
 
 def test_constant_field_is_mirror_descent():
@@ -99,22 +125,22 @@ def test_constant_field_limit_needs_weight():
     np.testing.assert_allclose(end, [0, 0.25, 0.75], rtol=1e-15)
 
 
+def test_logistic_weight():
+    """Two rows, phi = (0, a): the odds of the second fall as exp(-a t)."""
+    ts = jnp.array([0.5, 2.0, 5.0])
+    flow = dynamics.mirror_flow(constant(0, 1.3, 0), jnp.array([0.2, 0.8, 0.0]), ts)
+    np.testing.assert_allclose(flow.u[:, 1], 1 / (1 + np.exp(1.3 * ts) / 4), atol=1e-9)
+
+
 @pytest.mark.parametrize("c", [1.5, -1.5])
 def test_two_rows_that_attract_or_repel(c):
     """phi = c (u - 1/2): z = (u_1 - 1/2)^2 has z / (1/4 - z) = const exp(-c t)."""
-    ts, u0 = jnp.array([0.1, 1.0, 4.0]), jnp.array([0.8, 0.2])
-    flow = dynamics.mirror_flow(lambda u: c * (u - 0.5), u0, ts)
+    ts, u0 = jnp.array([0.1, 1.0, 4.0]), jnp.array([0.8, 0.2, 0.0])
+    flow = dynamics.mirror_flow(Affine(c * jnp.eye(3), jnp.full(3, -c / 2)), u0, ts)
     odds = 0.09 / (0.25 - 0.09) * np.exp(-c * np.asarray(ts))
     z = 0.25 * odds / (1 + odds)
     np.testing.assert_allclose(flow.u[:, 0], 0.5 + np.sqrt(z), atol=1e-9)
-
-
-def test_logistic_weight():
-    """Two rows, phi = (0, a): the odds of the second fall as exp(-a t)."""
-    ts = jnp.linspace(0, 5, 7)
-    flow = dynamics.mirror_flow(lambda u: jnp.array([0.0, 1.3]), jnp.array([0.2, 0.8]), ts)
-    np.testing.assert_allclose(flow.u[:, 1], 1 / (1 + np.exp(1.3 * ts) / 4), atol=1e-9)
-    assert flow.w is None
+    assert bool(jnp.all(flow.u[:, 2] == 0))
 
 
 RING = jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
@@ -123,22 +149,24 @@ RING = jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
 def test_a_flow_that_goes_round_does_not_converge():
     """Of an antisymmetric matrix the product of the weights is conserved."""
     u0 = jnp.array([0.6, 0.3, 0.1])
-    flow = dynamics.mirror_flow(lambda u: RING @ u, u0, jnp.linspace(0, 100, 41), tol=1e-3)
+    flow = dynamics.mirror_flow(
+        Affine(RING, jnp.zeros(3)), u0, jnp.array([2.0, 4.0, 100.0]), tol=1e-3
+    )
     assert not bool(flow.converged)
     assert bool(flow.finished)
     np.testing.assert_allclose(jnp.sum(flow.log_u, axis=1), np.log(0.018), atol=1e-6)
     assert float(flow.residual) > 0.01
-    assert np.ptp(flow.u[:, 0]) > 0.5
+    assert np.ptp(flow.u[:, 0]) > 0.3
 
 
 def test_mirror_descent_is_its_discretisation():
-    field, u0 = low_rank(98), uniform_weights(5)
-    end = dynamics.mirror_flow(field, u0, jnp.array([2.0])).u[-1]
+    field = low_rank(98)
+    end = dynamics.mirror_flow(field, UNIFORM_5, jnp.array([0.5, 1.0, 2.0])).u[-1]
 
     @jax.jit
     def descend(step):
         move = lambda _, u: bilevel.Simplex().retract(u, -step * field(u))  # noqa: E731
-        return jax.lax.fori_loop(0, jnp.round(2.0 / step).astype(int), move, u0)
+        return jax.lax.fori_loop(0, jnp.round(2.0 / step).astype(int), move, UNIFORM_5)
 
     gaps = [float(jnp.linalg.norm(descend(2.0 / k) - end)) for k in (400, 800, 1600)]
     assert gaps[-1] < 1e-3
@@ -152,53 +180,53 @@ def test_mirror_descent_is_its_discretisation():
 )
 def test_stays_on_the_simplex(seed, u0, horizon):
     u0 = jnp.asarray(np.array(u0) / np.sum(u0))
-    flow = dynamics.mirror_flow(low_rank(seed), u0, horizon * jnp.array([0.5, 1.0]), max_steps=4000)
+    flow = dynamics.mirror_flow(low_rank(seed), u0, horizon * jnp.array([0.1, 0.5, 1.0]))
+    assert bool(flow.finished)
     assert bool(jnp.all(flow.u >= 0))
     np.testing.assert_allclose(jnp.sum(flow.u, axis=1), 1, rtol=1e-12)
     assert bool(jnp.all(flow.u[:, u0 == 0] == 0))
 
 
 def test_one_compilation_for_fields_of_one_shape(compilations):
-    for seed in (1001, 1002, 1003):
-        dynamics.mirror_flow(low_rank(seed, 7, 2), uniform_weights(7), jnp.array([1.0]))
+    for seed, tol in ((1001, 0.0), (1002, 1e-6), (1003, 1e-8)):
+        dynamics.mirror_flow(low_rank(seed, 7, 2), uniform_weights(7), jnp.array([1.0]), tol=tol)
     assert sum("_integrate" in name for name in compilations) == 1
 
 
 # What a flow reports.
-
-
+@pytest.mark.slow
 def test_rows_at_zero_stay_and_do_not_count():
     field = low_rank(98)
-    on = jnp.array([True, True, False, True, False])
+    on = np.array([True, True, False, True, False])
     u0 = jnp.where(on, 1 / 3, 0)
-    flow = dynamics.mirror_flow(field, u0, jnp.array([0.5, 200.0]), tol=1e-8)
+    flow = dynamics.mirror_flow(field, u0, jnp.array([0.5, 2.0, 200.0]), tol=1e-8)
     assert bool(jnp.all(flow.u[:, ~on] == 0))
     assert bool(jnp.all(flow.log_u[:, ~on] == -jnp.inf))
     assert bool(flow.converged)
     # Row 0 alone: everything else may want in, but nothing is there.
-    alone = dynamics.mirror_flow(field, jax.nn.one_hot(0, 5), jnp.array([1.0]), tol=1e-8)
+    alone = dynamics.mirror_flow(field, jax.nn.one_hot(0, 5), LONG, tol=1e-8)
     assert bool(alone.converged)
     assert float(alone.residual) == 0
-    margins = field(jax.nn.one_hot(0, 5)) - field(jax.nn.one_hot(0, 5))[0]
-    assert float(jnp.min(margins)) < 0
+    phi = field(jax.nn.one_hot(0, 5))
+    assert float(jnp.min(phi)) < float(phi[0])
 
     # The same flow on the smaller simplex.
     small = dynamics.LowRankField(field.gradients[on], field.hessians[on], field.outer_gradient)
-    again = dynamics.mirror_flow(small, uniform_weights(3), jnp.array([0.5, 200.0]), tol=1e-8)
+    again = dynamics.mirror_flow(small, UNIFORM_3, flow.ts, tol=1e-8)
     np.testing.assert_allclose(flow.u[:, on], again.u, atol=1e-8)
 
 
 def test_at_rest_the_last_state_is_repeated():
-    field, ts = low_rank(98), jnp.array([0.0, 1.0, 300.0, 700.0, 1000.0])
-    flow = dynamics.mirror_flow(field, uniform_weights(5), ts, tol=1e-8)
+    field = low_rank(98)
+    flow = dynamics.mirror_flow(field, UNIFORM_5, jnp.array([0.0, 500.0, 1000.0]), tol=1e-8)
     assert bool(flow.converged)
     assert bool(flow.finished)
     assert 0 < float(flow.residual) <= 1e-8
-    assert bool(jnp.all(flow.u[2:] == flow.u[2:3]))
-    np.testing.assert_allclose(flow.u[0], 0.2, rtol=1e-12)
+    assert bool(jnp.all(flow.u[1] == flow.u[2]))
+    np.testing.assert_allclose(flow.u[0], np.full(5, 0.2), rtol=1e-12)
     assert flow.support.tolist() == [True, True, False, True, False]
     # The same without a tolerance goes all the way, to the same place.
-    on = dynamics.mirror_flow(field, uniform_weights(5), ts)
+    on = dynamics.mirror_flow(field, UNIFORM_5, flow.ts)
     assert not bool(on.converged)
     assert bool(on.finished)
     assert int(on.num_steps) > 3 * int(flow.num_steps)
@@ -207,7 +235,7 @@ def test_at_rest_the_last_state_is_repeated():
 
 def test_residual_by_hand():
     field = low_rank(3)
-    flow = dynamics.mirror_flow(field, uniform_weights(5), jnp.array([0.7]))
+    flow = dynamics.mirror_flow(field, UNIFORM_5, jnp.array([0.2, 0.5, 0.7]))
     u = flow.u[-1]
     c = field(u) - jnp.vdot(u, field(u))
     expected = max(float(jnp.max(u * jnp.abs(c))), float(jnp.max(-c)))
@@ -216,27 +244,26 @@ def test_residual_by_hand():
 
 def test_a_row_that_wants_in_is_no_rest():
     """At a vertex that is not stable, a share of 1e-9 elsewhere keeps the residual up."""
-    field = lambda u: jnp.array([1.0, 0.0])  # noqa: E731
-    u0 = jnp.array([1 - 1e-9, 1e-9])
-    flow = dynamics.mirror_flow(field, u0, jnp.array([60.0]), tol=1e-6)
-    np.testing.assert_allclose(flow.u[-1], [0, 1], atol=1e-5)
+    u0 = jnp.array([1 - 1e-9, 1e-9, 0.0])
+    flow = dynamics.mirror_flow(constant(1, 0, 0), u0, jnp.array([0.0, 1.0, 60.0]), tol=1e-6)
+    np.testing.assert_allclose(flow.u[-1], [0, 1, 0], atol=1e-5)
     assert bool(flow.converged)
 
 
 def test_out_of_steps():
     ts = jnp.array([0.0, 100.0, 200.0])
-    flow = dynamics.mirror_flow(low_rank(98), uniform_weights(5), ts, max_steps=10)
+    flow = dynamics.mirror_flow(low_rank(98), UNIFORM_5, ts, max_steps=10)
     assert not bool(flow.finished)
     assert not bool(flow.converged)
     assert int(flow.num_steps) == 10
-    np.testing.assert_allclose(flow.u[0], 0.2, rtol=1e-12)
+    np.testing.assert_allclose(flow.u[0], np.full(5, 0.2), rtol=1e-12)
     assert bool(jnp.all(flow.u[1] == flow.u[2]))  # where it stopped
     assert bool(jnp.all(jnp.isfinite(flow.u)))
 
 
 def test_no_tolerance_no_rest():
     """Weights that are at rest to the last bit: it still runs, and does not say converged."""
-    flow = dynamics.mirror_flow(lambda u: jnp.ones(3), uniform_weights(3), jnp.array([5.0]))
+    flow = dynamics.mirror_flow(constant(1, 1, 1), UNIFORM_3, LONG)
     assert not bool(flow.converged)
     assert float(flow.residual) < 1e-15
     assert int(flow.num_steps) > 0
@@ -245,91 +272,95 @@ def test_no_tolerance_no_rest():
 def test_vmap_is_a_loop():
     fields = [low_rank(seed) for seed in (0, 1, 98)]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *fields)
-    ts, u0 = jnp.array([1.0, 500.0]), uniform_weights(5)
-
-    def run(field):
-        return dynamics.mirror_flow(field, u0, ts, tol=1e-8)
-
-    flows = eqx.filter_vmap(run)(batch)
-    assert flows.u.shape == (3, 2, 5)
+    flows = eqx.filter_jit(
+        eqx.filter_vmap(lambda field: dynamics.mirror_flow(field, UNIFORM_5, LONG, tol=1e-8))
+    )(batch)
+    assert flows.u.shape == (3, 3, 5)
     assert flows.support.shape == (3, 5)
     for i, field in enumerate(fields):
-        single = run(field)
+        single = dynamics.mirror_flow(field, UNIFORM_5, LONG, tol=1e-8)
         np.testing.assert_allclose(flows.u[i], single.u, atol=1e-7)
         assert flows.support[i].tolist() == single.support.tolist()
         assert bool(flows.converged[i]) == bool(single.converged)
-    np.testing.assert_allclose(eqx.filter_jit(run)(fields[0]).u, run(fields[0]).u, rtol=1e-12)
 
 
 def test_implicit_solver_agrees():
-    ts, u0 = jnp.array([0.3, 2.0, 20.0]), uniform_weights(5)
-    explicit = dynamics.mirror_flow(low_rank(21), u0, ts)
-    implicit = dynamics.mirror_flow(low_rank(21), u0, ts, solver=diffrax.Kvaerno5())
+    ts = jnp.array([0.3, 2.0, 20.0])
+    explicit = dynamics.mirror_flow(low_rank(21), UNIFORM_5, ts)
+    implicit = dynamics.mirror_flow(low_rank(21), UNIFORM_5, ts, solver=diffrax.Kvaerno5())
     np.testing.assert_allclose(explicit.u, implicit.u, atol=1e-7)
 
 
 # Joint flows.
 
 
-def gradient_flow(u, w, t):
-    """`w(t)` of `dw/dt = -grad_w f(u, w)` with u held, in closed form."""
+def joint(u0, w0, ts, alpha, beta, solver=None):
+    return dynamics.joint_flow(PROBLEM, u0, w0, ts, alpha=alpha, beta=beta, solver=solver)
+
+
+def gradient_flow(u, ts):
+    """`w(t)` of `dw/dt = -grad_w f(u, w)` from W0 with u held, in closed form."""
     best = solution(u, PROBLEM.inner_data)["weight"][0]
-    return best + scipy.linalg.expm(-t * np.asarray(hessian(u))) @ (w["weight"][0] - best)
+    gap = W0["weight"][0] - best
+    return np.array(
+        [best + scipy.linalg.expm(-float(t) * np.asarray(hessian(u))) @ gap for t in ts]
+    )
+
+
+TIMES = jnp.array([0.5, 2.0, 8.0])
 
 
 def test_joint_flow_from_a_vertex():
     """No weight can move there, and the model still does."""
-    ts = jnp.array([0.5, 2.0])
     u0 = jax.nn.one_hot(3, 6)
-    flow = dynamics.joint_flow(PROBLEM, u0, W0, ts, alpha=0.7, beta=1.0)
+    flow = joint(u0, W0, TIMES, 0.7, 1.0)
     assert not bool(flow.converged)
-    assert isinstance(flow.w, dict)
-    for i, t in enumerate(ts):
-        np.testing.assert_allclose(flow.u[i], u0, atol=1e-14)
-        expected = gradient_flow(u0, W0, 0.7 * float(t))
-        np.testing.assert_allclose(_weight(flow)[i, 0], expected, atol=1e-7)
+    assert bool(flow.finished)
+    np.testing.assert_allclose(flow.u, np.tile(u0, (3, 1)), atol=1e-14)
+    np.testing.assert_allclose(weight(flow), gradient_flow(u0, 0.7 * TIMES), atol=1e-7)
 
 
 def test_joint_flow_with_slow_weights():
-    ts = jnp.array([0.5, 2.0])
-    flow = dynamics.joint_flow(
-        PROBLEM, UNIFORM, W0, ts, alpha=2.0, beta=1e-10, solver=diffrax.Tsit5()
-    )
-    np.testing.assert_allclose(flow.u, np.full((2, 6), 1 / 6), atol=1e-8)
-    for i, t in enumerate(ts):
-        expected = gradient_flow(UNIFORM, W0, 2.0 * float(t))
-        np.testing.assert_allclose(_weight(flow)[i, 0], expected, atol=1e-7)
+    flow = joint(UNIFORM, W0, TIMES, 2.0, 1e-10, diffrax.Tsit5())
+    np.testing.assert_allclose(flow.u, np.full((3, 6), 1 / 6), atol=1e-8)
+    np.testing.assert_allclose(weight(flow), gradient_flow(UNIFORM, 2 * TIMES), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_joint_flow_with_a_slow_model():
-    ts = jnp.array([0.5, 2.0, 8.0])
-    flow = dynamics.joint_flow(
-        PROBLEM, UNIFORM, W0, ts, alpha=1e-10, beta=1.0, solver=diffrax.Tsit5()
-    )
-    frozen = dynamics.mirror_flow(dynamics.frozen_field(PROBLEM, W0), UNIFORM, ts)
+    flow = joint(UNIFORM, W0, TIMES, 1e-10, 1.0, diffrax.Tsit5())
+    frozen = dynamics.mirror_flow(dynamics.frozen_field(PROBLEM, W0), UNIFORM, TIMES)
     np.testing.assert_allclose(flow.u, frozen.u, atol=1e-7)
-    np.testing.assert_allclose(_weight(flow)[-1], W0["weight"], atol=1e-7)
+    np.testing.assert_allclose(weight(flow)[-1], W0["weight"][0], atol=1e-7)
+    assert float(jnp.max(jnp.abs(frozen.u[-1] - UNIFORM))) > 0.3
 
 
+@pytest.mark.slow
 def test_joint_flow_with_a_fast_model_is_exact():
     """Theorem 1, and the stiff solver that it is integrated with."""
-    ts, beta = jnp.array([0.5, 2.0, 8.0]), 1e-3
     w0 = solution(UNIFORM, PROBLEM.inner_data)
-    flow = dynamics.joint_flow(PROBLEM, UNIFORM, w0, ts / beta, alpha=1.0, beta=beta)
-    field = dynamics.exact_field(PROBLEM, bilevel.ClosedForm(solution), w0)
-    exact = dynamics.mirror_flow(field, UNIFORM, ts)
-    assert float(jnp.max(jnp.abs(flow.u - exact.u))) < 1e-3
-    assert float(jnp.max(jnp.abs(exact.u[-1] - exact.u[0]))) > 0.05
-
-
-def test_stiff_and_explicit_agree():
-    ts = jnp.array([0.05, 1.0])
-    run = lambda **options: dynamics.joint_flow(  # noqa: E731
-        PROBLEM, UNIFORM, W0, ts, alpha=200.0, beta=1.0, **options
+    exact = dynamics.mirror_flow(
+        dynamics.exact_field(PROBLEM, bilevel.ClosedForm(solution), w0), UNIFORM, TIMES
     )
-    stiff, explicit = run(), run(solver=diffrax.Tsit5(), linear_solver=lx.LU())
+    gaps = [
+        float(jnp.max(jnp.abs(joint(UNIFORM, w0, TIMES / beta, 1.0, beta).u - exact.u)))
+        for beta in (2e-3, 1e-3)
+    ]
+    assert gaps[1] < 1e-3
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
+    assert float(jnp.max(jnp.abs(exact.u[-1] - UNIFORM))) > 0.05
+
+
+@pytest.mark.slow
+def test_stiff_and_explicit_agree():
+    ts = jnp.array([0.05, 0.2, 1.0])
+    stiff, explicit = (
+        joint(UNIFORM, W0, ts, 200.0, 1.0),
+        joint(UNIFORM, W0, ts, 200.0, 1.0, diffrax.Tsit5()),
+    )
     np.testing.assert_allclose(stiff.u, explicit.u, atol=1e-6)
-    np.testing.assert_allclose(_weight(stiff), _weight(explicit), atol=1e-6)
+    np.testing.assert_allclose(weight(stiff), weight(explicit), atol=1e-6)
+    assert int(stiff.num_steps) != int(explicit.num_steps)  # two methods
 
 
 # Fields.
@@ -392,7 +423,7 @@ def test_is_stationary():
     for seed in range(5):
         field = low_rank(seed)
         assert all(dynamics.is_stationary(field, vertex) for vertex in jnp.eye(5))
-        assert not dynamics.is_stationary(field, uniform_weights(5))
+        assert not dynamics.is_stationary(field, UNIFORM_5)
         assert not dynamics.is_stationary(field, jnp.array([0.5, 0.5, 0.0, 0.0, 0.0]))
     centred = lambda u: 3 * (u - 1 / 3)  # noqa: E731
     assert dynamics.is_stationary(centred, uniform_weights(3))
@@ -421,7 +452,7 @@ def test_stability_is_the_full_spectrum(seed, rows):
         expected = np.sort_complex(full_spectrum(field, u))
         found = np.sort_complex(np.concatenate([verdict.eigenvalues, verdict.margins]))
         np.testing.assert_allclose(np.real(found), np.real(expected), rtol=1e-5, atol=1e-6)
-        assert verdict.rate == pytest.approx(expected.real.min(), rel=1e-5, abs=1e-6)
+        assert verdict.rate == pytest.approx(np.real(expected).min(), rel=1e-5, abs=1e-6)
         assert dynamics.local_rate(field, u) == pytest.approx(verdict.rate, rel=1e-5, abs=1e-6)
         assert verdict.stable == (verdict.rate > 0)
         assert verdict.support.tolist() == (u > 0).tolist()
@@ -463,26 +494,35 @@ def test_stability_drops_what_is_below_the_threshold():
 
 def test_stability_needs_a_stationary_point():
     with pytest.raises(ValueError, match=r"not a stationary point.*follow `mirror_flow`"):
-        dynamics.stability(low_rank(0), uniform_weights(5))
+        dynamics.stability(low_rank(0), UNIFORM_5)
 
 
-def test_decay_is_the_local_rate():
-    """Also past a pair of complex eigenvalues, by the linear prediction."""
-    for seed in (4, 21):
-        field = low_rank(seed)
-        u = limit(field, tol=1e-10 if seed == 4 else 1e-8)
-        rate = dynamics.local_rate(field, u)
-        delta = 1e-4 * jnp.where(u > dynamics.SUPPORT, jnp.arange(5.0), 0)
-        delta = jnp.where(
-            u > dynamics.SUPPORT, delta - delta.sum() / jnp.sum(u > 1e-6, dtype=float), 0
-        )
-        ts = jnp.array([1.0, 3.0]) / rate
-        flow = dynamics.mirror_flow(field, u + delta, ts, rtol=1e-11, atol=1e-11)
-        jacobian = jax.jacfwd(lambda u: u * (field(u) - jnp.vdot(u, field(u))))(u)  # noqa: B023
-        basis = scipy.linalg.null_space(np.ones((1, 5)))
-        for t, there in zip(ts, flow.u, strict=True):
-            along = scipy.linalg.expm(-t * (basis.T @ jacobian @ basis)) @ (basis.T @ delta)
-            np.testing.assert_allclose(there - u, basis @ along, atol=2e-3 * 1e-4)
+@pytest.mark.parametrize("seed", [0, 21])
+def test_decay_is_the_local_rate(seed):
+    """To a vertex the slowest row falls at the rate; on three rows a complex pair turns."""
+    field = low_rank(seed)
+    u = limit(field)
+    u = jnp.where(u > dynamics.SUPPORT, u, 0)
+    rate = dynamics.local_rate(field, u)
+    verdict = dynamics.stability(field, u)
+    assert verdict.rate == pytest.approx(rate, rel=1e-5)
+    on = np.asarray(u > 0)
+    delta = (
+        np.where(on, np.array([-1.0, 2.0, 0.0, -1.0, 0.0]), 0) if seed else np.where(on, -4.0, 1)
+    )
+    ts = jnp.array([0.5, 1.0, 2.0]) / rate
+    flow = dynamics.mirror_flow(field, u + 1e-4 * delta, ts, rtol=1e-11, atol=1e-11)
+    jacobian = jax.jacfwd(lambda u: u * (field(u) - jnp.vdot(u, field(u))))(u)
+    basis = scipy.linalg.null_space(np.ones((1, 5)))
+    for t, there in zip(ts, flow.u, strict=True):
+        along = scipy.linalg.expm(-float(t) * (basis.T @ jacobian @ basis)) @ (basis.T @ delta)
+        np.testing.assert_allclose((there - u) / 1e-4, basis @ along, atol=2e-3)
+    if not seed:
+        slowest = np.flatnonzero(~verdict.support)[verdict.margins.argmin()]
+        fall = np.diff(flow.log_u[:, slowest]) / np.diff(ts)
+        np.testing.assert_allclose(fall, -rate, rtol=1e-3)
+    else:
+        assert np.max(np.abs(np.imag(verdict.eigenvalues))) > rate
 
 
 # How large a support can be.

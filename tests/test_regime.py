@@ -43,7 +43,7 @@ def report(rho, eta, num_steps=300):
     return bilevel.regime(problem, method, u0, w0, run), run
 
 
-@pytest.mark.parametrize("rho", [0.01, 0.1])
+@pytest.mark.parametrize("rho", [0.1])
 def test_paces_against_the_closed_form(rho):
     """H = (1/2 + l2) I, so w closes -log(1 - 0.6 rho) a step; the weights move by eta sum u |c|."""
     eta = 1e-6  # so small that a mirror step is linear
@@ -62,6 +62,7 @@ def test_paces_against_the_closed_form(rho):
     assert found.ratio == pytest.approx(found.outer_pace / found.inner_pace, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_ratio_grows_with_the_outer_step_and_names_the_theorem():
     reports = [report(0.02, eta)[0] for eta in (1e-4, 0.3, 300.0)]
     assert [r.theorem for r in reports] == ["1", "neither", "2"]
@@ -83,6 +84,7 @@ def test_counts_what_survives():
     assert found.surviving_rows <= P  # as the theorem says
 
 
+@pytest.mark.slow
 def test_near_exact_steps_are_in_the_first_regime():
     problem, w0, u0 = quadratic_reweighting()
     method = bilevel.near_exact()

@@ -110,6 +110,7 @@ def mirror_flow(
     0.1192
     """
     solver = diffrax.Tsit5() if solver is None else solver
+    tol = jnp.asarray(tol, ts.dtype)  # an array, so that another one compiles nothing
     return _integrate(
         _MirrorTerm(field), (u0, None), ts, tol, rtol, atol, solver, max_steps=max_steps
     )

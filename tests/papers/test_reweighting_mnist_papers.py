@@ -79,6 +79,7 @@ def test_widest_stretch_and_its_width(script):
     assert steps.decades(None, grid) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full_batch", "by_weight", "uniform"])
 def test_all_step_sizes_at_once_are_the_runs_of_solve(script, monkeypatch, name):
     steps = script("soba_steps")

@@ -59,6 +59,7 @@ def test_equal_speeds_move_the_log_weights_alike_in_the_first_step(monkeypatch):
         np.testing.assert_allclose(moves[name], moves["mirror"], rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_softmax_collapses_and_sigmoid_does_not(monkeypatch):
     script = load("reparametrised", monkeypatch)
     with plain_promotion():
@@ -73,6 +74,7 @@ def test_softmax_collapses_and_sigmoid_does_not(monkeypatch):
     assert sigmoid.first[:, :, -1].min() >= 0.9
 
 
+@pytest.mark.slow
 def test_sigmoid_becomes_sparse_when_the_model_barely_moves(monkeypatch):
     script = load("reparametrised", monkeypatch)
     with plain_promotion():
@@ -91,6 +93,7 @@ def test_true_ratio_is_that_of_two_normal_densities(monkeypatch):
     np.testing.assert_allclose(script.true_ratio(x), nu / norm.pdf(x).prod(-1), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_rich_embedding_recovers_the_ratio_and_a_poor_one_does_not(monkeypatch):
     script = load("density_ratio", monkeypatch)
     draws = [script.draw_rows(seed) for seed in range(2)]
@@ -111,6 +114,7 @@ def test_a_rich_embedding_recovers_the_ratio_and_a_poor_one_does_not(monkeypatch
     assert float(jnp.max(excess)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["embedding", "regression"])
 def test_the_hypergradient_at_the_ratio_vanishes_with_the_rows(name, monkeypatch):
     script = load("density_ratio", monkeypatch)
