@@ -50,13 +50,13 @@ def fields(size: tuple[int, int], seeds: range) -> dynamics.LowRankField:
     """The random fields of Figure 3's caption, with the seeds as first axis."""
     n, p = size
 
-    def draw(seed: int) -> tuple[np.ndarray, ...]:
+    def draw(seed: int) -> dynamics.LowRankField:
         rng = np.random.default_rng(seed)
         gradients, outer, u = rng.normal(size=(n, p)), rng.normal(size=p), rng.normal(size=(n, p))
-        return gradients, u[:, :, None] * u[:, None, :] + DAMPING * np.eye(p), outer
+        hessians = u[:, :, None] * u[:, None, :] + DAMPING * np.eye(p)
+        return dynamics.LowRankField(*map(jnp.asarray, (gradients, hessians, outer)))
 
-    draws = zip(*map(draw, seeds), strict=True)
-    return dynamics.LowRankField(*(jnp.asarray(np.stack(x)) for x in draws))
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(draw, seeds))
 
 
 def pick(batch: Any, index: Any) -> Any:
