@@ -18,6 +18,7 @@ few thousand would be needed we take the step that halves the outer error, `1 / 
 """
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,12 +45,13 @@ from _script import Claim, run_script
 
 TARGET, OUTER_RATE = 2.0, 1e-2
 TERMS = (1, 100, 10_000)
-CG_STEPS = (2, 4, 6, 13)  # 13 is the rank
+CG_STEPS = (2, 6, 13)  # 13 is the rank
 UNROLLED = (1, 10, 100)
 LINE_RATE, LINE_TERMS = 0.1, (1, 3, 10)
 MLP_RATE, MLP_WIDTH = 0.01, 10
-# The outer rates of the MLP's Neumann runs; 1e-2, the published one, is as slow as above.
-MLP_OUTER = {1: 20.0, 10: 3.0, 100: 0.5, 1000: 0.1}
+# The outer rates of the MLP's Neumann runs; 1e-2, the published one, is as slow as above. Runs with
+# K = 1000 diverge, as one of K = 100 does: the inner steps end where the series does not contract.
+MLP_OUTER = {1: 20.0, 10: 3.0, 100: 0.5}
 OUTER_TX = optax.inject_hyperparams(optax.sgd)(learning_rate=OUTER_RATE)
 
 
@@ -289,10 +291,16 @@ def mlp_runs(full: bool, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
             optax.sgd(rate),
             warm_start=warm,
         )
-        found = bilevel.solve(
-            problem, method, jnp.zeros(13), w0, num_steps=outer_steps, trace_every=outer_steps
-        )
+        options: dict[str, Any] = {"num_steps": outer_steps, "trace_every": outer_steps}
+        with warnings.catch_warnings():  # of a series that does not contract: it is in the numbers
+            warnings.simplefilter("ignore", bilevel.HypergradientWarning)
+            found = bilevel.solve(problem, method, jnp.zeros(13), w0, throw=False, **options)
+        codes = found.trace["result"]
+        if not np.isfinite(found.trace["outer_value"]).all():
+            return {"diverged": True, "contracts": False}
         return {
+            "diverged": False,
+            "contracts": bool(np.all(codes == 0)),
             "norm": float(jnp.vdot(found.u, found.u)),
             "inner_norm": float(optax.tree.norm(found.w, squared=True)),
             "outer_value": float(found.trace["outer_value"][-1]),
@@ -300,7 +308,7 @@ def mlp_runs(full: bool, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
             "u": np.asarray(found.u).tolist(),
         }
 
-    inner_steps, outer_steps = (5000, 200) if full else (2000, 40)
+    inner_steps, outer_steps = (5000, 200) if full else (1500, 40)
     series = {
         str(terms): run(
             inner_steps,
@@ -310,9 +318,8 @@ def mlp_runs(full: bool, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
             False,
         )
         for terms, rate in MLP_OUTER.items()
-        if full or terms <= 100
     }
-    many = {1: 30_000, 10: 8000, 100: 3000} if full else {1: 15_000, 10: 5000, 100: 1000}
+    many = {1: 30_000, 10: 8000, 100: 3000} if full else {1: 12_000, 10: 4000, 100: 1000}
     unrolled = {
         str(terms): run(terms, steps, bilevel.ITD(), OUTER_RATE, True)
         for terms, steps in many.items()
@@ -444,12 +451,9 @@ def judge(report: dict[str, Any]) -> list[Claim]:
     line = report["line"]
     line_norms = [float(np.linalg.norm(run["end"])) for run in line.values()]
     mlp = {
-        kind: [[run["norm"] for run in seed[kind].values()] for seed in report["mlp"].values()]
+        kind: [run for seed in report["mlp"].values() for run in seed[kind].values()]
         for kind in ("Neumann", "unrolling")
     }
-    mlp_values = [
-        run["outer_value"] for s in report["mlp"].values() for k in s.values() for run in k.values()
-    ]
     unrolled = max(max(row.values()) for row in report["unrolled"].values())
     return [
         Claim(
@@ -529,10 +533,10 @@ def judge(report: dict[str, Any]) -> list[Claim]:
             "V9",
             "CG has a very different inductive bias (Figure 15)",
             "very different",
-            f"{CG_STEPS[0]}, {CG_STEPS[1]}, {CG_STEPS[2]} steps: "
-            + ", ".join(f"{100 * gap:.0f}%" for gap in cg["from_neumann"][:3])
+            f"{CG_STEPS[0]} and {CG_STEPS[1]} steps: "
+            + ", ".join(f"{100 * gap:.0f}%" for gap in cg["from_neumann"][:2])
             + f" away from the Neumann family; damped ones {100 * apart:.0f}% at most",
-            min(cg["from_neumann"][:3]) > apart,
+            min(cg["from_neumann"][:2]) > apart,
             "Different in shape; their norms fall from 9.7 to 4 in a few steps.",
         ),
         Claim(
@@ -546,22 +550,42 @@ def judge(report: dict[str, Any]) -> list[Claim]:
             and decreasing(line_norms, float(np.sqrt(2))),
         ),
         *(
-            Claim(
-                "V9",
-                f"an MLP: norms fall with K, {kind} (Figure 18)",
-                "falling (figure)",
-                "; ".join(several(norms_of_seed, 1) for norms_of_seed in mlp[kind])
-                + " for K = "
-                + ", ".join(next(iter(report["mlp"].values()))[kind]),
-                all(np.all(np.diff(n) < 0) for n in mlp[kind]) and max(mlp_values) <= 1e-2,
-                note,
-            )
+            judge_mlp(report["mlp"], kind, mlp[kind], note)
             for kind, note in (
                 ("Neumann", "Inner steps at the published rate 0.01, outer steps larger."),
                 ("unrolling", "Warm-started, alternating K inner steps with one outer step."),
             )
         ),
     ]
+
+
+def judge_mlp(seeds: dict[str, Any], kind: str, runs: list[dict[str, Any]], note: str) -> Claim:
+    """Figure 18; a run that diverged counts against it."""
+    norms_of_seeds = [[run.get("norm") for run in seed[kind].values()] for seed in seeds.values()]
+    ended = [run for run in runs if not run["diverged"]]
+    value = max(run["outer_value"] for run in ended)
+    lost = len(runs) - len(ended)
+    note += (
+        f" F ends at {value:.0e} at most, |grad_w f| at "
+        f"{max(run['inner_residual'] for run in ended):.0e}."
+    )
+    if not all(run["contracts"] for run in runs):
+        note += (
+            f" {sum(not run['contracts'] for run in runs)} runs end where the series does not "
+            f"contract (no minimum, or curvature above 2 / 0.01), of which {lost} diverged."
+        )
+    return Claim(
+        "V9",
+        f"an MLP: norms fall with K, {kind} (Figure 18)",
+        "falling (figure)",
+        "; ".join(
+            ", ".join("diverged" if n is None else f"{n:.1f}" for n in norms)
+            for norms in norms_of_seeds
+        )
+        + f" for K = {', '.join(next(iter(seeds.values()))[kind])}",
+        lost == 0 and value <= 1e-2 and all(np.all(np.diff(n) < 0) for n in norms_of_seeds),
+        note,
+    )
 
 
 def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:

@@ -436,7 +436,9 @@ def support_bound(gradients: Float[Array, "rows p"]) -> int:
     """On how many rows a stationary point of a frozen field can live: the rank of the row gradients.
 
     (Propositions 7 and 8.) It holds with probability one for gradients in general position, as
-    drawn from a continuous distribution; rows that are copies of each other share a place.
+    drawn from a continuous distribution; rows that are copies of each other share a place. A rank
+    below p bounds the support only if the Hessians keep the span of the gradients, as those of
+    linear regression with an l2 term do; else phi can vanish, and be level, on more rows.
     """
     return int(np.linalg.matrix_rank(np.asarray(gradients)))
 
