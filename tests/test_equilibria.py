@@ -10,16 +10,21 @@ import optax
 import pytest
 import scipy.optimize
 
-from bilevel import AID, ITD, BilevelProblem, Box, ClosedForm, DoubleLoop, GradientInner, solve
-from bilevel._equilibria import (
+from bilevel import (
+    AID,
+    ITD,
+    BilevelProblem,
+    Box,
+    ClosedForm,
+    DoubleLoop,
     Equilibrium,
+    GradientInner,
+    cold_start_solution,
     is_cold_start_equilibrium,
     is_warm_start_equilibrium,
-)
-from bilevel._solution_concepts import (
-    cold_start_solution,
-    optimistic,
-    pessimistic,
+    optimistic_solution,
+    pessimistic_solution,
+    solve,
     warm_start_solution,
 )
 
@@ -183,7 +188,7 @@ def test_w_may_be_a_pytree():
     cold = cold_start_solution(problem, jnp.array(3.0), w0)
     np.testing.assert_allclose(cold.w["a"], [1.0, 1.0])
     np.testing.assert_allclose(cold.w["b"], 1.0)
-    best = optimistic(problem, jnp.array(3.0), w0)
+    best = optimistic_solution(problem, jnp.array(3.0), w0)
     np.testing.assert_allclose([*best.w["a"], best.w["b"]], [3.0, 0.0, 0.0], atol=1e-12)
 
 
@@ -194,7 +199,7 @@ def along_the_set(value, z) -> float:
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_optimistic_is_constrained_least_squares(num_steps):
     z = np.linalg.lstsq(A.g @ A.null, A.s - A.g @ A.cold(A.u), rcond=None)[0]
-    found = at(optimistic, num_steps=num_steps)
+    found = at(optimistic_solution, num_steps=num_steps)
     np.testing.assert_allclose(found.w, A.cold(A.u) + A.null @ z, rtol=1e-8)
     assert found.inner_residual < 1e-10
 
@@ -202,7 +207,7 @@ def test_optimistic_is_constrained_least_squares(num_steps):
 def test_optimistic_takes_the_nearest_of_many():
     """F looks at one direction of three."""
     flat = BilevelProblem(lambda u, w, _: (A.null[:, 0] @ w - 5.0) ** 2, A.f)
-    found = at(optimistic, flat)
+    found = at(optimistic_solution, flat)
     cold = A.cold(A.u)
     expected = cold + (5 - A.null[:, 0] @ cold) * A.null[:, 0]
     np.testing.assert_allclose(found.w, expected, rtol=1e-9)
@@ -215,16 +220,57 @@ def convex(u, w, batch):
 
 def test_optimistic_searches_where_f_is_not_quadratic():
     best = scipy.optimize.minimize(lambda z: along_the_set(convex, z), np.zeros(3), tol=1e-12)
-    found = at(optimistic, BilevelProblem(convex, A.f))
+    found = at(optimistic_solution, BilevelProblem(convex, A.f))
     assert found.value <= best.fun + 1e-9
     np.testing.assert_allclose(found.w, A.cold(A.u) + A.null @ best.x, atol=1e-4)
     assert found.inner_residual < 1e-10
 
 
+@pytest.mark.parametrize("radius", [0.1, 3.0, 100.0])
+def test_pessimistic_is_the_trust_region_solution(radius):
+    """`max_z |G (c + N z) - s|^2 / 2`, `|z| = radius`: `(mu - Q) z = q` with mu above Q's spectrum."""
+    g = A.g @ A.null
+    values, vectors = np.linalg.eigh(g.T @ g)
+    q = vectors.T @ (g.T @ (A.g @ A.cold(A.u) - A.s))
+    low, high = values[-1] + abs(q[-1]) / radius / 2, values[-1] + np.linalg.norm(q) / radius
+    mu = scipy.optimize.brentq(
+        lambda mu: np.linalg.norm(q / (mu - values)) - radius, low, 1.01 * high, xtol=1e-14
+    )
+    expected = A.cold(A.u) + A.null @ vectors @ (q / (mu - values))
+    found = at(pessimistic_solution, A.problem, radius, num_steps=2000)
+    np.testing.assert_allclose(found.w, expected, rtol=1e-6, atol=1e-9 * radius)
+    np.testing.assert_allclose(found.value, A.outer(None, expected, None), rtol=1e-10)
+
+
+SQUARE = np.eye(6) + 0.1 * A.g
+FLAT = {
+    "one solution": lambda u, w, _: 0.5 * jnp.sum((SQUARE @ w - A.y @ u) ** 2),
+    "F constant on S(u)": A.f,
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_where_there_is_nothing_to_choose_all_are_the_cold_start(name):
+    """And not rounding errors, blown up."""
+    outer = A.outer if name == "one solution" else lambda u, w, _: 0.5 * jnp.sum((A.x @ w - 1) ** 2)
+    problem = BilevelProblem(outer, FLAT[name])
+    cold = at(cold_start_solution, problem)
+    for found in (at(optimistic_solution, problem), at(pessimistic_solution, problem, 1.0)):
+        np.testing.assert_allclose(found.w, cold.w, rtol=1e-12)
+        assert found.inner_residual < 1e-12
+    slope = jax.grad(
+        lambda u: pessimistic_solution(problem, u, jnp.asarray(A.w0), 1.0, num_steps=2).value
+    )(jnp.asarray(A.u))
+    expected = jax.grad(lambda u: cold_start_solution(problem, u, jnp.asarray(A.w0)).value)(
+        jnp.asarray(A.u)
+    )
+    np.testing.assert_allclose(slope, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("outer", [A.outer, convex], ids=["quadratic", "convex"])
 @pytest.mark.parametrize("radius", [0.1, 3.0])
 def test_pessimistic_is_the_worst_on_the_sphere(outer, radius):
-    found = at(pessimistic, BilevelProblem(outer, A.f), radius)
+    found = at(pessimistic_solution, BilevelProblem(outer, A.f), radius)
     away = np.asarray(found.w) - A.cold(A.u)
     np.testing.assert_allclose(np.linalg.norm(away), radius, rtol=1e-9)
     np.testing.assert_allclose(A.x @ away, 0, atol=1e-10)
@@ -237,22 +283,29 @@ def test_pessimistic_is_the_worst_on_the_sphere(outer, radius):
 
 
 def test_the_concepts_are_ordered_and_bad_radii_refused():
-    values = [at(c, A.problem, *r).value for c, r in [(optimistic, ()), (cold_start_solution, ())]]
-    assert values[0] < values[1] < at(pessimistic, A.problem, 1.0).value
+    values = [
+        at(c, A.problem, *r).value
+        for c, r in [(optimistic_solution, ()), (cold_start_solution, ())]
+    ]
+    assert values[0] < values[1] < at(pessimistic_solution, A.problem, 1.0).value
     with pytest.raises(ValueError, match=r"`radius` must be > 0, got 0\.0"):
-        at(pessimistic, A.problem, 0.0)
+        at(pessimistic_solution, A.problem, 0.0)
 
 
 def test_other_inner_problems_are_noticed():
     quartic = BilevelProblem(A.outer, lambda u, w, _: jnp.sum((w - 1.0) ** 4) + A.f(u, w, None))
-    for function, args in [(cold_start_solution, ()), (optimistic, ()), (pessimistic, (1.0,))]:
+    for function, args in [
+        (cold_start_solution, ()),
+        (optimistic_solution, ()),
+        (pessimistic_solution, (1.0,)),
+    ]:
         assert at(function, quartic, *args).inner_residual > 0.1
 
 
 RESPONSES = {
     "cold": lambda u, w0: cold_start_solution(A.problem, u, w0),
-    "optimistic": lambda u, w0: optimistic(A.problem, u, w0, num_steps=1),
-    "pessimistic": lambda u, w0: pessimistic(A.problem, u, w0, 1.0),
+    "optimistic": lambda u, w0: optimistic_solution(A.problem, u, w0, num_steps=1),
+    "pessimistic": lambda u, w0: pessimistic_solution(A.problem, u, w0, 1.0),
 }
 
 

@@ -3,9 +3,9 @@
 Vicol et al., section 4.2 and appendix F.2. Targets of 13 points are learned so that a regression on
 them fits one original point, (0, 2): many do. Cold starts, the inner solution in closed form
 (`X^+ u`, as in the paper), and the inverse Hessian by truncated Neumann series, damping or truncated
-CG. With one original point each run has a limit in closed form, which we compare it with; the paper
-has none. Figure 11(c) is the same with 2 points and a line; Figure 18 with an MLP, which has no
-closed form.
+CG. With one original point each run has a limit in closed form, from the spectrum of X (for CG from
+an orthonormal Krylov basis), which we compare it with; the paper has none. Figure 11(c) is the same
+with 2 points and a line; Figure 18 with an MLP, which has no closed form.
 
 From the paper: 10 frequencies, learning rates 1e-7 (exponential amplitudes) and 1e-3 (1/n) inner, 1e-2
 outer, 13 points in [-2, 2]. Not in it: how many frequencies make Figure 17 underparameterised (we
@@ -14,7 +14,7 @@ take 4, 9 parameters), its inner learning rate, that of Figure 11(c), and the va
 The outer steps are plain gradient steps. At the published rate up to 1e6 of them are needed, because
 the truncated hypergradients are small; the limit does not depend on the rate, and where more than a
 few thousand would be needed we take the step that halves the outer error, `1 / (2 phi_o^T X^+ c)`.
-"K terms" are j = 0, ..., K - 1, as many as K unrolled steps have.
+"K terms" are j = 0, ..., K - 1, as many as K unrolled steps have (the paper's sum has one more).
 """
 
 import sys
@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 import bilevel
-from bilevel.tasks._anti_distillation import (
+from bilevel.tasks import (
     anti_distillation,
     anti_distillation_limit,
     exponential_amplitudes,
@@ -45,13 +45,19 @@ from _script import Claim, run_script
 
 TARGET, OUTER_RATE = 2.0, 1e-2
 TERMS = (1, 100, 10_000)
-CG_STEPS = (2, 6, 13)  # 13 is the rank
+CG_STEPS = (2, 4, 6, 13)  # 13 is the rank
 UNROLLED = (1, 10, 100)
 LINE_RATE, LINE_TERMS = 0.1, (1, 3, 10)
 MLP_RATE, MLP_WIDTH = 0.01, 10
-# The outer rates of the MLP's Neumann runs; 1e-2, the published one, is as slow as above. Runs with
-# K = 1000 diverge, as one of K = 100 does: the inner steps end where the series does not contract.
-MLP_OUTER = {1: 20.0, 10: 3.0, 100: 0.5}
+# Outer rates and steps of the MLP's Neumann runs. The published rate, 1e-2, is as slow as above for
+# small K. For K = 100 it is needed: larger ones throw some runs out to where the series does not
+# contract, since gradient descent of rate .01 leaves a curvature of up to 2 / .01.
+MLP_OUTER = {1: (5.0, 200), 10: (1.0, 200), 100: (0.1, 200)}
+MLP_OUTER_FULL = MLP_OUTER | {100: (0.01, 2000)}
+MLP_BEYOND = {1000: (0.01, 400)}  # in the full size
+MLP_INNER_STEPS = 5000
+MLP_UNROLLED = {1: 12_000, 10: 4000, 100: 1000}  # outer steps
+MLP_UNROLLED_FULL = {1: 30_000, 10: 8000, 100: 3000}
 OUTER_TX = optax.inject_hyperparams(optax.sgd)(learning_rate=OUTER_RATE)
 
 
@@ -98,11 +104,15 @@ def limits_of(case: Case, solved: jax.Array) -> jax.Array:
     return jax.vmap(lambda v: anti_distillation_limit(*case[:3], v[:, None]))(solved)
 
 
-def filtered_limits(case: Case, inverses: np.ndarray) -> np.ndarray:
-    """The limits where the approximate inverse has the eigenvalues `inverses`, one a row."""
+def products(case: Case, inverses: np.ndarray) -> np.ndarray:
+    """`A^-1 phi_o` where the approximate inverse has the eigenvalues `inverses`, one a row."""
     _, _, vt = np.linalg.svd(np.asarray(case.X), full_matrices=False)
-    solved = (inverses * (vt @ np.asarray(case.original)[0])) @ vt
-    return np.asarray(limits_of(case, jnp.asarray(solved)))
+    return (inverses * (vt @ np.asarray(case.original)[0])) @ vt
+
+
+def filtered_limits(case: Case, inverses: np.ndarray) -> np.ndarray:
+    """The limits with these approximate inverses, one a row."""
+    return np.asarray(limits_of(case, jnp.asarray(products(case, inverses))))
 
 
 def neumann_filter(case: Case, terms: np.ndarray) -> np.ndarray:
@@ -114,6 +124,36 @@ def neumann_filter(case: Case, terms: np.ndarray) -> np.ndarray:
 def damped_filter(case: Case, terms: np.ndarray) -> np.ndarray:
     """`1 / (l + 1 / (a K))`, one row a K."""
     return 1 / (case.singular_values**2 + 1 / (float(case.alpha) * terms[:, None]))
+
+
+def krylov(case: Case, steps: int) -> np.ndarray:
+    """`A^-1 phi_o` of CG: `min_v v'Hv / 2 - phi_o'v` over the span of `H^j phi_o`, j < steps."""
+    if steps >= even_rank(case):
+        return closed_form(case, "exact")
+    hessian, b = np.asarray(case.X.T @ case.X), np.asarray(case.original)[0]
+    basis = b[:, None] / np.linalg.norm(b)
+    for _ in range(1, steps):
+        new = hessian @ basis[:, -1]
+        for _ in range(2):  # twice is enough
+            new = new - basis @ (basis.T @ new)
+        basis = np.column_stack([basis, new / np.linalg.norm(new)])
+    return basis @ np.linalg.solve(basis.T @ hessian @ basis, basis.T @ b)
+
+
+def even_rank(case: Case) -> int:
+    """The rank of the bias and the cosines, to which CG from `phi_o` is confined by symmetry."""
+    return int(np.linalg.matrix_rank(case.X[:, : 1 + case.X.shape[1] // 2]))
+
+
+def closed_form(case: Case, label: str) -> np.ndarray:
+    """`A^-1 phi_o` of one of the `estimators`, without any of the library's solvers."""
+    family, *number = label.split()
+    if family == "CG":
+        return krylov(case, int(number[0]))
+    if family == "exact":
+        return products(case, 1 / case.singular_values[None] ** 2)[0]
+    spectra = {"Neumann": neumann_filter, "damped": damped_filter}
+    return products(case, spectra[family](case, np.array(number, dtype=float)))[0]
 
 
 def estimators(case: Case, name: str) -> dict[str, bilevel.AbstractHypergradient]:
@@ -137,24 +177,13 @@ def truncated_cg(steps: int) -> bilevel.AID:
     return bilevel.AID(bilevel.CG(rtol=0.0, atol=0.0, max_steps=steps), warm_start=False)
 
 
-@eqx.filter_jit
-def solved(case: Case, estimator: bilevel.AbstractHypergradient) -> jax.Array:
-    """`A^-1 phi_o`, as the estimator's linear solver has it."""
-    if isinstance(estimator, bilevel.AID):
-        hessian = case.X.T @ case.X + estimator.damping * jnp.eye(case.X.shape[1])
-        operator = lx.MatrixLinearOperator(hessian, lx.positive_semidefinite_tag)
-        b, solver = case.original[0], estimator.linear_solver
-        return lx.linear_solve(operator, b, solver, throw=False).value
-    pseudo_inverse = jnp.linalg.pinv(case.X)
-    return pseudo_inverse @ (pseudo_inverse.T @ case.original[0])
-
-
 def long_run(
-    case: Case, estimator: bilevel.AbstractHypergradient, terms: int, full: bool
+    case: Case, label: str, estimator: bilevel.AbstractHypergradient, full: bool
 ) -> dict[str, Any]:
     """A cold-started run and its limit: at the published rate if that does not take too many steps."""
-    direction = solved(case, estimator)
-    limit = limits_of(case, direction[None])[0]
+    direction = closed_form(case, label)
+    limit = limits_of(case, jnp.asarray(direction)[None])[0]
+    terms = int(label.split()[1]) if "Neumann" in label else 1
     # A step changes the prediction at the original point by this share of its error, times the rate.
     share = float(case.original[0] @ np.linalg.pinv(case.X) @ (case.X @ direction))
     rate, num_steps = OUTER_RATE, int(np.ceil(28 / (OUTER_RATE * share)))
@@ -197,20 +226,39 @@ def norms(case: Case) -> dict[str, Any]:
     return curves
 
 
+@eqx.filter_jit
+def solve_by_cg(case: Case, b: jax.Array, steps: int) -> jax.Array:
+    """`A^-1 b`, as the library's truncated CG has it."""
+    operator = lx.MatrixLinearOperator(case.X.T @ case.X, lx.positive_semidefinite_tag)
+    cg = truncated_cg(steps).linear_solver
+    return lx.linear_solve(operator, b, cg, throw=False).value
+
+
 def by_cg(case: Case, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Figure 15: truncated CG beside the Neumann series and the exact inverse."""
     terms = np.geomspace(1, 1e6, 601)
     series = filtered_limits(case, neumann_filter(case, terms))
     found = {k: np.array(runs[f"CG {k}"]["u"]) for k in CG_STEPS}
-    exact = solved(case, bilevel.ITD())
-    direction = solved(case, truncated_cg(CG_STEPS[-1]))
+    exact = closed_form(case, "exact")
+    phi, rank = case.original[0], int(np.linalg.matrix_rank(case.X))
+    by_steps = range(1, rank + 3)
+    errors, moved = [], []
+    for k in by_steps:
+        ours = np.asarray(solve_by_cg(case, phi, k))
+        errors.append(float(np.linalg.norm(ours - exact) / np.linalg.norm(exact)))
+        # Without rounding, three times the product of a third is the product.
+        scaled = [3 * np.asarray(solve_by_cg(case, phi / 3, k)), ours]
+        one, other = np.asarray(limits_of(case, jnp.asarray(np.stack(scaled))))
+        moved.append(float(np.linalg.norm(one - other) / np.linalg.norm(other)))
     return {
         "steps": list(CG_STEPS),
         "norm": [float(u @ u) for u in found.values()],
         "from_neumann": [nearest(u, series) for u in found.values()],
-        "rank": int(np.linalg.matrix_rank(case.X)),
-        "rank_of_cosines": int(np.linalg.matrix_rank(case.X[:, : 1 + case.X.shape[1] // 2])),
-        "error_at_rank": float(jnp.linalg.norm(direction - exact) / jnp.linalg.norm(exact)),
+        "rank": rank,
+        "even_rank": even_rank(case),
+        "by_steps": list(by_steps),
+        "errors": errors,
+        "moved_by_rounding": moved,
     }
 
 
@@ -253,7 +301,8 @@ def line_runs() -> dict[str, dict[str, Any]]:
         estimator: bilevel.AbstractHypergradient = bilevel.ITD()
         if terms is not None:
             estimator = neumann(rate, terms)
-        limit = limits_of(case, solved(case, estimator)[None])[0]
+        expected = closed_form(case, "exact" if terms is None else f"Neumann {terms}")
+        limit = limits_of(case, jnp.asarray(expected)[None])[0]
         method = bilevel.DoubleLoop(bilevel.ClosedForm(min_norm_fit), estimator, optax.sgd(0.5))
         u = jnp.zeros(2)
 
@@ -308,23 +357,25 @@ def mlp_runs(full: bool, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
             "u": np.asarray(found.u).tolist(),
         }
 
-    inner_steps, outer_steps = (5000, 200) if full else (1500, 40)
-    series = {
-        str(terms): run(
-            inner_steps,
-            outer_steps,
-            bilevel.AID(bilevel.Neumann(MLP_RATE, terms), warm_start=False),
-            rate,
-            False,
-        )
-        for terms, rate in MLP_OUTER.items()
-    }
-    many = {1: 30_000, 10: 8000, 100: 3000} if full else {1: 12_000, 10: 4000, 100: 1000}
+    def by_series(outer: dict[int, tuple[float, int]]) -> dict[str, dict[str, Any]]:
+        return {
+            str(terms): run(
+                MLP_INNER_STEPS,
+                steps,
+                bilevel.AID(bilevel.Neumann(MLP_RATE, terms), warm_start=False),
+                rate,
+                False,
+            )
+            for terms, (rate, steps) in outer.items()
+        }
+
+    series = by_series(MLP_OUTER_FULL if full else MLP_OUTER)
+    beyond = by_series(MLP_BEYOND if full else {})
     unrolled = {
         str(terms): run(terms, steps, bilevel.ITD(), OUTER_RATE, True)
-        for terms, steps in many.items()
+        for terms, steps in (MLP_UNROLLED_FULL if full else MLP_UNROLLED).items()
     }
-    return {"Neumann": series, "unrolling": unrolled}
+    return {"Neumann": series, "unrolling": unrolled, "beyond": beyond}
 
 
 def curve_of(u: list[float], case: Case) -> np.ndarray:
@@ -344,56 +395,92 @@ def draw(report: dict[str, Any], made: dict[str, Case], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(3, 3, figsize=(15, 12), layout="constrained")
+    figure, axes = plt.subplots(4, 4, figsize=(18, 15), layout="constrained")
     x, grid = np.linspace(-2, 2, 13), np.linspace(-2.2, 2.2, 200)
 
-    def targets(axis, name: str, wanted: dict[str, str], title: str) -> None:
-        for i, (run, label) in enumerate(wanted.items()):
+    def targets(axis, name: str, family: str, title: str) -> None:
+        labels = {"Neumann": "K = {}", "damped": r"$1/(\alpha\epsilon)$ = {}", "CG": "{} steps"}
+        numbers = CG_STEPS if family == "CG" else TERMS
+        wanted = {f"{family} {k}": labels[family].format(k) for k in numbers}
+        for i, (run, label) in enumerate((wanted | {"exact": "exact"}).items()):
             found = report["runs"][name][run]
-            axis.plot(grid, curve_of(found["u"], made[name]), f"C{i}", lw=1, alpha=0.6)
-            axis.plot(x, found["u"], f"C{i}o", ms=4, label=f"{label}: {found['norm']:.2f}")
+            colour = "k" if run == "exact" else f"C{i}"
+            axis.plot(grid, curve_of(found["u"], made[name]), colour, lw=1, alpha=0.6)
+            axis.plot(x, found["u"], "o", c=colour, ms=4, label=f"{label}: {found['norm']:.2f}")
         finish(axis, title)
+        axis.set_ylim(-1, 3.6)
 
-    def finish(axis, title: str, **legend: Any) -> None:
+    def finish(axis, title: str) -> None:
         axis.plot(0, TARGET, "*", c="limegreen", mec="k", ms=13, zorder=3)
         axis.set_title(title, fontsize=10)
         axis.set(xlabel="x", ylabel="learned target")
-        axis.legend(fontsize=8, title=r"$\|u\|^2$", title_fontsize=8, **legend)
+        axis.legend(fontsize=8, title=r"$\|u\|^2$", title_fontsize=8, loc="upper center", ncols=2)
 
-    series = {f"Neumann {k}": f"K = {k}" for k in TERMS} | {"exact": "exact"}
-    damped = {f"damped {k}": rf"$\epsilon$ = {1e7 / k:.0e}" for k in TERMS} | {"exact": "exact"}
-    cg = {f"CG {k}": f"{k} steps" for k in CG_STEPS}
-    targets(axes[0, 0], "exponential", series, "Figure 11(a): Neumann series")
-    targets(axes[0, 1], "exponential", damped, "Figure 14: damped inverse")
-    targets(axes[0, 2], "exponential", cg, "Figure 15: truncated CG")
-    targets(axes[1, 2], "1/n", series, "Figure 16(a): amplitudes 1/n, Neumann series")
-    targets(axes[2, 0], "underparameterised", series, "Figure 17(a): 9 parameters, Neumann series")
-
-    def norm_curves(axis, names: tuple[str, ...], title: str) -> None:
-        for i, name in enumerate(names):
-            curves = report["norms"][name]
-            axis.semilogx(curves["terms"], curves["Neumann"], f"C{i}", label=f"{name}, Neumann")
-            axis.semilogx(curves["terms"], curves["damped"], f"C{i}--", label=f"{name}, damped")
-            axis.axhline(curves["minimum"], c=f"C{i}", lw=0.7, ls=":")
-            runs = report["runs"][name]
-            axis.plot(TERMS, [runs[f"Neumann {k}"]["norm"] for k in TERMS], f"C{i}o", ms=5)
-            axis.plot(TERMS, [runs[f"damped {k}"]["norm"] for k in TERMS], f"C{i}s", ms=5, mfc="w")
+    def norm_curves(axis, name: str, title: str) -> None:
+        curves, runs = report["norms"][name], report["runs"][name]
+        axis.semilogx(curves["terms"], curves["Neumann"], "C0", label="Neumann, limit")
+        axis.plot(TERMS, [runs[f"Neumann {k}"]["norm"] for k in TERMS], "C0o", ms=5, label="run")
+        axis.semilogx(curves["terms"], curves["damped"], "C1--", label="damped, limit")
+        axis.plot(
+            TERMS, [runs[f"damped {k}"]["norm"] for k in TERMS], "C1s", ms=5, mfc="w", label="run"
+        )
+        axis.axhline(curves["minimum"], c="k", lw=0.8, ls=":", label="minimum norm")
         axis.set(xlabel=r"K, and $1 / (\alpha\epsilon)$", ylabel=r"$\|u\|^2$")
         axis.set_title(title, fontsize=10)
+        axis.legend(fontsize=8)
 
-    norm_curves(axes[1, 0], ("exponential",), "Figure 11(b): norms; lines: limits, marks: runs")
-    curves = report["norms"]["exponential"]
-    twin = axes[1, 0].twinx()
-    twin.loglog(curves["terms"], curves["Neumann, inner"], "C3", label=r"$\|w\|^2$, Neumann")
-    twin.loglog(curves["terms"], curves["damped, inner"], "C3--", label=r"$\|w\|^2$, damped")
-    twin.set_ylabel(r"$\|w\|^2$", color="C3")
-    lines = axes[1, 0].get_legend_handles_labels()[0] + twin.get_legend_handles_labels()[0]
-    labels = [r"$\|u\|^2$, Neumann", r"$\|u\|^2$, damped", *twin.get_legend_handles_labels()[1]]
-    axes[1, 0].legend(lines, labels, fontsize=8, loc="center right")
-    norm_curves(axes[2, 1], ("1/n", "underparameterised"), "Figures 16(c) and 17(c): norms")
-    axes[2, 1].legend(fontsize=8)
+    rows = (
+        ("exponential", "11(a)", "14", "11(b)", ""),
+        ("1/n", "16(a)", "16(b)", "16(c)", "amplitudes 1/n, "),
+        ("underparameterised", "17(a)", "17(b)", "17(c)", "9 parameters, "),
+    )
+    for row, (name, series, damped, curves, what) in zip(axes[:3], rows, strict=True):
+        targets(row[0], name, "Neumann", f"Figure {series}: {what}Neumann series")
+        targets(row[1], name, "damped", f"Figure {damped}: {what}damped inverse")
+        norm_curves(row[2], name, f"Figure {curves}: {what}outer norms")
 
-    axis = axes[1, 1]
+    axis, curves = axes[0, 3], report["norms"]["exponential"]
+    axis.loglog(curves["terms"], curves["Neumann, inner"], "C0", label="Neumann, limit")
+    axis.loglog(curves["terms"], curves["damped, inner"], "C1--", label="damped, limit")
+    axis.set(xlabel=r"K, and $1 / (\alpha\epsilon)$", ylabel=r"$\|w\|^2$")
+    axis.set_title("Figure 11(b): inner norms", fontsize=10)
+    axis.legend(fontsize=8)
+
+    targets(axes[1, 3], "exponential", "CG", "Figure 15: truncated CG")
+
+    axis, cg = axes[2, 3], report["cg"]
+    axis.semilogy(cg["by_steps"], cg["errors"], "C0o-", ms=4, label="from the exact product")
+    axis.semilogy(
+        cg["by_steps"], cg["moved_by_rounding"], "C3s--", ms=4, label="limit moved by rounding"
+    )
+    for steps, what in ((cg["even_rank"], "even rank"), (cg["rank"], "rank")):
+        axis.axvline(steps, c="k", lw=0.8, ls=":")
+        axis.text(steps + 0.1, 1e-17, what, fontsize=8)
+    axis.set(xlabel="CG steps", ylabel="relative difference", ylim=(2e-18, 1e4))
+    axis.set_title("CG: exact at the rank; ill-conditioned before", fontsize=10)
+    axis.legend(fontsize=8, loc="upper right")
+
+    seed, kinds = next(iter(report["mlp"].values())), ("Neumann", "unrolling")
+    for axis, letter, kind in zip(axes[3], "ab", kinds, strict=False):
+        for i, (terms, run) in enumerate(seed[kind].items()):
+            if not run["diverged"]:
+                label = f"K = {terms}: {run['norm']:.1f}"
+                axis.plot(x, run["u"], f"C{i}o-", ms=4, lw=0.8, label=label)
+        finish(axis, f"Figure 18({letter}): an MLP, {kind}")
+        axis.set_ylim(top=4)
+    axis = axes[3, 2]
+    for i, kind in enumerate(kinds):
+        for key, style in (("norm", "o-"), ("inner_norm", "s--")):
+            ended = {int(k): run[key] for k, run in seed[kind].items() if not run["diverged"]}
+            what = r"\|u\|^2" if key == "norm" else r"\|w\|^2"
+            axis.loglog(
+                *zip(*ended.items(), strict=True), f"C{i}{style}", label=f"${what}$, {kind}"
+            )
+    axis.set(xlabel="K", ylabel="squared norm")
+    axis.set_title("Figure 18(c): an MLP, norms", fontsize=10)
+    axis.legend(fontsize=8)
+
+    axis = axes[3, 3]
     axis.plot([0, 2], [2, 0], "k", lw=1, label="fits (1, 1)")
     for i, (name, run) in enumerate(report["line"].items()):
         way = np.array(run["path"])
@@ -403,16 +490,7 @@ def draw(report: dict[str, Any], made: dict[str, Case], path: Path) -> None:
     axis.set_title("Figure 11(c): two targets, from (0, 0)", fontsize=10)
     axis.set(xlabel=r"$u_1$", ylabel=r"$u_2$", aspect="equal", xlim=(-0.1, 2), ylim=(-0.1, 2))
     axis.legend(fontsize=8)
-
-    axis = axes[2, 2]
-    first = next(iter(report["mlp"].values()))
-    for kind, style in (("Neumann", "o-"), ("unrolling", "s:")):
-        for i, (terms, run) in enumerate(first[kind].items()):
-            label = f"{kind}, K = {terms}: {run['norm']:.1f}"
-            axis.plot(x, run["u"], f"C{i}{style}", ms=4, lw=0.8, label=label)
-    axis.set_ylim(bottom=-1.7)
-    finish(axis, "Figure 18: an MLP", loc="lower center", ncols=2)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
@@ -423,6 +501,8 @@ def several(values: list[float], digits: int = 2) -> str:
 def judge(report: dict[str, Any]) -> list[Claim]:
     """The claims, from the numbers alone."""
     runs, curves, cg = report["runs"], report["norms"], report["cg"]
+    at_rank = cg["errors"][cg["by_steps"].index(cg["rank"])]
+    damped_apart = curves["exponential"]["damped_from_neumann"]
     errors = {
         family: max(
             run["error"]
@@ -468,13 +548,15 @@ def judge(report: dict[str, Any]) -> list[Claim]:
             "V9",
             "truncated CG as well (Figure 15)",
             "1e-8 asked for; the paper has no closed form",
-            f"relative difference at most {errors['CG']:.1e}",
+            "relative difference "
+            + ", ".join(f"{runs['exponential'][f'CG {k}']['error']:.0e}" for k in CG_STEPS)
+            + f" for {', '.join(map(str, CG_STEPS))} steps",
             errors["CG"] <= 1e-8,
             "The even part of the features has rank "
-            f"{cg['rank_of_cosines']}: near that many steps CG magnifies the rounding of its right "
-            "hand side, which differs between the steps of a run, and no two runs agree to more. "
-            "The other truncations agree to "
-            f"{max(runs['exponential'][f'CG {k}']['error'] for k in CG_STEPS if k != 6):.0e}.",
+            f"{cg['even_rank']}: near that many steps CG magnifies the rounding of its right-hand "
+            "side, which differs between the steps of a run. At 6 steps one scaled by a third, which "
+            "changes nothing without rounding, moves the limit by "
+            f"{cg['moved_by_rounding'][cg['by_steps'].index(6)]:.0e}.",
         ),
         Claim(
             "V9",
@@ -525,19 +607,21 @@ def judge(report: dict[str, Any]) -> list[Claim]:
             "V9",
             "CG is exact after as many steps as there are parameters (Appendix F.2)",
             "21 steps",
-            f"relative error {cg['error_at_rank']:.1e} after {cg['rank']} steps, the rank",
-            cg["error_at_rank"] <= 1e-8,
-            f"By symmetry {cg['rank_of_cosines']} steps would do without rounding.",
+            f"relative error {at_rank:.1e} after {cg['rank']} steps, the rank",
+            at_rank <= 1e-8,
+            f"By symmetry {cg['even_rank']} steps would do without rounding; with it they have an "
+            f"error of {cg['errors'][cg['by_steps'].index(cg['even_rank'])]:.0e}.",
         ),
         Claim(
             "V9",
             "CG has a very different inductive bias (Figure 15)",
             "very different",
-            f"{CG_STEPS[0]} and {CG_STEPS[1]} steps: "
-            + ", ".join(f"{100 * gap:.0f}%" for gap in cg["from_neumann"][:2])
-            + f" away from the Neumann family; damped ones {100 * apart:.0f}% at most",
-            min(cg["from_neumann"][:2]) > apart,
-            "Different in shape; their norms fall from 9.7 to 4 in a few steps.",
+            f"{', '.join(map(str, CG_STEPS[:3]))} steps: "
+            + ", ".join(f"{100 * gap:.0f}%" for gap in cg["from_neumann"][:3])
+            + f" away from the Neumann family; damped ones {100 * damped_apart:.0f}% at most",
+            min(cg["from_neumann"][:3]) > damped_apart,
+            f"At 6 steps hardly more than damping. Squared norms {several(cg['norm'])} for "
+            f"{', '.join(map(str, CG_STEPS))} steps.",
         ),
         Claim(
             "V9",
@@ -552,11 +636,22 @@ def judge(report: dict[str, Any]) -> list[Claim]:
         *(
             judge_mlp(report["mlp"], kind, mlp[kind], note)
             for kind, note in (
-                ("Neumann", "Inner steps at the published rate 0.01, outer steps larger."),
+                ("Neumann", mlp_rates(report)),
                 ("unrolling", "Warm-started, alternating K inner steps with one outer step."),
             )
         ),
     ]
+
+
+def mlp_rates(report: dict[str, Any]) -> str:
+    """What the note on the MLP's Neumann runs begins with."""
+    rates = ", ".join(f"{r:g} (K = {terms})" for terms, (r, _) in report["mlp_outer"].items())
+    note = f"Inner steps at the published rate 0.01, outer ones at {rates}."
+    for terms in MLP_BEYOND:
+        runs = [seed["beyond"][str(terms)] for seed in report["mlp"].values() if seed["beyond"]]
+        lost = sum(run["diverged"] or run["outer_value"] > 1 for run in runs)
+        note += f" K = {terms} drives F up in {lost} of {len(runs)} runs." if runs else ""
+    return note
 
 
 def judge_mlp(seeds: dict[str, Any], kind: str, runs: list[dict[str, Any]], note: str) -> Claim:
@@ -601,13 +696,14 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
                 str(terms): float(unrolled_gap(case, u, terms)) for terms in UNROLLED
             }
             report["runs"][name] = {
-                label: long_run(
-                    case, estimator, int(label.split()[1]) if "Neumann" in label else 1, full
-                )
+                label: long_run(case, label, estimator, full)
                 for label, estimator in estimators(case, name).items()
             }
         report["cg"] = by_cg(made["exponential"], report["runs"]["exponential"])
         report["line"] = line_runs()
+        report["mlp_outer"] = {
+            str(k): outer for k, outer in (MLP_OUTER_FULL if full else MLP_OUTER).items()
+        }
         report["mlp"] = {str(seed): mlp_runs(full, seed) for seed in seeds}
         draw(report, made, out / "anti_distillation.png")
     settings = {
@@ -616,7 +712,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
         "inner_rates": {name: float(case.alpha) for name, case in made.items()},
         "terms": list(TERMS),
         "line_rate": LINE_RATE,
-        "mlp": {"rate": MLP_RATE, "width": MLP_WIDTH, "outer_rates": MLP_OUTER},
+        "mlp": {"rate": MLP_RATE, "width": MLP_WIDTH, "inner_steps": MLP_INNER_STEPS},
     }
     claims = judge(report)
     for run in report["line"].values():

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import bilevel
-from bilevel._equilibria import is_cold_start_equilibrium, is_warm_start_equilibrium
+from bilevel import is_cold_start_equilibrium, is_warm_start_equilibrium
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _script import Claim, run_script
@@ -233,16 +233,16 @@ def draw(report: dict[str, Any], out: Path) -> None:
     for errors in report["theorem"]["w0 = 0"]["errors"]:
         left.semilogy(np.arange(len(errors)) * (STEPS // 100), np.maximum(errors, 1e-17), lw=0.8)
     left.axhline(1e-8, c="k", ls=":", lw=1)
-    left.set_title("Theorem 3.1: distance to the solution nearest to $u_0$", fontsize=10)
-    left.set(xlabel="cold-started outer steps", ylabel="relative distance")
+    left.set_title("Theorem 3.1: way to the outer solution nearest to $u_0$", fontsize=10)
+    left.set(xlabel="cold-started outer steps", ylabel="relative distance (one line a problem)")
     for i, (kind, gaps) in enumerate(report["remark"].items()):
         values = np.maximum(np.array([gaps[str(steps)] for steps in GAP_STEPS]), 1e-17)
-        label = f"{kind}, k = {KAPPA[kind]:.0f}"
+        label = f"{kind}, condition number {KAPPA[kind]:.0f}"
         middle.loglog(GAP_STEPS, np.median(values, axis=1), f"C{i}o-", label=label)
         middle.fill_between(GAP_STEPS, values.min(1), values.max(1), color=f"C{i}", alpha=0.2)
     middle.axhline(1e-8, c="k", ls=":", lw=1)
-    middle.set_title("Remark 3.2: largest gap of warm and cold (median, range)", fontsize=10)
-    middle.set(xlabel="inner steps T", ylabel="relative gap of u")
+    middle.set_title("Remark 3.2: gap of warm and cold starts", fontsize=10)
+    middle.set(xlabel="inner steps T", ylabel="largest relative gap of u (median and range)")
     middle.legend(fontsize=8)
     exact = report["statement"]["exact"]
     for i, found_with in enumerate(FOUND_WITH):
@@ -251,18 +251,18 @@ def draw(report: dict[str, Any], out: Path) -> None:
             CHECKED_WITH,
             np.maximum(worst, 1e-17),
             f"C{i}o-",
-            label=f"exact, found with T = {found_with}",
+            label=f"exact hypergradient, found with T = {found_with}",
         )
     unrolled = report["statement"]["unrolled"]
     right.loglog(
         CHECKED_WITH,
         [max(max(unrolled[str(steps)]), 1e-17) for steps in CHECKED_WITH],
         "k^--",
-        label=f"T unrolled steps, found with T = {FOUND_WITH[-1]}",
+        label=f"that of T unrolled steps, found with T = {FOUND_WITH[-1]}",
     )
     right.axhline(1e-10, c="k", ls=":", lw=1)
-    right.set_title("Statement 3.2: largest residual of 20 equilibria", fontsize=10)
-    right.set(xlabel="examined with T", ylabel="residual")
+    right.set_title("Statement 3.2: the same equilibria for other T", fontsize=10)
+    right.set(xlabel="examined with T", ylabel="largest residual", ylim=(None, 1e3))
     right.legend(fontsize=8, loc="upper right")
     figure.savefig(out / "equilibria.png", dpi=120)
     plt.close(figure)

@@ -6,14 +6,15 @@ many solutions, which all label the synthetic points correctly; the four concept
 is taken, and so in the synthetic points that are best. The paper's figure is a sketch; its numbers
 are ours:
 
-    prediction  phi(x)'w, with 7 x 7 Gaussian bumps phi of width .7 on [-3, 3]^2
+    prediction  phi(x)'w, with 9 x 9 Gaussian bumps phi of width .6 on [-3, 3]^2
     f(u, w) = sum of the two squared errors / 2,  F(w) = mean squared error of 160 points / 2
 
 so that the solution sets are affine and differ in direction with u. Optimistic, pessimistic and cold
-solutions are functions of u, through which u is learned with Adam. A worst inner solution does not
-exist without a bound, since F grows for ever: we take it from a ball about the cold one, as large as
-the distance to the optimistic one. A warm start minimises nothing, and how well it does depends on its
-step sizes: four settings are run, of which the figure shows the first (the best of two dozen).
+solutions are functions of u, through which u is learned with Adam, from eight starts, of which the
+best end is taken. A worst inner solution does not exist without a bound, since F grows for ever: we
+take it from a ball of radius 5 about the cold one, whose own norm is 1. A warm start minimises
+nothing, and how well it does depends on its step sizes: four settings are run, of which the figure
+shows the first (of 18 that we tried on the first draw the best).
 """
 
 import sys
@@ -28,22 +29,18 @@ import numpy as np
 import optax
 
 import bilevel
-from bilevel._solution_concepts import (
-    InnerChoice,
-    cold_start_solution,
-    optimistic,
-    pessimistic,
-)
+from bilevel import InnerChoice, cold_start_solution, optimistic_solution, pessimistic_solution
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _script import Claim, run_script
 
-SIZE, BUMPS, WIDTH, POINTS, MARGIN = 3.0, 7, 0.7, 160, 0.25
+SIZE, BUMPS, WIDTH, POINTS, MARGIN = 3.0, 9, 0.6, 160, 0.25
 LABELS = np.array([1.0, -1.0])
 START = np.array([[-1.0, 1.5], [1.0, -1.5]])
+STARTS, RADIUS = 8, 5.0
 OUTER_STEP, OUTER_STEPS = 0.05, 200
 INNER_STEP, WARM_STEPS = 0.3, 6000
-WARM = ((5, 0.3), (5, 0.1), (1, 0.3), (1, 0.1))  # inner steps, Adam's step
+WARM = ((5, 0.3), (20, 0.3), (5, 0.1), (1, 0.3))  # inner steps, Adam's step
 
 
 class Data(NamedTuple):
@@ -96,15 +93,22 @@ def problem_of(data: Data) -> bilevel.BilevelProblem:
 Respond = Callable[[jax.Array], InnerChoice]
 
 
-def learn(problem: bilevel.BilevelProblem, respond: Respond, steps: int) -> Any:
-    """The u that is best for an inner solution that is a function of u."""
+def learn(problem: bilevel.BilevelProblem, respond: Respond) -> jax.Array:
+    """The u that is best for an inner solution that is a function of u, of the ends of all starts."""
     method = bilevel.DoubleLoop(
         bilevel.ClosedForm(lambda u, _: respond(u).w), bilevel.ITD(), optax.adam(OUTER_STEP)
     )
-    w0 = jnp.zeros(BUMPS**2)
-    return bilevel.solve(
-        problem, method, jnp.asarray(START), w0, num_steps=steps, trace_every=steps
-    ).u
+
+    def step(state: bilevel.State, _: Any) -> tuple[bilevel.State, None]:
+        return method.step(problem, state)[0], None
+
+    def run(u0: jax.Array) -> jax.Array:
+        first = method.init(problem, u0, jnp.zeros(BUMPS**2), jax.random.key(0))
+        return jax.lax.scan(step, first, length=OUTER_STEPS)[0].u
+
+    others = np.random.default_rng(0).uniform(-SIZE, SIZE, (STARTS - 1, *START.shape))
+    ends = jax.jit(jax.vmap(run))(jnp.concatenate([START[None], others]))
+    return ends[jnp.nanargmin(jax.jit(jax.vmap(respond))(ends).value)]
 
 
 def warm(problem: bilevel.BilevelProblem, inner_steps: int, rate: float) -> Any:
@@ -132,10 +136,9 @@ def run_seed(seed: int) -> dict[str, Any]:
     start = jnp.asarray(START)
 
     # One Newton step is the closed form: F is quadratic.
-    best = jax.jit(lambda u: optimistic(problem, u, w0, num_steps=1))
+    best = jax.jit(lambda u: optimistic_solution(problem, u, w0, num_steps=1))
     cold = jax.jit(lambda u: cold_start_solution(problem, u, w0))
-    radius = float(jnp.linalg.norm(best(start).w - cold(start).w))
-    worst = jax.jit(lambda u: pessimistic(problem, u, w0, radius, num_steps=100))
+    worst = jax.jit(lambda u: pessimistic_solution(problem, u, w0, RADIUS, num_steps=100))
     concepts: dict[str, Respond] = {"optimistic": best, "pessimistic": worst, "cold start": cold}
 
     def record(u: Any, choice: InnerChoice) -> dict[str, Any]:
@@ -152,8 +155,10 @@ def run_seed(seed: int) -> dict[str, Any]:
     at_start = {name: record(start, respond(start)) for name, respond in concepts.items()}
     found = {}
     for name, respond in concepts.items():
-        u = learn(problem, respond, OUTER_STEPS // 4 if name == "pessimistic" else OUTER_STEPS)
+        u = learn(problem, respond)
         found[name] = record(u, respond(u))
+    cold_found = found["cold start"]
+    shortest = np.linalg.pinv(np.asarray(features(jnp.asarray(cold_found["u"])))) @ LABELS
     settings: dict[str, Any] = {}
     way = np.zeros(0)
     for inner_steps, rate in WARM:
@@ -167,7 +172,10 @@ def run_seed(seed: int) -> dict[str, Any]:
         way = way if way.size else path
     found |= next(iter(settings.values()))
     return {
-        "radius": radius,
+        "norm": {
+            name: float(jnp.linalg.norm(respond(start).w)) for name, respond in concepts.items()
+        },
+        "min_norm_error": float(np.abs(np.array(cold_found["w"]) - shortest).max()),
         "at_start": at_start,
         "found": found,
         "warm_settings": settings,
@@ -199,7 +207,7 @@ def draw(outcome: dict[str, Any], path: Path) -> None:
             i = list(LABELS).index(label)
             if name == "warm start":
                 axis.plot(*outcome["way"][:, i].T, c=colour, lw=0.4, alpha=0.7)
-            axis.plot(*found["u"][i], "*", c=colour, mec="k", ms=16, zorder=5)
+            axis.plot(*found["u"][i], "*", c=colour, mec="k", ms=16, zorder=5, clip_on=False)
         title = "retrained on the warm start's points" if name == "retrained" else name
         axis.set_title(
             f"{title}\naccuracy {found['accuracy']:.2f}, F = {found['value']:.2f}", fontsize=10
@@ -219,7 +227,7 @@ def judge(outcomes: list[dict[str, Any]]) -> list[Claim]:
         return [row[name][key] for row in found]
 
     def spread(values: list[float]) -> str:
-        return f"{min(values):.2f}" + (f" to {max(values):.2f}" if len(values) > 1 else "")
+        return f"{min(values):.3f}" + (f" to {max(values):.3f}" if len(values) > 1 else "")
 
     everything = [*(point for row in found for point in row.values())]
     exact = ("optimistic", "pessimistic", "cold start", "retrained")
@@ -228,6 +236,7 @@ def judge(outcomes: list[dict[str, Any]]) -> list[Claim]:
     lost_values = [s["retrained"]["value"] for s in settings]
     lost_accuracies = [s["retrained"]["accuracy"] for s in settings]
     colds = column("cold start", "value")
+    shortest = max(outcome["min_norm_error"] for outcome in outcomes)
     ordered = all(
         a["optimistic"]["value"] < a["cold start"]["value"] < a["pessimistic"]["value"]
         for outcome in outcomes
@@ -253,16 +262,16 @@ def judge(outcomes: list[dict[str, Any]]) -> list[Claim]:
             "optimistic: classifies all the original points correctly (Figure 2)",
             "all",
             f"accuracy {spread(column('optimistic', 'accuracy'))}",
-            min(column("optimistic", "accuracy")) >= 0.99,
+            min(column("optimistic", "accuracy")) == 1,
         ),
         Claim(
             "V8",
-            "pessimistic: the worst of the valid ones; the original points are on the wrong side "
-            "(Figure 2)",
-            "flipped",
+            "pessimistic: the worst of the valid ones, wrong on most of the original points "
+            "(Figure 2: the sides are flipped)",
+            "incorrect",
             f"accuracy {spread(column('pessimistic', 'accuracy'))}",
             max(column("pessimistic", "accuracy")) < 0.5,
-            "Not all of them: the squared error is largest with a few predictions that are far off.",
+            "Not on all of them: the squared error is largest with some predictions far off.",
         ),
         Claim(
             "V8",
@@ -270,19 +279,19 @@ def judge(outcomes: list[dict[str, Any]]) -> list[Claim]:
             "min-norm",
             f"accuracy {spread(column('cold start', 'accuracy'))}; F of optimistic, cold, "
             f"pessimistic {spread(column('optimistic', 'value'))}, {spread(colds)}, "
-            f"{spread(column('pessimistic', 'value'))}",
-            ordered,
+            f"{spread(column('pessimistic', 'value'))}; off the minimum-norm w by {shortest:.0e}",
+            ordered and shortest <= 1e-10,
         ),
         Claim(
             "V8",
             "warm start: its trajectory can make the model fit the original points (Figure 2)",
             "can",
             f"F {spread(warm_values)} in {len(WARM)} settings, best cold start {spread(colds)}; "
-            f"accuracy of the first {spread(column('warm start', 'accuracy'))} against "
-            f"{spread(column('cold start', 'accuracy'))}",
+            f"mean accuracy of the first {np.mean(column('warm start', 'accuracy')):.3f} against "
+            f"{np.mean(column('cold start', 'accuracy')):.3f}",
             all(w < c for w, _, c in per_seed)
             and sum(column("warm start", "accuracy")) > sum(column("cold start", "accuracy")),
-            "Better than any cold start, far from the optimistic one.",
+            f"Better than the best cold start of {STARTS} runs, far from the optimistic solution.",
         ),
         Claim(
             "V8",
@@ -311,7 +320,8 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
         "bumps": BUMPS,
         "width": WIDTH,
         "points": POINTS,
-        "outer": {"step": OUTER_STEP, "steps": OUTER_STEPS},
+        "outer": {"step": OUTER_STEP, "steps": OUTER_STEPS, "starts": STARTS},
+        "radius": RADIUS,
         "warm": {"inner_step": INNER_STEP, "steps": WARM_STEPS, "settings": WARM},
     }
     return {"settings": settings, "seeds": list(seeds), "runs": outcomes}, claims

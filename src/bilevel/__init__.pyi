@@ -126,6 +126,13 @@ from ._solution import (
     HypergradientWarning as HypergradientWarning,
     Solution as Solution,
 )
+from ._solution_concepts import (
+    InnerChoice as InnerChoice,
+    cold_start_solution as cold_start_solution,
+    optimistic_solution as optimistic_solution,
+    pessimistic_solution as pessimistic_solution,
+    warm_start_solution as warm_start_solution,
+)
 from ._solve import Tolerances as Tolerances, run_chunk as run_chunk, solve as solve
 from ._trust_region import log_trust_region as log_trust_region
 from .reweighting import (

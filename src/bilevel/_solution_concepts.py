@@ -55,9 +55,11 @@ def cold_start_solution(
 
     A pure function, differentiable in u where the rank of H does not change: as
     `ClosedForm(lambda u, _: cold_start_solution(problem, u, w0).w)` it is an inner solver for `ITD`,
-    and so are `optimistic` and `pessimistic`, each with its own outer solution.
+    and so are `optimistic_solution` and `pessimistic_solution`, each with its own outer solution.
 
-    Cost: H and its pseudo-inverse, `O(dim(w)^3)`.
+    That f is convex is not checked: at a saddle the residual is zero too.
+
+    Cost: H and its pseudo-inverse, `O(dim(w)^3)` time and `O(dim(w)^2)` memory.
 
     >>> import jax.numpy as jnp
     >>> problem = BilevelProblem(  # S(u): w_1 + w_2 = u
@@ -106,7 +108,7 @@ def warm_start_solution(
     return jax.lax.scan(step, w0, us)[1]
 
 
-def optimistic(
+def optimistic_solution(
     problem: BilevelProblem,
     u: PyTree[Array],
     w0: PyTree[Array],
@@ -130,16 +132,15 @@ def optimistic(
     >>> problem = BilevelProblem(
     ...     lambda u, w, _: (w[1] - 3.0) ** 2, lambda u, w, _: (w[0] + w[1] - u) ** 2
     ... )
-    >>> [round(float(x), 4) for x in optimistic(problem, jnp.array(2.0), jnp.zeros(2)).w]
+    >>> [round(float(x), 4) for x in optimistic_solution(problem, jnp.array(2.0), jnp.zeros(2)).w]
     [-1.0, 3.0]
     """
-    centre, tangent, objective = _solution_set(problem, u, w0, rtol)
+    solutions = _solution_set(problem, u, w0, rtol)
+    centre, objective = solutions.centre, solutions.objective
     steps = 0.5 ** jnp.arange(11).astype(centre.dtype)
 
     def newton(w: Array, _: Any) -> tuple[Array, None]:
-        curvature = tangent @ jax.hessian(objective)(w) @ tangent
-        slope = tangent @ jax.grad(objective)(w)
-        direction = _pseudo_inverse(curvature, rtol) @ slope
+        direction = solutions.newton_direction(w)
         trials = w[None, :] - steps[:, None] * direction[None, :]
         values = jax.vmap(objective)(trials)
         best = jnp.nanargmin(values)
@@ -148,7 +149,7 @@ def optimistic(
     return _choice(problem, u, jax.lax.scan(newton, centre, length=num_steps)[0], w0)
 
 
-def pessimistic(
+def pessimistic_solution(
     problem: BilevelProblem,
     u: PyTree[Array],
     w0: PyTree[Array],
@@ -164,21 +165,33 @@ def pessimistic(
 
     (Vicol et al., Definition 2.1, which has no radius: but a convex F that is not constant on the
     affine S(u) has no maximum there.) f must be a convex quadratic and F convex in w; then no step
-    decreases F. A search: where F is quadratic it tends to the maximum, unless F's gradient at c is
-    orthogonal to the direction of largest curvature; elsewhere the maximum may be a local one.
+    decreases F. A search of `num_steps` steps: where F is quadratic it tends to the maximum, unless
+    F's gradient at c is orthogonal to the direction of largest curvature; elsewhere the maximum may be
+    a local one. Where S(u) is one point, or F constant on it, w is c.
 
-    The other arguments, properties and cost are those of `cold_start_solution`.
+    The other arguments, properties and cost are those of `cold_start_solution`, a step costing one
+    gradient of F.
+
+    Raises:
+        ValueError: a radius that is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> problem = BilevelProblem(  # c = (1, 1); away from w_2 = 3
+    ...     lambda u, w, _: (w[1] - 3.0) ** 2, lambda u, w, _: (w[0] + w[1] - u) ** 2
+    ... )
+    >>> worst = pessimistic_solution(problem, jnp.array(2.0), jnp.zeros(2), 8.0**0.5)
+    >>> [round(float(x), 4) for x in worst.w]
+    [3.0, -1.0]
     """
     if not radius > 0:
         raise ValueError(f"`radius` must be > 0, got {radius}.")
-    centre, tangent, objective = _solution_set(problem, u, w0, rtol)
+    solutions = _solution_set(problem, u, w0, rtol)
+    centre = solutions.centre
 
     def ascend(w: Array, _: Any) -> tuple[Array, None]:
-        slope = tangent @ jax.grad(objective)(w)
-        size = jnp.linalg.norm(slope)
-        flat = size <= 0
-        move = jnp.where(flat, 0, radius / jnp.where(flat, 1, size)) * slope
-        return centre + move, None
+        slope = solutions.slope(w)
+        square = jnp.sum(slope**2)
+        return centre + radius / jnp.sqrt(jnp.where(square > 0, square, 1)) * slope, None
 
     return _choice(problem, u, jax.lax.scan(ascend, centre, length=num_steps)[0], w0)
 
@@ -189,26 +202,48 @@ class _SolutionSet(NamedTuple):
     centre: Float[Array, " dim"]
     tangent: Float[Array, "dim dim"]
     objective: Callable[[Array], Scalar]
+    rtol: float
+
+    def slope(self, w: Array) -> Array:
+        """`P grad_w F`; where F is flat along S(u), zero and not its rounding errors."""
+        slope = jax.grad(self.objective)(w)
+        along = self.tangent @ slope
+        flat = jnp.linalg.norm(along) <= _precision(w) * jnp.linalg.norm(slope)
+        return jnp.where(flat, 0, along)
+
+    def newton_direction(self, w: Array) -> Array:
+        """`(P F_ww P)^+ P grad_w F`; what counts as flat is measured by F_ww, not by `P F_ww P`."""
+        curvature, p = jax.hessian(self.objective)(w), self.tangent
+        normal = jnp.linalg.norm(curvature) * (jnp.eye(w.size, dtype=w.dtype) - p)
+        inverse = _pseudo_inverse(p @ curvature @ p + normal, self.rtol)
+        return p @ (inverse @ self.slope(w))
 
 
 def _solution_set(
     problem: BilevelProblem, u: PyTree, w0: PyTree, rtol: float | None
 ) -> _SolutionSet:
     flat, unravel = ravel_pytree(w0)
+    rtol = _precision(flat) if rtol is None else rtol
 
     def inner(w: Array) -> Scalar:
         return problem.inner(u, unravel(w), problem.inner_data)
 
     hessian = jax.hessian(inner)(flat)
     inverse = _pseudo_inverse(hessian, rtol)
+    p = jnp.eye(flat.size, dtype=flat.dtype) - inverse @ hessian
     return _SolutionSet(
         centre=flat - inverse @ jax.grad(inner)(flat),
-        tangent=jnp.eye(flat.size, dtype=flat.dtype) - inverse @ hessian,
+        tangent=3 * p @ p - 2 * p @ p @ p,  # a projection again, to rounding: the error is squared
         objective=lambda w: problem.outer(u, unravel(w), problem.outer_data),
+        rtol=rtol,
     )
 
 
-def _pseudo_inverse(matrix: Array, rtol: float | None) -> Array:
+def _precision(w: Array) -> float:
+    return 10 * w.size * float(jnp.finfo(w.dtype).eps)
+
+
+def _pseudo_inverse(matrix: Array, rtol: float) -> Array:
     return jnp.linalg.pinv(matrix, rtol=rtol, hermitian=True)
 
 

@@ -38,7 +38,7 @@ def rows(report) -> list[tuple[str, bool]]:
 
 
 def test_projections_claims_hold(report_of):
-    assert rows(report_of("projections")) == [("V6", True)] * 6
+    assert rows(report_of("projections")) == [("V6", True)] * 7
 
 
 def test_warm_starts_end_in_the_intersection_and_cold_ones_do_not(report_of):
@@ -48,7 +48,9 @@ def test_warm_starts_end_in_the_intersection_and_cold_ones_do_not(report_of):
         assert away[f"full warm start, {start}"][-1] <= 1e-14
         assert away[f"partial warm start, {start}"][-1] <= 1e-13
         assert away[f"cold start, {start}"].min() >= 0.5
-    assert np.ptp(away["cold start, origin"][1:]) <= 1e-12  # once a cycle
+        assert np.ptp(away[f"cold start, {start}"][1:]) <= 1e-12  # once a cycle
+    assert len(report["step_errors"]) == 6
+    assert max(report["step_errors"].values()) <= 1e-14
     turns = np.deg2rad([40, 45, 50, 45])
     assert report["rate"] == pytest.approx(np.prod(np.cos(turns)), rel=1e-12)
     np.testing.assert_allclose(report["measured_rate"], report["rate"], rtol=1e-9)
@@ -94,6 +96,8 @@ def test_warm_start_equilibria_depend_on_the_hypergradient_and_not_on_the_steps(
 
 # ---- V9, anti-distillation
 
+CG_ERRORS = ("errors", "moved_by_rounding")
+
 
 @pytest.mark.slow
 def test_anti_distillation_claims(report_of):
@@ -107,7 +111,7 @@ def test_long_runs_end_at_their_limits_with_the_known_norms(report_of):
     runs = report_of("anti_distillation")["runs"]
     for by_name in runs.values():
         for name, run in by_name.items():
-            assert run["error"] <= (1e-5 if name == "CG 6" else 1e-11)
+            assert run["error"] <= (1e-5 if name == "CG 6" else 1e-10)
             assert run["outer_value"] <= 1e-20
     exponential = {name: round(run["norm"], 2) for name, run in runs["exponential"].items()}
     assert [exponential[f"Neumann {k}"] for k in (1, 100, 10_000)] == [15.40, 8.65, 4.98]
@@ -121,8 +125,13 @@ def test_long_runs_end_at_their_limits_with_the_known_norms(report_of):
 def test_other_parts_of_anti_distillation(report_of):
     report = report_of("anti_distillation")
     assert max(gap for row in report["unrolled"].values() for gap in row.values()) <= 1e-14
-    assert report["cg"]["error_at_rank"] <= 1e-11
-    assert (report["cg"]["rank"], report["cg"]["rank_of_cosines"]) == (13, 7)
+    cg = report["cg"]
+    assert (cg["rank"], cg["even_rank"]) == (13, 7)
+    errors, moved = (dict(zip(cg["by_steps"], cg[key], strict=True)) for key in CG_ERRORS)
+    assert errors[13] <= 1e-11
+    assert errors[4] >= 0.9  # so 13 steps are no luxury
+    assert moved[2] <= 1e-13
+    assert moved[6] >= 1e-8  # why the claim of truncated CG does not hold
     ends = {name: run["end"] for name, run in report["line"].items()}
     np.testing.assert_allclose(ends["1"], [0.5, 1.5], rtol=1e-8)
     np.testing.assert_allclose(ends["exact"], [1.0, 1.0], rtol=1e-12)
@@ -144,9 +153,11 @@ def test_solution_concepts_claims_hold(report_of):
 def test_the_concepts_are_far_apart(report_of):
     run = report_of("solution_concepts")["runs"][0]
     value = {name: found["value"] for name, found in run["found"].items()}
-    assert value["optimistic"] < 0.05 < 0.2 < value["cold start"] < 0.5 < 2 < value["pessimistic"]
+    assert value["optimistic"] < 0.02 < 0.3 < value["cold start"] < 0.4 < 3 < value["pessimistic"]
     assert value["warm start"] < 0.7 * value["cold start"]
     assert value["retrained"] > 1.1 * value["cold start"]
     accuracy = {name: found["accuracy"] for name, found in run["found"].items()}
-    assert accuracy["optimistic"] > 0.95
-    assert accuracy["warm start"] > accuracy["cold start"] > accuracy["pessimistic"]
+    assert accuracy["optimistic"] == 1
+    assert accuracy["warm start"] > accuracy["cold start"] > 0.7
+    assert accuracy["pessimistic"] < 0.4
+    assert run["min_norm_error"] <= 1e-12
