@@ -190,7 +190,7 @@ def distil(X: jax.Array, y: jax.Array, points: int, seed: int, budget: Budget) -
 
     def trained(u: Any) -> jax.Array:
         """By L-BFGS from `w0`, to compare with the formula."""
-        one = cold._replace(u=u) if hasattr(cold, "_replace") else eqx.tree_at(lambda s: s.u, cold, u)
+        one = eqx.tree_at(lambda s: s.u, cold, u)
         return bilevel.retrain_check(problem, one, u0, lambda _: w0, num_inits=1).w[0]
 
     first, last = formula(u0, None), formula(cold.u, None)

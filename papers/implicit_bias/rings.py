@@ -8,7 +8,9 @@ retrained on the points as they are at any moment does not. Three settings: two 
 three rings and three points; three rings, two points and learned soft labels.
 
 The paper does not give the rings: radii 1, 2 (and 3), normal noise of .1. Glorot-normal
-initialisation and zero biases are needed; with He's the warm run does not get there. We report the
+initialisation and zero biases are needed; with He's the warm run does not get there. Three rings need
+Adam without momentum and with a short memory (b1 = 0, b2 = .9): with the usual b1, b2 the best of
+3 seeds is .90 to .96 with three points and .34 to .82 with two. We report the
 best warm accuracy along the path (which is how the paper reads its curves) *and* the one at the end,
 and retrain at points along the whole path, not only at the last.
 """
@@ -33,31 +35,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from _script import Claim, run_script
 
 WIDTH, LAYERS, NOISE, A_RING = 200, 4, 0.1, 100
-INNER_STEP, OUTER_STEP, STEPS, EVERY = 1e-3, 1e-2, 6000, 50
+INNER_STEP, OUTER_STEP, EVERY = 1e-3, 1e-2, 50
 RETRAIN_STEP, RETRAIN_STEPS, RETRAIN_POINTS = 1e-1, 1000, 12
-METHOD = bilevel.DoubleLoop(
-    bilevel.GradientInner(optax.sgd(INNER_STEP), 1),
-    bilevel.ITD(),
-    optax.adam(OUTER_STEP),
-    warm_start=True,
-)
 RETRAIN = bilevel.GradientInner(optax.sgd(RETRAIN_STEP), RETRAIN_STEPS)
 
 
 class Setting(NamedTuple):
-    """A figure: rings, learned points, and whether their labels are learned too."""
+    """A figure: rings, learned points, whether their labels are learned too, and how."""
 
     name: str
     figure: str
     classes: int
     points: int
     soft: bool
+    steps: int
+    adam: tuple[float, float] = (0.0, 0.9)
 
 
 SETTINGS = (
-    Setting("two rings, two points", "Figure 7", 2, 2, False),
-    Setting("three rings, three points", "Figure 12", 3, 3, False),
-    Setting("three rings, two points, soft labels", "Figure 13", 3, 2, True),
+    Setting("two rings, two points", "Figure 7", 2, 2, False, 6000, (0.9, 0.999)),
+    Setting("three rings, three points", "Figure 12", 3, 3, False, 8000),
+    Setting("three rings, two points, soft labels", "Figure 13", 3, 2, True, 12_000),
 )
 
 
@@ -115,23 +113,30 @@ class Warm(bilevel.Trajectory):
         self.ws.append(jax.tree.map(np.asarray, chunk.state.w))
 
 
-def run(setting: Setting, seed: int, steps: int = STEPS) -> dict[str, Any]:
+def run(setting: Setting, seed: int, steps: int | None = None) -> dict[str, Any]:
     """One warm run, and retraining along its path."""
+    method = bilevel.DoubleLoop(
+        bilevel.GradientInner(optax.sgd(INNER_STEP), 1),
+        bilevel.ITD(),
+        optax.adam(OUTER_STEP, *setting.adam),
+        warm_start=True,
+    )
     X, y = rings(setting.classes, seed)
     w0, static = network(setting.classes, jr.key(seed))
     error = ErrorRate(Predict(static), X, y)
-    first = np.random.default_rng(seed).normal(size=(setting.points, 2)).astype(np.float32)
-    u0: dict[str, jax.Array] = {"inputs": jnp.asarray(first)}
+    rng = np.random.default_rng(seed)
+    u0 = {"inputs": jnp.asarray(rng.normal(size=(setting.points, 2)), jnp.float32)}
     given = None
     if setting.soft:
-        u0["labels"] = jnp.zeros((setting.points, setting.classes))
+        labels = rng.normal(size=(setting.points, setting.classes))  # equal ones stay equal
+        u0["labels"] = jnp.asarray(labels, jnp.float32)
     else:
         given = tasks.hard_labels(jnp.arange(setting.points), setting.classes)
     problem = tasks.distillation(X, y, error.predict, labels=given)
     path = Warm(error)
     solution = bilevel.solve(
-        *(problem, METHOD, u0, w0),
-        num_steps=steps,
+        *(problem, method, u0, w0),
+        num_steps=steps or setting.steps,
         chunk_size=EVERY,
         trace_every=EVERY,
         callbacks=[path],
@@ -226,7 +231,7 @@ def draw(outcomes: list[dict[str, Any]], path: Path) -> None:
         curve.plot(outcome["along_steps"], outcome["along"], "o--", label="retrained", ms=4)
         curve.axhline(1 / setting.classes, color="0.6", ls=":", label="chance")
         curve.set(xlabel="outer step", ylabel="accuracy on the rings", ylim=(0, 1.03))
-        curve.legend(loc="center right", fontsize=8)
+        curve.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -262,7 +267,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     """All settings and three seeds in full, the first setting and seed in quick."""
     settings = SETTINGS if full else SETTINGS[:1]
     seeds = range(3 if full else 1)
-    steps = STEPS if full else 3000
+    steps = None if full else 3000
     runs = {s.name: [run(s, seed, steps) for seed in seeds] for s in settings}
     draw([outcomes[0] for outcomes in runs.values()], out / "rings.png")
     animate(next(iter(runs.values()))[0], out / "rings.gif")
@@ -299,7 +304,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
         "rows_a_ring": A_RING,
         "inner_step": INNER_STEP,
         "outer_step": OUTER_STEP,
-        "steps": steps,
+        "steps": {s.name: steps or s.steps for s in settings},
     }
     return {"settings": constants, "seeds": list(seeds), "runs": numbers}, claims
 

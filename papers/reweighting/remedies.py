@@ -228,7 +228,7 @@ def run_variant(
 def run_single(name: str, pair: Pair, seed: int, steps: int) -> tuple[jax.Array, Any]:
     """The methods without an outer step size."""
     problem, start = pair.problem, tasks.uniform_weights(len(pair.wrong))
-    damping = 0.0 if pair.convex else 1e-1
+    damping = 0.0 if pair.convex else 1.0
     z, num_steps = jnp.asarray(pair.features), NEAR_EXACT_STEPS
     if name == "near-exact":
         method = bilevel.near_exact(damping=damping)

@@ -19,7 +19,7 @@ class TrustRegionState(NamedTuple):
 
 
 def log_trust_region(
-    radius: float = 1.0, shrink: float = 0.5, grow: float = 1.5
+    radius: float = 1.0, shrink: float = 0.5, grow: float = 1.4
 ) -> optax.GradientTransformationExtraArgs:
     """Mirror steps on `Simplex` whose update of the log-weights is bounded by the radius.
 
@@ -37,9 +37,9 @@ def log_trust_region(
         radius: the first radius and the largest, in units of log-weight.
         shrink: the factor after a rise.
         grow: the factor after a fall. A rise need not be the step's fault, where the inner solution
-            is inexact; a radius that never recovers ends such a run for good. But with
-            `grow^2 * shrink > 1`, as by default, a run may cycle through one rise and two falls
-            for ever (1 of 20 in a test with an exact inner solution); `grow=1` cannot.
+            is inexact; a radius that never recovers ends such a run for good. Keep
+            `grow^2 * shrink < 1`, as by default, or a run may cycle through one rise and two falls
+            for ever.
 
     Use it as the `outer_tx` of `DoubleLoop` with `geometry=Simplex()`. It needs the parameters and
     the extra argument `value`, which `DoubleLoop` passes.

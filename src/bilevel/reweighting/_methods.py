@@ -110,7 +110,7 @@ def build_method(
     if isinstance(method, AbstractAlgorithm):
         return problem, method, 100, 10
     if method == "near-exact":
-        return problem, near_exact(damping=0.0 if convex else 1e-1), 20, 1
+        return problem, near_exact(damping=0.0 if convex else 1.0), 20, 1
     if method == "soba":
         return *clipped_soba(problem, u, w), 10_000, 500
     raise ValueError(
