@@ -1,5 +1,6 @@
 """Readers for published data files, and label noise whose truth is known. Nothing downloads."""
 
+from ._cifar import cifar10
 from ._idx import read_idx
 from ._mnist import LabelledImages, fashion_mnist, mnist
 from ._noise import NoisyLabels, flip_to_different, flip_to_next, redraw_uniform
@@ -7,6 +8,7 @@ from ._noise import NoisyLabels, flip_to_different, flip_to_next, redraw_uniform
 __all__ = [
     "LabelledImages",
     "NoisyLabels",
+    "cifar10",
     "fashion_mnist",
     "flip_to_different",
     "flip_to_next",
