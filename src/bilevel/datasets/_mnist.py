@@ -13,8 +13,8 @@ from ._idx import parse_idx, read_decompressed
 class LabelledImages(NamedTuple):
     """Images and their labels, row by row.
 
-    `images` is uint8 of shape (n, 28, 28), 0 = background, 255 = full ink; `labels` is uint8 of
-    shape (n,), values 0 to 9. n is 60000 ("train") or 10000 ("test").
+    `images` is uint8, (n, 28, 28) for MNIST and Fashion-MNIST (0 = background, 255 = full ink) and
+    (n, 32, 32, 3) for CIFAR-10; `labels` is uint8 of shape (n,), values 0 to 9.
     """
 
     images: np.ndarray
