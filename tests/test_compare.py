@@ -56,7 +56,7 @@ def rows_of(frame: Any, algorithm: str, seed: int) -> Any:
     return frame[(frame.algorithm == algorithm) & (frame.seed == seed)]
 
 
-@pytest.mark.parametrize("vmap", [True, False])
+@pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_run_is_that_of_solve(vmap):
     """With the seed as its key; 7 is no multiple of 3, so the last row is one step after the third."""
     frame = three(vmap)
@@ -91,7 +91,7 @@ def test_every_run_is_that_of_solve(vmap):
     assert frame.groupby("seed").objective.last().nunique() == len(SEEDS)
 
 
-@pytest.mark.parametrize("vmap", [True, False])
+@pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_start_is_a_row(vmap):
     start = three(vmap)[lambda x: x.step == 0]
     value = float(CASE.problem.outer(CASE.u, CASE.w0, CASE.problem.outer_data))

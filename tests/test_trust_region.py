@@ -63,7 +63,7 @@ def test_the_radius_halves_after_a_rise_and_recovers_after_a_fall():
     for value in [5.0, 4.0, 4.5, 4.5, 4.0, 6.0, 7.0]:
         update, state = step(tx, G, state, value=value)
         radii.append(np.abs(update).max())
-    np.testing.assert_allclose(radii, [1, 1, 0.5, 0.5, 0.75, 0.375, 0.1875], rtol=1e-14)
+    np.testing.assert_allclose(radii, [1, 1, 0.5, 0.5, 0.7, 0.35, 0.175], rtol=1e-14)
 
 
 def test_the_radius_never_exceeds_the_first():

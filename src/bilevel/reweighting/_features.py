@@ -53,7 +53,7 @@ def trust_features(
         by_all[test] = label_fit(model.fit(X[train], y[train]), X[test], y[test])
     trusted: Any = clone(estimator)
     trusted.fit(np.asarray(X_trusted), np.asarray(y_trusted))
-    ranks = np.stack([_centred_ranks(by_all), _centred_ranks(label_fit(trusted, X, y))], axis=1)
+    ranks = np.stack([centred_ranks(by_all), centred_ranks(label_fit(trusted, X, y))], axis=1)
     return PolynomialFeatures(2, include_bias=False).fit_transform(ranks)
 
 
@@ -71,6 +71,6 @@ def label_fit(model: Any, X: np.ndarray, y: np.ndarray) -> Float[np.ndarray, " r
     return np.log(np.maximum(fit, np.finfo(float).tiny))
 
 
-def _centred_ranks(x: np.ndarray) -> Float[np.ndarray, " rows"]:
+def centred_ranks(x: np.ndarray) -> Float[np.ndarray, " rows"]:
     """Ranks in [-1, 1], equal values sharing theirs."""
     return 2 * (rankdata(x) - 1) / max(len(x) - 1, 1) - 1
