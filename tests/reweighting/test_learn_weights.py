@@ -332,3 +332,16 @@ def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         inspect.unwrap(learn_weights)(*digits().learnable, **arguments)  # past beartype
     assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize(("trusted", "steps"), [(999, 20), (1000, 60)])
+def test_more_steps_with_many_trusted_rows(trusted, steps):
+    X, y = jnp.zeros((5, 2)), jnp.zeros(5, jnp.int32)
+    model = tasks.linear_model(2, 2)
+    X_trusted, y_trusted = jnp.zeros((trusted, 2)), jnp.zeros(trusted, jnp.int32)
+    problem = tasks.reweighting(X, y, X_trusted, y_trusted, model.predict)
+    _, method, *plan = _methods.build_method(
+        "near-exact", problem, jnp.full(5, 0.2), model.w0, True
+    )
+    assert method is bilevel.near_exact(damping=0.0)
+    assert plan == [steps, 1]

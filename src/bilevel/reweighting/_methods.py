@@ -101,6 +101,7 @@ def _scales(problem: BilevelProblem, u: Array, w: PyTree) -> tuple[Scalar, Scala
 
 
 METHODS = ("near-exact", "soba")
+FEW_STEPS, MANY_STEPS, MANY_TRUSTED = 20, 60, 1000
 
 
 def build_method(
@@ -110,7 +111,10 @@ def build_method(
     if isinstance(method, AbstractAlgorithm):
         return problem, method, 100, 10
     if method == "near-exact":
-        return problem, near_exact(damping=0.0 if convex else 1.0), 20, 1
+        # With few trusted rows a longer path overfits their loss; with many it is better.
+        many = num_rows(problem.outer_data) >= MANY_TRUSTED
+        steps = MANY_STEPS if many else FEW_STEPS
+        return problem, near_exact(damping=0.0 if convex else 1.0), steps, 1
     if method == "soba":
         return *clipped_soba(problem, u, w), 10_000, 500
     raise ValueError(
