@@ -24,6 +24,7 @@ from .._algorithm.base import AbstractAlgorithm
 from .._callback import AbstractCallback, Checkpoint, Chunk, Logger, read_lines
 from .._inner import MinimiserInner
 from .._problem import BilevelProblem, num_rows
+from .._retrain import retrain_check
 from .._sampler import FullBatch, Stream
 from .._solution import RESULTS, Solution
 from .._solve import solve
@@ -52,6 +53,7 @@ from ._methods import build_method
 from ._result import WeightsResult, ask, score_models
 
 _MIN_MAX = object()
+_RETRAIN = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-6), max_steps=1000)
 
 
 class _History(AbstractCallback):
@@ -223,11 +225,14 @@ def learn_weights(
         name: _retrain(problem, jnp.asarray(p, floating), w0)
         for name, p in [
             ("uniform", np.full(n, 1 / n)),
-            ("retrained", solution.u),
             ("capped", weights / n),
         ]
     }
-    models = {name: w for name, (w, _) in fits.items()} | {"warm": solution.w}
+    retrained = retrain_check(
+        problem, solution, uniform_weights(n), lambda _: w0, inner=_RETRAIN, num_inits=1
+    )
+    models = {name: w for name, (w, _) in fits.items()}
+    models |= {"warm": solution.w, "retrained": jax.tree.map(lambda a: a[0], retrained.w)}
     all_trained = all(bool(result == RESULTS.successful) for _, result in fits.values())
     scores = score_models(problem, models, predict, loss, held_rows)
     scores = scores.loc[["uniform", "warm", "retrained", "capped"]]
@@ -244,7 +249,7 @@ def learn_weights(
             *held,
         )
     raw_ess = effective_sample_size(np.asarray(solution.u))
-    checks = ask(scores, baselines, raw_ess, n, num_outputs, all_trained)
+    checks = ask(scores, baselines, retrained, raw_ess, n, num_outputs, all_trained)
     if isinstance(X, pd.DataFrame):
         weights = pd.Series(weights, index=X.index, name="weight")
     return WeightsResult(
@@ -373,8 +378,8 @@ def _check_fingerprint(
 @eqx.filter_jit
 def _retrain(problem: BilevelProblem, u: jax.Array, w0: PyTree) -> tuple[PyTree, RESULTS]:
     """The model trained from its fresh start on the final weights, to convergence."""
-    solver = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-6), max_steps=1000)
-    w, _, _, stats = solver.solve(problem, u, w0, (), Stream(FullBatch(), problem.inner_data, ()))
+    stream = Stream(FullBatch(), problem.inner_data, ())
+    w, _, _, stats = _RETRAIN.solve(problem, u, w0, (), stream)
     return w, stats.result
 
 
