@@ -144,7 +144,7 @@ def poisoned() -> BilevelProblem:
     )
 
 
-@pytest.mark.parametrize("vmap", [True, False])
+@pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_seed_that_fails_keeps_its_rows_and_the_others_go_on(vmap):
     problem, zero = poisoned(), jnp.zeros(())
     method = soba(0.3, 0.3, 0.1, inner_sampler=WithReplacement(1))
@@ -187,7 +187,7 @@ def test_every_seed_may_fail():
         draw_comparison(frame, y="outer_value")
 
 
-@pytest.mark.parametrize("vmap", [True, False])
+@pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_metrics_are_of_the_point_after_the_step(vmap):
     given: dict[str, Any] = {
         "first": lambda u, w: u[0],

@@ -167,6 +167,7 @@ def test_importance_ratios_leave_the_inner_objective_unbiased():
     assert_close(jax.value_and_grad(mean_over_batches, (0, 1))(u, w), full, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_curvature_of_batches_by_weight_is_bounded():
     """One row with all the weight: a uniform batch sees n / |B| times its curvature, these twice."""
     problem, w0, _ = small_problem(30)

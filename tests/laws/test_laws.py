@@ -67,7 +67,7 @@ def two_steps_by_hand(method):
     return state
 
 
-@every_method
+@pytest.mark.parametrize("name", core("AID warm", "SOBA", "SABA", "F2SA", "SID", "PZOBO"))
 def test_jit_changes_nothing(name):
     """`step` called eagerly from a Python loop, against the compiled chunk."""
     method = METHODS[name]

@@ -146,6 +146,7 @@ def test_bad_input_is_named():
         cross_validated_weights(X, y, X, y)
 
 
+@pytest.mark.slow
 def test_hypergradient_against_differences():
     """Of the objective in the coefficients, through the inner solutions of all folds."""
     rng = np.random.default_rng(0)

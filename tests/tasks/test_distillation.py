@@ -74,6 +74,7 @@ def test_augmentation_at_the_identity_is_plain_training():
     assert float(problem.inner(u, W, problem.inner_data)) == pytest.approx(float(plain), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_augmentation_hypergradient_by_the_chain_rule():
     """d2_uw f and H by dense derivatives."""
     problem = tasks.augmentation(X, Y, X[:5] + 0.1, Y[:5], predict, l2=0.5)
