@@ -108,7 +108,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         100 * table.pivot_table(value, keys, "noise", sort=False) for value in ("gain", "room")
     )
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(gain) + 1.5), layout="constrained")
-    reach = 4.0
+    reach = 5.0
     axis.imshow(gain, cmap="RdYlGn", vmin=-reach, vmax=reach, aspect="auto")
     for i, j in np.ndindex(gain.shape):
         if np.isfinite(gain.iloc[i, j]):
@@ -118,7 +118,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     axis.set_yticks(range(len(gain)), [f"{d}, {n} rows, {m} trusted" for d, n, m in gain.index])
     axis.set(xlabel="wrong labels")
     axis.set_title(
-        "Accuracy over the best baseline in hindsight, in points (room of the clean rows)",
+        "Points over the best baseline (room of the clean rows)",
         fontsize=10,
     )
     figure.savefig(path, dpi=110)
