@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import optimistix as optx
 import pandas as pd
-from jaxtyping import Array, Float, Key, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
 from sklearn.metrics import roc_auc_score
 
 from ._callback import AbstractCallback
 from ._inner import AbstractInnerSolver, MinimiserInner
 from ._problem import BilevelProblem, num_rows
 from ._sampler import FullBatch, Stream
-from ._solution import Solution
+from ._solution import RESULTS, Solution
 
 HOLDS, LOST = 0.9, 0.5  # shares of the improvement: from here on it holds, below there it is lost
 
@@ -56,6 +56,8 @@ class RetrainCheck(NamedTuple):
         verdict: `"holds"` (kept >= .9), `"partly"`, `"lost"` (kept < .5), `"no improvement"`.
         path: a table of `step` and `retrained` value along the trajectory; empty if none was given.
         w: the retrained inner variables, stacked on a first axis.
+        converged: whether the inner solver met its tolerance from every fresh start on the final u;
+            a `GradientInner` has none, and counts as converged.
     """
 
     warm: float
@@ -66,6 +68,7 @@ class RetrainCheck(NamedTuple):
     verdict: str
     path: pd.DataFrame
     w: PyTree[Array]
+    converged: bool
 
     def __str__(self) -> str:
         if self.verdict == "no improvement":
@@ -134,13 +137,13 @@ def retrain_check(
     keys = jax.random.split(jax.random.key(0) if key is None else key, num_inits)
     w0 = jax.vmap(fresh)(keys)
     warm = float(value(solution.u, solution.w))
-    w, retrained = _retrain(problem, inner, value, solution.u, w0)
-    _, start = _retrain(problem, inner, value, u0, w0)
+    w, retrained, converged = _retrain(problem, inner, value, solution.u, w0)
+    _, start, _ = _retrain(problem, inner, value, u0, w0)
     retrained, start = np.asarray(retrained, float), np.asarray(start, float)
 
     rows = []
     for step, u in zip(*((path.steps, path.us) if path is not None else ((), ())), strict=True):
-        _, values = _retrain(problem, inner, value, u, jax.tree.map(lambda x: x[:1], w0))
+        _, values, _ = _retrain(problem, inner, value, u, jax.tree.map(lambda x: x[:1], w0))
         rows.append({"step": step, "retrained": float(values[0])})
     gain = start.mean() - warm
     kept = float((start.mean() - retrained.mean()) / gain) if gain > 0 else np.nan
@@ -156,6 +159,7 @@ def retrain_check(
         verdict=verdict,
         path=pd.DataFrame(rows, columns=["step", "retrained"]),
         w=w,
+        converged=bool(converged.all()),
     )
 
 
@@ -173,13 +177,13 @@ def _retrain(
     value: Callable[[PyTree, PyTree], Scalar],
     u: PyTree[Array],
     w0: PyTree[Array],
-) -> tuple[PyTree[Array], Float[Array, " inits"]]:
-    """Inner solutions from all starts, and their values."""
+) -> tuple[PyTree[Array], Float[Array, " inits"], Bool[Array, " inits"]]:
+    """Inner solutions from all starts, their values, and whether each met its tolerance."""
 
-    def one(w: PyTree[Array]) -> tuple[PyTree[Array], Scalar]:
+    def one(w: PyTree[Array]) -> tuple[PyTree[Array], Scalar, Array]:
         stream = Stream(FullBatch(), problem.inner_data, ())
-        w, *_ = inner.solve(problem, u, w, inner.init(problem, u, w), stream)
-        return w, value(u, w)
+        w, _, _, stats = inner.solve(problem, u, w, inner.init(problem, u, w), stream)
+        return w, value(u, w), stats.result == RESULTS.successful
 
     return jax.lax.map(one, w0)
 

@@ -233,7 +233,9 @@ def learn_weights(
     )
     models = {name: w for name, (w, _) in fits.items()}
     models |= {"warm": solution.w, "retrained": jax.tree.map(lambda a: a[0], retrained.w)}
-    all_trained = all(bool(result == RESULTS.successful) for _, result in fits.values())
+    all_trained = retrained.converged and all(
+        bool(result == RESULTS.successful) for _, result in fits.values()
+    )
     scores = score_models(problem, models, predict, loss, held_rows)
     scores = scores.loc[["uniform", "warm", "retrained", "capped"]]
     baselines = None
