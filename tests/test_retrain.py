@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix as optx
 import pytest
 
 import bilevel
@@ -45,6 +46,18 @@ def test_a_determined_problem_keeps_all():
     assert check.kept == pytest.approx(1.0, abs=1e-5)
     assert check.verdict == "holds"
     assert "can be used on its own" in str(check)
+
+
+@pytest.mark.parametrize(("max_steps", "converged"), [(1, False), (500, True)])
+def test_says_whether_retraining_converged(max_steps, converged):
+    check = bilevel.retrain_check(
+        determined(),
+        found(jnp.full(2, 0.9), jnp.full(2, 0.9)),
+        jnp.zeros(2),
+        lambda key: jax.random.normal(key, (2,)),
+        inner=bilevel.MinimiserInner(optx.LBFGS(rtol=1e-6, atol=1e-8), max_steps=max_steps),
+    )
+    assert check.converged is converged
 
 
 def test_what_lives_in_the_inner_variable_is_lost():
