@@ -11,11 +11,11 @@ from jaxtyping import install_import_hook
 # in the scikit-learn estimators, whose `-> Self` beartype only knows on classes it decorates whole.
 # Not used as a context manager: bilevel imports its modules lazily, long after this line.
 SOURCE = Path(__file__).parents[1] / "src"
-UNCHECKED = {"bilevel.reweighting._estimator", "bilevel.cli"}
+UNCHECKED = {"bilevel.reweighting._estimator"}
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
     for path in (SOURCE / "bilevel").rglob("*.py")
-    if path.stem != "__init__"
+    if path.stem != "__init__" and path.parent.name != "cli"
 }
 install_import_hook(sorted(MODULES - UNCHECKED), "beartype.beartype")
 

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bilevel.cli import app
+from bilevel.reweighting._data import InputError
 from bilevel.reweighting._table import tidy
 from digits import write_table
 
@@ -94,7 +95,8 @@ def test_unknown_format(case):
     case.path("train").write_text("a,b\n1,2\n")
     case.refuse(
         3,
-        "train.xlsx ends in '.xlsx'; the formats read are .csv, .parquet, .pq. Convert it",
+        "train.xlsx ends in '.xlsx'; the formats read are .csv, .csv.gz, .tsv, .parquet, .pq and "
+        "folders of Parquet files. Convert it",
         write=False,
     )
 
@@ -174,16 +176,51 @@ def test_infinite_values_with_columns_and_ids(case):
 @pytest.mark.parametrize(
     "values",
     [
-        pd.date_range("2026-01-01", periods=N),
         pd.timedelta_range("1 day", periods=N),
-        [[1, 2]] * N,
+        [["x", "y"]] * N,
+        [{"x": 1}] * N,
     ],
 )
 def test_columns_that_are_neither_numbers_nor_text(case, values):
     case.suffix = ".parquet"
     case.train["when"] = values
     case.trusted["when"] = list(values)[:M]
-    case.refuse(3, "the train columns 'when' are neither numbers, booleans nor text: convert them")
+    case.refuse(3, "the train columns 'when' are neither numbers, booleans, dates nor text: conv")
+
+
+def test_dates_vectors_and_free_text_are_no_bad_input(case, monkeypatch):
+    case.suffix = ".parquet"
+    case.train = table(60, 0)
+    for frame in (case.train, case.trusted):
+        rows = np.arange(len(frame))
+        frame["when"] = pd.date_range("2026-01-01", periods=len(frame), tz="Europe/Paris")
+        frame["emb"] = list(np.stack([rows, -rows], axis=1).astype(np.float32))
+        frame["review"] = [f"film {i} was {'bad' if i % 3 else 'good'}" for i in rows]
+    shapes = []
+
+    def stop(X, y, X_trusted, *_, **__):
+        shapes.extend([X.shape, X_trusted.shape])
+        raise InputError("enough is known.")
+
+    monkeypatch.setattr("bilevel.reweighting._run.learn_weights", stop)
+    case.refuse(3, "enough is known.")
+    # a, b; two colours; two numbers of a vector; 30 of text; year, month, day, hour, weekday, time
+    assert shapes == [(60, 42), (M, 42)]
+
+
+def test_vectors_of_unequal_length_with_their_ids(case):
+    case.suffix = ".parquet"
+    case.train["emb"] = [[0.5, 1.0]] * (N - 1) + [[0.5]]
+    case.trusted["emb"] = [[0.5, 1.0]] * M
+    case.refuse(
+        3, "the train column 'emb' holds vectors of 2 numbers, but the rows with ids 'k0-39'"
+    )
+
+
+def test_what_is_no_date_where_the_training_rows_have_dates(case):
+    case.train["when"] = pd.date_range("2026-01-01", periods=N).astype(str)
+    case.trusted["when"] = ["2026-01-01"] * (M - 1) + ["soon"]
+    case.refuse(3, "'when' holds dates in the training rows, and something else in the rows with")
 
 
 def test_text_where_the_training_rows_have_numbers(case):

@@ -32,7 +32,7 @@ def refuse(message: str, error: type[Exception] = InputError, **changes: Any) ->
     task = changes.pop("task", "auto")
     data, _ = given(**changes)
     with pytest.raises(error, match=message):
-        learn_weights(*data.values(), task=task, num_steps=1, **options)
+        learn_weights(*data.values(), task=task, method="near-exact", num_steps=1, **options)
 
 
 def frame(rows: int = N, columns: str = "abc", first: int = 100) -> pd.DataFrame:

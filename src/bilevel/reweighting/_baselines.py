@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 from sklearn.base import clone, is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import has_fit_parameter
 
 from ._diagnostics import effective_sample_size
@@ -26,8 +28,24 @@ def check_estimator_fits(estimator: Any, regression: bool) -> None:
         )
 
 
-def fit_weighted(estimator: Any, X: Any, y: Any, weights: np.ndarray) -> Any:
-    """A clone of `estimator`, fitted with `sample_weight` (of a pipeline: on its last step)."""
+def fit_weighted(
+    estimator: Any, X: Any, y: Any, weights: np.ndarray, *, drop_zero: bool = True
+) -> Any:
+    """A clone of `estimator`, fitted with `sample_weight` (of a pipeline: on its last step).
+
+    Rows of weight zero are left out, so that scalers and trees do not see them either; with
+    `drop_zero=False` they are passed on with their zeros.
+
+    Raises:
+        ValueError: all weights are zero, or one is negative or not finite.
+    """
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("the weights must be finite and not negative; some are not.")
+    if not weights.any():
+        raise ValueError("all weights are zero: there is nothing to fit the estimator on.")
+    if drop_zero and not weights.all():
+        rows = np.flatnonzero(weights)
+        X, y, weights = take_rows(X, rows), take_rows(y, rows), weights[rows]
     name = "sample_weight"
     if isinstance(estimator, Pipeline):
         name = f"{estimator.steps[-1][0]}__{name}"
@@ -36,15 +54,18 @@ def fit_weighted(estimator: Any, X: Any, y: Any, weights: np.ndarray) -> Any:
 
 
 def stack_rows(a: Any, b: Any) -> Any:
-    """The rows of `a`, then those of `b`; data frames stay data frames."""
+    """The rows of `a`, then those of `b`; data frames and sparse matrices stay what they are."""
     if isinstance(a, pd.DataFrame):
         b = b if isinstance(b, pd.DataFrame) else pd.DataFrame(np.asarray(b), columns=a.columns)
         return pd.concat([a, b], ignore_index=True)
+    if scipy.sparse.issparse(a):
+        return scipy.sparse.vstack([a, b], format="csr")
     return np.concatenate([np.asarray(a), np.asarray(b)])
 
 
-def _take(a: Any, mask: np.ndarray) -> Any:
-    return a.loc[mask] if isinstance(a, (pd.DataFrame, pd.Series)) else np.asarray(a)[mask]
+def take_rows(a: Any, rows: np.ndarray) -> Any:
+    """The rows of an array, a data frame or a sparse matrix at these positions."""
+    return _safe_indexing(a, rows)
 
 
 def agreeing_rows(trusted_model: Any, X: Any, y: Any) -> np.ndarray:
@@ -115,9 +136,8 @@ def compare_baselines(
             int(filtered.sum()),
             fit_weighted(
                 estimator,
-                _take(both[0], filtered),
-                _take(both[1], filtered),
-                np.ones(int(filtered.sum())),
+                *both,
+                filtered.astype(float),
             ),
         ),
     }

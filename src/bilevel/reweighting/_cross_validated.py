@@ -1,42 +1,25 @@
-"""Weights as a function of a few features of the row, judged on held-out folds of the trusted rows."""
+"""Weights for training rows, learned and chosen on held-out folds of the trusted rows."""
 
+from collections.abc import Sequence
+from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optimistix as optx
 import pandas as pd
-from jaxtyping import Array, Bool, Float, Int, PyTree
-from scipy.special import log_softmax
-from sklearn.preprocessing import PolynomialFeatures
+from jaxtyping import Float
 
-from .._algorithm.double_loop import DoubleLoop
 from .._callback import AbstractCallback
-from .._hypergradient.implicit import AID
-from .._inner import MinimiserInner
-from .._linear.cg import CG
-from .._problem import BilevelProblem
-from .._retrain import Trajectory
-from .._solve import solve
-from ..tasks import linear_model, softmax_cross_entropy
 from ._data import InputError
+from ._diagnostics import effective_sample_size, entropy
 from ._features import centred_ranks
+from ._labels import Classes, Numbers
+from ._weight_function import FOLDS, Folds, Path, effective_weights
 
-FOLDS, CROSS_FITS, HALVES, STEPS, EVERY = 3, 5, 2, 25, 5
-PULL = 0.1  # of the coefficients to uniform weights, in rows of trusted loss
 SIMPLEST = "all rows + trusted"
-# One object, so that all runs share one compilation a shape.
-METHOD = DoubleLoop(
-    inner=MinimiserInner(optx.LBFGS(rtol=1e-2, atol=1e-4), max_steps=20),
-    hypergradient=AID(CG(rtol=0.1, max_steps=10)),
-    outer_tx=optax.adam(0.3),
-    warm_start=True,
-)
-TO_THE_END = optx.LBFGS(rtol=1e-4, atol=1e-5)
-model = linear_model(1, 1).predict  # W x + b; it depends on no shape
+BASELINES = ("uniform", SIMPLEST, "trusted only", "filter")
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
 class CrossValidatedWeights(NamedTuple):
@@ -48,11 +31,13 @@ class CrossValidatedWeights(NamedTuple):
         scale: fit the final model with `scale * weights` and `scale * trusted_weight`: then the
             training rows count as their effective sample size, which a penalised model notices.
         winner: the candidate that was chosen.
-        candidates: a table with a line a candidate: `loss` and `accuracy` on the trusted rows, each
-            judged by models that have not seen it, and the `difference` of the loss to
+        candidates: a table with a line a candidate: `loss` and `score` (accuracy or R2) on the trusted
+            rows, each judged by models that have not seen it, and the `difference` of the loss to
             "all rows + trusted" with its `standard_error`, paired over the rows.
-        coefficients: of the weight function at the step chosen; at the last one if another
-            candidate won.
+        experts: what "weights" is a mixture of: held-out `loss` of each, and its `share`.
+        label_quality: in [0, 1], one a training row; the lowest are most likely to be wrong. It is
+            there whichever candidate won.
+        shifted: whether the trusted rows are distributed otherwise than the training rows.
     """
 
     weights: Float[np.ndarray, " rows"]
@@ -60,7 +45,9 @@ class CrossValidatedWeights(NamedTuple):
     scale: float
     winner: str
     candidates: pd.DataFrame
-    coefficients: dict[str, np.ndarray]
+    experts: pd.DataFrame
+    label_quality: Float[np.ndarray, " rows"]
+    shifted: bool
 
     def __str__(self) -> str:
         row = self.candidates.loc[self.winner]
@@ -70,192 +57,185 @@ class CrossValidatedWeights(NamedTuple):
         )
 
 
-class _Rows(NamedTuple):
-    """Training rows, then trusted rows, with class codes."""
+class Candidate(NamedTuple):
+    """Weights of all training rows, one line a fold and one of all; and of a trusted row."""
 
-    x: Float[Array, "all features"]
-    y: Int[Array, " all"]
+    weights: Float[np.ndarray, "folds n"]
+    trusted: Float[np.ndarray, " folds"]
 
-
-def effective_weights(
-    coefficients: dict[str, Array], z: Float[Array, "rows features"]
-) -> Float[Array, " rows"]:
-    """`s_i sum s / sum s^2` with `s_i = sigmoid(x_0 + <x, z_i>)`: summing to their effective size.
-
-    Equal weights are 1 each; weights that are 0 or equal are 0 or 1.
-    """
-    score = coefficients["offset"] + z @ coefficients["slope"]
-    s = jax.nn.softmax(jax.nn.log_sigmoid(score))
-    return s * jnp.sum(s) / jnp.vdot(s, s)
+    def lines(self, data: Folds) -> Float[np.ndarray, "folds all"]:
+        """The weights of the rows that models are fitted on."""
+        training = data.inflate * self.weights[:, data.sub]
+        return np.hstack([training, self.trusted[:, None] * data.others])
 
 
-def penalised_risk(w: PyTree, rows: _Rows, sample_weight: Float[Array, " all"]) -> Array:
-    """`sum_i s_i loss_i + ||W||^2 / 2`, over `sum_i s_i`: scikit-learn's with C = 1."""
-    loss = jnp.vdot(sample_weight, softmax_cross_entropy(model(w, rows.x), rows.y))
-    return (loss + 0.5 * jnp.sum(w["weight"] ** 2)) / jnp.sum(sample_weight)
+class Search(NamedTuple):
+    """The data with their folds; the candidates and how they did; what they were made of."""
+
+    data: Folds
+    candidates: dict[str, Candidate]
+    judged: dict[str, tuple[Float[np.ndarray, " trusted"], float]]
+    experts: pd.DataFrame
+    path: Path
+    label_quality: Float[np.ndarray, " n"]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The trace of the path learned on all folds, with the weights' size and entropy."""
+        z = self.data.described[FOLDS].features
+        weights = [at(u, z) for u in self.path.us]
+        return self.path.trace.assign(
+            effective_sample_size=[effective_sample_size(w) for w in weights],
+            entropy=[entropy(w) for w in weights],
+        )
 
 
-def _sample_weights(
-    u: dict[str, Array],
-    z: Float[Array, "folds rows features"],
-    others: Float[Array, "folds trusted"],
-) -> Float[Array, "folds all"]:
-    weights = jax.vmap(lambda fold: effective_weights(u, fold))(z)
-    return jnp.concatenate([weights, jnp.exp(u["log_trusted"]) * others], axis=1)
-
-
-class _Inner(eqx.Module):
-    z: Float[Array, "folds rows features"]
-    others: Float[Array, "folds trusted"]
-    rows: _Rows
-
-    def __call__(self, u: dict[str, Array], w: PyTree, batch: None) -> Array:
-        weights = _sample_weights(u, self.z, self.others)
-        return jnp.sum(jax.vmap(lambda w, s: penalised_risk(w, self.rows, s))(w, weights))
-
-
-class _Outer(eqx.Module):
-    held_out: Float[Array, "folds trusted"]
-    trusted: _Rows
-
-    def __call__(self, u: dict[str, Array], w: PyTree, batch: None) -> Array:
-        def loss(w: PyTree, held_out: Float[Array, " trusted"]) -> Array:
-            logits = jnp.exp(u["log_temperature"]) * model(w, self.trusted.x)
-            return jnp.vdot(held_out, softmax_cross_entropy(logits, self.trusted.y))
-
-        pull = PULL * jnp.vdot(u["slope"], u["slope"])
-        total = jnp.sum(jax.vmap(loss)(w, self.held_out))
-        return (total + pull) / jnp.sum(self.held_out)
-
-
-@eqx.filter_jit
-def _fit(rows: _Rows, weights: Float[Array, "fits all"], num_classes: int) -> PyTree[Array]:
-    """The penalised linear model, once for each line of weights; parameters on a first axis."""
-    start = jax.tree.map(
-        lambda a: a.astype(rows.x.dtype), linear_model(rows.x.shape[1], num_classes).w0
+def at(u: dict[str, Any], z: np.ndarray) -> Float[np.ndarray, " n"]:
+    """The weight function with these coefficients, of these features."""
+    z = z[:, : len(u["slope"])]
+    return np.asarray(
+        effective_weights(jax.tree.map(jnp.asarray, u), jnp.asarray(z, u["slope"].dtype)),
+        np.float64,
     )
 
-    def one(sample_weight: Float[Array, " all"]) -> PyTree[Array]:
-        return optx.minimise(
-            lambda w, s: penalised_risk(w, rows, s),
-            TO_THE_END,
-            start,
-            args=sample_weight,
-            max_steps=200,
-            throw=False,
-        ).value
 
-    return jax.lax.map(one, weights)
+def effective(weights: Float[np.ndarray, "folds n"]) -> Float[np.ndarray, "folds n"]:
+    """Each line scaled to sum to its effective sample size."""
+    return weights * (weights.sum(1) / np.sum(weights**2, axis=1))[:, None]
 
 
-@eqx.filter_jit
-def _logits(w: PyTree, x: Float[Array, "rows features"]) -> Float[Array, "fits rows classes"]:
-    return jax.lax.map(lambda w: model(w, x), w)
+def mixture(experts: dict[str, Candidate], judged: dict[str, float]) -> tuple[Candidate, pd.Series]:
+    """`sum_e p_e w_e`, `p_e ~ exp(-deviance_e)`: exponential weights on held-out losses."""
+    deviance = pd.Series(judged)
+    share = np.exp(deviance.min() - deviance)
+    share /= share.sum()
+    return (
+        Candidate(
+            sum(p * experts[name].weights for name, p in share.items()),  # pyright: ignore
+            sum(p * experts[name].trusted for name, p in share.items()),  # pyright: ignore
+        ),
+        share,
+    )
 
 
-class _Folds:
-    """The data with their folds, and everything that is computed once from them."""
+def search(
+    data: Folds, callbacks: Sequence[AbstractCallback] = (), folder: FilePath | None = None
+) -> Search:
+    """Build the candidates and judge them on the trusted rows that each has not seen.
 
-    def __init__(
-        self,
-        rows: _Rows,
-        n: int,
-        num_classes: int,
-        rng: np.random.Generator,
-    ):
-        self.rows, self.n, self.num_classes = rows, n, num_classes
-        self.x, self.y = np.asarray(rows.x), np.asarray(rows.y)
-        self.m = len(self.y) - n
-        self.fold = rng.permutation(np.arange(self.m) % FOLDS)
-        # One line a fold, without its rows, and a last one with all trusted rows.
-        self.others = np.stack([self.fold != k for k in range(FOLDS)] + [np.ones(self.m, bool)])
-        part = rng.permutation(np.arange(n) % CROSS_FITS)
-        self.half = rng.permutation(np.arange(n) % HALVES)
-        by_all = self._fits(np.stack([part != k for k in range(CROSS_FITS)]), None)[
-            part, np.arange(n)
-        ]
-        self.features, self.agree = zip(
-            *(self._features(by_all, o) for o in self.others), strict=True
+    Experts of "weights": the best rows by what models say of their labels, at eight shares and by two
+    rankings; the points along the path of the learned weight function; and the filter. Where the
+    trusted rows are distributed otherwise, also the rankings times the density ratio.
+    """
+    lines = FOLDS + 1
+    one, none = np.ones(lines), np.zeros(lines)
+    everything = np.ones((lines, data.n))
+    candidates = {
+        "uniform": Candidate(everything, none),
+        SIMPLEST: Candidate(everything, one),
+        "trusted only": Candidate(0 * everything, one),
+        "filter": Candidate(np.stack([d.agree for d in data.described]).astype(float), one),
+    }
+    judged: dict[str, tuple[np.ndarray, float]] = {}
+
+    def judge(some: dict[str, Candidate]) -> None:
+        for name, candidate in some.items():
+            judged[name] = data.judge(candidate.lines(data))
+
+    judge(candidates)
+    a, _, c, d = np.moveaxis(np.stack([d.fits for d in data.described]), 1, 0)
+    rankings = {"early": a + d, "late": c + d}
+    ranks = {
+        name: np.stack([(centred_ranks(line) + 1) / 2 for line in q])
+        for name, q in rankings.items()
+    }
+    experts = {"filter": candidates["filter"]} | {
+        f"best {share:.0%}, {name}": Candidate((q >= 1 - share).astype(float), one)
+        for name, q in ranks.items()
+        for share in SHARES
+    }
+    start = data.start()
+    if data.shift is not None:
+        ratio = np.stack([np.exp(2 * half) for half in data.shift])
+        candidates["density ratio"] = Candidate(effective(ratio), one)
+        judge({"density ratio": candidates["density ratio"]})
+        experts |= {
+            f"{name}, by density ratio": Candidate(effective(e.weights * ratio), one)
+            for name, e in experts.items()
+        } | {"density ratio": candidates["density ratio"]}
+        gain = judged[SIMPLEST][0] - judged["density ratio"][0]
+        if gain.mean() > gain.std(ddof=1) / np.sqrt(data.m):
+            start = data.start(ratio=True)
+
+    features = [d.features for d in data.described]
+    path, points = _path(data, features, start, callbacks, folder, "features")
+    experts |= points
+    judge(experts)
+    deviance = {name: data.kind.deviance(judged[name][0]) for name in experts}
+    candidates["weights"], share = mixture(experts, deviance)
+    if data.groups is not None:
+        indicators = [np.eye(data.groups.max() + 1)[data.groups]] * lines
+        _, points = _path(data, indicators, None, callbacks, folder, "groups")
+        judge(points)
+        deviance = {name: data.kind.deviance(judged[name][0]) for name in points}
+        candidates["groups"], _ = mixture(points, deviance)
+    judge(candidates)
+    table = pd.DataFrame(
+        {"loss": {e: judged[e][0].mean() for e in experts}, "share": share.to_dict()}
+    )
+    final = {name: judged[name] for name in candidates}
+    return Search(data, candidates, final, table, path, ranks["late"][FOLDS])
+
+
+def _path(
+    data: Folds,
+    features: list[np.ndarray],
+    start: dict[str, Any] | None,
+    callbacks: Sequence[AbstractCallback],
+    folder: FilePath | None,
+    name: str,
+) -> tuple[Path, dict[str, Candidate]]:
+    """The path learned on all folds, and its points; those of a fold are of the path without it."""
+    start = data.start(features[0].shape[1]) if start is None else start
+    paths = []
+    for k in (*range(FOLDS), None):
+        file = None if folder is None else folder / f"path-{name}-{k}.npz"
+        if file is not None and file.exists():
+            paths.append(Path.load(file))
+            continue
+        paths.append(data.path(features, k, start, callbacks))
+        if file is not None:
+            paths[-1].save(file)
+    points = {}
+    for t, step in enumerate(paths[-1].steps):
+        us = [path.us[t] for path in paths]
+        points[f"{name}, step {step}"] = Candidate(
+            np.stack([at(u, z) for u, z in zip(us, features, strict=True)]),
+            np.array([np.exp(u["log_trusted"]) for u in us], float),
         )
+    return paths[-1], points
 
-    def fit(self, weights: np.ndarray) -> PyTree[Array]:
-        """Models for lines of sample weights over training and trusted rows."""
-        return _fit(self.rows, jnp.asarray(weights, self.rows.x.dtype), self.num_classes)
 
-    def _fits(self, train: np.ndarray, trusted: np.ndarray | None) -> Float[np.ndarray, "f n c"]:
-        """Log-probabilities of the training rows' classes under models of subsets."""
-        none = np.zeros((len(train), self.m), bool)
-        weights = np.concatenate([train, none if trusted is None else trusted], axis=1)
-        return log_softmax(np.asarray(_logits(self.fit(weights), self.rows.x[: self.n])), axis=2)
+def choose(judged: dict[str, tuple[np.ndarray, float]]) -> tuple[pd.DataFrame, str]:
+    """The table of candidates, and the best if it is clearly better than "all rows + trusted".
 
-    def _features(
-        self, by_all: np.ndarray, others: Bool[np.ndarray, " trusted"]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(features, which rows a model of the trusted rows agrees with), from `others` alone.
-
-        a, b, c = rank of the label's log-probability under models of all rows (cross-fitted), of the
-        trusted rows, and of those and the rows that agree with it (cross-fitted in halves);
-        features a, b, a^2, ab, b^2, c, c^2, and whether the third model predicts the label.
-        """
-        n, i, y = self.n, np.arange(self.n), self.y[: self.n]
-        by_trusted = self._fits(np.zeros((1, n), bool), others[None])[0]
-        agree = by_trusted.argmax(1) == y
-        halves = np.stack([agree & (self.half != h) for h in range(HALVES)])
-        by_agreeing = self._fits(halves, np.tile(others, (HALVES, 1)))[self.half, i]
-        a, b, c = (centred_ranks(p[i, y]) for p in (by_all, by_trusted, by_agreeing))
-        squares = PolynomialFeatures(2, include_bias=False).fit_transform(np.stack([a, b], axis=1))
-        predicted = np.where(by_agreeing.argmax(1) == y, 1.0, -1.0)
-        return np.column_stack([squares, c, c**2, predicted]), agree
-
-    def path(self, folds: list[int], callbacks: list[AbstractCallback]) -> Trajectory:
-        """The weight function learned from uniform weights on the held-out losses of some folds."""
-        floating = self.rows.x.dtype
-        z = jnp.asarray(np.stack([self.features[k] for k in folds]), floating)
-        others = jnp.asarray(self.others[folds], floating)
-        trusted = _Rows(self.rows.x[self.n :], self.rows.y[self.n :])
-        problem = BilevelProblem(_Outer(1 - others, trusted), _Inner(z, others, self.rows))
-        zero = jnp.zeros((), floating)
-        u0 = {
-            "offset": zero,
-            "slope": jnp.zeros(z.shape[2], floating),
-            "log_trusted": zero,
-            "log_temperature": zero,
+    Clearly: by more than a standard error of the paired difference.
+    """
+    simplest = judged[SIMPLEST][0]
+    table = pd.DataFrame(
+        {
+            name: {
+                "loss": losses.mean(),
+                "score": score,
+                "difference": (losses - simplest).mean(),
+                "standard_error": (losses - simplest).std(ddof=1) / np.sqrt(len(losses)),
+            }
+            for name, (losses, score) in judged.items()
         }
-        w0 = self.fit(np.asarray(_sample_weights(u0, z, others)))
-        path = Trajectory()
-        solve(
-            problem,
-            METHOD,
-            u0,
-            w0,
-            num_steps=STEPS,
-            chunk_size=EVERY,
-            trace_every=EVERY,
-            callbacks=[*callbacks, path],
-        )
-        return path
-
-    def sample_weight(self, u: dict[str, np.ndarray], k: int) -> Float[np.ndarray, " all"]:
-        """Of the weight function with the features and trusted rows of fold k."""
-        weights = effective_weights(
-            jax.tree.map(jnp.asarray, u), jnp.asarray(self.features[k], self.rows.x.dtype)
-        )
-        return np.concatenate([weights, np.exp(u["log_trusted"]) * self.others[k]])
-
-    def judge(self, weights: np.ndarray) -> tuple[Float[np.ndarray, " trusted"], float]:
-        """Held-out loss of each trusted row, and accuracy, of the models of the first K lines.
-
-        The logits are scaled by the temperature that is best for all of them: how sure a model is
-        must not decide, since training on wrong labels makes it unsure of right predictions too.
-        """
-        logits = np.asarray(_logits(self.fit(weights[:FOLDS]), self.rows.x[self.n :]))
-        logits, y = logits[self.fold, np.arange(self.m)], self.y[self.n :]
-
-        def losses(log_temperature: float) -> np.ndarray:
-            return -log_softmax(np.exp(log_temperature) * logits, axis=1)[np.arange(self.m), y]
-
-        best = min((losses(t) for t in np.linspace(-2, 2, 33)), key=np.mean)
-        return best, float(np.mean(logits.argmax(1) == y))
+    ).T
+    best = str(table["loss"].idxmin())
+    clear = table.loc[best, "difference"] < -table.loc[best, "standard_error"]
+    return table, best if clear else SIMPLEST
 
 
 def cross_validated_weights(
@@ -264,38 +244,49 @@ def cross_validated_weights(
     X_trusted: Any,
     y_trusted: Any,
     *,
+    groups: Any = None,
     seed: int = 0,
-    callbacks: tuple[AbstractCallback, ...] = (),
+    callbacks: Sequence[AbstractCallback] = (),
 ) -> CrossValidatedWeights:
-    """Weights from eight features of a row, learned and chosen on folds of the trusted rows.
+    """Weights of rows by what models say of their labels, chosen on folds of the trusted rows.
 
-        s_i = sigmoid(x_0 + <x, z_i>),   weights ~ s,   trusted rows weigh e^tau
-        f(u, w) = sum_k [ sum_i s_i loss_i(w_k) + e^tau sum_{j not in fold k} loss_j(w_k)
+        a, b, c, d = what models that have not seen the row say of its label: trained on all rows, on
+                     the trusted rows, on those and the rows that agree, on those and the best half
+        "weights"  = sum_e p_e w_e,   p_e ~ exp(-sum_j loss_j(w_e))       over held-out trusted rows j
+
+    with the experts `w_e`: the best 90, 80, ..., 20 % of the rows by a + d, and by c + d; the rows
+    that agree with the trusted model; and five points along a learned path,
+
+        s_i = sigmoid(x_0 + <x, z_i>),   w_i ~ s_i,   trusted rows weigh e^tau
+        f(u, w) = sum_k [ sum_i w_i loss_i(w_k) + e^tau sum_{j not in fold k} loss_j(w_k)
                           + ||w_k||^2 / 2 ]
         F(u, w) = mean over folds k and trusted rows j in k of loss_j(e^t w_k)
 
-    with u = (x_0, x, tau, t): ten numbers and a temperature, learned by near-exact hypergradients
-    along a path of 25 Adam steps from uniform weights. The features and the models of a fold have
-    not seen its trusted rows. Where on the path to stop, and whether weighting is worth it at all, is
-    decided on losses of trusted rows that the coefficients were not fitted to: one more path is made
-    without each fold. Candidates are points of the path and the four baselines: uniform, all rows +
-    trusted, trusted only, and the filter. "All rows + trusted" is kept unless the best one is better
-    by more than a standard error of the paired difference.
+    with u = (x_0, x, tau, t), learned by near-exact hypergradients in 25 Adam steps from uniform
+    weights, z of a, b and c. The rankings, features and models of a fold have not seen its trusted
+    rows; nor has the path whose points are judged on them. Where a classifier can tell the trusted
+    rows from the training rows, the density ratio is a feature, a factor of experts and a candidate.
+
+    The mixture is a candidate beside the four baselines: uniform, all rows + trusted, trusted only,
+    and the filter (and a mixture along a path of group weights). "All rows + trusted" is kept unless
+    the best one is better by more than a standard error of the paired difference.
 
     Args:
         X, y: training rows `(rows, features)`, scaled to order one, and class codes 0, 1, ...
+            (integers), or targets scaled to order one (floating).
         X_trusted, y_trusted: the trusted rows; at least 3 of each class that matters.
+        groups: codes 0, 1, ... of the groups that the training rows belong to.
         seed: of the folds.
         callbacks: for each of the four runs.
 
-    Cost: four paths of together nine models (of 25 steps with at most 20 gradients and 10
-    Hessian-vector products each), and about 60 fits of a linear model.
+    Cost: four paths of three models (of 25 steps with at most 20 gradients and 10 Hessian-vector
+    products each), and about 120 fits of a linear model, all on at most 20000 training rows.
 
     Raises:
         InputError: fewer than 6 trusted rows, or codes that are no codes.
 
-    The accuracy of the nested choice is slightly optimistic: the models of the other folds, which
-    the coefficients are fitted to, have trained on the fold's rows.
+    The nested choice is slightly optimistic: the models of the other folds, which the coefficients
+    are fitted to, have trained on the fold's rows.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -306,65 +297,49 @@ def cross_validated_weights(
     (True, 1.0)
     """
     y, y_trusted = np.asarray(y), np.asarray(y_trusted)
+    data = make_folds(X, y, X_trusted, y_trusted, groups, seed)
+    found = search(data, callbacks)
+    table, winner = choose(found.judged)
+    chosen = found.candidates[winner]
+    weights, trusted = chosen.weights[FOLDS], float(chosen.trusted[FOLDS])
+    scale = float(weights.mean()) or 1.0
+    return CrossValidatedWeights(
+        weights=weights / scale,
+        trusted_weight=trusted / scale,
+        scale=scale,
+        winner=winner,
+        candidates=table,
+        experts=found.experts,
+        label_quality=found.label_quality,
+        shifted=data.shift is not None,
+    )
+
+
+def make_folds(
+    X: Any, y: np.ndarray, X_trusted: Any, y_trusted: np.ndarray, groups: Any, seed: int
+) -> Folds:
+    """Check what only this method needs, and fit the models that describe the rows.
+
+    Raises:
+        InputError: fewer than 6 trusted rows, or codes that are no codes.
+    """
     if len(y_trusted) < 2 * FOLDS:
         raise InputError(
             f"weights are judged on {FOLDS} folds of the trusted rows: got {len(y_trusted)} trusted "
             f"rows, at least {2 * FOLDS} are needed."
         )
-    codes = np.concatenate([y, y_trusted])
-    if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0:
+    kinds = y.dtype.kind + y_trusted.dtype.kind
+    if kinds == "ff":
+        kind: Classes | Numbers = Numbers()
+    elif set(kinds) <= set("iu") and min(y.min(), y_trusted.min()) >= 0:
+        kind = Classes(int(max(y.max(), y_trusted.max())) + 1)
+    else:
         raise InputError(
-            f"`y` and `y_trusted` must be class codes 0, 1, ..., got {codes.dtype} from "
-            f"{codes.min()}; `sklearn.preprocessing.LabelEncoder` makes them."
+            "`y` and `y_trusted` must both be class codes 0, 1, ... or both floating targets, got "
+            f"{y.dtype} and {y_trusted.dtype} from {min(y.min(), y_trusted.min())}; "
+            "`sklearn.preprocessing.LabelEncoder` makes codes."
         )
     floating = jax.dtypes.canonicalize_dtype(float)
-    x = jnp.concatenate([jnp.asarray(X, floating), jnp.asarray(X_trusted, floating)])
-    n = len(y)
-    data = _Folds(
-        _Rows(x, jnp.asarray(codes, jnp.int32)),
-        n,
-        int(codes.max()) + 1,
-        np.random.default_rng(seed),
-    )
-
-    ones, zeros = np.ones((FOLDS + 1, n)), np.zeros((FOLDS + 1, data.m))
-    candidates: dict[str, np.ndarray] = {
-        "uniform": np.concatenate([ones, zeros], axis=1),
-        SIMPLEST: np.concatenate([ones, data.others], axis=1),
-        "trusted only": np.concatenate([0 * ones, data.others], axis=1),
-        "filter": np.concatenate([np.stack(data.agree), data.others], axis=1),
-    }
-    whole = data.path(list(range(FOLDS)), list(callbacks))
-    nested = [data.path([j for j in range(FOLDS) if j != k], list(callbacks)) for k in range(FOLDS)]
-    for t, step in enumerate(whole.steps):
-        us = [*(path.us[t] for path in nested), whole.us[t]]
-        candidates[f"weights, step {step}"] = np.stack(
-            [data.sample_weight(u, k) for k, u in enumerate(us)]
-        )
-    judged = {name: data.judge(weights) for name, weights in candidates.items()}
-    table = pd.DataFrame(
-        {
-            name: {
-                "loss": losses.mean(),
-                "accuracy": accuracy,
-                "difference": (losses - judged[SIMPLEST][0]).mean(),
-                "standard_error": (losses - judged[SIMPLEST][0]).std(ddof=1) / np.sqrt(data.m),
-            }
-            for name, (losses, accuracy) in judged.items()
-        }
-    ).T
-    best = str(table["loss"].idxmin())
-    clear = table.loc[best, "difference"] < -table.loc[best, "standard_error"]
-    winner = best if clear else SIMPLEST
-
-    final = candidates[winner][FOLDS]
-    mean, trusted = final[:n].mean(), final[n:].max()
-    chosen = whole.steps.index(int(winner.split()[-1])) if winner.startswith("weights") else -1
-    return CrossValidatedWeights(
-        weights=final[:n] / (mean or 1.0),
-        trusted_weight=float(trusted / (mean or 1.0)),
-        scale=float(mean or 1.0),
-        winner=winner,
-        candidates=table,
-        coefficients=whole.us[chosen],
-    )
+    x, x_trusted = np.asarray(X, floating), np.asarray(X_trusted, floating)
+    codes = None if groups is None else np.asarray(groups)
+    return Folds(x, y, x_trusted, y_trusted, kind, codes, np.random.default_rng(seed))

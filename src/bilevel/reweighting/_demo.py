@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 
 from ..datasets import flip_to_different
+from ._baselines import compare_baselines
 from ._result import verdict
-from ._weights import learn_weights
+from ._weights import default_estimator, learn_weights
 
 NUM_TRAIN, NUM_TRUSTED, RATE, NUM_SPLITS = 1000, 200, 0.4, 10
 
@@ -76,3 +77,32 @@ def run_demo(seed: int = 0, on_split=lambda done: None) -> DemoOutcome:
         }
     )
     return DemoOutcome(table, *(int(c) for c in counts))
+
+
+BENCH = [
+    *(
+        ("digits", 1000, trusted, noise)
+        for trusted in (50, 100, 200)
+        for noise in (0, 0.2, 0.4, 0.6)
+    ),
+    *(("breast cancer", 300, trusted, noise) for trusted in (50, 100) for noise in (0, 0.2, 0.4)),
+]
+_LOADERS = {"digits": load_digits, "breast cancer": load_breast_cancer}
+
+
+def bench_cell(name: str, n: int, m: int, noise: float, seed: int) -> tuple[float, float]:
+    """(gain over the best baseline in hindsight, the same for the rows whose label is right)."""
+    X, y = _LOADERS[name](return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(y))
+    train, trusted, holdout = np.split(order, [n, n + m])
+    noisy = flip_to_different(y[train], noise, seed=seed)[0] if noise else y[train]
+    rows = X[train], noisy, X[trusted], y[trusted]
+    held = X[holdout], y[holdout]
+    result = learn_weights(*rows, overlap="keep", seed=seed)
+    final = default_estimator(regression=False)
+    weights = result.sample_weight(m)
+    ours = compare_baselines(final, *rows, weights[:n], weights[-1], *held)["score"]
+    right = (noisy == y[train]).astype(float)
+    oracle = compare_baselines(final, *rows, right, 1.0, *held)["score"]["reweighted"]
+    best = ours.drop("reweighted").max()
+    return float(np.subtract(ours["reweighted"], best)), float(np.subtract(oracle, best))

@@ -2,17 +2,31 @@
 
 import abc
 import numbers
+import warnings
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
-from sklearn.utils import check_random_state
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    MetaEstimatorMixin,
+    RegressorMixin,
+    clone,
+)
+from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._baselines import check_estimator_fits, compare_baselines, fit_weighted, stack_rows
+from ._baselines import (
+    check_estimator_fits,
+    compare_baselines,
+    fit_weighted,
+    stack_rows,
+    take_rows,
+)
 from ._data import InputError, check_aligned
+from ._result import WeightsResult, like_rows
 from ._weights import default_estimator, learn_weights
 
 
@@ -24,7 +38,7 @@ def _final_has(name: str) -> Any:
     return check
 
 
-class _AbstractReweighted(BaseEstimator, abc.ABC):
+class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
     """What the classifier and the regressor share: all but their name, kind and default."""
 
     def __init__(
@@ -32,10 +46,11 @@ class _AbstractReweighted(BaseEstimator, abc.ABC):
         estimator: Any = None,
         *,
         model: Any = "linear",
-        method: Any = "near-exact",
+        method: Any = "auto",
         num_steps: int | None = None,
         l2: float = 1e-2,
         overlap: str = "error",
+        drop_zero: bool = True,
         random_state: Any = 0,
     ):
         self.estimator = estimator
@@ -44,11 +59,22 @@ class _AbstractReweighted(BaseEstimator, abc.ABC):
         self.num_steps = num_steps
         self.l2 = l2
         self.overlap = overlap
+        self.drop_zero = drop_zero
         self.random_state = random_state
 
     @abc.abstractmethod
     def _task(self) -> str:
         """Classification or regression."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        final = self._final()
+        tags.input_tags.sparse = get_tags(final).input_tags.sparse
+        return tags
+
+    def _final(self) -> Any:
+        regression = self._task() == "regression"
+        return default_estimator(regression) if self.estimator is None else self.estimator
 
     def fit(
         self,
@@ -58,81 +84,146 @@ class _AbstractReweighted(BaseEstimator, abc.ABC):
         is_trusted: Any = None,
         X_trusted: Any = None,
         y_trusted: Any = None,
+        groups: Any = None,
     ) -> Self:
         """Learn the weights, then fit the final estimator with them.
 
         Args:
             X, y: the rows. With `is_trusted`, trusted rows are among them; otherwise they are all
                 training rows.
-            is_trusted: a boolean mask over the rows of `X`.
+            is_trusted: a boolean mask over the rows of `X`. It is split with the rows by
+                cross-validation, once it is requested: `set_fit_request(is_trusted=True)`.
             X_trusted, y_trusted: the trusted rows, where they are not part of `X`.
+            groups: what each row of `X` belongs to; one weight a group is then learned too.
+
+        Without any trusted rows there is nothing to learn weights from: every row gets weight 1, and a
+        `UserWarning` says so.
 
         Raises:
-            ValueError: no trusted rows are given, or both ways at once; the estimator takes no
+            ValueError: trusted rows are given in both ways at once; the estimator takes no
                 sample_weight; the data cannot be used (the message names rows and columns).
         """
-        task = self._task()
-        estimator = self.estimator
-        if estimator is None:
-            estimator = default_estimator(task == "regression")
-        check_estimator_fits(estimator, task == "regression")
+        estimator = self._final()
+        check_estimator_fits(estimator, self._task() == "regression")
+        validate_data(self, X, skip_check_array=True)
+        if is_trusted is None and X_trusted is None and y_trusted is None:
+            return self._fit_without_trust(estimator, X, y)
         rows, trusted, mask = _split(X, y, is_trusted, X_trusted, y_trusted)
+        if groups is not None:
+            check_aligned(X, groups, "groups")
+            groups = np.asarray(groups)
+            if groups.shape != (len(mask),):
+                raise InputError(
+                    f"`groups` must have one entry per row of X ({len(mask)}), got shape "
+                    f"{groups.shape}."
+                )
+            groups = groups[~mask]
         result = learn_weights(
             *rows,
             *trusted,
-            task=task,  # pyright: ignore[reportArgumentType]
+            task=self._task(),  # pyright: ignore[reportArgumentType]
             model=self.model,
             method=self.method,
+            groups=groups,
             num_steps=self.num_steps,
             l2=self.l2,
             overlap=self.overlap,  # pyright: ignore[reportArgumentType]
+            estimator=self.estimator,
             seed=_seed(self.random_state),
         )
-        weights = np.asarray(result.weights)
-        trusted_weights = np.full(len(trusted[1]), result.trusted_weight)
         self.estimator_ = fit_weighted(
             estimator,
             stack_rows(rows[0], trusted[0]),
             stack_rows(rows[1], trusted[1]),
-            np.concatenate([weights, trusted_weights]),
+            result.sample_weight(len(trusted[1])),
+            drop_zero=self.drop_zero,
         )
         # One weight a row of X: where X holds trusted rows, theirs is the trusted weight.
-        everywhere, keep = np.empty(len(mask)), np.ones(len(mask), bool)
-        everywhere[mask], everywhere[~mask] = result.trusted_weight, weights
-        keep[~mask] = result.keep
-        self.weights_ = (
-            pd.Series(everywhere, X.index) if isinstance(X, pd.DataFrame) else everywhere
-        )
-        self.keep_mask_ = keep
+        self.weights_ = _everywhere(result.trusted_weight, result.weights, mask, X, "weight")
+        self.label_quality_ = _everywhere(1.0, result.label_quality, mask, X, "label_quality")
+        self.keep_mask_ = _everywhere(True, result.keep, mask, None, "keep")
         self.trusted_weight_ = result.trusted_weight
+        self.group_weights_ = result.group_weights
         self.n_effective_ = result.effective_sample_size
+        self.baselines_ = result.candidates
+        self.winner_ = result.winner
         self.history_ = result.history
         self.result_ = result
-        self.n_features_in_ = np.shape(X)[1]
-        if isinstance(X, pd.DataFrame):
-            self.feature_names_in_ = np.asarray(X.columns, dtype=object)
-        if task == "classification":
-            self.classes_ = self.estimator_.classes_
         self._rows, self._trusted = rows, trusted
+        return self._finish()
+
+    def _fit_without_trust(self, estimator: Any, X: Any, y: Any) -> Self:
+        warnings.warn(
+            f"{type(self).__name__} was given no trusted rows, so every row gets weight 1. Pass "
+            "`is_trusted=` or `X_trusted=` and `y_trusted=` to fit; in a pipeline or a search, "
+            "request it with `set_fit_request(is_trusted=True)`.",
+            UserWarning,
+            stacklevel=3,
+        )
+        fresh: Any = clone(estimator)
+        self.estimator_ = fresh.fit(X, y)
+        n = len(self.estimator_.predict(X))
+        self.weights_ = like_rows(np.ones(n), X, "weight")
+        self.label_quality_ = None
+        self.keep_mask_ = np.ones(n, bool)
+        self.trusted_weight_, self.n_effective_ = 1.0, float(n)
+        self.group_weights_ = self.baselines_ = self.history_ = self.result_ = None
+        self.winner_ = "uniform"
+        return self._finish()
+
+    def _finish(self) -> Self:
+        if self._task() == "classification":
+            self.classes_ = self.estimator_.classes_
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """The final estimator's predictions."""
+        return self.estimator_.predict(self._checked(X))
+
+    def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
-        return self.estimator_.predict(X)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        return X
+
+    def _learned(self) -> WeightsResult:
+        check_is_fitted(self)
+        if self.result_ is None:
+            raise ValueError(
+                "this estimator was fitted without trusted rows, so it has nothing to say about "
+                "labels; fit it with `is_trusted=` or `X_trusted=`."
+            )
+        return self.result_
+
+    def score_rows(self, X: Any, y: Any) -> pd.DataFrame:
+        """What the fitted models say of labelled rows that they have never seen.
+
+        Returns:
+            A table with a line a row, with the index of X if it is a data frame: `label_quality` (in
+            [0, 1]: the share of training rows whose label fits less well), `predicted_label`, and
+            `keep`, whether the label is not disputed.
+        """
+        return self._learned().score_rows(self._checked(X), y)
 
     def compare_baselines(self, X_holdout: Any, y_holdout: Any) -> pd.DataFrame:
         """The table of baselines on rows never used in `fit`, see `bilevel.compare_baselines`."""
-        check_is_fitted(self)
+        result = self._learned()
         return compare_baselines(
             clone(self.estimator_),
             *self._rows,
             *self._trusted,
-            np.asarray(self.result_.weights),
-            self.trusted_weight_,
+            result.scale * np.asarray(result.weights),
+            result.scale * result.trusted_weight,
             X_holdout,
             y_holdout,
         )
+
+
+def _everywhere(trusted: Any, values: Any, mask: np.ndarray, X: Any, name: str) -> Any:
+    """One value a row of X: `trusted` where the mask says so, and `values` elsewhere."""
+    values = np.asarray(values)
+    full = np.full(len(mask), trusted, values.dtype)
+    full[~mask] = values
+    return like_rows(full, X, name)
 
 
 def _seed(random_state: Any) -> int:
@@ -148,18 +239,18 @@ def _split(
     separate = X_trusted is not None or y_trusted is not None
     if separate and (X_trusted is None or y_trusted is None):
         raise ValueError("pass both `X_trusted` and `y_trusted`, or neither.")
-    if separate == (is_trusted is not None):
+    if separate and is_trusted is not None:
         raise ValueError(
             "say which rows are trusted in one way: `is_trusted=` (a boolean mask over X), or "
-            f"`X_trusted=` and `y_trusted=`; got {'both' if separate else 'neither'}."
+            "`X_trusted=` and `y_trusted=`; got both."
         )
     if separate:
-        return (X, y), (X_trusted, y_trusted), np.zeros(len(X), bool)
+        return (X, y), (X_trusted, y_trusted), np.zeros(np.shape(X)[0], bool)
     check_aligned(X, is_trusted, "is_trusted")
     mask = np.asarray(is_trusted)
-    if mask.dtype != bool or mask.shape != (len(X),):
+    if mask.dtype != bool or mask.shape != np.shape(X)[:1]:
         raise ValueError(
-            f"`is_trusted` must be a boolean mask with one entry per row of X ({len(X)}), got "
+            f"`is_trusted` must be a boolean mask with one entry per row of X ({np.shape(X)[0]}), got "
             f"{mask.dtype} of shape {mask.shape}."
         )
     if mask.all() or not mask.any():
@@ -168,10 +259,12 @@ def _split(
             "and some must be in need of a weight."
         )
 
-    def take(a: Any, where: np.ndarray) -> Any:
-        return a.loc[where] if isinstance(a, (pd.DataFrame, pd.Series)) else np.asarray(a)[where]
-
-    return (take(X, ~mask), take(y, ~mask)), (take(X, mask), take(y, mask)), mask
+    rows, trusted = np.flatnonzero(~mask), np.flatnonzero(mask)
+    return (
+        (take_rows(X, rows), take_rows(y, rows)),
+        (take_rows(X, trusted), take_rows(y, trusted)),
+        mask,
+    )
 
 
 class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
@@ -210,14 +303,12 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
     @available_if(_final_has("predict_proba"))
     def predict_proba(self, X: Any) -> np.ndarray:
         """The final estimator's class probabilities, in the order of `classes_`."""
-        check_is_fitted(self)
-        return self.estimator_.predict_proba(X)
+        return self.estimator_.predict_proba(self._checked(X))
 
     @available_if(_final_has("decision_function"))
     def decision_function(self, X: Any) -> np.ndarray:
         """The final estimator's decision function."""
-        check_is_fitted(self)
-        return self.estimator_.decision_function(X)
+        return self.estimator_.decision_function(self._checked(X))
 
 
 class ReweightedRegressor(RegressorMixin, _AbstractReweighted):

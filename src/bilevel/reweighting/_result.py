@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from .._problem import BilevelProblem
 from .._retrain import RetrainCheck
 from ._diagnostics import Check
+from ._labels import RowScorer
+from ._prepare import Encoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,17 @@ class WeightsResult:
         checks: the questions asked of this result and their answers.
         parameters: the weighting model trained from scratch on the weights returned.
         stats: numbers of steps and oracle calls.
+        winner: what the weights are: `"weights"`, `"groups"`, ... or one of the baselines.
+        candidates: with `method="auto"`, a line a candidate that was judged on held-out folds of the
+            trusted rows: `loss` and `score` there, and the `difference` of the loss to "all rows +
+            trusted" with its `standard_error`, paired over the rows.
+        label_quality: in [0, 1], one a training row: the lowest are most likely to be wrong. It is
+            there whichever candidate won.
+        scale: fit a final model with `scale * weights` and `scale * trusted_weight`, see
+            `sample_weight`.
+        group_weights: the mean weight of each group, where `groups` were given.
+        scorer: what judges the labels of new rows, see `score_rows`; None for free weights.
+        encoding: how features and labels became numbers.
     """
 
     weights: np.ndarray | pd.Series
@@ -51,6 +64,47 @@ class WeightsResult:
     checks: list[Check]
     parameters: PyTree
     stats: dict[str, Any]
+    winner: str
+    candidates: pd.DataFrame | None
+    label_quality: np.ndarray | pd.Series
+    scale: float
+    group_weights: pd.Series | None
+    scorer: RowScorer | None
+    encoding: Encoding
+
+    def score_rows(self, X: Any, y: Any) -> pd.DataFrame:
+        """What the models that weighed the training rows say of labelled rows never seen.
+
+        Returns:
+            A table with a line a row, with the index of X if it is a data frame: `label_quality` (in
+            [0, 1]: the share of training rows whose label fits less well), `predicted_label`, and
+            `keep`: whether the label is not disputed.
+
+        Raises:
+            InputError: rows that cannot be used, or labels that no training row has.
+            ValueError: the weights are free ones, which say nothing of other rows.
+        """
+        if self.scorer is None:
+            raise ValueError(
+                "free weights say nothing of new rows; learn the weights with method='auto'."
+            )
+        x, labels = self.encoding.features(X, "X"), self.encoding.labels(y, "y")
+        quality, undisputed = self.scorer(x, labels)
+        columns = {
+            "label_quality": quality,
+            "predicted_label": self.encoding.decode(self.scorer.predict(x)),
+            "keep": undisputed,
+        }
+        return pd.DataFrame(columns, X.index if isinstance(X, pd.DataFrame) else None)
+
+    def sample_weight(self, num_trusted: int) -> Float[np.ndarray, " rows"]:
+        """For the final fit: of the training rows, then of the trusted rows.
+
+        The training rows count as their effective sample size beside the trusted rows, and against
+        a penalty of the model.
+        """
+        trusted = np.full(num_trusted, self.trusted_weight)
+        return self.scale * np.concatenate([np.asarray(self.weights), trusted])
 
     @property
     def believable(self) -> bool:
@@ -72,6 +126,11 @@ class WeightsResult:
             for check in self.checks
         ]
         return "\n".join(lines)
+
+
+def like_rows(values: np.ndarray, X: Any, name: str) -> np.ndarray | pd.Series:
+    """A series with the index of X if X is a data frame, else the array."""
+    return pd.Series(values, X.index, name=name) if isinstance(X, pd.DataFrame) else values
 
 
 def score_models(
@@ -157,6 +216,26 @@ def ask(
             )
         )
     return checks
+
+
+def ask_hold_out(baselines: pd.DataFrame, winner: str) -> Check:
+    """Whether the choice, made without the hold-out, is as good there as the best baseline.
+
+    Passed unless a baseline is better by more than two standard errors.
+    """
+    others = baselines.drop(index="reweighted")
+    best = str(others["score"].idxmax())
+    gain, error = (float(x) for x in others.loc[best, ["difference", "standard_error"]])
+    paid = verdict(gain, error)
+    if winner in others.index:
+        paid = f"was left out ({winner} was chosen)"
+    return Check(
+        "the choice holds on the hold-out",
+        gain >= -2 * error,
+        f"weighting {paid}: {baselines.loc['reweighted', 'score']:.4f} against "
+        f"{others.loc[best, 'score']:.4f} of the best baseline ({best}): {gain:+.4f} (standard "
+        f"error {error:.4f})",
+    )
 
 
 def verdict(gain: float, error: float) -> str:

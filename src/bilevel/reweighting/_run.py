@@ -2,26 +2,34 @@
 
 import contextlib
 import dataclasses
-import hashlib
+import itertools
 import json
 import os
 import shutil
+import sys
+import time
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import skops.io
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline
 
-from .._callback import ProgressBar
+from ._activity import Activity
+from ._artifacts import write_json, write_scorer, write_weights
+from ._audit import find_shared_rows
 from ._baselines import fit_weighted, stack_rows
 from ._data import InputError, check_labels, check_overlap, check_same_columns, named
+from ._estimate import Estimate, estimate_cost
+from ._evidence import gather_evidence
+from ._prepare import is_regression
+from ._report import Report
 from ._result import WeightsResult
-from ._table import check_values, read_table, split_label, table_pipeline, tidy
-from ._weights import is_regression, learn_weights
+from ._table import check_values, digest, read_table, split_label, vectorise
+from ._weights import learn_weights
 
 
 class RunFolderError(ValueError):
@@ -38,13 +46,15 @@ class WeighConfig:
     out: str
     holdout: str | None = None
     id: str | None = None
+    groups: str | None = None
     drop: tuple[str, ...] = ()
     task: str = "auto"
-    method: str = "near-exact"
+    method: str = "auto"
     model: str = "linear"
     num_steps: int | None = None
     l2: float = 1e-2
     overlap: str = "error"
+    control: bool = False
     seed: int = 0
 
     def to_toml(self, digests: dict[str, str]) -> str:
@@ -65,6 +75,12 @@ class WeighRun:
     folder: Path
     summary: dict[str, Any]
 
+    @property
+    def files(self) -> list[str]:
+        """What was written, the report first."""
+        names = sorted(path.name for path in self.folder.iterdir())
+        return sorted(names, key=lambda name: name != "report.html")
+
 
 def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -> WeighRun:
     """Read the tables, learn weights, fit the final model, write the run folder.
@@ -82,10 +98,7 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     partial = out.with_name(out.name + ".partial")
     _check_folder(out, partial, resume)
     tables = _read(config)
-    digests = {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        for name, path in _inputs(config).items()
-    }
+    digests = {name: digest(Path(path)) for name, path in _inputs(config).items()}
     toml = config.to_toml(digests)
     if resume:
         _check_same_run(partial / "config.toml", toml)
@@ -95,14 +108,33 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     try:
         result, summary = _work(config, tables, partial, progress)
     except BaseException as error:
-        # Bad input leaves nothing. After anything else a checkpoint stays, for --resume.
-        if isinstance(error, InputError) or not (partial / "checkpoint.eqx").exists():
+        # Bad input leaves nothing. After anything else what was finished stays, for --resume.
+        if isinstance(error, InputError) or not _checkpoints(partial):
             _remove(partial, new_parents)
         raise
-    for name in ("checkpoint.eqx", "history.jsonl", "fingerprint"):
-        (partial / name).unlink(missing_ok=True)
+    for path in (*_checkpoints(partial), partial / "history.jsonl", partial / "fingerprint"):
+        path.unlink(missing_ok=True)
     partial.rename(out)
     return WeighRun(result, out, summary)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [*folder.glob("checkpoint.eqx"), *folder.glob("path-*.npz")]
+
+
+def estimate(config: WeighConfig) -> Estimate:
+    """Do everything that `weigh` does before it learns, and say what the rest would cost.
+
+    Raises:
+        InputError, RunFolderError: as `weigh` would.
+    """
+    out = Path(config.out).resolve()
+    _check_folder(out, out.with_name(out.name + ".partial"), resume=False)
+    tables = _read(config)
+    _, _, features = vectorise(tables.features)
+    labels = np.asarray(tables.labels["train"])
+    outputs = 1 if is_regression(config.task, labels) else len(np.unique(labels))
+    return estimate_cost(features["train"], len(features["trusted"]), outputs)
 
 
 def _create(partial: Path, new_parents: list[Path], toml: str) -> None:
@@ -168,27 +200,45 @@ def _check_same_run(path: Path, toml: str) -> None:
         )
 
 
-def _read(config: WeighConfig) -> dict[str, tuple[pd.DataFrame, pd.Series]]:
-    """All checks on the tables that need no computing, and the tables, tidied."""
-    raw = {}
+class _Tables(NamedTuple):
+    """The tables of a run: features with the row ids as index, labels, and the groups of the rows."""
+
+    features: dict[str, pd.DataFrame]
+    labels: dict[str, pd.Series]
+    groups: dict[str, pd.Series]
+
+
+def _read(config: WeighConfig) -> _Tables:
+    """All checks on the tables that need no computing, and the tables."""
+    read, labels, groups = {}, {}, {}
     for name, path in _inputs(config).items():
-        features, labels = split_label(read_table(Path(path), name), config.label, config.id, name)
-        unknown = [c for c in config.drop if c not in features.columns]
+        table, labels[name] = split_label(
+            read_table(Path(path), name), config.label, config.id, name
+        )
+        unknown = [c for c in config.drop if c not in table.columns]
         if unknown:
             raise InputError(f"the {name} file has no column {named(unknown)} to --drop.")
-        features = features.drop(columns=list(config.drop))
-        if features.shape[1] == 0:
-            raise InputError(f"--drop leaves no column of the {name} file to learn from.")
-        check_values(features, name)
-        check_labels(labels, features, f"{name} column {config.label}")
-        raw[name] = features, labels
-    train = raw["train"][0]
-    for name, (features, _) in raw.items():
-        check_same_columns(train, features[_common(train, features)], "train", name)
-    return {
-        name: (tidy(features[list(train.columns)], like=train), labels)
-        for name, (features, labels) in raw.items()
-    }
+        table = table.drop(columns=list(config.drop))
+        if config.groups is not None:
+            if name == "train" and config.groups not in table.columns:
+                raise InputError(
+                    f"the train file has no column {config.groups!r} (--groups); its columns are "
+                    f"{named(list(table.columns), 20)}."
+                )
+            if config.groups in table.columns:
+                groups[name] = pd.Series(table[config.groups])
+                table = table.drop(columns=config.groups)
+        if table.shape[1] == 0:
+            raise InputError(f"no column of the {name} file is left to learn from.")
+        check_values(table, name)
+        check_labels(labels[name], table, f"{name} column {config.label}")
+        read[name] = table
+    train = read["train"]
+    for name, table in read.items():
+        check_same_columns(train, table[_common(train, table)], "train", name)
+    return _Tables(
+        {name: table[list(train.columns)] for name, table in read.items()}, labels, groups
+    )
 
 
 def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
@@ -198,64 +248,100 @@ def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
 
 
 def _work(
-    config: WeighConfig,
-    tables: dict[str, tuple[pd.DataFrame, pd.Series]],
-    folder: Path,
-    progress: bool,
+    config: WeighConfig, tables: _Tables, folder: Path, progress: bool
 ) -> tuple[WeightsResult, dict[str, Any]]:
-    (X, y), (X_trusted, y_trusted) = tables["train"], tables["trusted"]
+    start = time.monotonic()
+    encoder, tidied, features = vectorise(tables.features)
     if config.overlap == "error":
-        check_overlap(X, X_trusted, "training", "trusted")
-        if "holdout" in tables:
-            check_overlap(tables["holdout"][0], X_trusted, "hold-out", "trusted")
-            check_overlap(tables["holdout"][0], X, "hold-out", "training")
-    regression = is_regression(config.task, y)
-    encoder = table_pipeline(X).fit(X)
-    features = {name: encoder.transform(table) for name, (table, _) in tables.items()}
-    holdout = (
-        (features["holdout"], tables["holdout"][1].to_numpy()) if "holdout" in tables else None
-    )
-    result = learn_weights(
-        features["train"],
-        y.to_numpy(),
-        features["trusted"],
-        y_trusted.to_numpy(),
-        task="regression" if regression else "classification",
-        model=config.model,  # pyright: ignore[reportArgumentType]
-        method=config.method,
-        num_steps=config.num_steps,
-        l2=config.l2,
-        scaler=None,
-        holdout=holdout,
-        estimator=_final_step(regression),
-        overlap="keep",
-        seed=config.seed,
-        callbacks=[ProgressBar()] if progress else [],
-        folder=folder,
-    )
-    weights = np.asarray(result.weights)
-    model = make_pipeline(table_pipeline(X), _final_step(regression))
-    model = fit_weighted(
-        model,
-        stack_rows(X, X_trusted),
-        stack_rows(y, y_trusted),
-        np.concatenate([weights, np.full(len(y_trusted), result.trusted_weight)]),
-    )
-    rank = pd.Series(weights).rank(ascending=False, method="first").astype(int)
-    pd.DataFrame(
-        {
-            "id": np.asarray(X.index),
-            "weight": weights,
-            "rank": np.asarray(rank),
-            "keep": result.keep,
-            "given_label": np.asarray(y),
-            "predicted_label": model.predict(X),
-        }
-    ).to_parquet(folder / "weights.parquet", index=False)
-    skops.io.dump(model, folder / "model.skops")
-    summary = _summary(config, result, len(y), len(y_trusted), regression)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        check_overlap(tidied["train"], tidied["trusted"], "training", "trusted")
+        if "holdout" in tidied:
+            check_overlap(tidied["holdout"], tidied["trusted"], "hold-out", "trusted")
+            check_overlap(tidied["holdout"], tidied["train"], "hold-out", "training")
+    labels = {name: np.asarray(y) for name, y in tables.labels.items()}
+    regression = is_regression(config.task, labels["train"])
+    rows = features["train"], labels["train"]
+    trusted = features["trusted"], labels["trusted"]
+    holdout = (features["holdout"], labels["holdout"]) if "holdout" in features else None
+    groups = tables.groups.get("train")
+    final = _final_step(regression)
+
+    def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
+        return learn_weights(
+            *rows,
+            trusted[0],
+            y_trusted,
+            task="regression" if regression else "classification",
+            model=config.model,  # pyright: ignore[reportArgumentType]
+            method=config.method,
+            groups=None if groups is None else np.asarray(groups),
+            num_steps=config.num_steps,
+            l2=config.l2,
+            scaler=None,
+            overlap="keep",
+            seed=config.seed,
+            **options,
+        )
+
+    with Activity("learning weights", progress) as activity:
+        result = learn(
+            trusted[1], holdout=holdout, estimator=final, callbacks=[activity], folder=folder
+        )
+        activity.say("fitting the final model")
+        fitted = fit_weighted(
+            final,
+            stack_rows(rows[0], trusted[0]),
+            stack_rows(rows[1], trusted[1]),
+            result.sample_weight(len(trusted[1])),
+        )
+        model = Pipeline([*encoder.steps, (type(fitted).__name__.lower(), fitted)])
+        ids = np.asarray(tidied["train"].index)
+        write_weights(result, ids, labels["train"], fitted.predict(rows[0]), folder)
+        skops.io.dump(model, folder / "model.skops")
+        write_scorer(result, folder)
+        summary = _summary(config, result, len(rows[1]), len(trusted[1]), regression)
+        write_json(summary, folder / "summary.json")
+        activity.say("gathering the evidence for the report")
+        evidence = gather_evidence(
+            final,
+            *rows,
+            *trusted,
+            result,
+            holdout=holdout,
+            ids=ids,
+            groups=groups,
+            holdout_groups=tables.groups.get("holdout"),
+            shared=_shared(tidied),
+            control=learn if config.control else None,
+            seed=config.seed,
+            seconds=time.monotonic() - start,
+            peak_memory=peak_memory(),
+        )
+        report = Report(evidence)
+        for name in ("report.json", "report.html"):
+            report.save(folder / name)
     return result, summary
+
+
+def _shared(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    """Rows that two tables share, exactly or nearly, for the report."""
+    found = {}
+    for one, other in itertools.combinations(tables, 2):
+        pairs = find_shared_rows(tables[other], tables[one])
+        exact = int((pairs["kind"] == "exact").sum())
+        found[f"{one}/{other}"] = {
+            "exact": exact,
+            "near": len(pairs) - exact,
+            "ids": [str(i) for i in pairs.iloc[:20, 0]],
+        }
+    return found
+
+
+def peak_memory() -> float:
+    """Of this process so far, in bytes."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def _final_step(regression: bool) -> Any:
@@ -270,13 +356,19 @@ def _summary(
         "rows": n,
         "trusted_rows": m,
         "seed": config.seed,
+        "winner": result.winner,
         "trusted_weight": result.trusted_weight,
+        "scale": result.scale,
         "keep": int(result.keep.sum()),
         "effective_sample_size": result.effective_sample_size,
         "entropy": result.entropy,
         "believable": result.believable,
         "checks": [check._asdict() for check in result.checks],
         "weighting_model": result.scores.to_dict(orient="index"),
+        "candidates": None
+        if result.candidates is None
+        else result.candidates.to_dict(orient="index"),
+        "group_weights": None if result.group_weights is None else result.group_weights.to_dict(),
         "baselines": None if result.baselines is None else result.baselines.to_dict(orient="index"),
         "score": "R2" if regression else "accuracy",
         "history": result.history.to_dict(orient="list"),

@@ -1,0 +1,85 @@
+"""What all commands share: the application, consoles, exit codes, errors, configuration files."""
+
+import contextlib
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+OK, FAILURE, USAGE, BAD_INPUT, NOT_BELIEVABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+app = typer.Typer(
+    help="Learn what training data is worth, and whether to believe it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what is wrong on stderr, and exit."""
+    # Messages quote the user's data, which must not be taken for markup, nor wrapped mid-path.
+    err.print("[red]bilevel:[/red]", escape(message), highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def failures(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
+    """Turn the library's errors into messages and exit codes."""
+    from .._solution import BilevelError
+    from ..reweighting._data import InputError
+    from ..reweighting._run import RunFolderError
+
+    try:
+        yield
+    except RunFolderError as error:
+        fail(str(error), USAGE)
+    except KeyboardInterrupt:
+        fail(interrupted(), INTERRUPTED)
+    except InputError as error:
+        fail(str(error), BAD_INPUT)
+    except (BilevelError, OSError) as error:
+        fail(str(error), FAILURE)
+
+
+def _load(context: typer.Context, path: Path | None) -> Path | None:
+    """The file's values become the defaults of the command's options."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} is not TOML: {error}.") from error
+    values.pop("sha256", None)  # a run folder's config.toml notes the digests of its inputs
+    known = {str(p.name) for p in context.command.params} - {"config"}
+    settings: dict[str, Any] = {
+        {"json": "json_"}.get(key, key).replace("-", "_"): value for key, value in values.items()
+    }
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise typer.BadParameter(
+            f"{path} sets {', '.join(unknown)}, which `{context.command.name}` has not; it has "
+            f"{', '.join(sorted(name.rstrip('_') for name in known))}."
+        )
+    context.default_map = {**(context.default_map or {}), **settings}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        callback=_load,
+        is_eager=True,
+        help="TOML file whose keys are the names of these options; the command line wins.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]

@@ -1,0 +1,100 @@
+"""Commands about a run folder: `bilevel score`, `bilevel suggest`, `bilevel report`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ._app import Config, Json, failures, out
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Folder = Annotated[Path, typer.Argument(help="A run folder that `bilevel weigh` wrote.")]
+Output = Annotated[
+    Path | None, typer.Option("--out", help="CSV or Parquet file to write the table to.")
+]
+SHOWN = 20
+
+
+def score(
+    run: Folder,
+    table: Annotated[Path, typer.Argument(help="Labelled rows: CSV or Parquet.")],
+    label: Annotated[
+        str | None, typer.Option(help="Name of the label column; by default the run's.")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(help="Column with the rows' ids; by default the run's, if any.")
+    ] = None,
+    output: Output = None,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """Judge the labels of rows that the run has never seen."""
+    with failures():
+        import numpy as np
+
+        from ..reweighting._commands import score_table, write_table
+
+        scores = score_table(run, table, label, id).sort_values("label_quality", kind="stable")
+        if output is not None:
+            write_table(scores.reset_index(), output)
+    disputed = len(scores) - int(np.sum(np.asarray(scores["keep"])))
+    _show(scores.reset_index(), json_, f"{disputed} of {len(scores)} labels are disputed", output)
+
+
+def suggest(
+    run: Folder,
+    budget: Annotated[int, typer.Option(min=1, help="How many rows you can verify.")] = 100,
+    output: Output = None,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """Say which training rows to verify next, and why; it reads the run's own tables again."""
+    with failures():
+        from ..reweighting._commands import suggest_rows, write_table
+
+        rows = suggest_rows(run, budget)
+        if output is not None:
+            write_table(rows, output)
+    _show(rows, json_, f"the {len(rows)} rows to verify next, the most useful first", output)
+
+
+def report(
+    run: Folder,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="HTML or JSON file; by default RUN/report.html.")
+    ] = None,
+) -> None:
+    """Write a run's report again from its report.json."""
+    with failures():
+        from ..reweighting._commands import write_report
+
+        path = write_report(run, output)
+    out.print(f"written to {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show(rows: "pd.DataFrame", json_: bool, title: str, output: Path | None) -> None:
+    """The first rows as a table, or all of them as JSON."""
+    if json_:
+        sys.stdout.write(f"{rows.to_json(orient='records', indent=2)}\n")
+        return
+    shown = Table(title=title, title_justify="left")
+    for column in rows.columns:
+        shown.add_column(str(column), overflow="fold")
+    for row in rows.head(SHOWN).itertuples(index=False):
+        shown.add_row(*(_cell(x) for x in row))
+    out.print(shown, highlight=False)
+    rest = len(rows) - SHOWN
+    if output is not None:
+        out.print(f"all written to {output}", highlight=False, markup=False, soft_wrap=True)
+    elif rest > 0:
+        out.print(f"and {rest} more; --out FILE writes all of them", highlight=False)
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))

@@ -1,0 +1,139 @@
+"""The files of a run folder: Parquet, CSV, NPZ, JSON, HTML and skops; nothing in them is unpickled."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.pipeline import Pipeline
+
+from ._data import InputError
+from ._labels import Classes, Numbers, RowScorer
+from ._prepare import Encoding
+from ._result import WeightsResult
+from ._table import load_model, tidy
+
+WORST = 1000  # rows in worst.csv
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_weights(
+    result: WeightsResult, ids: np.ndarray, given: np.ndarray, predicted: np.ndarray, folder: Path
+) -> None:
+    """`weights.parquet`, a line a training row in order, and `worst.csv`, the lowest label quality."""
+    weights = np.asarray(result.weights)
+    rank = pd.Series(weights).rank(ascending=False, method="first").astype(int)
+    table = pd.DataFrame(
+        {
+            "id": ids,
+            "weight": weights,
+            "rank": np.asarray(rank),
+            "label_quality": np.asarray(result.label_quality),
+            "keep": result.keep,
+            "given_label": given,
+            "predicted_label": predicted,
+        }
+    )
+    table.to_parquet(folder / "weights.parquet", index=False)
+    worst = table.sort_values("label_quality", kind="stable").head(WORST)
+    worst.drop(columns="rank").map(harmless).to_csv(folder / "worst.csv", index=False)
+
+
+def harmless(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    >>> harmless("=1+1"), harmless("fine"), harmless(-2.0)
+    ("'=1+1", 'fine', -2.0)
+    """
+    text = isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA)
+    return f"'{value}" if text else value
+
+
+class Scorer(NamedTuple):
+    """A run's model and what judges labels, read from its folder."""
+
+    model: Pipeline
+    scorer: RowScorer
+    encoding: Encoding
+
+    def __call__(self, features: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
+        """A line a row, with its id as index: weight of evidence against the label first.
+
+        Raises:
+            InputError: columns or labels that the training rows had not.
+        """
+        x = self.model[:-1].transform(tidy(features, like=self.model))
+        x = self.encoding.features(x, "the rows")
+        quality, undisputed = self.scorer(x, self.encoding.labels(labels, "the label column"))
+        return pd.DataFrame(
+            {
+                "label_quality": quality,
+                "keep": undisputed,
+                "given_label": np.asarray(labels),
+                "predicted_label": self.encoding.decode(self.scorer.predict(x)),
+            },
+            features.index.rename("id"),
+        )
+
+
+def write_scorer(result: WeightsResult, folder: Path) -> bool:
+    """`scorer.npz`, if the result can judge new rows."""
+    if result.scorer is None:
+        return False
+    scorer, encoding = result.scorer, result.encoding
+    models = {
+        f"{part} {name}": value
+        for part, model in zip(("agreeing", "best"), scorer.models, strict=True)
+        for name, value in model.items()
+    }
+    classes = {} if encoding.classes is None else {"classes": _plain(encoding.classes)}
+    np.savez(
+        folder / "scorer.npz",
+        **models,
+        **classes,
+        agreeing_fits=scorer.fits[0],
+        best_fits=scorer.fits[1],
+        sums=scorer.sums,
+        numbers=np.array([scorer.spread, encoding.centre, encoding.spread]),
+    )
+    return True
+
+
+def _plain(classes: np.ndarray) -> np.ndarray:
+    return classes.astype(str) if classes.dtype == object else classes
+
+
+def read_scorer(folder: Path) -> Scorer:
+    """Raises `InputError` if the folder holds no run that can judge new rows."""
+    path = folder / "scorer.npz"
+    if not path.is_file():
+        raise InputError(
+            f"{folder} holds no scorer.npz: it is no run folder of `bilevel weigh` with "
+            "method='auto'. Free weights say nothing of new rows."
+        )
+    model = load_model(folder / "model.skops")
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            arrays = {name: saved[name] for name in saved.files}
+        spread, centre, target_spread = (float(x) for x in arrays["numbers"])
+        classes = arrays.get("classes")
+        models = tuple(
+            {name: arrays[f"{part} {name}"] for name in ("weight", "bias")}
+            for part in ("agreeing", "best")
+        )
+        scorer = RowScorer(
+            Numbers() if classes is None else Classes(len(classes)),
+            (models[0], models[1]),
+            (arrays["agreeing_fits"], arrays["best_fits"]),
+            arrays["sums"],
+            spread,
+        )
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return Scorer(model, scorer, Encoding(None, classes, centre, target_spread))
+
+
+def write_json(value: dict[str, Any], path: Path) -> None:
+    """Indented, in UTF-8."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,112 @@
+"""What the commands beside `weigh` do: from files to tables."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ._artifacts import harmless, read_scorer
+from ._audit import Audit, audit
+from ._data import InputError
+from ._report import Report
+from ._suggest import suggest
+from ._table import digest, load_model, read_table, split_label, tidy
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The settings of a run, from its `config.toml`.
+
+    Raises:
+        InputError: it is no run folder.
+    """
+    path = run / "config.toml"
+    if not path.is_file():
+        raise InputError(f"{run} is no run folder of `bilevel weigh`: it has no config.toml.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def score_table(run: Path, table: Path, label: str | None, identifier: str | None) -> pd.DataFrame:
+    """What a run says of the labels in a table of rows it has not seen, see `Scorer`."""
+    config = read_config(run)
+    scorer = read_scorer(run)
+    read = read_table(table, "new")
+    usual = config.get("id")
+    identifier = identifier or (usual if usual in read.columns else None)
+    features, labels = split_label(read, label or config["label"], identifier, "new")
+    features = features.drop(columns=config.get("drop", []), errors="ignore")
+    return scorer(features, labels)
+
+
+def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
+    """The training rows of a run whose verification would help most, see `suggest`.
+
+    Raises:
+        InputError: the tables of the run have changed since.
+    """
+    config = read_config(run)
+    features, labels = {}, {}
+    model = load_model(run / "model.skops")
+    for name in ("train", "trusted"):
+        path = Path(config[name])
+        if not path.exists() or digest(path) != config["sha256"][name]:
+            raise InputError(
+                f"the {name} file {path} is not the one that this run was made from; weigh again."
+            )
+        table, labels[name] = split_label(
+            read_table(path, name), config["label"], config.get("id"), name
+        )
+        tidied = tidy(table, like=model)
+        features[name] = pd.DataFrame(model[:-1].transform(tidied), index=tidied.index)
+    quality = pd.read_parquet(run / "weights.parquet")["label_quality"]
+    return suggest(
+        np.asarray(quality),
+        features["train"],
+        labels["train"],
+        features["trusted"],
+        labels["trusted"],
+        budget=budget,
+        seed=config["seed"],
+    )
+
+
+def write_report(run: Path, output: Path | None) -> Path:
+    """The report of a run, from its `report.json`."""
+    read_config(run)
+    return Report.load(run / "report.json").save(output or run / "report.html")
+
+
+def audit_tables(
+    train: Path,
+    label: str,
+    trusted: Path,
+    holdout: Path | None,
+    identifier: str | None,
+    drop: list[str],
+) -> Audit:
+    """`audit` of tables on disk."""
+    paths = {"train": train, "trusted": trusted}
+    paths |= {} if holdout is None else {"holdout": holdout}
+    tables = []
+    for name, path in paths.items():
+        features, labels = split_label(read_table(path, name), label, identifier, name)
+        tables += [features.drop(columns=drop, errors="ignore"), labels]
+    return audit(*tables)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """CSV (formulas made harmless) or Parquet, by the ending.
+
+    Raises:
+        InputError: another ending.
+    """
+    if path.suffix.lower() in (".parquet", ".pq"):
+        table.to_parquet(path, index=False)
+    elif path.suffix.lower() == ".csv":
+        table.map(harmless).to_csv(path, index=False)
+    else:
+        raise InputError(f"--out {path} must end in .csv or .parquet.")

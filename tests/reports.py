@@ -1,0 +1,105 @@
+"""Results made by hand, and the evidence about them: what the report's tests read."""
+
+import types
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.datasets import load_iris
+from sklearn.naive_bayes import GaussianNB
+
+from bilevel.reweighting import Check, effective_sample_size, entropy
+from bilevel.reweighting._evidence import gather_evidence
+
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    '"><img src=x onerror="window.hacked = 2">',
+    "</script><script>window.hacked = 3</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "<!--",
+    "' onmouseover='window.hacked = 4",
+    "</svg></title></style><iframe srcdoc='x'>",
+    "javascript:window.hacked = 5",
+]
+HARMLESS = [f"name {k}" for k in range(len(HOSTILE))]
+
+
+def made_result(weights: np.ndarray, **fields: Any) -> Any:
+    """A result with these weights; label quality is their rank unless it is given."""
+    ranks = np.argsort(np.argsort(weights, kind="stable"), kind="stable")
+    return types.SimpleNamespace(
+        **{
+            "weights": weights,
+            "trusted_weight": 1.5,
+            "keep": weights >= 0.75,
+            "effective_sample_size": effective_sample_size(weights),
+            "entropy": entropy(weights),
+            "history": pd.DataFrame(
+                {
+                    "step": [1, 2, 3],
+                    "outer_value": [0.9, 0.6, np.nan],
+                    "effective_sample_size": [99.0, 90.0, 85.0],
+                    "entropy": [4.6, 4.5, 4.4],
+                }
+            ),
+            "scores": pd.DataFrame(
+                {"trusted_loss": [1.0, 0.5], "trusted_score": [0.8, 0.9]},
+                index=["uniform", "capped"],
+            ),
+            "baselines": None,
+            "checks": [Check("the trusted loss fell", True, "1 to 0.5")],
+            "parameters": {"weight": np.zeros((4, 3)), "bias": np.zeros(3)},
+            "stats": {"num_steps": 3, "calls": {"outer_grad": 3}},
+            "winner": "weights",
+            "candidates": None,
+            "label_quality": ranks / max(len(weights) - 1, 1),
+            "scale": 1.0,
+            "group_weights": None,
+        }
+        | fields
+    )
+
+
+BASELINES = pd.DataFrame(
+    {
+        "rows": [96.0, 120.0, 24.0, 80.0],
+        "score": [0.80, 0.85, 0.84, 0.90],
+        "difference": [0.10, 0.05, 0.06, 0.0],
+        "standard_error": [0.03, 0.02, 0.02, 0.0],
+    },
+    index=["uniform", "all rows + trusted", "trusted only", "reweighted"],
+)
+
+
+def iris_evidence(words: list[str]) -> dict[str, Any]:
+    """About 96 iris rows, every sixth mislabelled; the words are all their names for things."""
+    X, codes = load_iris(return_X_y=True)
+    order = np.random.default_rng(0).permutation(150)
+    train, trusted, held = order[:96], order[96:120], order[120:]
+    names = np.array(words[:3])
+    given = codes[train].copy()
+    given[::6] = (given[::6] + 1) % 3
+    weights = np.where(np.arange(96) % 6 == 0, 0.1, 1.0)
+    result = made_result(
+        weights * 96 / weights.sum(),
+        baselines=BASELINES,
+        checks=[Check(words[3], False, words[4])],
+        stats={words[5]: words[6]},
+    )
+    groups = [words[i % 8] for i in range(96)]
+    return gather_evidence(
+        GaussianNB(),
+        X[train],
+        names[given],
+        X[trusted],
+        names[codes[trusted]],
+        result,
+        holdout=(X[held], names[codes[held]]),
+        ids=[f"{words[i % 8]}{i}" for i in range(96)],
+        groups=groups,
+        holdout_groups=[words[i % 8] for i in range(30)],
+        images=np.random.default_rng(0).random((96, 5, 7)),
+        shared={words[7]: {"exact": 1, "near": 2, "ids": words}},
+        seconds=1.25,
+        peak_memory=4e8,
+    )
