@@ -1,10 +1,9 @@
-"""`bilevel weigh` from files to the run folder, in process."""
+"""`bilevel weigh` with free weights, from files to the run folder, in process."""
 
 import json
 import re
-import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,10 @@ import skops.io
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from typer.testing import CliRunner
 
-from bilevel import StopWhen, learn_weights
-from bilevel.cli import app
+from bilevel import learn_weights
 from bilevel.reweighting import _run
+from bilevel.reweighting._activity import Activity
 from digits import (
     TRAIN,
     TRUSTED,
@@ -28,43 +26,15 @@ from digits import (
     write_table,
     write_tables,
 )
+from runs import Run, interrupt_at, record, weigh
 
-FILES = ["config.toml", "model.skops", "summary.json", "weights.parquet"]
-COLUMNS = ["id", "weight", "rank", "keep", "given_label", "predicted_label"]
-
-
-class Run(NamedTuple):
-    """A run folder, read."""
-
-    code: int
-    stdout: str
-    stderr: str
-    out: Path
-
-    @property
-    def weights(self) -> pd.DataFrame:
-        return pd.read_parquet(self.out / "weights.parquet")
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.out / "summary.json").read_text())
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return tomllib.loads((self.out / "config.toml").read_text())
-
-    def model(self):
-        # skops trusts no numpy.dtype of its own accord; SimpleImputer holds two. Nothing of ours.
-        untrusted = skops.io.get_untrusted_types(file=self.out / "model.skops")
-        assert untrusted == ["numpy.dtype"]
-        return skops.io.load(self.out / "model.skops", trusted=untrusted)
+FREE = ["--method", "near-exact", "--no-report"]
+FILES = ["config.toml", "model.skops", "summary.json", "weights.parquet", "worst.csv"]
+COLUMNS = ["id", "weight", "rank", "label_quality", "keep", "given_label", "predicted_label"]
 
 
 def invoke(arguments: list[str], out: Path) -> Run:
-    result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Run(result.exit_code, result.stdout, result.stderr, out)
+    return weigh([*arguments, *FREE], out)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +49,9 @@ def mixed(tmp_path_factory) -> Run:
     return invoke([*write_tables(folder, mixed_table), "--id", "row"], folder / "run")
 
 
-def test_the_folder_holds_four_files_and_nothing_else_is_left(plain):
+def test_the_folder_holds_five_files_and_nothing_else_is_left(plain):
     assert plain.code == 0
-    assert sorted(path.name for path in plain.out.iterdir()) == FILES
+    assert plain.files == FILES
     assert not plain.out.with_name("run.partial").exists()
 
 
@@ -97,10 +67,11 @@ def test_weights_have_a_line_a_row_in_order(plain):
     assert sorted(weights["rank"]) == list(range(1, TRAIN + 1))
     by_rank = weights.set_index("rank")["weight"].sort_index()
     assert (np.diff(by_rank) <= 0).all()
+    np.testing.assert_array_equal(weights["label_quality"].rank(), weights["weight"].rank())
 
 
 def test_weights_are_those_of_learn_weights(plain):
-    result = learn_weights(*digits().learnable, seed=0)
+    result = learn_weights(*digits().learnable, method="near-exact", seed=0)
     np.testing.assert_array_equal(plain.weights["weight"], result.weights)
     assert plain.summary["trusted_weight"] == result.trusted_weight
 
@@ -129,6 +100,12 @@ def test_summary(plain):
     table = plain_table(*digits().holdout)
     right = plain.model().predict(table.drop(columns=["row", "digit"])) == table["digit"]
     assert summary["baselines"]["reweighted"]["score"] == pytest.approx(right.mean(), abs=0.005)
+
+
+def test_the_model_holds_nothing_of_ours_to_trust(plain, mixed):
+    """skops trusts no numpy.dtype of its own accord; SimpleImputer holds two."""
+    for run in (plain, mixed):
+        assert skops.io.get_untrusted_types(file=run.out / "model.skops") == ["numpy.dtype"]
 
 
 def test_the_model_opens_without_trust_and_predicts_what_the_table_says(plain):
@@ -173,6 +150,8 @@ def test_config_mirrors_the_flags(tmp_path, plain):
         "num_steps": 2,
         "l2": 0.01,
         "overlap": "keep",
+        "report": False,
+        "control": False,
         "seed": 7,
     }
     assert digests.keys() == {"train", "trusted", "holdout"}
@@ -186,8 +165,31 @@ def test_json_is_all_of_stdout_and_progress_goes_to_stderr(plain):
     printed = json.loads(plain.stdout)
     assert printed.pop("folder") == str(plain.out)
     assert printed == plain.summary
-    assert "20/20" in plain.stderr
-    assert "residuals" in plain.stderr
+    assert "fitting the final model" in plain.stderr
+
+
+def test_the_activity_says_what_is_done_and_how_far_it_is(capsys):
+    def chunk(step: int, *values: float) -> SimpleNamespace:
+        return SimpleNamespace(step=step, num_steps=20, rows={"outer_value": np.array(values)})
+
+    with Activity("learning weights") as activity:
+        activity(chunk(3, 0.9, 0.51234))
+    assert "learning weights: step 3 of 20, outer value 0.5123" in capsys.readouterr().err
+    with Activity("learning weights") as activity:
+        activity(chunk(20, 0.5))
+        activity.close()
+        activity(chunk(4))
+    assert "learning weights: run 2, step 4 of 20\n" in capsys.readouterr().err
+    with Activity("learning weights") as activity:
+        activity(chunk(20, 0.5))
+        activity.say("fitting the final model")
+    captured = capsys.readouterr()
+    assert captured.err.endswith("fitting the final model\n")
+    assert captured.out == ""
+    with Activity("learning weights", visible=False) as activity:
+        activity(chunk(20, 0.5))
+        activity.say("fitting the final model")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_without_json_stdout_has_the_table_and_the_checks(mixed):
@@ -198,7 +200,8 @@ def test_without_json_stdout_has_the_table_and_the_checks(mixed):
     text = " ".join(mixed.stdout.split())
     assert "the trusted loss fell: " in text
     assert "weighting pays on the hold-out: it " in text
-    assert "20/20" not in mixed.stdout
+    assert "fitting the final model" not in mixed.stdout
+    assert "fitting the final model" in mixed.stderr
 
 
 def test_parquet_gives_the_same_as_csv(tmp_path, plain, mixed):
@@ -272,7 +275,7 @@ def test_overlap_keep_goes_on_with_rows_that_are_also_trusted(tmp_path):
     write_table(trusted, tmp_path / "trusted.csv")
     refused = invoke(command, tmp_path / "run")
     assert refused.code == 3
-    assert "(trainingids'r3')" in squeezed(refused)
+    assert "(trainingids'r3')" in refused.squeezed
     assert invoke([*command, "--overlap", "keep"], tmp_path / "run").code == 0
 
 
@@ -301,26 +304,16 @@ def test_strict_says_whether_to_believe_it(tmp_path, seed, believable):
     run = invoke([*command, "--strict"], tmp_path / "run")
     assert run.summary["believable"] is believable
     assert run.code == (0 if believable else 4)
-    assert sorted(path.name for path in run.out.iterdir()) == FILES  # the results are there
+    assert run.files == FILES  # the results are there
     if not believable:
         assert invoke(command, tmp_path / "again").code == 0
-
-
-def interrupt_at(step):
-    class Interrupting(_run.ProgressBar):
-        def __call__(self, chunk):
-            if chunk.step == step:
-                raise KeyboardInterrupt
-            return super().__call__(chunk)
-
-    return Interrupting
 
 
 def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monkeypatch):
     command = [*write_tables(tmp_path), "--id", "row"]
     out, partial = tmp_path / "run", tmp_path / "run.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(_run, "ProgressBar", interrupt_at(6))
+        patch.setattr(_run, "Activity", interrupt_at(6))
         run = invoke(command, out)
     assert run.code == 130
     assert "interrupted; the same command with --resume goes on" in " ".join(run.stderr.split())
@@ -331,22 +324,22 @@ def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monk
 
     refused = invoke(command, out)
     assert refused.code == 2
-    assert f"aninterruptedrunisin{partial}:goonwithitby--resume" in squeezed(refused)
+    assert f"aninterruptedrunisin{partial}:goonwithitby--resume" in refused.squeezed
     assert partial.exists()
 
     changed = invoke([*command, "--resume", "--l2", "0.5", "--seed", "3"], out)
     assert changed.code == 2
-    text = squeezed(changed)
+    text = changed.squeezed
     assert "differsfromthiscallin'l2','seed':{'l2':0.01,'seed':0}then,{'l2':0.5,'seed':3}" in text
     assert (partial / "checkpoint.eqx").exists()
 
     seen = []
-    monkeypatch.setattr(_run, "ProgressBar", lambda: StopWhen(lambda c: bool(seen.append(c.step))))
+    monkeypatch.setattr(_run, "Activity", record(seen))
     resumed = invoke([*command, "--resume"], out)
     assert resumed.code == 0
     assert seen == list(range(6, 21))  # it went on and did not start anew
     assert not partial.exists()
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert resumed.files == FILES
     assert (out / "weights.parquet").read_bytes() == (plain.out / "weights.parquet").read_bytes()
     assert resumed.summary == plain.summary
 
@@ -364,25 +357,21 @@ def test_ctrl_c_in_the_final_fits_loses_no_step(tmp_path, plain, monkeypatch):
     assert "the same command with --resume goes on" in " ".join(run.stderr.split())
     assert not (tmp_path / "run").exists()
     seen = []
-    monkeypatch.setattr(_run, "ProgressBar", lambda: StopWhen(lambda c: bool(seen.append(c.step))))
+    monkeypatch.setattr(_run, "Activity", record(seen))
     resumed = invoke([*command, "--resume"], tmp_path / "run")
     assert resumed.code == 0
     assert seen == [20]  # no step was made again
-    assert sorted(path.name for path in resumed.out.iterdir()) == FILES
+    assert resumed.files == FILES
     pd.testing.assert_frame_equal(resumed.weights, plain.weights, check_exact=True)
-
-
-def squeezed(run: Run) -> str:
-    return "".join(run.stderr.split())
 
 
 def test_a_changed_input_file_is_noticed_on_resume(tmp_path, monkeypatch):
     command = [*write_tables(tmp_path), "--id", "row"]
     with monkeypatch.context() as patch:
-        patch.setattr(_run, "ProgressBar", interrupt_at(2))
+        patch.setattr(_run, "Activity", interrupt_at(2))
         assert invoke(command, tmp_path / "run").code == 130
     path = tmp_path / "train.csv"
     write_table(pd.read_csv(path).iloc[::-1], path)
     run = invoke([*command, "--resume"], tmp_path / "run")
     assert run.code == 2
-    assert "differsfromthiscallin'sha256'" in squeezed(run)
+    assert "differsfromthiscallin'sha256'" in run.squeezed

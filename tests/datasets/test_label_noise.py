@@ -2,8 +2,15 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
-from bilevel.datasets import NoisyLabels, flip_to_different, flip_to_next, redraw_uniform
+from bilevel.datasets import (
+    NoisyLabels,
+    flip_by_features,
+    flip_to_different,
+    flip_to_next,
+    redraw_uniform,
+)
 
 MODELS = [flip_to_different, redraw_uniform, flip_to_next]
 WRONG = [flip_to_different, flip_to_next]  # the models whose every selected label is wrong
@@ -224,3 +231,28 @@ def test_wrong_calls_are_refused(corrupt, case):
 def test_labels_without_an_order_are_refused(corrupt):
     with pytest.raises(TypeError, match=r"cannot be sorted into classes.*one type"):
         corrupt(np.array([1, "a", None], object), 0.5, seed=0)
+
+
+def test_noise_that_depends_on_the_features():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(6000, 4)), np.arange(6000) % 3
+    noisy, changed = flip_by_features(X, y, 0.4, seed=1)
+    np.testing.assert_array_equal(changed, noisy != y)
+    assert abs(changed.mean() - 0.4) < 0.025
+    again, _ = flip_by_features(X, y, 0.4, seed=1)
+    np.testing.assert_array_equal(again, noisy)
+    # Which wrong class it is can be told from the features: here by a linear rule, for one class.
+    some = changed & (y == 0)
+    model = LogisticRegression().fit(X[some], noisy[some])
+    assert model.score(X[some], noisy[some]) > 0.7
+    # With labels drawn to any other class it cannot.
+    drawn, moved = flip_to_different(y, 0.4, seed=1)
+    some = moved & (y == 0)
+    assert LogisticRegression().fit(X[some], drawn[some]).score(X[some], drawn[some]) < 0.6
+
+
+def test_noise_by_features_refuses_other_rows():
+    with pytest.raises(ValueError, match=r"finite matrix with a row a label \(3\), got \(2, 1\)"):
+        flip_by_features(np.zeros((2, 1)), [0, 1, 2], 0.1, seed=0)
+    with pytest.raises(ValueError, match="rate must be in"):
+        flip_by_features(np.zeros((2, 1)), [0, 1], 1.1, seed=0)

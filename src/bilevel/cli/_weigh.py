@@ -86,6 +86,7 @@ def weigh(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the input, estimate time and memory, and stop.")
     ] = False,
+    report: Annotated[bool, typer.Option(help="Write the report, or leave it out.")] = True,
     control: Annotated[
         bool,
         typer.Option(
@@ -120,6 +121,7 @@ def weigh(
         num_steps=num_steps,
         l2=l2,
         overlap=overlap.value,
+        report=report,
         control=control,
         seed=seed,
     )

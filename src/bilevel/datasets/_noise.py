@@ -1,6 +1,6 @@
-"""Label noise with a known truth: three noise models that papers tend not to tell apart.
+"""Label noise with a known truth: noise models that papers tend not to tell apart.
 
-With K classes and rate p, all three select exactly round(p n) rows, uniformly without
+With K classes and rate p, three of them select exactly round(p n) rows, uniformly without
 replacement, and then shift each selected row's class by s places, modulo K:
 
     flip_to_different   s uniform on 1..K-1    every selected label is wrong
@@ -9,7 +9,8 @@ replacement, and then shift each selected row's class by s places, modulo K:
 
 The rows are drawn before the shifts. So for one integer seed the three functions select the
 *same* rows, and `flip_to_different(...).changed` is also the set of rows that `redraw_uniform`
-drew anew, right ones included (the "pollution flag" against which some papers compute F1).
+drew anew, right ones included (the "pollution flag" against which some papers compute F1). In the
+fourth, `flip_by_features`, what becomes of a row depends on its features.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import truncnorm
 
 
 class NoisyLabels(NamedTuple):
@@ -138,6 +140,69 @@ def flip_to_next(
     return _shift_classes(labels, rate, seed, classes, lambda rng, k, m: np.ones(m, np.int64))
 
 
+def flip_by_features(
+    X: ArrayLike,
+    labels: ArrayLike,
+    rate: float,
+    *,
+    seed: int | np.random.Generator,
+    classes: ArrayLike | None = None,
+) -> NoisyLabels:
+    """Give rows a wrong label that depends on their features: instance-dependent noise.
+
+        q_i ~ N(rate, .1^2), cut off at [0, 1];   W_c (features, K) standard normal, one for each class
+        label i changes with probability q_i, to class k != y_i with probability softmax(x_i W_{y_i})_k
+
+    with the columns of X standardised first. Rows that look alike are mistaken for the same class.
+
+    Args:
+        X: the features, shape (n, features), finite.
+        labels: the true labels, shape (n,).
+        rate: the mean of q_i, in [0, 1].
+        seed: seed of, or ready-made, NumPy generator; a generator is advanced.
+        classes: as in `flip_to_different`.
+
+    Returns:
+        `NoisyLabels(labels, changed)`; about `rate n` True in `changed`.
+
+    Raises:
+        ValueError: as in `flip_to_different`; X is no finite matrix of n rows.
+
+    Source: X. Xia et al., Part-dependent label noise: towards instance-dependent label noise, 2020,
+    appendix, with standardised features in place of images in [0, 1].
+
+    Example:
+        >>> noisy, changed = flip_by_features(np.eye(6), [0, 1, 2, 0, 1, 2], 0.5, seed=0)
+        >>> bool((noisy != [0, 1, 2, 0, 1, 2]).sum() == changed.sum())
+        True
+    """
+    _check_rate(rate)
+    known, codes = _encode(np.asarray(labels), classes)
+    x = np.asarray(X, np.float64)
+    if x.ndim != 2 or len(x) != len(codes) or not np.isfinite(x).all():
+        raise ValueError(
+            f"X must be a finite matrix with a row a label ({len(codes)}), got {x.shape}."
+        )
+    rng = np.random.default_rng(seed)
+    spread = x.std(axis=0)
+    x = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    flips = rng.random(len(x)) < truncnorm.rvs(
+        -rate / 0.1, (1 - rate) / 0.1, loc=rate, scale=0.1, size=len(x), random_state=rng
+    )
+    W = rng.standard_normal((len(known), x.shape[1], len(known)))
+    pull = np.einsum("if,ifk->ik", x, W[codes]) if len(x) else np.empty((0, len(known)))
+    pull[np.arange(len(x)), codes] = -np.inf
+    # The largest of logits plus Gumbel noise is a draw from their softmax.
+    drawn = np.argmax(pull + rng.gumbel(size=pull.shape), axis=1)
+    noisy = np.where(flips, drawn, codes)
+    return NoisyLabels(labels=known[noisy], changed=noisy != codes)
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must be in [0, 1], the share of the rows to corrupt; got {rate}.")
+
+
 def _shift_classes(
     labels: ArrayLike,
     rate: float,
@@ -146,8 +211,7 @@ def _shift_classes(
     draw_shifts: Callable[[np.random.Generator, int, int], np.ndarray],
 ) -> NoisyLabels:
     """Move the classes of round(rate n) rows by `draw_shifts(rng, K, count)` places, modulo K."""
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate must be in [0, 1], the share of the rows to corrupt; got {rate}.")
+    _check_rate(rate)
     known, codes = _encode(np.asarray(labels), classes)
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(codes), size=round(rate * len(codes)), replace=False)

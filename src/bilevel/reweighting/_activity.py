@@ -1,6 +1,6 @@
 """What a long job is doing, on stderr: something moves all the time, and says what."""
 
-from typing import Any, Self
+from typing import Any
 
 from .._callback import AbstractCallback
 
@@ -22,7 +22,7 @@ class Activity(AbstractCallback):
         self._progress: Any = None
         self._runs = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Activity":
         """Start to spin."""
         if self._visible:
             from rich.console import Console

@@ -87,11 +87,12 @@ def write_scorer(result: WeightsResult, folder: Path) -> bool:
         for part, model in zip(("agreeing", "best"), scorer.models, strict=True)
         for name, value in model.items()
     }
-    classes = {} if encoding.classes is None else {"classes": _plain(encoding.classes)}
+    if encoding.classes is not None:
+        models["classes"] = _plain(encoding.classes)
+    arrays: dict[str, Any] = models
     np.savez(
         folder / "scorer.npz",
-        **models,
-        **classes,
+        **arrays,
         agreeing_fits=scorer.fits[0],
         best_fits=scorer.fits[1],
         sums=scorer.sums,
@@ -131,7 +132,7 @@ def read_scorer(folder: Path) -> Scorer:
         )
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    return Scorer(model, scorer, Encoding(None, classes, centre, target_spread))
+    return Scorer(model, scorer, Encoding(None, None, classes, centre, target_spread))
 
 
 def write_json(value: dict[str, Any], path: Path) -> None:

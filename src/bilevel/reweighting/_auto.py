@@ -14,9 +14,10 @@ from ._baselines import fit_weighted, stack_rows, take_rows
 from ._cross_validated import BASELINES, SIMPLEST, Candidate, Search, at, choose, make_folds, search
 from ._diagnostics import Check, effective_sample_size, entropy
 from ._fingerprint import check_fingerprint, fingerprint
+from ._inputs import like
 from ._labels import mean_outputs
 from ._prepare import Prepared
-from ._result import WeightsResult, ask_hold_out, like_rows
+from ._result import WeightsResult, ask_hold_out
 from ._weight_function import FOLDS, Folds
 
 LEAST = 1e-3  # the least probability that a candidate's model may give
@@ -68,7 +69,7 @@ def auto_weights(
     if names is not None and codes is not None:
         group_weights = pd.Series(np.bincount(codes, weights) / np.bincount(codes), names)
     return WeightsResult(
-        weights=like_rows(weights, data.X, "weight"),
+        weights=like(weights, data.given, "weight"),
         trusted_weight=trusted,
         keep=folds.kind.agrees(described.outputs, folds.y),
         effective_sample_size=effective_sample_size(weights) if weights.any() else 0.0,
@@ -81,7 +82,7 @@ def auto_weights(
         stats={"num_steps": found.path.steps[-1]},
         winner=winner,
         candidates=table,
-        label_quality=like_rows(found.label_quality, data.X, "label_quality"),
+        label_quality=like(found.label_quality, data.given, "label_quality"),
         scale=scale,
         group_weights=group_weights,
         scorer=described.scorer,

@@ -210,7 +210,7 @@ def over_the_run(history: dict[str, list[Any]]) -> list[Chart]:
     """Effective sample size, entropy and trusted loss, step by step."""
     charts = []
     for field, title, form in [
-        ("effective_sample_size", "Effective rows, before capping", ",.0f"),
+        ("effective_sample_size", "Effective rows", ",.0f"),
         ("entropy", "Entropy of the weights, nats", ".3f"),
         ("outer_value", "Trusted loss of the run", ".4f"),
     ]:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
 from jaxtyping import Float, Shaped
 
 
@@ -21,7 +20,7 @@ def named(items: Any, at_most: int = 5) -> str:
 
 def row_ids(X: Any) -> np.ndarray:
     """The index of a data frame, or row numbers."""
-    return np.asarray(X.index) if isinstance(X, pd.DataFrame) else np.arange(len(X))
+    return np.asarray(X.index) if isinstance(X, pd.DataFrame) else np.arange(np.shape(X)[0])
 
 
 def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
@@ -30,8 +29,6 @@ def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
     Raises:
         InputError: not two-dimensional, zero rows, a column that is not numeric, NaN or infinity.
     """
-    if scipy.sparse.issparse(X):
-        raise InputError(f"`{name}` is a sparse matrix, which is not supported; use `.toarray()`.")
     if isinstance(X, pd.DataFrame):
         bad = [c for c in X.columns if not pd.api.types.is_numeric_dtype(X[c])]
         if bad:
@@ -101,10 +98,10 @@ def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
         InputError: another length than `X`, more than one column, missing labels.
     """
     values = np.asarray(y)
-    if values.ndim != 1 or len(values) != len(X):
+    if values.ndim != 1 or len(values) != np.shape(X)[0]:
         raise InputError(
             f"`{name}` must be a vector with one label per row, got shape {values.shape} for "
-            f"{len(X)} rows; a single column is made one by `.ravel()` or `.squeeze()`."
+            f"{np.shape(X)[0]} rows; a single column is made one by `.ravel()` or `.squeeze()`."
         )
     check_aligned(X, y, name)
     if values.dtype == object:
@@ -194,19 +191,21 @@ def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
     return values
 
 
-def check_overlap(X: Any, other: Any, name: str, other_name: str) -> None:
+def check_overlap(X: Any, other: Any, name: str, other_name: str, ids: Any = None) -> None:
     """Refuse rows whose features occur on both sides.
 
-    A row that is also trusted judges itself; one that is also in the hold-out is no test.
+    A row that is also trusted judges itself; one that is also in the hold-out is no test. `ids` name
+    the rows of X where it has no index.
 
     Raises:
         InputError: with the ids of the rows of `X`.
     """
     shared = _occurs(np.asarray(X), np.asarray(other))
     if shared.any():
+        ids = row_ids(X) if ids is None else ids
         raise InputError(
             f"{int(shared.sum())} {name} rows also occur among the {other_name} rows ({name} ids "
-            f"{named(row_ids(X)[shared])}): a row must not judge itself. Remove them from the {name} "
+            f"{named(ids[shared])}): a row must not judge itself. Remove them from the {name} "
             "rows; if your rows are so coarse that distinct ones coincide, allow it with "
             'overlap="keep" (on the command line: --overlap keep).'
         )

@@ -14,6 +14,7 @@ from sklearn.base import (
     RegressorMixin,
     clone,
 )
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -26,7 +27,8 @@ from ._baselines import (
     take_rows,
 )
 from ._data import InputError, check_aligned
-from ._result import WeightsResult, like_rows
+from ._inputs import as_rows, feature_rows, like
+from ._result import WeightsResult
 from ._weights import default_estimator, learn_weights
 
 
@@ -105,9 +107,13 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         """
         estimator = self._final()
         check_estimator_fits(estimator, self._task() == "regression")
-        validate_data(self, X, skip_check_array=True)
+        given = X
+        self._encoding = None
         if is_trusted is None and X_trusted is None and y_trusted is None:
+            validate_data(self, X, skip_check_array=True)
             return self._fit_without_trust(estimator, X, y)
+        X, y = as_rows(X, y)
+        validate_data(self, X, skip_check_array=True)
         rows, trusted, mask = _split(X, y, is_trusted, X_trusted, y_trusted)
         if groups is not None:
             check_aligned(X, groups, "groups")
@@ -131,6 +137,9 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             estimator=self.estimator,
             seed=_seed(self.random_state),
         )
+        if not isinstance(estimator, Pipeline):
+            self._encoding = result.encoding
+            rows, trusted = ((result.encoding.encode(X, "X"), y) for X, y in (rows, trusted))
         self.estimator_ = fit_weighted(
             estimator,
             stack_rows(rows[0], trusted[0]),
@@ -139,9 +148,12 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             drop_zero=self.drop_zero,
         )
         # One weight a row of X: where X holds trusted rows, theirs is the trusted weight.
-        self.weights_ = _everywhere(result.trusted_weight, result.weights, mask, X, "weight")
-        self.label_quality_ = _everywhere(1.0, result.label_quality, mask, X, "label_quality")
-        self.keep_mask_ = _everywhere(True, result.keep, mask, None, "keep")
+        self.weights_ = like(
+            _everywhere(result.trusted_weight, result.weights, mask), given, "weight"
+        )
+        quality = _everywhere(1.0, result.label_quality, mask)
+        self.label_quality_ = like(quality, given, "label_quality")
+        self.keep_mask_ = _everywhere(True, result.keep, mask)
         self.trusted_weight_ = result.trusted_weight
         self.group_weights_ = result.group_weights
         self.n_effective_ = result.effective_sample_size
@@ -163,7 +175,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         fresh: Any = clone(estimator)
         self.estimator_ = fresh.fit(X, y)
         n = len(self.estimator_.predict(X))
-        self.weights_ = like_rows(np.ones(n), X, "weight")
+        self.weights_ = like(np.ones(n), X, "weight")
         self.label_quality_ = None
         self.keep_mask_ = np.ones(n, bool)
         self.trusted_weight_, self.n_effective_ = 1.0, float(n)
@@ -182,8 +194,12 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
 
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
+        if self._encoding is None:
+            validate_data(self, X, reset=False, skip_check_array=True)
+            return X
+        X = feature_rows(X, "X")
         validate_data(self, X, reset=False, skip_check_array=True)
-        return X
+        return self._encoding.encode(X, "X")
 
     def _learned(self) -> WeightsResult:
         check_is_fitted(self)
@@ -202,7 +218,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             [0, 1]: the share of training rows whose label fits less well), `predicted_label`, and
             `keep`, whether the label is not disputed.
         """
-        return self._learned().score_rows(self._checked(X), y)
+        return self._learned().score_rows(X, y)
 
     def compare_baselines(self, X_holdout: Any, y_holdout: Any) -> pd.DataFrame:
         """The table of baselines on rows never used in `fit`, see `bilevel.compare_baselines`."""
@@ -218,12 +234,12 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         )
 
 
-def _everywhere(trusted: Any, values: Any, mask: np.ndarray, X: Any, name: str) -> Any:
+def _everywhere(trusted: Any, values: Any, mask: np.ndarray) -> np.ndarray:
     """One value a row of X: `trusted` where the mask says so, and `values` elsewhere."""
     values = np.asarray(values)
     full = np.full(len(mask), trusted, values.dtype)
     full[~mask] = values
-    return like_rows(full, X, name)
+    return full
 
 
 def _seed(random_state: Any) -> int:

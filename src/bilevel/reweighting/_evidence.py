@@ -10,12 +10,11 @@ import jax
 import numpy as np
 import pandas as pd
 
+from ._cross_validated import BASELINES, SIMPLEST
 from ._refits import Rows, effects_by, gauge, removal, worst_rows
 from ._result import verdict
 
 FORMAT = "bilevel report 1"
-PLAIN = ("uniform", "all rows + trusted", "trusted only")  # winners that weigh no row by itself
-SIMPLEST = "all rows + trusted"
 Z95 = 1.96
 
 
@@ -193,7 +192,7 @@ def _verdict(result: Any, rows: Rows, num_held: int | None) -> dict[str, Any]:
     gain, half, sign = found["gain"], found.pop("half"), found.pop("sign")
     found |= {"low": gain - half, "high": gain + half}
     low, high = sorted(sign * found[end] for end in ("low", "high"))
-    used = result.winner not in PLAIN
+    used = result.winner not in BASELINES
     outcome = verdict(gain, found["standard_error"]) if used else "was not used"
     detail = "" if used else f'"{result.winner}" did best on held-out folds of the trusted rows; '
     detail += (
@@ -205,7 +204,13 @@ def _verdict(result: Any, rows: Rows, num_held: int | None) -> dict[str, Any]:
     if outcome == "may have paid":
         detail += " Chance could explain a gain of that size."
     if outcome == "did not pay":
-        detail += f' Use "{found["against"]}" instead.'
+        detail += (
+            f' "{found["against"]}" is {"as good" if found["high"] >= 0 else "better: use it"}.'
+        )
+    over = found.get("over_uniform")
+    if used and over is not None and found["against"] != "uniform":
+        change, low, high = (_number(over[key]) for key in ("gain", "low", "high"))
+        detail += f" Over uniform weights it gains {change} ({low} to {high})."
     if not on_holdout:
         detail += " The same rows chose the winner, which flatters it: keep a hold-out for proof."
     return _said(outcome, detail) | found
@@ -223,22 +228,29 @@ def _said(outcome: str, detail: str) -> dict[str, Any]:
 
 def _on_holdout(result: Any, rows: Rows, num_held: int) -> dict[str, Any]:
     """The result against the best baseline in hindsight, on the hold-out."""
-    others = result.baselines.drop(index="reweighted")
+    others = result.baselines.drop(index=["reweighted", result.winner], errors="ignore")
+    other = "other " if result.winner in result.baselines.index else ""
     best = str(others["score"].idxmax())
     line = others.loc[best].astype(float)
     error = line["standard_error"]
+    plain = result.baselines.loc["uniform"].astype(float)
     # Where no two predictions differ in being right: the rule of three bounds how many could.
     exact = error == 0 and not rows.regression
     return {
         "measure": rows.metric,
         "where": f"{num_held} hold-out rows",
         "against": best,
-        "rival": f"the best baseline ({best})",
+        "rival": f"the best {other}baseline ({best})",
         "ours": float(result.baselines.loc["reweighted", "score"]),
         "theirs": line["score"],
         "gain": line["difference"],
         "standard_error": error,
         "half": 3 / num_held if exact else Z95 * error,
+        "over_uniform": {
+            "gain": plain["difference"],
+            "low": plain["difference"] - Z95 * plain["standard_error"],
+            "high": plain["difference"] + Z95 * plain["standard_error"],
+        },
         "sign": 1,
     }
 

@@ -34,9 +34,10 @@ from ..tasks import (
 from ._diagnostics import effective_sample_size, entropy, row_weights
 from ._features import centred_ranks
 from ._fingerprint import check_fingerprint, fingerprint
+from ._inputs import like
 from ._methods import build_method
 from ._prepare import Prepared
-from ._result import WeightsResult, ask, like_rows, score_models
+from ._result import WeightsResult, ask, score_models
 
 _RETRAIN = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-6), max_steps=1000)
 
@@ -117,7 +118,7 @@ def free_weights(
     raw_ess = effective_sample_size(np.asarray(solution.u))
     checks = ask(scores, baselines, retrained, raw_ess, n, data.num_outputs, all_trained)
     return WeightsResult(
-        weights=like_rows(weights, data.X, "weight"),
+        weights=like(weights, data.given, "weight"),
         trusted_weight=trusted_weight,
         keep=final.keep,
         effective_sample_size=effective_sample_size(weights),
@@ -130,7 +131,7 @@ def free_weights(
         stats=stats,
         winner="weights",
         candidates=None,
-        label_quality=like_rows((centred_ranks(weights) + 1) / 2, data.X, "label_quality"),
+        label_quality=like((centred_ranks(weights) + 1) / 2, data.given, "label_quality"),
         scale=1.0,
         group_weights=None,
         scorer=None,

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
-import scipy.sparse
 from sklearn.base import clone
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from ._data import (
@@ -18,7 +18,10 @@ from ._data import (
     check_same_columns,
     find_classes,
     named,
+    row_ids,
 )
+from ._inputs import as_rows, densify, feature_rows
+from ._table import is_messy, tidy, vectorise
 
 MIN_MAX = object()
 
@@ -27,11 +30,13 @@ class Encoding(NamedTuple):
     """How features and labels become numbers.
 
     Attributes:
+        pipeline: fitted by `vectorise` on a table that has more than numbers, or None.
         scaler: a fitted transformer, or None.
         classes: the labels that the codes 0, 1, ... stand for; None in a regression.
         centre, spread: of a regression's targets.
     """
 
+    pipeline: Pipeline | None
     scaler: Any
     classes: np.ndarray | None
     centre: float = 0.0
@@ -39,9 +44,17 @@ class Encoding(NamedTuple):
 
     def features(self, X: Any, name: str) -> np.ndarray:
         """Scaled, in the floating type of JAX."""
-        values = as_features(X, name)
+        values = as_features(densify(self.encode(X, name), name), name)
         scaled = values if self.scaler is None else self.scaler.transform(values)
         return np.asarray(scaled, jax.dtypes.canonicalize_dtype(float))
+
+    def encode(self, X: Any, name: str) -> Any:
+        """Rows of any kind as an array, a sparse matrix, or a data frame of numbers."""
+        X = feature_rows(X, name)
+        if self.pipeline is None:
+            return X
+        X = X if isinstance(X, pd.DataFrame) else pd.DataFrame(X)
+        return pd.DataFrame(self.pipeline.transform(tidy(X, like=self.pipeline)), X.index)
 
     def labels(self, y: Any, name: str) -> np.ndarray:
         """Class codes, or standardised targets.
@@ -72,13 +85,15 @@ class Prepared(NamedTuple):
     """The rows as they were given, and as numbers.
 
     Attributes:
-        X, y, X_trusted, y_trusted: as given; data frames stay data frames.
-        holdout: `(X, y)` as given, or None.
+        given: the training rows as they came, whatever they are.
+        X, y, X_trusted, y_trusted: arrays, data frames or sparse matrices for the final estimator.
+        holdout: `(X, y)` likewise, or None.
         rows, trusted, held: pairs of scaled features and class codes (integers), or targets, these
             standardised by the trusted rows' mean and standard deviation.
         encoding: how they were made.
     """
 
+    given: Any
     X: Any
     y: Any
     X_trusted: Any
@@ -110,58 +125,82 @@ def prepare(
     scaler: Any,
     holdout: tuple[Any, Any] | None,
     overlap: str,
+    raw: bool = False,
 ) -> Prepared:
     """Check everything that can be checked without computing, scale the features, code the labels.
+
+    Rows of every kind that `as_internal` knows. Tables with text, dates or gaps become numbers by
+    `vectorise`; with `raw` the final estimator gets the tables themselves.
 
     Raises:
         InputError: with the rows or columns at fault.
         ValueError: an unknown `task` or `overlap`.
     """
-    X, y, X_trusted, y_trusted = as_given(X, y, X_trusted, y_trusted)
-    regression = is_regression(task, y)
-    check_same_columns(X, X_trusted, "X", "X_trusted")
-    for rows, name in ((X, "X"), (X_trusted, "X_trusted")):
-        as_features(rows, name)
-    labels = check_labels(y, X, "y")
-    trusted_labels = check_labels(y_trusted, X_trusted, "y_trusted")
-    if overlap == "error":
-        check_overlap(X, X_trusted, "training", "trusted")
-    elif overlap != "keep":
+    if overlap not in ("error", "keep"):
         raise ValueError(f"`overlap` must be 'error' or 'keep', got {overlap!r}.")
-    if holdout is not None:
-        holdout = _check_holdout(holdout, X, X_trusted, labels, regression, overlap)
+    tables, labels = {}, {}
+    pairs = {"": (X, y), "_trusted": (X_trusted, y_trusted)}
+    pairs |= {} if holdout is None else {"_holdout": holdout}
+    for part, (rows, values) in pairs.items():
+        tables[part], labels[part] = as_rows(rows, values, f"X{part}", f"y{part}")
+    regression = is_regression(task, labels[""])
+    for part in list(tables)[1:]:
+        check_same_columns(tables[""], tables[part], "X", f"X{part}")
+    codes = {part: check_labels(labels[part], tables[part], f"y{part}") for part in tables}
+
+    pipeline = None
+    if any(isinstance(table, pd.DataFrame) and is_messy(table) for table in tables.values()):
+        named_tables = {f"X{part}": pd.DataFrame(table) for part, table in tables.items()}
+        pipeline, tidied, _ = vectorise(named_tables)
+        tables = {part: tidied[f"X{part}"] for part in tables}
+        scaler = None if scaler is MIN_MAX else scaler
+    encoding = Encoding(pipeline, None, None)
+    numbers = {
+        part: as_features(densify(encoding.encode(table, f"X{part}"), f"X{part}"), f"X{part}")
+        for part, table in tables.items()
+    }
+    if overlap == "error":
+        names = {"": "training", "_trusted": "trusted", "_holdout": "hold-out"}
+        for one, other in (("", "_trusted"), ("_holdout", "_trusted"), ("_holdout", "")):
+            if one in tables:
+                ids = row_ids(tables[one])
+                check_overlap(numbers[one], numbers[other], names[one], names[other], ids)
 
     if scaler is MIN_MAX:
         scaler = MinMaxScaler()
     if scaler is not None:
         fresh: Any = clone(scaler)
-        scaler = fresh.fit(as_features(X, "X"))
+        scaler = fresh.fit(numbers[""])
     if regression:
-        target = as_targets(trusted_labels, "y_trusted")
-        encoding = Encoding(scaler, None, float(target.mean()), float(target.std()) or 1.0)
+        target = as_targets(codes["_trusted"], "y_trusted")
+        encoding = Encoding(
+            pipeline, scaler, None, float(target.mean()), float(target.std()) or 1.0
+        )
     else:
-        encoding = Encoding(scaler, find_classes(labels, trusted_labels))
+        encoding = Encoding(pipeline, scaler, find_classes(codes[""], codes["_trusted"]))
 
-    def encode(X: Any, y: Any, suffix: str) -> tuple[np.ndarray, np.ndarray]:
-        return encoding.features(X, f"X{suffix}"), encoding.labels(y, f"y{suffix}")
-
+    floating = jax.dtypes.canonicalize_dtype(float)
+    scaled = {
+        part: (
+            np.asarray(a if scaler is None else scaler.transform(a), floating),
+            encoding.labels(codes[part], f"y{part}"),
+        )
+        for part, a in numbers.items()
+    }
+    if pipeline is not None and not raw:
+        tables = {part: pd.DataFrame(numbers[part], table.index) for part, table in tables.items()}
     return Prepared(
         X,
-        y,
-        X_trusted,
-        y_trusted,
-        holdout,
-        encode(X, labels, ""),
-        encode(X_trusted, trusted_labels, "_trusted"),
-        None if holdout is None else encode(*holdout, "_holdout"),
+        tables[""],
+        labels[""],
+        tables["_trusted"],
+        labels["_trusted"],
+        None if holdout is None else (tables["_holdout"], labels["_holdout"]),
+        scaled[""],
+        scaled["_trusted"],
+        scaled.get("_holdout"),
         encoding,
     )
-
-
-def as_given(*arrays: Any) -> list[Any]:
-    """Data frames and series keep their index; everything else becomes an array once."""
-    kept = (pd.DataFrame, pd.Series)
-    return [a if isinstance(a, kept) or scipy.sparse.issparse(a) else np.asarray(a) for a in arrays]
 
 
 def is_regression(task: str, y: Any) -> bool:
@@ -177,26 +216,3 @@ def is_regression(task: str, y: Any) -> bool:
     return bool(np.any(values != np.floor(values))) or len(np.unique(values)) > max(
         50, len(values) / 10
     )
-
-
-def _check_holdout(
-    holdout: tuple[Any, Any],
-    X: Any,
-    X_trusted: Any,
-    labels: np.ndarray,
-    regression: bool,
-    overlap: str,
-) -> tuple[Any, Any]:
-    X_holdout, y_holdout = as_given(*holdout)
-    check_same_columns(X, X_holdout, "X", "holdout")
-    values = check_labels(y_holdout, X_holdout, "holdout y")
-    unknown = [] if regression else np.setdiff1d(values, labels)
-    if len(unknown):
-        raise InputError(
-            f"the hold-out has labels that the training rows lack: {named(list(unknown))}. No model "
-            "can predict them; remove these rows or mend the labels."
-        )
-    if overlap == "error":
-        check_overlap(X_holdout, X_trusted, "hold-out", "trusted")
-        check_overlap(X_holdout, X, "hold-out", "training")
-    return X_holdout, y_holdout

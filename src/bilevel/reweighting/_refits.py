@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sklearn.base import is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 
-from ._baselines import fit_weighted, stack_rows
+from ._baselines import fit_weighted, stack_rows, take_rows
+from ._cross_validated import BASELINES
 from ._thumbnails import thumbnails
 
 NUM_WORST, MAX_ROWS, NUM_FOLDS, NUM_RANDOM = 200, 20_000, 5, 3
@@ -53,13 +53,13 @@ class Rows:
         """Fitted on these training rows without the trusted ones; `None` if it cannot be."""
         if not np.any(weights) or (not self.regression and len(np.unique(self.y[index])) < 2):
             return None
-        return fit_weighted(self.estimator, take(self.X, index), self.y[index], weights)
+        return fit_weighted(self.estimator, take_rows(self.X, index), self.y[index], weights)
 
     def fit_beside(self, index: np.ndarray, weights: np.ndarray, trusted_weight: float) -> Any:
         """Fitted on these training rows and all trusted ones."""
         return fit_weighted(
             self.estimator,
-            stack_rows(take(self.X, index), self.X_trusted),
+            stack_rows(take_rows(self.X, index), self.X_trusted),
             stack_rows(self.y[index], self.y_trusted),
             np.concatenate([weights, np.full(len(self.y_trusted), trusted_weight)]),
         )
@@ -75,11 +75,6 @@ class Rows:
         scale = float(self.result.scale)
         trusted_weight = scale * float(self.result.trusted_weight)
         return self.fit_beside(index, scale * self.weights[index], trusted_weight)
-
-
-def take(a: Any, index: np.ndarray) -> Any:
-    """The rows at these positions."""
-    return a.iloc[index] if isinstance(a, (pd.DataFrame, pd.Series)) else a[index]
 
 
 def effects_by(
@@ -108,7 +103,7 @@ def effects_by(
             index = np.flatnonzero(held_membership == name)
             line["holdout_rows"] = len(index)
             if len(index):
-                part = take(held[0], index), held[1][index]
+                part = take_rows(held[0], index), held[1][index]
                 line["equal"], line["reweighted"] = (rows.score(fit, *part) for fit in models)
         table.append(line)
     return table
@@ -169,13 +164,17 @@ def gauge(
     if found["control"] is not None:
         fitted, fitted_error = found["control"]["overfit"], found["control"]["standard_error"]
         found["control"]["at_most"] = max(fitted / drop, 0.0) if drop > 0 else None
-        sentence += (
-            f" Weights learned against shuffled trusted labels, which hold nothing to learn, fit "
-            f"{fitted:.3f} (standard error {fitted_error:.3f}) of {name} to those very labels"
-        )
-        if drop > 0:
-            sentence += f", {max(fitted / drop, 0):.0%} of the drop"
-        sentence += ": a worst case, since true labels leave less to fit."
+        winner = found["control"]["winner"]
+        sentence += " Against shuffled trusted labels, which hold nothing to learn, "
+        if winner in BASELINES and fitted <= 2 * fitted_error:
+            sentence += f'no weights were found better than "{winner}": none follow noise.'
+        else:
+            sentence += (
+                f'what was chosen ("{winner}") fits {fitted:.3f} (standard error '
+                f"{fitted_error:.3f}) of {name} to those very labels"
+            )
+            sentence += f", {max(fitted / drop, 0):.0%} of the drop" if drop > 0 else ""
+            sentence += ": a worst case, since true labels leave less to fit."
     return found | {"sentence": sentence}
 
 
@@ -266,7 +265,7 @@ def worst_rows(rows: Rows, ids: list[str], groups: Any, images: Any, seed: int) 
         if len(others) > MAX_ROWS:
             others = np.sort(rng.choice(others, MAX_ROWS, replace=False))
         model = rows.final_model(others)
-        part = take(rows.X, worst[mine])
+        part = take_rows(rows.X, worst[mine])
         suggested[mine] = np.asarray(model.predict(part))
         if hasattr(model, "predict_proba"):
             sure[mine] = model.predict_proba(part).max(axis=1)

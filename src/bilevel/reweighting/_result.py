@@ -13,6 +13,7 @@ from jaxtyping import Float, PyTree
 from .._problem import BilevelProblem
 from .._retrain import RetrainCheck
 from ._diagnostics import Check
+from ._inputs import as_rows
 from ._labels import RowScorer
 from ._prepare import Encoding
 
@@ -22,8 +23,9 @@ class WeightsResult:
     """What `learn_weights` returns; print it for a summary.
 
     Attributes:
-        weights: one a training row, in order, mean 1: 0 is ignored, 1 an average row. A pandas
-            series with the training rows' index if they came as a data frame.
+        weights: one a training row, in order, mean 1: 0 is ignored, 1 an average row; in the kind that
+            the rows came in, such as a pandas series with their index. All zero if the trusted rows
+            alone are best.
         trusted_weight: what a trusted row weighs beside them; no training row weighs more, see
             `row_weights`.
         keep: whether each row is worth at least half a trusted row; look at the others.
@@ -53,7 +55,7 @@ class WeightsResult:
         encoding: how features and labels became numbers.
     """
 
-    weights: np.ndarray | pd.Series
+    weights: Any
     trusted_weight: float
     keep: np.ndarray
     effective_sample_size: float
@@ -66,7 +68,7 @@ class WeightsResult:
     stats: dict[str, Any]
     winner: str
     candidates: pd.DataFrame | None
-    label_quality: np.ndarray | pd.Series
+    label_quality: Any
     scale: float
     group_weights: pd.Series | None
     scorer: RowScorer | None
@@ -88,6 +90,7 @@ class WeightsResult:
             raise ValueError(
                 "free weights say nothing of new rows; learn the weights with method='auto'."
             )
+        X, y = as_rows(X, y)
         x, labels = self.encoding.features(X, "X"), self.encoding.labels(y, "y")
         quality, undisputed = self.scorer(x, labels)
         columns = {
@@ -126,11 +129,6 @@ class WeightsResult:
             for check in self.checks
         ]
         return "\n".join(lines)
-
-
-def like_rows(values: np.ndarray, X: Any, name: str) -> np.ndarray | pd.Series:
-    """A series with the index of X if X is a data frame, else the array."""
-    return pd.Series(values, X.index, name=name) if isinstance(X, pd.DataFrame) else values
 
 
 def score_models(

@@ -54,6 +54,7 @@ class WeighConfig:
     num_steps: int | None = None
     l2: float = 1e-2
     overlap: str = "error"
+    report: bool = True
     control: bool = False
     seed: int = 0
 
@@ -283,9 +284,8 @@ def _work(
         )
 
     with Activity("learning weights", progress) as activity:
-        result = learn(
-            trusted[1], holdout=holdout, estimator=final, callbacks=[activity], folder=folder
-        )
+        options = {"holdout": holdout, "estimator": final, "folder": folder}
+        result = learn(trusted[1], callbacks=[activity], **options)
         activity.say("fitting the final model")
         fitted = fit_weighted(
             final,
@@ -300,6 +300,8 @@ def _work(
         write_scorer(result, folder)
         summary = _summary(config, result, len(rows[1]), len(trusted[1]), regression)
         write_json(summary, folder / "summary.json")
+        if not config.report:
+            return result, summary
         activity.say("gathering the evidence for the report")
         evidence = gather_evidence(
             final,
@@ -327,7 +329,7 @@ def _shared(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
     found = {}
     for one, other in itertools.combinations(tables, 2):
         pairs = find_shared_rows(tables[other], tables[one])
-        exact = int((pairs["kind"] == "exact").sum())
+        exact = int(np.sum(np.asarray(pairs["kind"]) == "exact"))
         found[f"{one}/{other}"] = {
             "exact": exact,
             "near": len(pairs) - exact,

@@ -69,9 +69,13 @@ def effective_weights(
 
 
 def penalised_risk(w: PyTree, rows: Rows, sample_weight: Float[Array, " all"]) -> Array:
-    """`sum_i s_i loss_i + ||W||^2 / 2`, over `sum_i s_i`: scikit-learn's with C = 1, alpha = 1."""
+    """`sum_i s_i loss_i + ||W||^2 / 2`, over `sum_i s_i`: scikit-learn's with C = 1, alpha = 1.
+
+    Two classes have one vector W_1 - W_0 there; half of its square is `||W||^2` at the best W_0 + W_1.
+    """
     loss = jnp.vdot(sample_weight, row_losses(model(w, rows.x), rows.y))
-    return (loss + 0.5 * jnp.sum(w["weight"] ** 2)) / jnp.sum(sample_weight)
+    penalty = (1.0 if len(w["weight"]) == 2 else 0.5) * jnp.sum(w["weight"] ** 2)
+    return (loss + penalty) / jnp.sum(sample_weight)
 
 
 def sample_weights(

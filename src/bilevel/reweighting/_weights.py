@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from .._algorithm.base import AbstractAlgorithm
@@ -17,7 +17,7 @@ from ._auto import auto_weights
 from ._baselines import check_estimator_fits, compare_baselines
 from ._data import InputError
 from ._free_weights import free_weights
-from ._prepare import MIN_MAX, is_regression, prepare
+from ._prepare import MIN_MAX, prepare
 from ._result import WeightsResult
 
 
@@ -50,8 +50,12 @@ def learn_weights(
     of its own on the simplex (`bilevel.tasks.reweighting`). None has a step size to choose.
 
     Args:
-        X: the training rows, a numeric matrix `(rows, features)` or data frame.
-        y: their labels, or targets; noisy ones are what this is for.
+        X: the training rows: a matrix `(rows, features)` of numbers; images; a scipy.sparse matrix; a
+            torch tensor or JAX array; a table of pandas, polars, pyarrow or Hugging Face's datasets;
+            or the path of a `.npy` file or a table. Text, dates and gaps in a table become numbers
+            (for `estimator` too, unless it is a pipeline of its own).
+        y: their labels, or targets, or the name of the column of X that holds them; noisy ones are
+            what this is for.
         X_trusted, y_trusted: rows whose labels are right and whose distribution is the one that
             counts; 50 to 1000 are worth most.
         task: classification, regression, or `"auto"`: regression if `y` holds numbers that are not
@@ -105,19 +109,20 @@ def learn_weights(
     >>> round(float(np.mean(result.weights)), 6)
     1.0
     """
-    regression = is_regression(task, y)
-    if estimator is not None:
-        check_estimator_fits(estimator, regression)
     data = prepare(
         X,
         y,
         X_trusted,
         y_trusted,
-        task="regression" if regression else "classification",
+        task=task,
         scaler=scaler,
         holdout=holdout,
         overlap=overlap,
+        raw=isinstance(estimator, Pipeline),
     )
+    regression = data.classes is None
+    if estimator is not None:
+        check_estimator_fits(estimator, regression)
 
     def compare(weights: np.ndarray, trusted_weight: float) -> pd.DataFrame | None:
         if data.holdout is None:
