@@ -47,9 +47,9 @@ def test_zero_rows():
 
 def test_not_a_matrix():
     refuse(
-        r"`X` must be two-dimensional \(rows, features\), got shape \(30, 2, 2\)",
-        X=np.zeros((N, 2, 2)),
-        X_trusted=np.zeros((M, 2, 2)),
+        r"`X` has 5 dimensions, shape \(30, 1, 2, 1, 1\): give \(rows, features\), or images",
+        X=np.zeros((N, 1, 2, 1, 1)),
+        X_trusted=np.zeros((M, 1, 2, 1, 1)),
     )
 
 
@@ -59,10 +59,17 @@ def test_nan_and_infinity_with_rows_and_columns():
     refuse(r"`X` has NaN or infinite values in 3 rows \(ids 4, 7, 9\), columns 1, 2", X=X)
     table = frame()
     table.loc[104, "b"] = -np.inf
-    refuse(r"in 1 rows \(ids 104\), columns 'b'", X=table, X_trusted=frame(M))
-    trusted = frame(M)
-    trusted.loc[103, "c"] = np.nan
-    refuse(r"`X_trusted` has NaN .* \(ids 103\), columns 'c'", X=frame(), X_trusted=trusted)
+    refuse(r"in 1 rows \(ids 104\), columns 'b'", X=table, X_trusted=frame(M, first=500))
+
+
+def test_gaps_in_a_table_are_filled_and_an_infinity_beside_them_is_not():
+    trusted = frame(M, first=500) + 10
+    trusted.loc[503, "c"] = np.nan
+    data, _ = given(X=frame(), X_trusted=trusted)
+    result = learn_weights(*data.values(), method="near-exact", num_steps=1)
+    assert len(result.weights) == N
+    trusted.loc[504, "a"] = np.inf
+    refuse("infinite values in the columns 'a', rows with ids 504", X=frame(), X_trusted=trusted)
 
 
 def test_only_some_of_many_rows_are_named():
@@ -73,7 +80,11 @@ def test_only_some_of_many_rows_are_named():
 
 def test_non_numeric_columns():
     X = frame().assign(colour="red", day=pd.Timestamp("2026-01-01"))
-    refuse("`X` has non-numeric columns: 'colour', 'day'. Encode", X=X, X_trusted=X.iloc[:M])
+    data, _ = given(X=X, X_trusted=X.iloc[:M])
+    result = learn_weights(*data.values(), method="near-exact", num_steps=1, overlap="keep")
+    assert list(result.weights.index) == list(X.index)  # text and dates are used
+    pipeline = result.encoding.pipeline
+    assert {"categories__colour_red", "numbers__a"} <= set(pipeline.get_feature_names_out())
     text = np.full((N, D), "red")
     refuse("`X` must be a numeric matrix, and cannot be read as numbers", X=text)
 
@@ -105,7 +116,8 @@ def test_an_index_in_another_order_and_sparse_matrices():
         y=y.iloc[::-1],
         X_trusted=frame(M),
     )
-    refuse("`X` is a sparse matrix, which is not supported", X=scipy.sparse.eye_array(N, D))
+    wide = scipy.sparse.csr_array((N, 10**8))
+    refuse("`X` is a sparse matrix of shape .* when dense, more than", X=wide, X_trusted=wide[:M])
 
 
 def test_one_class_only():
@@ -167,16 +179,16 @@ def test_different_columns():
 
 def test_bad_holdout_is_refused_before_the_run():
     rows = np.zeros((5, D))
-    refuse("`holdout` must have the same columns as `X`", holdout=(np.zeros((5, 4)), np.ones(5)))
+    refuse("`X_holdout` must have the same columns as `X`", holdout=(np.zeros((5, 4)), np.ones(5)))
     refuse(
-        "the hold-out has labels that the training rows lack: 9",
+        "`y_holdout` has labels that the training rows lack: 9",
         holdout=(rows, np.array([0, 1, 2, 0, 9])),
     )
-    refuse(r"`holdout y` must be a vector .* shape \(4,\) for 5", holdout=(rows, np.ones(4, int)))
+    refuse(r"`y_holdout` must be a vector .* shape \(4,\) for 5", holdout=(rows, np.ones(4, int)))
     broken = rows.copy()
     broken[1, 0] = np.nan
     refuse(
-        r"`holdout X` has NaN or infinite values in 1 rows \(ids 1\)",
+        r"`X_holdout` has NaN or infinite values in 1 rows \(ids 1\)",
         holdout=(broken, np.array([0, 1, 2, 0, 1])),
     )
 
@@ -210,7 +222,7 @@ def test_regression_targets():
     ],
 )
 def test_what_auto_takes_for_a_regression(y, regression):
-    from bilevel.reweighting._weights import is_regression
+    from bilevel.reweighting._prepare import is_regression
 
     assert is_regression("auto", y) is regression
     assert is_regression("regression", y) is True

@@ -58,7 +58,8 @@ def test_a_mask_and_separate_arrays_give_the_weights_of_learn_weights(fitted):
 def test_the_final_model_is_the_estimator_fitted_with_weights_(fitted):
     X, y, mask = together()
     by_hand = make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000))
-    by_hand.fit(X, y, logisticregression__sample_weight=fitted.weights_)
+    scale = fitted.result_.scale
+    by_hand.fit(X, y, logisticregression__sample_weight=scale * fitted.weights_)
     data = digits()
     probabilities = fitted.predict_proba(data.X_holdout)
     np.testing.assert_allclose(probabilities, by_hand.predict_proba(data.X_holdout), atol=2e-3)
@@ -77,9 +78,8 @@ def test_data_frames_keep_their_index_and_names():
     X, y, mask = together()
     index = pd.Index(np.arange(len(X)) * 10, name="id")
     frame = pd.DataFrame(X, index=index, columns=[f"p{i}" for i in range(64)])
-    clf = ReweightedClassifier(method="near-exact", num_steps=3).fit(
-        frame, pd.Series(y, index), is_trusted=mask
-    )
+    few: Any = ReweightedClassifier(method="near-exact", num_steps=3)
+    clf = clone(few).fit(frame, pd.Series(y, index), is_trusted=mask)
     assert isinstance(clf.weights_, pd.Series)
     pd.testing.assert_index_equal(clf.weights_.index, index)
     assert clf.weights_[~mask].mean() == pytest.approx(1.0, rel=1e-12)
@@ -95,8 +95,8 @@ def test_compare_baselines_after_fit(fitted):
     expected = compare_baselines(
         make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000)),
         *data.learnable,
-        fitted.result_.weights,
-        fitted.trusted_weight_,
+        fitted.result_.scale * fitted.result_.weights,
+        fitted.result_.scale * fitted.trusted_weight_,
         *data.holdout,
     )
     pd.testing.assert_frame_equal(table, expected)

@@ -59,10 +59,9 @@ def _load(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path} is not TOML: {error}.") from error
     values.pop("sha256", None)  # a run folder's config.toml notes the digests of its inputs
     known = {str(p.name) for p in context.command.params} - {"config"}
-    settings: dict[str, Any] = {
-        {"json": "json_"}.get(key, key).replace("-", "_"): value for key, value in values.items()
-    }
-    unknown = sorted(set(settings) - known)
+    names = {key: {"json": "json_"}.get(key, key).replace("-", "_") for key in values}
+    unknown = sorted(key for key in names if names[key] not in known)
+    settings: dict[str, Any] = {names[key]: value for key, value in values.items()}
     if unknown:
         raise typer.BadParameter(
             f"{path} sets {', '.join(unknown)}, which `{context.command.name}` has not; it has "

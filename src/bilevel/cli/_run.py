@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ._app import Config, Json, failures, out
+from ._app import Config, Json, failures
+from ._app import out as console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ def score(
     id: Annotated[
         str | None, typer.Option(help="Column with the rows' ids; by default the run's, if any.")
     ] = None,
-    output: Output = None,
+    out: Output = None,
     json_: Json = False,
     config: Config = None,
 ) -> None:
@@ -39,16 +40,16 @@ def score(
         from ..reweighting._commands import score_table, write_table
 
         scores = score_table(run, table, label, id).sort_values("label_quality", kind="stable")
-        if output is not None:
-            write_table(scores.reset_index(), output)
+        if out is not None:
+            write_table(scores.reset_index(), out)
     disputed = len(scores) - int(np.sum(np.asarray(scores["keep"])))
-    _show(scores.reset_index(), json_, f"{disputed} of {len(scores)} labels are disputed", output)
+    _show(scores.reset_index(), json_, f"{disputed} of {len(scores)} labels are disputed", out)
 
 
 def suggest(
     run: Folder,
     budget: Annotated[int, typer.Option(min=1, help="How many rows you can verify.")] = 100,
-    output: Output = None,
+    out: Output = None,
     json_: Json = False,
     config: Config = None,
 ) -> None:
@@ -57,14 +58,14 @@ def suggest(
         from ..reweighting._commands import suggest_rows, write_table
 
         rows = suggest_rows(run, budget)
-        if output is not None:
-            write_table(rows, output)
-    _show(rows, json_, f"the {len(rows)} rows to verify next, the most useful first", output)
+        if out is not None:
+            write_table(rows, out)
+    _show(rows, json_, f"the {len(rows)} rows to verify next, the most useful first", out)
 
 
 def report(
     run: Folder,
-    output: Annotated[
+    out: Annotated[
         Path | None, typer.Option("--out", help="HTML or JSON file; by default RUN/report.html.")
     ] = None,
 ) -> None:
@@ -72,11 +73,11 @@ def report(
     with failures():
         from ..reweighting._commands import write_report
 
-        path = write_report(run, output)
-    out.print(f"written to {path}", highlight=False, markup=False, soft_wrap=True)
+        path = write_report(run, out)
+    console.print(f"written to {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _show(rows: "pd.DataFrame", json_: bool, title: str, output: Path | None) -> None:
+def _show(rows: "pd.DataFrame", json_: bool, title: str, out: Path | None) -> None:
     """The first rows as a table, or all of them as JSON."""
     if json_:
         sys.stdout.write(f"{rows.to_json(orient='records', indent=2)}\n")
@@ -86,12 +87,12 @@ def _show(rows: "pd.DataFrame", json_: bool, title: str, output: Path | None) ->
         shown.add_column(str(column), overflow="fold")
     for row in rows.head(SHOWN).itertuples(index=False):
         shown.add_row(*(_cell(x) for x in row))
-    out.print(shown, highlight=False)
+    console.print(shown, highlight=False)
     rest = len(rows) - SHOWN
-    if output is not None:
-        out.print(f"all written to {output}", highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"all written to {out}", highlight=False, markup=False, soft_wrap=True)
     elif rest > 0:
-        out.print(f"and {rest} more; --out FILE writes all of them", highlight=False)
+        console.print(f"and {rest} more; --out FILE writes all of them", highlight=False)
 
 
 def _cell(value: object) -> str:

@@ -103,6 +103,17 @@ def weigh(
 
     4 done, but not to be believed (with --strict); 130 interrupted (go on with --resume).
     """
+    learned = method is Method.auto and model is ModelName.linear
+    if groups is not None and not learned:
+        raise typer.BadParameter(
+            "weights of groups need --method auto and --model linear.", param_hint="--groups"
+        )
+    if num_steps is not None and learned:
+        raise typer.BadParameter(
+            "--method auto chooses where to stop; leave it out, or choose --method near-exact.",
+            param_hint="--num-steps",
+        )
+
     from ..reweighting._run import WeighConfig, estimate
     from ..reweighting._run import weigh as run
 

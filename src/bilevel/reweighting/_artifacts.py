@@ -1,6 +1,8 @@
 """The files of a run folder: Parquet, CSV, NPZ, JSON, HTML and skops; nothing in them is unpickled."""
 
+import csv
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,14 +10,14 @@ import numpy as np
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
-from ._data import InputError
+from ._data import InputError, check_labels, named
 from ._labels import Classes, Numbers, RowScorer
 from ._prepare import Encoding
 from ._result import WeightsResult
-from ._table import load_model, tidy
+from ._table import check_values, load_model, tidy
 
 WORST = 1000  # rows in worst.csv
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the same in full width
 
 
 def write_weights(
@@ -37,7 +39,7 @@ def write_weights(
     )
     table.to_parquet(folder / "weights.parquet", index=False)
     worst = table.sort_values("label_quality", kind="stable").head(WORST)
-    worst.drop(columns="rank").map(harmless).to_csv(folder / "worst.csv", index=False)
+    write_csv(worst.drop(columns="rank"), folder / "worst.csv")
 
 
 def harmless(value: Any) -> Any:
@@ -46,8 +48,15 @@ def harmless(value: Any) -> Any:
     >>> harmless("=1+1"), harmless("fine"), harmless(-2.0)
     ("'=1+1", 'fine', -2.0)
     """
-    text = isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA)
-    return f"'{value}" if text else value
+    if not isinstance(value, str):
+        return value
+    formula = value.lstrip().startswith(_FORMULA) or value.startswith(("\t", "\r", "\n"))
+    return f"'{value}" if formula else value
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """For a spreadsheet: no cell is a formula, nor becomes two where others separate by `;`."""
+    table.map(harmless).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 class Scorer(NamedTuple):
@@ -63,18 +72,36 @@ class Scorer(NamedTuple):
         Raises:
             InputError: columns or labels that the training rows had not.
         """
-        x = self.model[:-1].transform(tidy(features, like=self.model))
-        x = self.encoding.features(x, "the rows")
-        quality, undisputed = self.scorer(x, self.encoding.labels(labels, "the label column"))
+        rows = tidy(features, like=self.model)
+        check_values(rows, "new")
+        x = self.encoding.features(self.model[:-1].transform(rows), "the new rows")
+        name = str(labels.name)
+        y = _read_like(check_labels(labels, features, name), self.encoding.classes, name)
+        quality, undisputed = self.scorer(x, self.encoding.labels(y, name))
         return pd.DataFrame(
             {
                 "label_quality": quality,
                 "keep": undisputed,
-                "given_label": np.asarray(labels),
+                "given_label": y,
                 "predicted_label": self.encoding.decode(self.scorer.predict(x)),
             },
             features.index.rename("id"),
         )
+
+
+def _read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
+    """Numbers where the classes are, text where they are: a column of few rows may look otherwise."""
+    if classes is None or (classes.dtype.kind in "iuf") == (labels.dtype.kind in "iuf"):
+        return labels
+    if classes.dtype.kind not in "iuf":
+        return labels.astype(str)
+    numbers = np.asarray(pd.to_numeric(pd.Series(labels), errors="coerce"))
+    if len(unread := np.unique(labels[np.isnan(numbers)].astype(str))):
+        raise InputError(
+            f"`{name}` has labels that are no numbers as those of the training rows: {named(unread)}. "
+            "Remove these rows or mend the labels."
+        )
+    return numbers
 
 
 def write_scorer(result: WeightsResult, folder: Path) -> bool:
@@ -130,7 +157,7 @@ def read_scorer(folder: Path) -> Scorer:
             arrays["sums"],
             spread,
         )
-    except (OSError, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return Scorer(model, scorer, Encoding(None, None, classes, centre, target_spread))
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse
+from sklearn import config_context
 from sklearn.base import clone, is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.pipeline import Pipeline
@@ -50,7 +51,8 @@ def fit_weighted(
     if isinstance(estimator, Pipeline):
         name = f"{estimator.steps[-1][0]}__{name}"
     fresh: Any = clone(estimator)
-    return fresh.fit(X, y, **{name: weights})
+    with config_context(enable_metadata_routing=False):  # which wants pipelines to be asked
+        return fresh.fit(X, y, **{name: weights})
 
 
 def stack_rows(a: Any, b: Any) -> Any:

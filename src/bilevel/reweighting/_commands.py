@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ._artifacts import harmless, read_scorer
+from ._artifacts import read_scorer, write_csv
 from ._audit import Audit, audit
-from ._data import InputError
+from ._data import InputError, named
 from ._report import Report
 from ._suggest import suggest
 from ._table import digest, load_model, read_table, split_label, tidy
@@ -25,9 +25,14 @@ def read_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{run} is no run folder of `bilevel weigh`: it has no config.toml.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
+        raise InputError(
+            f"{run} is no run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
+        )
+    return config
 
 
 def score_table(run: Path, table: Path, label: str | None, identifier: str | None) -> pd.DataFrame:
@@ -53,9 +58,11 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
     model = load_model(run / "model.skops")
     for name in ("train", "trusted"):
         path = Path(config[name])
-        if not path.exists() or digest(path) != config["sha256"][name]:
+        if not path.exists():
+            raise InputError(f"the {name} file {path} that this run was made from is not there.")
+        if digest(path) != config["sha256"][name]:
             raise InputError(
-                f"the {name} file {path} is not the one that this run was made from; weigh again."
+                f"the {name} file {path} has changed since this run was made from it; weigh again."
             )
         table, labels[name] = split_label(
             read_table(path, name), config["label"], config.get("id"), name
@@ -70,14 +77,25 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
         features["trusted"],
         labels["trusted"],
         budget=budget,
+        task=config["task"],
         seed=config["seed"],
     )
 
 
 def write_report(run: Path, output: Path | None) -> Path:
-    """The report of a run, from its `report.json`."""
+    """The report of a run, from its `report.json`.
+
+    Raises:
+        InputError: it is no run folder, has no report, or the output ends in neither .html nor .json.
+    """
     read_config(run)
-    return Report.load(run / "report.json").save(output or run / "report.html")
+    path = run / "report.json"
+    if not path.is_file():
+        raise InputError(f"{run} has no report.json: it was weighed with --no-report.")
+    try:
+        return Report.load(path).save(output or run / "report.html")
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def audit_tables(
@@ -94,6 +112,9 @@ def audit_tables(
     tables = []
     for name, path in paths.items():
         features, labels = split_label(read_table(path, name), label, identifier, name)
+        unknown = [c for c in drop if c not in features.columns]
+        if name == "train" and unknown:
+            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
         tables += [features.drop(columns=drop, errors="ignore"), labels]
     return audit(*tables)
 
@@ -107,6 +128,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     if path.suffix.lower() in (".parquet", ".pq"):
         table.to_parquet(path, index=False)
     elif path.suffix.lower() == ".csv":
-        table.map(harmless).to_csv(path, index=False)
+        write_csv(table, path)
     else:
         raise InputError(f"--out {path} must end in .csv or .parquet.")

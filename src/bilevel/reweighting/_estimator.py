@@ -15,7 +15,7 @@ from sklearn.base import (
     clone,
 )
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_random_state, get_tags
+from sklearn.utils import check_random_state, column_or_1d, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -27,7 +27,9 @@ from ._baselines import (
     take_rows,
 )
 from ._data import InputError, check_aligned
+from ._evidence import gather_evidence
 from ._inputs import as_rows, feature_rows, like
+from ._report import Report
 from ._result import WeightsResult
 from ._weights import default_estimator, learn_weights
 
@@ -161,7 +163,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.winner_ = result.winner
         self.history_ = result.history
         self.result_ = result
-        self._rows, self._trusted = rows, trusted
+        self._rows, self._trusted, self._groups = rows, trusted, groups
         return self._finish()
 
     def _fit_without_trust(self, estimator: Any, X: Any, y: Any) -> Self:
@@ -172,6 +174,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             UserWarning,
             stacklevel=3,
         )
+        y = column_or_1d(y, warn=True)
         fresh: Any = clone(estimator)
         self.estimator_ = fresh.fit(X, y)
         n = len(self.estimator_.predict(X))
@@ -190,12 +193,16 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
 
     def predict(self, X: Any) -> np.ndarray:
         """The final estimator's predictions."""
-        return self.estimator_.predict(self._checked(X))
+        X = self._checked(X)
+        return self.estimator_.predict(X)
 
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
         if self._encoding is None:
-            validate_data(self, X, reset=False, skip_check_array=True)
+            if not (
+                isinstance(X, np.ndarray) and X.ndim == 1
+            ):  # of which the final estimator will say what it thinks
+                validate_data(self, X, reset=False, skip_check_array=True)
             return X
         X = feature_rows(X, "X")
         validate_data(self, X, reset=False, skip_check_array=True)
@@ -220,6 +227,48 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         """
         return self._learned().score_rows(X, y)
 
+    def report(
+        self,
+        X_holdout: Any = None,
+        y_holdout: Any = None,
+        *,
+        images: Any = None,
+        control: bool = False,
+    ) -> Report:
+        """The evidence whether to believe the weights, as a page: `.save("report.html")`.
+
+        Args:
+            X_holdout, y_holdout: rows never used in `fit`; without them the verdict rests on held-out
+                folds of the trusted rows.
+            images: pictures of the untrusted rows, in order, shown beside the worst of them.
+            control: learn once more from shuffled trusted labels, to see what overfitting alone gives.
+
+        Cost: 35 fits of the final estimator; with `control` another search for weights.
+        """
+        result = self._learned()
+        held = None if X_holdout is None else (self._checked(X_holdout), np.asarray(y_holdout))
+
+        def learn(y_trusted: np.ndarray) -> WeightsResult:
+            clone_: Any = clone(self)
+            X, y = self._rows
+            return clone_.fit(X, y, X_trusted=self._trusted[0], y_trusted=y_trusted).result_
+
+        return Report(
+            gather_evidence(
+                clone(self.estimator_),
+                self._rows[0],
+                np.asarray(self._rows[1]),
+                self._trusted[0],
+                np.asarray(self._trusted[1]),
+                result,
+                holdout=held,
+                groups=self._groups,
+                images=images,
+                control=learn if control else None,
+                seed=_seed(self.random_state),
+            )
+        )
+
     def compare_baselines(self, X_holdout: Any, y_holdout: Any) -> pd.DataFrame:
         """The table of baselines on rows never used in `fit`, see `bilevel.compare_baselines`."""
         result = self._learned()
@@ -229,7 +278,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             *self._trusted,
             result.scale * np.asarray(result.weights),
             result.scale * result.trusted_weight,
-            X_holdout,
+            self._checked(X_holdout),
             y_holdout,
         )
 
@@ -319,12 +368,14 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
     @available_if(_final_has("predict_proba"))
     def predict_proba(self, X: Any) -> np.ndarray:
         """The final estimator's class probabilities, in the order of `classes_`."""
-        return self.estimator_.predict_proba(self._checked(X))
+        X = self._checked(X)
+        return self.estimator_.predict_proba(X)
 
     @available_if(_final_has("decision_function"))
     def decision_function(self, X: Any) -> np.ndarray:
         """The final estimator's decision function."""
-        return self.estimator_.decision_function(self._checked(X))
+        X = self._checked(X)
+        return self.estimator_.decision_function(X)
 
 
 class ReweightedRegressor(RegressorMixin, _AbstractReweighted):

@@ -25,7 +25,7 @@ from ._baselines import fit_weighted, stack_rows
 from ._data import InputError, check_labels, check_overlap, check_same_columns, named
 from ._estimate import Estimate, estimate_cost
 from ._evidence import gather_evidence
-from ._prepare import is_regression
+from ._prepare import is_regression, prepare
 from ._report import Report
 from ._result import WeightsResult
 from ._table import check_values, digest, read_table, split_label, vectorise
@@ -132,10 +132,18 @@ def estimate(config: WeighConfig) -> Estimate:
     out = Path(config.out).resolve()
     _check_folder(out, out.with_name(out.name + ".partial"), resume=False)
     tables = _read(config)
-    _, _, features = vectorise(tables.features)
-    labels = np.asarray(tables.labels["train"])
-    outputs = 1 if is_regression(config.task, labels) else len(np.unique(labels))
-    return estimate_cost(features["train"], len(features["trusted"]), outputs)
+    _, tidied, features = vectorise(tables.features)
+    _check_overlaps(config, tidied)
+    rows = {name: (features[name], np.asarray(y)) for name, y in tables.labels.items()}
+    data = prepare(
+        *rows["train"],
+        *rows["trusted"],
+        task=config.task,
+        scaler=None,
+        holdout=rows.get("holdout"),
+        overlap="keep",
+    )
+    return estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
 
 
 def _create(partial: Path, new_parents: list[Path], toml: str) -> None:
@@ -248,16 +256,20 @@ def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     return ordered + [c for c in other.columns if c not in train.columns]
 
 
-def _work(
-    config: WeighConfig, tables: _Tables, folder: Path, progress: bool
-) -> tuple[WeightsResult, dict[str, Any]]:
-    start = time.monotonic()
-    encoder, tidied, features = vectorise(tables.features)
+def _check_overlaps(config: WeighConfig, tidied: dict[str, pd.DataFrame]) -> None:
     if config.overlap == "error":
         check_overlap(tidied["train"], tidied["trusted"], "training", "trusted")
         if "holdout" in tidied:
             check_overlap(tidied["holdout"], tidied["trusted"], "hold-out", "trusted")
             check_overlap(tidied["holdout"], tidied["train"], "hold-out", "training")
+
+
+def _work(
+    config: WeighConfig, tables: _Tables, folder: Path, progress: bool
+) -> tuple[WeightsResult, dict[str, Any]]:
+    start = time.monotonic()
+    encoder, tidied, features = vectorise(tables.features)
+    _check_overlaps(config, tidied)
     labels = {name: np.asarray(y) for name, y in tables.labels.items()}
     regression = is_regression(config.task, labels["train"])
     rows = features["train"], labels["train"]
@@ -370,7 +382,9 @@ def _summary(
         "candidates": None
         if result.candidates is None
         else result.candidates.to_dict(orient="index"),
-        "group_weights": None if result.group_weights is None else result.group_weights.to_dict(),
+        "group_weights": None
+        if result.group_weights is None
+        else {str(group): weight for group, weight in result.group_weights.items()},
         "baselines": None if result.baselines is None else result.baselines.to_dict(orient="index"),
         "score": "R2" if regression else "accuracy",
         "history": result.history.to_dict(orient="list"),
