@@ -127,9 +127,8 @@ def test_wrong_columns_are_refused_at_prediction():
 
 def test_sparse_rows_with_an_estimator_that_takes_them():
     X, y, mask = together()
-    clf: Any = ReweightedClassifier(
-        make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000)), **FEW
-    )
+    final = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000))
+    clf: Any = ReweightedClassifier(final, **FEW)
     dense = sklearn.clone(clf).fit(X, y, is_trusted=mask)
     sparse = clf.fit(scipy.sparse.csr_array(X), y, is_trusted=mask)
     np.testing.assert_allclose(sparse.weights_, dense.weights_, rtol=1e-9)
