@@ -37,7 +37,6 @@ bench: $(STAMP) ## measured against hand-written floors; needs BILEVEL_DATA
 	$(BIN)/python benchmarks/hypergradients.py
 	$(BIN)/python benchmarks/nystrom.py
 	$(BIN)/python benchmarks/reweighting.py
-	$(BIN)/python benchmarks/cross_validated.py
 
 clean:
 	rm -rf $(VENV) out build dist

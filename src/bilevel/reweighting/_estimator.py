@@ -76,6 +76,9 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         tags.input_tags.sparse = get_tags(final).input_tags.sparse
         return tags
 
+    def _check_features(self, X: Any, *, reset: bool) -> None:
+        validate_data(self, X, reset=reset, skip_check_array=True)
+
     def _final(self) -> Any:
         regression = self._task() == "regression"
         return default_estimator(regression) if self.estimator is None else self.estimator
@@ -112,10 +115,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         given = X
         self._encoding = None
         if is_trusted is None and X_trusted is None and y_trusted is None:
-            validate_data(self, X, skip_check_array=True)
+            self._check_features(X, reset=True)
             return self._fit_without_trust(estimator, X, y)
         X, y = as_rows(X, y)
-        validate_data(self, X, skip_check_array=True)
+        self._check_features(X, reset=True)
         rows, trusted, mask = _split(X, y, is_trusted, X_trusted, y_trusted)
         if groups is not None:
             check_aligned(X, groups, "groups")
@@ -199,13 +202,12 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
         if self._encoding is None:
-            if not (
-                isinstance(X, np.ndarray) and X.ndim == 1
-            ):  # of which the final estimator will say what it thinks
-                validate_data(self, X, reset=False, skip_check_array=True)
+            one_dimensional = isinstance(X, np.ndarray) and X.ndim == 1
+            if not one_dimensional:  # what to say of that, the final estimator knows
+                self._check_features(X, reset=False)
             return X
         X = feature_rows(X, "X")
-        validate_data(self, X, reset=False, skip_check_array=True)
+        self._check_features(X, reset=False)
         return self._encoding.encode(X, "X")
 
     def _learned(self) -> WeightsResult:
