@@ -1,18 +1,27 @@
 """The command line in process, and the run folder that `bilevel weigh` wrote, read."""
 
 import dataclasses
+import functools
 import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pytest
 from sklearn.pipeline import Pipeline
 from typer.testing import CliRunner
 
 from bilevel.cli import app
 from bilevel.reweighting import _run
-from bilevel.reweighting._table import load_model
+from bilevel.reweighting._vectorise import load_model
+from digits import TRAIN, arguments, digits, plain_table, write_table
+
+FORMULAS = [
+    *("=cmd|' /C calc'!A0", "@SUM(1)", "+1", "-x", "  =1+1", " \t =2", "\t@x", "\tx", "\n=3"),
+    *("\N{FULLWIDTH EQUALS SIGN}1+1", '="a","b"', "a;=1+1", "a-b", "3=3"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +101,34 @@ def record(seen: list[int]) -> type:
             super().__call__(chunk)
 
     return Recording
+
+
+def sources() -> np.ndarray:
+    """The source of each training row: of "guesses" 120 labels of 136 are wrong, of "a", "b" 15 %."""
+    wrong, rows = digits().wrong, np.arange(TRAIN)
+    source = np.where(rows % 2 == 0, "a", "b").astype(object)
+    source[np.flatnonzero(wrong)[:120]] = "guesses"
+    source[np.flatnonzero(~wrong)[:16]] = "guesses"
+    return source
+
+
+def formula_ids() -> list[str]:
+    """Of the training rows; the first are what a spreadsheet would take for formulas."""
+    return [*FORMULAS, *(f"r{i}" for i in range(len(FORMULAS), TRAIN))]
+
+
+def write_sources(folder: Path) -> list[str]:
+    """The tables of `digits`, with the ids of formulas and a column of sources; the command."""
+    data = digits()
+    train = plain_table(data.X, data.y).assign(row=formula_ids(), source=sources())
+    write_table(train, folder / "train.csv")
+    write_table(plain_table(data.X_trusted, data.y_trusted, 10_000), folder / "trusted.csv")
+    write_table(plain_table(*data.holdout, 20_000), folder / "holdout.csv")
+    return [*arguments(folder), "--id", "row", "--groups", "source"]
+
+
+@functools.cache
+def full_run(folders: pytest.TempPathFactory) -> Run:
+    """A run on `write_sources` with the default method and a report: one for all tests."""
+    folder = folders.mktemp("full")
+    return weigh([*write_sources(folder), "--json"], folder / "run")

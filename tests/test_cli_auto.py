@@ -15,49 +15,31 @@ from bilevel.reweighting import _artifacts, _run
 from bilevel.reweighting._artifacts import harmless
 from bilevel.reweighting._report import Report
 from digits import TRAIN, TRUSTED, arguments, digits, mixed_table, plain_table, write_table
-from runs import Run, bilevel, interrupt_at, record, weigh
+from runs import (
+    FORMULAS,
+    Run,
+    bilevel,
+    formula_ids,
+    full_run,
+    interrupt_at,
+    record,
+    sources,
+    weigh,
+    write_sources,
+)
 
 FILES = [
     *("config.toml", "model.skops", "report.html", "report.json", "scorer.npz", "summary.json"),
     *("weights.parquet", "worst.csv"),
 ]
-FORMULAS = [
-    *("=cmd|' /C calc'!A0", "@SUM(1)", "+1", "-x", "  =1+1", " \t =2", "\t@x", "\tx", "\n=3"),
-    *("\N{FULLWIDTH EQUALS SIGN}1+1", '="a","b"', "a;=1+1", "a-b", "3=3"),
-]
 HARMLESS = FORMULAS[-3:]
 
-
-def sources() -> np.ndarray:
-    """The source of each training row: of three labels of "guesses" one is right by chance in ten.
-
-    "a" and "b" have 40 wrong labels in 264 rows.
-    """
-    wrong, rows = digits().wrong, np.arange(TRAIN)
-    source = np.where(rows % 2 == 0, "a", "b").astype(object)
-    source[np.flatnonzero(wrong)[:120]] = "guesses"
-    source[np.flatnonzero(~wrong)[:16]] = "guesses"
-    return source
-
-
-def ids() -> list[str]:
-    return [*FORMULAS, *(f"r{i}" for i in range(len(FORMULAS), TRAIN))]
-
-
-def write(folder: Path) -> list[str]:
-    """The tables of `digits`, with the ids of formulas and a column of sources; the command."""
-    data = digits()
-    train = plain_table(data.X, data.y).assign(row=ids(), source=sources())
-    write_table(train, folder / "train.csv")
-    write_table(plain_table(data.X_trusted, data.y_trusted, 10_000), folder / "trusted.csv")
-    write_table(plain_table(*data.holdout, 20_000), folder / "holdout.csv")
-    return [*arguments(folder), "--id", "row", "--groups", "source"]
+pytestmark = pytest.mark.xdist_group("weigh")
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Run:
-    folder = tmp_path_factory.mktemp("full")
-    return weigh([*write(folder), "--json"], folder / "run")
+    return full_run(tmp_path_factory)
 
 
 def cells(path: Path) -> list[list[str]]:
@@ -84,7 +66,7 @@ def test_weights_have_a_line_a_row_and_wrong_labels_have_low_quality(full):
     assert list(weights.columns) == [
         *("id", "weight", "rank", "label_quality", "keep", "given_label", "predicted_label")
     ]
-    assert weights["id"].tolist() == ids()
+    assert weights["id"].tolist() == formula_ids()
     np.testing.assert_array_equal(weights["given_label"], digits().y)
     assert weights["weight"].mean() == pytest.approx(1.0, rel=1e-12)
     assert weights["label_quality"].between(0, 1).all()
@@ -182,7 +164,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = [("", {})]
         self.texts: list[str] = []
         self.feed(text)
         self.close()
@@ -234,7 +216,7 @@ def test_report_reads_what_weigh_wrote(full, tmp_path):
 
 
 def test_ctrl_c_in_the_third_path_then_resume_gives_bitwise_the_same(full, tmp_path, monkeypatch):
-    command = [*write(tmp_path), "--no-report"]
+    command = [*write_sources(tmp_path), "--no-report"]
     out, partial = tmp_path / "run", tmp_path / "run.partial"
     with monkeypatch.context() as patch:
         patch.setattr(_run, "Activity", interrupt_at(12))
@@ -279,6 +261,7 @@ HOSTILE = [
     "a\nb",
     "%s {0} $HOME",
 ]
+LABEL = '<b>"label"\\\'</b>'
 
 
 def hostile_table(X: np.ndarray, y: np.ndarray, first_id: int = 0) -> pd.DataFrame:
@@ -291,9 +274,6 @@ def hostile_table(X: np.ndarray, y: np.ndarray, first_id: int = 0) -> pd.DataFra
     table["source"] = [HOSTILE[(0, 1, 4)[i % 3]] for i in rows]
     names = {f"p{i + 1}": HOSTILE[i] for i in range(7)} | {"digit": LABEL, "row": "../id"}
     return table.rename(columns=names)
-
-
-LABEL = '<b>"label"\\\'</b>'
 
 
 @pytest.fixture(scope="module")

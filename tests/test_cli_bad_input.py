@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bilevel.cli import app
 from bilevel.reweighting._data import InputError
-from bilevel.reweighting._table import tidy
+from bilevel.reweighting._vectorise import tidy
 from digits import write_table
 
 N, M = 40, 16

@@ -23,7 +23,7 @@ from bilevel.reweighting._inputs import (
     like,
     split_dataset,
 )
-from bilevel.reweighting._table import tidy, vectorise
+from bilevel.reweighting._vectorise import tidy, vectorise
 
 VALUES = np.array([[1.0, 2.0], [3.0, np.nan], [5.0, 6.0]])
 RESULT = np.array([0.5, 2.0, 0.0])

@@ -17,13 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from bilevel.reweighting._data import InputError
-from bilevel.reweighting._table import (
+from bilevel.reweighting._table import digest, read_table
+from bilevel.reweighting._vectorise import (
     _MODEL_TYPES,
     check_values,
-    digest,
     is_messy,
     load_model,
-    read_table,
     table_pipeline,
     tidy,
     vectorise,
@@ -472,11 +471,11 @@ def test_a_model_file_of_other_types_is_refused_by_their_names(tmp_path):
 def test_skrub_is_imported_for_columns_that_need_it_only():
     code = (
         "import sys, pandas as pd\n"
-        "from bilevel.reweighting import _inputs, _table\n"
+        "from bilevel.reweighting import _inputs, _vectorise\n"
         "t = pd.DataFrame({'a': [1.0, None], 'b': ['x', 'y']})\n"
-        "_table.vectorise({'train': t})\n"
+        "_vectorise.vectorise({'train': t})\n"
         "assert not {'skrub', 'torch', 'datasets', 'polars'} & sys.modules.keys()\n"
-        "_table.vectorise({'train': t.assign(c=['2026-01-01', '2026-01-02'])})\n"
+        "_vectorise.vectorise({'train': t.assign(c=['2026-01-01', '2026-01-02'])})\n"
         "assert 'skrub' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

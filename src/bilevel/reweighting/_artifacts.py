@@ -14,7 +14,7 @@ from ._data import InputError, check_labels, named
 from ._labels import Classes, Numbers, RowScorer
 from ._prepare import Encoding
 from ._result import WeightsResult
-from ._table import check_values, load_model, tidy
+from ._vectorise import check_values, load_model, tidy
 
 WORST = 1000  # rows in worst.csv
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the same in full width
@@ -111,7 +111,7 @@ def write_scorer(result: WeightsResult, folder: Path) -> bool:
     scorer, encoding = result.scorer, result.encoding
     models = {
         f"{part} {name}": value
-        for part, model in zip(("agreeing", "best"), scorer.models, strict=True)
+        for part, model in zip(("first", "best"), scorer.models, strict=True)
         for name, value in model.items()
     }
     if encoding.classes is not None:
@@ -120,7 +120,7 @@ def write_scorer(result: WeightsResult, folder: Path) -> bool:
     np.savez(
         folder / "scorer.npz",
         **arrays,
-        agreeing_fits=scorer.fits[0],
+        first_fits=scorer.fits[0],
         best_fits=scorer.fits[1],
         sums=scorer.sums,
         numbers=np.array([scorer.spread, encoding.centre, encoding.spread]),
@@ -148,12 +148,12 @@ def read_scorer(folder: Path) -> Scorer:
         classes = arrays.get("classes")
         models = tuple(
             {name: arrays[f"{part} {name}"] for name in ("weight", "bias")}
-            for part in ("agreeing", "best")
+            for part in ("first", "best")
         )
         scorer = RowScorer(
             Numbers() if classes is None else Classes(len(classes)),
             (models[0], models[1]),
-            (arrays["agreeing_fits"], arrays["best_fits"]),
+            (arrays["first_fits"], arrays["best_fits"]),
             arrays["sums"],
             spread,
         )

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 
 from ._artifacts import read_scorer, write_csv
-from ._audit import Audit, audit
+from ._audit import audit
 from ._data import InputError, named
+from ._finding import Audit
 from ._report import Report
 from ._suggest import suggest
-from ._table import digest, load_model, read_table, split_label, tidy
+from ._table import digest, read_table, split_label
+from ._vectorise import load_model, tidy
 
 
 def read_config(run: Path) -> dict[str, Any]:

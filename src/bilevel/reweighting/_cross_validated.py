@@ -19,6 +19,7 @@ from ._weight_function import FOLDS, Folds, Path, effective_weights
 
 SIMPLEST = "all rows + trusted"
 BASELINES = ("uniform", SIMPLEST, "trusted only", "filter")
+CLEAR = 0.5  # standard errors by which "all rows + trusted" must be beaten
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
@@ -184,7 +185,7 @@ def search(
         {"loss": {e: judged[e][0].mean() for e in experts}, "share": share.to_dict()}
     )
     final = {name: judged[name] for name in candidates}
-    return Search(data, candidates, final, table, path, ranks["late"][FOLDS])
+    return Search(data, candidates, final, table, path, data.described[FOLDS].quality)
 
 
 def _path(
@@ -219,7 +220,7 @@ def _path(
 def choose(judged: dict[str, tuple[np.ndarray, float]]) -> tuple[pd.DataFrame, str]:
     """The table of candidates, and the best if it is clearly better than "all rows + trusted".
 
-    Clearly: by more than a standard error of the paired difference.
+    Clearly: by more than half a standard error of the paired difference.
     """
     simplest = judged[SIMPLEST][0]
     table = pd.DataFrame(
@@ -234,7 +235,7 @@ def choose(judged: dict[str, tuple[np.ndarray, float]]) -> tuple[pd.DataFrame, s
         }
     ).T
     best = str(table["loss"].idxmin())
-    clear = table.loc[best, "difference"] < -table.loc[best, "standard_error"]
+    clear = table.loc[best, "difference"] < -CLEAR * table.loc[best, "standard_error"]
     return table, best if clear else SIMPLEST
 
 
@@ -269,7 +270,7 @@ def cross_validated_weights(
 
     The mixture is a candidate beside the four baselines: uniform, all rows + trusted, trusted only,
     and the filter (and a mixture along a path of group weights). "All rows + trusted" is kept unless
-    the best one is better by more than a standard error of the paired difference.
+    the best one is better by more than half a standard error of the paired difference.
 
     Args:
         X, y: training rows `(rows, features)`, scaled to order one, and class codes 0, 1, ...

@@ -14,7 +14,8 @@ import pyarrow as pa
 import scipy.sparse
 
 from ._data import InputError, named
-from ._table import _kind, as_matrix, read_table, suggest
+from ._table import read_table, suggest
+from ._vectorise import _kind, as_matrix
 
 Internal = np.ndarray | pd.DataFrame | pd.Series | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 

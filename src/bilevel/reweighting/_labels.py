@@ -59,13 +59,14 @@ class Numbers(NamedTuple):
 
 
 class RowScorer(NamedTuple):
-    """The models of c and d (see `Folds`), which say of new rows what they say of training rows.
+    """The models of two rankings (see `Folds`), which say of new rows what they say of training rows.
 
     Attributes:
         kind: what kind of label.
-        models: of the rows that agree with the trusted rows, and of the best half; two each.
+        models: of the rows that agree with the trusted rows (c; where the trusted rows are distributed
+            otherwise, of all rows, a), and of the best half (d).
         fits: of the training rows' labels under them, sorted.
-        sums: c + d of the training rows, sorted.
+        sums: c + d (a + d) of the training rows, sorted.
         spread: in a regression, the residual beyond which a target is disputed.
     """
 
@@ -82,7 +83,7 @@ class RowScorer(NamedTuple):
     def __call__(
         self, x: Float[np.ndarray, "rows features"], y: np.ndarray
     ) -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        """(label quality: the share of training rows with a lower c + d, whether undisputed)."""
+        """(label quality: the share of training rows with a lower sum, whether undisputed)."""
         total = np.zeros(len(y))
         for models, fits in zip(self.models, self.fits, strict=True):
             rank = np.searchsorted(fits, self.kind.fit(mean_outputs(models, x), y))

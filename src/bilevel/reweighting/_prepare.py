@@ -21,7 +21,7 @@ from ._data import (
     row_ids,
 )
 from ._inputs import as_rows, densify, feature_rows
-from ._table import is_messy, tidy, vectorise
+from ._vectorise import is_messy, tidy, vectorise
 
 MIN_MAX = object()
 

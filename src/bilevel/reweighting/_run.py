@@ -20,15 +20,16 @@ from sklearn.pipeline import Pipeline
 
 from ._activity import Activity
 from ._artifacts import write_json, write_scorer, write_weights
-from ._audit import find_shared_rows
 from ._baselines import fit_weighted, stack_rows
 from ._data import InputError, check_labels, check_overlap, check_same_columns, named
+from ._duplicates import find_shared_rows
 from ._estimate import Estimate, estimate_cost
 from ._evidence import gather_evidence
 from ._prepare import is_regression, prepare
 from ._report import Report
 from ._result import WeightsResult
-from ._table import check_values, digest, read_table, split_label, vectorise
+from ._table import digest, read_table, split_label
+from ._vectorise import check_values, vectorise
 from ._weights import learn_weights
 
 

@@ -16,8 +16,8 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import MinMaxScaler
 
-from ._audit import find_duplicates, find_shared_rows
 from ._data import InputError, as_features, as_targets, check_labels, check_same_columns, row_ids
+from ._duplicates import find_duplicates, find_shared_rows
 from ._prepare import is_regression
 
 FEW = 5  # trusted rows of a class

@@ -171,6 +171,7 @@ class Description(NamedTuple):
     features: Float[np.ndarray, "n features"]
     agree: Bool[np.ndarray, " n"]
     fits: Float[np.ndarray, "4 n"]
+    quality: Float[np.ndarray, " n"]
     scorer: RowScorer
     outputs: Float[np.ndarray, "n outputs"]
 
@@ -210,7 +211,7 @@ class Folds:
             jnp.asarray(np.concatenate([y[self.sub], y_trusted]), labels),
         )
         self.groups = groups
-        by_all = self._cross_fit(np.zeros(self.m), part)
+        self.of_all, by_all = self._cross_fit(np.zeros(self.m), part)
         self.shift = self._density_ratio(part)
         self.described = [self._describe(k, by_all, half) for k in range(FOLDS + 1)]
 
@@ -223,11 +224,11 @@ class Folds:
             models.append(jax.tree.map(np.asarray, w))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *models)
 
-    def _cross_fit(self, trusted: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """What models of all parts but one say of the training rows of that one."""
+    def _cross_fit(self, trusted: np.ndarray, part: np.ndarray) -> tuple[PyTree, np.ndarray]:
+        """Models of all parts but one, and what each says of the training rows of that one."""
         parts = range(part.max() + 1)
         w = self.fit(np.stack([np.r_[part[self.sub] != p, trusted] for p in parts]))
-        return self._outputs(w, part)
+        return w, self._outputs(w, part)
 
     def _outputs(self, w: PyTree, which: np.ndarray) -> Float[np.ndarray, "n outputs"]:
         """Of the training rows, each under the model that `which` says."""
@@ -270,15 +271,19 @@ class Folds:
         columns = [squares, c, c**2, d, d**2, predicted]
         if self.shift is not None:
             columns.append(self.shift[k])
+        # Where the trusted rows come from elsewhere, their models say little of the rows here.
+        early = self.shift is not None
+        first = (self.of_all, by_all, a) if early else (agreeing, by_agreeing, c)
         return Description(
             features=np.column_stack(columns),
             agree=agree,
             fits=np.stack([a, b, c, d]),
+            quality=(centred_ranks(first[2] + d) + 1) / 2,
             scorer=RowScorer(
                 self.kind,
-                (agreeing, best),
-                (np.sort(self.kind.fit(by_agreeing, y)), np.sort(self.kind.fit(by_best, y))),
-                np.sort(c + d),
+                (first[0], best),
+                (np.sort(self.kind.fit(first[1], y)), np.sort(self.kind.fit(by_best, y))),
+                np.sort(first[2] + d),
                 dispute_spread(self.kind, by_best, y),
             ),
             outputs=by_best,
