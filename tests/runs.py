@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 from sklearn.pipeline import Pipeline
 from typer.testing import CliRunner
 
@@ -128,7 +127,7 @@ def write_sources(folder: Path) -> list[str]:
 
 
 @functools.cache
-def full_run(folders: pytest.TempPathFactory) -> Run:
+def full_run(folder: Path) -> Run:
     """A run on `write_sources` with the default method and a report: one for all tests."""
-    folder = folders.mktemp("full")
-    return weigh([*write_sources(folder), "--json"], folder / "run")
+    (folder / "full").mkdir()
+    return weigh([*write_sources(folder / "full"), "--json"], folder / "full" / "run")

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.xdist_group("weigh")
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Run:
-    return full_run(tmp_path_factory)
+    return full_run(tmp_path_factory.getbasetemp())
 
 
 def cells(path: Path) -> list[list[str]]:
@@ -70,11 +70,11 @@ def test_weights_have_a_line_a_row_and_wrong_labels_have_low_quality(full):
     np.testing.assert_array_equal(weights["given_label"], digits().y)
     assert weights["weight"].mean() == pytest.approx(1.0, rel=1e-12)
     assert weights["label_quality"].between(0, 1).all()
-    assert roc_auc_score(~wrong, weights["label_quality"]) >= 0.96  # .975
+    assert roc_auc_score(~wrong, weights["label_quality"]) >= 0.97  # .994
     by_rank = weights.set_index("rank")["weight"].sort_index()
     assert by_rank.index.tolist() == list(range(1, TRAIN + 1))
     assert (np.diff(by_rank) <= 0).all()
-    assert np.mean(weights["keep"] != wrong) >= 0.9  # .9175
+    assert np.mean(weights["keep"] != wrong) >= 0.92  # .96
     assert full.summary["keep"] == weights["keep"].sum()
 
 
@@ -91,7 +91,7 @@ def test_the_summary_names_the_choice_among_all_candidates(full):
     assert list(baselines) == [
         *("uniform", "all rows + trusted", "trusted only", "filter", "reweighted")
     ]
-    assert baselines["reweighted"]["score"] > baselines["uniform"]["score"] + 0.1  # .93 and .77
+    assert baselines["reweighted"]["score"] > baselines["uniform"]["score"] + 0.12  # .935 and .773
 
 
 def test_the_score_in_the_table_is_that_of_the_model_in_the_folder(full):
@@ -104,7 +104,7 @@ def test_the_score_in_the_table_is_that_of_the_model_in_the_folder(full):
 def test_the_source_that_guesses_weighs_least(full):
     groups = full.summary["group_weights"]
     assert sorted(groups) == ["a", "b", "guesses"]
-    assert groups["guesses"] < 0.3 * min(groups["a"], groups["b"])
+    assert groups["guesses"] < 0.25 * min(groups["a"], groups["b"])
     means = full.weights["weight"].groupby(sources()).mean()
     assert groups == pytest.approx(means.to_dict(), rel=1e-9)
     assert "source" not in full.model().feature_names_in_

@@ -253,7 +253,7 @@ def test_different_columns(case):
 
 def test_bad_holdout(case):
     case.holdout = table(8, 2).assign(label="maybe")
-    case.refuse(3, "the hold-out has labels that the training rows lack: 'maybe'")
+    case.refuse(3, "`y_holdout` has labels that the training rows lack: 'maybe'")
     case.holdout = table(8, 2).drop(columns="a")
     case.refuse(3, "`holdout` must have the same columns as `train`: it lacks 'a'.")
 

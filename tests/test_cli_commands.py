@@ -16,17 +16,16 @@ from sklearn.metrics import roc_auc_score
 from bilevel import datasets
 from bilevel.cli import app
 from bilevel.reweighting import _demo, _run
-from bilevel.reweighting._data import InputError
 from bilevel.reweighting._estimate import Estimate
 from digits import TRAIN, TRUSTED, digits, plain_table, write_table, write_tables
-from runs import Run, Said, bilevel, formula_ids, full_run, sources, weigh, write_sources
+from runs import Run, Said, bilevel, formula_ids, full_run, weigh, write_sources
 
 pytestmark = pytest.mark.xdist_group("weigh")
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Run:
-    return full_run(tmp_path_factory)
+    return full_run(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +72,9 @@ def test_score_finds_wrong_labels_of_new_rows(full, tmp_path):
     assert scores["label_quality"].is_monotonic_increasing
     scores = scores.set_index("id").loc[table["row"]]
     np.testing.assert_array_equal(scores["given_label"], table["digit"])
-    assert roc_auc_score(~wrong, scores["label_quality"]) >= 0.97
-    assert np.mean(scores["keep"] != wrong) >= 0.9
+    assert roc_auc_score(~wrong, scores["label_quality"]) >= 0.98  # .996
+    assert np.mean(~scores["keep"][wrong]) >= 0.97  # all of them
+    assert np.mean(scores["keep"][~wrong]) >= 0.85  # .90
     np.testing.assert_array_equal(
         scores["keep"], scores["given_label"] == scores["predicted_label"]
     )
@@ -86,7 +86,7 @@ def test_score_says_what_the_model_predicts(full, tmp_path):
     said = score(full.out, table, tmp_path, "--json")
     scores = pd.DataFrame(json.loads(said.stdout)).set_index("id").loc[table["row"]]
     predicted = full.model().predict(table.drop(columns=["row", "digit"]))
-    assert np.mean(scores["predicted_label"] == predicted) >= 0.95
+    assert np.mean(scores["predicted_label"] == predicted) >= 0.93  # .957
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
@@ -199,12 +199,11 @@ def test_suggest_names_rows_to_verify_within_the_budget(full):
     train = pd.Series(np.arange(TRAIN), index=formula_ids())
     place = train.loc[rows["id"]].to_numpy()
     np.testing.assert_array_equal(rows["given_label"], digits().y[place])
-    # They are rows where a label is worth knowing: more of them are wrong than in a random choice.
-    assert digits().wrong[place].mean() >= 0.6  # of all rows .4
+    assert digits().wrong[place].mean() >= 0.75  # .93; of all rows .4
     order = np.random.default_rng(0).permutation(1797)[:TRAIN]
     truth = load_digits(return_X_y=True)[1][order][place]
-    assert np.mean(rows["suggested_label"] == truth) >= 0.4
-    assert np.mean(rows["given_label"] == truth) <= 0.4
+    assert np.mean(rows["suggested_label"] == truth) >= 0.65  # .80
+    assert np.mean(rows["given_label"] == truth) <= 0.25  # .07
 
 
 def test_suggestions_start_alike_whatever_the_budget(full, tmp_path):
@@ -266,7 +265,7 @@ def test_audit_finds_a_row_of_the_training_rows_in_the_hold_out(tmp_path):
     strict = audit(command, "--strict")
     assert strict.code == 4
     text = " ".join(strict.stdout.split())
-    assert "NO training rows among the hold-out rows: one training row equal to a" in text
+    assert "NO training rows among the hold-out rows: 1 training row equal to a" in text
     assert strict.stdout.count("NO") == 1
 
 
@@ -407,7 +406,7 @@ def test_the_command_line_wins(tmp_path, asked):
     [
         ("lern-rate = 3", ["settings.toml sets lern-rate, which `weigh` has not; it has control,"]),
         ("[weigh]\nl1 = 3", ["settings.toml sets weigh, which `weigh` has not"]),
-        ("id2 =", ["settings.toml is not TOML: Invalid value (at line 17, column 6)."]),
+        ("id2 =\n", ["settings.toml is not TOML: Invalid value (at line 17, column 6)."]),
         ("seed = 8", ["settings.toml is not TOML: Cannot overwrite a value"]),
     ],
 )

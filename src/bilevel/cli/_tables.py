@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from ._app import NOT_BELIEVABLE, Config, Json, failures, out
 
@@ -35,7 +36,10 @@ def audit(
         sys.stdout.write(json.dumps(found.to_dict(), indent=2) + "\n")
     else:
         for finding in found.findings:
-            text = f" {MARKS[finding.severity]}  {escape(finding.title)}: {escape(finding.detail)}"
-            out.print(text, highlight=False)
+            line = Table.grid(padding=(0, 1))
+            line.add_row(
+                f" {MARKS[finding.severity]}", f"{escape(finding.title)}: {escape(finding.detail)}"
+            )
+            out.print(line)
     if strict and not found.passed:
         raise typer.Exit(NOT_BELIEVABLE)

@@ -171,8 +171,11 @@ def weigh(
 def _show(result: "WeightsResult") -> None:
     """The result as a person wants to see it."""
     n = len(result.weights)
+    console.print()
+    if result.candidates is not None:
+        console.print(result.advice, style="bold")
     console.print(
-        f"\n{n} rows weighed: {int(result.keep.sum())} to keep, {int((~result.keep).sum())} to look "
+        f"{n} rows weighed: {int(result.keep.sum())} to keep, {int((~result.keep).sum())} to look "
         f"at. Effective sample size {result.effective_sample_size:.0f}. "
         f"A trusted row weighs {result.trusted_weight:.2f}.\n"
     )
@@ -180,7 +183,9 @@ def _show(result: "WeightsResult") -> None:
         console.print(_baseline_table(result.baselines))
     for check in result.checks:
         mark = "[green]ok[/green]" if check.passed else "[red]NO[/red]"
-        console.print(f" {mark}  {check.name}: {escape(check.detail)}", highlight=False)
+        line = Table.grid(padding=(0, 1))
+        line.add_row(f" {mark}", f"{check.name}: {escape(check.detail)}")
+        console.print(line)
     if result.baselines is None:
         console.print(
             " --  whether weighting paid is not known: give rows to judge it on (--holdout)"

@@ -142,7 +142,7 @@ def read_scorer(folder: Path) -> Scorer:
         )
     model = load_model(folder / "model.skops")
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}
         spread, centre, target_spread = (float(x) for x in arrays["numbers"])
         classes = arrays.get("classes")

@@ -114,10 +114,16 @@ class WeightsResult:
         """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
+    @property
+    def advice(self) -> str:
+        """What to do, in a sentence."""
+        return _ADVICE.get(self.winner, "Use these weights: held-out trusted rows gain from them.")
+
     def __str__(self) -> str:
         """A summary in a few lines."""
         n = len(self.weights)
-        lines = [
+        lines = [self.advice] if self.candidates is not None else []
+        lines += [
             f"weights for {n} rows: {int(self.keep.sum())} to keep, {int((~self.keep).sum())} to "
             f"look at; effective sample size {self.effective_sample_size:.0f}; a trusted row "
             f"weighs {self.trusted_weight:.2f}"
@@ -129,6 +135,15 @@ class WeightsResult:
             for check in self.checks
         ]
         return "\n".join(lines)
+
+
+_ADVICE = {
+    "uniform": "Use the training rows as they are, without weights: nothing did clearly better.",
+    "all rows + trusted": "Use all rows, training and trusted, without weights: nothing did clearly "
+    "better. Rows to look at are named all the same.",
+    "trusted only": "Use the trusted rows alone: no choice of training rows did better.",
+    "filter": "Use the trusted rows, and the training rows whose label their model agrees with.",
+}
 
 
 def score_models(
