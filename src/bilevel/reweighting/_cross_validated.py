@@ -15,6 +15,7 @@ from ._data import InputError
 from ._diagnostics import effective_sample_size, entropy
 from ._features import centred_ranks
 from ._labels import Classes, Numbers
+from ._row_weights import allowed, free_row_weights
 from ._weight_function import FOLDS, Folds, Path, effective_weights
 
 SIMPLEST = "all rows + trusted"
@@ -124,8 +125,10 @@ def search(
 ) -> Search:
     """Build the candidates and judge them on the trusted rows that each has not seen.
 
+    With ten trusted rows or more for each parameter of the model, free row weights are one too.
+
     Experts of "weights": the best rows by what models say of their labels, at eight shares and by two
-    rankings; the points along the path of the learned weight function; and the filter. Where the
+    rankings; the points along the path of the learned weight function; and three baselines. Where the
     trusted rows are distributed otherwise, also the rankings times the density ratio.
     """
     lines = FOLDS + 1
@@ -150,11 +153,12 @@ def search(
         name: np.stack([(centred_ranks(line) + 1) / 2 for line in q])
         for name, q in rankings.items()
     }
-    experts = {"filter": candidates["filter"]} | {
+    ranked = {
         f"best {share:.0%}, {name}": Candidate((q >= 1 - share).astype(float), one)
         for name, q in ranks.items()
         for share in SHARES
     }
+    experts = {name: candidates[name] for name in (SIMPLEST, "trusted only", "filter")} | ranked
     start = data.start()
     if data.shift is not None:
         ratio = np.stack([np.exp(2 * half) for half in data.shift])
@@ -162,7 +166,7 @@ def search(
         judge({"density ratio": candidates["density ratio"]})
         experts |= {
             f"{name}, by density ratio": Candidate(effective(e.weights * ratio), one)
-            for name, e in experts.items()
+            for name, e in ranked.items()
         } | {"density ratio": candidates["density ratio"]}
         gain = judged[SIMPLEST][0] - judged["density ratio"][0]
         if gain.mean() > gain.std(ddof=1) / np.sqrt(data.m):
@@ -180,6 +184,11 @@ def search(
         judge(points)
         deviance = {name: data.kind.deviance(judged[name][0]) for name in points}
         candidates["groups"], _ = mixture(points, deviance)
+    if allowed(data):
+        free = [free_row_weights(data, k, callbacks) for k in range(lines)]
+        candidates["row weights"] = Candidate(
+            np.stack([w for w, _ in free]), np.array([t for _, t in free])
+        )
     judge(candidates)
     table = pd.DataFrame(
         {"loss": {e: judged[e][0].mean() for e in experts}, "share": share.to_dict()}
@@ -256,7 +265,7 @@ def cross_validated_weights(
         "weights"  = sum_e p_e w_e,   p_e ~ exp(-sum_j loss_j(w_e))       over held-out trusted rows j
 
     with the experts `w_e`: the best 90, 80, ..., 20 % of the rows by a + d, and by c + d; the rows
-    that agree with the trusted model; and five points along a learned path,
+    that agree with the trusted model, all rows, and none; and five points along a learned path,
 
         s_i = sigmoid(x_0 + <x, z_i>),   w_i ~ s_i,   trusted rows weigh e^tau
         f(u, w) = sum_k [ sum_i w_i loss_i(w_k) + e^tau sum_{j not in fold k} loss_j(w_k)
@@ -264,13 +273,14 @@ def cross_validated_weights(
         F(u, w) = mean over folds k and trusted rows j in k of loss_j(e^t w_k)
 
     with u = (x_0, x, tau, t), learned by near-exact hypergradients in 25 Adam steps from uniform
-    weights, z of a, b and c. The rankings, features and models of a fold have not seen its trusted
+    weights, z of a, b, c and d. The rankings, features and models of a fold have not seen its trusted
     rows; nor has the path whose points are judged on them. Where a classifier can tell the trusted
     rows from the training rows, the density ratio is a feature, a factor of experts and a candidate.
 
     The mixture is a candidate beside the four baselines: uniform, all rows + trusted, trusted only,
-    and the filter (and a mixture along a path of group weights). "All rows + trusted" is kept unless
-    the best one is better by more than half a standard error of the paired difference.
+    and the filter; a mixture along a path of group weights; and, with ten trusted rows or more for
+    each parameter of the model, free row weights. "All rows + trusted" is kept unless the best one is
+    better by more than half a standard error of the paired difference.
 
     Args:
         X, y: training rows `(rows, features)`, scaled to order one, and class codes 0, 1, ...

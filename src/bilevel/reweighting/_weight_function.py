@@ -225,11 +225,12 @@ class Folds:
         for line in weights:  # one after the other: however many there are, one compilation
             w = fit_model(rows, jnp.asarray(line, rows.x.dtype), outputs or self.kind.number)
             models.append(jax.tree.map(np.asarray, w))
-        return self._moved(jax.tree.map(lambda *leaves: np.stack(leaves), *models), -1)
+        return self.centred(jax.tree.map(lambda *leaves: np.stack(leaves), *models), back=True)
 
-    def _moved(self, w: PyTree, sign: int) -> PyTree:
-        """The same models for features moved by the centre: to centred ones (1) or back (-1)."""
-        return {"weight": w["weight"], "bias": w["bias"] + sign * (w["weight"] @ self.centre)}
+    def centred(self, w: PyTree, *, back: bool = False) -> PyTree:
+        """The same models for centred features, or back."""
+        offset = w["weight"] @ self.centre
+        return {"weight": w["weight"], "bias": w["bias"] + (-offset if back else offset)}
 
     def _cross_fit(self, trusted: np.ndarray, part: np.ndarray) -> tuple[PyTree, np.ndarray]:
         """Models of all parts but one, and what each says of the training rows of that one."""
@@ -355,7 +356,7 @@ class Folds:
         )
         u0 = jax.tree.map(lambda a: jnp.asarray(a, floating), start)
         fitted = self.fit(np.asarray(sample_weights(u0, z, others, inflate)))
-        w0 = jax.tree.map(jnp.asarray, self._moved(fitted, 1))
+        w0 = jax.tree.map(jnp.asarray, self.centred(fitted))
         trajectory = Trajectory()
         with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes integers and floats
             solution = solve(
@@ -372,7 +373,7 @@ class Folds:
             trajectory.steps,
             trajectory.us,
             pd.DataFrame(solution.trace),
-            self._moved(jax.tree.map(np.asarray, solution.w), -1),
+            self.centred(jax.tree.map(np.asarray, solution.w), back=True),
         )
 
     def judge(self, lines: Float[np.ndarray, "folds all"]) -> tuple[np.ndarray, float]:
