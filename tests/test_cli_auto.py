@@ -266,7 +266,7 @@ LABEL = '<b>"label"\\\'</b>'
 
 def hostile_table(X: np.ndarray, y: np.ndarray, first_id: int = 0) -> pd.DataFrame:
     """Hostile names of columns, ids, labels, categories and sources."""
-    table = mixed_table(X, y, first_id)
+    table: Any = mixed_table(X, y, first_id)
     rows = range(len(y))
     table["row"] = [f"{HOSTILE[i % 10]}{first_id + i}" for i in rows]
     table["digit"] = [HOSTILE[k] for k in y]

@@ -195,7 +195,7 @@ def test_suggest_names_rows_to_verify_within_the_budget(full):
     assert len(rows) == 30
     assert rows["id"].is_unique
     assert rows["score"].between(0, 1).all()
-    assert rows["score"][0] == 1.0
+    assert rows["score"].tolist()[0] == 1.0
     train = pd.Series(np.arange(TRAIN), index=formula_ids())
     place = train.loc[rows["id"]].to_numpy()
     np.testing.assert_array_equal(rows["given_label"], digits().y[place])
@@ -212,7 +212,7 @@ def test_suggestions_start_alike_whatever_the_budget(full, tmp_path):
     bilevel("suggest", full.out, "--budget", "30", "--out", tmp_path / "many.csv")
     few, many = pd.read_parquet(tmp_path / "few.parquet"), pd.read_csv(tmp_path / "many.csv")
     assert len(many) == 30
-    pd.testing.assert_frame_equal(few, many[:3], check_dtype=False)
+    pd.testing.assert_frame_equal(few, many.head(3), check_dtype=False)
 
 
 def test_suggest_refuses_tables_that_have_changed(full, copied, tmp_path):
@@ -307,7 +307,7 @@ def test_report_needs_a_run_with_one(again, copied, tmp_path):
 # -- configuration files ----------------------------------------------------------------------------
 
 
-EVERYTHING = {
+EVERYTHING: dict[str, Any] = {
     "train": "a.csv",
     "label": "y",
     "trusted": "b.csv",
@@ -332,6 +332,11 @@ def write_config(folder: Path, values: dict[str, Any], extra: str = "") -> Path:
     path = folder / "settings.toml"
     path.write_text("\n".join([*lines, extra]), encoding="utf-8")
     return path
+
+
+def config(**changes: Any) -> _run.WeighConfig:
+    values: dict[str, Any] = {**EVERYTHING, "drop": ("p", "q"), **changes}
+    return _run.WeighConfig(**values)
 
 
 @pytest.fixture
@@ -363,15 +368,13 @@ def test_every_option_of_weigh_can_be_set_in_a_file(tmp_path, asked):
     assert said.code == 0
     (free, resume), (learned, anew) = asked
     assert (resume, anew) == (True, False)
-    expected = EVERYTHING | {"drop": ("p", "q")}
-    assert learned == _run.WeighConfig(**expected)
-    expected |= {"groups": None, "method": "near-exact", "num_steps": 5}
-    assert free == _run.WeighConfig(**expected)
+    assert learned == config()
+    assert free == config(groups=None, method="near-exact", num_steps=5)
 
 
 @pytest.mark.parametrize("dashed", [False, True])
 def test_names_have_dashes_or_underscores(tmp_path, asked, monkeypatch, dashed):
-    values = EVERYTHING | {"groups": "source", "num_steps": 5, "method": "soba", "dry_run": True}
+    values = EVERYTHING | {"num_steps": 5, "method": "soba", "dry_run": True}
     del values["groups"]
     names = {key: key.replace("_", "-") if dashed else key for key in values}
     estimated = []
@@ -394,11 +397,10 @@ def test_the_command_line_wins(tmp_path, asked):
     options = ["--seed", "8", "--out", "other", "--drop", "r", "--report", "--no-control"]
     assert bilevel("weigh", "d.csv", "-c", path, *options, "--task", "auto", "--json").code == 0
     assert bilevel("weigh", *options, "--json", "--config", path).code == 0
-    expected = EVERYTHING | {"seed": 8, "out": "other", "drop": ("r",), "report": True}
-    expected |= {"control": False}
+    won: dict[str, Any] = {"seed": 8, "out": "other", "drop": ("r",), "report": True}
     (first, _), (second, _) = asked
-    assert first == _run.WeighConfig(**expected | {"train": "d.csv", "task": "auto"})
-    assert second == _run.WeighConfig(**expected)
+    assert first == config(**won, control=False, train="d.csv", task="auto")
+    assert second == config(**won, control=False)
 
 
 @pytest.mark.parametrize(
@@ -547,7 +549,7 @@ def test_bench_shows_means_over_the_seeds(monkeypatch):
 @pytest.mark.slow
 def test_groups_may_be_dates_and_the_control_is_in_the_report(tmp_path):
     command = write_sources(tmp_path)
-    table = pd.read_csv(tmp_path / "train.csv")
+    table: Any = pd.read_csv(tmp_path / "train.csv")
     days = dict(zip(["a", "b", "guesses"], pd.date_range("2026-01-01", periods=3), strict=True))
     write_table(table.assign(source=table["source"].map(days)), tmp_path / "train.parquet")
     command[1] = str(tmp_path / "train.parquet")

@@ -142,7 +142,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             estimator=self.estimator,
             seed=_seed(self.random_state),
         )
-        if not isinstance(estimator, Pipeline):
+        if not isinstance(self.estimator, Pipeline):  # which has its own way with tables
             self._encoding = result.encoding
             rows, trusted = ((result.encoding.encode(X, "X"), y) for X, y in (rows, trusted))
         self.estimator_ = fit_weighted(

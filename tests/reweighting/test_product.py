@@ -1,0 +1,89 @@
+"""The estimator on what people have: a table with text, dates and gaps; and its report."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from bilevel import ReweightedClassifier, learn_weights
+
+N, M, H = 240, 60, 100
+
+
+def people(n: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Rows whose class shows in a number with gaps, a short text and a date."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    age = 40 + 15 * y + rng.normal(0, 6, n)
+    age[rng.random(n) < 0.1] = np.nan
+    town = np.where(rng.random(n) < 0.85, np.array(["Ulm", "Bonn"])[y], "Köln")
+    days = pd.to_timedelta(rng.integers(0, 300, n) + 200 * y, unit="D")
+    frame = pd.DataFrame({"age": age, "town": town, "since": pd.Timestamp("2020-01-01") + days})
+    return frame, np.array(["no", "yes"])[y]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Any:
+    X, y = people(N + M + H, seed=0)
+    flip = np.random.default_rng(1).random(N) < 0.35
+    noisy = y.copy()
+    noisy[:N][flip] = np.where(y[:N][flip] == "yes", "no", "yes")
+    mask = np.arange(N + M) >= N
+    table = pl.from_pandas(X)
+    clf = ReweightedClassifier(overlap="keep").fit(
+        table[: N + M], pl.Series(noisy[: N + M]), is_trusted=mask
+    )
+    return clf, (table[N + M :], y[N + M :]), flip, (X, y)
+
+
+def test_a_polars_table_gives_polars_weights(fitted):
+    clf, (held, y_held), flip, _ = fitted
+    assert isinstance(clf.weights_, pl.Series)
+    assert len(clf.weights_) == N + M
+    assert clf.weights_.to_numpy()[:N].mean() == pytest.approx(1.0, rel=1e-5)
+    quality = clf.label_quality_.to_numpy()[:N]
+    assert roc_auc_score(flip, -quality) > 0.9
+    assert (clf.predict(held) == y_held).mean() > 0.9
+    assert clf.predict_proba(held).shape == (H, 2)
+    scored = clf.score_rows(held, y_held)
+    assert (scored["predicted_label"] == y_held).mean() > 0.9
+    assert clf.baselines_.index[0] == "uniform"
+    table = clf.compare_baselines(held, y_held)
+    assert table.loc["reweighted", "score"] == pytest.approx((clf.predict(held) == y_held).mean())
+
+
+def test_pandas_predicts_the_same(fitted):
+    clf, (held, _), _, (X, _) = fitted
+    np.testing.assert_array_equal(clf.predict(X[N + M :]), clf.predict(held))
+
+
+def test_the_report_of_an_estimator(fitted, tmp_path):
+    clf, (held, y_held), flip, _ = fitted
+    report = clf.report(held, y_held)
+    report.save(tmp_path / "report.json")
+    page = report.save(tmp_path / "report.html").read_text()
+    evidence = json.loads((tmp_path / "report.json").read_text())
+    assert evidence["rows"] == N
+    assert evidence["winner"] == clf.winner_
+    assert evidence["verdict"]["headline"] in page
+    worst = [int(row["id"]) for row in evidence["worst"]["rows"][:30]]
+    assert flip[worst].mean() > 0.9
+
+
+@pytest.mark.slow
+def test_free_row_weights_are_a_candidate_where_trusted_rows_abound():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 2))
+    y = (X[:, 0] > 0).astype(int)
+    flip = np.arange(300) < 60
+    y[flip] = 1 - y[flip]
+    result = learn_weights(X[:220], y[:220], X[220:], y[220:])
+    assert result.candidates is not None
+    assert np.isfinite(result.candidates.loc["row weights", "loss"])
+    few = learn_weights(X[:220], y[:220], X[220:279], y[220:279])
+    assert few.candidates is not None
+    assert "row weights" not in few.candidates.index  # 59 rows for 6 parameters
