@@ -83,7 +83,7 @@ def test_non_numeric_columns():
     data, _ = given(X=X, X_trusted=X.iloc[:M])
     result = learn_weights(*data.values(), method="near-exact", num_steps=1, overlap="keep")
     assert list(result.weights.index) == list(X.index)  # text and dates are used
-    pipeline = result.encoding.pipeline
+    pipeline: Any = result.encoding.pipeline
     assert {"categories__colour_red", "numbers__a"} <= set(pipeline.get_feature_names_out())
     text = np.full((N, D), "red")
     refuse("`X` must be a numeric matrix, and cannot be read as numbers", X=text)

@@ -20,17 +20,15 @@ from test_estimators import together
 from bilevel import ReweightedClassifier, ReweightedRegressor
 from digits import digits
 
-CHECKS = [
-    (name, check)
+PAIRS: list[Any] = [
+    pair
     for estimator in (ReweightedClassifier(), ReweightedRegressor())
-    for name, check in [
-        (f"{type(e).__name__}: {getattr(c, 'func', c).__name__}", (e, c))
-        for e, c in estimator_checks_generator(estimator)
-    ]
+    for pair in estimator_checks_generator(estimator)
 ]
+NAMES = [f"{type(e).__name__}: {getattr(check, 'func', check).__name__}" for e, check in PAIRS]
 
 
-@pytest.mark.parametrize("check", [c for _, c in CHECKS], ids=[name for name, _ in CHECKS])
+@pytest.mark.parametrize("check", PAIRS, ids=NAMES)
 @pytest.mark.filterwarnings("ignore:.*was given no trusted rows")
 def test_scikit_learns_checks(check):
     estimator, run = check
@@ -73,9 +71,8 @@ def test_grid_search_and_pipelines(routing):
     clf = ReweightedClassifier(LogisticRegression(max_iter=500), **FEW)
     pipeline = make_pipeline(StandardScaler(), clf.set_fit_request(is_trusted=True))
     grid = {"reweightedclassifier__estimator__C": [1e-3, 1.0]}
-    search = GridSearchCV(pipeline, grid, cv=2).fit(X, y, is_trusted=mask)
-    best: Any = search.best_estimator_
-    assert best[-1].weights_.shape == y.shape
+    search: Any = GridSearchCV(pipeline, grid, cv=2).fit(X, y, is_trusted=mask)
+    assert search.best_estimator_[-1].weights_.shape == y.shape
     assert search.cv_results_["mean_test_score"].max() > 0.4  # of the noisy labels
     assert search.score(*digits().holdout) > 0.7
 
@@ -88,7 +85,7 @@ def test_two_is_a_row_twice_and_zero_is_no_row():
     )
     from bilevel.reweighting._baselines import fit_weighted
 
-    final = make_pipeline(MinMaxScaler(), LogisticRegression(tol=1e-10, max_iter=10_000))
+    final: Any = make_pipeline(MinMaxScaler(), LogisticRegression(tol=1e-10, max_iter=10_000))
     weights = np.r_[np.full(150, 2.0), np.zeros(100), np.ones(150)]
     X = data.X.copy()
     X[200] = 1e6  # an outlier of weight zero would spoil the scaling
@@ -129,7 +126,8 @@ def test_sparse_rows_with_an_estimator_that_takes_them():
     X, y, mask = together()
     final = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000))
     clf: Any = ReweightedClassifier(final, **FEW)
-    dense = sklearn.clone(clf).fit(X, y, is_trusted=mask)
+    copy: Any = sklearn.clone(clf)
+    dense = copy.fit(X, y, is_trusted=mask)
     sparse = clf.fit(scipy.sparse.csr_array(X), y, is_trusted=mask)
     np.testing.assert_allclose(sparse.weights_, dense.weights_, rtol=1e-9)
     with warnings.catch_warnings():

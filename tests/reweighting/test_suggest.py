@@ -53,7 +53,8 @@ def test_scores_and_order_are_those_of_the_equations():
     def negative_log_likelihood(share: float) -> float:
         return -np.log(share * right + (1 - share) * wrong).sum()
 
-    share = minimize_scalar(negative_log_likelihood, bounds=(0.05, 0.99), method="bounded").x
+    found: Any = minimize_scalar(negative_log_likelihood, bounds=(0.05, 0.99), method="bounded")
+    share = found.x
     change = np.zeros(n)
     for i in range(n):
         q = share * right[i] / (share * right[i] + (1 - share) * wrong[i])
@@ -195,9 +196,10 @@ def test_scores_of_a_regression_are_those_of_the_equation():
     r = y - predicted
     spread, wide = 1.4826 * np.median(abs(r)), np.std(y)
     right, wrong = norm.pdf(r / spread) / spread, norm.pdf(r / wide) / wide
-    share = minimize_scalar(
+    found: Any = minimize_scalar(
         lambda s: -np.log(s * right + (1 - s) * wrong).sum(), bounds=(0.05, 0.99), method="bounded"
-    ).x
+    )
+    share = found.x
     q = share * right / (share * right + (1 - share) * wrong)
     change = q * ((1 - q) * r) ** 2 + (1 - q) * (spread**2 + (q * r) ** 2)
     h = np.column_stack([X[:n] - X[:n].mean(axis=0), np.ones(n)])
