@@ -1,8 +1,9 @@
-"""What docs/migrating.md and docs/comparison.md say: code, its numbers, and names that exist."""
+"""What the docs say: code that runs, its numbers, names and options that exist."""
 
 import contextlib
 import io
 import re
+import shlex
 import warnings
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import lineax as lx
 import optax
 import optimistix as optx
 import pytest
+import typer.main
 
 import bilevel
+from bilevel import reweighting
+from bilevel.cli import app
+from runs import bilevel as command
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEADING_OR_BLOCK = re.compile(
@@ -104,7 +109,7 @@ def test_jaxopt_side():
                 assert_as_promised(code, defined)
 
 
-@pytest.mark.parametrize("page", ["migrating.md", "comparison.md"])
+@pytest.mark.parametrize("page", ["migrating.md", "comparison.md", "start/noisy_labels.md"])
 def test_names_exist(page):
     roots = {"bilevel": bilevel, "optax": optax, "optx": optx, "lx": lx, "jax": jax}
     dotted = re.compile(rf"\b({'|'.join(roots)})((?:\.[A-Za-z_]\w*)+)")
@@ -117,3 +122,77 @@ def test_names_exist(page):
         for name in path.strip(".").split("."):
             assert hasattr(value, name), f"{root}{path}"
             value = getattr(value, name)
+
+
+# -- the five-minute starts: blocks run in order, as a reader would ------------------------------
+
+BLOCK = re.compile(r"^```(?P<kind>python|console)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+PRINT = re.compile(r"^print\(.*?\)(?:  # (?P<promise>.+))?$", re.MULTILINE)
+COMMAND = re.compile(r"^\$ bilevel ((?:.*\\\n)*.*)$", re.MULTILINE)
+
+
+def assert_alike(printed: str, promised: str) -> None:
+    """Words are equal; numbers to 3 %, or to the last digit shown: splits of few rows are coarse."""
+    said, due = printed.split(), promised.split()
+    assert len(said) == len(due), (printed, promised)
+    for one, other in zip(said, due, strict=True):
+        try:
+            number = float(other)
+        except ValueError:
+            assert one == other
+        else:
+            digit = 10.0 ** -len(other.partition(".")[2])
+            assert float(one) == pytest.approx(number, rel=0.03, abs=1.01 * digit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["noisy_labels", "shift", "sources"])
+def test_start_pages(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    names = {"print": lambda *values: said.append(" ".join(map(str, values)))}
+    kept = 0
+    for kind, code in BLOCK.findall((DOCS / "start" / f"{page}.md").read_text()):
+        if kind == "python":
+            said.clear()
+            exec(compile(code, page, "exec"), names)
+            for printed, promised in zip(said, PRINT.findall(code), strict=True):
+                if promised:
+                    assert_alike(printed, promised)
+                    kept += 1
+            continue
+        for line in COMMAND.findall(code):
+            arguments = shlex.split(line.replace("\\\n", " "))
+            options = ["--no-report"] * (arguments[0] == "weigh")
+            assert command(*arguments, *options).code == 0, line
+    assert kept >= 1
+
+
+PAGES = sorted(DOCS.rglob("*.md")) + [DOCS.parent / "README.md"]
+
+
+def test_commands_have_the_options_that_pages_name():
+    commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    found = 0
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for name, rest in re.findall(r"(?<![\w-])bilevel ([a-z]+)\b([^`\n]*)", text):
+            for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", rest):
+                assert name in commands, f"{page.name}: bilevel {name}"
+                parameters = commands[name].params
+                known = {o for p in parameters for o in (*p.opts, *p.secondary_opts)}
+                assert option in known, f"{page.name}: bilevel {name} {option}"
+                found += 1
+    assert found > 20
+
+
+def test_the_api_page_has_every_public_name():
+    listed = re.findall(r"^::: (bilevel[\w.]*)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    names = {path.rpartition(".")[2] for path in listed}
+    public = set(bilevel.__all__) | set(reweighting.__all__)
+    assert public - names == {"reweighting"}
+    for path in listed:
+        value = bilevel
+        for part in path.split(".")[1:]:
+            value = getattr(value, part)

@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bilevel import ReweightedClassifier, learn_weights
+from bilevel.reweighting._data import InputError, find_classes
 
 N, M, H = 240, 60, 100
 
@@ -87,3 +88,30 @@ def test_free_row_weights_are_a_candidate_where_trusted_rows_abound():
     few = learn_weights(X[:220], y[:220], X[220:279], y[220:279])
     assert few.candidates is not None
     assert "row weights" not in few.candidates.index  # 59 rows for 6 parameters
+
+
+@pytest.mark.slow
+def test_rows_of_a_class_without_trusted_rows_count_as_average_ones():
+    rng = np.random.default_rng(0)
+    y = np.arange(360) % 3
+    X = np.eye(3)[y] * 3 + rng.normal(size=(360, 3))
+    noisy = np.where(np.arange(300) % 10 == 0, (y[:300] + 1) % 3, y[:300])
+    verified = np.flatnonzero(y[300:] < 2) + 300
+    with pytest.warns(
+        UserWarning, match=r"labels that no trusted row has: 2\. Nothing can be said"
+    ):
+        result = learn_weights(X[:300], noisy, X[verified], y[verified])
+    weights, third = np.asarray(result.weights), noisy == 2
+    assert weights[third].mean() == pytest.approx(weights[~third].mean(), rel=1e-4)
+    assert np.asarray(result.keep)[third].all()
+    np.testing.assert_allclose(np.ptp(np.asarray(result.label_quality)[third]), 0)
+
+
+def test_a_class_without_trusted_rows_is_refused_or_warned_of():
+    y, trusted = np.array([0, 1, 2, 2]), np.array([0, 1, 1])
+    with pytest.raises(InputError, match=r"no trusted row has: 2\. Every row of such a class"):
+        find_classes(y[:3], trusted, judge_all=True)
+    with pytest.warns(UserWarning, match=r"no trusted row has: 2\. Nothing can be said"):
+        assert find_classes(y[:3], trusted, judge_all=False).tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="no trusted row has: 0, 2"):
+        find_classes(y, np.ones(4, int), judge_all=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -35,8 +36,15 @@ def failures(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator
     from ..reweighting._data import InputError
     from ..reweighting._run import RunFolderError
 
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        err.print(
+            "[yellow]bilevel:[/yellow]", escape(str(message)), highlight=False, soft_wrap=True
+        )
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
     except RunFolderError as error:
         fail(str(error), USAGE)
     except KeyboardInterrupt:

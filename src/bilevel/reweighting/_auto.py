@@ -71,7 +71,7 @@ def auto_weights(
     return WeightsResult(
         weights=like(weights, data.given, "weight"),
         trusted_weight=trusted,
-        keep=folds.kind.agrees(described.outputs, folds.y),
+        keep=folds.kind.agrees(described.outputs, folds.y) | folds.unjudged,
         effective_sample_size=effective_sample_size(weights) if weights.any() else 0.0,
         entropy=entropy(weights) if weights.any() else 0.0,
         history=found.history,

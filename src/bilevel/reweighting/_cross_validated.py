@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from .._callback import AbstractCallback
 from ._data import InputError
@@ -69,6 +69,14 @@ class Candidate(NamedTuple):
         """The weights of the rows that models are fitted on."""
         training = data.inflate * self.weights[:, data.sub]
         return np.hstack([training, self.trusted[:, None] * data.others])
+
+    def neutral(self, unjudged: Bool[np.ndarray, " n"]) -> "Candidate":
+        """With the mean weight of the others for rows whose class no trusted row has."""
+        weights = self.weights
+        if unjudged.any():
+            mean = weights[:, ~unjudged].mean(axis=1, keepdims=True)
+            weights = np.where(unjudged, mean, weights)
+        return Candidate(weights, self.trusted)
 
 
 class Search(NamedTuple):
@@ -143,8 +151,9 @@ def search(
     judged: dict[str, tuple[np.ndarray, float]] = {}
 
     def judge(some: dict[str, Candidate]) -> None:
-        for name, candidate in some.items():
-            judged[name] = data.judge(candidate.lines(data))
+        for name in some:
+            some[name] = some[name].neutral(data.unjudged)
+            judged[name] = data.judge(some[name].lines(data))
 
     judge(candidates)
     a, _, c, d = np.moveaxis(np.stack([d.fits for d in data.described]), 1, 0)

@@ -1,5 +1,6 @@
 """Checks on the arrays that come in, each with the rows or columns at fault in its message."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -130,12 +131,15 @@ def check_aligned(X: Any, y: Any, name: str) -> None:
         )
 
 
-def find_classes(y: np.ndarray, y_trusted: np.ndarray) -> Shaped[np.ndarray, " classes"]:
+def find_classes(
+    y: np.ndarray, y_trusted: np.ndarray, *, judge_all: bool
+) -> Shaped[np.ndarray, " classes"]:
     """The class labels, sorted.
 
     Raises:
-        InputError: one class only, fewer trusted rows than classes, or a label that occurs on one
-            side only.
+        InputError: one class only, on either side; fewer trusted rows than classes; or a label that
+            occurs among the trusted rows only; with `judge_all` also one that never occurs there, of
+            which a warning is given otherwise.
     """
     try:
         labels = np.unique(np.concatenate([y, y_trusted]))
@@ -165,11 +169,17 @@ def find_classes(y: np.ndarray, y_trusted: np.ndarray) -> Shaped[np.ndarray, " c
             "from the trusted rows, or mend the spelling of the labels."
         )
     unseen = np.setdiff1d(labels, y_trusted)
-    if len(unseen):
+    message = f"the training rows have labels that no trusted row has: {named(unseen.tolist())}. "
+    if len(unseen) and (judge_all or len(unseen) == len(labels) - 1):
         raise InputError(
-            f"the training rows have labels that no trusted row has: {named(unseen.tolist())}. "
-            "Every row of such a class would be weighted down as useless: verify a few rows of it, "
-            "or remove the class from the training rows."
+            f"{message}Every row of such a class would be weighted down as useless: verify a few rows "
+            "of it, or remove the class from the training rows."
+        )
+    if len(unseen):
+        warnings.warn(
+            f"{message}Nothing can be said of these rows, which count as average ones: verify a few.",
+            UserWarning,
+            stacklevel=4,
         )
     return labels
 

@@ -126,11 +126,13 @@ def prepare(
     holdout: tuple[Any, Any] | None,
     overlap: str,
     raw: bool = False,
+    judge_all: bool = False,
 ) -> Prepared:
     """Check everything that can be checked without computing, scale the features, code the labels.
 
     Rows of every kind that `as_internal` knows. Tables with text, dates or gaps become numbers by
-    `vectorise`; with `raw` the final estimator gets the tables themselves.
+    `vectorise`; with `raw` the final estimator gets the tables themselves. With `judge_all` every
+    class must have a trusted row.
 
     Raises:
         InputError: with the rows or columns at fault.
@@ -177,7 +179,9 @@ def prepare(
             pipeline, scaler, None, float(target.mean()), float(target.std()) or 1.0
         )
     else:
-        encoding = Encoding(pipeline, scaler, find_classes(codes[""], codes["_trusted"]))
+        encoding = Encoding(
+            pipeline, scaler, find_classes(codes[""], codes["_trusted"], judge_all=judge_all)
+        )
 
     floating = jax.dtypes.canonicalize_dtype(float)
     scaled = {

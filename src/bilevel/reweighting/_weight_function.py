@@ -197,6 +197,8 @@ class Folds:
         self.x, self.y, self.kind = x, y, kind
         self.x_trusted, self.y_trusted = x_trusted, y_trusted
         self.n, self.m = len(y), len(y_trusted)
+        classes = isinstance(kind, Classes)
+        self.unjudged = ~np.isin(y, y_trusted) if classes else np.zeros(self.n, bool)
         # Folds in which every class, or every range of the target, has its share.
         self.fold = np.empty(self.m, int)
         self.fold[np.lexsort((rng.random(self.m), y_trusted))] = np.arange(self.m) % FOLDS
@@ -208,7 +210,7 @@ class Folds:
         # steps; the offset that they have without centring is in every `bias` outside of `rows`.
         self.centre = x.mean(axis=0, dtype=np.float64).astype(x.dtype)
         self.size, self.inflate = len(self.sub), self.n / len(self.sub)
-        labels = jnp.int32 if isinstance(kind, Classes) else x.dtype
+        labels = jnp.int32 if classes else x.dtype
         self.rows = Rows(
             jnp.asarray(np.concatenate([x[self.sub], x_trusted]) - self.centre),
             jnp.asarray(np.concatenate([y[self.sub], y_trusted]), labels),
@@ -259,7 +261,7 @@ class Folds:
         others, y = self.others[k], self.y
         trusted_only = self.fit(np.r_[np.zeros(self.size), others][None])
         by_trusted = self._outputs(trusted_only, np.zeros(self.n, int))
-        agree = self.kind.agrees(by_trusted, y)
+        agree = self.kind.agrees(by_trusted, y) | self.unjudged
 
         def by_halves(keep: Bool[np.ndarray, " n"]) -> tuple[PyTree, np.ndarray]:
             lines = [np.r_[(keep & (half != h))[self.sub], others] for h in range(HALVES)]
@@ -267,15 +269,12 @@ class Folds:
             return w, self._outputs(w, half)
 
         agreeing, by_agreeing = by_halves(agree)
-        a, b, c = (
-            centred_ranks(self.kind.fit(outputs, y))
-            for outputs in (by_all, by_trusted, by_agreeing)
-        )
+        a, b, c = (self._ranks(outputs) for outputs in (by_all, by_trusted, by_agreeing))
         fits = a + c
         best, by_best = by_halves(fits >= np.median(fits))
-        d = centred_ranks(self.kind.fit(by_best, y))
+        d = self._ranks(by_best)
         squares = PolynomialFeatures(2, include_bias=False).fit_transform(np.stack([a, b], axis=1))
-        predicted = np.where(self.kind.agrees(by_agreeing, y), 1.0, -1.0)
+        predicted = np.where(self.kind.agrees(by_agreeing, y) | self.unjudged, 1.0, -1.0)
         columns = [squares, c, c**2, d, d**2, predicted]
         if self.shift is not None:
             columns.append(self.shift[k])
@@ -296,6 +295,10 @@ class Folds:
             ),
             outputs=by_best,
         )
+
+    def _ranks(self, outputs: Float[np.ndarray, "n outputs"]) -> Float[np.ndarray, " n"]:
+        """Of the labels' fit, from -1 to 1; 0, the middle, for labels that no trusted row has."""
+        return np.where(self.unjudged, 0.0, centred_ranks(self.kind.fit(outputs, self.y)))
 
     def _density_ratio(self, part: np.ndarray) -> list[np.ndarray] | None:
         """Half the log density ratio of trusted to training rows, for each fold, if they differ.

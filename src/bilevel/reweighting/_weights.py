@@ -119,6 +119,7 @@ def learn_weights(
         holdout=holdout,
         overlap=overlap,
         raw=isinstance(estimator, Pipeline),
+        judge_all=method != "auto" or model != "linear",
     )
     regression = data.classes is None
     if estimator is not None:
