@@ -1,5 +1,9 @@
 """Strictness for every test: float64, no implicit promotion, checked annotations, fixed seeds."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -23,6 +27,16 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# What XLA has compiled is kept in a folder for the length of the session, which xdist's workers share.
+# Commands that tests start in a process of their own compile for themselves, as a user's do.
+CACHE = "BILEVEL_TESTS_COMPILED"
+if CACHE not in os.environ:
+    os.environ[CACHE] = tempfile.mkdtemp(prefix="bilevel-compiled-")
+    atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 settings.register_profile(
     "tests",
     derandomize=True,
@@ -31,6 +45,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+
+def pytest_configure(config):
+    """A file that the other worker is still writing cannot be read, and is compiled anew."""
+    message = "ignore:Error (reading|writing) persistent compilation cache:UserWarning"
+    config.addinivalue_line("filterwarnings", message)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -153,7 +153,8 @@ def search(
     def judge(some: dict[str, Candidate]) -> None:
         for name in some:
             some[name] = some[name].neutral(data.unjudged)
-            judged[name] = data.judge(some[name].lines(data))
+            if name not in judged:
+                judged[name] = data.judge(some[name].lines(data))
 
     judge(candidates)
     a, _, c, d = np.moveaxis(np.stack([d.fits for d in data.described]), 1, 0)
