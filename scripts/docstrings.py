@@ -6,7 +6,6 @@ from typing import Any
 import griffe
 
 EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*\n).+)*", re.MULTILINE)
-
 WIDTH = 80
 
 

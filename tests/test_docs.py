@@ -126,13 +126,15 @@ def test_names_exist(page):
 
 # -- the five-minute starts: blocks run in order, as a reader would ------------------------------
 
-BLOCK = re.compile(r"^```(?P<kind>python|console)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```(?P<kind>python|console|text)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
+)
 PRINT = re.compile(r"^print\(.*?\)(?:  # (?P<promise>.+))?$", re.MULTILINE)
 COMMAND = re.compile(r"^\$ bilevel ((?:.*\\\n)*.*)$", re.MULTILINE)
 
 
 def assert_alike(printed: str, promised: str) -> None:
-    """Words are equal; numbers to 3 %, or to the last digit shown: splits of few rows are coarse."""
+    """Words are equal; numbers to 5 %, or two of the last digit shown: few rows are coarse."""
     said, due = printed.split(), promised.split()
     assert len(said) == len(due), (printed, promised)
     for one, other in zip(said, due, strict=True):
@@ -142,7 +144,7 @@ def assert_alike(printed: str, promised: str) -> None:
             assert one == other
         else:
             digit = 10.0 ** -len(other.partition(".")[2])
-            assert float(one) == pytest.approx(number, rel=0.03, abs=1.01 * digit)
+            assert float(one) == pytest.approx(number, rel=0.05, abs=2.01 * digit)
 
 
 @pytest.mark.slow
@@ -151,24 +153,30 @@ def test_start_pages(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     names = {"print": lambda *values: said.append(" ".join(map(str, values)))}
-    kept = 0
+    unpromised, kept = "", 0
     for kind, code in BLOCK.findall((DOCS / "start" / f"{page}.md").read_text()):
         if kind == "python":
             said.clear()
             exec(compile(code, page, "exec"), names)
-            for printed, promised in zip(said, PRINT.findall(code), strict=True):
+            lines = list(zip(said, PRINT.findall(code), strict=True))
+            unpromised = "\n".join(printed for printed, promised in lines if not promised)
+            for printed, promised in lines:
                 if promised:
                     assert_alike(printed, promised)
                     kept += 1
+            continue
+        if kind == "text":
+            assert_alike(unpromised, code)
+            kept += 1
             continue
         for line in COMMAND.findall(code):
             arguments = shlex.split(line.replace("\\\n", " "))
             options = ["--no-report"] * (arguments[0] == "weigh")
             assert command(*arguments, *options).code == 0, line
-    assert kept >= 1
+    assert kept >= 3
 
 
-PAGES = sorted(DOCS.rglob("*.md")) + [DOCS.parent / "README.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
 
 
 def test_commands_have_the_options_that_pages_name():
@@ -190,7 +198,7 @@ def test_the_api_page_has_every_public_name():
     listed = re.findall(r"^::: (bilevel[\w.]*)$", (DOCS / "api.md").read_text(), re.MULTILINE)
     assert len(listed) == len(set(listed))
     names = {path.rpartition(".")[2] for path in listed}
-    public = set(bilevel.__all__) | set(reweighting.__all__)
+    public = set(vars(bilevel)["__all__"]) | set(reweighting.__all__)
     assert public - names == {"reweighting"}
     for path in listed:
         value = bilevel
