@@ -40,6 +40,10 @@ def frame(rows: int = N, columns: str = "abc", first: int = 100) -> pd.DataFrame
     return pd.DataFrame(values, columns=list(columns), index=range(first, first + rows))
 
 
+def mixed(rows: int = N, first: int = 100) -> pd.DataFrame:
+    return frame(rows, first=first).assign(colour="red", day=pd.Timestamp("2026-01-01"))
+
+
 def test_zero_rows():
     refuse("`X` has zero rows", X=np.zeros((0, D)), y=np.zeros(0, int))
     refuse("`X_trusted` has zero rows", X_trusted=np.zeros((0, D)), y_trusted=np.zeros(0, int))
@@ -63,13 +67,14 @@ def test_nan_and_infinity_with_rows_and_columns():
 
 
 def test_gaps_in_a_table_are_filled_and_an_infinity_beside_them_is_not():
-    trusted = frame(M, first=500) + 10
+    trusted = mixed(M, first=500)
+    trusted["a"] += 10
     trusted.loc[503, "c"] = np.nan
-    data, _ = given(X=frame(), X_trusted=trusted)
+    data, _ = given(X=mixed(), X_trusted=trusted)
     result = learn_weights(*data.values(), method="near-exact", num_steps=1)
     assert len(result.weights) == N
     trusted.loc[504, "a"] = np.inf
-    refuse("infinite values in the columns 'a', rows with ids 504", X=frame(), X_trusted=trusted)
+    refuse("infinite values in the columns 'a', rows with ids 504", X=mixed(), X_trusted=trusted)
 
 
 def test_only_some_of_many_rows_are_named():
@@ -79,7 +84,7 @@ def test_only_some_of_many_rows_are_named():
 
 
 def test_non_numeric_columns():
-    X = frame().assign(colour="red", day=pd.Timestamp("2026-01-01"))
+    X = mixed()
     data, _ = given(X=X, X_trusted=X.iloc[:M])
     result = learn_weights(*data.values(), method="near-exact", num_steps=1, overlap="keep")
     assert list(result.weights.index) == list(X.index)  # text and dates are used

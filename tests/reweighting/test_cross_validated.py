@@ -61,7 +61,7 @@ def normal_folds(seed: int = 0, shift: float = 0.0, rows: int = 300, trusted: in
     rng = np.random.default_rng(seed)
     X, X_trusted = 2 + rng.normal(size=(rows, 3)), 2 + rng.normal(size=(trusted, 3))
     X_trusted[:, 0] += shift
-    y, y_trusted = (np.int64(a.sum(1) > 6 + shift / 2) for a in (X, X_trusted))
+    y, y_trusted = ((a.sum(1) > 6 + shift / 2).astype(int) for a in (X, X_trusted))
     return make_folds(X, y, X_trusted, y_trusted, None, seed)
 
 
@@ -248,7 +248,8 @@ def test_a_shift_is_found_where_there_is_one():
         assert data.shift is not None
         for half in data.shift:
             assert np.abs(half).max() <= _weight_function.STEEPEST / 2
-            assert spearmanr(half, data.x[:, 0]).statistic > 0.9
+            rank: Any = spearmanr(half, data.x[:, 0])
+            assert rank.statistic > 0.9
         assert data.described[0].features.shape == (data.n, 11)
         np.testing.assert_array_equal(data.described[0].features[:, -1], data.shift[0])
 
@@ -313,7 +314,7 @@ def test_a_gain_within_half_a_standard_error_is_not_enough(errors, winner):
     }
     table, chosen = choose(judged)
     assert chosen == winner
-    assert table["loss"].idxmin() == "weights"
+    assert str(table["loss"].idxmin()) == "weights"
     assert table.loc["weights", "difference"] == pytest.approx(-errors * error, rel=1e-9)
     assert table.loc["weights", "standard_error"] == pytest.approx(error, rel=1e-9)
     assert table.loc["uniform", "standard_error"] == pytest.approx(0, abs=1e-12)
@@ -355,7 +356,8 @@ def test_training_rows_are_ranked_as_they_were(folds):
     """By models half of which have seen the row, so a little better than before."""
     last = folds.described[FOLDS]
     quality, undisputed = last.scorer(folds.x, folds.y)
-    assert spearmanr(quality, last.quality).statistic > 0.9
+    rank: Any = spearmanr(quality, last.quality)
+    assert rank.statistic > 0.9
     assert undisputed.mean() > 0.9
     assert quality.mean() >= last.quality.mean() - 0.01
 
@@ -363,11 +365,11 @@ def test_training_rows_are_ranked_as_they_were(folds):
 # --- the whole
 
 
-def noisy_rows(seed: int = 1) -> tuple[tuple[Any, ...], np.ndarray]:
+def noisy_rows(seed: int = 1) -> tuple[Any, np.ndarray]:
     """400 normal rows of two classes, 30 % with the wrong label, 60 trusted ones; which are wrong."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(460, 10))
-    y = np.int64(X @ np.where(np.arange(10) % 2, 1.0, -1.0) > 0)
+    y = (X @ np.where(np.arange(10) % 2, 1.0, -1.0) > 0).astype(int)
     wrong = rng.random(400) < 0.3
     return (X[:400], np.where(wrong, 1 - y[:400], y[:400]), X[400:], y[400:]), wrong
 

@@ -169,6 +169,11 @@ def test_checks_and_summary(result):
     )
 
 
+def test_free_weights_say_nothing_of_new_rows(result):
+    with pytest.raises(ValueError, match="free weights say nothing of new rows"):
+        result.score_rows(*digits().holdout)
+
+
 def test_no_holdout_no_baselines():
     result = free_weights(*digits().learnable, num_steps=2)
     assert result.baselines is None

@@ -11,14 +11,14 @@ import scipy.sparse
 import sklearn
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.model_selection import GridSearchCV, PredefinedSplit, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from test_estimators import together
 
 from bilevel import ReweightedClassifier, ReweightedRegressor
-from digits import digits
+from digits import TRAIN, TRUSTED, digits
 
 PAIRS: list[Any] = [
     pair
@@ -56,14 +56,20 @@ FEW: dict[str, Any] = {"method": "near-exact", "num_steps": 2}  # what is tested
 
 
 def test_cross_validate_splits_the_mask(routing):
-    X, y, mask = together()
+    parts = [together(seed) for seed in (0, 1)]  # two folds of the usual shape: one compilation
+    X, y, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
+    fold = np.repeat([0, 1], len(y) // 2)
+    order = np.random.default_rng(0).permutation(len(y))
+    X, y, mask, fold = X[order], y[order], mask[order], fold[order]
     clf = ReweightedClassifier(**FEW).set_fit_request(is_trusted=True)
-    scores = cross_validate(clf, X, y, params={"is_trusted": mask}, cv=3, return_estimator=True)
-    sizes = [len(fit.weights_) for fit in scores["estimator"]]
-    assert sum(sizes) == 2 * len(y)
-    # Each fit has seen the trusted rows of its own two folds.
-    trusted = [(fit.weights_ == fit.trusted_weight_).sum() for fit in scores["estimator"]]
-    assert sum(trusted) >= 2 * mask.sum()
+    given: Any = {"params": {"is_trusted": mask}, "cv": PredefinedSplit(fold)}
+    scores = cross_validate(clf, X, y, return_estimator=True, **given)
+    for k, fit in enumerate(scores["estimator"]):
+        assert fit.weights_.shape == (TRAIN + TRUSTED,)
+        # Each fit has seen the trusted rows of the other fold.
+        trusted = fit.weights_ == fit.trusted_weight_
+        assert trusted[mask[fold != k]].all()
+        assert trusted.sum() < 1.2 * TRUSTED
 
 
 def test_grid_search_and_pipelines(routing):
@@ -71,7 +77,9 @@ def test_grid_search_and_pipelines(routing):
     clf = ReweightedClassifier(LogisticRegression(max_iter=500), **FEW)
     pipeline = make_pipeline(StandardScaler(), clf.set_fit_request(is_trusted=True))
     grid = {"reweightedclassifier__estimator__C": [1e-3, 1.0]}
-    search: Any = GridSearchCV(pipeline, grid, cv=2).fit(X, y, is_trusted=mask)
+    rows = np.arange(len(y))  # to fit on all of them, scored on a half, is one compilation
+    folds = [(rows, half) for half in np.array_split(rows, 2)]
+    search: Any = GridSearchCV(pipeline, grid, cv=folds).fit(X, y, is_trusted=mask)
     assert search.best_estimator_[-1].weights_.shape == y.shape
     assert search.cv_results_["mean_test_score"].max() > 0.4  # of the noisy labels
     assert search.score(*digits().holdout) > 0.7

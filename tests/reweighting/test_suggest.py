@@ -1,6 +1,7 @@
 """`suggest` against its equations written out, and against random rows on digits."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd

@@ -341,17 +341,25 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
         estimator: a scikit-learn classifier that accepts `sample_weight`, or a pipeline ending in
             one; logistic regression on scaled features by default. It is cloned.
         model, method, num_steps, l2, overlap: how the weights are learned, see
-            `bilevel.learn_weights`. The weights are learned with `model`, not with `estimator`.
+            `bilevel.learn_weights`. The weights are learned with `model`, not with `estimator`,
+            which judges them.
+        drop_zero: leave rows of weight zero out of the final fit, or pass them on with their zeros.
         random_state: an integer seed, a `RandomState`, or `None` for a random one.
 
     Attributes:
         weights_: one a row of X, mean 1 over the untrusted rows, with the index of X; a
             `sample_weight` for any estimator.
+        label_quality_: in [0, 1], one a row of X; the lowest are most likely to be wrong.
         keep_mask_: False for the rows to look at.
-        trusted_weight_: the weight of each trusted row in the final fit.
+        winner_: what was chosen: weights, or one of the baselines.
+        baselines_: the table of what it was chosen from, judged on held-out trusted rows.
+        group_weights_: the mean weight of each group, if there are groups.
+        trusted_weight_: what a trusted row weighs beside them.
         n_effective_: the effective sample size of the untrusted rows' weights.
         estimator_: the fitted final estimator. `classes_`, `n_features_in_` as usual.
-        history_, result_: the run, and the whole `WeightsResult` with its checks.
+        history_: the run.
+        result_: the whole `WeightsResult` with its checks; its `sample_weight` is what the final
+            estimator was fitted with.
 
     The fitted object keeps the rows it was given, for `compare_baselines`.
 

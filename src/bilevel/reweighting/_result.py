@@ -26,9 +26,9 @@ class WeightsResult:
         weights: one a training row, in order, mean 1: 0 is ignored, 1 an average row; in the kind that
             the rows came in, such as a pandas series with their index. All zero if the trusted rows
             alone are best.
-        trusted_weight: what a trusted row weighs beside them; no training row weighs more, see
-            `row_weights`.
-        keep: whether each row is worth at least half a trusted row; look at the others.
+        trusted_weight: what a trusted row weighs beside them.
+        keep: False for the rows to look at: those whose label a model that has not seen them disputes
+            (of free weights: that are worth less than half a trusted row).
         effective_sample_size: `(sum w)^2 / sum w^2`.
         entropy: of the normalised weights, in nats.
         history: a table with a line a recorded outer step: outer value, the three residuals, oracle
