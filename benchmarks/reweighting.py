@@ -115,7 +115,7 @@ def cell(name: str, n: int, m: int, kind: str, rate: float, seed: int) -> dict[s
         known = np.minimum(known, len(trusted.classes_) - 1)
         by_trusted = trusted.predict_proba(X[train])[np.arange(n), known]
         both = np.r_[X[train], X[verified]], np.r_[noisy, y[verified]]
-        p = cross_val_predict(final, *both, method="predict_proba")[:n]
+        p: Any = cross_val_predict(final, *both, method="predict_proba")
         codes = np.searchsorted(np.unique(both[1]), noisy)
         areas = {
             "auroc": roc_auc_score(wrong, -found.label_quality),

@@ -365,7 +365,7 @@ def test_training_rows_are_ranked_as_they_were(folds):
 # --- the whole
 
 
-def noisy_rows(seed: int = 1) -> tuple[Any, np.ndarray]:
+def noisy_rows(seed: int = 1) -> tuple[tuple[Any, Any, Any, Any], np.ndarray]:
     """400 normal rows of two classes, 30 % with the wrong label, 60 trusted ones; which are wrong."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(460, 10))
@@ -381,7 +381,7 @@ def test_models_of_a_subsample_say_about_the_same_of_all_rows(monkeypatch):
     part = make_folds(*data, None, 0)
     assert (whole.size, part.size, part.n) == (400, 150, 400)
     quality = [folds.described[FOLDS].quality for folds in (whole, part)]
-    assert np.corrcoef(*quality)[0, 1] > 0.95  # measured .994
+    assert np.corrcoef(quality)[0, 1] > 0.95  # measured .994
     for q in quality:
         assert roc_auc_score(~wrong, q) > 0.95  # measured .983 and .979
     # Each of the 150 rows stands for 400 / 150: lines have the totals that they had.
