@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-import optimistix as optx
 import pandas as pd
 import pytest
+from jax.flatten_util import ravel_pytree
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -119,11 +119,7 @@ def test_the_regression_is_ridge():
     np.testing.assert_allclose(ours["bias"], theirs.intercept_, atol=5e-3)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(Classes(2), marks=pytest.mark.slow), Numbers()],
-    ids=["classes", "numbers"],
-)
+@pytest.mark.parametrize("kind", [Classes(2), Numbers()], ids=["classes", "numbers"])
 def test_hypergradient_against_differences(kind):
     """Of the objective in the coefficients, through the inner solutions of all folds."""
     rng = np.random.default_rng(0)
@@ -143,26 +139,31 @@ def test_hypergradient_against_differences(kind):
         "log_temperature": jnp.array(-0.2),
     }
     fitted = data.fit(np.asarray(sample_weights(u, z, others, inflate)))
-    w = jax.tree.map(jnp.asarray, data.centred(fitted))
-    solver = bilevel.MinimiserInner(optx.BFGS(rtol=1e-12, atol=1e-12), max_steps=2000)
-    stream = bilevel.Stream(bilevel.FullBatch(), None, ())
-
-    @eqx.filter_jit
-    def solve(u):
-        best, *_ = solver.solve(problem, u, w, (), stream)
-        return best
-
-    # The bias is not penalised, and a constant shift of all classes is free: a singular Hessian.
-    grad = bilevel.implicit_gradient(problem, u, solve(u), lx.SVD()).grad
+    w, to_tree = ravel_pytree(jax.tree.map(jnp.asarray, data.centred(fitted)))
     direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), u)
-    value = lambda t: float(  # noqa: E731
-        problem.outer(v := jax.tree.map(lambda a, d: a + t * d, u, direction), solve(v), None)
-    )
+
+    def solve(u):
+        """Newton's method; the bias of all classes may shift by a constant: a singular Hessian."""
+
+        def step(_, w):
+            risk = lambda w: problem.inner(u, to_tree(w), None)  # noqa: E731
+            return w - jnp.linalg.pinv(jax.hessian(risk)(w), hermitian=True) @ jax.grad(risk)(w)
+
+        return to_tree(jax.lax.fori_loop(0, 8, step, w))
+
+    @jax.jit
+    def value(t):
+        v = jax.tree.map(lambda a, d: a + t * d, u, direction)
+        return problem.outer(v, solve(v), None)
+
+    @jax.jit
+    def estimate(u):
+        return bilevel.implicit_gradient(problem, u, solve(u), lx.SVD()).grad
+
+    grad = estimate(u)
     slope = (value(1e-4) - value(-1e-4)) / 2e-4
-    expected = sum(
-        float(jnp.vdot(a, b)) for a, b in zip(*map(jax.tree.leaves, (grad, direction)), strict=True)
-    )
-    np.testing.assert_allclose(slope, expected, rtol=1e-3)
+    expected = jnp.vdot(ravel_pytree(grad)[0], ravel_pytree(direction)[0])
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
 def test_the_inner_objective_is_the_sum_of_what_the_folds_models_minimise(folds):

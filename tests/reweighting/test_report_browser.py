@@ -223,11 +223,14 @@ def test_without_javascript_the_drawings_and_all_rows_are_there(opened):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.get(path.as_uri())
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    drawings = browser.execute_script(
+    count = (
         "return [...document.querySelectorAll('.chart .static svg')]"
         ".filter(svg => svg.getBoundingClientRect().height > 60).length"
     )
-    assert drawings == 11
+    # On a busy machine the page is laid out some time after it has loaded.
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 30).until(lambda page: page.execute_script(count) == 11)
     assert len(column(browser, "Id")) == len(evidence["worst"]["rows"])
     shown = "return getComputedStyle(document.getElementById('filter')).display"
     assert browser.execute_script(shown) == "none"
