@@ -510,6 +510,15 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tmp_path):
     refuse(3, "no column 'digits' (--label); did you mean 'digit'?", "--label", "digits")
     refuse(3, "must have the same columns", spoilt=trusted.drop(columns="p3"))
     refuse(3, "has no column 'nowhere' (--groups)", "--groups", "nowhere")
+    write_table(train.assign(source="only"), tmp_path / "train.csv")
+    refuse(3, "`groups` has 1 distinct values", "--groups", "source")
+    refuse(3, "must have the same columns")
+    assert bilevel(*command, "--drop", "source").code == 0  # which only the training table has
+    holdout = pd.read_csv(tmp_path / "holdout.csv")
+    for name, two in (("train", train), ("holdout", holdout)):
+        write_table(two[two["digit"] < 2], tmp_path / f"{name}.csv")
+    few = trusted[trusted["digit"] < 2].groupby("digit").head(2)
+    refuse(3, "got 4 trusted rows, at least 6 are needed", spoilt=few)
     (tmp_path / "run").mkdir()
     refuse(2, "exists; its results are not overwritten")
 

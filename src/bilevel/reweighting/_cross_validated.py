@@ -336,6 +336,19 @@ def cross_validated_weights(
     )
 
 
+def check_trusted_count(trusted: int) -> None:
+    """Refuse fewer trusted rows than two a fold.
+
+    Raises:
+        InputError: with the number.
+    """
+    if trusted < 2 * FOLDS:
+        raise InputError(
+            f"weights are judged on {FOLDS} folds of the trusted rows: got {trusted} trusted "
+            f"rows, at least {2 * FOLDS} are needed."
+        )
+
+
 def make_folds(
     X: Any, y: np.ndarray, X_trusted: Any, y_trusted: np.ndarray, groups: Any, seed: int
 ) -> Folds:
@@ -344,11 +357,7 @@ def make_folds(
     Raises:
         InputError: fewer than 6 trusted rows, or codes that are no codes.
     """
-    if len(y_trusted) < 2 * FOLDS:
-        raise InputError(
-            f"weights are judged on {FOLDS} folds of the trusted rows: got {len(y_trusted)} trusted "
-            f"rows, at least {2 * FOLDS} are needed."
-        )
+    check_trusted_count(len(y_trusted))
     kinds = y.dtype.kind + y_trusted.dtype.kind
     if kinds == "ff":
         kind: Classes | Numbers = Numbers()

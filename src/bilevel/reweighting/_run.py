@@ -30,7 +30,7 @@ from ._report import Report
 from ._result import WeightsResult
 from ._table import digest, read_table, split_label
 from ._vectorise import check_values, vectorise
-from ._weights import learn_weights
+from ._weights import check_choice, learn_weights
 
 
 class RunFolderError(ValueError):
@@ -144,6 +144,15 @@ def estimate(config: WeighConfig) -> Estimate:
         holdout=rows.get("holdout"),
         overlap="keep",
     )
+    groups = tables.groups.get("train")
+    check_choice(
+        config.method,
+        config.model,
+        config.num_steps,
+        None if groups is None else np.asarray(groups),
+        len(features["train"]),
+        len(features["trusted"]),
+    )
     return estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
 
 
@@ -226,9 +235,9 @@ def _read(config: WeighConfig) -> _Tables:
             read_table(Path(path), name), config.label, config.id, name
         )
         unknown = [c for c in config.drop if c not in table.columns]
-        if unknown:
-            raise InputError(f"the {name} file has no column {named(unknown)} to --drop.")
-        table = table.drop(columns=list(config.drop))
+        if name == "train" and unknown:
+            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+        table = table.drop(columns=list(config.drop), errors="ignore")
         if config.groups is not None:
             if name == "train" and config.groups not in table.columns:
                 raise InputError(

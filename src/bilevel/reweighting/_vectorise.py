@@ -387,7 +387,7 @@ def vectorise(
 def load_model(path: str | os.PathLike) -> Pipeline:
     """The pipeline in a `model.skops`; nothing is unpickled, and no type but our own is made.
 
-    Give it rows by `model.predict(tidy(table, like=model))`.
+    Its `predict` takes a table with the columns and types of the training table.
 
     Raises:
         InputError: no such file, no skops file, or one that holds other types (named).

@@ -15,6 +15,7 @@ from .._callback import AbstractCallback
 from ..tasks import Model
 from ._auto import auto_weights
 from ._baselines import check_estimator_fits, compare_baselines
+from ._cross_validated import check_trusted_count
 from ._data import InputError
 from ._free_weights import free_weights
 from ._prepare import MIN_MAX, prepare
@@ -62,9 +63,13 @@ def learn_weights(
             integers, or more than 50 distinct ones that on average occur less than ten times.
         model: the differentiable model whose loss is used: `"linear"` (softmax, or least squares),
             `"mlp"`, or any `bilevel.tasks.Model`.
-        method: `"auto"`; or free weights by `"near-exact"`, `"soba"`, or a configured algorithm such
-            as `bilevel.SOBA(...)`: with fewer than some thousand trusted rows they overfit their
-            loss. With another model than the linear one, `"auto"` means `"near-exact"`.
+        method: `"auto"`, which tries uniform weights, the trusted rows alone or beside the others, the
+            rows that a model of the trusted rows agrees with, a weight function of rankings, the ratio
+            of densities where the trusted rows are distributed otherwise, and with ten trusted rows a
+            parameter or more a weight of its own for each row. Or free weights by `"near-exact"`,
+            `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`: with fewer than some
+            thousand trusted rows they overfit their loss. With another model than the linear one,
+            `"auto"` means `"near-exact"`.
         groups: what each training row belongs to (its source, its annotator); `"auto"` then also
             learns one weight a group. A vector of labels.
         num_steps: outer steps for free weights; by default 20 near-exact ones, with 1000 trusted rows
@@ -139,23 +144,17 @@ def learn_weights(
             *data.holdout,
         )
 
-    if method == "auto" and model == "linear":
-        if num_steps is not None:
-            raise ValueError(
-                "`num_steps` has no meaning for method='auto', which chooses where to stop; leave "
-                "it out, or choose method='near-exact'."
-            )
+    chosen = check_choice(method, model, num_steps, groups, len(data.rows[1]), len(data.trusted[1]))
+    if is_cross_validated(method, model):
         return auto_weights(
             data,
-            groups=None if groups is None else _check_groups(groups, len(data.rows[1])),
+            groups=chosen,
             estimator=estimator,
             seed=seed,
             callbacks=callbacks,
             folder=folder,
             compare=compare,
         )
-    if groups is not None:
-        raise ValueError("`groups` need method='auto' and model='linear'.")
     return free_weights(
         data,
         model=model,
@@ -167,6 +166,33 @@ def learn_weights(
         folder=folder,
         compare=compare,
     )
+
+
+def is_cross_validated(method: Any, model: Any) -> bool:
+    """Whether weights are chosen on folds of the trusted rows; otherwise each row has its own."""
+    return method == "auto" and model == "linear"
+
+
+def check_choice(
+    method: Any, model: Any, num_steps: int | None, groups: Any, rows: int, trusted: int
+) -> np.ndarray | None:
+    """Refuse what does not fit the method, before anything is computed; return the groups.
+
+    Raises:
+        ValueError: `num_steps` or `groups` for a method that does not have them.
+        InputError: too few trusted rows, groups that weights cannot be learned for.
+    """
+    if is_cross_validated(method, model):
+        if num_steps is not None:
+            raise ValueError(
+                "`num_steps` has no meaning for method='auto', which chooses where to stop; leave "
+                "it out, or choose method='near-exact'."
+            )
+        check_trusted_count(trusted)
+        return None if groups is None else _check_groups(groups, rows)
+    if groups is not None:
+        raise ValueError("`groups` need method='auto' and model='linear'.")
+    return None
 
 
 def _check_groups(groups: Any, n: int) -> np.ndarray:
