@@ -85,6 +85,7 @@ def test_a_constant_added_to_the_simplex_changes_nothing():
         for name in ("SABA", "FSLA", "AmIGO", "StocBiO", "F2SA")
     ],
 )
+@pytest.mark.slow
 def test_stochastic_runs_untuned(name):
     """On minibatches every method comes far closer to the best value than its start is."""
     from bilevel.tasks import quadratic
@@ -182,6 +183,7 @@ def test_a_step_to_nowhere_is_not_taken():
     assert int(following.step) == 2
 
 
+@pytest.mark.slow
 def test_schedules_are_called_with_the_outer_step():
     case = CASES["logistic"]
     samplers: Any = {"inner_sampler": Shuffled(5), "outer_sampler": Shuffled(3)}

@@ -319,6 +319,7 @@ def test_unrolled_on_a_problem_that_is_not_quadratic(name, every):
     assert norm_error(gradient(jnp.asarray(u)), central(lambda u: float(value(u)), u)) < 1e-6
 
 
+@pytest.mark.slow
 def test_hypergradients_of_the_improved_model():
     """Both estimators come to grad F(u, w(u)), as 1 / K; AID needs a solver for singular systems.
 
@@ -417,6 +418,7 @@ def test_every_is_a_way_from_the_improved_to_the_basic_model():
 # Theorem 2
 
 
+@pytest.mark.slow
 def test_improved_model_is_not_above_the_basic_one():
     """Theorem 2 on ten problems: the best value the improved model finds, against the basic best.
 

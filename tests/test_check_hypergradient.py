@@ -52,6 +52,7 @@ def test_defaults_need_nothing_but_the_problem():
     assert check.relative_error < 1e-6
 
 
+@pytest.mark.slow
 def test_a_fixed_point_problem_is_checked_with_its_defaults():
     """A map that is not symmetric and not affine, nor is its fixed point near the start."""
     jacobian = jnp.asarray([[0.3, -0.7, 0.0], [0.6, 0.2, 0.1], [0.0, 0.4, -0.3]])

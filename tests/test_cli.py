@@ -204,6 +204,7 @@ def test_without_json_stdout_has_the_table_and_the_checks(mixed):
     assert "fitting the final model" in mixed.stderr
 
 
+@pytest.mark.slow
 def test_parquet_gives_the_same_as_csv(tmp_path, plain, mixed):
     run = invoke([*write_tables(tmp_path, suffix=".parquet"), "--id", "row"], tmp_path / "run")
     pd.testing.assert_frame_equal(run.weights, plain.weights, check_exact=True)
@@ -213,6 +214,7 @@ def test_parquet_gives_the_same_as_csv(tmp_path, plain, mixed):
     pd.testing.assert_frame_equal(run.weights, mixed.weights, check_exact=True)
 
 
+@pytest.mark.slow
 def test_categories_are_read_like_text(tmp_path, mixed):
     def make(*part, **ids):
         table = mixed_table(*part, **ids)
@@ -241,6 +243,7 @@ def test_the_model_reads_the_raw_table(mixed):
     np.testing.assert_array_equal(mixed.model().predict(table), mixed.weights["predicted_label"])
 
 
+@pytest.mark.slow
 def test_columns_in_another_order_are_matched_by_name(tmp_path, plain):
     command = write_tables(tmp_path)
     for name in ("trusted", "holdout"):
@@ -267,6 +270,7 @@ def test_without_holdout_the_question_is_left_open(tmp_path):
     assert "whether weighting paid is not known: give rows to judge it on (--holdout)" in text
 
 
+@pytest.mark.slow
 def test_overlap_keep_goes_on_with_rows_that_are_also_trusted(tmp_path):
     command = [*write_tables(tmp_path), "--id", "row"]
     train, trusted = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("train", "trusted"))
@@ -298,6 +302,7 @@ def test_regression(tmp_path):
 
 
 @pytest.mark.parametrize(("seed", "believable"), [(0, True), (1, False)])
+@pytest.mark.slow
 def test_strict_says_whether_to_believe_it(tmp_path, seed, believable):
     """On split 1 the filter baseline is better on the hold-out: .9214 against .9150."""
     command = [*write_tables(tmp_path, seed=seed), "--id", "row"]
@@ -344,6 +349,7 @@ def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monk
     assert resumed.summary == plain.summary
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_final_fits_loses_no_step(tmp_path, plain, monkeypatch):
     command = [*write_tables(tmp_path), "--id", "row"]
 

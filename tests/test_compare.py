@@ -57,6 +57,7 @@ def rows_of(frame: Any, algorithm: str, seed: int) -> Any:
 
 
 @pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_every_run_is_that_of_solve(vmap):
     """With the seed as its key; 7 is no multiple of 3, so the last row is one step after the third."""
     frame = three(vmap)
@@ -104,6 +105,7 @@ def test_the_start_is_a_row(vmap):
     assert start[start.algorithm == "SABA auto"].hvps.min() > 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_batches():
     """Of methods that stay where they are, outer values differ by the batch only."""
     still = {
@@ -145,6 +147,7 @@ def poisoned() -> BilevelProblem:
 
 
 @pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_seed_that_fails_keeps_its_rows_and_the_others_go_on(vmap):
     problem, zero = poisoned(), jnp.zeros(())
     method = soba(0.3, 0.3, 0.1, inner_sampler=WithReplacement(1))
@@ -188,6 +191,7 @@ def test_every_seed_may_fail():
 
 
 @pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_metrics_are_of_the_point_after_the_step(vmap):
     given: dict[str, Any] = {
         "first": lambda u, w: u[0],
@@ -214,6 +218,7 @@ def test_a_metric_may_replace_the_objective():
     assert draw_comparison(frame).axes[0].get_ylabel() == "objective"
 
 
+@pytest.mark.slow
 def test_steps_by_name():
     frame = small(num_steps={"AmIGO": 4, "SOBA": 120}, trace_every=None)
     steps = {name: rows.step.unique().tolist() for name, rows in frame.groupby("algorithm")}
@@ -228,6 +233,7 @@ def test_seeds_may_be_a_number():
 
 
 @pytest.mark.parametrize("vmap", [True, False])
+@pytest.mark.slow
 def test_cpu_seconds(vmap):
     """They grow along a run, compilation is not in them, and a dear metric is not either."""
 
@@ -262,6 +268,7 @@ def test_the_caller_keeps_what_it_passed():
     assert_same((case.u, case.w0), before)
 
 
+@pytest.mark.slow
 def test_the_figure_shows_the_medians(tmp_path):
     frame = two(num_steps={"SOBA": 80, "AmIGO": 8}, seeds=5, path=tmp_path / "new" / "a.png")
     assert (tmp_path / "new" / "a.png").read_bytes()[:4] == b"\x89PNG"

@@ -284,6 +284,7 @@ def test_vmap_is_a_loop():
         assert bool(flows.converged[i]) == bool(single.converged)
 
 
+@pytest.mark.slow
 def test_implicit_solver_agrees():
     ts = jnp.array([0.3, 2.0, 20.0])
     explicit = dynamics.mirror_flow(low_rank(21), UNIFORM_5, ts)
@@ -310,6 +311,7 @@ def gradient_flow(u, ts):
 TIMES = jnp.array([0.5, 2.0, 8.0])
 
 
+@pytest.mark.slow
 def test_joint_flow_from_a_vertex():
     """No weight can move there, and the model still does."""
     u0 = jax.nn.one_hot(3, 6)
@@ -320,6 +322,7 @@ def test_joint_flow_from_a_vertex():
     np.testing.assert_allclose(weight(flow), gradient_flow(u0, 0.7 * TIMES), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_joint_flow_with_slow_weights():
     flow = joint(UNIFORM, W0, TIMES, 2.0, 1e-10, diffrax.Tsit5())
     np.testing.assert_allclose(flow.u, np.full((3, 6), 1 / 6), atol=1e-8)

@@ -64,6 +64,7 @@ def test_error_estimate_of_itd(name, mode):
         assert (true < 1e-11 and estimated < 1e-9) or 0.1 * true < estimated < 1e3 * true
 
 
+@pytest.mark.slow
 def test_error_estimates_with_known_constants():
     """With the true mu, or the true q of every step, the estimate is no guess of curvature."""
     case = CASES["coupled"]
@@ -138,6 +139,7 @@ def test_a_solve_that_ran_out_of_steps_warns_and_says_what_to_do():
         bilevel.implicit_gradient(case.problem, case.u, case.w_star(case.u), solver)
 
 
+@pytest.mark.slow
 def test_no_warning_under_a_transformation():
     case = CASES["coupled"]
     solver = bilevel.Richardson(0.01, rtol=1e-10, max_steps=3)
@@ -217,6 +219,7 @@ def test_truncated_itd_stops_the_gradient_before_its_last_steps():
         *(pytest.param(k, optax.sgd(0.1), marks=SLOW) for k in (2, 10, 16)),
     ],
 )
+@pytest.mark.slow
 def test_all_modes_of_itd_agree(steps, tx):
     case = CASES["logistic"]
     inner = GradientInner(tx, steps)
@@ -285,6 +288,7 @@ def test_memory_of_checkpointed_itd_grows_with_their_root():
         assert temporary_vectors(ITD("checkpointed"), steps) <= 3 * np.sqrt(steps) + 10
 
 
+@pytest.mark.slow
 def test_memory_of_forward_itd_and_of_aid_does_not_grow():
     for estimator in (
         ITD("forward"),

@@ -38,6 +38,7 @@ def test_gradient(case_name, name):
 
 
 @pytest.mark.parametrize("case_name", ["coupled", "ridge_per_feature"])
+@pytest.mark.slow
 def test_second_derivatives_against_differences(case_name):
     case = CASES[case_name]
     phi = layered(case, lx.LU())

@@ -258,6 +258,7 @@ def mean_squared_error(solver, sigma=0.5, seeds=200):
     return float(np.mean(np.sum((np.asarray(found) - truth) ** 2, axis=1)))
 
 
+@pytest.mark.slow
 def test_stochastic_with_decreasing_steps_converges_and_with_constant_ones_stalls():
     errors = [
         mean_squared_error(StochasticRichardson(decreasing_step(2.0, 8.0), k))

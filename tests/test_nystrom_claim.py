@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "nystrom.py"
 
@@ -18,6 +19,7 @@ def benchmark():
     return script
 
 
+@pytest.mark.slow
 def test_rank_20_beats_20_neumann_terms():
     """Where the Hessian is nearly of low rank and the damping is above its floor, for any columns."""
     script = benchmark()

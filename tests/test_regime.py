@@ -44,6 +44,7 @@ def report(rho, eta, num_steps=300):
 
 
 @pytest.mark.parametrize("rho", [0.1])
+@pytest.mark.slow
 def test_paces_against_the_closed_form(rho):
     """H = (1/2 + l2) I, so w closes -log(1 - 0.6 rho) a step; the weights move by eta sum u |c|."""
     eta = 1e-6  # so small that a mirror step is linear
@@ -73,6 +74,7 @@ def test_ratio_grows_with_the_outer_step_and_names_the_theorem():
     assert "faster than the model" in fast
 
 
+@pytest.mark.slow
 def test_counts_what_survives():
     found, run = report(0.02, 300.0)
     weights = np.asarray(run.u)

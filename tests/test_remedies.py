@@ -110,6 +110,7 @@ def test_settings_must_be_positive(make, value):
         make(value)
 
 
+@pytest.mark.slow
 def test_adjusted_in_a_run_bounds_every_step():
     radius = 0.01
     problem, w0, u0 = small_problem(geometry=bilevel.Adjusted(bilevel.limit_log_step(radius)))

@@ -76,6 +76,7 @@ def test_minibatches_converge_to_the_hypergradient():
     assert many < 0.05 * np.sum(truth**2)
 
 
+@pytest.mark.slow
 def test_each_sample_is_another_batch():
     """J = 2 on halves of the data, in order, is the full gradient of F; J = 1 is not."""
     case = CASES["logistic"]

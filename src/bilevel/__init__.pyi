@@ -1,6 +1,7 @@
 from . import (
     datasets as datasets,
     dynamics as dynamics,
+    estimators as estimators,
     parts as parts,
     reweighting as reweighting,
     tasks as tasks,
@@ -42,6 +43,7 @@ from ._equilibria import (
     is_cold_start_equilibrium as is_cold_start_equilibrium,
     is_warm_start_equilibrium as is_warm_start_equilibrium,
 )
+from ._fista import FISTA as FISTA
 from ._geometry import (
     AbstractGeometry as AbstractGeometry,
     Ball as Ball,
@@ -109,6 +111,7 @@ from ._retrain import (
     leak_check as leak_check,
     retrain_check as retrain_check,
 )
+from ._root import Anderson as Anderson, RootInner as RootInner
 from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,
@@ -135,6 +138,11 @@ from ._solution_concepts import (
 )
 from ._solve import Tolerances as Tolerances, run_chunk as run_chunk, solve as solve
 from ._trust_region import log_trust_region as log_trust_region
+from .estimators import (
+    ElasticNetBilevelCV as ElasticNetBilevelCV,
+    LogisticRegressionBilevelCV as LogisticRegressionBilevelCV,
+    RidgeBilevelCV as RidgeBilevelCV,
+)
 from .reweighting import (
     Check as Check,
     ReweightedClassifier as ReweightedClassifier,

@@ -145,6 +145,35 @@ _PROJECTIONS = {
 }
 
 
+class Rowwise(AbstractGeometry):
+    """`U = C x ... x C`: each entry along axis 0 lies in the set C on its own.
+
+    Args:
+        geometry: the set C of one row, such as `Ball(radius, p)`, or `Simplex()` for soft labels.
+
+    All leaves of u share axis 0, and a row is that entry of every leaf. A projection onto a product is
+    the product of the projections. What `geometry` holds (a center, bounds) is the same for all rows.
+
+    >>> import jax.numpy as jnp
+    >>> Rowwise(Ball(1.0)).project(jnp.array([[3.0, 4.0], [0.0, 0.5]])).round(2).tolist()
+    [[0.6, 0.8], [0.0, 0.5]]
+    """
+
+    geometry: AbstractGeometry
+
+    def retract(self, u, delta):
+        """Row by row."""
+        return jax.vmap(self.geometry.retract)(u, delta)
+
+    def project(self, u):
+        """Row by row."""
+        return jax.vmap(self.geometry.project)(u)
+
+    def measure(self, u, grad):
+        """Row by row."""
+        return jax.vmap(self.geometry.measure)(u, grad)
+
+
 class Simplex(AbstractGeometry):
     """The probability simplex: the entries of `u`, all leaves together, are >= 0 and sum to 1.
 

@@ -1,13 +1,14 @@
 import doctest
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bilevel.datasets import _cifar, cifar10
+from bilevel.datasets import _cifar, _sources, cifar10
 
 N = 20  # records a file in place of 10000, where a test uses `small`
 TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
@@ -18,7 +19,7 @@ BATCH_LABEL["test_batch"] = b"testing batch 1 of 1"
 
 root = os.environ.get("BILEVEL_DATA")
 needs_data = pytest.mark.skipif(
-    not root or not any(Path(root, name).is_dir() for name in _cifar._SUBFOLDERS),
+    not root or not any(Path(root, name).is_dir() for name in _sources.CIFAR10.subfolders),
     reason="BILEVEL_DATA holds no folder of the published CIFAR-10 files",
 )
 
@@ -183,7 +184,7 @@ def test_missing_files_say_what_where_and_whence(small, tmp_path, monkeypatch):
     for part in (
         *(f"{name}.bin" for name in TRAIN),
         *(f"{name}," for name in TRAIN[:4]),
-        *(str(tmp_path / "root" / name) for name in _cifar._SUBFOLDERS),
+        *(str(tmp_path / "root" / name) for name in _sources.CIFAR10.subfolders),
         f"found {tmp_path / 'given' / 'data_batch_1.bin'}. ",
         "https://www.cs.toronto.edu/~kriz/cifar.html",
         "cifar-10-binary.tar.gz",
@@ -193,12 +194,13 @@ def test_missing_files_say_what_where_and_whence(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_folder_and_variable_nothing_is_searched(monkeypatch, value):
+def test_without_folder_and_variable_only_the_cache_is_searched(monkeypatch, cache, value):
     if value is None:
         monkeypatch.delenv("BILEVEL_DATA", raising=False)
     else:
         monkeypatch.setenv("BILEVEL_DATA", value)
-    with pytest.raises(FileNotFoundError, match=r"no folder at all \(BILEVEL_DATA is not set\)"):
+    looked = re.escape(f"looked in {cache / 'cifar-10'} (BILEVEL_DATA is not set), found none")
+    with pytest.raises(FileNotFoundError, match=looked):
         cifar10("test")
 
 

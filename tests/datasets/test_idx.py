@@ -1,4 +1,5 @@
 import gzip
+import lzma
 import struct
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_the_header_is_the_published_one():
     assert idx_bytes(0x08, "B", (60000, 28, 28), []).hex() == "000008030000ea600000001c0000001c"
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, lzma.compress])
 @pytest.mark.parametrize(("code", "letter", "name", "values"), ELEMENT_TYPES)
 def test_every_element_type_round_trips(tmp_path, code, letter, name, values, compress):
     array = read_idx(write(tmp_path, compress(idx_bytes(code, letter, (2, 3), values))))
@@ -93,6 +94,14 @@ DAMAGED = {
         r"cannot be decompressed \(CRC check failed",
     ),
     "gzip of garbage": (b"\x1f\x8b\x08" + b"\0" * 7 + b"\xff" * 20, r"cannot be decompressed"),
+    "xz cut short": (
+        lzma.compress(TWO_BY_THREE)[:-9],
+        r"starts like an xz file but cannot be decompressed .* fetch it again",
+    ),
+    "xz with a wrong checksum": (
+        lzma.compress(TWO_BY_THREE).replace(TWO_BY_THREE[-6:], bytes(6)),
+        r"starts like an xz file but cannot be decompressed \(Corrupt",
+    ),
     "gzip with trailing bytes": (gzip.compress(TWO_BY_THREE) + b"more", r"cannot be decompressed"),
 }
 

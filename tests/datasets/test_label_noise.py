@@ -2,11 +2,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import truncnorm
 from sklearn.linear_model import LogisticRegression
 
 from bilevel.datasets import (
     NoisyLabels,
     flip_by_features,
+    flip_by_matrix,
     flip_to_different,
     flip_to_next,
     redraw_uniform,
@@ -256,3 +258,98 @@ def test_noise_by_features_refuses_other_rows():
         flip_by_features(np.zeros((2, 1)), [0, 1, 2], 0.1, seed=0)
     with pytest.raises(ValueError, match="rate must be in"):
         flip_by_features(np.zeros((2, 1)), [0, 1], 1.1, seed=0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 0.9, 1.0])
+def test_the_rate_of_noise_by_features(rate):
+    # The mean of N(rate, .1^2) given [0, 1], which its docstring tells for some of these.
+    expected = truncnorm.mean(-rate / 0.1, (1 - rate) / 0.1, loc=rate, scale=0.1)
+    told = {0.0: 0.080, 0.1: 0.129, 0.2: 0.2055, 0.5: 0.5, 0.9: 1 - 0.129, 1.0: 1 - 0.080}
+    assert expected == pytest.approx(told[rate], abs=6e-4)
+    X, y = np.random.default_rng(0).normal(size=(20_000, 3)), digits(20_000)
+    assert within(int(flip_by_features(X, y, rate, seed=2).changed.sum()), 20_000, expected)
+
+
+# ---- class-conditional noise --------------------------------------------------------------------
+
+T = np.array([[0.7, 0.3, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 0]])
+
+
+def test_each_class_follows_its_row_of_the_matrix():
+    y = np.arange(40_000) % 4
+    noisy, changed = flip_by_matrix(y, T, seed=0)
+    np.testing.assert_array_equal(changed, noisy != y)
+    for j in range(4):
+        counts = np.bincount(noisy[y == j], minlength=4)
+        for k in range(4):
+            if T[j, k] in (0, 1):
+                assert counts[k] == T[j, k] * 10_000
+            else:
+                assert within(int(counts[k]), 10_000, T[j, k])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_the_matrices_of_the_other_models_have_their_rates(rate):
+    k, n = 5, 20_000
+    eye, ones, y = np.eye(k), np.ones((k, k)), np.arange(n) % k
+    for matrix, model in [
+        ((1 - rate) * eye + rate * (ones - eye) / (k - 1), flip_to_different),
+        ((1 - rate) * eye + rate * ones / k, redraw_uniform),
+        ((1 - rate) * eye + rate * np.roll(eye, 1, axis=1), flip_to_next),
+    ]:
+        mine, theirs = flip_by_matrix(y, matrix, seed=1).labels, model(y, rate, seed=1).labels
+        for j in range(k):
+            found, counted = (np.bincount(z[y == j], minlength=k) for z in (mine, theirs))
+            for to in range(k):
+                p = matrix[j, to]
+                # A row's draws are independent here; the model's have the same law, row by row.
+                assert within(int(found[to]), n // k, p)
+                assert within(int(counted[to]), n // k, p)
+
+
+def test_the_matrix_is_in_the_order_of_classes():
+    matrix = [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    y = ["low", "mid", "high"]
+    ordered = flip_by_matrix(y, matrix, seed=0, classes=["low", "mid", "high"])
+    assert ordered.labels.tolist() == ["mid", "high", "low"]
+    assert flip_by_matrix(y, matrix, seed=0).labels.tolist() == ["mid", "high", "low"]
+    assert flip_by_matrix(y, matrix, seed=0, classes=["mid", "low", "high"]).labels.tolist() == [
+        "high",
+        "low",
+        "mid",
+    ]
+
+
+def test_noise_by_matrix_is_reproducible_and_leaves_its_input():
+    y = digits().astype(np.int32)
+    y.setflags(write=False)
+    matrix = np.full((10, 10), 0.1)
+    first, again, other = (flip_by_matrix(y, matrix, seed=s).labels for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.mean(first != other) > 0.8
+    assert first.dtype == np.int32
+    empty = flip_by_matrix(np.zeros(0, np.int64), np.eye(2), seed=0, classes=[0, 1])
+    assert empty.labels.shape == empty.changed.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.eye(3), r"for each of the 2 classes \[0, 1\]; got shape \(3, 3\)"),
+        ([0.5, 0.5], r"got shape \(2,\)"),
+        ([[1, 0], [0.2, 0.7]], r"of sum 1; row 1 is \[0\.2, 0\.7\]"),
+        ([[1.5, -0.5], [0, 1]], r"row 0 is \[1\.5, -0\.5\]"),
+        ([[1, 0], [math.nan, 1]], r"row 1 is \[nan, 1\.0\]"),
+        ([[0.9, 0.4], [0.1, 0.6]], r"row 0 .*Are rows and columns exchanged\?"),
+    ],
+)
+def test_a_matrix_of_no_probabilities_is_refused(matrix, message):
+    with pytest.raises(ValueError, match=message):
+        flip_by_matrix([0, 1, 0], matrix, seed=0)
+
+
+def test_noise_by_matrix_refuses_wrong_labels_as_the_others_do():
+    with pytest.raises(ValueError, match="at least 2 distinct values"):
+        flip_by_matrix([3, 3], [[1]], seed=0)
+    with pytest.raises(TypeError, match="cannot be sorted into classes"):
+        flip_by_matrix(np.array([1, "a", None], object), np.eye(3), seed=0)

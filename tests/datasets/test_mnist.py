@@ -2,6 +2,7 @@ import doctest
 import gzip
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,12 +133,13 @@ def test_missing_files_say_what_where_and_whence(tmp_path, monkeypatch, read, na
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_folder_and_variable_nothing_is_searched(monkeypatch, value):
+def test_without_folder_and_variable_only_the_cache_is_searched(monkeypatch, cache, value):
     if value is None:
         monkeypatch.delenv("BILEVEL_DATA", raising=False)
     else:
         monkeypatch.setenv("BILEVEL_DATA", value)
-    with pytest.raises(FileNotFoundError, match=r"no folder at all.*BILEVEL_DATA is not set"):
+    looked = re.escape(f"looked in {cache / 'mnist'} (BILEVEL_DATA is not set). Pass download=True")
+    with pytest.raises(FileNotFoundError, match=looked):
         mnist("test")
 
 

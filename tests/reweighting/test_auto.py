@@ -153,6 +153,7 @@ def test_a_shifted_distribution_is_noticed_and_followed():
     assert result.candidates.loc[result.winner, "difference"] < -0.1
 
 
+@pytest.mark.slow
 def test_regression_finds_corrupted_targets():
     bunch: Any = load_diabetes()
     X, y = bunch.data, bunch.target

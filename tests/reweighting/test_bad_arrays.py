@@ -66,6 +66,7 @@ def test_nan_and_infinity_with_rows_and_columns():
     refuse(r"in 1 rows \(ids 104\), columns 'b'", X=table, X_trusted=frame(M, first=500))
 
 
+@pytest.mark.slow
 def test_gaps_in_a_table_are_filled_and_an_infinity_beside_them_is_not():
     trusted = mixed(M, first=500)
     trusted["a"] += 10

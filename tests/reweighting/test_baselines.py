@@ -76,6 +76,7 @@ def test_every_line_is_the_model_fitted_by_hand():
     assert rows.loc["reweighted", "difference"] == 0
 
 
+@pytest.mark.slow
 def test_learn_weights_prints_these_baselines():
     data = digits()
     final = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))

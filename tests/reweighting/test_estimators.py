@@ -133,6 +133,7 @@ def test_the_users_estimator_is_cloned_and_never_fitted():
     assert not hasattr(final, "coef_")
 
 
+@pytest.mark.slow
 def test_regressor():
     X, y = load_diabetes(return_X_y=True)
     trusted = np.arange(330) % 3 == 0  # 110, and 220 to weigh, as in test_learn_weights

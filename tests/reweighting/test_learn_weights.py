@@ -239,6 +239,7 @@ def test_a_checkpoint_of_other_step_sizes_is_refused(tmp_path):
         run(0.05)
 
 
+@pytest.mark.slow
 def test_soba_by_name_compiles_its_step_sizes_once(monkeypatch):
     data, traced = digits(), []
 
@@ -273,6 +274,7 @@ def test_regression_finds_corrupted_targets():
     assert scores["uniform"] == pytest.approx(by_hand.score(*holdout), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_soba_by_name():
     data = digits()
     result = learn_weights(*data.learnable, method="soba", num_steps=1000)
@@ -290,6 +292,7 @@ def test_mlp_and_soba_with_their_defaults(arguments):
     assert result.scores.loc["retrained", "trusted_score"] >= 0.8
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_with_a_configured_algorithm_and_seeds():
     data = digits()
     model = tasks.mlp_model(64, 10, key=jax.random.key(0), width=16)

@@ -62,6 +62,7 @@ def test_pandas_predicts_the_same(fitted):
     np.testing.assert_array_equal(clf.predict(X[N + M :]), clf.predict(held))
 
 
+@pytest.mark.slow
 def test_the_report_of_an_estimator(fitted, tmp_path):
     clf, (held, y_held), flip, _ = fitted
     report = clf.report(held, y_held)

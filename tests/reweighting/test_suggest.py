@@ -92,6 +92,7 @@ def test_only_the_order_of_the_label_quality_counts():
     assert first["id"].tolist() != without["id"].tolist()
 
 
+@pytest.mark.slow
 def test_beats_random_rows_and_the_lowest_label_quality_on_digits():
     accuracy: dict[str, list[float]] = {"suggest": [], "random": [], "lowest": []}
     for seed in range(3):

@@ -272,6 +272,7 @@ def test_logistic_reference_is_stationary_in_numpy_too(shape):
     assert reference.value < logistic_loss_gradient(start[1], *data[2:])[0] - 0.1
 
 
+@pytest.mark.slow
 def test_784_penalties_on_two_digits_of_mnist():
     with np.load(MNIST) as file:
         images, labels = file["train_images"].reshape(5000, -1) / 255, file["train_labels"]
@@ -440,6 +441,7 @@ def test_tensor_penalties_a_feature_or_for_a_whole_subtree():
     np.testing.assert_allclose(penalty(jnp.asarray(0.3)), expected / 2, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_mlp_reference_is_stationary_at_a_strict_minimum():
     p, model, _ = mlp_problem()
     reference = tasks.reference_solution(p, tasks.log_penalties(model.w0), model.w0)

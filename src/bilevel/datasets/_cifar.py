@@ -18,25 +18,24 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ._fetch import ensure
 from ._mnist import LabelledImages
+from ._sources import CIFAR10
 
 _RECORDS = 10000  # a file
 _PIXELS = 3 * 32 * 32
 _CLASSES = 10
-_BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _BATCH_LABELS = {f"data_batch_{i}": b"training batch %d of 5" % i for i in range(1, 6)} | {
     "test_batch": b"testing batch 1 of 1"
 }
-_SUBFOLDERS = ("cifar-10", "cifar-10-batches-bin", "cifar-10-batches-py")  # of BILEVEL_DATA
-_SOURCES = (
-    "the publisher, https://www.cs.toronto.edu/~kriz/cifar.html: unpack cifar-10-binary.tar.gz "
-    "(md5 c32a1d4ab5d03f1284b67883e8d87530) or cifar-10-python.tar.gz "
-    "(md5 c58f30108f718f92721af3b95e74349a)"
-)
+_SOURCES = CIFAR10.sources
 
 
 def cifar10(
-    split: Literal["train", "test"], *, folder: str | os.PathLike[str] | None = None
+    split: Literal["train", "test"],
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    download: bool = False,
 ) -> LabelledImages:
     """Colour photographs: 50000 training and 10000 test images of 32 x 32 pixels, ten classes.
 
@@ -44,8 +43,9 @@ def cifar10(
     8 ship, 9 truck. The files are those of the binary version (`data_batch_1.bin`, ...) or of
     the python version (`data_batch_1`, ...), unpacked, with their original names. They are looked
     for in `folder`, then in the sub-folders `cifar-10`, `cifar-10-batches-bin` and
-    `cifar-10-batches-py` of the folder that the environment variable `BILEVEL_DATA` names. The
-    first place that holds all files of the split in one version is read. Nothing is downloaded.
+    `cifar-10-batches-py` of the folder that the environment variable `BILEVEL_DATA` names, then
+    where `fetch` puts them. The first place that holds all files of the split in one version is
+    read. Nothing is downloaded without `download=True`.
 
     A pickle can run code as it is loaded. These are read without: the names of NumPy's array
     constructors and of `_codecs.encode` stand for records of what the file passes to them, and
@@ -66,7 +66,8 @@ def cifar10(
 
     Args:
         split: "train" or "test".
-        folder: the folder that holds the files; None looks in `BILEVEL_DATA` only.
+        folder: the folder that holds the files; None leaves the other places.
+        download: let `fetch` have what is missing.
 
     Returns:
         `LabelledImages(images, labels)`: uint8 (n, 32, 32, 3), that is row, column and red, green,
@@ -74,6 +75,7 @@ def cifar10(
 
     Raises:
         FileNotFoundError: no place holds all files; says where they can be had.
+        OSError: `fetch` could not have them.
         ValueError: `split` is unknown, or a file is truncated, has a label above 9, is another
             file, or is a pickle that names anything but an array.
 
@@ -85,9 +87,7 @@ def cifar10(
         >>> images.shape, labels[:5]  # doctest: +SKIP
         ((10000, 32, 32, 3), array([3, 8, 8, 0, 6], dtype=uint8))
     """
-    if split not in _BATCHES:
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
-    paths = _find(_BATCHES[split], folder)
+    paths = CIFAR10.locate(split, ensure(CIFAR10, split, folder, download))
     pixels, labels = zip(*map(_read_batch, paths), strict=True)
     for (a, first), (b, second) in itertools.combinations(zip(paths, pixels, strict=True), 2):
         if np.array_equal(first, second):
@@ -98,29 +98,6 @@ def cifar10(
     planes = np.concatenate(pixels).reshape(-1, 3, 32, 32)
     return LabelledImages(
         images=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels=np.concatenate(labels)
-    )
-
-
-def _find(names: list[str], folder: str | os.PathLike[str] | None) -> list[Path]:
-    """The files of the first place that holds them all, in one version."""
-    root = os.environ.get("BILEVEL_DATA")
-    folders = ([Path(folder)] if folder is not None else []) + (
-        [Path(root, name) for name in _SUBFOLDERS] if root else []
-    )
-    candidates = [
-        [f / f"{name}{suffix}" for name in names] for f in folders for suffix in (".bin", "")
-    ]
-    for paths in candidates:
-        if all(path.is_file() for path in paths):
-            return paths
-    looked = ", ".join(str(folder) for folder in folders) or "no folder at all"
-    variable = "" if root else " (BILEVEL_DATA is not set)"
-    found = ", ".join(str(path) for paths in candidates for path in paths if path.is_file())
-    raise FileNotFoundError(
-        f"cifar-10: found neither all of {', '.join(f'{name}.bin' for name in names)} nor all of "
-        f"{', '.join(names)} in one folder; looked in {looked}{variable}, found "
-        f"{found or 'none of them'}. The files can be had from {_SOURCES}. Pass the unpacked folder "
-        f"as `folder`, or set BILEVEL_DATA to the parent of a folder {' or '.join(_SUBFOLDERS)}."
     )
 
 

@@ -10,6 +10,7 @@ All numbers are big-endian.
 """
 
 import gzip
+import lzma
 import math
 import os
 import zlib
@@ -25,14 +26,15 @@ _ELEMENT_TYPES = {
     0x0D: np.dtype(">f4"),
     0x0E: np.dtype(">f8"),
 }
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
+XZ_MAGIC = b"\xfd7zXZ\0"
 _MAX_RANK = 64  # of a NumPy array; the format itself goes to 255
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in an IDX file, gzip-compressed or plain.
+    """The array in an IDX file, compressed (gzip, xz) or plain.
 
-    Compression is recognised by the file's first two bytes, not by its name. The file is read
+    Compression is recognised by the file's first bytes, not by its name. The file is read
     into memory whole, and must hold exactly one array: not a byte less, not a byte more.
 
     Args:
@@ -44,7 +46,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not IDX, is cut short, or goes on after the last element.
+        ValueError: the file is not IDX, is cut short or damaged, or goes on after the last element.
 
     Source: "The IDX file format", Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST database of
     handwritten digits, http://yann.lecun.com/exdb/mnist/.
@@ -64,15 +66,16 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_decompressed(path: Path) -> bytes:
-    """The file's bytes, gunzipped if they start as gzip does."""
+    """The file's bytes, decompressed if they start as gzip or xz do."""
     content = path.read_bytes()
-    if not content.startswith(_GZIP_MAGIC):
+    if not content.startswith((GZIP_MAGIC, XZ_MAGIC)):
         return content
+    kind, module = ("a gzip", gzip) if content.startswith(GZIP_MAGIC) else ("an xz", lzma)
     try:
-        return gzip.decompress(content)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        return module.decompress(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise ValueError(
-            f"{path}: starts like a gzip file but cannot be decompressed ({error}) from its "
+            f"{path}: starts like {kind} file but cannot be decompressed ({error}) from its "
             f"{len(content)} bytes. The file is damaged or incomplete: fetch it again."
         ) from error
 
@@ -85,7 +88,7 @@ def parse_idx(content: bytes, path: Path) -> np.ndarray:
         raise ValueError(
             f"{path}: not an IDX file. It starts with the bytes '{magic.hex(' ')}'; expected "
             f"'00 00', an element type ({types}) and a rank. Is it another format, a saved web "
-            "page, or compressed with something other than gzip?"
+            "page, or compressed with something other than gzip or xz?"
         )
     dtype, rank = _ELEMENT_TYPES[magic[2]], magic[3]
     if rank > _MAX_RANK:

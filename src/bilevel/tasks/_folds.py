@@ -1,0 +1,138 @@
+"""K-fold cross-validation in place of a split: one model a fold, one outer variable for all."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Scalar, Shaped
+
+from .._problem import BilevelProblem
+from ._hyperparameters import check_rows, squared_penalty
+from ._reweighting import Loss, Predict, squared_error
+
+FoldBatch = tuple[Array, Array, Array]
+
+
+class FoldRisk(eqx.Module):
+    """`mean_i sum_k a_ik loss(predict(w_k, x_i), y_i)` of a batch `(x, y, a)`."""
+
+    predict: Predict
+    loss: Loss
+
+    def __call__(self, u: PyTree, w: PyTree, batch: FoldBatch) -> Scalar:
+        x, y, weights = batch
+        losses = jax.vmap(lambda w: self.loss(self.predict(w, x), y), out_axes=1)(w)
+        return jnp.vdot(weights, losses) / x.shape[0]
+
+
+class _PenalisedFoldRisk(eqx.Module):
+    risk: FoldRisk
+
+    def __call__(self, u: PyTree, w: PyTree, batch: FoldBatch) -> Scalar:
+        penalties = jax.vmap(squared_penalty, in_axes=(None, 0))(u, w)
+        return self.risk(u, w, batch) + jnp.sum(penalties)
+
+
+def cross_validation(
+    X: Float[Array, "rows features"],
+    y: Shaped[Array, " rows"],
+    folds: Any,
+    predict: Predict,
+    *,
+    loss: Loss,
+) -> BilevelProblem:
+    """Penalties of any model as the outer variable, judged by K-fold cross-validation.
+
+        f(u, w) = sum_k ( mean_{i not in fold k} loss(predict(w_k, x_i), y_i)
+                          + 1/2 sum_t exp(u_t) ||w_kt||^2 )
+        F(u, w) = mean_k mean_{i in fold k} loss(predict(w_k, x_i), y_i)
+
+    The K inner problems share u and nothing else: the inner Hessian is block diagonal, and step
+    sizes are those of one model. F is the mean of the folds' means, as in scikit-learn's
+    `GridSearchCV` and `LassoCV`; it is the pooled mean over rows where the folds are of one size.
+
+    Args:
+        X, y: all rows and their labels.
+        folds: an integer array `(rows,)` that says in which fold a row is held out (-1: in none); or
+            what scikit-learn takes as `cv`: a number K, a splitter such as
+            `KFold(5, shuffle=True, random_state=0)`, or a list of `(training, held-out)` indices,
+            such as `list(GroupKFold(5).split(X, y, groups))`. It is split once. A number is
+            `StratifiedKFold(K)` for classes and `KFold(K)` with `squared_error`, neither shuffled.
+        predict: `(w, x) -> (batch, outputs)` of *one* model; `linear_predict` makes this ridge
+            (with `squared_error`, and `ridge_solution` for its closed form) or logistic regression
+            (with `logistic_loss`, whose labels are the floats -1 and 1).
+        loss: `(predictions, y) -> one loss a row`.
+
+    `w` is the tree of one model with a leading axis of K: `stack_models(w0, K)`. `u` is that of
+    `tensor_penalties`, a tree prefix of *one* model: `jnp.zeros(())`, `jnp.zeros(features)` and
+    `log_penalties(w0)` are such.
+
+    The data carry the folds: `inner_data = (X, y, a)` with `a_ik = rows / (rows that train k)` for
+    those and 0 elsewhere, `outer_data` likewise, so that a batch's mean is an unbiased estimate.
+    Cost of f and F: K times that of one model on all rows.
+
+    Phi is not convex, and even in one penalty it can have several minima (ridge on scikit-learn's
+    diabetes with `KFold(5)`: at u = -5.6 and u = -3.0), so try some starts.
+
+    The K models are there to judge u. For one to use, fit all rows with the u found:
+    `tensor_penalties(X, y, X, y, predict, loss=loss).inner`.
+
+    Raises:
+        ValueError: shapes that do not belong together; a fold without rows, or without any to train
+            on.
+
+    >>> import jax.numpy as jnp
+    >>> from bilevel.tasks import linear_predict, squared_error, stack_models
+    >>> X, y = jnp.ones((4, 1)), jnp.array([0.0, 0.0, 2.0, 2.0])
+    >>> problem = cross_validation(X, y, 2, linear_predict, loss=squared_error)
+    >>> w = stack_models(jnp.zeros(1), 2)
+    >>> float(problem.outer(jnp.zeros(()), w, problem.outer_data))
+    1.0
+    """
+    check_rows(X, y, X, y)
+    training, held_out = fold_weights(X, y, folds, classes=loss is not squared_error)
+    risk = FoldRisk(predict, loss)
+    return BilevelProblem(
+        outer=risk,
+        inner=_PenalisedFoldRisk(risk),
+        outer_data=(X, y, held_out),
+        inner_data=(X, y, training),
+    )
+
+
+def stack_models(w0: PyTree[Array], num_folds: int) -> PyTree[Array]:
+    """`w0` once for each fold, on a new leading axis."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_folds, *jnp.shape(x))), w0)
+
+
+def fold_weights(
+    X: Array, y: Array, folds: Any, *, classes: bool
+) -> tuple[Float[Array, "rows folds"], Float[Array, "rows folds"]]:
+    """The weights that make a mean over rows the training, and the held-out, risks of all folds."""
+    from sklearn.model_selection import PredefinedSplit, check_cv
+
+    rows = np.arange(X.shape[0])
+    if hasattr(folds, "shape"):
+        folds = np.asarray(folds)
+        if folds.shape != rows.shape or not np.issubdtype(folds.dtype, np.integer):
+            raise ValueError(
+                f"`folds` must be one integer a row, shape {rows.shape}, got shape {folds.shape} of "
+                f"{folds.dtype}; or pass a number of folds or a splitter of scikit-learn."
+            )
+        splitter: Any = PredefinedSplit(folds)
+    else:
+        splitter = check_cv(folds, np.asarray(y) if classes else None, classifier=classes)
+    splits = list(splitter.split(rows[:, None], np.asarray(y) if classes else None))
+    training, held_out = np.zeros((2, len(rows), len(splits)))
+    for k, (train, test) in enumerate(splits):
+        train, test = rows[train], rows[test]
+        if not len(train) or not len(test):
+            raise ValueError(
+                f"fold {k} has {len(train)} rows to train on and {len(test)} held out; both must be "
+                "at least 1. Pass at least two folds."
+            )
+        training[train, k] = len(rows) / len(train)
+        held_out[test, k] = len(rows) / (len(test) * len(splits))
+    return jnp.asarray(training, X.dtype), jnp.asarray(held_out, X.dtype)

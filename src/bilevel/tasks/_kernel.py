@@ -1,0 +1,137 @@
+"""Kernel ridge regression with its length-scales and its penalty as the outer variable."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from .._problem import BilevelProblem
+from ._hyperparameters import check_rows
+
+Kernel = Callable[[PyTree, Array, Array], Array]
+KernelVariable = tuple[PyTree, Float[Array, ""]]
+
+
+def rbf_kernel(
+    log_scale: Float[Array, "*features"],
+    a: Float[Array, "a features"],
+    b: Float[Array, "b features"],
+) -> Float[Array, "a b"]:
+    """`exp(-1/2 sum_j (a_j - b_j)^2 / l_j^2)`, `l = exp(log_scale)`.
+
+    One length-scale, shape `()`, is scikit-learn's `rbf` with `gamma = 1 / 2 l^2`; one a feature is
+    automatic relevance determination (ARD): l_j of an irrelevant feature grows.
+
+    >>> import jax.numpy as jnp
+    >>> a = jnp.array([[0.0], [2.0]])
+    >>> rbf_kernel(jnp.log(2.0), a, a).round(3).tolist()[1][1]
+    1.0
+    """
+    scale = jnp.broadcast_to(jnp.exp(-log_scale), a.shape[1:])
+    a, b = a * scale[None, :], b * scale[None, :]
+    squares = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None, :]
+    return jnp.exp(a @ b.T - 0.5 * squares)
+
+
+class _DualObjective(eqx.Module):
+    kernel: Kernel
+
+    def __call__(self, u: KernelVariable, w: Array, batch: tuple[Array, Array]) -> Scalar:
+        gram, penalty, y = _system(self.kernel, u, batch)
+        if y.shape != w.shape:
+            raise ValueError(
+                f"the inner variable of `kernel_ridge` has one entry for each training row, got "
+                f"shape {w.shape} for a batch of {y.shape[0]} rows; use `FullBatch` for the inner "
+                "data."
+            )
+        return 0.5 * jnp.vdot(w, gram @ w / y.shape[0] + penalty * w) - jnp.mean(w * y)
+
+
+class _DualRisk(eqx.Module):
+    kernel: Kernel
+    rows: Float[Array, "rows features"]
+
+    def __call__(self, u: KernelVariable, w: Array, batch: tuple[Array, Array]) -> Scalar:
+        x, y = batch
+        return 0.5 * jnp.mean((self.kernel(u[0], x, self.rows) @ w - y) ** 2)
+
+
+def _system(
+    kernel: Kernel, u: KernelVariable, batch: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
+    x, y = batch
+    theta, log_penalty = u
+    return kernel(theta, x, x), jnp.exp(log_penalty), y
+
+
+def kernel_ridge(
+    X: Float[Array, "rows features"],
+    y: Float[Array, " rows"],
+    X_val: Float[Array, "val features"],
+    y_val: Float[Array, " val"],
+    *,
+    kernel: Kernel = rbf_kernel,
+) -> BilevelProblem:
+    """Kernel ridge regression with the kernel and the penalty as the outer variable.
+
+        f(u, w) = w'(K + n lambda I)w / 2n - w'y / n,      K = k_theta(X, X), u = (theta, log lambda)
+        F(u, w) = mean_j (k_theta(x_j, X) w - y_j)^2 / 2                         (validation rows)
+
+    Args:
+        X, y: the n training rows and their targets, centred (there is no intercept).
+        X_val, y_val: held-out rows.
+        kernel: `(theta, a, b) -> (rows of a, rows of b)`, positive semi-definite and differentiable
+            in theta, a pytree; by default `rbf_kernel`, whose theta are log length-scales of
+            shape `()` or `(features,)`.
+
+    `w` has shape `(n,)`: the dual coefficients, `w*(u) = (K + n lambda I)^-1 y`, which are
+    scikit-learn's `KernelRidge(alpha=n * lambda).dual_coef_`; the model is `k(x, X) w`. Of the
+    functions with that minimiser this one is lambda-strongly convex and `(K_max + lambda)`-smooth,
+    K_max the largest eigenvalue of K / n, at most 1 for a kernel with `k(x, x) = 1`: gradient steps
+    of size 1 / (1 + lambda) converge, slowly for a small lambda. `ClosedForm(kernel_ridge_solution)`
+    is exact, `CG` does the linear system. (The minimiser in the space of functions is that of
+    `mean (g(x_i) - y_i)^2 / 2 + lambda / 2 ||g||^2`.)
+
+    Start from length-scales of the size of the features, `(jnp.zeros(features), jnp.log(1e-2))` for
+    standardised ones. Phi is not convex: it is flat at both ends of every length-scale, and an
+    irrelevant feature has its best one at infinity.
+
+    The inner data are used whole, as each row has its coefficient; outer batches are unbiased.
+    Memory: n^2 for K, as often as there are length-scales where jax differentiates in them.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    >>> import jax.numpy as jnp
+    >>> X, y = jnp.array([[0.0], [30.0]]), jnp.array([2.0, 4.0])  # far apart: K = I
+    >>> u = jnp.zeros(()), jnp.log(0.5)
+    >>> problem = kernel_ridge(X, y, X, y)
+    >>> w = kernel_ridge_solution(u, problem.inner_data)
+    >>> w.round(4).tolist(), round(float(problem.outer(u, w, problem.outer_data)), 4)
+    ([1.0, 2.0], 1.25)
+    """
+    check_rows(X, y, X_val, y_val)
+    return BilevelProblem(
+        outer=_DualRisk(kernel, X),
+        inner=_DualObjective(kernel),
+        outer_data=(X_val, y_val),
+        inner_data=(X, y),
+    )
+
+
+def kernel_ridge_solution(
+    u: KernelVariable, batch: tuple[Array, Array], kernel: Any = rbf_kernel
+) -> Float[Array, " rows"]:
+    """`(K + n lambda I)^-1 y` by Cholesky, the inner solution of `kernel_ridge`.
+
+    Use `bilevel.ClosedForm(kernel_ridge_solution)`; for another kernel
+    `bilevel.ClosedForm(functools.partial(kernel_ridge_solution, kernel=kernel))`. Not a number where
+    the matrix is not positive definite to rounding: then lambda is too small for the dtype.
+    """
+    gram, penalty, y = _system(kernel, u, batch)
+    n = y.shape[0]
+    factor = jax.scipy.linalg.cho_factor(gram + n * penalty * jnp.eye(n, dtype=gram.dtype))
+    return jax.scipy.linalg.cho_solve(factor, y)

@@ -1,0 +1,155 @@
+"""Data poisoning: how much a model can be hurt through a few of its training rows."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+from .._geometry import AbstractGeometry, Ball, Box, Rowwise
+from .._problem import BilevelProblem
+from ._hyperparameters import check_rows
+from ._reweighting import Loss, MeanRisk, Predict, softmax_cross_entropy
+
+
+class _PoisonedRisk(eqx.Module):
+    predict: Predict
+    loss: Loss
+    l2: float
+
+    def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
+        x, y, slot = batch
+        risk = jnp.mean(self.loss(self.predict(w, _shifted(u, x, slot)), y))
+        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+
+
+class _Damage(eqx.Module):
+    risk: MeanRisk
+
+    def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array]) -> Array:
+        return -self.risk(u, w, batch)
+
+
+def _shifted(
+    u: Float[Array, "poisoned features"],
+    x: Float[Array, "rows features"],
+    slot: Int[Array, " rows"],
+) -> Float[Array, "rows features"]:
+    """`x_i + u[slot_i]` where `slot_i >= 0`, and `x_i` where it is -1."""
+    return x + jnp.where(slot[:, None] >= 0, u[slot], jnp.zeros((), u.dtype))
+
+
+def poisoned_rows(
+    problem: BilevelProblem, u: Float[Array, "poisoned features"]
+) -> Float[Array, "rows features"]:
+    """The training rows as `poisoning`'s outer variable shifts them, for a model to be trained on.
+
+    >>> import jax.numpy as jnp
+    >>> X, y = jnp.ones((3, 1)), jnp.array([0, 1, 0])
+    >>> problem = poisoning(X, y, X, y, lambda w, x: x @ w, poisoned=jnp.array([1]), radius=1.0)
+    >>> poisoned_rows(problem, jnp.array([[0.5]])).ravel().tolist()
+    [1.0, 1.5, 1.0]
+    """
+    X, _, slot = jax.tree.leaves(problem.inner_data)
+    return _shifted(u, X, slot)
+
+
+def poisoning(
+    X: Float[Array, "rows features"],
+    y: Shaped[Array, " rows"],
+    X_val: Float[Array, "val features"],
+    y_val: Shaped[Array, " val"],
+    predict: Predict,
+    *,
+    poisoned: Int[Array | np.ndarray, " poisoned"],
+    radius: float,
+    p: float = 2.0,
+    bounds: tuple[float, float] | None = None,
+    loss: Loss = softmax_cross_entropy,
+    l2: float = 1e-2,
+) -> BilevelProblem:
+    """How much an adversary who may shift a few training rows by `radius` can hurt a model.
+
+        f(u, w) = mean_i loss(predict(w, x_i + u_i), y_i) + l2 / 2 ||w||^2     (training rows)
+        F(u, w) = -mean_j loss(predict(w, x_j), y_j)                           (outer rows)
+        U = {u : ||u_i||_p <= radius for each poisoned row i},  u_i = 0 for all others
+
+    (Grazzi & Pontil, "Data poisoning attacks"; Biggio, Nelson & Laskov 2012; Munoz-Gonzalez et al.
+    2017.) A measurement of robustness: the outer loss at the solution, next to the one at u = 0, says
+    what one can lose to whoever controls those rows; labels are not touched.
+
+    Args:
+        X, y: training rows and their labels (class codes for the default loss).
+        X_val, y_val: the rows that the adversary judges the damage on. What is found can fit them
+            too well: measure it on rows that are in neither set.
+        predict: `(w, x) -> (batch, outputs)`, as in `Model`.
+        poisoned: the indices of the rows of `X` that are the adversary's, each once.
+        radius: > 0, in the units of `X`.
+        p: 1, 2 or infinity (`jnp.inf`).
+        bounds: `(lower, upper)`, the range that features have by nature, such as (0, 1) for pixels;
+            poisoned rows stay in it. For `p = jnp.inf` only, where U is a box.
+        loss: `(predictions, y) -> one loss a row`; by default `softmax_cross_entropy`.
+        l2: >= 0.
+
+    The outer variable is `u` of shape `(poisoned, features)`; start from zeros. Phi is not convex,
+    so what a solver finds is a lower bound on the damage. The model is to be retrained from scratch
+    on `poisoned_rows(problem, u)` before it is judged (`retrain_check`): a warm-started w keeps what
+    earlier perturbations taught it.
+
+    A batch of training rows carries each row's place in `u` (-1 for rows that are not poisoned), and
+    its mean is an unbiased estimate.
+
+    Raises:
+        ValueError: shapes that do not belong together; an index that is repeated or out of range;
+            `radius` or `l2` out of range; `bounds` with another p, or that some poisoned row is out
+            of already.
+
+    >>> import jax.numpy as jnp
+    >>> X, y = jnp.eye(2), jnp.array([0, 1])
+    >>> predict = lambda w, x: x @ w.T
+    >>> problem = poisoning(X, y, X, y, predict, poisoned=jnp.array([1]), radius=0.5)
+    >>> u = problem.geometry.project(jnp.array([[3.0, -4.0]]))
+    >>> poisoned_rows(problem, u).round(2).tolist()
+    [[1.0, 0.0], [0.3, 0.6]]
+    """
+    check_rows(X, y, X_val, y_val)
+    if l2 < 0:
+        raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
+    index = np.asarray(poisoned)
+    inside = (index >= 0) & (index < len(X))
+    if not index.size or not inside.all() or len(np.unique(index)) != len(index):
+        raise ValueError(
+            f"`poisoned` must hold indices of rows, 0 to {len(X) - 1}, each once and at least one of "
+            f"them, got {index.tolist()[:20]}."
+        )
+    slot = np.full(len(X), -1, np.int32)
+    slot[index] = np.arange(len(index))
+    geometry: AbstractGeometry = Rowwise(Ball(radius, p))
+    if bounds is not None:
+        geometry = _box(np.asarray(X)[index], radius, p, bounds)
+    return BilevelProblem(
+        outer=_Damage(MeanRisk(predict, loss)),
+        inner=_PoisonedRisk(predict, loss, l2),
+        outer_data=(X_val, y_val),
+        inner_data=(X, y, jnp.asarray(slot)),
+        geometry=geometry,
+    )
+
+
+def _box(x: np.ndarray, radius: float, p: float, bounds: tuple[float, float]) -> Box:
+    """`|u| <= radius` and `lower <= x + u <= upper`, entry by entry."""
+    lower, upper = bounds
+    if p != math.inf:
+        raise ValueError(
+            f"`bounds` need p = jnp.inf, where the set is a box, got p = {p}; leave them out, or take "
+            "p = jnp.inf."
+        )
+    if not ((x >= lower) & (x <= upper)).all():
+        raise ValueError(
+            f"`bounds` are ({lower}, {upper}), and the poisoned rows reach from {x.min()} to "
+            f"{x.max()}; give the range that the features really have."
+        )
+    return Box(np.maximum(-radius, lower - x), np.minimum(radius, upper - x))

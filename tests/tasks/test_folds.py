@@ -1,0 +1,272 @@
+"""Cross-validation as one bilevel problem, against loops over folds in numpy and scikit-learn."""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    RepeatedKFold,
+    ShuffleSplit,
+    StratifiedKFold,
+)
+
+import bilevel
+from bilevel import AID, ITD, ClosedForm, tasks
+
+FEATURES = 4
+
+
+def rows(n=23, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, FEATURES))
+    return x, x @ np.array([1.0, -0.5, 0.3, 0.0]) + rng.normal(size=n)
+
+
+def ridge_folds(x, y, folds) -> Any:
+    return tasks.cross_validation(
+        jnp.asarray(x), jnp.asarray(y), folds, tasks.linear_predict, loss=tasks.squared_error
+    )
+
+
+def ridge_by_hand(u, x, y, splits):
+    """Phi and its gradient by a loop over the splits, one linear system each."""
+    penalty = np.exp(u) * np.ones(x.shape[1])
+    value, gradient, models = 0.0, np.zeros(x.shape[1]), []
+    for train, test in splits:
+        hessian = x[train].T @ x[train] / len(train) + np.diag(penalty)
+        w = np.linalg.solve(hessian, x[train].T @ y[train] / len(train))
+        error = x[test] @ w - y[test]
+        v = np.linalg.solve(hessian, x[test].T @ error / len(test))
+        value += 0.5 * np.mean(error**2) / len(splits)
+        gradient -= penalty * w * v / len(splits)
+        models.append(w)
+    return value, gradient if np.ndim(u) else gradient.sum(), np.array(models)
+
+
+GROUPS = np.arange(23) % 7
+SPLITTERS = {
+    "a number": (3, KFold(3)),
+    "KFold, shuffled": (KFold(4, shuffle=True, random_state=1),) * 2,
+    "folds of sizes 1, 2 and 20": (
+        np.array([0, 1, 1] + 20 * [2]),
+        [(np.arange(1, 23), [0]), (np.r_[0, 3:23], [1, 2]), (np.arange(3), np.arange(3, 23))],
+    ),
+    "rows that are never held out": (
+        np.array(3 * [-1] + 10 * [0] + 10 * [1]),
+        [(np.r_[0:3, 13:23], np.arange(3, 13)), (np.r_[0:13], np.arange(13, 23))],
+    ),
+    "groups, as a list": (list(GroupKFold(3).split(np.zeros((23, 1)), groups=GROUPS)),) * 2,
+    "repeated": (RepeatedKFold(n_splits=3, n_repeats=2, random_state=0),) * 2,
+    "overlapping": (ShuffleSplit(5, test_size=0.3, train_size=0.5, random_state=0),) * 2,
+}
+
+
+@pytest.mark.parametrize("u", [np.array(-0.7), np.array([-1.0, 0.5, 0.0, -3.0])])
+@pytest.mark.parametrize("name", SPLITTERS)
+def test_ridge_over_folds_is_a_loop_over_folds(name, u):
+    x, y = rows()
+    folds, splitter = SPLITTERS[name]
+    splits = splitter if isinstance(splitter, list) else list(splitter.split(x))
+    value, gradient, models = ridge_by_hand(u, x, y, splits)
+    problem = ridge_folds(x, y, folds)
+
+    w = tasks.ridge_solution(jnp.asarray(u), problem.inner_data)
+    np.testing.assert_allclose(w, models, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        problem.residual(jnp.asarray(u), w, problem.inner_data), 0, atol=1e-13
+    )
+    for solver in [bilevel.CG(rtol=1e-13), lx.Cholesky()]:
+        found = bilevel.implicit_gradient(problem, jnp.asarray(u), w, solver)
+        np.testing.assert_allclose(found.value, value, rtol=1e-12)
+        np.testing.assert_allclose(found.grad, gradient, rtol=1e-9, atol=1e-13)
+
+
+def test_equations_and_batches():
+    """f and F from the training rows of each fold; the mean over an epoch of batches is the value."""
+    x, y = rows(24)
+    folds = np.arange(24) % 3 * (np.arange(24) > 5)  # sizes 12, 6, 6
+    problem = ridge_folds(x, y, folds)
+    rng = np.random.default_rng(0)
+    u, w = rng.normal(size=FEATURES), rng.normal(size=(3, FEATURES))
+    risk = [0.5 * (x @ v - y) ** 2 for v in w]
+    inner = sum(r[folds != k].mean() + 0.5 * np.exp(u) @ w[k] ** 2 for k, r in enumerate(risk))
+    outer = np.mean([r[folds == k].mean() for k, r in enumerate(risk)])
+    assert (
+        abs(outer - np.mean([r[i] for k, r in enumerate(risk) for i in np.where(folds == k)[0]]))
+        > 0.01
+    )
+    for objective, data, expected in [
+        (problem.inner, problem.inner_data, inner),
+        (problem.outer, problem.outer_data, outer),
+    ]:
+        at = jnp.asarray(u), jnp.asarray(w)
+        np.testing.assert_allclose(objective(*at, data), expected, rtol=1e-13)
+        order = rng.permutation(24).reshape(6, 4)
+        parts = [objective(*at, jax.tree.map(lambda a, i=i: a[i], data)) for i in order]
+        np.testing.assert_allclose(np.mean(parts), expected, rtol=1e-13)
+
+
+def test_hypergradients_agree_with_differences_of_phi():
+    x, y = rows()
+    problem = ridge_folds(x, y, 4)
+    w0 = tasks.stack_models(jnp.zeros(FEATURES), 4)
+    assert w0.shape == (4, FEATURES)
+    exact = ClosedForm(tasks.ridge_solution)
+    for estimator in [ITD(), AID(bilevel.CG(rtol=1e-13))]:
+        check = bilevel.check_hypergradient(
+            problem, jnp.linspace(-2, 1, FEATURES), w0, estimator, exact, reference=exact
+        )
+        assert check, str(check)
+
+
+def test_one_ridge_penalty_is_that_of_a_grid_search():
+    """scikit-learn minimises `||y - Xw||^2 + alpha ||w||^2`, whose alpha goes with the rows."""
+    x, y = cast(Any, load_diabetes(return_X_y=True, scaled=False))
+    x, y = (x - x.mean(0)) / x.std(0), y - y.mean()
+    x, y = x[:440], y[:440]  # folds of one size, so that one alpha is one penalty for all of them
+    problem = ridge_folds(x, y, 5)
+    far, near = (
+        tasks.reference_solution(
+            problem, jnp.asarray(start), tasks.stack_models(jnp.zeros(10), 5), tol=1e-6
+        )
+        for start in (-3.0, -6.0)
+    )
+    assert far.value - near.value > 0.5  # two local minima of Phi, of a function of one penalty
+    grid = np.exp(np.linspace(-8, 0, 161))
+    search = GridSearchCV(
+        Ridge(fit_intercept=False, solver="cholesky"),
+        {"alpha": grid * 352},
+        cv=KFold(5),
+        scoring="neg_mean_squared_error",
+    ).fit(x, y)
+    assert near.value <= -search.best_score_ / 2
+    np.testing.assert_allclose(near.value, -search.best_score_ / 2, rtol=1e-6)
+    assert abs(float(near.u) - np.log(search.best_params_["alpha"] / 352)) < 0.05
+
+
+def test_logistic_over_stratified_folds_is_that_of_scikit_learn():
+    x, y = cast(Any, load_iris(return_X_y=True))
+    x, y = ((x - x.mean(0)) / x.std(0))[50:], np.where(y[50:] == 1, -1.0, 1.0)
+    problem: Any = tasks.cross_validation(
+        jnp.asarray(x), jnp.asarray(y), 5, tasks.linear_predict, loss=tasks.logistic_loss
+    )
+    u = jnp.asarray([-2.0, -4.0, -3.0, -5.0])
+    w0 = tasks.stack_models(jnp.zeros(4), 5)
+    # The rows are sorted by class: folds that are not stratified would hold one class only.
+    assert (np.asarray(problem.outer_data[2])[:50] > 0).sum(0).tolist() == [10] * 5
+    scale = np.exp(-0.5 * np.asarray(u))  # a penalty of one on rescaled features
+    losses, models = [], []
+    for train, test in StratifiedKFold(5).split(x, y):
+        model = LogisticRegression(C=1 / len(train), fit_intercept=False, tol=1e-12, max_iter=1000)
+        model.fit(x[train] * scale, y[train])
+        models.append(model.coef_[0] * scale)
+        losses.append(np.log1p(np.exp(-y[test] * (x[test] @ models[-1]))).mean())
+    inner = bilevel.GradientInner("auto", 3000)
+    check = bilevel.check_hypergradient(
+        problem, u, w0, AID(bilevel.CG(rtol=1e-13)), inner, reference=inner
+    )
+    assert check, str(check)
+    stream = bilevel.Stream(bilevel.FullBatch(), problem.inner_data, ())
+    w, *_ = inner.solve(problem, u, w0, inner.init(problem, u, w0), stream)
+    np.testing.assert_allclose(w, models, rtol=1e-4)
+    np.testing.assert_allclose(problem.outer(u, w, problem.outer_data), np.mean(losses), rtol=1e-6)
+
+
+def softmax_losses(x, y, w):
+    z = x @ w.T
+    return np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]
+
+
+def test_one_softmax_penalty_a_class():
+    """A split and folds of it: `(outputs, 1)` against central differences of the formula."""
+    x, y = cast(Any, load_iris(return_X_y=True))
+    x = (x - x.mean(0)) / x.std(0)
+    model = tasks.linear_model(4, 3, bias=False)
+    train, val = np.arange(150) % 2 == 0, np.arange(150) % 2 == 1
+    as_jax = [jnp.asarray(a) for a in (x[train], y[train], x[val], y[val])]
+    split: Any = tasks.tensor_penalties(*as_jax, predict=model.predict)
+    folds: Any = tasks.cross_validation(
+        jnp.asarray(x), jnp.asarray(y), 3, model.predict, loss=tasks.softmax_cross_entropy
+    )
+    u = np.array([[-2.0], [-3.0], [-1.0]])
+    w = np.random.default_rng(0).normal(size=(3, 3, 4))
+    penalties = [0.5 * np.sum(np.exp(u) * v**2) for v in w]
+
+    at = {"weight": jnp.asarray(u)}, {"weight": jnp.asarray(w[0])}
+    value, by_u = jax.value_and_grad(split.inner)(*at, split.inner_data)
+    expected = softmax_losses(x[train], y[train], w[0]).mean() + penalties[0]
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    expected = 0.5 * np.exp(u) * (w[0] ** 2).sum(1, keepdims=True)
+    np.testing.assert_allclose(by_u["weight"], expected, rtol=1e-12)
+
+    value = folds.inner(at[0], {"weight": jnp.asarray(w)}, folds.inner_data)
+    splits = list(StratifiedKFold(3).split(x, y))
+    risks = [softmax_losses(x[i], y[i], v).mean() for (i, _), v in zip(splits, w, strict=True)]
+    np.testing.assert_allclose(value, sum(risks) + sum(penalties), rtol=1e-12)
+
+    for problem, w0 in [(split, model.w0), (folds, tasks.stack_models(model.w0, 3))]:
+        check = bilevel.check_hypergradient(problem, at[0], w0, num_directions=2)
+        assert check, str(check)
+
+
+def test_a_split_is_a_fold():
+    """Two folds, of which the first is held out once only, is `ridge`."""
+    x, y = rows()
+    split: Any = tasks.ridge(*(jnp.asarray(a) for a in (x[:15], y[:15], x[15:], y[15:])))
+    folds = ridge_folds(x, y, [(np.arange(15), np.arange(15, 23))])
+    u = jnp.asarray(0.3)
+    w = tasks.ridge_solution(u, split.inner_data)
+    np.testing.assert_allclose(tasks.ridge_solution(u, folds.inner_data)[0], w, rtol=1e-12)
+    found = [
+        bilevel.implicit_gradient(p, u, w, lx.Cholesky()) for p, w in [(split, w), (folds, w[None])]
+    ]
+    np.testing.assert_allclose(found[0].value, found[1].value, rtol=1e-12)
+    np.testing.assert_allclose(found[0].grad, found[1].grad, rtol=1e-11)
+
+
+def test_a_run_from_the_first_step_to_the_best_penalties():
+    x, y = rows(60, seed=3)
+    problem = ridge_folds(x, y, KFold(5, shuffle=True, random_state=0))
+    method = bilevel.DoubleLoop(ClosedForm(tasks.ridge_solution), ITD(), optax.sgd(10.0))
+    w0 = tasks.stack_models(jnp.zeros(FEATURES), 5)
+    solution = bilevel.solve(
+        problem, method, jnp.asarray(0.0), w0, key=jax.random.key(0), num_steps=300
+    )
+    reference = tasks.reference_solution(problem, jnp.asarray(0.0), w0)
+    np.testing.assert_allclose(solution.trace["outer_value"][-1], reference.value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        (np.zeros(22, int), "one integer a row"),
+        (np.linspace(0, 1, 23), "one integer a row"),
+        (np.zeros(23, int), "0 rows to train on"),
+        ([(np.arange(22), np.arange(0))], "0 held out"),
+    ],
+)
+def test_folds_that_are_none(folds, message):
+    x, y = rows()
+    with pytest.raises(ValueError, match=message):
+        ridge_folds(x, y, folds)
+
+
+def test_float32_stays_float32():
+    x, y = (a.astype(np.float32) for a in rows())
+    problem = ridge_folds(x, y, 3)
+    u, w = jnp.zeros((), jnp.float32), jnp.zeros((3, FEATURES), jnp.float32)
+    assert tasks.ridge_solution(u, problem.inner_data).dtype == jnp.float32
+    for objective, data in [
+        (problem.inner, problem.inner_data),
+        (problem.outer, problem.outer_data),
+    ]:
+        assert objective(u, w, data).dtype == jnp.float32

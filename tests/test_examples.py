@@ -1,0 +1,43 @@
+"""Each example at tiny size, in a process of its own settings: it ends with the numbers it shows."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# What must hold of the numbers that an example returns.
+CLAIMS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "hyperparameters": lambda r: (
+        r["one a feature, error on new rows"] < 0.95 * r["one penalty, error on new rows"]
+        and abs(r["cross-validated, by hand"] / r["cross-validated, estimator"] - 1) < 0.02
+    ),
+    "equilibrium": lambda r: r["accuracy"] > 0.93 and r["residual"] < 1e-4 and r["norm"] < 0.9,
+    "poisoning": lambda r: r["poisoned"] < r["random"] - 0.02 and r["random"] > r["clean"] - 0.05,
+    "federated": lambda r: r["corrected"] < 1e-4 and r["not corrected"] > 0.1,
+}
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_example(name):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        found = load(name).main(tiny=True)
+    assert CLAIMS[name](found), found
+
+
+def test_every_example_is_tested():
+    tested = {*CLAIMS, "new_method"}  # which tests/test_compare.py runs
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
