@@ -166,7 +166,8 @@ def test_pages_to_follow(page, tmp_path, monkeypatch):
     for kind, code in BLOCK.findall((DOCS / f"{page}.md").read_text()):
         if kind == "python":
             said.clear()
-            exec(compile(code, page, "exec"), names)
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                exec(compile(code, page, "exec"), names)
             lines = list(zip(said, PRINT.findall(code), strict=True))
             unpromised = "\n".join(printed for printed, promised in lines if not promised)
             for printed, promised in lines:
