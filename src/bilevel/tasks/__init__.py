@@ -36,6 +36,18 @@ from ._hyperparameters import (
     tensor_penalties,
 )
 from ._kernel import kernel_ridge, kernel_ridge_solution, rbf_kernel
+from ._meta import (
+    Episodes,
+    Representation,
+    conv4,
+    episodes,
+    meta_accuracy,
+    meta_learning,
+    meta_ridge_solution,
+    mlp_representation,
+    one_hot_error,
+    rotated_classes,
+)
 from ._nonsmooth import (
     SupportCheck,
     check_support,
@@ -60,10 +72,12 @@ from ._reweighting import (
 )
 
 __all__ = [
+    "Episodes",
     "EquilibriumModel",
     "FixedPoints",
     "Model",
     "Reference",
+    "Representation",
     "SupportCheck",
     "anti_distillation",
     "anti_distillation_limit",
@@ -71,11 +85,13 @@ __all__ = [
     "augmentation",
     "check_support",
     "contracted",
+    "conv4",
     "cross_validation",
     "deal_rows",
     "distillation",
     "elastic_net",
     "elastic_net_cv",
+    "episodes",
     "equilibrium",
     "equilibrium_model",
     "exponential_amplitudes",
@@ -94,8 +110,13 @@ __all__ = [
     "log_penalties",
     "logistic",
     "logistic_loss",
+    "meta_accuracy",
+    "meta_learning",
+    "meta_ridge_solution",
     "min_norm_fit",
     "mlp_model",
+    "mlp_representation",
+    "one_hot_error",
     "poisoned_rows",
     "poisoning",
     "quadratic",
@@ -104,6 +125,7 @@ __all__ = [
     "reweighting",
     "ridge",
     "ridge_solution",
+    "rotated_classes",
     "soft_cross_entropy",
     "softmax_cross_entropy",
     "squared_error",

@@ -1,0 +1,387 @@
+"""Meta-learning: a representation shared by many small tasks, each with a linear model of its own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+
+from .._problem import BilevelProblem
+from ._reweighting import Loss, softmax_cross_entropy
+
+Represent = Callable[[PyTree, Array], Array]
+Rows = Shaped[Array | np.ndarray, "rows ..."]
+
+
+class Episodes(NamedTuple):
+    """Few-shot tasks, one an entry of axis 0: rows to fit on, and other rows to be judged by.
+
+    `support_x` has shape `(tasks, ways * shots, *row)`, `query_x` `(tasks, ways * queries, *row)`;
+    the labels `support_y`, `query_y` are 0 .. ways - 1 and mean something else in each task.
+    """
+
+    support_x: Shaped[Array, "tasks support ..."]
+    support_y: Int[Array, "tasks support"]
+    query_x: Shaped[Array, "tasks query ..."]
+    query_y: Int[Array, "tasks query"]
+
+
+def episodes(
+    X: Rows,
+    y: Shaped[Array | np.ndarray, " rows"],
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    num_tasks: int,
+    seed: int = 0,
+    classes: Sequence[Any] | np.ndarray | None = None,
+) -> Episodes:
+    """Draw few-shot tasks from labelled rows (Vinyals et al. 2016, "N-way k-shot").
+
+    Each task takes `ways` classes at random, in random order, and `shots + queries` rows of each, no
+    row twice. Tasks are independent of each other and may share rows.
+
+    Args:
+        X, y: rows of any shape (images, say) and their labels, of any kind.
+        ways, shots, queries: classes a task, support rows a class, query rows a class.
+        num_tasks: how many.
+        seed: the same seed, the same tasks.
+        classes: those to draw from; by default all in `y`. For meta-test, pass those held out.
+
+    Raises:
+        ValueError: fewer classes than `ways`, or a class with fewer than `shots + queries` rows.
+
+    >>> found = episodes(np.arange(20), np.arange(20) % 4, ways=3, shots=1, queries=2, num_tasks=5)
+    >>> found.support_x.shape, found.query_x.shape, found.query_y[0].tolist()
+    ((5, 3), (5, 6), [0, 0, 1, 1, 2, 2])
+    """
+    if min(ways, shots, queries, num_tasks) < 1:
+        raise ValueError(
+            "`episodes` needs ways, shots, queries and num_tasks >= 1, got "
+            f"{(ways, shots, queries, num_tasks)}."
+        )
+    labels, allowed = np.asarray(y), np.unique(np.asarray(y if classes is None else classes))
+    if len(allowed) < ways:
+        raise ValueError(f"`ways`={ways}, but there are {len(allowed)} classes to draw from.")
+    members = [np.flatnonzero(labels == label) for label in allowed]
+    for label, rows in zip(allowed, members, strict=True):
+        if len(rows) < shots + queries:
+            raise ValueError(
+                f"a task needs shots + queries = {shots + queries} rows of a class, but class "
+                f"{label} has {len(rows)}; ask for fewer, or leave the class out of `classes`."
+            )
+    rng = np.random.default_rng(seed)
+    index = np.empty((num_tasks, ways, shots + queries), int)
+    for task in index:
+        for way, k in enumerate(rng.permutation(len(members))[:ways]):
+            task[way] = rng.choice(members[k], shots + queries, replace=False)
+    x = np.asarray(X)[index]
+
+    def part(rows: slice) -> tuple[Array, Array]:
+        chosen = x[:, :, rows]
+        flat = chosen.reshape(num_tasks, -1, *x.shape[3:])
+        code = np.repeat(np.arange(ways, dtype=np.int32), chosen.shape[2])
+        return jnp.asarray(flat), jnp.asarray(np.tile(code, (num_tasks, 1)))
+
+    return Episodes(*part(slice(shots)), *part(slice(shots, None)))
+
+
+def rotated_classes(
+    images: Shaped[np.ndarray, "rows size size ..."], y: Int[np.ndarray, " rows"]
+) -> tuple[Shaped[np.ndarray, "_ size size ..."], Int[np.ndarray, " _"]]:
+    """Four times as many classes: each class turned by 0, 90, 180 and 270 degrees is one.
+
+    (As on Omniglot, Santoro et al. 2016; Li, Gu & Huang, C.2.) Quarter turn q of class c has the label
+    `4 c + q`. Axes 1 and 2 of `images` are height and width.
+
+    >>> turned, labels = rotated_classes(np.arange(4).reshape(1, 2, 2), np.array([7]))
+    >>> turned.reshape(4, 4).tolist(), labels.tolist()
+    ([[0, 1, 2, 3], [1, 3, 0, 2], [3, 2, 1, 0], [2, 0, 3, 1]], [28, 29, 30, 31])
+    """
+    turned = [np.rot90(images, quarter, axes=(1, 2)) for quarter in range(4)]
+    return np.concatenate(turned), np.concatenate([4 * y + quarter for quarter in range(4)])
+
+
+def one_hot_error(
+    prediction: Float[Array, "batch classes"], y: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """`|z - e_y|^2 / 2` a row: least squares on one-hot labels."""
+    return 0.5 * jnp.sum((prediction - _one_hot(y, prediction.shape[1], prediction.dtype)) ** 2, 1)
+
+
+def _one_hot(y: Int[Array, "*shape"], ways: int, dtype: Any) -> Float[Array, "*shape ways"]:
+    return (y[..., None] == jnp.arange(ways, dtype=y.dtype)).astype(dtype)
+
+
+# Modules, not closures: problems of new episodes of the same shapes share one compilation.
+class _Shared(eqx.Module):
+    represent: Represent
+    biased: bool
+
+    def features(
+        self, u: PyTree, x: Shaped[Array, "tasks rows ..."]
+    ) -> Float[Array, "tasks rows features"]:
+        tasks, rows = x.shape[:2]
+        params = u["representation"] if self.biased else u
+        return self.represent(params, x.reshape(-1, *x.shape[2:])).reshape(tasks, rows, -1)
+
+    def centre(self, u: PyTree, like: Array) -> Array:
+        return u["bias"] if self.biased else jnp.zeros_like(like)
+
+
+class _TaskRisk(eqx.Module):
+    shared: _Shared
+    loss: Loss
+    num_tasks: int
+
+    def logits(self, u: PyTree, w: Array, batch: tuple[Array, Array, Array]) -> Array:
+        if w.shape[0] != self.num_tasks:
+            raise ValueError(
+                f"`meta_learning` has {self.num_tasks} tasks and so many models on axis 0 of w, got "
+                f"{w.shape[0]}. `ClosedForm` knows the models of its batch only: use `FullBatch` "
+                "with it, and draw new episodes between the steps."
+            )
+        x, _, i = batch
+        return jnp.einsum("tkd,trd->trk", w[i], self.shared.features(u, x))
+
+    def __call__(self, u: PyTree, w: Array, batch: tuple[Array, Array, Array]) -> Array:
+        logits = self.logits(u, w, batch)
+        return jnp.mean(self.loss(logits.reshape(-1, logits.shape[-1]), batch[1].reshape(-1)))
+
+
+class _SupportRisk(eqx.Module):
+    risk: _TaskRisk
+    l2: float
+
+    def __call__(self, u: PyTree, w: Array, batch: tuple[Array, Array, Array]) -> Array:
+        own = w[batch[2]]
+        penalty = jnp.sum((own - self.risk.shared.centre(u, own[0])[None]) ** 2) / own.shape[0]
+        return self.risk.num_tasks * (self.risk(u, w, batch) + 0.5 * self.l2 * penalty)
+
+
+def meta_learning(
+    represent: Represent,
+    tasks: Episodes,
+    *,
+    loss: Loss = softmax_cross_entropy,
+    outer_loss: Loss | None = None,
+    l2: float = 1e-2,
+    biased: bool = False,
+) -> BilevelProblem:
+    """A representation learned so that linear models on top of it do well on new rows of their task.
+
+        f(u, w) = sum_t [ mean_{support of t} loss(w_t phi(x; u), y) + l2 / 2 |w_t|^2 ]
+        F(u, w) = mean_t  mean_{query of t}  outer_loss(w_t phi(x; u), y)
+
+    (Grazzi & Pontil, "Meta-learning"; Franceschi et al. 2018. With `one_hot_error` the inner problem
+    is ridge regression, Bertinetto et al. 2019.) It is separable, a model for each task.
+
+    Args:
+        represent: phi, `(params, rows) -> (rows, features)`; any function, such as the `features` of
+            `conv4` and `mlp_representation`. A constant feature makes the linear models affine.
+        tasks: from `episodes`, or tasks of your own of this shape.
+        loss: `(logits, y) -> one loss a row`: `softmax_cross_entropy`, or `one_hot_error`, whose
+            solution is the formula `meta_ridge_solution`.
+        outer_loss: of a query row; by default `loss`.
+        l2: > 0 makes f strongly convex in w with this constant. 0 leaves f with many minimisers
+            wherever there are more features than support rows.
+        biased: the penalty is `l2 / 2 |w_t - b|^2`, b learned too (Rajeswaran et al. 2019, iMAML, and
+            Denevi et al. 2019). It helps where label k means related things in all tasks; between
+            `episodes`, which number their classes at random, all rows of b are equal by symmetry.
+
+    `u` is the representation's `params`, or `{"representation": params, "bias": (ways, features)}` if
+    biased; `w` is an array `(tasks, ways, features)`; start it from zeros.
+
+    **Which tasks a batch holds.** The data have one row a task, its number i included, and the
+    objectives look up `w[i]`; from any batch of tasks they are unbiased estimates. So the inner and
+    the outer sampler need not draw the same tasks, and single-loop methods (`SOBA`, ..) keep the
+    models of a *fixed* set of tasks warm. To see ever new tasks, make the problem anew from fresh
+    `episodes` before each step of a cold-started `DoubleLoop` with the default `FullBatch` samplers,
+    and pass it to the compiled step as an argument: support and query are then of the same tasks,
+    and as long as the shapes stay nothing compiles again.
+
+    Raises:
+        ValueError: `l2` < 0; at trace time, w is not of one model a task.
+
+    >>> import jax.numpy as jnp
+    >>> drawn = episodes(jnp.eye(6), np.arange(6) % 2, ways=2, shots=1, queries=2, num_tasks=3)
+    >>> problem = meta_learning(lambda u, x: x * u[None], drawn)
+    >>> value = problem.outer(jnp.ones(6), jnp.zeros((3, 2, 6)), problem.outer_data)
+    >>> round(float(value), 4)
+    0.6931
+    """
+    if l2 < 0:
+        raise ValueError(f"`l2` must be >= 0, got {l2}.")
+    num_tasks = tasks.support_y.shape[0]
+    index = jnp.arange(num_tasks, dtype=jnp.int32)
+    shared = _Shared(represent, biased)
+    return BilevelProblem(
+        outer=_TaskRisk(shared, loss if outer_loss is None else outer_loss, num_tasks),
+        inner=_SupportRisk(_TaskRisk(shared, loss, num_tasks), l2),
+        outer_data=(tasks.query_x, tasks.query_y, index),
+        inner_data=(tasks.support_x, tasks.support_y, index),
+    )
+
+
+class _MetaRidge(eqx.Module):
+    shared: _Shared
+    l2: float
+    ways: int
+
+    def __call__(
+        self, u: PyTree, batch: tuple[Array, Array, Array]
+    ) -> Float[Array, "tasks ways features"]:
+        x, y, _ = batch
+        features = self.shared.features(u, x)
+        n, d = features.shape[1:]
+        centre = self.shared.centre(u, jnp.zeros((self.ways, d), features.dtype))
+        target = _one_hot(y, self.ways, features.dtype) - features @ centre.T
+
+        def solve(phi: Array, r: Array) -> Array:
+            if n <= d:  # W - b = R' (Phi Phi' + n l2)^-1 Phi
+                gram = phi @ phi.T + n * self.l2 * jnp.eye(n, dtype=phi.dtype)
+                return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), r).T @ phi
+            gram = phi.T @ phi + n * self.l2 * jnp.eye(d, dtype=phi.dtype)
+            return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), phi.T @ r).T
+
+        return centre[None] + jax.vmap(solve)(features, target)
+
+
+def meta_ridge_solution(
+    problem: BilevelProblem, ways: int
+) -> Callable[[PyTree, tuple[Array, Array, Array]], Array]:
+    """The inner solution of `meta_learning` with `loss=one_hot_error`, `(u, batch) -> w`.
+
+        w_t*(u) = b + (E - Phi b')' (Phi Phi' + n l2 I)^-1 Phi          (b = 0 unless biased)
+
+    with Phi the n support features of task t and E its one-hot labels. `bilevel.ClosedForm` of it is
+    an inner solver that `ITD` differentiates exactly (Bertinetto et al. 2019, R2-D2), and it fits new
+    tasks. A Cholesky factor of `n x n` or `features x features`, the smaller, for each task.
+
+    Args:
+        problem: from `meta_learning`; its data are not used, so one solution serves all episodes.
+        ways: classes a task.
+
+    Raises:
+        ValueError: the loss is another one, or `l2` = 0, which has no unique solution.
+        TypeError: the problem is of another kind.
+    """
+    inner = problem.inner
+    if not isinstance(inner, _SupportRisk):
+        raise TypeError("`meta_ridge_solution` needs a problem made by `meta_learning`.")
+    if inner.risk.loss is not one_hot_error or inner.l2 == 0:
+        raise ValueError(
+            "`meta_ridge_solution` is for `meta_learning(..., loss=one_hot_error)` with l2 > 0, got "
+            f"l2={inner.l2}, loss={inner.risk.loss!r}. Use an iterative inner solver."
+        )
+    return _MetaRidge(inner.risk.shared, inner.l2, ways)
+
+
+def meta_accuracy(
+    problem: BilevelProblem, u: PyTree[Array], w: Float[Array, "tasks ways features"]
+) -> Float[Array, " tasks"]:
+    """The share of query rows that each task's model `w_t` gets right.
+
+    Raises:
+        TypeError: the problem is not made by `meta_learning`.
+    """
+    if not isinstance(problem.outer, _TaskRisk):
+        raise TypeError("`meta_accuracy` needs a problem made by `meta_learning`.")
+    right = jnp.argmax(problem.outer.logits(u, w, problem.outer_data), 2) == problem.outer_data[1]
+    return jnp.mean(right.astype(w.dtype), axis=1)
+
+
+class Representation(NamedTuple):
+    """Initial parameters, and `features(u, rows)` of shape `(rows, features)`."""
+
+    u0: PyTree[Array]
+    features: Represent
+
+
+def mlp_representation(
+    num_inputs: int,
+    num_features: int,
+    *,
+    key: Key[Array, ""],
+    width: int = 64,
+    depth: int = 1,
+) -> Representation:
+    """A perceptron with `depth` hidden tanh layers, on rows of any shape laid flat."""
+    net = eqx.nn.MLP(num_inputs, num_features, width, depth, activation=jnp.tanh, key=key)
+    u0, static = eqx.partition(net, eqx.is_array)
+
+    def features(u: PyTree, x: Shaped[Array, "rows ..."]) -> Float[Array, "rows features"]:
+        return jax.vmap(eqx.combine(u, static))(x.reshape(x.shape[0], -1))
+
+    return Representation(u0, features)
+
+
+class _Conv4(eqx.Module):
+    convolutions: list[eqx.nn.Conv2d]
+    norms: list[eqx.nn.GroupNorm]
+
+    def __call__(self, x: Float[Array, "channels height width"]) -> Float[Array, " features"]:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = _pool(jax.nn.relu(norm(convolution(x))))
+        return x.reshape(-1)
+
+
+def _pool(
+    x: Float[Array, "channels height width"],
+) -> Float[Array, "channels half_height half_width"]:
+    # As a maximum over reshaped axes: on a CPU the derivative of a windowed maximum is far slower.
+    channels, height, width = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
+    cut = x[:, : 2 * height, : 2 * width]
+    return jnp.max(cut.reshape(channels, height, 2, width, 2), axis=(2, 4))
+
+
+def conv4(
+    shape: tuple[int, ...],
+    *,
+    key: Key[Array, ""],
+    width: int = 64,
+    blocks: int = 4,
+    groups: int = 1,
+) -> Representation:
+    """The few-shot literature's four blocks of 3 x 3 convolution, norm, relu and 2 x 2 max-pooling.
+
+    Args:
+        shape: of an image, `(height, width)` or `(channels, height, width)`.
+        key: for the initial parameters.
+        width: filters a block (64 in Li, Gu & Huang, C.2).
+        blocks: each halves height and width, rounding down; 4 need 16 pixels. Features are
+            `width * (height >> blocks) * (width >> blocks)`, 64 for 28 x 28 images.
+        groups: of the group normalisation.
+
+    Departs from the literature: the norm is over the channels and pixels of *one* image (GroupNorm;
+    with one group, LayerNorm) and not over a batch, so that phi is a function of the row alone and f
+    and F are the functions of (u, w) that they claim to be.
+
+    Raises:
+        ValueError: the images are too small for the blocks, or `groups` does not divide `width`.
+    """
+    channels, height, breadth = (1, *shape) if len(shape) == 2 else shape
+    if min(height, breadth) < 2**blocks:
+        raise ValueError(
+            f"{blocks} blocks halve an image {blocks} times, which needs {2**blocks} pixels a side, "
+            f"got {height} x {breadth}; use fewer `blocks`."
+        )
+    if width % groups:
+        raise ValueError(f"`groups`={groups} must divide `width`={width}.")
+    sizes = [channels, *[width] * blocks]
+    keys = jax.random.split(key, blocks)
+    net = _Conv4(
+        [eqx.nn.Conv2d(sizes[k], width, 3, padding=1, key=keys[k]) for k in range(blocks)],
+        [eqx.nn.GroupNorm(groups, width) for _ in range(blocks)],
+    )
+    u0, static = eqx.partition(net, eqx.is_array)
+
+    def features(u: PyTree, x: Shaped[Array, "rows ..."]) -> Float[Array, "rows features"]:
+        images = x.reshape(x.shape[0], channels, height, breadth)
+        return jax.vmap(eqx.combine(u, static))(images)
+
+    return Representation(u0, features)
