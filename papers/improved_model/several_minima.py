@@ -21,6 +21,7 @@ with those of Sabach & Shtern, which its theorems need, it converges.
 The paper has no toy problem of its own. (Its numbers are on images: `cleaning.py`.)
 """
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,6 +132,7 @@ def inner_solve(solver, problem, u, w0):
     return solver.solve(problem, u, w0, solver.init(problem, u, w0), stream)[0]
 
 
+@functools.cache
 def steps(name: str, num_steps: int):
     """Of BiG-SAM with the weighting, or of gradient descent ("basic")."""
     if name == "basic":
@@ -138,13 +140,18 @@ def steps(name: str, num_steps: int):
     return bilevel.BiGSAM(INNER_STEP, OUTER_STEP, num_steps, WEIGHTINGS[name])
 
 
+@functools.cache
+def algorithm(name: str, num_steps: int) -> bilevel.DoubleLoop:
+    """One object for all problems, so that it is compiled once."""
+    return bilevel.DoubleLoop(steps(name, num_steps), bilevel.ITD(), optax.sgd(0.1))
+
+
 def run(case: Instance, name: str, num_steps: int, outer_steps: int) -> dict[str, float]:
     """F at the w_K of the last u, and at the inner minimiser nearest to it."""
     problem, solver, w0 = case.problem, steps(name, num_steps), jnp.zeros(SIZE)
-    algorithm = bilevel.DoubleLoop(solver, bilevel.ITD(), optax.sgd(0.1))
     solution = bilevel.solve(
         problem,
-        algorithm,
+        algorithm(name, num_steps),
         jnp.zeros(OUTER_SIZE),
         w0,
         num_steps=outer_steps,
