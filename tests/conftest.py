@@ -27,6 +27,8 @@ install_import_hook(sorted(m for m in MODULES if not m.startswith(UNCHECKED)), "
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Thousands of small functions are compiled once and run once: most of the time is the compiler's.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # What XLA has compiled is kept in a folder for the length of the session, which xdist's workers share.
 # Commands that tests start in a process of their own compile for themselves, as a user's do.

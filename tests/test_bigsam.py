@@ -282,6 +282,7 @@ def test_algorithm_five_as_printed_leaves_out_the_first_step():
 
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.slow
 def test_unrolled_on_a_problem_that_is_not_quadratic(name, every):
     """Logistic losses, fewer rows than unknowns, pytrees, weights of the rows in u."""
     rng = np.random.default_rng(1)

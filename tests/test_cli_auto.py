@@ -329,6 +329,7 @@ def test_hostile_names_are_text_in_the_report(hostile):
     assert "window.hacked = 1</script>" not in text
 
 
+@pytest.mark.slow
 def test_hostile_tables_go_through_the_other_commands(hostile):
     tables = [hostile.out.parent / f"{name}.csv" for name in ("train", "trusted", "holdout")]
     scored = bilevel("score", hostile.out, tables[2], "--json")

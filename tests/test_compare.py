@@ -346,6 +346,7 @@ def test_a_start_outside_of_the_set():
         compare({"SOBA": soba(0.1, 0.1, 0.1)}, CASE.problem, 2 * CASE.u, CASE.w0, num_steps=3)
 
 
+@pytest.mark.slow
 def test_a_class_is_no_algorithm():
     code = (
         "import bilevel\n"
@@ -357,6 +358,7 @@ def test_a_class_is_no_algorithm():
     )
 
 
+@pytest.mark.slow
 def test_what_an_algorithm_refuses_is_raised_with_its_name():
     problem = bilevel.FixedPointProblem(
         outer=lambda u, w, _: 0.5 * (w - 1.0) ** 2, map=lambda u, w, _: 0.5 * (w + u)

@@ -250,6 +250,7 @@ FLAT = {
 
 
 @pytest.mark.parametrize("name", FLAT)
+@pytest.mark.slow
 def test_where_there_is_nothing_to_choose_all_are_the_cold_start(name):
     """And not rounding errors, blown up."""
     outer = A.outer if name == "one solution" else lambda u, w, _: 0.5 * jnp.sum((A.x @ w - 1) ** 2)

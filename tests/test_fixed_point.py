@@ -136,6 +136,7 @@ def standard_promotion():
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("case_name", ["coupled", "ridge_per_feature"])
+@pytest.mark.slow
 def test_optimizer_aware_aid(case_name, name):
     """The fixed point of the optimiser's step gives the hypergradient of the objective."""
     case, (tx, steps) = CASES[case_name], OPTIMISERS[name]

@@ -57,6 +57,7 @@ def test_error_estimate_of_aid(name, solver, steps):
 @pytest.mark.parametrize(
     "name", ["coupled", pytest.param("ridge_per_feature", marks=SLOW), "logistic"]
 )
+@pytest.mark.slow
 def test_error_estimate_of_itd(name, mode):
     case = CASES[name]
     for steps in (10, 20, 40):

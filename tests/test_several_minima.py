@@ -63,6 +63,7 @@ FIRST_ORDER: dict[str, tuple[bilevel.AbstractAlgorithm, float]] = {
 
 @pytest.mark.parametrize("name", FIRST_ORDER)
 @pytest.mark.parametrize(("problem", "best"), [(FREE, 1.0), (PRICED, 0.5)], ids=["free", "priced"])
+@pytest.mark.slow
 def test_first_order_methods_reach_the_best_point(name, problem, best):
     algorithm, tolerance = FIRST_ORDER[name]
     found = solve(algorithm, problem)

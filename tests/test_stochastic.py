@@ -37,6 +37,7 @@ def estimate(case, estimator, inner, sampler=None, key=None, w0=None):
 
 
 @pytest.mark.parametrize("name", ["coupled", "pytree", "logistic"])
+@pytest.mark.slow
 def test_on_full_batches_it_is_the_fixed_point_method(name):
     case = CASES[name]
     step = 1 / case.bounds[1]

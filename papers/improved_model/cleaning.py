@@ -300,8 +300,8 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
                 names.append(name)
             except FileNotFoundError as error:
                 missing[name] = str(error)
-                print(f"{name} is missing, its rows are not run: {error}")
-    seeds, late = (2, 30) if full else (1, 20)
+                print(f"missing, rows not run: {str(error).partition(';')[0]}")
+    seeds, late = (5, 30) if full else (1, 20)
     runs = []
     for name in names:
         for rate in RATES:

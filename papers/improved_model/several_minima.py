@@ -201,7 +201,7 @@ def draw(rows: list[dict[str, Any]], drifts: dict, counts: list[int], path: Path
     left.set_xticks(x, labels, fontsize=7)
     left.set(yscale="log", ylabel="outer value F")
     left.set_xlabel("problem: rank of A, quadratic or log-cosh f")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for name, colour in [("Sabach-Shtern", "C0"), ("printed", "C3")]:
         for target, style in [("w(u)", "-o"), ("argmin F", ":s")]:
             label = f"{name}, from {target}"
