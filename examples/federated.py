@@ -17,8 +17,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import bilevel
-from bilevel import tasks
-from bilevel._federated import FederatedInner
+from bilevel import FederatedInner, tasks
 
 CLIENTS, LOCAL_STEPS, STEP = 10, 5, 1.0
 

@@ -32,8 +32,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import bilevel
-from bilevel import tasks
-from bilevel._federated import FederatedInner
+from bilevel import FederatedInner, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _script import Claim, run_script

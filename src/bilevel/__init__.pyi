@@ -43,12 +43,14 @@ from ._equilibria import (
     is_cold_start_equilibrium as is_cold_start_equilibrium,
     is_warm_start_equilibrium as is_warm_start_equilibrium,
 )
+from ._federated import FederatedInner as FederatedInner
 from ._fista import FISTA as FISTA
 from ._geometry import (
     AbstractGeometry as AbstractGeometry,
     Ball as Ball,
     Box as Box,
     Euclidean as Euclidean,
+    Rowwise as Rowwise,
     Simplex as Simplex,
 )
 from ._hypergradient.base import (

@@ -31,10 +31,10 @@ class FederatedInner(AbstractInnerSolver):
     biased unless they have the same one. One local step is gradient descent either way.
 
     Args:
-        step_size: of the local steps. Rounds converge for `step_size <= 1 / (local_steps L)`, L the
-            largest eigenvalue of the clients' Hessians; a larger step, up to `1 / L`, makes a round
-            worth up to `local_steps` gradient steps where the clients' Hessians are alike, and can
-            diverge where they are not.
+        step_size: of the local steps. With all clients in each round, rounds on quadratics converge
+            for `step_size <= 1 / (local_steps L)`, L the largest eigenvalue of the clients' Hessians.
+            A larger step, up to `1 / L`, makes a round worth up to `local_steps` gradient steps where
+            the clients' Hessians are alike; where they are not, rounds may not converge.
         local_steps: gradient steps of a client a round, >= 1; with 1 it is gradient descent.
         num_rounds: rounds a solve, >= 1. Each draws its clients from the stream: all of them with
             `FullBatch`, some with another sampler, which is partial participation.

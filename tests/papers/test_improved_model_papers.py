@@ -148,3 +148,21 @@ def test_cleaning(tmp_path):
         assert row["improved"]["f1"][-1] - row["improved"]["f1"][0] < 0.03
     assert len(failed) == 1
     assert "keeping the rows" in failed[0]
+
+
+@pytest.mark.slow
+def test_ablation(tmp_path):
+    report, failed = quick("ablation", tmp_path)
+    often = {(r["way"], r["every"]): r for r in report["often"]}
+    ends = [r["f1"][-1] for key, r in often.items() if key != ("improved", 100)]
+    assert len(ends) == 4
+    assert np.all(np.diff(ends) < 0)
+    once, basic = often["improved", 100], often["basic", 1]
+    assert abs(once["f1"][-1] - basic["f1"][-1]) < 0.02
+    assert once["outer_value"] < 0.8 * basic["outer_value"]
+    assert often["improved", 5]["gradients_a_step"] == 120
+    for way in ("improved", "basic"):  # more inner steps are better here, not worse
+        last = [r["f1"][9] for r in report["counts"] if r["way"] == way]
+        assert len(last) == 3
+        assert np.all(np.diff(last) > 0.03)
+    assert any("200 inner steps end below fewer" in claim for claim in failed)

@@ -8,8 +8,7 @@ import optax
 import pytest
 
 import bilevel
-from bilevel import tasks
-from bilevel._federated import FederatedInner
+from bilevel import FederatedInner, tasks
 from helpers import assert_close
 
 RNG = np.random.default_rng(5)

@@ -129,8 +129,8 @@ class _Shared(eqx.Module):
         params = u["representation"] if self.biased else u
         return self.represent(params, x.reshape(-1, *x.shape[2:])).reshape(tasks, rows, -1)
 
-    def centre(self, u: PyTree, like: Array) -> Array:
-        return u["bias"] if self.biased else jnp.zeros_like(like)
+    def from_centre(self, u: PyTree, w: Array) -> Array:
+        return w - u["bias"][None] if self.biased else w
 
 
 class _TaskRisk(eqx.Module):
@@ -159,7 +159,7 @@ class _SupportRisk(eqx.Module):
 
     def __call__(self, u: PyTree, w: Array, batch: tuple[Array, Array, Array]) -> Array:
         own = w[batch[2]]
-        penalty = jnp.sum((own - self.risk.shared.centre(u, own[0])[None]) ** 2) / own.shape[0]
+        penalty = jnp.sum(self.risk.shared.from_centre(u, own) ** 2) / own.shape[0]
         return self.risk.num_tasks * (self.risk(u, w, batch) + 0.5 * self.l2 * penalty)
 
 
@@ -238,8 +238,9 @@ class _MetaRidge(eqx.Module):
         x, y, _ = batch
         features = self.shared.features(u, x)
         n, d = features.shape[1:]
-        centre = self.shared.centre(u, jnp.zeros((self.ways, d), features.dtype))
-        target = _one_hot(y, self.ways, features.dtype) - features @ centre.T
+        target = _one_hot(y, self.ways, features.dtype)
+        if self.shared.biased:
+            target = target - jnp.einsum("tnd,kd->tnk", features, u["bias"])
 
         def solve(phi: Array, r: Array) -> Array:
             if n <= d:  # W - b = R' (Phi Phi' + n l2)^-1 Phi
@@ -248,7 +249,8 @@ class _MetaRidge(eqx.Module):
             gram = phi.T @ phi + n * self.l2 * jnp.eye(d, dtype=phi.dtype)
             return _solve(gram, phi.T @ r).T
 
-        return centre[None] + jax.vmap(solve)(features, target)
+        w = jax.vmap(solve)(features, target)
+        return u["bias"][None] + w if self.shared.biased else w
 
 
 def _solve(matrix: Float[Array, "n n"], right: Float[Array, "n ways"]) -> Float[Array, "n ways"]:
