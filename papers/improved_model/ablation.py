@@ -38,23 +38,29 @@ def retrained_accuracy(data: cleaning.Split, keep: np.ndarray) -> float:
     return float(model.score(data.X_test, data.y_test))
 
 
-def run(name: str, seed: int, way: str, num_steps: int, outer_steps: int, every: int = 1):
-    """F1 along the outer steps, and the retrained accuracy at the end."""
-    data = cleaning.split(name, RATE, seed)
-    model = cleaning.linear(data.X.shape[1])
+def run(name: str, seeds: int, way: str, num_steps: int, outer_steps: int, every: int = 1):
+    """Means over seeds of F1 along the outer steps and of the accuracy; each seed's last F1."""
+    model = cleaning.linear(min(cleaning.COMPONENTS, cleaning.rows_of(name)[0].shape[1]))
     inner = cleaning.inner_solver(way, cleaning.step_size(name), num_steps, every)
-    us, solution = cleaning.follow(cleaning.problem_of(data, model), model, inner, outer_steps)
-    gradients = num_steps + (num_steps // every if way == "improved" else 0)
-    return {
+    curves, accuracies, values = [], [], []
+    for seed in range(seeds):
+        data = cleaning.split(name, RATE, seed)
+        us, solution = cleaning.follow(cleaning.problem_of(data, model), model, inner, outer_steps)
+        curves.append([cleaning.f1(data, u) for u in us])
+        accuracies.append(retrained_accuracy(data, us[-1] > 0))
+        values.append(float(solution.trace["outer_value"][-1]))
+    found = {
         "way": way,
         "inner_steps": num_steps,
         "every": every,
-        "seed": seed,
-        "gradients_a_step": gradients,
-        "f1": [cleaning.f1(data, u) for u in us],
-        "accuracy": retrained_accuracy(data, us[-1] > 0),
-        "outer_value": float(solution.trace["outer_value"][-1]),
+        "gradients_a_step": num_steps + (num_steps // every if way == "improved" else 0),
+        "f1": np.mean(curves, axis=0).tolist(),
+        "last_f1": [curve[-1] for curve in curves],
+        "accuracy": float(np.mean(accuracies)),
+        "outer_value": float(np.mean(values)),
     }
+    print(way, num_steps, every, f"F1 {found['f1'][-1]:.3f}", flush=True)
+    return found
 
 
 def draw(often: list[dict], counts: list[dict], name: str, path: Path) -> None:
@@ -77,7 +83,7 @@ def draw(often: list[dict], counts: list[dict], name: str, path: Path) -> None:
     right.set(title="inner steps (Figure 3)", xlabel="inner and outer gradients")
     left.set_ylabel(f"F1, {name}, {RATE:.0%} wrong")
     left.legend(fontsize=8)
-    right.legend(fontsize=8, ncols=2)
+    right.legend(fontsize=8, loc="lower right")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
@@ -86,15 +92,15 @@ def draw(often: list[dict], counts: list[dict], name: str, path: Path) -> None:
 
 def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     """Both ablations, and what they say."""
-    name, outer_steps = ("MNIST", 15) if full else ("digits", 10)
+    name, outer_steps, seeds = ("MNIST", 15, 3) if full else ("digits", 10, 1)
     inner_counts = [25, 100, 200] if full else [10, 100, 200]
     hundred = {
-        ("improved", m): run(name, 0, "improved", 100, outer_steps, m)
+        ("improved", m): run(name, seeds, "improved", 100, outer_steps, m)
         for m in (EVERY if full else (1, 5, 20, 100))
     }
-    hundred["basic", 1] = run(name, 0, "basic", 100, outer_steps)
+    hundred["basic", 1] = run(name, seeds, "basic", 100, outer_steps)
     counts = [
-        hundred[way, 1] if k == 100 else run(name, 0, way, k, outer_steps * max(1, 100 // k))
+        hundred[way, 1] if k == 100 else run(name, seeds, way, k, outer_steps * max(1, 100 // k))
         for k in inner_counts
         for way in ("improved", "basic")
     ]
@@ -110,6 +116,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     basic = [r for r in counts if r["way"] == "basic"]
     twenty = hundred["improved", 20]["f1"][-1]
     once = hundred["improved", 100]["f1"][-1]
+    pairs = list(zip(hundred["improved", 20]["last_f1"], often[-1]["last_f1"], strict=True))
     last = outer_steps - 1
     budget = outer_steps * improved[-2]["gradients_a_step"]
     reached = [r["f1"][budget // r["gradients_a_step"] - 1] for r in improved]
@@ -127,9 +134,8 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
             "slightly",
             f"{twenty:.3f} against {ends[-1]:.3f}",
             twenty > ends[-1],
-            f"A single BiG-SAM step, the last, has {once:.3f}, with F = "
-            f"{hundred['improved', 100]['outer_value']:.3f} against {often[-1]['outer_value']:.3f}: "
-            "it lowers F and cleans nothing.",
+            f"Seed by seed it is above by {[round(x - y, 3) for x, y in pairs]}. A single BiG-SAM "
+            f"step, the last, has {once:.3f}.",
         ),
         Claim(
             "L4",
@@ -149,7 +155,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
             reached[-1] < max(reached[:-1]),
         ),
     ]
-    settings = {"data": name, "rate": RATE, "outer_steps": outer_steps, "seed": 0}
+    settings = {"data": name, "rate": RATE, "outer_steps": outer_steps, "seeds": seeds}
     return {"settings": settings, "often": often, "counts": counts}, claims
 
 

@@ -48,7 +48,7 @@ from _script import Claim, run_script
 
 RATES = (0.6, 0.8, 0.9)
 INNER_STEPS, EARLY, COMPONENTS = 100, 10, 64
-READERS: dict[str, Callable[[str], Any]] = {
+READERS: dict[str, Callable[..., Any]] = {
     "MNIST": datasets.mnist,
     "Fashion-MNIST": datasets.fashion_mnist,
     "QMNIST": datasets.qmnist,
@@ -82,7 +82,7 @@ def rows_of(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Pooled images in [0, 1] as rows, and labels."""
     if name == "digits":
         x, y = load_digits(return_X_y=True)
-        return x / 16, y
+        return np.asarray(x) / 16, np.asarray(y)
     found = READERS[name]("train")
     images = found.images.reshape(*found.images.shape[:3], -1)
     n, side = images.shape[:2]

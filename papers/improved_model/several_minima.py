@@ -218,7 +218,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     """Exact values, the algorithms' and the drift."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
-    inner_steps, outer_steps = (1000, 200) if full else (300, 60)
+    inner_steps, outer_steps = (1000, 100) if full else (300, 60)
     rows: list[dict[str, Any]] = []
     for number in range(PROBLEMS):
         case = instance(number)

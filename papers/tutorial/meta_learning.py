@@ -219,7 +219,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     """Meta-train and meta-test; draw, judge."""
     data = mnist() if full else digits()
-    settings = Settings(16, 4, 6, 5, 400, 3e-3) if full else Settings(32, 2, 8, 5, 200, 3e-3)
+    settings = Settings(16, 4, 6, 5, 300, 3e-3) if full else Settings(32, 2, 8, 5, 150, 3e-3)
     report: dict[str, Any] = {
         "data": "MNIST, Fashion-MNIST" if full else "digits (8 x 8)",
         "settings": settings._asdict() | {"ways": WAYS, "l2": L2, "test_tasks": TEST_TASKS},

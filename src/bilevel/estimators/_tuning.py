@@ -301,15 +301,12 @@ class AbstractPenalised(AbstractTunedLinear):
         return 1.0
 
     def _fit(self, whole: Part, folds: list[Part]) -> None:
-        kind = self.penalties
-        auto = isinstance(kind, str) and kind == "auto"
-        chosen = penalty_map("feature" if auto else kind, whole)
-        shared, best = self._search(chosen, whole, folds)
-        self.nested_loss_ = None
-        if auto:
+        kind, self.nested_loss_ = self.penalties, None
+        if isinstance(kind, str) and kind == "auto":
             self.nested_loss_ = self._nested(folds)
-            if self.nested_loss_["shared"] <= self.nested_loss_["feature"]:
-                chosen, best = penalty_map("shared", whole), shared
+            kind = min(self.nested_loss_, key=self.nested_loss_.get)  # "shared" in a tie
+        chosen = penalty_map(kind, whole)
+        shared, best = self._search(chosen, whole, folds)
         self.shared_alpha_, self.shared_cv_loss_ = float(np.exp(shared.u[0])), shared.value
         self.tuned_ = best
         alpha = np.exp(best.u)

@@ -110,11 +110,9 @@ def one_hot_error(
     prediction: Float[Array, "batch classes"], y: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
     """`|z - e_y|^2 / 2` a row: least squares on one-hot labels."""
-    return 0.5 * jnp.sum((prediction - _one_hot(y, prediction.shape[1], prediction.dtype)) ** 2, 1)
-
-
-def _one_hot(y: Int[Array, "*shape"], ways: int, dtype: Any) -> Float[Array, "*shape ways"]:
-    return (y[..., None] == jnp.arange(ways, dtype=y.dtype)).astype(dtype)
+    return 0.5 * jnp.sum(
+        (prediction - jax.nn.one_hot(y, prediction.shape[1], dtype=prediction.dtype)) ** 2, 1
+    )
 
 
 # Modules, not closures: problems of new episodes of the same shapes share one compilation.
@@ -238,7 +236,7 @@ class _MetaRidge(eqx.Module):
         x, y, _ = batch
         features = self.shared.features(u, x)
         n, d = features.shape[1:]
-        target = _one_hot(y, self.ways, features.dtype)
+        target = jax.nn.one_hot(y, self.ways, dtype=features.dtype)
         if self.shared.biased:
             target = target - jnp.einsum("tnd,kd->tnk", features, u["bias"])
 
