@@ -12,7 +12,7 @@ with one penalty, one a feature, or anything between.
    h penalties, each shared by a block of pixels: the validation loss that each reaches. All know
    the same box and evaluate the same compiled Phi; compiling is not counted.
 3. One penalty a pixel on odd against even digits, least squares and logistic: the CPU time.
-4. One a feature against one for all on rows that took no part in choosing, over 20 splits; and
+4. One a feature against one for all on rows that took no part in choosing, over 12 splits; and
    `penalties="auto"`, which chooses between the two by nested cross-validation.
 
 --quick takes scikit-learn's digits (8 x 8), --full MNIST (28 x 28, 5000 training, 5000 validation
@@ -440,7 +440,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
         except FileNotFoundError as missing:
             print(f"MNIST is missing, scikit-learn's digits are taken in its place: {missing}")
     sides = [1, 2, 4, 7, 14, 28] if digits.side == 28 else [1, 2, 4, 8]
-    seconds, seeds, splits = (10.0, 3, 20) if full else (0.7, 3, 6)
+    seconds, seeds, splits = (5.0, 3, 12) if full else (0.7, 3, 6)
     errors = against_closed_form()
     rows = compare(digits, sides, seconds, seeds)
     pixels = one_a_pixel(digits)

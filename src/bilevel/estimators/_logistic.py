@@ -181,12 +181,15 @@ class _Fold:
         for _ in range(NEWTON_STEPS):
             if np.max(np.abs(grad)) <= SOLVED * total or t < SHORTEST:  # the latter by rounding
                 break
+            norm = np.linalg.norm(grad)
             with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long
-                step, t = _solve(hessian, grad), 2.0
+                # Far from the solution a rough step is as good as an exact one.
+                rough = float(np.clip(norm / total, LINEAR_TOL, 0.1))
+                step, t = _solve(hessian, grad, rough), 2.0
                 while t >= SHORTEST:
                     t /= 2
                     trial_grad, trial_hessian = self.derivatives(X, z - t * step)
-                    if np.linalg.norm(trial_grad) < np.linalg.norm(grad):
+                    if np.linalg.norm(trial_grad) < norm:
                         z, grad, hessian = z - t * step, trial_grad, trial_hessian
                         break
         self.w = z / scale
@@ -234,7 +237,7 @@ class _Fold:
         return float(value), penalties.hypergradient(u, w.T, v.T)
 
 
-def _solve(hessian: LinearOperator, right: np.ndarray) -> np.ndarray:
+def _solve(hessian: LinearOperator, right: np.ndarray, rtol: float = LINEAR_TOL) -> np.ndarray:
     """`hessian^-1 right` by conjugate gradients; the matrix is at least the identity."""
-    x, _ = cg(hessian, right.ravel(), rtol=LINEAR_TOL, maxiter=10 * right.size)
+    x, _ = cg(hessian, right.ravel(), rtol=rtol, maxiter=10 * right.size)
     return x.reshape(right.shape)

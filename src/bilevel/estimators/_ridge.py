@@ -49,7 +49,7 @@ class RidgeBilevelCV(RegressorMixin, AbstractPenalised):
 
     Cost: an evaluation solves `2 K` linear systems of size `min(features, rows)` by one Cholesky
     factorisation a fold, `O(K min(d, n)^2 max(d, n))`; memory `K` copies of the rows and of the Gram
-    matrix. Phi is not convex in u: the search starts from the best of 13 shared penalties,
+    matrix. Phi is not convex in u: the search starts from the best of (at most) 13 shared penalties,
     then from that one and from penalties of a tenth of each feature's sum of squares.
 
     Source: Grazzi & Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", the

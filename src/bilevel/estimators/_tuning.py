@@ -21,6 +21,7 @@ from sklearn.utils.validation import (
 # useful l1 penalty): below, it does nothing; above, the feature is gone.
 LEAST, MOST = 1e-7, 1e5
 GRID = 13  # shared penalties that the search starts from
+PATIENCE = 3  # of them in a row that are no better, after which weaker ones are not tried
 ACTIVE = (0.1,)  # parts of its sum of squares that are a feature's penalty in the other starts
 
 Phi = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -93,8 +94,11 @@ def tune(
     max_iter: int,
     tol: float,
     unit: float = 1.0,
+    patience: int | None = None,
 ) -> Tuned:
     """`min_u Phi(u)` in a box: the best of the starts, and from there L-BFGS-B.
+
+    After `patience` starts in a row that were no better than the best, the others are not looked at.
 
     Phi has several local minima in general, and is nearly flat far out: the starts are what keeps the
     search away from there. What is returned is the best point that was looked at. `tol` and the
@@ -109,8 +113,13 @@ def tune(
             best, best_value, best_grad = np.array(u), value, grad
         return value / unit, grad / unit
 
+    misses = 0
     for start in starts:
+        before = best_value
         look(np.clip(start, lower, upper))
+        misses = 0 if best_value < before else misses + 1
+        if misses == patience:
+            break
     if best is None:
         raise FloatingPointError("the cross-validated loss is not finite at any penalty.")
     values = [best_value]
@@ -317,16 +326,24 @@ class AbstractPenalised(AbstractTunedLinear):
         """The best shared penalty, and the best of the penalties asked for."""
         problems = [self._problem(fold) for fold in folds]
 
-        def search(penalties: PenaltyMap, starts: list[np.ndarray], unit: float) -> Tuned:
+        def search(
+            penalties: PenaltyMap,
+            starts: list[np.ndarray],
+            unit: float,
+            patience: int | None = None,
+        ) -> Tuned:
             def phi(u: np.ndarray) -> tuple[float, np.ndarray]:
                 pairs = [each.value_and_hypergradient(u, penalties) for each in problems]
                 values, grads = zip(*pairs, strict=True)
                 return sum(values), np.sum(grads, axis=0)
 
-            return tune(phi, starts, *penalties.bounds(), self.max_iter, self.tol, unit)
+            bounds = penalties.bounds()
+            return tune(phi, starts, *bounds, self.max_iter, self.tol, unit, patience)
 
         one = penalty_map("shared", whole)
-        shared = search(one, one.starts(np.log(np.geomspace(1e-6, 1e2, GRID))), self._unit(whole))
+        # From the strongest penalty down: weak ones take the inner solver longest.
+        down = one.starts(np.log(np.geomspace(1e2, 1e-6, GRID)))
+        shared = search(one, down, self._unit(whole), PATIENCE)
         if chosen.number == 1:
             return shared, shared
         # Where penalties are tiny Phi is flat, and a descent would not leave: one starts elsewhere.
