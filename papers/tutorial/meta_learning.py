@@ -65,7 +65,7 @@ class Settings(NamedTuple):
 
 def digits() -> Data:
     """Digits of 8 x 8 pixels."""
-    found = load_digits()
+    found: Any = load_digits()
     x, y = (found.images / 16).astype(np.float32), found.target
     few = x[y < 5], y[y < 5]
     return Data(tasks.rotated_classes(*few), few, (x[y >= 5], y[y >= 5]))
@@ -118,13 +118,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def meta_train(net, draw, score, settings: Settings):
     """Outer steps on ever new episodes; the parameters, and scores along the way."""
-    first = ridge_problem(net.features, draw(0), L2)
+    drawn = draw(0)
+    first = ridge_problem(net.features, drawn, L2)
     method = bilevel.DoubleLoop(
         bilevel.ClosedForm(tasks.meta_ridge_solution(first, WAYS)),
         bilevel.ITD(),
         optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
     )
-    size = jax.eval_shape(net.features, net.u0, first.inner_data[0][0]).shape[1]
+    size = jax.eval_shape(net.features, net.u0, drawn.support_x[0]).shape[1]
     state = method.init(first, net.u0, jnp.zeros((settings.num_tasks, WAYS, size)), jr.key(0))
     step = eqx.filter_jit(lambda problem, state: method.step(problem, state))
     curve = {"step": [0], "accuracy": [score(net.u0)], "loss": [float("nan")]}

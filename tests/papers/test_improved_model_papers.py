@@ -183,4 +183,7 @@ def test_ablation(tmp_path):
         last = [r["f1"][9] for r in report["counts"] if r["way"] == way]
         assert len(last) == 3
         assert np.all(np.diff(last) > 0.03)
+    # What the validation rows do alone.
+    assert report["baselines"]["validation rows"] > often["improved", 1]["accuracy"] + 0.02
+    assert report["baselines"]["all rows"] < basic["accuracy"] - 0.05
     assert any("200 inner steps end below fewer" in claim for claim in failed)

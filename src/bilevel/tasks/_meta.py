@@ -230,9 +230,7 @@ class _MetaRidge(eqx.Module):
     l2: float
     ways: int
 
-    def __call__(
-        self, u: PyTree, batch: tuple[Array, Array, Array]
-    ) -> Float[Array, "tasks ways features"]:
+    def __call__(self, u: PyTree, batch: Any) -> Float[Array, "tasks ways features"]:
         x, y, _ = batch
         features = self.shared.features(u, x)
         n, d = features.shape[1:]
@@ -256,9 +254,7 @@ def _solve(matrix: Float[Array, "n n"], right: Float[Array, "n ways"]) -> Float[
     return jax.scipy.linalg.solve(matrix, right, assume_a="pos")
 
 
-def meta_ridge_solution(
-    problem: BilevelProblem, ways: int
-) -> Callable[[PyTree, tuple[Array, Array, Array]], Array]:
+def meta_ridge_solution(problem: BilevelProblem, ways: int) -> Callable[[PyTree, Any], Array]:
     """The inner solution of `meta_learning` with `loss=one_hot_error`, `(u, batch) -> w`.
 
         w_t*(u) = b + (E - Phi b')' (Phi Phi' + n l2 I)^-1 Phi          (b = 0 unless biased)
@@ -296,8 +292,9 @@ def meta_accuracy(
     """
     if not isinstance(problem.outer, _TaskRisk):
         raise TypeError("`meta_accuracy` needs a problem made by `meta_learning`.")
-    right = jnp.argmax(problem.outer.logits(u, w, problem.outer_data), 2) == problem.outer_data[1]
-    return jnp.mean(right.astype(w.dtype), axis=1)
+    batch: Any = problem.outer_data
+    given = jnp.argmax(problem.outer.logits(u, w, batch), axis=2).astype(batch[1].dtype)
+    return jnp.mean((given == batch[1]).astype(w.dtype), axis=1)
 
 
 class Representation(NamedTuple):
