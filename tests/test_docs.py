@@ -156,6 +156,7 @@ def assert_alike(printed: str, promised: str) -> None:
         "start/sources",
         "tutorials/equilibrium",
         "tutorials/hyperparameters",
+        "tutorials/meta_learning",
     ],
 )
 def test_pages_to_follow(page, tmp_path, monkeypatch):

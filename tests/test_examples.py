@@ -18,6 +18,7 @@ CLAIMS: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     "equilibrium": lambda r: r["accuracy"] > 0.93 and r["residual"] < 1e-4 and r["norm"] < 0.9,
     "poisoning": lambda r: r["poisoned"] < r["random"] - 0.02 and r["random"] > r["clean"] - 0.05,
+    "meta_learning": lambda r: r["accuracy"] > r["untrained"],
     "federated": lambda r: r["corrected"] < 1e-4 and r["not corrected"] > 0.1,
 }
 

@@ -116,7 +116,10 @@ def run(data, shots: int, num_steps: int, settings: Settings) -> dict[str, Any]:
         return tasks.meta_learning(net.features, drawn, l2=0.0)
 
     first = problem_of(x, y, settings.num_tasks, 0)
-    new = {name: problem_of(*data[name], TEST_TASKS, 2**31) for name in (ROWS, CLASSES)}
+    new = {
+        name: problem_of(data[name][0], data[name][1], TEST_TASKS, 2**31)
+        for name in (ROWS, CLASSES)
+    }
     w0, w0_test = (
         jnp.zeros((n, WAYS, settings.features)) for n in (settings.num_tasks, TEST_TASKS)
     )

@@ -239,5 +239,6 @@ class _Fold:
 
 def _solve(hessian: LinearOperator, right: np.ndarray, rtol: float = LINEAR_TOL) -> np.ndarray:
     """`hessian^-1 right` by conjugate gradients; the matrix is at least the identity."""
-    x, _ = cg(hessian, right.ravel(), rtol=rtol, maxiter=10 * right.size)
+    with np.errstate(all="ignore"):  # of what the caller finds to be no help
+        x, _ = cg(hessian, right.ravel(), rtol=rtol, maxiter=10 * right.size)
     return x.reshape(right.shape)
