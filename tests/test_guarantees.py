@@ -38,6 +38,7 @@ def errors(case, estimator, inner):
         *(pytest.param(n, marks=SLOW) for n in ("pytree", "ridge_per_feature")),
     ],
 )
+@pytest.mark.slow
 def test_error_estimate_of_aid(name, solver, steps):
     """Within a factor of ten of the truth, whatever the inner point and the linear solver."""
     case = CASES[name]

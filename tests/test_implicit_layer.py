@@ -27,6 +27,7 @@ def layered(case, solver):
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("case_name", ["scalar", "coupled", "pytree", "logistic"])
+@pytest.mark.slow
 def test_gradient(case_name, name):
     case = CASES[case_name]
     phi = layered(case, SOLVERS[name])

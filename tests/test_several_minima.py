@@ -78,6 +78,7 @@ def test_first_order_methods_reach_the_best_point(name, problem, best):
 @pytest.mark.parametrize(
     ("problem", "u", "value"), [(FREE, 1.5, 0.25), (PRICED, 1.0, 1.0)], ids=["free", "priced"]
 )
+@pytest.mark.slow
 def test_hypergradients_keep_the_minimiser_that_w_began_at(problem, u, value, estimator, warm):
     """They solve the problem with w_2 = 2: u is wrong by 1/2, and F by 1/4 and 3/4."""
     method = DoubleLoop(GradientInner(optax.sgd(0.5), 40), estimator, "auto", warm_start=warm)

@@ -120,6 +120,8 @@ class LogisticRegressionBilevelCV(ClassifierMixin, AbstractPenalised):
                 ConvergenceWarning,
                 stacklevel=4,
             )
+        # A constant that all logits share changes nothing: the intercepts are given mean zero.
+        b = b - b.mean() if len(b) > 1 else b
         self.coef_ = w
         self.intercept_ = b - w @ whole.X_mean
 
