@@ -539,6 +539,7 @@ def test_calls_are_the_calls_made(every, outer_calls):
     assert calls["hvp"] == calls["cross"] == 3 * 6
 
 
+@pytest.mark.slow
 def test_a_new_number_compiles_nothing(compilations):
     def run(method):
         return bilevel.solve(

@@ -15,6 +15,7 @@ from helpers import CASES, converged_inner, exact_inner
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_aid_agrees_with_central_differences(name):
     """Rung three of the ladder: 1e-6, for the default estimator and an accurate inner solve."""
     case = CASES[name]

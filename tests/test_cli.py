@@ -283,6 +283,7 @@ def test_overlap_keep_goes_on_with_rows_that_are_also_trusted(tmp_path):
     assert invoke([*command, "--overlap", "keep"], tmp_path / "run").code == 0
 
 
+@pytest.mark.slow
 def test_regression(tmp_path):
     X, y = load_diabetes(return_X_y=True)
     wrong = np.random.default_rng(0).random(220) < 0.3

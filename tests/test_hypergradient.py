@@ -97,6 +97,7 @@ def test_zero_right_hand_side(name):
 
 @pytest.mark.parametrize("name", ITERATIVE)
 @pytest.mark.parametrize("case", [CASES["coupled"], CASES["isotropic"]], ids=lambda c: c.name)
+@pytest.mark.slow
 def test_warm_start_at_the_solution(case, name):
     matrices = COUPLED if case.name == "coupled" else ISOTROPIC
     u, w = flat(case.u), flat(case.w_star(case.u))

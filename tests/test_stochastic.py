@@ -112,6 +112,7 @@ def test_calls_and_settings():
         SID(StochasticRichardson(0.1, 7), 0)
 
 
+@pytest.mark.slow
 def test_in_a_run_the_batches_go_on():
     """Two steps draw different batches, and a resumed run the same ones."""
     case = CASES["logistic"]

@@ -275,7 +275,7 @@ def by_random(race: Race, clock: Clock, seed: int) -> None:
 
 def by_optuna(race: Race, clock: Clock, seed: int) -> None:
     """Optuna's default sampler (TPE), told of 9 shared penalties first."""
-    import optuna
+    import optuna  # pyright: ignore[reportMissingImports]
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", module="optuna")

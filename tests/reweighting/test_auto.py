@@ -137,6 +137,7 @@ def test_bad_sources_lose_their_weight():
     assert result.group_weights[bad].max() < 0.6 * result.group_weights.drop(bad).min()
 
 
+@pytest.mark.slow
 def test_a_shifted_distribution_is_noticed_and_followed():
     """Two labelling rules, one in each half of the space; the trusted rows live in one."""
     rng = np.random.default_rng(0)

@@ -253,6 +253,7 @@ def test_soba_by_name_compiles_its_step_sizes_once(monkeypatch):
     assert not traced
 
 
+@pytest.mark.slow
 def test_regression_finds_corrupted_targets():
     bunch: Any = load_diabetes()
     X, y = bunch.data, bunch.target
