@@ -112,8 +112,8 @@ def poisoning(
     >>> predict = lambda w, x: x @ w.T
     >>> problem = poisoning(X, y, X, y, predict, poisoned=jnp.array([1]), radius=0.5)
     >>> u = problem.geometry.project(jnp.array([[3.0, -4.0]]))
-    >>> poisoned_rows(problem, u).round(2).tolist()
-    [[1.0, 0.0], [0.3, 0.6]]
+    >>> bool(jnp.allclose(poisoned_rows(problem, u), jnp.array([[1.0, 0.0], [0.3, 0.6]])))
+    True
     """
     check_rows(X, y, X_val, y_val)
     if l2 < 0:
