@@ -178,6 +178,7 @@ def test_mirror_descent_is_its_discretisation():
     st.lists(st.floats(0, 1), min_size=5, max_size=5).filter(lambda x: sum(x) > 1e-3),
     st.floats(0.01, 50),
 )
+@pytest.mark.slow
 def test_stays_on_the_simplex(seed, u0, horizon):
     u0 = jnp.asarray(np.array(u0) / np.sum(u0))
     flow = dynamics.mirror_flow(low_rank(seed), u0, horizon * jnp.array([0.1, 0.5, 1.0]))
@@ -369,6 +370,7 @@ def test_stiff_and_explicit_agree():
 # Fields.
 
 
+@pytest.mark.slow
 def test_frozen_field_is_low_rank():
     gradients = dynamics.row_gradients(PROBLEM, UNIFORM, W0)
     hessians = jnp.asarray(X[:, :, None] * X[:, None, :] + L2 * np.eye(2))

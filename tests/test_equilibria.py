@@ -114,6 +114,7 @@ def test_the_closed_form_is_an_inner_solver_of_the_check():
 
 
 @pytest.mark.parametrize("steps", [1, 3, 200])
+@pytest.mark.slow
 def test_warm_start_equilibria_do_not_depend_on_the_number_of_steps(steps):
     """Statement 3.2, for one hypergradient: also where w is not the cold start's."""
     best = A.best_u()
@@ -323,6 +324,7 @@ def test_the_concepts_are_differentiable_in_u(name):
     np.testing.assert_allclose(jax.grad(value)(u)[0], difference, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_concept_has_its_own_outer_solution():
     """The optimistic one minimises over u and w together."""
     w0 = jnp.asarray(A.w0)

@@ -102,6 +102,7 @@ def _state(inner, w):
     return bilevel.EstimatorState(inner.tx.init(w))
 
 
+@pytest.mark.slow
 def test_error_estimate_is_zero_at_the_solution_and_infinite_without_one():
     case = CASES["coupled"]
     found = bilevel.implicit_gradient(case.problem, case.u, case.w_star(case.u), lx.LU())

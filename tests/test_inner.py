@@ -124,6 +124,7 @@ def test_closed_form_ignores_the_start():
     assert int(stats.calls) == 0
 
 
+@pytest.mark.slow
 def test_reparametrise_follows_the_chain_rule():
     """grad of Phi(softmax(x)) = J^T grad Phi(u), with J = diag(u) - u u^T."""
     case = CASES["logistic"]

@@ -269,6 +269,7 @@ def test_penalised_adds_to_the_outer_objective_only():
     assert isinstance(with_penalty.geometry, bilevel.Simplex)
 
 
+@pytest.mark.slow
 def test_weight_function_against_the_chain_rule():
     problem, w0, _ = small_problem(12)
     z = jax.random.normal(jax.random.key(5), (12, 2))

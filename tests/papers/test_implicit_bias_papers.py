@@ -23,6 +23,7 @@ def report(tmp_path_factory):
     return json.loads((out / "inverse_spectra.json").read_text())
 
 
+@pytest.mark.slow
 def test_all_claims_hold(report):
     assert [(claim["row"], claim["holds"]) for claim in report["claims"]] == [
         *[("V4", True)] * 2,
@@ -30,6 +31,7 @@ def test_all_claims_hold(report):
     ]
 
 
+@pytest.mark.slow
 def test_spectra_are_the_formulas(report):
     spectra = report["spectra"]
     assert spectra["inverse"] <= 1e-12
