@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from scipy.optimize import minimize
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_regressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import (
@@ -121,7 +121,10 @@ def tune(
         if misses == patience:
             break
     if best is None:
-        raise FloatingPointError("the cross-validated loss is not finite at any penalty.")
+        raise FloatingPointError(
+            "the cross-validated loss is not finite at any penalty; look for extreme values in X and "
+            "y, and scale the features."
+        )
     values = [best_value]
     found = minimize(
         look,
@@ -168,7 +171,7 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
         Raises:
             ValueError: an argument is out of its range, a fold is left without rows.
         """
-        regression = self._estimator_type_is_regressor()
+        regression = is_regressor(self)
         X, y = validate_data(
             self, X, y, dtype=np.float64, y_numeric=regression, ensure_min_samples=2
         )
@@ -202,9 +205,6 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
         self.hypergradient_norm_ = self.tuned_.residual
         self.n_iter_ = len(self.tuned_.values) - 1
         return self
-
-    def _estimator_type_is_regressor(self) -> bool:
-        return self.__sklearn_tags__().estimator_type == "regressor"
 
     def _check_settings(self) -> None:
         if not isinstance(self.max_iter, numbers.Integral) or self.max_iter < 1:
@@ -240,12 +240,6 @@ class PenaltyMap(NamedTuple):
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the log-penalties."""
         return self.log_scale + np.log(LEAST), self.log_scale + np.log(MOST)
-
-    def starts(self, steps: np.ndarray) -> list[np.ndarray]:
-        """One penalty for all features, and one in proportion to each feature's sum of squares."""
-        same = np.full(self.number, np.mean(self.log_scale))
-        kinds = [same] if self.number == 1 else [same, self.log_scale]
-        return [kind + step for kind in kinds for step in steps]
 
     def hypergradient(self, u: np.ndarray, w: np.ndarray, v: np.ndarray) -> np.ndarray:
         """`-(d2_uw f)^T v` for `f = ... + 1/2 sum_j exp(u_(code of j)) ||w_j||^2`: `-exp(u) w v`."""
@@ -342,7 +336,7 @@ class AbstractPenalised(AbstractTunedLinear):
 
         one = penalty_map("shared", whole)
         # From the strongest penalty down: weak ones take the inner solver longest.
-        down = one.starts(np.log(np.geomspace(1e2, 1e-6, GRID)))
+        down = [one.log_scale + np.log(part) for part in np.geomspace(1e2, 1e-6, GRID)]
         shared = search(one, down, self._unit(whole), PATIENCE)
         if chosen.number == 1:
             return shared, shared
