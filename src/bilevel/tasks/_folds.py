@@ -73,8 +73,7 @@ def cross_validation(
     those and 0 elsewhere, `outer_data` likewise, so that a batch's mean is an unbiased estimate.
     Cost of f and F: K times that of one model on all rows.
 
-    Phi is not convex, and even in one penalty it can have several minima (ridge on scikit-learn's
-    diabetes with `KFold(5)`: at u = -5.6 and u = -3.0), so try some starts.
+    Phi is not convex, and can have several minima even in one penalty, so try some starts.
 
     The K models are there to judge u. For one to use, fit all rows with the u found:
     `tensor_penalties(X, y, X, y, predict, loss=loss).inner`.
