@@ -258,14 +258,14 @@ def test_itd_refuses_what_it_cannot_split():
 DIM, ROWS = 20_000, 8
 
 
-def temporary_vectors(estimator, steps):
+def temporary_vectors(estimator, steps, rows=ROWS, dim=DIM, inner=None):
     """The compiled temporary memory of one estimate, over that of one inner vector."""
     problem = bilevel.BilevelProblem(
         outer=lambda u, w, _: jnp.sum(jnp.sin(w)),
         inner=lambda u, w, x: jnp.mean(jnp.log1p(jnp.exp(x[0] @ w))) + jnp.exp(u) * jnp.sum(w**2),
-        inner_data=(jnp.ones((ROWS, DIM)),),
+        inner_data=(jnp.ones((rows, dim)),),
     )
-    inner = GradientInner(optax.sgd(0.1), steps)
+    inner = GradientInner(optax.sgd(0.1), steps) if inner is None else inner
 
     def run(x, u, w):
         data = eqx.tree_at(lambda p: p.inner_data, problem, (x,))
@@ -276,14 +276,31 @@ def temporary_vectors(estimator, steps):
         found = estimator.estimate(data, inner, u, w, state, streams)[0]
         return found.grad, found.w
 
-    arguments = (jnp.ones((ROWS, DIM)), jnp.zeros(()), jnp.zeros(DIM))
+    arguments = (jnp.ones((rows, dim)), jnp.zeros(()), jnp.zeros(dim))
     memory: Any = jax.jit(run).lower(*arguments).compile().memory_analysis()
-    return memory.temp_size_in_bytes / (8 * DIM)
+    return memory.temp_size_in_bytes / (8 * dim)
 
 
 def test_memory_of_reverse_itd_grows_with_the_steps():
     for steps in (50, 200):
         assert steps <= temporary_vectors(ITD(), steps) <= steps + 10
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        lambda steps: GradientInner(optax.sgd(0.1), steps),
+        lambda steps: bilevel.BiGSAM(0.1, 0.1, steps),
+    ],
+    ids=["gradient", "BiG-SAM"],
+)
+def test_unrolled_steps_do_not_keep_what_they_computed_of_many_rows(solver):
+    """A number a row is as much as 20 inner vectors, and a step's gradient has several."""
+    few, many = (
+        temporary_vectors(ITD(), steps, rows=2000, dim=100, inner=solver(steps))
+        for steps in (50, 200)
+    )
+    assert many - few <= 160
 
 
 def test_memory_of_checkpointed_itd_grows_with_their_root():

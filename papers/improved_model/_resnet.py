@@ -1,7 +1,7 @@
-"""ResNet-18, the model of the paper's cleaning experiments, as a `tasks.Model`. It is not run there.
+"""Residual nets as a `tasks.Model`: ResNet-18, which the paper cleans data with, and smaller ones.
 
-He, Zhang, Ren & Sun (2016), with the stem for small images: a 3 x 3 convolution, then four stages of
-two blocks with 1, 2, 4 and 8 times `width` channels. Group normalisation takes the place of batch
+He, Zhang, Ren & Sun (2016), with the stem for small images: a 3 x 3 convolution, then stages of
+blocks with 1, 2, 4, .. times `width` channels. Group normalisation takes the place of batch
 normalisation, whose running averages are no function of the parameters and whose training mode ties
 the rows of a batch together; the number of parameters is the same.
 """
@@ -55,16 +55,24 @@ class ResNet(eqx.Module):
     blocks: list[Block]
     head: eqx.nn.Linear
 
-    def __init__(self, channels: int, outputs: int, width: int, key: Key[Array, ""]):
-        keys = jr.split(key, 10)
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        width: int,
+        stages: int,
+        depth: int,
+        key: Key[Array, ""],
+    ):
+        keys = jr.split(key, 2 + stages * depth)
         self.stem, self.stem_norm = convolution(3, channels, width, 1, keys[0]), norm(width)
         self.blocks, inputs = [], width
-        for k in range(8):
-            size = width * 2 ** (k // 2)
-            stride = 2 if k in (2, 4, 6) else 1
+        for k in range(stages * depth):
+            size = width * 2 ** (k // depth)
+            stride = 2 if k and k % depth == 0 else 1
             self.blocks.append(Block(inputs, size, stride, keys[1 + k]))
             inputs = size
-        self.head = eqx.nn.Linear(inputs, outputs, key=keys[9])
+        self.head = eqx.nn.Linear(inputs, outputs, key=keys[-1])
 
     def __call__(self, image: Array) -> Array:
         hidden = jax.nn.relu(self.stem_norm(self.stem(image)))
@@ -73,11 +81,22 @@ class ResNet(eqx.Module):
         return self.head(jnp.mean(hidden, axis=(1, 2)))
 
 
-def resnet18(
-    channels: int, side: int, outputs: int, *, key: Key[Array, ""], width: int = 64
+def resnet(
+    channels: int,
+    side: int,
+    outputs: int,
+    *,
+    key: Key[Array, ""],
+    width: int = 64,
+    stages: int = 4,
+    depth: int = 2,
 ) -> tasks.Model:
-    """For rows of `side * side * channels` pixels, channels last. 11173962 parameters for colours."""
-    w0, static = eqx.partition(ResNet(channels, outputs, width, key), eqx.is_array)
+    """For rows of `side * side * channels` pixels, channels last; `stages` of `depth` blocks.
+
+    The defaults are ResNet-18, with 11173962 parameters for colours and ten classes.
+    """
+    net = ResNet(channels, outputs, width, stages, depth, key)
+    w0, static = eqx.partition(net, eqx.is_array)
 
     def predict(w: PyTree, x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
         images = jnp.moveaxis(x.reshape(-1, side, side, channels), -1, 1)

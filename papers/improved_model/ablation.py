@@ -42,7 +42,7 @@ def baselines(name: str, seeds: int) -> dict[str, float]:
     """The same accuracy after training on all rows, on the validation rows, on the filter's rows."""
     found: dict[str, list[float]] = {"all rows": [], "validation rows": [], "filter's rows": []}
     for seed in range(seeds):
-        data = cleaning.split(name, RATE, seed)
+        data = cleaning.rotate(cleaning.split(name, RATE, seed))
         trusted = LogisticRegression(max_iter=300).fit(data.X_val, data.y_val)
         found["validation rows"].append(float(trusted.score(data.X_test, data.y_test)))
         found["all rows"].append(retrained_accuracy(data, np.ones(len(data.y), bool)))
@@ -56,7 +56,7 @@ def run(name: str, seeds: int, way: str, num_steps: int, outer_steps: int, every
     inner = cleaning.inner_solver(way, cleaning.step_size(name), num_steps, every)
     curves, accuracies, values = [], [], []
     for seed in range(seeds):
-        data = cleaning.split(name, RATE, seed)
+        data = cleaning.rotate(cleaning.split(name, RATE, seed))
         us, solution = cleaning.follow(cleaning.problem_of(data, model), model, inner, outer_steps)
         curves.append([cleaning.f1(data, u) for u in us])
         accuracies.append(retrained_accuracy(data, us[-1] > 0))

@@ -28,6 +28,7 @@ and CIFAR-10 whose files are in the folder BILEVEL_DATA; missing ones are named.
 import sys
 from collections.abc import Callable
 from functools import cache
+from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,10 +45,12 @@ import bilevel
 from bilevel import datasets, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from _resnet import resnet
 from _script import Claim, run_script
 
 RATES = (0.6, 0.8, 0.9)
 INNER_STEPS, EARLY, COMPONENTS = 100, 10, 64
+NET_ROWS, NET_WIDTH, NET_STEP, NET_INNER_STEPS, NET_STEPS = 500, 4, 1.0, 50, 5
 READERS: dict[str, Callable[..., Any]] = {
     "MNIST": datasets.mnist,
     "Fashion-MNIST": datasets.fashion_mnist,
@@ -96,10 +99,14 @@ def split(name: str, rate: float, seed: int) -> Split:
     n = 700 if name == "digits" else 5000
     order = np.random.default_rng(seed).permutation(len(x))
     train, val, test = order[:n], order[n : 2 * n], order[2 * n : 3 * n]
-    axes = np.linalg.eigh(x[train].T @ x[train])[1][:, ::-1][:, :COMPONENTS]
     noisy, changed = datasets.flip_to_different(y[train], rate, seed=seed)
-    x = x @ axes
     return Split(x[train], noisy, ~changed, x[val], y[val], x[test], y[test])
+
+
+def rotate(data: Split) -> Split:
+    """The same rows on the principal axes of the training rows."""
+    axes = np.linalg.eigh(data.X.T @ data.X)[1][:, ::-1][:, :COMPONENTS]
+    return data._replace(X=data.X @ axes, X_val=data.X_val @ axes, X_test=data.X_test @ axes)
 
 
 @cache
@@ -182,14 +189,29 @@ def trusted_filter(data: Split) -> float:
     return float(f1_score(data.clean, model.predict(data.X) == data.y))
 
 
+def small_resnet(data: Split) -> tuple[Split, tasks.Model]:
+    """Some of the rows, as images again, and a residual net of three blocks for them."""
+    size = data.X.shape[1]
+    channels = 1 if isqrt(size) ** 2 == size else 3
+    side, n = isqrt(size // channels), NET_ROWS
+    fewer = Split(*(part[:n] for part in data[:5]), data.X_test, data.y_test)
+    key = jax.random.key(0)
+    return fewer, resnet(channels, side, 10, key=key, width=NET_WIDTH, stages=3, depth=1)
+
+
 def run(name: str, kind: str, rate: float, seed: int, ways: list[str], num_steps: int):
     """The curves of F1, one a way, on one draw."""
     data = split(name, rate, seed)
-    model = {"linear": linear, "perceptron": perceptron}[kind](data.X.shape[1])
-    problem, step = problem_of(data, model), step_size(name)
+    if kind == "small ResNet":
+        (data, model), step, inner_steps = small_resnet(data), NET_STEP, NET_INNER_STEPS
+    else:
+        data, step, inner_steps = rotate(data), step_size(name), INNER_STEPS
+        model = {"linear": linear, "perceptron": perceptron}[kind](data.X.shape[1])
+    problem = problem_of(data, model)
     found: dict[str, Any] = {"data": name, "model": kind, "rate": rate, "seed": seed, "step": step}
     for way in ways:
-        us, solution = follow(problem, model, inner_solver(way, step), num_steps)
+        inner = inner_solver(way, step, inner_steps)
+        us, solution = follow(problem, model, inner, num_steps)
         found[way] = {
             "f1": [f1(data, u) for u in us],
             "outer_value": np.asarray(solution.trace["outer_value"]).tolist(),

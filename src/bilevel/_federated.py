@@ -123,6 +123,8 @@ class FederatedInner(AbstractInnerSolver):
             w = optax.tree.add(w, _mean(jax.vmap(shift)(clients, at_start)))
             return (w, following.state), None
 
+        # Unrolled, a round keeps w; the clients' steps are computed anew.
+        one_round = jax.checkpoint(one_round, prevent_cse=False)
         (w, draws), _ = jax.lax.scan(one_round, (w, stream.state), length=self.num_rounds)
         calls = jnp.full((), self.num_rounds * self.local_steps, jnp.int32)
         stats = InnerStats(calls, RESULTS.successful)

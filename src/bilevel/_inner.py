@@ -117,6 +117,8 @@ class GradientInner(AbstractInnerSolver):
             updates = jax.tree.map(lambda d, x: d.astype(x.dtype), updates, w)
             return (self.geometry.retract(w, updates), tx_state, following.state), None
 
+        # Unrolled, a step keeps w and not what its gradient kept of the batch: that is computed anew.
+        step = jax.checkpoint(step, prevent_cse=False)
         (w, state, draws), _ = jax.lax.scan(step, (w, state, stream.state), length=self.num_steps)
         calls = jnp.full((), self.num_steps, jnp.int32)
         stats = InnerStats(calls, RESULTS.successful, products=products)

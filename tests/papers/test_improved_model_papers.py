@@ -113,11 +113,11 @@ def test_resnet_has_the_published_size(script):
     """11173962 is the number of parameters of the usual ResNet-18 for CIFAR-10."""
     resnet = script("_resnet")
     made = eqx.filter_eval_shape(
-        lambda key: resnet.resnet18(3, 32, 10, key=key).w0, jax.random.key(0)
+        lambda key: resnet.resnet(3, 32, 10, key=key).w0, jax.random.key(0)
     )
     assert sum(x.size for x in jax.tree.leaves(made)) == 11_173_962
     model = jax.eval_shape(
-        lambda key, x: (m := resnet.resnet18(1, 14, 10, key=key, width=4)).predict(m.w0, x),
+        lambda key, x: (m := resnet.resnet(1, 14, 10, key=key, width=4)).predict(m.w0, x),
         jax.random.key(0),
         jax.ShapeDtypeStruct((2, 196), float),
     )

@@ -34,7 +34,8 @@ class ITD(AbstractHypergradient):
         estimate = grad Phi_T(u)                  (Grazzi & Pontil, "ITD"; Vicol et al., Alg. 4)
 
     Args:
-        mode: `"reverse"`: one backward pass, whatever the size of u; memory of T vectors like `w`.
+        mode: `"reverse"`: one backward pass, whatever the size of u; memory of T vectors like `w`
+            (each step's gradient is computed once more in it, not kept).
             `"checkpointed"`: the same numbers from about 2 sqrt(T) vectors, for one more forward pass.
             `"forward"`: the derivative of `w_k` in every entry of u is carried along; dim(u) times
             the cost of the inner solve and dim(u) + 1 vectors, whatever T.
