@@ -142,7 +142,7 @@ def draw(table: Any, path: Path) -> None:
         100 * table.pivot_table(value, keys, "noise", sort=False) for value in ("gain", "room")
     )
     figure, axis = plt.subplots(figsize=(11, 0.38 * len(gain) + 1.6), layout="constrained")
-    axis.imshow(gain, cmap="RdYlGn", vmin=-9, vmax=9, aspect="auto")
+    axis.imshow(gain, cmap="RdYlGn", vmin=-13, vmax=13, aspect="auto")
     for i, j in np.ndindex(gain.shape):
         if np.isfinite(gain.iloc[i, j]):
             text = f"{gain.iloc[i, j]:+.1f} ({room.iloc[i, j]:+.1f})"
