@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from bilevel import learn_weights
 from bilevel.reweighting import _run
 from bilevel.reweighting._activity import Activity
+from bilevel.reweighting._thumbnails import thumbnails
 from digits import (
     TRAIN,
     TRUSTED,
@@ -121,6 +122,20 @@ def test_the_model_opens_without_trust_and_predicts_what_the_table_says(plain):
         features, np.r_[data.y, data.y_trusted], sample_weight=w
     )
     np.testing.assert_allclose(model[-1].coef_, by_hand.coef_, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_pictures_of_the_training_rows_are_in_the_report(tmp_path):
+    pictures = digits().X.reshape(-1, 8, 8)
+    np.save(tmp_path / "p.npy", pictures)
+    command = [*write_tables(tmp_path), "--id", "row", "--images", str(tmp_path / "p.npy")]
+    run = weigh([*command, "--method", "near-exact", "--num-steps", "2"], tmp_path / "run")
+    assert run.config["images"] == str(tmp_path / "p.npy")
+    assert run.config["sha256"].keys() == {"train", "trusted", "holdout", "images"}
+    worst = json.loads((run.out / "report.json").read_text())["worst"]["rows"]
+    rows = [list(run.weights["id"]).index(row["id"]) for row in worst]
+    assert [row["thumbnail"] for row in worst] == thumbnails(pictures[rows])
+    assert worst[0]["thumbnail"] in (run.out / "report.html").read_text()
 
 
 def test_config_mirrors_the_flags(tmp_path, plain):

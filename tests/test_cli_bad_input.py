@@ -133,6 +133,20 @@ def test_unknown_id_and_drop_columns(case):
     case.refuse(3, "the train file has no column 'z' to --drop.", flags=("--drop", "z"))
 
 
+def test_pictures_that_do_not_fit(case):
+    path = case.folder / "p.npy"
+    flags = ("--images", str(path))
+    case.refuse(3, f"the `images` file {path} does not exist", flags=flags)
+    np.save(path, np.zeros((N + 1, 3, 3)))
+    case.refuse(3, f"{path} has {N + 1} pictures, the train file {N} rows; give", flags=flags)
+    np.save(path, np.zeros((N, 3, 3, 2)))
+    case.refuse(3, f"{path} cannot be drawn: `images` must have shape", flags=flags)
+    np.save(path, np.array(["red"] * N))
+    case.refuse(3, f"{path} is not an array of numbers", flags=flags)
+    np.save(path, np.zeros(()))
+    case.refuse(3, f"{path} is not an array of numbers", flags=flags)
+
+
 def test_labels_on_one_side_only(case):
     case.trusted.loc[3, "label"] = "maybe"
     case.refuse(3, "the trusted rows have labels that the training rows lack: 'maybe'")

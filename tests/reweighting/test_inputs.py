@@ -153,6 +153,19 @@ def test_torch_tensors_are_detached_and_copied_to_the_host(torch):
         as_internal(Sparse(VALUES), "X")
 
 
+def test_tensors_of_torch_itself():
+    """Where it is installed, which no extra of this project does; the stand-in above is everywhere."""
+    torch = pytest.importorskip("torch")
+    values = torch.tensor(VALUES, requires_grad=True)
+    np.testing.assert_array_equal(feature_rows(values, "X"), VALUES)
+    np.testing.assert_array_equal(feature_rows(values.to(torch.bfloat16), "X"), VALUES)
+    weights = like(RESULT, values, "weights")
+    assert isinstance(weights, torch.Tensor)
+    np.testing.assert_array_equal(weights.numpy(), RESULT)
+    with pytest.raises(InputError, match="`X` is a torch tensor that cannot be made a numpy array"):
+        feature_rows(torch.eye(3).to_sparse(), "X")
+
+
 def test_jax_arrays_become_numpy():
     values = as_internal(jnp.arange(6.0).reshape(3, 2), "X")
     assert type(values) is np.ndarray

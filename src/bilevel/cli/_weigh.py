@@ -67,6 +67,12 @@ def weigh(
     drop: Annotated[
         list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pictures of the training rows in their order, .npy, for the report; no features."
+        ),
+    ] = None,
     task: Annotated[Task, typer.Option(help="What the label is.")] = Task.auto,
     method: Annotated[Method, typer.Option(help="How weights are learned.")] = Method.auto,
     model: Annotated[ModelName, typer.Option(help="The weighting model.")] = ModelName.linear,
@@ -126,6 +132,7 @@ def weigh(
         id=id,
         groups=groups,
         drop=tuple(drop or ()),
+        images=None if images is None else str(images),
         task=task.value,
         method=method.value,
         model=model.value,

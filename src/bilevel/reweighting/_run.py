@@ -25,10 +25,12 @@ from ._data import InputError, check_labels, check_overlap, check_same_columns, 
 from ._duplicates import find_shared_rows
 from ._estimate import Estimate, estimate_cost
 from ._evidence import gather_evidence
+from ._inputs import as_internal
 from ._prepare import is_regression, prepare
 from ._report import Report
 from ._result import WeightsResult
 from ._table import digest, read_table, split_label
+from ._thumbnails import thumbnails
 from ._vectorise import check_values, vectorise
 from ._weights import check_choice, learn_weights
 
@@ -49,6 +51,7 @@ class WeighConfig:
     id: str | None = None
     groups: str | None = None
     drop: tuple[str, ...] = ()
+    images: str | None = None
     task: str = "auto"
     method: str = "auto"
     model: str = "linear"
@@ -100,7 +103,8 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     partial = out.with_name(out.name + ".partial")
     _check_folder(out, partial, resume)
     tables = _read(config)
-    digests = {name: digest(Path(path)) for name, path in _inputs(config).items()}
+    files = _inputs(config) | ({} if config.images is None else {"images": config.images})
+    digests = {name: digest(Path(path)) for name, path in files.items()}
     toml = config.to_toml(digests)
     if resume:
         _check_same_run(partial / "config.toml", toml)
@@ -220,11 +224,15 @@ def _check_same_run(path: Path, toml: str) -> None:
 
 
 class _Tables(NamedTuple):
-    """The tables of a run: features with the row ids as index, labels, and the groups of the rows."""
+    """The tables of a run: features with the row ids as index, labels, and the groups of the rows.
+
+    And the pictures of the training rows, mapped from their file.
+    """
 
     features: dict[str, pd.DataFrame]
     labels: dict[str, pd.Series]
     groups: dict[str, pd.Series]
+    images: np.ndarray | None
 
 
 def _read(config: WeighConfig) -> _Tables:
@@ -255,9 +263,27 @@ def _read(config: WeighConfig) -> _Tables:
     train = read["train"]
     for name, table in read.items():
         check_same_columns(train, table[_common(train, table)], "train", name)
-    return _Tables(
-        {name: table[list(train.columns)] for name, table in read.items()}, labels, groups
-    )
+    features = {name: table[list(train.columns)] for name, table in read.items()}
+    return _Tables(features, labels, groups, _pictures(config.images, len(train)))
+
+
+def _pictures(path: str | None, n: int) -> np.ndarray | None:
+    """One for each training row, of a shape that can be drawn; checked before anything is learned."""
+    if path is None:
+        return None
+    images = as_internal(Path(path), "images")
+    if not isinstance(images, np.ndarray) or images.ndim == 0 or images.dtype.kind not in "biuf":
+        raise InputError(f"--images {path} is not an array of numbers; save one by `np.save`.")
+    if len(images) != n:
+        raise InputError(
+            f"--images {path} has {len(images)} pictures, the train file {n} rows; give one picture "
+            "for each row, in the same order."
+        )
+    try:
+        thumbnails(np.asarray(images[:1]))
+    except ValueError as error:
+        raise InputError(f"--images {path} cannot be drawn: {error}") from error
+    return images
 
 
 def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
@@ -333,6 +359,7 @@ def _work(
             holdout=holdout,
             ids=ids,
             groups=groups,
+            images=tables.images,
             holdout_groups=tables.groups.get("holdout"),
             shared=_shared(tidied),
             control=learn if config.control else None,

@@ -23,7 +23,7 @@ def thumbnails(images: np.ndarray) -> list[str]:
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise ValueError(
             "`images` must have shape (rows, height, width), (rows, height, width, 1, 3 or 4) or "
-            f"(rows, side * side), got {images.shape} for the worst rows."
+            f"(rows, side * side), got {images.shape}."
         )
     images = images.astype(np.float64)
     low, high = np.nanmin(images), np.nanmax(images)
