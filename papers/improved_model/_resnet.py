@@ -20,7 +20,7 @@ def convolution(size: int, inputs: int, outputs: int, stride: int, key: Key[Arra
 
 
 def norm(channels: int) -> eqx.nn.GroupNorm:
-    return eqx.nn.GroupNorm(min(32, channels), channels)
+    return eqx.nn.GroupNorm(max(1, channels // 8), channels)
 
 
 class Block(eqx.Module):

@@ -356,7 +356,7 @@ def change(runs: list[dict[str, Any]], steps: int) -> str:
 
 
 def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """All cells, early; MNIST and the first seed to the end; the perceptron on the first seed."""
+    """All cells, early; MNIST to the end, and with a perceptron early."""
     names, missing = ["digits"], {}
     if full:
         names = []
@@ -372,13 +372,14 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
     for name in names:
         for rate in RATES:
             for seed in range(seeds):
-                long = seed == 0 and name in ("MNIST", "digits")
-                ways = ["improved", "basic"] + ["convergent"] * long
-                runs.append(run(name, "linear", rate, seed, ways, late if long else EARLY))
+                ways, long = ["improved", "basic"], name in ("MNIST", "digits")
+                more = ["convergent"] if long and seed == 0 else []
+                steps = late if long else EARLY
+                runs.append(run(name, "linear", rate, seed, ways + more, steps))
                 print(summary(runs[-1]), flush=True)
-            if name in ("MNIST", "digits"):
-                runs.append(run(name, "perceptron", rate, 0, ["improved", "basic"], EARLY))
-                print(summary(runs[-1]), flush=True)
+                if long:
+                    runs.append(run(name, "perceptron", rate, seed, ways, EARLY))
+                    print(summary(runs[-1]), flush=True)
     draw([r for r in runs if r["data"] in ("MNIST", "digits")], out / "cleaning.png")
     settings = {
         "inner_steps": INNER_STEPS,
