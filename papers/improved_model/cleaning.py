@@ -12,11 +12,13 @@ The weights of the outer step are those that the paper prints: they drift to arg
 `several_minima.py`), so that what is measured is a compromise of the two objectives and not the
 improved model; one more row has the convergent weights of Sabach & Shtern.
 
-Differs from the paper: a linear model, and a perceptron with 32 tanh units, in place of ResNet-18,
-which is missing here. Images are pooled to half their side and turned to their first 64 principal
-axes (gradient steps from zero do not see a rotation). t = s is a quarter of 2 / L with L = |X|^2 / 10,
-the smoothness of g at w = 0; the paper's .001 diverges on a linear model with sums. Losses are means
-here, and steps are scaled by the number of rows.
+Differs from the paper: a linear model, a perceptron with 32 tanh units and a residual net of 19810
+parameters in place of ResNet-18 (`_resnet.resnet(...)`, for which a CPU would take days). Unrolling
+the net through 100 inner steps takes a minute or two for 300 + 300 images of 7 x 7 pixels; so it
+gets these, steps of .1 and one outer step. For the others images are pooled to half their side and
+turned to their first 64 principal axes (gradient steps from zero do not see a rotation). t = s is a
+quarter of 2 / L with L = |X|^2 / 10, the smoothness of g at w = 0; the paper's .001 diverges on a
+linear model with sums. Losses are means here, and steps are scaled by the number of rows.
 
 Beside it, what the validation rows do alone: a logistic regression on them, and the training rows with
 whose labels it agrees.
@@ -50,7 +52,7 @@ from _script import Claim, run_script
 
 RATES = (0.6, 0.8, 0.9)
 INNER_STEPS, EARLY, COMPONENTS = 100, 10, 64
-NET_ROWS, NET_STEP, NET_INNER_STEPS, NET_STEPS = 300, 0.2, 30, 3
+NET_ROWS, NET_STEP, NET_SEEDS = 300, 0.1, 3
 READERS: dict[str, Callable[..., Any]] = {
     "MNIST": datasets.mnist,
     "Fashion-MNIST": datasets.fashion_mnist,
@@ -217,16 +219,15 @@ def run(name: str, kind: str, rate: float, seed: int, ways: list[str], num_steps
     """The curves of F1, one a way, on one draw."""
     data = split(name, rate, seed)
     if kind == "small ResNet":
-        data, step, inner_steps = small(data), NET_STEP, NET_INNER_STEPS
+        data, step = small(data), NET_STEP
         model = small_resnet(data.X.shape[1])
     else:
-        data, step, inner_steps = rotate(data), step_size(name), INNER_STEPS
+        data, step = rotate(data), step_size(name)
         model = {"linear": linear, "perceptron": perceptron}[kind](data.X.shape[1])
     problem = problem_of(data, model)
     found: dict[str, Any] = {"data": name, "model": kind, "rate": rate, "seed": seed, "step": step}
     for way in ways:
-        inner = inner_solver(way, step, inner_steps)
-        us, solution = follow(problem, model, inner, num_steps)
+        us, solution = follow(problem, model, inner_solver(way, step), num_steps)
         found[way] = {
             "f1": [f1(data, u) for u in us],
             "outer_value": np.asarray(solution.trace["outer_value"]).tolist(),
@@ -279,11 +280,11 @@ def judge(runs: list[dict[str, Any]]) -> list[Claim]:
         paper = PUBLISHED.get(name, {}).get(rate)
         published = paper and f"{paper[0]:.3f} against {paper[1]:.3f}, ResNet-18, at convergence"
         last = max(len(r["basic"]["f1"]) for r in cell)
-        for steps in sorted({EARLY, last}):
+        for steps in sorted({min(EARLY, last), last}):
             long = [r for r in cell if len(r["basic"]["f1"]) >= steps]
             improved, basic, filtered, count = mean_gap(long, steps)
             needed = EXPECTED[rate] if (name, kind, steps) == ("MNIST", "linear", EARLY) else 0.0
-            moved = "" if steps == EARLY else change(long, steps)
+            moved = "" if steps <= EARLY else change(long, steps)
             claims.append(
                 Claim(
                     "L3",
@@ -356,7 +357,7 @@ def change(runs: list[dict[str, Any]], steps: int) -> str:
 
 
 def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """All cells, early; MNIST to the end, and with a perceptron early."""
+    """All cells, early; MNIST to the end, and with a perceptron and a residual net early."""
     names, missing = ["digits"], {}
     if full:
         names = []
@@ -380,6 +381,9 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
                 if long:
                     runs.append(run(name, "perceptron", rate, seed, ways, EARLY))
                     print(summary(runs[-1]), flush=True)
+                if name == "MNIST" and rate == 0.6 and seed < NET_SEEDS:
+                    runs.append(run(name, "small ResNet", rate, seed, ways, 1))
+                    print(summary(runs[-1]), flush=True)
     draw([r for r in runs if r["data"] in ("MNIST", "digits")], out / "cleaning.png")
     settings = {
         "inner_steps": INNER_STEPS,
@@ -388,6 +392,7 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
         "late": late,
         "missing": missing,
         "not run": "ResNet-18",
+        "small ResNet": {"rows": NET_ROWS, "inner_step": NET_STEP, "seeds": NET_SEEDS},
     }
     return {"settings": settings, "runs": runs}, judge(runs)
 
