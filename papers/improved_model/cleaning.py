@@ -375,14 +375,13 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
             for seed in range(seeds):
                 ways, long = ["improved", "basic"], name in ("MNIST", "digits")
                 more = ["convergent"] if long and seed == 0 else []
-                steps = late if long else EARLY
-                runs.append(run(name, "linear", rate, seed, ways + more, steps))
-                print(summary(runs[-1]), flush=True)
-                if long:
-                    runs.append(run(name, "perceptron", rate, seed, ways, EARLY))
-                    print(summary(runs[-1]), flush=True)
-                if name == "MNIST" and rate == 0.6 and seed < NET_SEEDS:
-                    runs.append(run(name, "small ResNet", rate, seed, ways, 1))
+                cells = [("linear", ways + more, late if long else EARLY)]
+                if name in ("MNIST", "Fashion-MNIST", "digits"):
+                    cells.append(("perceptron", ways, EARLY))
+                if name in ("MNIST", "Fashion-MNIST") and rate == 0.6 and seed < NET_SEEDS:
+                    cells.append(("small ResNet", ways, 1))
+                for kind, how, steps in cells:
+                    runs.append(run(name, kind, rate, seed, how, steps))
                     print(summary(runs[-1]), flush=True)
     draw([r for r in runs if r["data"] in ("MNIST", "digits")], out / "cleaning.png")
     settings = {

@@ -127,7 +127,11 @@ def test_resnet_has_the_published_size(script):
 @pytest.mark.slow
 def test_several_minima(tmp_path):
     report, failed = quick("several_minima", tmp_path)
-    problems = report["problems"]
+    toy, problems = report["toy"], report["problems"]
+    assert (toy["improved"], toy["basic"]) == pytest.approx((1, 11))
+    assert toy["gradient steps"]["at the minimiser"] == pytest.approx(11, rel=1e-4)
+    assert toy["Sabach-Shtern"]["at the minimiser"] == pytest.approx(1, abs=1e-2)
+    assert 1 < toy["printed"]["at the minimiser"] < 3
     assert len(problems) == 20
     for row in problems:
         lowest = min(row["basic"], *row["basic from random starts"])
