@@ -19,7 +19,7 @@ that the paper prints (`alpha_k = k^-.25` on the inner step) w_K drifts to argmi
 with those of Sabach & Shtern, which its theorems need, it converges.
 
 Before them a toy that can be done by hand: F = (|w - 2|^2 + |u|^2) / 2 and f = (w_1 - u_1)^2 / 2,
-whose inner minimisers have w_1 = u_1. From zero the basic model has the others 0, and F = 11 at u_1 = 1;
+whose inner minimisers have w_1 = u_1. From zero the basic model has the others 0, and F = 11;
 the improved model has them 2, and F = 1. (The paper has no toy of its own; its numbers are on images:
 `cleaning.py`.)
 """
