@@ -316,6 +316,7 @@ EVERYTHING: dict[str, Any] = {
     "id": "key",
     "groups": "source",
     "drop": ["p", "q"],
+    "images": "p.npy",
     "task": "regression",
     "method": "auto",
     "model": "linear",

@@ -170,6 +170,7 @@ def test_the_lasso_is_that_of_lasso_cv():
     np.testing.assert_allclose(model.alpha_, grid.alpha_, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_one_logistic_penalty_is_the_grids():
     X, y = rows(load_wine)
     X = StandardScaler().fit_transform(X[:177])

@@ -39,6 +39,7 @@ def test_spectra_are_the_formulas(report):
         assert max(row["neumann"], row["damped"], row["damped_cg"]) <= 1e-12
 
 
+@pytest.mark.slow
 def test_equation_5_is_approximate(report):
     """The gap tends to max (1 - exp(-x)) (1 + 1/x) - 1 = .298, at x = l / eps = 1.79."""
     rows = report["spectra"]["terms"]
@@ -50,6 +51,7 @@ def test_equation_5_is_approximate(report):
         assert 0.29 <= row["gap"] < row["gap_one_more_term"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["singular", "positive definite"])
 def test_unrolling_is_neumann_and_proximal_is_damped(report, kind):
     unrolled = report["unrolling"][kind]

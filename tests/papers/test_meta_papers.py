@@ -62,6 +62,7 @@ def test_hyper_representation(tmp_path):
     assert len(report["claims"]) == 12
 
 
+@pytest.mark.slow
 def test_the_hypergradient_through_a_table_of_features(monkeypatch):
     """It is the one that `ITD` finds in the net's parameters, for every inner solver."""
     monkeypatch.setattr(sys, "path", [str(PAPERS / "improved_model"), *sys.path])

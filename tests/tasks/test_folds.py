@@ -186,6 +186,7 @@ def softmax_losses(x, y, w):
     return np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]
 
 
+@pytest.mark.slow
 def test_one_softmax_penalty_a_class():
     """A split and folds of it: `(outputs, 1)` against central differences of the formula."""
     x, y = cast(Any, load_iris(return_X_y=True))

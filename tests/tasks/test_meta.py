@@ -255,6 +255,7 @@ def test_conv4_in_one_block_by_hand():
     assert_close(net.features(net.u0, jnp.asarray(x)), z.reshape(1, -1), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_conv_ridge_gradient_compiled_is_the_eager_one():
     """In float32: XLA's CPU compiler returned infinities here for a product with a constant zero."""
     images = RNG.uniform(size=(40, 8, 8)).astype(np.float32)
