@@ -88,7 +88,9 @@ def test_it_is_drawn_without_a_word_on_the_console_or_a_request(opened):
     assert browser.get_log("browser") == []
     requests = [m["message"] for m in browser.get_log("performance")]
     asked = [m for m in requests if '"Network.requestWillBeSent"' in m]
-    asked = [m for m in asked if '"documentURL":"chrome://' not in m]  # the browser's own first page
+    asked = [
+        m for m in asked if '"documentURL":"chrome://' not in m
+    ]  # the browser's own first page
     assert [m for m in asked if path.as_uri() not in m and '"url":"data:' not in m] == []
     assert browser.title == "Weighting paid: weights report"
     shown = browser.execute_script("return document.querySelector('.verdict').innerText")
