@@ -145,13 +145,12 @@ def features(net, u, images) -> jax.Array:
 
 def run(data, shots: int, num_steps: int, settings: Settings, seed: int) -> dict[str, Any]:
     """Curves of the three models on the same episodes, from the same net."""
-    x, y = data["train"]
-    net = tasks.conv4(x.shape[1:], key=jr.key(seed), width=settings.width, blocks=settings.blocks)
+    shape = data["train"][0].shape[1:]
+    net = tasks.conv4(shape, key=jr.key(seed), width=settings.width, blocks=settings.blocks)
 
-    def episodes(x, y, num_tasks, number):
+    def episodes(rows, num_tasks, number):
         return tasks.episodes(
-            x,
-            y,
+            *rows,
             ways=WAYS,
             shots=shots,
             queries=QUERIES,
@@ -159,7 +158,7 @@ def run(data, shots: int, num_steps: int, settings: Settings, seed: int) -> dict
             seed=2**32 * seed + number,
         )
 
-    new = {way: tabled(episodes(*data[way], TEST_TASKS, 2**31)) for way in (ROWS, CLASSES)}
+    new = {way: tabled(episodes(data[way], TEST_TASKS, 2**31)) for way in (ROWS, CLASSES)}
     at_test = inner_solvers(settings.inner_step, num_steps, TEST_TASKS)
     found: dict[str, Any] = {}
     for name, inner in inner_solvers(settings.inner_step, num_steps, settings.num_tasks).items():
@@ -183,7 +182,7 @@ def run(data, shots: int, num_steps: int, settings: Settings, seed: int) -> dict
                     values = score(new[rows][1], at_test[solver], tables[rows])
                     curve[way].append(float(values.mean()))
                 curve["step"].append(k)
-            u, momenta = step(u, momenta, episodes(x, y, settings.num_tasks, k))
+            u, momenta = step(u, momenta, episodes(data["train"], settings.num_tasks, k))
         found[name] = curve
     return found
 

@@ -26,7 +26,7 @@ test split. Two of Conv-4's four blocks: four leave one pixel of such images.
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -79,7 +79,7 @@ def digits() -> Data:
     return Data(tasks.rotated_classes(*few), few, (x[y >= 5], y[y >= 5]))
 
 
-def pooled(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+def pooled(name: str, split: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
     """Images of 14 x 14 pixels."""
     readers = {"MNIST": bilevel.datasets.mnist, "Fashion-MNIST": bilevel.datasets.fashion_mnist}
     images, labels = readers[name](split)
