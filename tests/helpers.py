@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -210,6 +211,10 @@ def assert_same(one: Any, two: Any) -> None:
     for x, y in zip(ones, twos, strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(x, y)
+
+
+implicit_gradient = eqx.filter_jit(bilevel.implicit_gradient)
+"""Compiled whole; called eagerly it is compiled operation by operation, which takes far longer."""
 
 
 def assert_close(one: Any, two: Any, rtol: float, atol: float = 0.0) -> None:

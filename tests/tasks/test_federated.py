@@ -9,7 +9,7 @@ import pytest
 
 import bilevel
 from bilevel import FederatedInner, tasks
-from helpers import assert_close
+from helpers import assert_close, implicit_gradient
 
 RNG = np.random.default_rng(5)
 CLIENTS, ROWS, FEATURES = 4, 10, 3
@@ -55,11 +55,11 @@ def test_hypergradient_is_the_pooled_one_and_not_the_mean_of_local_ones():
 
     @jax.jit
     def pooled_gradient(inner, outer):
-        return bilevel.implicit_gradient(
+        return implicit_gradient(
             POOLED, U, w, lx.Cholesky(), inner_batch=inner, outer_batch=outer
         ).grad
 
-    found = jax.jit(lambda: bilevel.implicit_gradient(PROBLEM, U, w, lx.Cholesky()).grad)()
+    found = jax.jit(lambda: implicit_gradient(PROBLEM, U, w, lx.Cholesky()).grad)()
     pooled = pooled_gradient(POOLED.inner_data, POOLED.outer_data)
     assert_close(found, pooled, rtol=1e-11)
     local = jax.vmap(pooled_gradient)(PROBLEM.inner_data, PROBLEM.outer_data)
@@ -70,8 +70,8 @@ def test_hypergradient_is_the_pooled_one_and_not_the_mean_of_local_ones():
 def test_outer_rows_may_stay_with_the_server():
     problem = tasks.federated(POOLED, INNER)
     assert jax.tree.leaves(problem.outer_data)[0].shape == X_VAL.shape
-    found = bilevel.implicit_gradient(problem, U, solution(), lx.Cholesky()).grad
-    pooled = bilevel.implicit_gradient(POOLED, U, solution(), lx.Cholesky()).grad
+    found = implicit_gradient(problem, U, solution(), lx.Cholesky()).grad
+    pooled = implicit_gradient(POOLED, U, solution(), lx.Cholesky()).grad
     assert_close(found, pooled, rtol=1e-11)
 
 

@@ -21,6 +21,7 @@ from sklearn.model_selection import (
 
 import bilevel
 from bilevel import AID, ITD, ClosedForm, tasks
+from helpers import implicit_gradient
 
 FEATURES = 4
 
@@ -85,7 +86,7 @@ def test_ridge_over_folds_is_a_loop_over_folds(name, u):
         problem.residual(jnp.asarray(u), w, problem.inner_data), 0, atol=1e-13
     )
     for solver in [bilevel.CG(rtol=1e-13), lx.Cholesky()]:
-        found = bilevel.implicit_gradient(problem, jnp.asarray(u), w, solver)
+        found = implicit_gradient(problem, jnp.asarray(u), w, solver)
         np.testing.assert_allclose(found.value, value, rtol=1e-12)
         np.testing.assert_allclose(found.grad, gradient, rtol=1e-9, atol=1e-13)
 
@@ -227,9 +228,7 @@ def test_a_split_is_a_fold():
     u = jnp.asarray(0.3)
     w = tasks.ridge_solution(u, split.inner_data)
     np.testing.assert_allclose(tasks.ridge_solution(u, folds.inner_data)[0], w, rtol=1e-12)
-    found = [
-        bilevel.implicit_gradient(p, u, w, lx.Cholesky()) for p, w in [(split, w), (folds, w[None])]
-    ]
+    found = [implicit_gradient(p, u, w, lx.Cholesky()) for p, w in [(split, w), (folds, w[None])]]
     np.testing.assert_allclose(found[0].value, found[1].value, rtol=1e-12)
     np.testing.assert_allclose(found[0].grad, found[1].grad, rtol=1e-11)
 

@@ -15,6 +15,7 @@ from sklearn.model_selection import KFold
 
 import bilevel
 from bilevel import AID, FISTA, ITD, GradientInner, tasks
+from helpers import implicit_gradient
 
 EXACT = FISTA(rtol=1e-14, max_steps=50_000)
 
@@ -109,7 +110,7 @@ def test_solution_and_hypergradient(name):
 
     found = {"on the support": tasks.support_hypergradient(problem, u, w)}
     for solver in (lx.LU(), lx.GMRES(rtol=1e-13, atol=1e-13)):
-        found[str(solver)] = bilevel.implicit_gradient(problem, u, w, solver).grad
+        found[str(solver)] = implicit_gradient(problem, u, w, solver).grad
     for estimate in found.values():
         np.testing.assert_allclose(flat(estimate), gradient, rtol=1e-8)
 
@@ -173,7 +174,7 @@ def test_folds_are_a_loop_over_folds(name):
     gradient = np.mean(gradients, axis=0)
     for estimate in (
         tasks.support_hypergradient(problem, u, w),
-        bilevel.implicit_gradient(problem, u, w, lx.LU()).grad,
+        implicit_gradient(problem, u, w, lx.LU()).grad,
     ):
         np.testing.assert_allclose(flat(estimate), gradient, rtol=1e-8)
     check = tasks.check_support(problem, u, w)

@@ -8,7 +8,7 @@ import pytest
 
 import bilevel
 from bilevel import tasks
-from helpers import assert_close
+from helpers import assert_close, implicit_gradient
 
 KEYS = jax.random.split(jax.random.key(3), 6)
 X = jax.random.normal(KEYS[0], (12, 3))
@@ -87,7 +87,7 @@ def test_hypergradient_against_the_closed_form_of_ridge():
     def phi(u):
         return -0.5 * jnp.mean((X_VAL @ ridge_solution(u) - TARGETS_VAL) ** 2)
 
-    found = bilevel.implicit_gradient(problem, U, ridge_solution(U)[None], lx.Cholesky())
+    found = implicit_gradient(problem, U, ridge_solution(U)[None], lx.Cholesky())
     assert float(found.inner_residual) < 1e-13
     assert_close(found.value, phi(U), rtol=1e-12)
     assert_close(found.grad, jax.grad(phi)(U), rtol=1e-9, atol=1e-13)
