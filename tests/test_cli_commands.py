@@ -409,7 +409,12 @@ def test_the_command_line_wins(tmp_path, asked):
     [
         ("lern-rate = 3", ["settings.toml sets lern-rate, which `weigh` has not; it has control,"]),
         ("[weigh]\nl1 = 3", ["settings.toml sets weigh, which `weigh` has not"]),
-        ("id2 =\n", [f"settings.toml is not TOML: Invalid value (at line {len(EVERYTHING) + 1}, column 6)."]),
+        (
+            "id2 =\n",
+            [
+                f"settings.toml is not TOML: Invalid value (at line {len(EVERYTHING) + 1}, column 6)."
+            ],
+        ),
         ("seed = 8", ["settings.toml is not TOML: Cannot overwrite a value"]),
     ],
 )
