@@ -28,7 +28,7 @@ def test_equilibrium_models(tmp_path):
     assert report["gradients"]["asymmetry"] > 0.5
     used = report["memory"]["bytes"]
     assert used["unrolled"][-1] > 50 * used["unrolled"][0]
-    assert used["unrolled"][-1] > 50 * used["implicit, Anderson"][-1]
+    assert used["unrolled"][-1] > 30 * used["implicit, Anderson"][-1]
     for name in ("implicit, plain", "implicit, Anderson"):
         assert used[name][-1] <= 1.01 * used[name][0]
 
