@@ -92,7 +92,8 @@ def test_every_run_is_that_of_solve(vmap):
     assert frame.groupby("seed").objective.last().nunique() == len(SEEDS)
 
 
-@pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("vmap", [True, False])
 def test_the_start_is_a_row(vmap):
     start = three(vmap)[lambda x: x.step == 0]
     value = float(CASE.problem.outer(CASE.u, CASE.w0, CASE.problem.outer_data))

@@ -186,6 +186,7 @@ class _Interrupt(bilevel.AbstractCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_end(tmp_path, result):
     data = digits()
     with pytest.raises(KeyboardInterrupt):

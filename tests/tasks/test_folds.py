@@ -72,7 +72,15 @@ SPLITTERS = {
 
 
 @pytest.mark.parametrize("u", [np.array(-0.7), np.array([-1.0, 0.5, 0.0, -3.0])])
-@pytest.mark.parametrize("name", SPLITTERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("a number", "rows that are never held out", "overlapping")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in SPLITTERS
+    ],
+)
 def test_ridge_over_folds_is_a_loop_over_folds(name, u):
     x, y = rows()
     folds, splitter = SPLITTERS[name]

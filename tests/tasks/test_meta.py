@@ -101,8 +101,15 @@ def test_ridge_solution_is_scikit_learns(d):
         assert_close(w[t], model.coef_, rtol=1e-9)
 
 
-@pytest.mark.parametrize("d", [4, 9])
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("d", "biased"),
+    [
+        (4, True),
+        (9, False),
+        pytest.param(4, False, marks=pytest.mark.slow),
+        pytest.param(9, True, marks=pytest.mark.slow),
+    ],
+)
 def test_ridge_solution_is_stationary_and_its_hypergradient_exact(d, biased):
     problem, u = problem_of(d, biased=biased), variable(d, biased)
     solution = tasks.meta_ridge_solution(problem, WAYS)
