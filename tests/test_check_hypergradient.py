@@ -14,8 +14,10 @@ from bilevel import check_hypergradient
 from helpers import CASES, converged_inner, exact_inner
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "coupled" else pytest.param(n, marks=pytest.mark.slow) for n in CASES],
+)
 def test_aid_agrees_with_central_differences(name):
     """Rung three of the ladder: 1e-6, for the default estimator and an accurate inner solve."""
     case = CASES[name]

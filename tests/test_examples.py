@@ -34,9 +34,8 @@ def load(name: str) -> Any:
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_example(name):
-    single = (
-        name == "meta_learning"
-    )  # as its readers run it; it begins at another random net in float64
+    # As its readers run it: in float64 it begins at another random net.
+    single = name == "meta_learning"
     with (
         jax.enable_x64(not single),
         jax.numpy_dtype_promotion("standard"),

@@ -34,11 +34,9 @@ def errors(case, estimator, inner):
     "name",
     [
         "coupled",
-        "logistic",
-        *(pytest.param(n, marks=SLOW) for n in ("pytree", "ridge_per_feature")),
+        *(pytest.param(n, marks=SLOW) for n in ("logistic", "pytree", "ridge_per_feature")),
     ],
 )
-@pytest.mark.slow
 def test_error_estimate_of_aid(name, solver, steps):
     """Within a factor of ten of the truth, whatever the inner point and the linear solver."""
     case = CASES[name]

@@ -26,8 +26,13 @@ def layered(case, solver):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("case_name", ["scalar", "coupled", "pytree", "logistic"])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case_name",
+    [
+        "coupled",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("scalar", "pytree", "logistic")),
+    ],
+)
 def test_gradient(case_name, name):
     case = CASES[case_name]
     phi = layered(case, SOLVERS[name])
