@@ -16,7 +16,7 @@ from jaxtyping import install_import_hook
 # and whose settings scikit-learn wants checked by `fit`.
 # Not used as a context manager: bilevel imports its modules lazily, long after this line.
 SOURCE = Path(__file__).parents[1] / "src"
-UNCHECKED = ("bilevel.reweighting._estimator", "bilevel.estimators.")
+UNCHECKED = ("bilevel.reweighting._estimator", "bilevel.penalties.")
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
     for path in (SOURCE / "bilevel").rglob("*.py")

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from bilevel.reweighting._inputs.containers.checks import InputError
+from bilevel.reweighting._inputs.containers.columns import tidy
 from typer.testing import CliRunner
 
 from bilevel.cli import app
-from bilevel.reweighting._data import InputError
-from bilevel.reweighting._vectorise import tidy
 from digits import write_table
 
 N, M = 40, 16
@@ -216,7 +216,7 @@ def test_dates_vectors_and_free_text_are_no_bad_input(case, monkeypatch):
         shapes.extend([X.shape, X_trusted.shape])
         raise InputError("enough is known.")
 
-    monkeypatch.setattr("bilevel.reweighting._run.learn_weights", stop)
+    monkeypatch.setattr("bilevel.cli._job.learn_weights", stop)
     case.refuse(3, "enough is known.")
     # a, b; two colours; two numbers of a vector; 30 of text; year, month, day, hour, weekday, time
     assert shapes == [(60, 42), (M, 42)]
@@ -299,7 +299,7 @@ def test_a_path_below_a_file(case):
 def test_a_read_only_folder(case, monkeypatch):
     with monkeypatch.context() as patch:
         unwritable = SimpleNamespace(access=lambda *_: False, W_OK=os.W_OK)
-        patch.setattr("bilevel.reweighting._run.os", unwritable)
+        patch.setattr("bilevel.cli._job.os", unwritable)
         case.refuse(2, f"cannot be written ({case.folder} is read-only); choose another --out.")
 
     def refused(*_, **__):

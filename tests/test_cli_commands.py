@@ -14,9 +14,10 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from bilevel import datasets
+from bilevel.cli import _job as _run
+from bilevel.cli import _splits as _demo
 from bilevel.cli import app
-from bilevel.reweighting import _demo, _run
-from bilevel.reweighting._estimate import Estimate
+from bilevel.cli._estimate import Estimate
 from digits import TRAIN, TRUSTED, digits, plain_table, write_table, write_tables
 from runs import Run, Said, bilevel, formula_ids, full_run, weigh, write_sources
 

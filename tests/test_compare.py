@@ -428,7 +428,8 @@ def test_the_example_is_a_method_in_under_60_lines(tmp_path, capsys):
 
 
 def test_parts_are_what_the_methods_use():
-    from bilevel._algorithm import base, directions, loops, steps
+    from bilevel._algorithm import auto_steps as steps
+    from bilevel._algorithm import base, directions, loops
 
     homes = (base, directions, loops, steps)
     for name in bilevel.parts.__all__:

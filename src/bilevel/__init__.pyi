@@ -3,6 +3,7 @@ from . import (
     dynamics as dynamics,
     estimators as estimators,
     parts as parts,
+    penalties as penalties,
     reweighting as reweighting,
     tasks as tasks,
 )
@@ -24,7 +25,7 @@ from ._algorithm.srba import SRBA as SRBA
 from ._algorithm.stocbio import StocBiO as StocBiO
 from ._algorithm.sustain import SUSTAIN as SUSTAIN
 from ._algorithm.vrbo import VRBO as VRBO
-from ._bigsam import (
+from ._inner.bigsam import (
     BiGSAM as BiGSAM,
     printed_weighting as printed_weighting,
     sabach_shtern_weighting as sabach_shtern_weighting,
@@ -37,14 +38,14 @@ from ._callback import (
     ProgressBar as ProgressBar,
     StopWhen as StopWhen,
 )
-from ._compare import compare as compare, draw_comparison as draw_comparison
-from ._equilibria import (
+from ._analysis.compare import compare as compare, draw_comparison as draw_comparison
+from ._analysis.equilibria import (
     Equilibrium as Equilibrium,
     is_cold_start_equilibrium as is_cold_start_equilibrium,
     is_warm_start_equilibrium as is_warm_start_equilibrium,
 )
-from ._federated import FederatedInner as FederatedInner
-from ._fista import FISTA as FISTA
+from ._inner.federated import FederatedInner as FederatedInner
+from ._inner.fista import FISTA as FISTA
 from ._geometry import (
     AbstractGeometry as AbstractGeometry,
     Ball as Ball,
@@ -58,7 +59,7 @@ from ._hypergradient.base import (
     EstimatorState as EstimatorState,
     Hypergradient as Hypergradient,
 )
-from ._hypergradient.check import (
+from ._analysis.check_hypergradient import (
     HypergradientCheck as HypergradientCheck,
     check_hypergradient as check_hypergradient,
 )
@@ -69,7 +70,7 @@ from ._hypergradient.implicit import (
 from ._hypergradient.layer import implicit_layer as implicit_layer
 from ._hypergradient.stochastic import SID as SID
 from ._hypergradient.unrolled import ITD as ITD
-from ._inner import (
+from ._inner.gradient import (
     AbstractInnerSolver as AbstractInnerSolver,
     ClosedForm as ClosedForm,
     GradientInner as GradientInner,
@@ -94,8 +95,8 @@ from ._problem import (
     optimizer_fixed_point as optimizer_fixed_point,
     reparametrise as reparametrise,
 )
-from ._regime import Regime as Regime, regime as regime
-from ._remedies import (
+from ._analysis.time_scales import Regime as Regime, regime as regime
+from ._outer.wrappers import (
     Adjusted as Adjusted,
     Averaged as Averaged,
     ByWeight as ByWeight,
@@ -106,14 +107,14 @@ from ._remedies import (
     limit_log_step as limit_log_step,
     penalised as penalised,
 )
-from ._retrain import (
+from ._analysis.retrain import (
     LeakCheck as LeakCheck,
     RetrainCheck as RetrainCheck,
     Trajectory as Trajectory,
     leak_check as leak_check,
     retrain_check as retrain_check,
 )
-from ._root import Anderson as Anderson, RootInner as RootInner
+from ._inner.root import Anderson as Anderson, RootInner as RootInner
 from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,
@@ -131,7 +132,7 @@ from ._solution import (
     HypergradientWarning as HypergradientWarning,
     Solution as Solution,
 )
-from ._solution_concepts import (
+from ._analysis.solution_concepts import (
     InnerChoice as InnerChoice,
     cold_start_solution as cold_start_solution,
     optimistic_solution as optimistic_solution,
@@ -139,8 +140,8 @@ from ._solution_concepts import (
     warm_start_solution as warm_start_solution,
 )
 from ._solve import Tolerances as Tolerances, run_chunk as run_chunk, solve as solve
-from ._trust_region import log_trust_region as log_trust_region
-from .estimators import (
+from ._outer.trust_region import log_trust_region as log_trust_region
+from .penalties import (
     ElasticNetBilevelCV as ElasticNetBilevelCV,
     LogisticRegressionBilevelCV as LogisticRegressionBilevelCV,
     RidgeBilevelCV as RidgeBilevelCV,

@@ -35,6 +35,7 @@ converter of a step size field. Until version 1.0 the parts may change with the 
 them; the changelog says so.
 """
 
+from ._algorithm.auto_steps import StepSize, as_setting, at, follow, move_outer
 from ._algorithm.base import SamplerStates, advance, close_streams, count, start
 from ._algorithm.directions import (
     InnerTerms,
@@ -53,7 +54,6 @@ from ._algorithm.directions import (
     streams_of,
 )
 from ._algorithm.loops import linear_sgd, neumann, sgd
-from ._algorithm.steps import StepSize, as_setting, at, follow, move_outer
 
 __all__ = [
     "InnerTerms",

@@ -18,10 +18,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import bilevel
 from bilevel import ElasticNetBilevelCV, LogisticRegressionBilevelCV, RidgeBilevelCV
-from bilevel.estimators._elastic_net import _Fold as LassoFold
-from bilevel.estimators._logistic import _Fold as LogisticFold
-from bilevel.estimators._ridge import _Normal as RidgeFold
-from bilevel.estimators._tuning import Part, make_part, penalty_map
+from bilevel.penalties._elastic_net import _Fold as LassoFold
+from bilevel.penalties._logistic import _Fold as LogisticFold
+from bilevel.penalties._ridge import _Normal as RidgeFold
+from bilevel.penalties._tuning import Part, make_part, penalty_map
 
 FIVE = KFold(5)
 ridge_cv: Any = RidgeCV  # whose stubs know no arrays of alphas

@@ -12,9 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import scipy.sparse
-
-from bilevel.reweighting._data import InputError
-from bilevel.reweighting._inputs import (
+from bilevel.reweighting._inputs.containers.checks import InputError
+from bilevel.reweighting._inputs.containers.columns import tidy, vectorise
+from bilevel.reweighting._inputs.containers.containers import (
     as_internal,
     as_rows,
     densify,
@@ -23,7 +23,6 @@ from bilevel.reweighting._inputs import (
     like,
     split_dataset,
 )
-from bilevel.reweighting._vectorise import tidy, vectorise
 
 VALUES = np.array([[1.0, 2.0], [3.0, np.nan], [5.0, 6.0]])
 RESULT = np.array([0.5, 2.0, 0.0])

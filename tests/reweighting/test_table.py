@@ -12,13 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import skops.io
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
-
-from bilevel.reweighting._data import InputError
-from bilevel.reweighting._table import digest, read_table
-from bilevel.reweighting._vectorise import (
+from bilevel.reweighting._inputs.containers.checks import InputError
+from bilevel.reweighting._inputs.containers.columns import (
     _MODEL_TYPES,
     check_values,
     is_messy,
@@ -27,6 +22,10 @@ from bilevel.reweighting._vectorise import (
     tidy,
     vectorise,
 )
+from bilevel.reweighting._inputs.containers.files import digest, read_table
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 N = 60
 ROWS = np.arange(N)

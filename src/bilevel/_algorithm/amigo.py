@@ -7,10 +7,10 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._sampler import AbstractSampler, FullBatch, Stream
+from .auto_steps import StepSize, as_setting, at, follow
 from .base import AbstractAlgorithm, SamplerStates, start
 from .directions import Point, begin, streams_of
 from .loops import inner_loop_step, linear_sgd
-from .steps import StepSize, as_setting, at, follow
 
 
 class _Aux(NamedTuple):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree, Scalar, ScalarLike
 from .._problem import Problem
 from .._sampler import AbstractSampler, Stream, Streams
 from .._solution import RESULTS, Calls
-from .steps import Control, Move
+from .auto_steps import Control, Move
 
 T = TypeVar("T")
 

@@ -6,6 +6,7 @@ import optax
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import AbstractAlgorithm, advance, close_streams, count, start
 from .directions import (
     Point,
@@ -17,7 +18,6 @@ from .directions import (
     streams_of,
 )
 from .loops import sgd
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class BOME(AbstractAlgorithm):

@@ -17,8 +17,8 @@ from .._hypergradient.base import require_outer_variable
 from .._problem import BilevelProblem, Objective, Problem
 from .._sampler import FullBatch, Streams
 from .._solution import RESULTS, Calls
+from .auto_steps import DECAY, first_control, uses_auto
 from .base import Begun, Info, SamplerStates, Table, count, init_samplers, open_streams
-from .steps import DECAY, first_control, uses_auto
 
 T = TypeVar("T")
 

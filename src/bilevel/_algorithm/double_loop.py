@@ -8,8 +8,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._hypergradient.base import AbstractHypergradient, EstimatorState
-from .._inner import AbstractInnerSolver
+from .._inner.gradient import AbstractInnerSolver
 from .._sampler import AbstractSampler, FullBatch
+from .auto_steps import Move, first_control, move_outer
 from .base import (
     AbstractAlgorithm,
     Begun,
@@ -22,7 +23,6 @@ from .base import (
     open_streams,
     start,
 )
-from .steps import Move, first_control, move_outer
 
 
 class _Aux(NamedTuple):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import (
     AbstractAlgorithm,
     SamplerStates,
@@ -28,7 +29,6 @@ from .directions import (
     outer_terms,
     streams_of,
 )
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 def _growing(step: Int[Array, ""]) -> Array:

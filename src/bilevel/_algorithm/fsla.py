@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
 from .directions import (
     OuterTerms,
@@ -23,7 +24,6 @@ from .directions import (
     recursive,
     streams_of,
 )
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):

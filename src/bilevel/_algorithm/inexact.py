@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PyTree, ScalarLike
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream, Streams
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import AbstractAlgorithm, advance, close_streams, count, start
 from .directions import (
     OuterTerms,
@@ -23,7 +24,6 @@ from .directions import (
     outer_terms,
     streams_of,
 )
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 def logarithmic(kappa: ScalarLike) -> Callable[[ScalarLike], Array]:

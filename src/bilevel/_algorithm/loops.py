@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key, PyTree, ScalarLike
 
 from .._problem import Problem
 from .._sampler import Stream, Streams
+from .auto_steps import at, move_outer
 from .base import Info, SamplerStates, State, advance, close_streams, count
 from .directions import (
     Point,
@@ -24,7 +25,6 @@ from .directions import (
     recursive,
     streams_of,
 )
-from .steps import at, move_outer
 
 Solve = Callable[[Point, PyTree, Stream], tuple[PyTree, Stream, ScalarLike]]
 

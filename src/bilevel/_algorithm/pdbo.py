@@ -11,6 +11,7 @@ from jaxtyping import Array, Scalar
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
 from .directions import (
     Point,
@@ -22,7 +23,6 @@ from .directions import (
     streams_of,
 )
 from .loops import sgd
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):

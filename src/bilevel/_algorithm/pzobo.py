@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream, Streams
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import AbstractAlgorithm, advance, close_streams, count, start
 from .directions import (
     Point,
@@ -20,7 +21,6 @@ from .directions import (
     streams_of,
 )
 from .loops import sgd
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class PZOBO(AbstractAlgorithm):

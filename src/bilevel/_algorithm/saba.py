@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._sampler import Blocks
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import (
     AbstractAlgorithm,
     SamplerStates,
@@ -29,7 +30,6 @@ from .directions import (
     saga,
     streams_of,
 )
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):

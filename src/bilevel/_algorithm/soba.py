@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._sampler import AbstractSampler, FullBatch, Streams
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import (
     AbstractAlgorithm,
     SamplerStates,
@@ -24,7 +25,6 @@ from .directions import (
     outer_terms,
     streams_of,
 )
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._sampler import AbstractSampler, FullBatch, Streams
+from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
 from .directions import (
     OuterTerms,
@@ -22,7 +23,6 @@ from .directions import (
     recursive,
     streams_of,
 )
-from .steps import StepSize, as_setting, at, follow, move_outer
 
 
 class _Aux(NamedTuple):

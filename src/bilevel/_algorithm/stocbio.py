@@ -3,10 +3,10 @@
 import equinox as eqx
 
 from .._sampler import AbstractSampler, FullBatch, Stream
+from .auto_steps import StepSize, as_setting, follow, series_step
 from .base import AbstractAlgorithm, start
 from .directions import Point, begin, streams_of
 from .loops import inner_loop_step, neumann
-from .steps import StepSize, as_setting, follow, series_step
 
 
 class StocBiO(AbstractAlgorithm):

@@ -8,10 +8,10 @@ import optax
 
 from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream
+from .auto_steps import StepSize, as_setting, follow, series_step
 from .base import AbstractAlgorithm, SamplerStates, start
 from .directions import Point, begin, streams_of
 from .loops import momentum_step, randomised_neumann
-from .steps import StepSize, as_setting, follow, series_step
 
 
 class _Aux(NamedTuple):

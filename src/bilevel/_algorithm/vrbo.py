@@ -8,6 +8,7 @@ import optax
 from jaxtyping import PyTree
 
 from .._sampler import AbstractSampler, FullBatch, Stream
+from .auto_steps import StepSize, as_setting, at, follow, move_outer, series_step
 from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
 from .directions import (
     Point,
@@ -21,7 +22,6 @@ from .directions import (
     streams_of,
 )
 from .loops import neumann
-from .steps import StepSize, as_setting, at, follow, move_outer, series_step
 
 
 class _Aux(NamedTuple):

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
 from .._geometry import Euclidean
-from .._inner import AbstractInnerSolver, GradientInner, InnerStats
+from .._inner.gradient import AbstractInnerSolver, GradientInner, InnerStats
 from .._linear.base import as_data, as_optional_data, finds_its_step
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem

@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._inner import AbstractInnerSolver, GradientInner, InnerStats
+from .._inner.gradient import AbstractInnerSolver, GradientInner, InnerStats
 from .._linear.base import as_optional_data
 from .._problem import Problem
 from .._sampler import Stream, Streams

@@ -33,8 +33,8 @@ def fail(message: str, code: int) -> NoReturn:
 def failures(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
     """Turn the library's errors into messages and exit codes."""
     from .._solution import BilevelError
-    from ..reweighting._data import InputError
-    from ..reweighting._run import RunFolderError
+    from ..reweighting._inputs.checks import InputError
+    from ._job import RunFolderError
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         err.print(

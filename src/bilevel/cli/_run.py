@@ -37,7 +37,7 @@ def score(
     with failures():
         import numpy as np
 
-        from ..reweighting._commands import score_table, write_table
+        from ._files import score_table, write_table
 
         scores = score_table(run, table, label, id).sort_values("label_quality", kind="stable")
         if out is not None:
@@ -55,7 +55,7 @@ def suggest(
 ) -> None:
     """Say which training rows to verify next, and why; it reads the run's own tables again."""
     with failures():
-        from ..reweighting._commands import suggest_rows, write_table
+        from ._files import suggest_rows, write_table
 
         rows = suggest_rows(run, budget)
         if out is not None:
@@ -71,7 +71,7 @@ def report(
 ) -> None:
     """Write a run's report again from its report.json."""
     with failures():
-        from ..reweighting._commands import write_report
+        from ._files import write_report
 
         path = write_report(run, out)
     console.print(f"written to {path}", highlight=False, markup=False, soft_wrap=True)

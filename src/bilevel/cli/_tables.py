@@ -29,7 +29,7 @@ def audit(
 ) -> None:
     """Look for what would make weights, or their proof, worthless: leaks, duplicates, conflicts."""
     with failures():
-        from ..reweighting._commands import audit_tables
+        from ._files import audit_tables
 
         found = audit_tables(train, label, trusted, holdout, id, drop or [])
     if json_:

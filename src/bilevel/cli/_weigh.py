@@ -120,8 +120,8 @@ def weigh(
             param_hint="--num-steps",
         )
 
-    from ..reweighting._run import WeighConfig, estimate
-    from ..reweighting._run import weigh as run
+    from ._job import WeighConfig, estimate
+    from ._job import weigh as run
 
     settings = WeighConfig(
         train=str(train),

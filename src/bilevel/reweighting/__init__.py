@@ -1,18 +1,18 @@
 """The product: what training rows are worth, judged by a few that can be trusted."""
 
-from ._audit import audit
-from ._baselines import compare_baselines
-from ._cross_validated import CrossValidatedWeights, cross_validated_weights
-from ._diagnostics import Check, effective_sample_size, entropy
-from ._duplicates import find_shared_rows
+from ._audit.audit import audit
+from ._audit.duplicates import find_shared_rows
+from ._audit.suggest import suggest
 from ._estimator import ReweightedClassifier, ReweightedRegressor
-from ._features import trust_features
-from ._methods import clipped_soba, near_exact, soba
-from ._report import Report
-from ._result import WeightsResult
-from ._suggest import suggest
-from ._vectorise import load_model
-from ._weights import learn_weights
+from ._inputs.columns import load_model
+from ._learn import learn_weights
+from ._report.page import Report
+from ._weights.baselines import compare_baselines
+from ._weights.cross_validated import CrossValidatedWeights, cross_validated_weights
+from ._weights.diagnostics import Check, effective_sample_size, entropy
+from ._weights.features import trust_features
+from ._weights.methods import clipped_soba, near_exact, soba
+from ._weights.result import WeightsResult
 
 __all__ = [
     "Check",

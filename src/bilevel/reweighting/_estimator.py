@@ -19,19 +19,19 @@ from sklearn.utils import check_random_state, column_or_1d, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._baselines import (
+from ._inputs.checks import InputError, check_aligned
+from ._inputs.containers import as_rows, feature_rows, like
+from ._learn import default_estimator, learn_weights
+from ._report.evidence import gather_evidence
+from ._report.page import Report
+from ._weights.baselines import (
     check_estimator_fits,
     compare_baselines,
     fit_weighted,
     stack_rows,
     take_rows,
 )
-from ._data import InputError, check_aligned
-from ._evidence import gather_evidence
-from ._inputs import as_rows, feature_rows, like
-from ._report import Report
-from ._result import WeightsResult
-from ._weights import default_estimator, learn_weights
+from ._weights.result import WeightsResult
 
 
 def _final_has(name: str) -> Any:

@@ -12,10 +12,10 @@ import optimistix as optx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from .._hypergradient.layer import implicit_layer
-from .._inner import AbstractInnerSolver
+from .._inner.gradient import AbstractInnerSolver
+from .._inner.root import RootInner
 from .._linear.richardson import Richardson
 from .._problem import FixedPointProblem
-from .._root import RootInner
 from .._sampler import FullBatch, Stream
 from .._solution import RESULTS
 from ._reweighting import Loss, softmax_cross_entropy

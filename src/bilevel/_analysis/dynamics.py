@@ -1,0 +1,474 @@
+"""Flows of weights on the simplex: why reweighting goes sparse (Ivanova & Ablin, section 3).
+
+Mirror descent with small steps follows the *mirror flow* of a field `phi`,
+
+    du/dt = -P(u) phi(u),   P(u) = diag(u) - u u^T                                     (9)
+
+and the warm-started method, whose model moves at the same time, the *joint flow*
+
+    dw/dt = -alpha grad_w f(u, w),   du/dt = -beta P(u) Psi(w, u)                      (8)
+
+with `Psi` the hypergradient at (u, w). This module has both flows, the fields that go with them, and
+what can be said of a field at a point: whether it is stationary (Proposition 3), stable (4), how
+fast the flow gets there (5), and on how many rows a stationary point can live at all (6 to 8).
+
+The paper writes `theta` for our `w`, `w` for our `u`, `G` for `f`. Everything is integrated in
+log-weights, in which a weight that vanishes is no boundary but a straight line; use float64
+(`jax.enable_x64(True)`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import scipy.linalg
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Scalar, ScalarLike
+
+from .._geometry import Simplex
+from .._hypergradient.implicit import implicit_gradient
+from .._inner.gradient import AbstractInnerSolver
+from .._problem import BilevelProblem
+from .._sampler import FullBatch, Stream
+
+__all__ = [
+    "Flow",
+    "LowRankField",
+    "Stability",
+    "constant_field_flow",
+    "constant_field_limit",
+    "exact_field",
+    "frozen_field",
+    "is_stationary",
+    "joint_flow",
+    "local_rate",
+    "may_be_stationary",
+    "mirror_flow",
+    "row_gradients",
+    "stability",
+    "support_bound",
+]
+
+Weights = Float[Array, " rows"]
+Field = Callable[[Weights], Weights]
+
+SUPPORT = 1e-6  # a row whose share is above this belongs to the support
+STIFF = 100.0  # the ratio of alpha and beta from which the joint flow is taken for stiff
+
+
+class Flow(eqx.Module):
+    """A flow at the times asked for.
+
+    Attributes:
+        ts: the times.
+        log_u: the log-weights at these times, `(times, rows)`; -inf for rows that started at 0.
+        w: the inner variable at these times, with `times` as a first axis; `None` in a mirror flow.
+        converged: whether the flow came to rest before the last time (after which the last state is
+            repeated); `False` where no tolerance was given.
+        residual: `max(max_i u_i |c_i|, max_i -c_i)` at the end, with `c = phi - <u, phi>`: zero
+            exactly at the stationary points that no row off the support wants to enter.
+        finished: whether the solver reached the end within its steps.
+        num_steps: how many it took.
+    """
+
+    ts: Float[Array, " times"]
+    log_u: Float[Array, "times rows"]
+    w: PyTree[Array] | None
+    converged: Bool[Array, ""]
+    residual: Float[Array, ""]
+    finished: Bool[Array, ""]
+    num_steps: Int[Array, ""]
+
+    @property
+    def u(self) -> Float[Array, "*batch times rows"]:
+        """The weights."""
+        return jnp.exp(self.log_u)
+
+    @property
+    def support(self) -> Bool[Array, "*batch rows"]:
+        """The rows that carry weight at the end; under `vmap`, with its axes in front."""
+        return jnp.exp(self.log_u[..., -1, :]) > SUPPORT
+
+
+def mirror_flow(
+    field: Field,
+    u0: Weights,
+    ts: Float[Array, " times"],
+    *,
+    tol: ScalarLike = 0.0,
+    rtol: float = 1e-9,
+    atol: float = 1e-9,
+    solver: diffrax.AbstractSolver | None = None,
+    max_steps: int = 100_000,
+) -> Flow:
+    """The mirror flow `du/dt = -P(u) phi(u)` (equation 9), integrated as `dlog u/dt = -c`.
+
+    Args:
+        field: `phi`, weights `(rows,)` to a vector `(rows,)`. A field that is an `equinox.Module`,
+            as those of this module are, shares one compilation with others of its shape.
+        u0: the start, a point of the simplex. Rows at exactly 0 stay there.
+        ts: increasing times, from 0 or later; the flow starts at time 0.
+        tol: stop when `Flow.residual` is at or below this.
+        rtol, atol: tolerances of the solver, on the log-weights.
+        solver: a diffrax solver, `diffrax.Tsit5()` by default.
+        max_steps: of the solver; `Flow.finished` says whether they were enough.
+
+    It may be called under `jit` and `vmap`. A flow need not converge: fields of reweighting are no
+    gradients, and some trajectories go round for ever.
+
+    >>> import jax.numpy as jnp
+    >>> flow = mirror_flow(lambda u: jnp.array([0.0, 1.0]), jnp.array([0.5, 0.5]), jnp.array([2.0]))
+    >>> round(float(flow.u[-1, 1]), 4)  # 1 / (1 + e^2)
+    0.1192
+    """
+    solver = diffrax.Tsit5() if solver is None else solver
+    tol = jnp.asarray(tol, ts.dtype)  # an array, so that another one compiles nothing
+    return _integrate(
+        _MirrorTerm(field), (u0, None), ts, tol, rtol, atol, solver, max_steps=max_steps
+    )
+
+
+def joint_flow(
+    problem: BilevelProblem,
+    u0: Weights,
+    w0: PyTree[Array],
+    ts: Float[Array, " times"],
+    *,
+    alpha: float,
+    beta: float,
+    linear_solver: lx.AbstractLinearSolver | None = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-9,
+    solver: diffrax.AbstractSolver | None = None,
+    max_steps: int = 100_000,
+) -> Flow:
+    """The joint flow of weights and model (equation 8).
+
+        dw/dt = -alpha grad_w f(u, w),   dlog u/dt = -beta (Psi(w, u) - <u, Psi(w, u)>)
+
+    Args:
+        problem: on the simplex, with weights of shape `(rows,)`; its full data are used.
+        u0, w0, ts: start and times, as in `mirror_flow`.
+        alpha, beta: the speeds of the model and of the weights. `beta << alpha` follows the exact
+            hypergradient (Theorem 1), `alpha << beta` the sparse limit of the weights (Theorem 2).
+        linear_solver: for Psi, by default Cholesky of the p x p Hessian.
+        rtol, atol, solver, max_steps: as in `mirror_flow`; the default solver is implicit
+            (`diffrax.Kvaerno5`) where one speed is 100 times the other or more. Its cost grows
+            with the cube of rows + parameters.
+    """
+    stiff = max(alpha, beta) >= STIFF * min(alpha, beta)
+    if solver is None:
+        solver = diffrax.Kvaerno5() if stiff else diffrax.Tsit5()
+    linear_solver = lx.Cholesky() if linear_solver is None else linear_solver
+    speeds = (jnp.asarray(alpha, float), jnp.asarray(beta, float))
+    term = _JointTerm(problem, linear_solver, *speeds)
+    return _integrate(term, (u0, w0), ts, 0.0, rtol, atol, solver, max_steps=max_steps)
+
+
+class _MirrorTerm(eqx.Module):
+    field: Field
+
+    def __call__(self, u: Weights, w: None) -> tuple[Weights, None]:
+        return Simplex().tangent(u, self.field(u)), None
+
+
+class _JointTerm(eqx.Module):
+    problem: BilevelProblem
+    linear_solver: lx.AbstractLinearSolver
+    alpha: Scalar
+    beta: Scalar
+
+    def __call__(self, u: Weights, w: PyTree[Array]) -> tuple[Weights, PyTree[Array]]:
+        problem = self.problem
+        psi = implicit_gradient(problem, u, w, self.linear_solver).grad
+        slope = problem.residual(u, w, problem.inner_data)
+        return self.beta * Simplex().tangent(u, psi), optax.tree.scale(self.alpha, slope)
+
+
+@eqx.filter_jit
+def _integrate(
+    term: _MirrorTerm | _JointTerm,
+    start: tuple[Weights, PyTree[Array]],
+    ts: Array,
+    tol: ScalarLike,
+    rtol: float,
+    atol: float,
+    solver: diffrax.AbstractSolver,
+    *,
+    max_steps: int,
+) -> Flow:
+    u0, w0 = start
+    alive = u0 > 0
+    log_u0 = jnp.log(jnp.where(alive, u0, 1))
+
+    def weights(log_u: Array) -> Weights:
+        # The flow conserves their sum; normalising takes out what the solver's errors add to it.
+        return jax.nn.softmax(log_u, where=alive)
+
+    def velocity(_: Any, y: tuple[Array, PyTree], __: Any) -> tuple[Array, PyTree]:
+        c, slope = term(weights(y[0]), y[1])
+        return jnp.where(alive, -c, 0), optax.tree.scale(-1, slope)
+
+    def residual(log_u: Array, w: PyTree) -> Scalar:
+        u = weights(log_u)
+        c, _ = term(u, w)
+        c = jnp.where(alive, c, 0)
+        return jnp.maximum(jnp.max(u * jnp.abs(c)), jnp.max(-c))
+
+    def at_rest(_: Any, y: tuple[Array, PyTree], __: Any, **___: Any) -> Array:
+        # Without a tolerance the flow goes on even where the weights are at rest to the last bit: in a
+        # joint flow the model may still move, and take them along.
+        return (residual(*y) <= tol) & (jnp.asarray(tol) > 0)
+
+    save = diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(velocity),
+        solver,
+        t0=jnp.zeros((), ts.dtype),
+        t1=ts[-1],
+        dt0=None,
+        y0=(log_u0, w0),
+        saveat=diffrax.SaveAt(subs=save),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        event=diffrax.Event(at_rest),
+        max_steps=max_steps,
+        throw=False,
+    )
+    saved, last = solution.ys  # pyright: ignore[reportGeneralTypeIssues]
+    reached = solution.ts[0] <= solution.ts[1][0]  # pyright: ignore[reportOptionalSubscript]
+
+    def filled(x: Array, end: Array) -> Array:
+        return jnp.where(reached.reshape(-1, *(1,) * (x.ndim - 1)), x, end)
+
+    (log_u, w), end = (
+        jax.tree.map(filled, saved, last),
+        jax.tree.map(lambda x: x[0], last),
+    )
+    event = diffrax.RESULTS.event_occurred
+    return Flow(
+        ts=ts,
+        log_u=jax.nn.log_softmax(jnp.where(alive, log_u, -jnp.inf)),
+        w=w,
+        converged=solution.result == event,
+        residual=residual(*end),
+        finished=(solution.result == event) | (solution.result == diffrax.RESULTS.successful),
+        num_steps=jnp.asarray(solution.stats["num_steps"]),
+    )
+
+
+# Fields.
+
+
+class _FrozenField(eqx.Module):
+    problem: BilevelProblem
+    w: PyTree[Array]
+    linear_solver: lx.AbstractLinearSolver
+
+    def __call__(self, u: Weights) -> Weights:
+        return implicit_gradient(self.problem, u, self.w, self.linear_solver).grad
+
+
+def frozen_field(
+    problem: BilevelProblem,
+    w: PyTree[Array],
+    linear_solver: lx.AbstractLinearSolver | None = None,
+) -> Field:
+    """`phi(u) = Psi(w, u)`, the hypergradient with the model held at `w` (equation 10).
+
+    Its values lie in the span of the p columns of the row gradients, which is why its flow goes
+    sparse. The linear solver is Cholesky by default, for a model small enough for a p x p matrix.
+    """
+    return _FrozenField(problem, w, lx.Cholesky() if linear_solver is None else linear_solver)
+
+
+class _ExactField(eqx.Module):
+    problem: BilevelProblem
+    inner: AbstractInnerSolver
+    w0: PyTree[Array]
+    linear_solver: lx.AbstractLinearSolver
+
+    def __call__(self, u: Weights) -> Weights:
+        stream = Stream(FullBatch(), self.problem.inner_data, ())
+        state = self.inner.init(self.problem, u, self.w0)
+        w, *_ = self.inner.solve(self.problem, u, self.w0, state, stream)
+        return implicit_gradient(self.problem, u, w, self.linear_solver).grad
+
+
+def exact_field(
+    problem: BilevelProblem,
+    inner: AbstractInnerSolver,
+    w0: PyTree[Array],
+    linear_solver: lx.AbstractLinearSolver | None = None,
+) -> Field:
+    """`phi(u) = grad Phi(u) = Psi(w*(u), u)`, the model solved for at every u by `inner` from `w0`.
+
+    Its mirror flow is the limit of Theorem 1.
+    """
+    linear_solver = lx.Cholesky() if linear_solver is None else linear_solver
+    return _ExactField(problem, inner, w0, linear_solver)
+
+
+class LowRankField(eqx.Module):
+    """`phi(u) = -gradients (sum_i u_i H_i)^-1 outer_gradient` (equation 10, with the sign of 6).
+
+    Args:
+        gradients: of the rows' losses, `(rows, p)`, the Gamma of the paper.
+        hessians: of the rows' losses, `(rows, p, p)`.
+        outer_gradient: of the outer objective, `(p,)`.
+    """
+
+    gradients: Float[Array, "rows p"]
+    hessians: Float[Array, "rows p p"]
+    outer_gradient: Float[Array, " p"]
+
+    def __call__(self, u: Weights) -> Weights:
+        """The field at `u`."""
+        hessian = jnp.tensordot(u, self.hessians, axes=1)
+        return -self.gradients @ jnp.linalg.solve(hessian, self.outer_gradient)
+
+
+def row_gradients(problem: BilevelProblem, u: Weights, w: PyTree[Array]) -> Float[Array, "rows p"]:
+    """The gradients of the rows' losses at `w`, `d2_uw f` as a matrix (Gamma in the paper)."""
+    flat, unravel = ravel_pytree(w)
+    jacobian = jax.jacfwd if flat.size <= u.size else jax.jacrev
+    by_u = jax.grad(lambda u, x: problem.inner(u, unravel(x), problem.inner_data))
+    return jacobian(by_u, argnums=1)(u, flat)
+
+
+# A field at a point. Compiled: run op by op, a field that solves a linear system takes seconds.
+
+
+@eqx.filter_jit
+def _value(field: Field, u: Weights) -> Weights:
+    return field(u)
+
+
+@eqx.filter_jit
+def _jacobian(field: Field, u: Weights) -> Float[Array, "rows rows"]:
+    return jax.jacfwd(field)(u)
+
+
+class _MirrorField(eqx.Module):
+    field: Field
+
+    def __call__(self, u: Weights) -> Weights:
+        return u * Simplex().tangent(u, self.field(u))
+
+
+def is_stationary(field: Field, u: Weights, tol: float = 1e-8) -> bool:
+    """Whether phi is the same on all rows that carry weight (Proposition 3).
+
+    `|phi_i - <u, phi>| <= tol (1 + max |phi|)` for every row with `u_i > 0`; every vertex is.
+    """
+    phi = _value(field, u)
+    c = jnp.where(u > 0, Simplex().tangent(u, phi), 0)
+    return bool(jnp.max(jnp.abs(c)) <= tol * (1 + jnp.max(jnp.abs(phi))))
+
+
+class Stability(NamedTuple):
+    """The verdict of Proposition 4 and what it is made of.
+
+    `eigenvalues` are those of `P(u) J` on the tangent space of the support (one less than it has
+    rows), `margins` the `phi_i - <u, phi>` of the rows off it. Stable: all real parts and all margins
+    are positive; the smallest of them is `rate`.
+    """
+
+    stable: bool
+    rate: float
+    eigenvalues: Complex[np.ndarray, " directions"]
+    margins: Float[np.ndarray, " off"]
+    support: Bool[np.ndarray, " rows"]
+
+
+def stability(field: Field, u: Weights, threshold: float = SUPPORT) -> Stability:
+    """Whether the mirror flow comes back to a stationary point (Proposition 4).
+
+    Args:
+        field: differentiable.
+        u: the point; rows at or below `threshold` count as off the support and are set to 0.
+        threshold: a share of the total weight.
+
+    Raises:
+        ValueError: `u` is not stationary to `1e-4`, where the question has no meaning.
+    """
+    u = jnp.where(u > threshold, u, 0)
+    u = u / jnp.sum(u)
+    if not is_stationary(field, u, 1e-4):
+        raise ValueError(
+            "`u` is not a stationary point of this field; follow `mirror_flow` to one, with a `tol`."
+        )
+    on = np.asarray(u > 0)
+    phi, jacobian, p = (np.asarray(x) for x in (_value(field, u), _jacobian(field, u), u[on]))
+    basis = _tangent_basis(int(on.sum()))
+    block = (np.diag(p) - np.outer(p, p)) @ jacobian[np.ix_(on, on)]
+    eigenvalues = np.asarray(np.linalg.eigvals(basis.T @ block @ basis), complex)
+    margins = (phi - p @ phi[on])[~on]
+    rate = min([*np.real(eigenvalues), *margins], default=np.inf)
+    return Stability(bool(rate > 0), float(rate), eigenvalues, margins, on)
+
+
+def local_rate(field: Field, u: Weights) -> float:
+    """The slowest exponential rate at a stationary point (Proposition 5).
+
+    The smallest real part of an eigenvalue of `D(P phi)(u)` on the tangent space: from near enough,
+    `|u(t) - u|` falls as `exp(-rate t)`. Negative where the point is not stable.
+    """
+    jacobian, basis = np.asarray(_jacobian(_MirrorField(field), u)), _tangent_basis(u.size)
+    return float(np.real(np.linalg.eigvals(basis.T @ jacobian @ basis)).min())
+
+
+def _tangent_basis(size: int) -> Float[np.ndarray, "rows directions"]:
+    """An orthonormal basis of the vectors that sum to zero."""
+    return scipy.linalg.null_space(np.ones((1, size)))
+
+
+def constant_field_flow(phi: Weights, u0: Weights, t: ScalarLike) -> Weights:
+    """`u(t) = u0 exp(-t phi)`, normalised (proof of Proposition 6).
+
+    Also the iterate of mirror descent with step `eta` after k steps, at `t = k eta`.
+    """
+    return Simplex().retract(u0, -jnp.asarray(t, phi.dtype) * phi)
+
+
+def constant_field_limit(phi: Weights, u0: Weights) -> Weights:
+    """Where the flow of a constant field ends: the share of `u0` on the *smallest* entries of phi.
+
+    (Proposition 6, which prints arg max; the update is `u exp(-t phi)`, so it is arg min.)
+
+    >>> import jax.numpy as jnp
+    >>> constant_field_limit(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.5, 0.125, 0.375])).tolist()
+    [0.0, 0.25, 0.75]
+    """
+    smallest = jnp.min(jnp.where(u0 > 0, phi, jnp.inf))
+    kept = jnp.where(phi == smallest, u0, 0)
+    return kept / jnp.sum(kept)
+
+
+def support_bound(gradients: Float[Array, "rows p"]) -> int:
+    """On how many rows a stationary point of a frozen field can live: the rank of the row gradients.
+
+    (Propositions 7 and 8.) It holds with probability one for gradients in general position, as
+    drawn from a continuous distribution; rows that are copies of each other share a place. A rank
+    below p bounds the support only if the Hessians keep the span of the gradients, as those of
+    linear regression with an l2 term do; else phi can vanish, and be level, on more rows.
+    """
+    return int(np.linalg.matrix_rank(np.asarray(gradients)))
+
+
+def may_be_stationary(gradients: Float[Array, "rows p"], support: Bool[Array, " rows"]) -> bool:
+    """Proposition 8's necessary condition on a support: `Gamma|_S x = 1` or `= 0` for an `x != 0`.
+
+    The answer is numerical, with the tolerance of a rank.
+    """
+    rows = np.asarray(gradients)[np.asarray(support)]
+    if np.linalg.matrix_rank(rows) < rows.shape[1]:
+        return True
+    ones = np.ones(len(rows))
+    x = np.linalg.lstsq(rows, ones, rcond=None)[0]
+    return bool(np.linalg.norm(rows @ x - ones) <= 1e-8 * np.sqrt(len(rows)))

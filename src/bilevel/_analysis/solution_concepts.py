@@ -1,0 +1,254 @@
+"""Which of many inner solutions: optimistic, pessimistic, cold-started and warm-started."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from .._inner.gradient import AbstractInnerSolver
+from .._problem import BilevelProblem
+from .._sampler import FullBatch, Stream
+
+
+class InnerChoice(NamedTuple):
+    """One of the inner solutions.
+
+    Attributes:
+        w: the inner variable.
+        value: `F(u, w)`.
+        inner_residual: `||grad_w f(u, w)||_2`; if it is not small, `w` is no inner solution, and
+            the function was used outside its domain.
+    """
+
+    w: PyTree[Array]
+    value: Float[Array, "*steps"]
+    inner_residual: Float[Array, "*steps"]
+
+
+def cold_start_solution(
+    problem: BilevelProblem,
+    u: PyTree[Array],
+    w0: PyTree[Array],
+    inner: AbstractInnerSolver | None = None,
+    *,
+    rtol: float | None = None,
+) -> InnerChoice:
+    """The inner solution that gradient descent from `w0` finds.
+
+        S(u) = argmin_w f(u, w),   w = argmin_{w in S(u)} ||w - w0|| = w0 - H^+ grad_w f(u, w0)
+
+    (Vicol et al., Definition 3.1 and Lemma C.1), in closed form where f is a convex quadratic in w:
+    H may depend on u, and may be singular. For any other f give an inner solver, which is run from
+    `w0` as it is.
+
+    Args:
+        problem: the problem; all its data are used.
+        u: the outer variable.
+        w0: where the inner solve starts.
+        inner: an inner solver in place of the closed form.
+        rtol: eigenvalues of H below `rtol` times the largest count as zero; by default
+            `10 dim(w) eps`.
+
+    A pure function, differentiable in u where the rank of H does not change: as
+    `ClosedForm(lambda u, _: cold_start_solution(problem, u, w0).w)` it is an inner solver for `ITD`,
+    and so are `optimistic_solution` and `pessimistic_solution`, each with its own outer solution.
+
+    That f is convex is not checked: at a saddle the residual is zero too.
+
+    Cost: H and its pseudo-inverse, `O(dim(w)^3)` time and `O(dim(w)^2)` memory.
+
+    >>> import jax.numpy as jnp
+    >>> problem = BilevelProblem(  # S(u): w_1 + w_2 = u
+    ...     lambda u, w, _: (w[1] - 3.0) ** 2, lambda u, w, _: (w[0] + w[1] - u) ** 2
+    ... )
+    >>> [round(float(x), 4) for x in cold_start_solution(problem, jnp.array(2.0), jnp.zeros(2)).w]
+    [1.0, 1.0]
+    """
+    if inner is None:
+        return _choice(problem, u, _solution_set(problem, u, w0, rtol).centre, w0)
+    stream = Stream(FullBatch(), problem.inner_data, ())
+    w, *_ = inner.solve(problem, u, w0, inner.init(problem, u, w0), stream)
+    return _choice(problem, u, ravel_pytree(w)[0], w0)
+
+
+def warm_start_solution(
+    problem: BilevelProblem,
+    us: PyTree[Array],
+    w0: PyTree[Array],
+    inner: AbstractInnerSolver | None = None,
+    *,
+    rtol: float | None = None,
+) -> InnerChoice:
+    """The inner solutions that warm starts find along a trajectory of outer variables.
+
+        w_{k+1} = cold_start_solution(u_{k+1}, w_k)                  (Vicol et al., section 3.2)
+
+    With the closed form, a full warm start: each solution is projected onto the next solution set,
+    which is Kaczmarz's method for linear models (section 4.1). With `GradientInner(tx, T)`, a
+    partial warm start of T steps, for any f.
+
+    Args:
+        problem, inner, rtol: as in `cold_start_solution`.
+        us: like `u`, with the trajectory along a first axis of its leaves.
+        w0: where the first inner solve starts.
+
+    Returns:
+        All the choices, in order along a first axis; the last is the warm-started solution. Where H
+        does not depend on u it is that of a cold start: the null space keeps what `w0` had.
+    """
+
+    def step(w: PyTree, u: PyTree) -> tuple[PyTree, InnerChoice]:
+        choice = cold_start_solution(problem, u, w, inner, rtol=rtol)
+        return choice.w, choice
+
+    return jax.lax.scan(step, w0, us)[1]
+
+
+def optimistic_solution(
+    problem: BilevelProblem,
+    u: PyTree[Array],
+    w0: PyTree[Array],
+    *,
+    num_steps: int = 20,
+    rtol: float | None = None,
+) -> InnerChoice:
+    """The inner solution that is best for the outer objective.
+
+        w = argmin_{w in S(u)} F(u, w)                               (Vicol et al., Definition 2.1)
+        w_{k+1} = w_k - t (P F_ww P)^+ P grad_w F,   P = I - H^+ H,   t of 1, 1/2, ..., 2^-10
+
+    f must be a convex quadratic in w, so that S(u) is affine; F is to be convex in w. If F is
+    quadratic too, the first step ends there: the closed form, and of several the nearest to the cold
+    start's. For another F it is a search of `num_steps` Newton steps, and `F` may have no minimiser
+    on S(u): a logistic loss of separable points has none.
+
+    The arguments, properties and cost are those of `cold_start_solution`, a step costing as much.
+
+    >>> import jax.numpy as jnp
+    >>> problem = BilevelProblem(
+    ...     lambda u, w, _: (w[1] - 3.0) ** 2, lambda u, w, _: (w[0] + w[1] - u) ** 2
+    ... )
+    >>> [round(float(x), 4) for x in optimistic_solution(problem, jnp.array(2.0), jnp.zeros(2)).w]
+    [-1.0, 3.0]
+    """
+    solutions = _solution_set(problem, u, w0, rtol)
+    centre, objective = solutions.centre, solutions.objective
+    steps = 0.5 ** jnp.arange(11).astype(centre.dtype)
+
+    def newton(w: Array, _: Any) -> tuple[Array, None]:
+        direction = solutions.newton_direction(w)
+        trials = w[None, :] - steps[:, None] * direction[None, :]
+        values = jax.vmap(objective)(trials)
+        best = jnp.nanargmin(values)
+        return jnp.where(values[best] <= objective(w), trials[best], w), None
+
+    return _choice(problem, u, jax.lax.scan(newton, centre, length=num_steps)[0], w0)
+
+
+def pessimistic_solution(
+    problem: BilevelProblem,
+    u: PyTree[Array],
+    w0: PyTree[Array],
+    radius: float,
+    *,
+    num_steps: int = 200,
+    rtol: float | None = None,
+) -> InnerChoice:
+    """The inner solution that is worst for the outer objective, of those near the cold start's.
+
+        w = argmax F(u, w)   over w in S(u) with ||w - c|| <= radius,   c = cold_start_solution(u, w0)
+        w_{k+1} = c + radius P grad_w F(u, w_k) / ||P grad_w F(u, w_k)||,   P = I - H^+ H
+
+    (Vicol et al., Definition 2.1, which has no radius: but a convex F that is not constant on the
+    affine S(u) has no maximum there.) f must be a convex quadratic and F convex in w; then no step
+    decreases F. A search of `num_steps` steps: where F is quadratic it tends to the maximum, unless
+    F's gradient at c is orthogonal to the direction of largest curvature; elsewhere the maximum may be
+    a local one. Where S(u) is one point, or F constant on it, w is c.
+
+    The other arguments, properties and cost are those of `cold_start_solution`, a step costing one
+    gradient of F.
+
+    Raises:
+        ValueError: a radius that is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> problem = BilevelProblem(  # c = (1, 1); away from w_2 = 3
+    ...     lambda u, w, _: (w[1] - 3.0) ** 2, lambda u, w, _: (w[0] + w[1] - u) ** 2
+    ... )
+    >>> worst = pessimistic_solution(problem, jnp.array(2.0), jnp.zeros(2), 8.0**0.5)
+    >>> [round(float(x), 4) for x in worst.w]
+    [3.0, -1.0]
+    """
+    if not radius > 0:
+        raise ValueError(f"`radius` must be > 0, got {radius}.")
+    solutions = _solution_set(problem, u, w0, rtol)
+    centre = solutions.centre
+
+    def ascend(w: Array, _: Any) -> tuple[Array, None]:
+        slope = solutions.slope(w)
+        square = jnp.sum(slope**2)
+        return centre + radius / jnp.sqrt(jnp.where(square > 0, square, 1)) * slope, None
+
+    return _choice(problem, u, jax.lax.scan(ascend, centre, length=num_steps)[0], w0)
+
+
+class _SolutionSet(NamedTuple):
+    """S(u) as `centre + range(tangent)`, in flat coordinates, and F there."""
+
+    centre: Float[Array, " dim"]
+    tangent: Float[Array, "dim dim"]
+    objective: Callable[[Array], Scalar]
+    rtol: float
+
+    def slope(self, w: Array) -> Array:
+        """`P grad_w F`; where F is flat along S(u), zero and not its rounding errors."""
+        slope = jax.grad(self.objective)(w)
+        along = self.tangent @ slope
+        flat = jnp.linalg.norm(along) <= _precision(w) * jnp.linalg.norm(slope)
+        return jnp.where(flat, 0, along)
+
+    def newton_direction(self, w: Array) -> Array:
+        """`(P F_ww P)^+ P grad_w F`; what counts as flat is measured by F_ww, not by `P F_ww P`."""
+        curvature, p = jax.hessian(self.objective)(w), self.tangent
+        normal = jnp.linalg.norm(curvature) * (jnp.eye(w.size, dtype=w.dtype) - p)
+        inverse = _pseudo_inverse(p @ curvature @ p + normal, self.rtol)
+        return p @ (inverse @ self.slope(w))
+
+
+def _solution_set(
+    problem: BilevelProblem, u: PyTree, w0: PyTree, rtol: float | None
+) -> _SolutionSet:
+    flat, unravel = ravel_pytree(w0)
+    rtol = _precision(flat) if rtol is None else rtol
+
+    def inner(w: Array) -> Scalar:
+        return problem.inner(u, unravel(w), problem.inner_data)
+
+    hessian = jax.hessian(inner)(flat)
+    inverse = _pseudo_inverse(hessian, rtol)
+    p = jnp.eye(flat.size, dtype=flat.dtype) - inverse @ hessian
+    return _SolutionSet(
+        centre=flat - inverse @ jax.grad(inner)(flat),
+        tangent=3 * p @ p - 2 * p @ p @ p,  # a projection again, to rounding: the error is squared
+        objective=lambda w: problem.outer(u, unravel(w), problem.outer_data),
+        rtol=rtol,
+    )
+
+
+def _precision(w: Array) -> float:
+    return 10 * w.size * float(jnp.finfo(w.dtype).eps)
+
+
+def _pseudo_inverse(matrix: Array, rtol: float) -> Array:
+    return jnp.linalg.pinv(matrix, rtol=rtol, hermitian=True)
+
+
+def _choice(problem: BilevelProblem, u: PyTree, flat: Array, like: PyTree) -> InnerChoice:
+    w = ravel_pytree(like)[1](flat)
+    residual = problem.residual(u, w, problem.inner_data)
+    value = problem.outer(u, w, problem.outer_data)
+    return InnerChoice(w, value, jnp.asarray(optax.tree.norm(residual)))

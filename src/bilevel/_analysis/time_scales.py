@@ -1,0 +1,173 @@
+"""Which of the reweighting paper's regimes a run is in: how fast weights move against the model."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optimistix as optx
+from jaxtyping import Array, Float, Key, PyTree
+
+from .._algorithm.base import AbstractAlgorithm, State
+from .._inner.gradient import MinimiserInner
+from .._problem import BilevelProblem
+from .._sampler import FullBatch, Stream
+from .._solution import Solution
+from ..reweighting._weights.diagnostics import effective_sample_size
+
+FOLLOWS, RUNS_AHEAD = (
+    0.1,
+    100.0,
+)  # ratios of the two time scales up to and from which a theorem applies
+
+
+class Regime(NamedTuple):
+    """What `regime` measured; `print(it)` says it in words.
+
+    Attributes:
+        outer_pace: how far the log-weights move in a step, `sum_i u_i |d log u_i|`, at the start.
+        inner_pace: how fast the model closes its distance to `w*(u0)`, in e-folds a step.
+        ratio: the first over the second: how often the weights change by a factor e while the model
+            gets e times closer to what it should be for them.
+        inner_residual: `||grad_w f||` at the end of the run over that at its start: whether the
+            model is stationary for the weights it ended with.
+        effective_sample_size: of the final weights.
+        num_rows, num_parameters: n and p.
+        surviving_rows: how many rows weigh at least a hundredth of an average row.
+        theorem: `"1"`: the weights follow the exact hypergradient; `"2"`: they move at a fixed model,
+            to at most p rows; `"neither"`: in between, where neither says anything.
+    """
+
+    outer_pace: float
+    inner_pace: float
+    ratio: float
+    inner_residual: float
+    effective_sample_size: float
+    num_rows: int
+    num_parameters: int
+    surviving_rows: int
+    theorem: str
+
+    def __str__(self) -> str:
+        n, p, ess = self.num_rows, self.num_parameters, self.effective_sample_size
+        speed = (
+            f"weights move {_times(self.ratio)} faster than the model"
+            if self.ratio > 1
+            else f"the model moves {_times(1 / max(self.ratio, 1e-12))} faster than the weights"
+        )
+        if self.theorem == "1":
+            verdict = "they follow the exact hypergradient (Ivanova & Ablin, Theorem 1)"
+        elif self.theorem == "2" and p < n:
+            verdict = f"expect at most p = {p} rows to survive (Theorem 2 and Proposition 8)"
+        elif self.theorem == "2":
+            verdict = (
+                f"expect sparse weights (Theorem 2); p = {p} parameters for {n} rows set no bound "
+                "on how sparse"
+            )
+        else:
+            verdict = (
+                "between the regimes of Theorems 1 and 2, the sparser the faster: judge by the "
+                "retrained model"
+            )
+        return (
+            f"{speed}: {verdict}. At the end {self.surviving_rows} of {n} rows carry weight, "
+            f"effective sample size {ess:.4g}; the inner gradient is {self.inner_residual:.2g} of "
+            "what it was at the start."
+        )
+
+
+def _times(x: float) -> str:
+    return f"{x:.2g} times" if x < 100 else f"{x:.0f} times"
+
+
+def regime(
+    problem: BilevelProblem,
+    algorithm: AbstractAlgorithm,
+    u0: Float[Array, " rows"],
+    w0: PyTree[Array],
+    solution: Solution,
+    *,
+    key: Key[Array, ""] | None = None,
+    num_steps: int = 64,
+) -> Regime:
+    """Measure the two time scales of a run that reweights rows, and name the theorem it falls under.
+
+    Args:
+        problem, algorithm, u0, w0: those of the run; `u` is one array of weights on the simplex.
+        solution: what the run gave.
+        key: for the batches, `jax.random.key(0)` by default.
+        num_steps: how many steps of the algorithm are made to measure the paces.
+
+    The steps are made from `w0`, and the weights put back to `u0` after each: how fast the model
+    approaches `w*(u0)` (which L-BFGS finds on the full data) is one pace; how far the weights wanted
+    to move, on average over the later half of the steps, the other. Whether weights go sparse is
+    decided by the ratio, not by the method's name: a step size is fast only against the curvature.
+
+    Source: Ivanova & Ablin, sections 3 (alpha, beta), 3.2 and 3.3.
+    """
+    key = jax.random.key(0) if key is None else key
+    u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
+    gaps, moves = _paces(problem, algorithm, u0, w0, key, num_steps=num_steps)
+    gaps = np.asarray(gaps, float)
+    inner_pace = _decay(gaps)
+    outer_pace = float(np.mean(moves[num_steps // 2 :]))
+    n, p = u0.size, sum(x.size for x in jax.tree.leaves(w0))
+    weights = np.asarray(solution.u, float)
+    residual = [
+        float(optax.tree.norm(problem.residual(u, w, problem.inner_data)))
+        for u, w in [(u0, w0), (solution.u, solution.w)]
+    ]
+    ratio = outer_pace / inner_pace if inner_pace > 0 else np.inf
+    theorem = "1" if ratio <= FOLLOWS else "2" if ratio >= RUNS_AHEAD else "neither"
+    return Regime(
+        outer_pace=outer_pace,
+        inner_pace=inner_pace,
+        ratio=float(ratio),
+        inner_residual=residual[1] / residual[0] if residual[0] > 0 else residual[1],
+        effective_sample_size=effective_sample_size(weights),
+        num_rows=n,
+        num_parameters=p,
+        surviving_rows=int(np.sum(weights >= 0.01 / n)),
+        theorem=theorem,
+    )
+
+
+def _decay(gaps: Float[np.ndarray, " steps"]) -> float:
+    """The fastest mean decay, in e-folds a step, to any of the points.
+
+    Not to the last one: a fast method is at its noise, or at rounding, long before.
+    """
+    tiny = np.finfo(np.float32).tiny
+    fall = np.log(max(gaps[0], tiny)) - np.log(np.maximum(gaps[1:], tiny))
+    return float(max(np.max(fall / np.arange(1, len(gaps))), 0.0))
+
+
+@eqx.filter_jit
+def _paces(
+    problem: BilevelProblem,
+    algorithm: AbstractAlgorithm,
+    u0: Array,
+    w0: PyTree[Array],
+    key: Key[Array, ""],
+    *,
+    num_steps: int,
+) -> tuple[Array, Array]:
+    """Of a run that is put back to `u0` after each step: the distances to `w*(u0)`, the moves of u."""
+    stream = Stream(FullBatch(), problem.inner_data, ())
+    solver = MinimiserInner(optx.LBFGS(rtol=1e-5, atol=1e-7), max_steps=500)
+    target, *_ = solver.solve(problem, u0, w0, (), stream)
+
+    def held(state: State, _: Any) -> tuple[State, tuple[Array, Array]]:
+        following, _ = algorithm.step(problem, state)
+        # A weight that is 0 stays 0 and counts for nothing.
+        move = jnp.log(jnp.where(u0 > 0, following.u, 1)) - jnp.log(jnp.where(u0 > 0, u0, 1))
+        gap = optax.tree.norm(optax.tree.sub(following.w, target))
+        return dataclasses.replace(following, u=u0), (gap, jnp.vdot(u0, jnp.abs(move)))
+
+    state = algorithm.init(problem, u0, w0, key)
+    _, (gaps, moves) = jax.lax.scan(held, state, length=num_steps)
+    first = optax.tree.norm(optax.tree.sub(w0, target))
+    return jnp.concatenate([jnp.reshape(first, 1), gaps]), moves

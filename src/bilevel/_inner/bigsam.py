@@ -1,0 +1,237 @@
+"""BiG-SAM: of several inner minimisers, the one that is best for the outer objective."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from .._linear.base import as_data
+from .._problem import BilevelProblem
+from .._sampler import Stream
+from .._solution import RESULTS
+from .gradient import AbstractInnerSolver, InnerStats
+
+Setting = Float[np.ndarray | Array, "*batch"]
+Weighting = Callable[[Array], ArrayLike]
+
+
+def sabach_shtern_weighting(
+    contraction: Any = 0.0, gamma: Any = 1.0
+) -> Callable[[ArrayLike], Array]:
+    """The weights of the outer step that make BiG-SAM converge to the improved model's solution.
+
+        b_k = min(2 gamma / (k (1 - beta)), 1)                  (Sabach & Shtern 2017, BiG-SAM)
+
+    Args:
+        contraction: beta in [0, 1), of one outer step of size s, which is
+            `sqrt(1 - 2 s sigma L / (sigma + L))` for an F sigma-strongly convex and L-smooth in
+            w. The rate 1 / k of f is proved for this beta. With another (0, say, if unknown) the
+            iterates still converge (b_k falls to zero, its sum does not end and b_{k+1} / b_k goes
+            to 1; Xu 2004). Measured on quadratics: `|w_k - w(u)|` falls as `k^-p`,
+            p = min(1, 2 gamma s sigma / (1 - beta)), with the sigma along the inner minimisers.
+        gamma: in (0, 1].
+
+    Both are data: a new value compiles nothing.
+
+    Raises:
+        ValueError: `contraction` or `gamma` outside of its interval.
+
+    >>> weighting = sabach_shtern_weighting(contraction=0.5)
+    >>> [float(weighting(k)) for k in (1, 4, 8, 16)]
+    [1.0, 1.0, 0.5, 0.25]
+    """
+    contraction, gamma = as_data(contraction), as_data(gamma)
+    _check("sabach_shtern_weighting", "contraction in [0, 1)", contraction, lambda x: 0 <= x < 1)
+    _check("sabach_shtern_weighting", "gamma in (0, 1]", gamma, lambda x: 0 < x <= 1)
+    return Partial(_harmonic, as_data(2 * gamma / (1 - contraction)))
+
+
+def printed_weighting(power: Any = 0.25) -> Callable[[ArrayLike], Array]:
+    """The weights of the outer step that the improved model's paper prints.
+
+        b_k = 1 - k^-p,   as its alpha_k = k^-p multiplies the *inner* step    (Li, Gu & Huang, C.1)
+
+    The outer objective takes over: the iterates drift to `argmin_w F`, whatever f is, as `k^-p` and
+    so slowly that a run of 100 steps is a compromise of the two objectives, with k^-p = .32 at its
+    end. All figures and tables of that paper use it; its theorems need `sabach_shtern_weighting`.
+
+    Args:
+        power: p > 0; .25 is the paper's. It is data: a new value compiles nothing.
+
+    Raises:
+        ValueError: `power` <= 0.
+
+    >>> [round(float(printed_weighting()(k)), 3) for k in (1, 16, 10000)]
+    [0.0, 0.5, 0.9]
+    """
+    power = as_data(power)
+    _check("printed_weighting", "power > 0", power, lambda x: x > 0)
+    return Partial(_rising, power)
+
+
+def _as_weighting(value: Any) -> Any:
+    if callable(value):
+        return value
+    raise TypeError(
+        "`BiGSAM` takes its `weighting` as a function, k -> weight of the outer step, got "
+        f"{value!r}; pass `sabach_shtern_weighting()`, `printed_weighting()` or a function."
+    )
+
+
+class BiGSAM(AbstractInnerSolver):
+    """A fixed number of BiG-SAM steps: each averages an inner and an outer gradient step.
+
+        theta_k = w_{k-1} - t grad_w f(u, w_{k-1}, batch_k)
+        phi_k   = w_{k-1} - s grad_w F(u, w_{k-1}, outer data)
+        w_k     = (1 - b_k) theta_k + b_k phi_k                      k = 1 .. num_steps
+
+    (Li, Gu & Huang, Algorithm 1, after Sabach & Shtern 2017, with alpha_k = 1 - b_k.) It is the
+    inner solver of the *improved* bilevel model, for an f with many minimisers:
+
+        min_u F(u, w(u)),   w(u) = argmin { F(u, w) : w in argmin_w f(u, w) }         (their (3))
+
+    and `DoubleLoop(BiGSAM(...), ITD(), outer_tx)` is Algorithms 2 and 5. With weights of zero the
+    steps are those of `GradientInner(optax.sgd(t), num_steps)`, the *basic* model: Algorithm 6.
+
+    Args:
+        inner_step: t, at most 1 / L with L the smoothness of f in w.
+        outer_step: s, at most 2 / (L + sigma) for an F that is L-smooth and sigma-strongly convex
+            in w. Both steps are data: a new value compiles nothing.
+        num_steps: how many steps, >= 1.
+        weighting: `k -> b_k`, from the step's number k = 1, 2, .. (a floating-point scalar) to a
+            weight in [0, 1]: `sabach_shtern_weighting(...)`, `printed_weighting()`, or a function.
+        every: take the BiG-SAM step at k = every, 2 every, .., and the gradient step `theta_k` at
+            the others (their Figure 2). b_k stays a function of k.
+
+    **Valid** (Sabach & Shtern) for f convex and F strongly convex in w, and weights that fall to
+    zero with an endless sum. `w_k` then converges to w(u), and f to its minimum as 1 / k.
+    Where f is strongly convex, w(u) is its only minimiser, and gradient steps find it faster. With
+    `printed_weighting` the limit is argmin F instead.
+
+    After K steps f is not minimised, to the order of `b_K`, and what is missing is in the outer
+    objective's favour: F at `w_K` is *below* the model's value. Look at `inner_residual`. The
+    `error_estimate` of `ITD` is of what the steps leave of their start, and does not see `b_K`.
+
+    The outer gradient is taken on all of the problem's `outer_data`, also where an outer sampler is
+    given to the algorithm; each step draws one inner batch. A warm start goes on from the last w
+    and begins with k = 1 anew.
+
+    **Cost**: `num_steps` inner gradients (`InnerStats.calls`) and `num_steps // every` outer ones
+    (`InnerStats.outer_calls`); unrolling keeps `num_steps` vectors like w. The products with the
+    Hessian and the cross derivative of F in which `ITD` differentiates the outer steps are in no
+    count. `ITD` unrolls it in the modes `"reverse"` and `"forward"`, and refuses it `truncate` and
+    `"checkpointed"`.
+
+    Departs from the paper: its loop `k = 0 .. K` returns `w_K`, which is K steps. The reverse loops
+    of its Algorithms 2, 5 and 6 end at k = 1 with derivatives at `w_{k+1}`; `ITD` takes the exact
+    ones, at `w_k` down to k = 0. Which steps Figure 2 picks it does not say.
+
+    Raises:
+        ValueError: `num_steps` < 1, `every` not in 1 .. num_steps, a step size that is not
+            positive.
+        TypeError: `weighting` is not a function; the problem is a `FixedPointProblem`, which has no
+            inner objective.
+
+    Inner minimisers are all w with `w[0] = u`; the outer objective prefers `w[1] = 2`:
+
+    >>> import bilevel, jax.numpy as jnp
+    >>> problem = bilevel.BilevelProblem(
+    ...     outer=lambda u, w, _: jnp.sum((w - 2.0) ** 2), inner=lambda u, w, _: (w[0] - u) ** 2
+    ... )
+    >>> solver = BiGSAM(0.5, 0.5, num_steps=1000)
+    >>> stream = bilevel.Stream(bilevel.FullBatch(), None, ())
+    >>> w, *_ = solver.solve(problem, jnp.array(1.0), jnp.zeros(2), (), stream)
+    >>> w.round(2).tolist()
+    [1.0, 2.0]
+    """
+
+    inner_step: Setting = eqx.field(converter=as_data)
+    outer_step: Setting = eqx.field(converter=as_data)
+    num_steps: int
+    weighting: Weighting = eqx.field(
+        converter=_as_weighting, default_factory=sabach_shtern_weighting
+    )
+    every: int = 1
+    unrollable: ClassVar[bool] = True
+
+    def __check_init__(self):
+        _check("BiGSAM", "inner_step > 0", self.inner_step, lambda x: x > 0)
+        _check("BiGSAM", "outer_step > 0", self.outer_step, lambda x: x > 0)
+        if self.num_steps < 1:
+            raise ValueError(f"`BiGSAM` needs num_steps >= 1, got {self.num_steps}.")
+        if not 1 <= self.every <= self.num_steps:
+            raise ValueError(
+                f"`BiGSAM` needs every in 1 .. num_steps = {self.num_steps}, got {self.every}. For "
+                "gradient steps alone use `GradientInner(optax.sgd(t), num_steps)`."
+            )
+
+    def init(self, problem, u, w):
+        """No state: k begins with 1 at each solve."""
+        return ()
+
+    def solve(self, problem, u, w, state, stream):
+        """`num_steps` steps."""
+        if not isinstance(problem, BilevelProblem):
+            raise TypeError(
+                "`BiGSAM` takes steps on an inner objective, which a "
+                f"`{type(problem).__name__}` does not have; use `GradientInner(optax.sgd(1.0), T)` "
+                "to iterate its map."
+            )
+
+        def step(carry: tuple[PyTree, Any], k: Array) -> tuple[tuple[PyTree, Any], None]:
+            w, draws = carry
+            batch, following = Stream(stream.sampler, stream.data, draws).draw()
+            theta = _descend(w, self.inner_step, problem.residual(u, w, batch))
+
+            def averaged() -> PyTree:
+                outer_grad = jax.grad(problem.outer, argnums=1)(u, w, problem.outer_data)
+                phi = _descend(w, self.outer_step, outer_grad)
+                return _average(theta, phi, self.weighting(jnp.asarray(k, float)))
+
+            if self.every == 1:
+                w = averaged()
+            else:
+                w = jax.lax.cond(k % self.every == 0, averaged, lambda: theta)
+            return (w, following.state), None
+
+        numbers = jnp.arange(1, self.num_steps + 1, dtype=jnp.int32)
+        # Unrolled, a step keeps w and not what its gradients kept of the data: that is computed anew.
+        step = jax.checkpoint(step, prevent_cse=False)
+        (w, draws), _ = jax.lax.scan(step, (w, stream.state), numbers)
+        stats = InnerStats(
+            calls=jnp.full((), self.num_steps, jnp.int32),
+            result=RESULTS.successful,
+            outer_calls=jnp.full((), self.num_steps // self.every, jnp.int32),
+        )
+        return w, state, Stream(stream.sampler, stream.data, draws), stats
+
+
+def _descend(w: PyTree[Array], step: Setting, grad: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda x, g: x - jnp.asarray(step, x.dtype) * g, w, grad)
+
+
+def _average(theta: PyTree[Array], phi: PyTree[Array], weight: ArrayLike) -> PyTree[Array]:
+    def mean(x: Array, y: Array) -> Array:
+        b = jnp.asarray(weight, x.dtype)
+        return (1 - b) * x + b * y
+
+    return jax.tree.map(mean, theta, phi)
+
+
+def _harmonic(scale: Setting, k: ArrayLike) -> Array:
+    return jnp.minimum(jnp.asarray(scale, float) / jnp.asarray(k, float), 1.0)
+
+
+def _rising(power: Setting, k: ArrayLike) -> Array:
+    return 1 - jnp.asarray(k, float) ** -jnp.asarray(power, float)
+
+
+def _check(name: str, needed: str, value: Setting, holds: Callable[[float], bool]) -> None:
+    # A jax array may be traced, and is taken on trust.
+    if isinstance(value, np.ndarray) and not all(holds(x) for x in value.flat):
+        raise ValueError(f"`{name}` needs {needed}, got {value}.")

@@ -1,0 +1,135 @@
+"""An inner solver for data that live with clients: local steps between averages, without drift."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from .._linear.base import as_data
+from .._problem import num_rows
+from .._sampler import Stream
+from .._solution import RESULTS
+from .gradient import AbstractInnerSolver, InnerStats
+
+
+class FederatedInner(AbstractInnerSolver):
+    """Rounds of local gradient steps and averages over clients (FedInn of Tarzanagh et al. 2022).
+
+    The entries along axis 0 of the inner data are the clients, `f = mean_i f_i`; a round is
+
+        g_i = grad_w f_i(u, w),   q = mean_i g_i                          (an average over clients)
+        w_i <- w_i - step_size (grad_w f_i(u, w_i) - g_i + q)             (local_steps times, from w)
+        w <- mean_i w_i                                                   (another one)
+
+    The correction `q - g_i`, as in SVRG, makes local steps start where the average gradient points, so
+    that `w*` is a fixed point whatever the number of local steps (with all clients in each round).
+    Without it (`corrected=False`, FedAvg) clients drift to their own minima, and the limit is
+    biased unless they have the same one. One local step is gradient descent either way.
+
+    Args:
+        step_size: of the local steps. With all clients in each round, rounds on quadratics converge
+            for `step_size <= 1 / (local_steps L)`, L the largest eigenvalue of the clients' Hessians.
+            A larger step, up to `1 / L`, makes a round worth up to `local_steps` gradient steps where
+            the clients' Hessians are alike; where they are not, rounds may not converge.
+        local_steps: gradient steps of a client a round, >= 1; with 1 it is gradient descent.
+        num_rounds: rounds a solve, >= 1. Each draws its clients from the stream: all of them with
+            `FullBatch`, some with another sampler, which is partial participation.
+        corrected: whether the local steps are corrected.
+
+    To be used in `DoubleLoop` with `AID`, whose Hessian-vector products are then averages over clients
+    (one average a product), or with `ITD`. `tasks.federated` makes problems of this form.
+
+    Cost of a round: `local_steps` local gradients of each client, in parallel, and two averages of
+    vectors like w; one average without the correction or with one local step. This is a simulation: it
+    counts and computes what clients would, on one machine.
+
+    Raises:
+        ValueError: a count is below 1, `step_size` is not positive, the problem has no inner data.
+
+    Source: Tarzanagh, Li, Thrampoulidis and Oymak, "FedNest: Federated Bilevel, Minimax, and
+    Compositional Optimization", 2022, Algorithm 2 (FedInn), here with all of a client's rows in each
+    step.
+
+    >>> import jax.numpy as jnp
+    >>> from bilevel import BilevelProblem, FullBatch, Stream
+    >>> centers, curvatures = jnp.array([0.0, 3.0]), jnp.array([1.0, 0.25])
+    >>> problem = BilevelProblem(
+    ...     outer=lambda u, w, _: w**2,
+    ...     inner=lambda u, w, data: jnp.mean(data[1] * (w - u - data[0]) ** 2) / 2,
+    ...     inner_data=(centers, curvatures),
+    ... )
+    >>> stream = Stream(FullBatch(), problem.inner_data, ())
+    >>> def limit(corrected):
+    ...     solver = FederatedInner(0.5, 4, 100, corrected=corrected)
+    ...     return solver.solve(problem, jnp.array(0.0), jnp.array(0.0), (), stream)[0]
+    >>> round(float(limit(True)), 3), round(float(limit(False)), 3)  # w* = .75 / 1.25
+    (0.6, 0.919)
+    """
+
+    step_size: Float[np.ndarray | Array, "*batch"] = eqx.field(converter=as_data)
+    local_steps: int
+    num_rounds: int
+    corrected: bool = True
+    unrollable: ClassVar[bool] = True
+
+    def __check_init__(self):
+        for name in ("local_steps", "num_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`FederatedInner` needs {name} >= 1, got {getattr(self, name)}.")
+        if isinstance(self.step_size, np.ndarray) and not np.all(self.step_size > 0):
+            raise ValueError(f"`FederatedInner` needs step_size > 0, got {self.step_size}.")
+
+    def init(self, problem, u, w):
+        """No state."""
+        if not num_rows(problem.inner_data):
+            raise ValueError(
+                "`FederatedInner` takes the entries along axis 0 of the problem's `inner_data` for "
+                "clients, and there are no data; `tasks.federated` makes such a problem."
+            )
+        return ()
+
+    def solve(self, problem, u, w, state, stream):
+        """`num_rounds` rounds."""
+
+        def step(w: PyTree, direction: PyTree) -> PyTree:
+            return jax.tree.map(lambda x, d: x - self.step_size.astype(x.dtype) * d, w, direction)
+
+        def one_round(carry: tuple[PyTree, Any], _: None) -> tuple[tuple[PyTree, Any], None]:
+            w, draws = carry
+            clients, following = eqx.tree_at(lambda s: s.state, stream, draws).draw()
+
+            def gradient(w: PyTree, client: PyTree) -> PyTree:
+                return problem.residual(u, w, jax.tree.map(lambda x: x[None], client))
+
+            at_start = jax.vmap(gradient, (None, 0))(w, clients)
+            average = _mean(at_start)
+
+            def shift(client: PyTree, g: PyTree) -> PyTree:
+                """How far local steps take one client from w."""
+                correction = optax.tree.sub(average, g)
+
+                def local(w_i: PyTree, _: None) -> tuple[PyTree, None]:
+                    d = gradient(w_i, client)
+                    return step(w_i, optax.tree.add(d, correction) if self.corrected else d), None
+
+                first = step(w, average if self.corrected else g)
+                last, _ = jax.lax.scan(local, first, length=self.local_steps - 1)
+                return optax.tree.sub(last, w)
+
+            w = optax.tree.add(w, _mean(jax.vmap(shift)(clients, at_start)))
+            return (w, following.state), None
+
+        # Unrolled, a round keeps w; the clients' steps are computed anew.
+        one_round = jax.checkpoint(one_round, prevent_cse=False)
+        (w, draws), _ = jax.lax.scan(one_round, (w, stream.state), length=self.num_rounds)
+        calls = jnp.full((), self.num_rounds * self.local_steps, jnp.int32)
+        stats = InnerStats(calls, RESULTS.successful)
+        return w, state, Stream(stream.sampler, stream.data, draws), stats
+
+
+def _mean(stacked: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)

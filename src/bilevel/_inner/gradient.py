@@ -1,0 +1,208 @@
+"""Inner solvers: from an outer variable to (nearly) the inner solution."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+import optimistix as optx
+from jaxtyping import Array, Int, PyTree
+
+from .._geometry import AbstractGeometry, Euclidean
+from .._linear.base import Resolved, resolve_step_size
+from .._problem import BilevelProblem, Problem
+from .._sampler import Stream
+from .._solution import RESULTS
+
+
+class InnerStats(NamedTuple):
+    """What an inner solve cost and how it ended.
+
+    `calls` are those of f with its gradient; `outer_calls` those of F with its gradient, by a
+    solver that looks at the outer objective too; `products` those with the inner Hessian.
+    """
+
+    calls: Int[Array, ""]
+    result: RESULTS
+    outer_calls: Int[Array, ""] | int = 0
+    products: Int[Array, ""] | int = 0
+
+
+class AbstractInnerSolver(eqx.Module):
+    """Approximates `w*(u) = argmin_w f(u, w)` from a starting point.
+
+    `unrollable` says whether `solve` may be differentiated by running through its steps, which is
+    what `ITD` does.
+    """
+
+    unrollable: ClassVar[bool]
+
+    @abc.abstractmethod
+    def init(self, problem: Problem, u: PyTree[Array], w: PyTree[Array]) -> Any:
+        """The solver's state before its first call, a pytree of arrays."""
+
+    @abc.abstractmethod
+    def solve(
+        self,
+        problem: Problem,
+        u: PyTree[Array],
+        w: PyTree[Array],
+        state: Any,
+        stream: Stream,
+    ) -> tuple[PyTree[Array], Any, Stream, InnerStats]:
+        """`(w, state, stream, stats)` after solving from `w`, on batches drawn from `stream`."""
+
+
+class GradientInner(AbstractInnerSolver):
+    """A fixed number of steps of any optax transformation.
+
+        w_{k+1} = retract(w_k, tx.update(grad_w f(u, w_k, batch_k))),   k = 0 .. num_steps - 1
+
+    and of a `FixedPointProblem` with `w - map(u, w)` in place of the gradient, so that
+    `optax.sgd(1.0)` iterates its map.
+
+    Args:
+        tx: an optax gradient transformation, such as `optax.sgd(0.1)`; its state is kept from one
+            call to the next under a warm start. `"auto"` takes gradient steps of `1 / L`, with L the
+            largest eigenvalue of the inner Hessian at the start of the solve, by power iteration: 20
+            products a solve, under a warm start one after the first. It has no derivative.
+        num_steps: how many steps, >= 1. Each draws one batch and costs one inner gradient.
+        geometry: a set that w stays in: a step is the geometry's `retract`, which is projected
+            gradient descent for `Box` and `Ball`. `ITD` differentiates through it; `AID` refuses it,
+            since at a solution on the boundary the gradient is not zero.
+
+    An optax transformation is compiled in as it is, so build it once; to change its step size
+    without compiling anew, wrap it in `optax.inject_hyperparams`, which moves the step size into
+    the state.
+
+    Raises:
+        ValueError: `num_steps` < 1, `tx` is another word than "auto".
+    """
+
+    tx: optax.GradientTransformation | Literal["auto"]
+    num_steps: int
+    geometry: AbstractGeometry = Euclidean()
+    unrollable: ClassVar[bool] = True
+
+    def __check_init__(self):
+        if self.num_steps < 1:
+            raise ValueError(f"`GradientInner` needs num_steps >= 1, got {self.num_steps}.")
+        if isinstance(self.tx, str) and self.tx != "auto":
+            raise ValueError(
+                f"`GradientInner` needs an optax transformation or 'auto', got {self.tx!r}."
+            )
+
+    def init(self, problem, u, w):
+        """The optax state; of `"auto"` the eigenvector, zero as long as it is not known."""
+        return optax.tree.zeros_like(w) if isinstance(self.tx, str) else self.tx.init(w)
+
+    def solve(self, problem, u, w, state, stream):
+        """`num_steps` steps."""
+        tx, products, eigenvector = self.tx, jnp.zeros((), jnp.int32), None
+        if isinstance(tx, str):
+            found = _inverse_curvature(problem, u, w, state, stream)
+            tx, eigenvector, products = optax.sgd(found.step), found.eigenvector, found.num_products
+            state = tx.init(w)
+
+        def step(carry, _):
+            w, tx_state, draws = carry
+            batch, following = eqx.tree_at(lambda s: s.state, stream, draws).draw()
+            residual = problem.residual(u, w, batch)
+            updates, tx_state = tx.update(residual, tx_state, w)
+            # optax keeps the dtype of w, whatever that of the step size
+            updates = jax.tree.map(lambda d, x: d.astype(x.dtype), updates, w)
+            return (self.geometry.retract(w, updates), tx_state, following.state), None
+
+        # Unrolled, a step keeps w and not what its gradient kept of the batch: that is computed anew.
+        step = jax.checkpoint(step, prevent_cse=False)
+        (w, state, draws), _ = jax.lax.scan(step, (w, state, stream.state), length=self.num_steps)
+        calls = jnp.full((), self.num_steps, jnp.int32)
+        stats = InnerStats(calls, RESULTS.successful, products=products)
+        state = state if eigenvector is None else eigenvector
+        return w, state, Stream(stream.sampler, stream.data, draws), stats
+
+
+def _inverse_curvature(
+    problem: Problem, u: PyTree, w: PyTree, eigenvector: PyTree, stream: Stream
+) -> Resolved:
+    """`1 / L` on the first batch, at a point that is held fixed."""
+    u, w, eigenvector = jax.lax.stop_gradient((u, w, eigenvector))
+    batch, _ = stream.draw()
+    hessian = lx.FunctionLinearOperator(
+        lambda x: jax.jvp(lambda w: problem.residual(u, w, batch), (w,), (x,))[1],
+        jax.eval_shape(lambda: w),
+        lx.symmetric_tag if isinstance(problem, BilevelProblem) else (),
+    )
+    return resolve_step_size("GradientInner", "auto", hessian, {"eigenvector": eigenvector})
+
+
+class MinimiserInner(AbstractInnerSolver):
+    """Any optimistix minimiser, such as `optimistix.LBFGS(rtol=1e-6, atol=1e-9)`.
+
+    Args:
+        minimiser: the optimistix solver; it has its own tolerances and needs no step size.
+        max_steps: after which it stops with `RESULTS.inner_max_steps_reached`. That is no failure
+            of an outer step: a warm-started solve goes on from there at the next one.
+
+    One batch is drawn for the whole solve. `calls` counts the solver's steps, each of which
+    evaluates `f` once and its gradient at most once.
+    """
+
+    minimiser: optx.AbstractMinimiser
+    max_steps: int = 256
+    unrollable: ClassVar[bool] = False
+
+    def init(self, problem, u, w):
+        """No state: curvature estimates belong to one `u` and are built anew."""
+        return ()
+
+    def solve(self, problem, u, w, state, stream):
+        """Minimise `f(u, .)` on one batch."""
+        if not isinstance(problem, BilevelProblem):
+            raise TypeError(
+                "`MinimiserInner` minimises an inner objective, which a "
+                f"`{type(problem).__name__}` does not have; use `GradientInner(optax.sgd(1.0), T)` "
+                "to iterate its map."
+            )
+        batch, stream = stream.draw()
+        solution = optx.minimise(
+            lambda w, args: problem.inner(args[0], w, args[1]),
+            self.minimiser,
+            w,
+            args=(u, batch),
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        result = RESULTS.where(
+            solution.result == optx.RESULTS.successful,
+            RESULTS.successful,
+            RESULTS.inner_max_steps_reached,
+        )
+        calls = jnp.asarray(solution.stats["num_steps"], jnp.int32)
+        return solution.value, state, stream, InnerStats(calls, result)
+
+
+class ClosedForm(AbstractInnerSolver):
+    """An inner solution that is known as a formula.
+
+    Args:
+        solution: `(u, batch) -> w*(u)`, differentiable in `u` if it is to be used with `ITD`
+            (which is then exact).
+    """
+
+    solution: Callable[[PyTree, Any], PyTree]
+    unrollable: ClassVar[bool] = True
+
+    def init(self, problem, u, w):
+        """No state."""
+        return ()
+
+    def solve(self, problem, u, w, state, stream):
+        """Evaluate the formula on one batch; the starting point is not used."""
+        batch, stream = stream.draw()
+        stats = InnerStats(jnp.zeros((), jnp.int32), RESULTS.successful)
+        return self.solution(u, batch), state, stream, stats

@@ -1,0 +1,1 @@
+"""Updates and wrappers for weights: trust region, clipping, pull, importance sampling, averaging."""

@@ -1,0 +1,135 @@
+"""What the commands beside `weigh` do: from files to tables."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..reweighting._audit.audit import audit
+from ..reweighting._audit.finding import Audit
+from ..reweighting._audit.suggest import suggest
+from ..reweighting._inputs.checks import InputError, named
+from ..reweighting._inputs.columns import load_model, tidy
+from ..reweighting._inputs.files import digest, read_table, split_label
+from ..reweighting._report.page import Report
+from ._artifacts import read_scorer, write_csv
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The settings of a run, from its `config.toml`.
+
+    Raises:
+        InputError: it is no run folder.
+    """
+    path = run / "config.toml"
+    if not path.is_file():
+        raise InputError(f"{run} is no run folder of `bilevel weigh`: it has no config.toml.")
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
+        raise InputError(
+            f"{run} is no run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
+        )
+    return config
+
+
+def score_table(run: Path, table: Path, label: str | None, identifier: str | None) -> pd.DataFrame:
+    """What a run says of the labels in a table of rows it has not seen, see `Scorer`."""
+    config = read_config(run)
+    scorer = read_scorer(run)
+    read = read_table(table, "new")
+    usual = config.get("id")
+    identifier = identifier or (usual if usual in read.columns else None)
+    features, labels = split_label(read, label or config["label"], identifier, "new")
+    features = features.drop(columns=config.get("drop", []), errors="ignore")
+    return scorer(features, labels)
+
+
+def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
+    """The training rows of a run whose verification would help most, see `suggest`.
+
+    Raises:
+        InputError: the tables of the run have changed since.
+    """
+    config = read_config(run)
+    features, labels = {}, {}
+    model = load_model(run / "model.skops")
+    for name in ("train", "trusted"):
+        path = Path(config[name])
+        if not path.exists():
+            raise InputError(f"the {name} file {path} that this run was made from is not there.")
+        if digest(path) != config["sha256"][name]:
+            raise InputError(
+                f"the {name} file {path} has changed since this run was made from it; weigh again."
+            )
+        table, labels[name] = split_label(
+            read_table(path, name), config["label"], config.get("id"), name
+        )
+        tidied = tidy(table, like=model)
+        features[name] = pd.DataFrame(model[:-1].transform(tidied), index=tidied.index)
+    quality = pd.read_parquet(run / "weights.parquet")["label_quality"]
+    return suggest(
+        np.asarray(quality),
+        features["train"],
+        labels["train"],
+        features["trusted"],
+        labels["trusted"],
+        budget=budget,
+        task=config["task"],
+        seed=config["seed"],
+    )
+
+
+def write_report(run: Path, output: Path | None) -> Path:
+    """The report of a run, from its `report.json`.
+
+    Raises:
+        InputError: it is no run folder, has no report, or the output ends in neither .html nor .json.
+    """
+    read_config(run)
+    path = run / "report.json"
+    if not path.is_file():
+        raise InputError(f"{run} has no report.json: it was weighed with --no-report.")
+    try:
+        return Report.load(path).save(output or run / "report.html")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def audit_tables(
+    train: Path,
+    label: str,
+    trusted: Path,
+    holdout: Path | None,
+    identifier: str | None,
+    drop: list[str],
+) -> Audit:
+    """`audit` of tables on disk."""
+    paths = {"train": train, "trusted": trusted}
+    paths |= {} if holdout is None else {"holdout": holdout}
+    tables = []
+    for name, path in paths.items():
+        features, labels = split_label(read_table(path, name), label, identifier, name)
+        unknown = [c for c in drop if c not in features.columns]
+        if name == "train" and unknown:
+            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+        tables += [features.drop(columns=drop, errors="ignore"), labels]
+    return audit(*tables)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """CSV (formulas made harmless) or Parquet, by the ending.
+
+    Raises:
+        InputError: another ending.
+    """
+    if path.suffix.lower() in (".parquet", ".pq"):
+        table.to_parquet(path, index=False)
+    elif path.suffix.lower() == ".csv":
+        write_csv(table, path)
+    else:
+        raise InputError(f"--out {path} must end in .csv or .parquet.")

@@ -1,0 +1,435 @@
+"""`weigh`: the whole job from files to a run folder, all of it or nothing."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import skops.io
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import Pipeline
+
+from ..reweighting._audit.duplicates import find_shared_rows
+from ..reweighting._inputs.checks import (
+    InputError,
+    check_labels,
+    check_overlap,
+    check_same_columns,
+    named,
+)
+from ..reweighting._inputs.columns import check_values, vectorise
+from ..reweighting._inputs.containers import as_internal
+from ..reweighting._inputs.files import digest, read_table, split_label
+from ..reweighting._inputs.prepare import is_regression, prepare
+from ..reweighting._learn import check_choice, learn_weights
+from ..reweighting._report.evidence import gather_evidence
+from ..reweighting._report.page import Report
+from ..reweighting._report.thumbnails import thumbnails
+from ..reweighting._weights.baselines import fit_weighted, stack_rows
+from ..reweighting._weights.result import WeightsResult
+from ._activity import Activity
+from ._artifacts import write_json, write_scorer, write_weights
+from ._estimate import Estimate, estimate_cost
+
+
+class RunFolderError(ValueError):
+    """The output folder cannot be used; nothing was written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeighConfig:
+    """What `bilevel weigh` was asked to do; written to `config.toml`."""
+
+    train: str
+    label: str
+    trusted: str
+    out: str
+    holdout: str | None = None
+    id: str | None = None
+    groups: str | None = None
+    drop: tuple[str, ...] = ()
+    images: str | None = None
+    task: str = "auto"
+    method: str = "auto"
+    model: str = "linear"
+    num_steps: int | None = None
+    l2: float = 1e-2
+    overlap: str = "error"
+    report: bool = True
+    control: bool = False
+    seed: int = 0
+
+    def to_toml(self, digests: dict[str, str]) -> str:
+        """The settings and the inputs' sha256 sums as TOML (whose scalars are written as JSON's)."""
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        lines = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()
+        ]
+        lines += ["", "[sha256]", *(f"{k} = {json.dumps(v)}" for k, v in digests.items())]
+        return "\n".join(lines) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class WeighRun:
+    """What `weigh` did: the result, the folder it wrote, and the summary it put there."""
+
+    result: WeightsResult
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def files(self) -> list[str]:
+        """What was written, the report first."""
+        names = sorted(path.name for path in self.folder.iterdir())
+        return sorted(names, key=lambda name: name != "report.html")
+
+
+def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -> WeighRun:
+    """Read the tables, learn weights, fit the final model, write the run folder.
+
+    Everything is written to `<out>.partial` and renamed to `<out>` at the end. Bad input leaves
+    nothing behind. An interrupted run leaves its checkpoint there, and the same call with `resume`
+    goes on from it.
+
+    Raises:
+        InputError: the data cannot be used.
+        RunFolderError: the output folder exists or cannot be written, or there is nothing to
+            resume, or what is there was started with other settings or files.
+    """
+    out = Path(config.out).resolve()
+    partial = out.with_name(out.name + ".partial")
+    _check_folder(out, partial, resume)
+    tables = _read(config)
+    files = _inputs(config) | ({} if config.images is None else {"images": config.images})
+    digests = {name: digest(Path(path)) for name, path in files.items()}
+    toml = config.to_toml(digests)
+    if resume:
+        _check_same_run(partial / "config.toml", toml)
+    new_parents = [path for path in partial.parents if not path.exists()]  # innermost first
+    if not resume:
+        _create(partial, new_parents, toml)
+    try:
+        result, summary = _work(config, tables, partial, progress)
+    except BaseException as error:
+        # Bad input leaves nothing. After anything else what was finished stays, for --resume.
+        if isinstance(error, InputError) or not _checkpoints(partial):
+            _remove(partial, new_parents)
+        raise
+    for path in (*_checkpoints(partial), partial / "history.jsonl", partial / "fingerprint"):
+        path.unlink(missing_ok=True)
+    partial.rename(out)
+    return WeighRun(result, out, summary)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [*folder.glob("checkpoint.eqx"), *folder.glob("path-*.npz")]
+
+
+def estimate(config: WeighConfig) -> Estimate:
+    """Do everything that `weigh` does before it learns, and say what the rest would cost.
+
+    Raises:
+        InputError, RunFolderError: as `weigh` would.
+    """
+    out = Path(config.out).resolve()
+    _check_folder(out, out.with_name(out.name + ".partial"), resume=False)
+    tables = _read(config)
+    _, tidied, features = vectorise(tables.features)
+    _check_overlaps(config, tidied)
+    rows = {name: (features[name], np.asarray(y)) for name, y in tables.labels.items()}
+    data = prepare(
+        *rows["train"],
+        *rows["trusted"],
+        task=config.task,
+        scaler=None,
+        holdout=rows.get("holdout"),
+        overlap="keep",
+    )
+    groups = tables.groups.get("train")
+    check_choice(
+        config.method,
+        config.model,
+        config.num_steps,
+        None if groups is None else np.asarray(groups),
+        len(features["train"]),
+        len(features["trusted"]),
+    )
+    return estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
+
+
+def _create(partial: Path, new_parents: list[Path], toml: str) -> None:
+    """Make the folder with its `config.toml`, or nothing."""
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"the folder {partial} cannot be written ({error.strerror}); choose another --out."
+        ) from error
+    try:
+        (partial / "config.toml").write_text(toml, encoding="utf-8")
+    except OSError as error:
+        _remove(partial, new_parents)
+        raise RunFolderError(
+            f"the folder {partial} cannot be written ({error.strerror}); choose another --out."
+        ) from error
+
+
+def _remove(partial: Path, new_parents: list[Path]) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in new_parents:
+        with contextlib.suppress(OSError):  # it is in use by another run
+            folder.rmdir()
+
+
+def _inputs(config: WeighConfig) -> dict[str, str]:
+    paths = {"train": config.train, "trusted": config.trusted, "holdout": config.holdout}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+def _check_folder(out: Path, partial: Path, resume: bool) -> None:
+    if out.exists():
+        raise RunFolderError(
+            f"the run folder {out} exists; its results are not overwritten. Choose another --out, "
+            "or remove it."
+        )
+    if resume and not (partial / "config.toml").exists():
+        raise RunFolderError(
+            f"there is no interrupted run to resume in {partial}; start it without --resume."
+        )
+    if not resume and partial.exists():
+        raise RunFolderError(
+            f"an interrupted run is in {partial}: go on with it by --resume, or remove that folder "
+            "to start anew."
+        )
+    parent = next(p for p in (partial, *partial.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunFolderError(
+            f"the folder {partial} cannot be written ({parent} is "
+            f"{'read-only' if parent.is_dir() else 'a file'}); choose another --out."
+        )
+
+
+def _check_same_run(path: Path, toml: str) -> None:
+    before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(toml)
+    different = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    if different:
+        raise RunFolderError(
+            f"the interrupted run in {path.parent} differs from this call in {named(different)}: "
+            f"{ {k: before.get(k) for k in different} } then, { {k: now.get(k) for k in different} } "
+            "now. Repeat the call that was interrupted, or remove that folder."
+        )
+
+
+class _Tables(NamedTuple):
+    """The tables of a run: features with the row ids as index, labels, and the groups of the rows.
+
+    And the pictures of the training rows, mapped from their file.
+    """
+
+    features: dict[str, pd.DataFrame]
+    labels: dict[str, pd.Series]
+    groups: dict[str, pd.Series]
+    images: np.ndarray | None
+
+
+def _read(config: WeighConfig) -> _Tables:
+    """All checks on the tables that need no computing, and the tables."""
+    read, labels, groups = {}, {}, {}
+    for name, path in _inputs(config).items():
+        table, labels[name] = split_label(
+            read_table(Path(path), name), config.label, config.id, name
+        )
+        unknown = [c for c in config.drop if c not in table.columns]
+        if name == "train" and unknown:
+            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+        table = table.drop(columns=list(config.drop), errors="ignore")
+        if config.groups is not None:
+            if name == "train" and config.groups not in table.columns:
+                raise InputError(
+                    f"the train file has no column {config.groups!r} (--groups); its columns are "
+                    f"{named(list(table.columns), 20)}."
+                )
+            if config.groups in table.columns:
+                groups[name] = pd.Series(table[config.groups])
+                table = table.drop(columns=config.groups)
+        if table.shape[1] == 0:
+            raise InputError(f"no column of the {name} file is left to learn from.")
+        check_values(table, name)
+        check_labels(labels[name], table, f"{name} column {config.label}")
+        read[name] = table
+    train = read["train"]
+    for name, table in read.items():
+        check_same_columns(train, table[_common(train, table)], "train", name)
+    features = {name: table[list(train.columns)] for name, table in read.items()}
+    return _Tables(features, labels, groups, _pictures(config.images, len(train)))
+
+
+def _pictures(path: str | None, n: int) -> np.ndarray | None:
+    """One for each training row, of a shape that can be drawn; checked before anything is learned."""
+    if path is None:
+        return None
+    images = as_internal(Path(path), "images")
+    if not isinstance(images, np.ndarray) or images.ndim == 0 or images.dtype.kind not in "biuf":
+        raise InputError(f"--images {path} is not an array of numbers; save one by `np.save`.")
+    if len(images) != n:
+        raise InputError(
+            f"--images {path} has {len(images)} pictures, the train file {n} rows; give one picture "
+            "for each row, in the same order."
+        )
+    try:
+        thumbnails(np.asarray(images[:1]))
+    except ValueError as error:
+        raise InputError(f"--images {path} cannot be drawn: {error}") from error
+    return images
+
+
+def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    # Names matter, order does not: tables on disk are addressed by column name.
+    ordered = [c for c in train.columns if c in other.columns]
+    return ordered + [c for c in other.columns if c not in train.columns]
+
+
+def _check_overlaps(config: WeighConfig, tidied: dict[str, pd.DataFrame]) -> None:
+    if config.overlap == "error":
+        check_overlap(tidied["train"], tidied["trusted"], "training", "trusted")
+        if "holdout" in tidied:
+            check_overlap(tidied["holdout"], tidied["trusted"], "hold-out", "trusted")
+            check_overlap(tidied["holdout"], tidied["train"], "hold-out", "training")
+
+
+def _work(
+    config: WeighConfig, tables: _Tables, folder: Path, progress: bool
+) -> tuple[WeightsResult, dict[str, Any]]:
+    start = time.monotonic()
+    encoder, tidied, features = vectorise(tables.features)
+    _check_overlaps(config, tidied)
+    labels = {name: np.asarray(y) for name, y in tables.labels.items()}
+    regression = is_regression(config.task, labels["train"])
+    rows = features["train"], labels["train"]
+    trusted = features["trusted"], labels["trusted"]
+    holdout = (features["holdout"], labels["holdout"]) if "holdout" in features else None
+    groups = tables.groups.get("train")
+    final = _final_step(regression)
+
+    def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
+        return learn_weights(
+            *rows,
+            trusted[0],
+            y_trusted,
+            task="regression" if regression else "classification",
+            model=config.model,  # pyright: ignore[reportArgumentType]
+            method=config.method,
+            groups=None if groups is None else np.asarray(groups),
+            num_steps=config.num_steps,
+            l2=config.l2,
+            scaler=None,
+            overlap="keep",
+            seed=config.seed,
+            **options,
+        )
+
+    with Activity("learning weights", progress) as activity:
+        options = {"holdout": holdout, "estimator": final, "folder": folder}
+        result = learn(trusted[1], callbacks=[activity], **options)
+        activity.say("fitting the final model")
+        fitted = fit_weighted(
+            final,
+            stack_rows(rows[0], trusted[0]),
+            stack_rows(rows[1], trusted[1]),
+            result.sample_weight(len(trusted[1])),
+        )
+        model = Pipeline([*encoder.steps, (type(fitted).__name__.lower(), fitted)])
+        ids = np.asarray(tidied["train"].index)
+        write_weights(result, ids, labels["train"], fitted.predict(rows[0]), folder)
+        skops.io.dump(model, folder / "model.skops")
+        write_scorer(result, folder)
+        summary = _summary(config, result, len(rows[1]), len(trusted[1]), regression)
+        write_json(summary, folder / "summary.json")
+        if not config.report:
+            return result, summary
+        activity.say("gathering the evidence for the report")
+        evidence = gather_evidence(
+            final,
+            *rows,
+            *trusted,
+            result,
+            holdout=holdout,
+            ids=ids,
+            groups=groups,
+            images=tables.images,
+            holdout_groups=tables.groups.get("holdout"),
+            shared=_shared(tidied),
+            control=learn if config.control else None,
+            seed=config.seed,
+            seconds=time.monotonic() - start,
+            peak_memory=peak_memory(),
+        )
+        report = Report(evidence)
+        for name in ("report.json", "report.html"):
+            report.save(folder / name)
+    return result, summary
+
+
+def _shared(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    """Rows that two tables share, exactly or nearly, for the report."""
+    found = {}
+    for one, other in itertools.combinations(tables, 2):
+        pairs = find_shared_rows(tables[other], tables[one])
+        exact = int(np.sum(np.asarray(pairs["kind"]) == "exact"))
+        found[f"{one}/{other}"] = {
+            "exact": exact,
+            "near": len(pairs) - exact,
+            "ids": [str(i) for i in pairs.iloc[:20, 0]],
+        }
+    return found
+
+
+def peak_memory() -> float:
+    """Of this process so far, in bytes."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _final_step(regression: bool) -> Any:
+    return Ridge() if regression else LogisticRegression(max_iter=1000)
+
+
+def _summary(
+    config: WeighConfig, result: WeightsResult, n: int, m: int, regression: bool
+) -> dict[str, Any]:
+    return {
+        "task": "regression" if regression else "classification",
+        "rows": n,
+        "trusted_rows": m,
+        "seed": config.seed,
+        "winner": result.winner,
+        "trusted_weight": result.trusted_weight,
+        "scale": result.scale,
+        "keep": int(result.keep.sum()),
+        "effective_sample_size": result.effective_sample_size,
+        "entropy": result.entropy,
+        "believable": result.believable,
+        "checks": [check._asdict() for check in result.checks],
+        "weighting_model": result.scores.to_dict(orient="index"),
+        "candidates": None
+        if result.candidates is None
+        else result.candidates.to_dict(orient="index"),
+        "group_weights": None
+        if result.group_weights is None
+        else {str(group): weight for group, weight in result.group_weights.items()},
+        "baselines": None if result.baselines is None else result.baselines.to_dict(orient="index"),
+        "score": "R2" if regression else "accuracy",
+        "history": result.history.to_dict(orient="list"),
+        "stats": result.stats,
+    }

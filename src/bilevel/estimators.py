@@ -1,0 +1,3 @@
+"""`bilevel.penalties` under its first name."""
+
+from .penalties import *  # noqa: F403

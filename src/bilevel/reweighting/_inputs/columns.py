@@ -1,0 +1,412 @@
+"""Numbers of any column: checks, what a column is read as, and the pipeline that encodes it."""
+
+import contextlib
+import datetime
+import decimal
+import numbers
+import os
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
+
+from .checks import InputError, named
+from .files import check_unique
+
+# skrub and skops take a second to import each: they are imported where they are needed.
+
+_MAX_CATEGORIES = 50  # a text column of more distinct values is encoded by its character n-grams
+_TEXT_COMPONENTS = 30
+_NGRAMS: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (3, 4)}
+
+# What `model.skops` holds beside the types that skops trusts of its own accord: plain data, no code.
+_MODEL_TYPES = [
+    "numpy.dtype",
+    "skrub._apply_to_cols.ApplyToCols",
+    "skrub._apply_to_each_col.ApplyToEachCol",
+    "skrub._datetime_encoder.DatetimeEncoder",
+    "skrub._string_encoder.StringEncoder",
+    "skrub._to_datetime.ToDatetime",
+    "skrub._to_str.ToStr",
+    "skrub.selectors._base.All",
+]
+
+
+def check_values(features: pd.DataFrame, name: str) -> None:
+    """Refuse columns that the pipeline cannot make numbers of.
+
+    Raises:
+        InputError: repeated column names, infinite numbers (with columns and row ids), columns of
+            objects, vectors of unequal length, or texts that are one other word in every row.
+    """
+    check_unique(features, f"the {name} table")
+    kinds = {c: _kind(pd.Series(features[c])) for c in features.columns}
+    bad = [c for c, kind in kinds.items() if kind is None]
+    if bad:
+        raise InputError(
+            f"the {name} columns {named(bad)} are neither numbers, booleans, dates nor text: "
+            "convert them (a duration to seconds, a record to several columns) or leave them out "
+            "(--drop)."
+        )
+    numeric = features.select_dtypes("number")
+    infinite = np.asarray(np.isinf(numeric.to_numpy(dtype=np.float64, na_value=np.nan)))
+    rows = infinite.any(axis=1)
+    at_fault = np.asarray(numeric.columns)[infinite.any(axis=0)].tolist()
+    for c in (c for c, kind in kinds.items() if kind == "vector"):
+        infinite = np.asarray(np.isinf(as_matrix(pd.Series(features[c]), name))).any(axis=1)
+        at_fault += [c] * bool(infinite.any())
+        rows = rows | infinite
+    if at_fault:
+        raise InputError(
+            f"the {name} rows have infinite values in the columns {named(at_fault)}, rows with ids "
+            f"{named(np.asarray(features.index)[rows])}. Replace them; a missing value may be left "
+            "empty."
+        )
+    identifiers = [
+        c
+        for c, kind in kinds.items()
+        if name in ("train", "X") and len(features) > 50 and kind == "text"
+        if pd.Series(features[c]).nunique() == len(features)
+        if not any(len(str(text).split()) > 1 for text in features[c])
+    ]
+    if identifiers:
+        raise InputError(
+            f"the {name} columns {named(identifiers)} have another word in every row, from which "
+            "nothing can be learned. If they are the rows' ids, name them with --id (a data frame: "
+            "`X.set_index(...)`); else leave them out with --drop."
+        )
+
+
+def is_messy(features: pd.DataFrame) -> bool:
+    """Whether some column is not numeric or has gaps, so that `vectorise` is needed."""
+    return bool(features.isna().any(axis=None)) or any(
+        not pd.api.types.is_numeric_dtype(dtype) for dtype in features.dtypes
+    )
+
+
+def _kind(column: pd.Series) -> str | None:
+    """`"number"` (booleans too), `"date"`, `"text"`, `"vector"`, or nothing we can use."""
+    if pd.api.types.is_numeric_dtype(column):
+        return None if pd.api.types.is_complex_dtype(column) else "number"
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return "date"
+    present = pd.Series(column.dropna().astype(object))
+    types = set(map(type, present))
+
+    def all_are(*kinds: type) -> bool:
+        return all(issubclass(t, kinds) for t in types)
+
+    if all_are(str):
+        return "date" if _dates_in(present) else "text"
+    if all_are(bool, np.bool_, numbers.Real, decimal.Decimal):  # objects: with gaps, or decimals
+        return "text" if isinstance(column.dtype, pd.CategoricalDtype) else "number"
+    if all_are(datetime.date, np.datetime64):
+        return "date"
+    if all_are(str, bool, np.bool_, numbers.Real, decimal.Decimal):
+        return "text"
+    if all_are(list, tuple, np.ndarray):
+        try:
+            first = np.asarray(present.iloc[0])
+        except ValueError:  # lists of lists of unequal length
+            return None
+        return "vector" if first.size and first.dtype.kind in "fiu" else None
+    return None
+
+
+def _dates_in(texts: pd.Series) -> bool:
+    """Whether all texts are dates of one format."""
+    if not len(texts) or not any(c.isdigit() for c in texts.iloc[0]):
+        return False  # most categories; this saves importing skrub for them
+    from skrub import ToDatetime
+    from skrub.core import RejectColumn
+
+    try:
+        ToDatetime().fit(texts)
+    except RejectColumn:
+        return False
+    return True
+
+
+def as_matrix(vectors: pd.Series, name: str) -> np.ndarray:
+    """A column of vectors (or arrays of one shape, then flattened) as a matrix.
+
+    Raises:
+        InputError: not all of one length, or some missing or not of numbers; with the row ids.
+    """
+
+    def flat(value: Any) -> np.ndarray:
+        try:
+            array = np.ravel([] if value is None or np.isscalar(value) else value)
+            return array if array.dtype.kind in "fiu" else array.astype(np.float64)
+        except (TypeError, ValueError):
+            return np.empty(0)
+
+    rows = [flat(value) for value in vectors]
+    lengths = np.array([len(row) for row in rows])
+    usual = int(np.bincount(lengths[lengths > 0]).argmax())
+    bad = lengths != usual
+    if bad.any():
+        found = [str(n or "none") for n in np.unique(lengths[bad])]
+        raise InputError(
+            f"the {name} column {vectors.name!r} holds vectors of {usual} numbers, but the rows "
+            f"with ids {named(np.asarray(vectors.index)[bad])} have {', '.join(found)}. Mend or "
+            "drop these rows."
+        )
+    return np.stack(rows)
+
+
+def tidy(features: pd.DataFrame, like: "pd.DataFrame | Pipeline | None" = None) -> pd.DataFrame:
+    """The columns as the pipeline wants them.
+
+    Numbers are float64 (booleans are 0 and 1); text is text, with gaps; dates are datetime64
+    without a zone (in UTC where there was one), or text that the pipeline parses; a vector of k
+    numbers (an embedding) is k columns `name_0`, ..., `name_{k-1}`.
+
+    With `like`, a table or a fitted pipeline, columns are read as they are there: an all-integer
+    hold-out column fits a training column of text. Of a pipeline, its columns are taken, in order.
+
+    Raises:
+        InputError: a column or value that does not fit its column in `like`.
+    """
+    features = _expand(features)
+    if isinstance(like, Pipeline):
+        expected = _read_by(like)
+        missing = [c for c in expected if c not in features.columns]
+        if missing:
+            raise InputError(
+                f"the rows lack columns that the model was fitted on: {named(missing)}; their "
+                f"columns are {named(list(features.columns), 20)}."
+            )
+        features = features.loc[:, list(expected)]
+    else:
+        like = features if like is None else _expand(like)
+        for c in like.columns.symmetric_difference(features.columns):
+            raise InputError(
+                f"the column {c!r} is in one table and not in the other; a vector must have as many "
+                "numbers everywhere as in the training rows."
+            )
+        expected = {c: _expected(pd.Series(like[c])) for c in features.columns}
+    columns = {c: _read_as(pd.Series(features[c]), expected[c]) for c in features.columns}
+    return pd.DataFrame(columns, index=features.index)
+
+
+def _expand(features: pd.DataFrame) -> pd.DataFrame:
+    """Columns named by text, and those that hold vectors replaced by a column a number."""
+    features = features.rename(columns=str)
+    check_unique(features, "the table")
+    parts = []
+    for c in features.columns:
+        column = pd.Series(features[c])
+        if _kind(column) != "vector":
+            parts.append(column)
+            continue
+        matrix = as_matrix(column, "table's")
+        names = [f"{c}_{i}" for i in range(matrix.shape[1])]
+        parts.append(pd.DataFrame(matrix, index=features.index, columns=names))
+    if not any(isinstance(part, pd.DataFrame) for part in parts):
+        return features
+    expanded = pd.concat(parts, axis=1)
+    check_unique(expanded, "the table, with a column for each of a vector's numbers,")
+    return expanded
+
+
+def _expected(column: pd.Series) -> Any:
+    """How a column is read: `"number"`, `"text"`, or the `ToDatetime` that reads its dates."""
+    kind = _kind(column)
+    if kind != "date":
+        return "number" if kind == "number" else "text"
+    from skrub import ToDatetime
+
+    return ToDatetime().fit(_without_zone(column))
+
+
+def _read_by(pipeline: Pipeline) -> dict[str, Any]:
+    """The columns that a pipeline of ours was fitted on, and how it reads them."""
+    step: Any = pipeline
+    while isinstance(step, Pipeline):
+        step = step.steps[0][1]
+    how = {}
+    for name, transformer, columns in step.transformers_:
+        parsers = transformer.steps[0][1].transformers_ if name == "dates" else {}
+        how |= {c: parsers.get(c, "number" if name == "numbers" else "text") for c in columns}
+    return {c: how[c] for c in step.feature_names_in_}
+
+
+def _read_as(column: pd.Series, expected: Any) -> pd.Series:
+    if expected == "text":
+        text = [_as_text(x) for x in column.astype(object).where(column.notna(), np.nan)]
+        return pd.Series(text, column.index, dtype=object)
+    if expected == "number":
+        values = pd.Series(pd.to_numeric(column, errors="coerce")).astype("float64")
+    elif _kind(column) == "number" and column.notna().any():
+        values = pd.Series(np.nan, column.index)
+    else:
+        values = _read_dates(column, expected)
+    unread = np.asarray(values.isna() & column.notna())
+    if unread.any():
+        raise InputError(
+            f"the column {column.name!r} holds {'numbers' if expected == 'number' else 'dates'} in "
+            "the training rows, and something else in the rows with ids "
+            f"{named(np.asarray(column.index)[unread])}: {named(list(column[unread]))}. Mend or "
+            "empty these values."
+        )
+    return values
+
+
+def _as_text(value: Any) -> Any:
+    # A gap makes pandas read the codes 1, 2 as 1.0, 2.0: they are still the texts "1", "2".
+    if isinstance(value, float):
+        return value if np.isnan(value) else str(int(value) if value.is_integer() else value)
+    return str(value)
+
+
+def _read_dates(column: pd.Series, parser: Any) -> pd.Series:
+    """Read by `parser`; texts in a format of their own by that, if all of them have it."""
+    from skrub import ToDatetime
+    from skrub.core import RejectColumn
+
+    given = _without_zone(column)
+    texts = given.dtype == object
+    if texts and parser.format_ is None:  # it was fitted on datetime64
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats; what cannot be read is refused
+            dates = pd.Series(pd.to_datetime(given, utc=True, errors="coerce"))
+    else:
+        dates = parser.transform(given)
+    if texts and (dates.isna() & given.notna()).any():
+        with contextlib.suppress(RejectColumn):
+            dates = pd.Series(ToDatetime().fit_transform(given))
+    dates = dates.dt.tz_convert(None) if dates.dt.tz is not None else dates
+    if parser.format_ is None:
+        return parser.transform(dates)
+    if parser.output_time_zone_ is not None:
+        return dates
+    # Texts stay texts, all of one format, which the pipeline finds again.
+    return dates.dt.strftime(parser.format_).astype(object).where(dates.notna(), np.nan)
+
+
+def _without_zone(column: pd.Series) -> pd.Series:
+    """Dates as datetime64 in UTC, without the zone; texts as they are."""
+    if not pd.api.types.is_datetime64_any_dtype(column):
+        column = column.astype(object).where(column.notna(), None)
+        if any(isinstance(value, str) for value in column):
+            return column
+    return pd.Series(pd.to_datetime(column, utc=True)).dt.tz_localize(None)
+
+
+def table_pipeline(features: pd.DataFrame) -> Pipeline:
+    """A transformer for the columns of `features` (after `tidy`), not yet fitted.
+
+    Numbers: the median for missing values with a flag beside it (in columns without gaps: the mean
+    for gaps that new rows have, and no flag). Text of at most 50 values and
+    categories: one column a value, missing values among them; a value never seen in fitting counts
+    as infrequent. Other text: 30 components of its tf-idf weighted character n-grams. Dates: year,
+    month, day, weekday, hour where there is one, and seconds since 1970, then as numbers. All but
+    the columns of categories is then scaled to [0, 1].
+
+    Fit it on at least the rows of `features`: 30 components need more than 30 rows.
+    """
+    groups: dict[str, list[str]] = {"numbers": [], "categories": [], "text": [], "dates": []}
+    for c in features.columns:
+        groups[_group(pd.Series(features[c]))].append(c)
+    parts = [
+        (group, _encoder(group, features[columns]), columns)
+        for group, columns in groups.items()
+        if columns
+    ]
+    return Pipeline([("columns", ColumnTransformer(parts))])
+
+
+def _group(column: pd.Series) -> str:
+    if column.dtype == np.float64:
+        return "numbers"
+    if _kind(column) == "date":
+        return "dates"
+    values = column.dropna().unique()
+    if len(values) <= _MAX_CATEGORIES:
+        return "categories"
+    ngrams: set[str] = set()
+    analyse = TfidfVectorizer(**_NGRAMS).build_analyzer()
+    for text in values:
+        ngrams.update(analyse(text))
+        if len(ngrams) > _TEXT_COMPONENTS:
+            return "text"
+    return "categories"  # "I", "II", "III", ...: fewer n-grams than components
+
+
+def _encoder(group: str, features: Any) -> Any:
+    if group == "categories":
+        return OneHotEncoder(
+            max_categories=_MAX_CATEGORIES,
+            handle_unknown="infrequent_if_exist",
+            sparse_output=False,
+        )
+    median = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+    scaler = MinMaxScaler(copy=False)  # what the imputer made
+    if group == "numbers":
+        gaps = features.isna().any()  # medians take most of the time
+        parts = [("gaps", median, [*gaps.index[gaps]])] * bool(gaps.any())
+        parts += [("full", SimpleImputer(), [*gaps.index[~gaps]])] * (not gaps.all())
+        return make_pipeline(ColumnTransformer(parts, verbose_feature_names_out=False), scaler)
+    from skrub import ApplyToCols, DatetimeEncoder, StringEncoder, ToDatetime
+
+    if group == "dates":
+        parsed = ApplyToCols(ToDatetime()), ApplyToCols(DatetimeEncoder(add_weekday=True))
+        return make_pipeline(*parsed, median, scaler)
+    encoder = StringEncoder(n_components=_TEXT_COMPONENTS, random_state=0, **_NGRAMS)
+    return make_pipeline(ApplyToCols(encoder), MinMaxScaler())
+
+
+def vectorise(
+    tables: Mapping[str, pd.DataFrame],
+) -> tuple[Pipeline, dict[str, pd.DataFrame], dict[str, np.ndarray]]:
+    """(fitted pipeline, tidied tables, matrices): numbers for the columns of every table.
+
+    The first table is that of the training rows: it alone decides how a column is read and encoded.
+
+    Raises:
+        InputError: see `check_values` and `tidy`.
+    """
+    train = next(iter(tables.values()))
+    for name, table in tables.items():
+        check_values(table, name)
+    tidied = {name: tidy(table, like=train) for name, table in tables.items()}
+    pipeline = table_pipeline(next(iter(tidied.values()))).fit(next(iter(tidied.values())))
+    return pipeline, tidied, {name: pipeline.transform(table) for name, table in tidied.items()}
+
+
+def load_model(path: str | os.PathLike) -> Pipeline:
+    """The pipeline in a `model.skops`; nothing is unpickled, and no type but our own is made.
+
+    Its `predict` takes a table with the columns and types of the training table.
+
+    Raises:
+        InputError: no such file, no skops file, or one that holds other types (named).
+    """
+    import skops.io
+
+    path = Path(path)
+    try:
+        foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - set(_MODEL_TYPES))
+    except FileNotFoundError as error:
+        raise InputError(f"the model file {path} does not exist; check the path.") from error
+    except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"the model file {path} is not a skops file: {error}.") from error
+    if foreign:
+        raise InputError(
+            f"the model file {path} holds types that no model of `bilevel weigh` has: "
+            f"{named(foreign)}. It is not opened; what such types do on loading is not known."
+        )
+    model = skops.io.load(path, trusted=_MODEL_TYPES)
+    if not isinstance(model, Pipeline):
+        raise InputError(f"the model file {path} holds a {type(model).__name__}, not a pipeline.")
+    return model

@@ -1,0 +1,223 @@
+"""`learn_weights`: from arrays to weights, with what is needed to judge them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from .._algorithm.base import AbstractAlgorithm
+from .._callback import AbstractCallback
+from ..tasks import Model
+from ._inputs.checks import InputError
+from ._inputs.prepare import MIN_MAX, prepare
+from ._weights.auto import auto_weights
+from ._weights.baselines import check_estimator_fits, compare_baselines
+from ._weights.cross_validated import check_trusted_count
+from ._weights.free_weights import free_weights
+from ._weights.result import WeightsResult
+
+
+def learn_weights(
+    X: Any,
+    y: Any,
+    X_trusted: Any,
+    y_trusted: Any,
+    *,
+    task: Literal["auto", "classification", "regression"] = "auto",
+    model: Literal["linear", "mlp"] | Model = "linear",
+    method: str | AbstractAlgorithm = "auto",
+    groups: Any = None,
+    num_steps: int | None = None,
+    l2: float = 1e-2,
+    scaler: Any = MIN_MAX,
+    holdout: tuple[Any, Any] | None = None,
+    estimator: Any = None,
+    overlap: Literal["error", "keep"] = "error",
+    seed: int = 0,
+    callbacks: Sequence[AbstractCallback] = (),
+    folder: str | os.PathLike | None = None,
+) -> WeightsResult:
+    """Learn what each training row is worth, judged by the loss on trusted rows.
+
+    Weights are the outer variable of a bilevel problem: a model trained with them should do well on
+    the trusted rows. The default learns them as a function of a few features of a row and chooses, on
+    held-out folds of the trusted rows, how far to go, and whether to weigh at all: see
+    `bilevel.reweighting.cross_validated_weights`. The other methods give each row a weight
+    of its own on the simplex (`bilevel.tasks.reweighting`). None has a step size to choose.
+
+    Args:
+        X: the training rows: a matrix `(rows, features)` of numbers; images; a scipy.sparse matrix; a
+            torch tensor or JAX array; a table of pandas, polars, pyarrow or Hugging Face's datasets;
+            or the path of a `.npy` file or a table. Text, dates and gaps in a table become numbers
+            (for `estimator` too, unless it is a pipeline of its own).
+        y: their labels, or targets, or the name of the column of X that holds them; noisy ones are
+            what this is for.
+        X_trusted, y_trusted: rows whose labels are right and whose distribution is the one that
+            counts; 50 to 1000 are worth most.
+        task: classification, regression, or `"auto"`: regression if `y` holds numbers that are not
+            integers, or more than 50 distinct ones that on average occur less than ten times.
+        model: the differentiable model whose loss is used: `"linear"` (softmax, or least squares),
+            `"mlp"`, or any `bilevel.tasks.Model`.
+        method: `"auto"`, which tries uniform weights, the trusted rows alone or beside the others, the
+            rows that a model of the trusted rows agrees with, a weight function of rankings, the ratio
+            of densities where the trusted rows are distributed otherwise, and with ten trusted rows a
+            parameter or more a weight of its own for each row. Or free weights by `"near-exact"`,
+            `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`: with fewer than some
+            thousand trusted rows they overfit their loss. With another model than the linear one,
+            `"auto"` means `"near-exact"`.
+        groups: what each training row belongs to (its source, its annotator); `"auto"` then also
+            learns one weight a group. A vector of labels.
+        num_steps: outer steps for free weights; by default 20 near-exact ones, with 1000 trusted rows
+            or more 60, or 10000 of SOBA.
+        l2: for free weights, the strength of the model's l2 penalty.
+        scaler: a scikit-learn transformer for the features, fitted on the training rows; by default
+            `MinMaxScaler()`. `None` takes the features as they are.
+        holdout: `(X, y)` never used in learning; brings the table of baselines and the verdict.
+        estimator: what the weights are for, any scikit-learn estimator that accepts `sample_weight`;
+            by default `LogisticRegression` or `Ridge` on scaled features. `"auto"` learns with the
+            linear model and judges its candidates with this one, three fits each; the baselines on the
+            hold-out are fitted with it.
+        overlap: what to do about training rows that also occur among the trusted rows: refuse
+            (`"error"`), or go on (`"keep"`).
+        seed: for batches and initial parameters. Equal calls with equal seeds give equal results.
+        callbacks: more callbacks for `solve`, such as `bilevel.ProgressBar()`.
+        folder: where to keep a checkpoint and the history; if it holds those of an equal call,
+            interrupted or complete, that is gone on with (also for more `num_steps`).
+
+    Returns:
+        A `WeightsResult`.
+
+    Raises:
+        ValueError: about the data (an `InputError`: with the rows or columns at fault), or about
+            an argument.
+        BilevelError: the run met a non-finite number.
+
+    Cost of the default: see `cross_validated_weights`. Of near-exact: 20 (60) outer steps of at most
+    20 function-and-gradient evaluations and 20 Hessian-vector products each, every one about two
+    matrix products with X. Memory a few times X.
+
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_wine
+    >>> X, y = load_wine(return_X_y=True)
+    >>> trusted = np.arange(len(y)) % 2 == 0
+    >>> noisy = y[~trusted].copy()
+    >>> noisy[::4] = (noisy[::4] + 1) % 3  # every fourth label is made wrong
+    >>> result = learn_weights(X[~trusted], noisy, X[trusted], y[trusted])
+    >>> wrong = np.arange(len(noisy)) % 4 == 0
+    >>> bool(result.label_quality[wrong].max() < result.label_quality[~wrong].min())
+    True
+    >>> round(float(np.mean(result.weights)), 6)
+    1.0
+    """
+    data = prepare(
+        X,
+        y,
+        X_trusted,
+        y_trusted,
+        task=task,
+        scaler=scaler,
+        holdout=holdout,
+        overlap=overlap,
+        raw=isinstance(estimator, Pipeline),
+        judge_all=method != "auto" or model != "linear",
+    )
+    regression = data.classes is None
+    if estimator is not None:
+        check_estimator_fits(estimator, regression)
+
+    def compare(weights: np.ndarray, trusted_weight: float) -> pd.DataFrame | None:
+        if data.holdout is None:
+            return None
+        return compare_baselines(
+            default_estimator(regression) if estimator is None else estimator,
+            data.X,
+            data.y,
+            data.X_trusted,
+            data.y_trusted,
+            weights,
+            trusted_weight,
+            *data.holdout,
+        )
+
+    chosen = check_choice(method, model, num_steps, groups, len(data.rows[1]), len(data.trusted[1]))
+    if is_cross_validated(method, model):
+        return auto_weights(
+            data,
+            groups=chosen,
+            estimator=estimator,
+            seed=seed,
+            callbacks=callbacks,
+            folder=folder,
+            compare=compare,
+        )
+    return free_weights(
+        data,
+        model=model,
+        method="near-exact" if method == "auto" else method,
+        num_steps=num_steps,
+        l2=l2,
+        seed=seed,
+        callbacks=callbacks,
+        folder=folder,
+        compare=compare,
+    )
+
+
+def is_cross_validated(method: Any, model: Any) -> bool:
+    """Whether weights are chosen on folds of the trusted rows; otherwise each row has its own."""
+    return method == "auto" and model == "linear"
+
+
+def check_choice(
+    method: Any, model: Any, num_steps: int | None, groups: Any, rows: int, trusted: int
+) -> np.ndarray | None:
+    """Refuse what does not fit the method, before anything is computed; return the groups.
+
+    Raises:
+        ValueError: `num_steps` or `groups` for a method that does not have them.
+        InputError: too few trusted rows, groups that weights cannot be learned for.
+    """
+    if is_cross_validated(method, model):
+        if num_steps is not None:
+            raise ValueError(
+                "`num_steps` has no meaning for method='auto', which chooses where to stop; leave "
+                "it out, or choose method='near-exact'."
+            )
+        check_trusted_count(trusted)
+        return None if groups is None else _check_groups(groups, rows)
+    if groups is not None:
+        raise ValueError("`groups` need method='auto' and model='linear'.")
+    return None
+
+
+def _check_groups(groups: Any, n: int) -> np.ndarray:
+    values = np.asarray(groups)
+    if values.shape != (n,):
+        raise InputError(
+            f"`groups` must have one entry per training row ({n}), got shape {values.shape}."
+        )
+    if pd.isna(values).any():
+        raise InputError(
+            f"`groups` has {int(pd.isna(values).sum())} missing entries; give these rows a group "
+            "of their own, such as 'unknown'."
+        )
+    values = values.astype(str) if values.dtype == object else values
+    number = len(np.unique(values))
+    if not 2 <= number <= n / 2:
+        raise InputError(
+            f"`groups` has {number} distinct values for {n} rows; weights of groups need at least "
+            "2 groups, and two rows a group on average."
+        )
+    return values
+
+
+def default_estimator(regression: bool) -> Any:
+    """What weights are compared on, and finally fitted with, when the user names no estimator."""
+    if regression:
+        return make_pipeline(MinMaxScaler(), Ridge())
+    return make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000))

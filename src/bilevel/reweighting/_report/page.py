@@ -1,0 +1,160 @@
+"""The report: one self-contained page that proves what weighting did, or says that it did not."""
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from .evidence import FORMAT
+
+PRINTED_ROWS = 40
+# fmt: off
+SECTIONS = frozenset((
+    "task", "score", "rows", "trusted_rows", "holdout_rows", "winner", "verdict", "alarms", "checks",
+    "baselines", "candidates", "scores", "weights", "history", "leaks", "gauge", "worst", "effects",
+    "removal", "provenance",
+))
+# fmt: on
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `gather_evidence` found, to be read by a person (HTML) or a program (JSON).
+
+    The page needs no network and is safe to open whatever the data hold: every value is escaped, and
+    its Content-Security-Policy runs no script but the page's own and loads nothing. It can be read
+    without JavaScript, which adds tooltips, sorting and filtering.
+    """
+
+    evidence: dict[str, Any]
+
+    def to_html(self) -> str:
+        """One page: the verdict, alarms, tables and charts, and the worst rows."""
+        from .charts import draw_charts
+
+        charts = draw_charts(self.evidence)
+        return _template().render(
+            evidence=self.evidence,
+            charts=charts,
+            specs={name: chart.spec for name, chart in charts.items()},
+            style=Markup(_packaged("report.css")),
+            bundle=Markup(_bundle()),
+            script=Markup(_packaged("report.js")),
+            hashes=[_csp_hash(_bundle()), _csp_hash(_packaged("report.js"))],
+            percentiles=[
+                {"name": name, "value": value}
+                for name, value in self.evidence["weights"]["quantiles"].items()
+            ],
+            printed_rows=PRINTED_ROWS,
+        )
+
+    def to_json(self) -> str:
+        """The evidence; `Report.load` reads it."""
+        return json.dumps(self.evidence, indent=1, allow_nan=False) + "\n"
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the page (`.html`) or the evidence (`.json`): the whole file or nothing.
+
+        Raises:
+            ValueError: the name ends in neither.
+        """
+        path = Path(path)
+        writers = {".html": self.to_html, ".htm": self.to_html, ".json": self.to_json}
+        if path.suffix.lower() not in writers:
+            raise ValueError(f"a report is saved as .html or .json, got {path.name!r}.")
+        text = writers[path.suffix.lower()]()
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Report":
+        """The report of a file that `save` wrote as JSON.
+
+        Raises:
+            ValueError: the file is not one.
+        """
+        try:
+            evidence = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a report saved as JSON: {error}.") from error
+        if not isinstance(evidence, dict) or evidence.get("format") != FORMAT:
+            raise ValueError(
+                f'{path} is not a report saved as JSON: it has no line "format": {FORMAT!r}.'
+            )
+        if missing := sorted(SECTIONS - evidence.keys()):
+            raise ValueError(f"the report {path} lacks {', '.join(missing)}.")
+        return cls(evidence)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bilevel.reweighting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"show": _show, "raw": _raw, "prose": _prose}
+    environment.tests["picture"] = _is_picture
+    return environment.get_template("report.html.jinja")
+
+
+def _show(value: Any, form: str = "") -> str:
+    """A value as people read it: numbers in the format, with a true minus; a dash for nothing."""
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    text = format(value, form or ("," if isinstance(value, int) else ".4g"))
+    return text.replace("-", "\N{MINUS SIGN}") if "e-" not in text else text
+
+
+def _prose(text: str) -> str:
+    """A sentence with a capital, a full stop and true minus signs."""
+    text = re.sub(r"(?<!\S)-(?=\d)", "\N{MINUS SIGN}", str(text))
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _raw(value: Any) -> str:
+    """What a column is sorted by."""
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("data:image/png;base64,")
+
+
+@functools.cache
+def _packaged(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and vega-embed, as one script that ends no HTML element early."""
+    import vl_convert
+
+    code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return code.replace("</script", r"<\/script").replace("<!--", r"<\!--")
+
+
+def _csp_hash(code: str) -> str:
+    digest = hashlib.sha256(code.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

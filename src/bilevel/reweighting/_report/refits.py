@@ -1,0 +1,325 @@
+"""What the report learns by fitting the final estimator again on parts of the rows."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.metrics import accuracy_score, r2_score
+
+from .._weights.baselines import fit_weighted, stack_rows, take_rows
+from .._weights.cross_validated import BASELINES
+from .thumbnails import thumbnails
+
+NUM_WORST, MAX_ROWS, NUM_FOLDS, NUM_RANDOM = 200, 20_000, 5, 3
+REMOVED = (0, 5, 10, 20, 30, 40, 50)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The tables, and the estimator fitted on parts of them."""
+
+    estimator: Any
+    X: Any
+    y: np.ndarray
+    X_trusted: Any
+    y_trusted: np.ndarray
+    result: Any
+
+    @property
+    def regression(self) -> bool:
+        return not is_classifier(self.estimator)
+
+    @property
+    def metric(self) -> str:
+        return "R2" if self.regression else "accuracy"
+
+    @property
+    def weights(self) -> np.ndarray:
+        return np.asarray(self.result.weights, dtype=np.float64)
+
+    @property
+    def quality(self) -> np.ndarray:
+        return np.asarray(self.result.label_quality, dtype=np.float64)
+
+    def score(self, model: Any, X: Any, y: np.ndarray) -> float:
+        """Accuracy or R2; NaN where it is undefined."""
+        if len(y) < (2 if self.regression else 1):
+            return np.nan
+        return float((r2_score if self.regression else accuracy_score)(y, model.predict(X)))
+
+    def fit_alone(self, index: np.ndarray, weights: np.ndarray) -> Any:
+        """Fitted on these training rows without the trusted ones; `None` if it cannot be."""
+        if not np.any(weights) or (not self.regression and len(np.unique(self.y[index])) < 2):
+            return None
+        return fit_weighted(self.estimator, take_rows(self.X, index), self.y[index], weights)
+
+    def fit_beside(self, index: np.ndarray, weights: np.ndarray, trusted_weight: float) -> Any:
+        """Fitted on these training rows and all trusted ones."""
+        return fit_weighted(
+            self.estimator,
+            stack_rows(take_rows(self.X, index), self.X_trusted),
+            stack_rows(self.y[index], self.y_trusted),
+            np.concatenate([weights, np.full(len(self.y_trusted), trusted_weight)]),
+        )
+
+    def equal_model(self) -> Any:
+        """Of all training and trusted rows, equal weights."""
+        everything = np.arange(len(self.y))
+        return self.fit_beside(everything, np.ones(len(self.y)), 1.0)
+
+    def final_model(self, index: np.ndarray | None = None) -> Any:
+        """Of the trusted and (these) training rows, weighted as the result says."""
+        index = np.arange(len(self.y)) if index is None else index
+        scale = float(self.result.scale)
+        trusted_weight = scale * float(self.result.trusted_weight)
+        return self.fit_beside(index, scale * self.weights[index], trusted_weight)
+
+
+def effects_by(
+    rows: Rows,
+    membership: np.ndarray,
+    held: tuple[Any, np.ndarray] | None,
+    held_membership: np.ndarray | None,
+    models: tuple[Any, Any] | None,
+) -> list[dict[str, Any]]:
+    """What weighting does to each class or group: rows, weight, hold-out score before and after."""
+    weights, total = rows.weights, rows.weights.sum()
+    table = []
+    for name in np.unique(membership):
+        inside = membership == name
+        line = {
+            "name": str(name),
+            "rows": inside.sum(),
+            "mean_weight": weights[inside].mean(),
+            "share_of_rows": inside.mean(),
+            "share_of_weight": weights[inside].sum() / total if total else None,
+            "holdout_rows": None,
+            "equal": None,
+            "reweighted": None,
+        }
+        if held is not None and held_membership is not None and models is not None:
+            index = np.flatnonzero(held_membership == name)
+            line["holdout_rows"] = len(index)
+            if len(index):
+                part = take_rows(held[0], index), held[1][index]
+                line["equal"], line["reweighted"] = (rows.score(fit, *part) for fit in models)
+        table.append(line)
+    return table
+
+
+def gauge(
+    rows: Rows,
+    held: tuple[Any, np.ndarray] | None,
+    control: Callable[[np.ndarray], Any] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """How much of the drop of the trusted loss is overfitting to the trusted labels.
+
+    The final estimator is fitted on the training rows alone, with equal weights and with those
+    learned: the drop is `D = loss(equal) - loss(weights)` on the trusted rows, and `D_h` on the
+    hold-out, to whose labels nothing was fitted:
+
+        share = (D - D_h) / D, between 0 and 1
+
+    The control learns weights against shuffled trusted labels, and the drop is `D_s`. A model that
+    is less sure does better on *any* shuffle, which is no overfitting; the mean `E_s` of the drop
+    over all shuffles has a closed form, and `D_s - E_s` is fitted to labels that hold nothing to
+    learn. True labels leave less to fit, so `at_most = (D_s - E_s) / D` is a worst case, useful
+    where it is small.
+    """
+    everything, y = np.arange(len(rows.y)), rows.y_trusted
+    equal = rows.fit_alone(everything, np.ones(len(rows.y)))
+
+    def fit(result: Any) -> Any:
+        model = rows.fit_alone(everything, float(result.scale) * np.asarray(result.weights))
+        return equal if model is None else model  # zero: the trusted rows alone won
+
+    ours = fit(rows.result)
+    name = _loss_name(rows, equal)
+
+    def change(X: Any, y: np.ndarray) -> tuple[dict[str, float], float]:
+        before, after = (_losses(rows, model, X, y) for model in (equal, ours))
+        drop, error = _mean(before - after)
+        return {"equal": float(before.mean()), "weights": float(after.mean()), "drop": drop}, error
+
+    trusted, error = change(rows.X_trusted, y)
+    drop = trusted["drop"]
+    found: dict[str, Any] = {"loss": name, "trusted": trusted, "holdout": None, "share": None}
+    sentence = f"From equal weights to these the {name} on the trusted rows went {_moved(drop)}"
+    if held is not None:
+        found["holdout"], error_there = change(*held)
+        gap, gap_error = drop - found["holdout"]["drop"], float(np.hypot(error, error_there))
+        found |= {"gap": gap, "gap_error": gap_error}
+        sentence += f", on the hold-out {_moved(found['holdout']['drop'])}"
+        if drop > 0:
+            found["share"] = float(np.clip(gap / drop, 0, 1))
+            sentence += (
+                f": overfitting is about {found['share']:.0%} of the drop (the gap is {gap:.3f}, "
+                f"standard error {gap_error:.3f})"
+            )
+    sentence += "."
+    found["control"] = None if control is None else _control(rows, control, equal, fit, seed)
+    if found["control"] is not None:
+        fitted, fitted_error = found["control"]["overfit"], found["control"]["standard_error"]
+        found["control"]["at_most"] = max(fitted / drop, 0.0) if drop > 0 else None
+        winner = found["control"]["winner"]
+        sentence += " Against shuffled trusted labels, which hold nothing to learn, "
+        if winner in BASELINES and fitted <= 2 * fitted_error:
+            sentence += f'no weights were found better than "{winner}": none follow noise.'
+        else:
+            sentence += (
+                f'what was chosen ("{winner}") fits {fitted:.3f} (standard error '
+                f"{fitted_error:.3f}) of {name} to those very labels"
+            )
+            sentence += f", {max(fitted / drop, 0):.0%} of the drop" if drop > 0 else ""
+            sentence += ": a worst case, since true labels leave less to fit."
+    return found | {"sentence": sentence}
+
+
+def _moved(drop: float) -> str:
+    return f"{'down' if drop >= 0 else 'up'} by {abs(drop):.3f}"
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    """The mean and its standard error."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(error)
+
+
+def _control(
+    rows: Rows,
+    control: Callable[[np.ndarray], Any],
+    equal: Any,
+    fit: Callable[[Any], Any],
+    seed: int,
+) -> dict[str, Any]:
+    shuffled = np.random.default_rng(seed).permutation(rows.y_trusted)
+    again = control(shuffled)
+    models = equal, fit(again)
+    losses = [_losses(rows, model, rows.X_trusted, shuffled) for model in models]
+    usual = [_expected_losses(rows, model) for model in models]
+    overfit, error = _mean((losses[0] - usual[0]) - (losses[1] - usual[1]))
+    return {
+        "equal": losses[0].mean(),
+        "weights": losses[1].mean(),
+        "drop": (losses[0] - losses[1]).mean(),
+        "overfit": overfit,
+        "standard_error": error,
+        "winner": again.winner,
+    }
+
+
+def _loss_name(rows: Rows, model: Any) -> str:
+    if rows.regression:
+        return "squared error"
+    return "log loss" if hasattr(model, "predict_proba") else "error rate"
+
+
+def _loss_matrix(model: Any, X: Any, classes: np.ndarray) -> np.ndarray:
+    """The loss of each row if its label were each of the classes."""
+    if not hasattr(model, "predict_proba"):
+        return (np.asarray(model.predict(X))[:, None] != classes[None]).astype(float)
+    given = np.asarray(model.predict_proba(X))
+    p = np.zeros((len(given), len(classes)))
+    known = np.isin(model.classes_, classes)
+    p[:, np.searchsorted(classes, model.classes_[known])] = given[:, known]
+    return -np.log(np.clip(p, 1e-6, 1))
+
+
+def _losses(rows: Rows, model: Any, X: Any, y: np.ndarray) -> np.ndarray:
+    """The loss of each row: log loss, error, or squared error over the trusted rows' variance."""
+    if rows.regression:
+        return (np.asarray(model.predict(X)) - y) ** 2 / (np.var(rows.y_trusted) or 1.0)
+    classes = np.unique(y)
+    return _loss_matrix(model, X, classes)[np.arange(len(y)), np.searchsorted(classes, y)]
+
+
+def _expected_losses(rows: Rows, model: Any) -> np.ndarray:
+    """The mean of `_losses` of the trusted rows over all shuffles of their labels."""
+    y = rows.y_trusted
+    if rows.regression:
+        spread = np.var(y)
+        residual = np.asarray(model.predict(rows.X_trusted)) - np.mean(y)
+        return (residual**2 + spread) / (spread or 1.0)
+    classes, counts = np.unique(y, return_counts=True)
+    return _loss_matrix(model, rows.X_trusted, classes) @ (counts / len(y))
+
+
+def worst_rows(rows: Rows, ids: list[str], groups: Any, images: Any, seed: int) -> dict[str, Any]:
+    """The rows of lowest label quality, with what a model that has not seen them would say.
+
+    They are dealt into five folds. Each fold is predicted by the final estimator, fitted on all
+    other rows with their weights (of more than 20000, on a random 20000) and the trusted ones.
+    """
+    n = len(rows.y)
+    worst = np.argsort(rows.quality, kind="stable")[:NUM_WORST]
+    rng = np.random.default_rng(seed)
+    suggested = np.empty(len(worst), dtype=object)
+    sure = np.full(len(worst), np.nan)
+    num_folds = min(NUM_FOLDS, len(worst))
+    for fold in range(num_folds):
+        mine = np.arange(fold, len(worst), num_folds)
+        others = np.setdiff1d(np.arange(n), worst[mine])
+        if len(others) > MAX_ROWS:
+            others = np.sort(rng.choice(others, MAX_ROWS, replace=False))
+        model = rows.final_model(others)
+        part = take_rows(rows.X, worst[mine])
+        suggested[mine] = np.asarray(model.predict(part))
+        if hasattr(model, "predict_proba"):
+            sure[mine] = model.predict_proba(part).max(axis=1)
+    pictures = [None] * len(worst) if images is None else thumbnails(np.asarray(images[worst]))
+    bound = f" on {MAX_ROWS} rows drawn at random," if n > MAX_ROWS else ""
+    return {
+        "note": f"The {len(worst)} rows of lowest label quality, of {n}. The suggested label is the "
+        f"final estimator's, fitted{bound} with these weights and the trusted rows, without the row "
+        f"itself and a fifth of the others shown.",
+        "rows": [
+            {
+                "id": ids[i],
+                "given": rows.y[i],
+                "suggested": suggested[k],
+                "sure": sure[k],
+                "weight": rows.weights[i],
+                "label_quality": rows.quality[i],
+                "group": None if groups is None else groups[i],
+                "thumbnail": pictures[k],
+            }
+            for k, i in enumerate(worst)
+        ],
+    }
+
+
+def removal(rows: Rows, held: tuple[Any, np.ndarray] | None, seed: int) -> dict[str, Any]:
+    """The score without the k% of rows of lowest label quality, and without as many at random."""
+    rng = np.random.default_rng(seed)
+    n = len(rows.y)
+    index = np.sort(rng.choice(n, MAX_ROWS, replace=False)) if n > MAX_ROWS else np.arange(n)
+    by_quality = index[np.argsort(rows.quality[index], kind="stable")]
+    at_random = [rng.permutation(index) for _ in range(NUM_RANDOM)]
+    judge = (rows.X_trusted, rows.y_trusted) if held is None else held
+
+    def score_without(order: np.ndarray, percent: int) -> float:
+        kept = np.sort(order[round(len(order) * percent / 100) :])
+        model = rows.fit_alone(kept, np.ones(len(kept)))
+        return np.nan if model is None else rows.score(model, *judge)
+
+    table = []
+    for percent in REMOVED:
+        lowest = score_without(by_quality, percent)
+        others = [score_without(order, percent) for order in at_random] if percent else [lowest]
+        table.append(
+            {
+                "percent": percent,
+                "rows": len(index) - round(len(index) * percent / 100),
+                "lowest": lowest,
+                "random": np.mean(others),
+                "random_low": np.min(others),
+                "random_high": np.max(others),
+            }
+        )
+    judged = (
+        "hold-out" if held is not None else "trusted rows, which also chose the order: optimistic"
+    )
+    return {"table": table, "judged_on": judged, "draws": NUM_RANDOM, "training_rows": len(index)}

@@ -1,0 +1,209 @@
+"""Free weights, one a row: the bilevel problem on the simplex, and checks of its solution."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix as optx
+import pandas as pd
+from jaxtyping import PyTree
+
+from ..._algorithm.base import AbstractAlgorithm
+from ..._analysis.retrain import retrain_check
+from ..._callback import AbstractCallback, Checkpoint, Chunk, Logger, read_lines
+from ..._inner.gradient import MinimiserInner
+from ..._problem import BilevelProblem, num_rows
+from ..._sampler import FullBatch, Stream
+from ..._solution import RESULTS, Solution
+from ..._solve import solve
+from ...tasks import (
+    Model,
+    linear_model,
+    mlp_model,
+    reweighting,
+    softmax_cross_entropy,
+    squared_error,
+    uniform_weights,
+)
+from .._inputs.containers import like
+from .._inputs.fingerprint import check_fingerprint, fingerprint
+from .._inputs.prepare import Prepared
+from .diagnostics import effective_sample_size, entropy, row_weights
+from .features import centred_ranks
+from .methods import build_method
+from .result import WeightsResult, ask, score_models
+
+_RETRAIN = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-6), max_steps=1000)
+
+
+class _History(AbstractCallback):
+    """Collects the trace, with the weights' entropy and effective sample size, chunk by chunk.
+
+    With a path it also appends every row to that file, and starts from the rows that an interrupted
+    run left there up to `first_step`.
+    """
+
+    def __init__(self, path: Path | None, first_step: int):
+        self._logger = None if path is None else Logger(path)
+        earlier = [] if path is None else [json.loads(line) for line in read_lines(path)]
+        self.rows = [row for row in earlier if row["step"] <= first_step]
+
+    def __call__(self, chunk):
+        """Add the chunk's last row: the weights are known at its end."""
+        if not len(chunk.rows["step"]):
+            return
+        u = np.asarray(chunk.state.u)
+        row = {name: column[-1].item() for name, column in chunk.rows.items()}
+        row |= {"effective_sample_size": effective_sample_size(u), "entropy": entropy(u)}
+        self.rows.append(row)
+        if self._logger is not None:
+            columns = {name: np.asarray([value]) for name, value in row.items()}
+            self._logger(Chunk(chunk.step, chunk.num_steps, chunk.state, columns))
+
+    def close(self):
+        """Close the file."""
+        if self._logger is not None:
+            self._logger.close()
+
+
+def free_weights(
+    data: Prepared,
+    *,
+    model: Any,
+    method: str | AbstractAlgorithm,
+    num_steps: int | None,
+    l2: float,
+    seed: int,
+    callbacks: Sequence[AbstractCallback],
+    folder: str | os.PathLike | None,
+    compare: Callable[[np.ndarray, float], pd.DataFrame | None],
+) -> WeightsResult:
+    """One weight a row, by a bilevel algorithm on the simplex; arguments as in `learn_weights`.
+
+    `compare` makes the table of baselines from the weights and the weight of a trusted row.
+    """
+    regression = data.classes is None
+    w0, predict = _build_model(model, data.rows[0].shape[1], data.num_outputs, seed)
+    loss = squared_error if regression else softmax_cross_entropy
+    to_jax = jax.tree.map(jnp.asarray, (data.rows, data.trusted, data.held))
+    (x, y), (x_trusted, y_trusted), held = to_jax
+    problem = reweighting(x, y, x_trusted, y_trusted, predict, loss=loss, l2=l2)
+    solution, history, stats = _run(
+        problem, w0, method, num_steps, model == "linear", seed, callbacks, folder
+    )
+
+    n = len(data.rows[1])
+    weights, trusted_weight = final = row_weights(np.asarray(solution.u))
+    fits = {
+        name: _retrain(problem, jnp.asarray(p, x.dtype), w0)
+        for name, p in [("uniform", np.full(n, 1 / n)), ("capped", weights / n)]
+    }
+    retrained = retrain_check(
+        problem, solution, uniform_weights(n), lambda _: w0, inner=_RETRAIN, num_inits=1
+    )
+    models = {name: w for name, (w, _) in fits.items()}
+    models |= {"warm": solution.w, "retrained": jax.tree.map(lambda a: a[0], retrained.w)}
+    all_trained = retrained.converged and all(
+        bool(result == RESULTS.successful) for _, result in fits.values()
+    )
+    scores = score_models(problem, models, predict, loss, held)
+    scores = scores.loc[["uniform", "warm", "retrained", "capped"]]
+    baselines = compare(weights, trusted_weight)
+    raw_ess = effective_sample_size(np.asarray(solution.u))
+    checks = ask(scores, baselines, retrained, raw_ess, n, data.num_outputs, all_trained)
+    return WeightsResult(
+        weights=like(weights, data.given, "weight"),
+        trusted_weight=trusted_weight,
+        keep=final.keep,
+        effective_sample_size=effective_sample_size(weights),
+        entropy=entropy(weights),
+        history=history,
+        scores=scores,
+        baselines=baselines,
+        checks=checks,
+        parameters=models["capped"],
+        stats=stats,
+        winner="weights",
+        candidates=None,
+        label_quality=like((centred_ranks(weights) + 1) / 2, data.given, "label_quality"),
+        scale=1.0,
+        group_weights=None,
+        scorer=None,
+        encoding=data.encoding,
+    )
+
+
+def _build_model(model: Any, num_features: int, num_outputs: int, seed: int) -> Model:
+    if isinstance(model, Model):
+        return model
+    if model == "linear":
+        return linear_model(num_features, num_outputs)
+    if model == "mlp":
+        return mlp_model(num_features, num_outputs, key=jax.random.key(seed))
+    raise ValueError(
+        f"`model` must be 'linear', 'mlp' or a `bilevel.tasks.Model(w0, predict)`, got {model!r}."
+    )
+
+
+def _run(
+    problem: BilevelProblem,
+    w0: PyTree,
+    method: str | AbstractAlgorithm,
+    num_steps: int | None,
+    convex: bool,
+    seed: int,
+    callbacks: Sequence[AbstractCallback],
+    folder: str | os.PathLike | None,
+) -> tuple[Solution, pd.DataFrame, dict[str, Any]]:
+    """Run the algorithm, from its checkpoint in `folder` if there is one."""
+    u0 = uniform_weights(num_rows(problem.inner_data))
+    problem, algorithm, default_steps, chunk_size = build_method(method, problem, u0, w0, convex)
+    num_steps = default_steps if num_steps is None else num_steps
+    key = jax.random.key(seed)
+    state, checkpoint, path = None, None, None
+    if folder is not None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = jax.tree.leaves((problem.inner_data, problem.outer_data))
+        digest = fingerprint((method, seed, problem.inner), data)
+        checkpoint, path = Checkpoint(folder / "checkpoint.eqx"), folder / "history.jsonl"
+        if (folder / "checkpoint.eqx").exists():
+            check_fingerprint(folder, digest)
+            state = checkpoint.load(algorithm.init(problem, u0, w0, key))
+            if int(state.step) > num_steps:
+                raise ValueError(
+                    f"`folder` {folder} holds a run that has made {int(state.step)} steps already; "
+                    f"got num_steps={num_steps}. Ask for at least as many, or pass another folder."
+                )
+        else:
+            path.unlink(missing_ok=True)
+            (folder / "fingerprint").write_text(digest)
+    history = _History(path, 0 if state is None else int(state.step))
+    solution = solve(
+        problem,
+        algorithm,
+        u0,
+        w0,
+        num_steps=num_steps,
+        key=key,
+        state=state,
+        trace_every=chunk_size,
+        chunk_size=chunk_size,
+        # The checkpoint comes last: what it holds, the history holds too.
+        callbacks=[*callbacks, history, *([checkpoint] if checkpoint else [])],
+    )
+    return solution, pd.DataFrame(history.rows), solution.stats
+
+
+@eqx.filter_jit
+def _retrain(problem: BilevelProblem, u: jax.Array, w0: PyTree) -> tuple[PyTree, RESULTS]:
+    """The model trained from its fresh start on the final weights, to convergence."""
+    stream = Stream(FullBatch(), problem.inner_data, ())
+    w, _, _, stats = _RETRAIN.solve(problem, u, w0, (), stream)
+    return w, stats.result
