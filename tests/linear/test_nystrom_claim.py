@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "nystrom.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "nystrom.py"
 
 
 def benchmark():

@@ -32,7 +32,7 @@ COLUMNS = [
     *("algorithm", "seed", "step", "outer_value"),
     *("outer_residual", "inner_residual", "linear_residual", "step_ratio"),
 ]
-EXAMPLE = Path(__file__).parents[1] / "examples" / "new_method.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "new_method.py"
 
 
 def two(**options: Any) -> Any:
