@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from bilevel.reweighting._report.page.evidence import gather_evidence
 from sklearn.datasets import load_iris
 from sklearn.naive_bayes import GaussianNB
 
 from bilevel.reweighting import Check, effective_sample_size, entropy
+from bilevel.reweighting._report.evidence import gather_evidence
 
 HOSTILE = [
     "<script>window.hacked = 1</script>",

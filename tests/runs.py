@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from bilevel.reweighting._inputs.containers.columns import load_model
 from sklearn.pipeline import Pipeline
 from typer.testing import CliRunner
 
 from bilevel.cli import _job as _run
 from bilevel.cli import app
+from bilevel.reweighting._inputs.columns import load_model
 from digits import TRAIN, arguments, digits, plain_table, write_table
 
 FORMULAS = [

@@ -196,8 +196,8 @@ def test_ball_refuses_other_norms():
 def test_what_auto_steps_measure():
     grad, u = jnp.array([3.0, -4.0]), jnp.array([0.25, 0.75])
     for geometry in (Euclidean(), Box(0.0, 1.0), Ball(1.0, jnp.inf)):
-        np.testing.assert_allclose(geometry.measure(u, grad), [3.0, 4.0])
-    np.testing.assert_allclose(Ball(1.0).measure(u, grad), np.sqrt(12.5) * np.ones(2))
+        np.testing.assert_allclose(geometry.magnitude(u, grad), [3.0, 4.0])
+    np.testing.assert_allclose(Ball(1.0).magnitude(u, grad), np.sqrt(12.5) * np.ones(2))
     # tangent: g - <u, g> = (5.25, -1.75)
-    np.testing.assert_allclose(Simplex().measure(u, grad), [5.25, 5.25])
+    np.testing.assert_allclose(Simplex().magnitude(u, grad), [5.25, 5.25])
     np.testing.assert_allclose(Simplex().tangent(u, grad), [5.25, -1.75])

@@ -47,6 +47,20 @@ def test_unknown_names_are_refused():
         bilevel.no_such_name  # noqa: B018  # pyright: ignore
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Adjusted", "TransformedGeometry"),
+        ("Averaged", "IterateAveraging"),
+        ("ByWeight", "WeightedSampler"),
+        ("InnerChoice", "InnerSolution"),
+    ],
+)
+def test_renamed_names_work_and_warn(old, new):
+    with pytest.warns(DeprecationWarning, match=f"is called `bilevel.{new}` now"):
+        assert getattr(bilevel, old) is getattr(bilevel, new)
+
+
 def test_import_is_light():
     heavy = ("jax", "equinox", "optax", "sklearn", "pandas", "numpy", "rich", "typer", "pyarrow")
     code = f"import sys, bilevel; print([x for x in {heavy} if x in sys.modules])"

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 
 import bilevel
-from bilevel import InnerChoice, cold_start_solution, optimistic_solution, pessimistic_solution
+from bilevel import InnerSolution, cold_start_solution, optimistic_solution, pessimistic_solution
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _script import Claim, run_script
@@ -90,7 +90,7 @@ def problem_of(data: Data) -> bilevel.BilevelProblem:
     )
 
 
-Respond = Callable[[jax.Array], InnerChoice]
+Respond = Callable[[jax.Array], InnerSolution]
 
 
 def learn(problem: bilevel.BilevelProblem, respond: Respond) -> jax.Array:
@@ -141,7 +141,7 @@ def run_seed(seed: int) -> dict[str, Any]:
     worst = jax.jit(lambda u: pessimistic_solution(problem, u, w0, RADIUS, num_steps=100))
     concepts: dict[str, Respond] = {"optimistic": best, "pessimistic": worst, "cold start": cold}
 
-    def record(u: Any, choice: InnerChoice) -> dict[str, Any]:
+    def record(u: Any, choice: InnerSolution) -> dict[str, Any]:
         fitted = np.asarray(features(jnp.asarray(u)) @ choice.w)
         return {
             "value": float(choice.value),
@@ -166,7 +166,7 @@ def run_seed(seed: int) -> dict[str, Any]:
         value = problem.outer(u, w, problem.outer_data)
         residual = jnp.linalg.norm(problem.residual(u, w, problem.inner_data))
         settings[f"T = {inner_steps}, step {rate}"] = {
-            "warm start": record(u, InnerChoice(w, value, residual)),
+            "warm start": record(u, InnerSolution(w, value, residual)),
             "retrained": record(u, cold(u)),
         }
         way = way if way.size else path

@@ -167,14 +167,14 @@ def _soba(eta: Any, s: Scales, inner: Any = SHUFFLED) -> bilevel.SOBA:
 
 
 def _adjusted(*steps: optax.GradientTransformation) -> Variant:
-    geometry = bilevel.Adjusted(optax.chain(*steps))
+    geometry = bilevel.TransformedGeometry(optax.chain(*steps))
     return lambda p, eta, s: (eqx.tree_at(lambda p: p.geometry, p, geometry), _soba(eta, s))
 
 
 def _combined(p: Any, eta: Any, s: Scales) -> tuple[Any, Any]:
     p, _ = VARIANTS["+ limit"](p, eta, s)
     _, by_weight = VARIANTS["+ importance"](p, eta, s)
-    return p, bilevel.Averaged(by_weight)
+    return p, bilevel.IterateAveraging(by_weight)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -182,10 +182,10 @@ VARIANTS: dict[str, Variant] = {
     "+ limit": _adjusted(bilevel.limit_log_step(RADIUS)),
     "+ clip": _adjusted(optax.clip(CLIP)),
     "+ KL pull": _adjusted(bilevel.kl_pull(PULL)),
-    "+ average": lambda p, eta, s: (p, bilevel.Averaged(_soba(eta, s))),
+    "+ average": lambda p, eta, s: (p, bilevel.IterateAveraging(_soba(eta, s))),
     "+ importance": lambda p, eta, s: (
         p,
-        bilevel.ImportanceSampling(_soba(eta, s, bilevel.ByWeight(BATCH))),
+        bilevel.ImportanceSampling(_soba(eta, s, bilevel.WeightedSampler(BATCH))),
     ),
     "+ entropy": lambda p, eta, s: (
         bilevel.penalised(p, bilevel.kl_to_uniform, ENTROPY * s.steepest),
@@ -219,7 +219,7 @@ def run_variant(
             return eqx.tree_at(lambda x: x.key, kept, keys), None
 
         state, _ = jax.lax.scan(step, algorithm.init(problem, u0, w0, key), length=steps)
-        averaged = isinstance(algorithm, bilevel.Averaged)
+        averaged = isinstance(algorithm, bilevel.IterateAveraging)
         return (algorithm.average(state) if averaged else state.u), state.w
 
     return jax.vmap(run)(etas)

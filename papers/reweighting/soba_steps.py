@@ -56,9 +56,11 @@ def full_batch(eta: Array, rho: Array, n: int) -> bilevel.AbstractAlgorithm:
 
 
 def by_weight(eta: Array, rho: Array, n: int) -> bilevel.AbstractAlgorithm:
-    """Inner batches drawn by weight; `u` still moves without bias, see `bilevel.ByWeight`."""
+    """Inner batches drawn by weight; `u` still moves without bias, see `bilevel.WeightedSampler`."""
     outer = bilevel.Shuffled(BATCH)
-    return bilevel.ImportanceSampling(bilevel.SOBA(rho, rho, eta, bilevel.ByWeight(BATCH), outer))
+    return bilevel.ImportanceSampling(
+        bilevel.SOBA(rho, rho, eta, bilevel.WeightedSampler(BATCH), outer)
+    )
 
 
 def uniform(eta: Array, rho: Array, n: int) -> bilevel.AbstractAlgorithm:

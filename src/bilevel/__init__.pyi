@@ -70,13 +70,10 @@ from ._hypergradient.implicit import (
 from ._hypergradient.layer import implicit_layer as implicit_layer
 from ._hypergradient.stochastic import SID as SID
 from ._hypergradient.unrolled import ITD as ITD
-from ._inner.gradient import (
-    AbstractInnerSolver as AbstractInnerSolver,
-    ClosedForm as ClosedForm,
-    GradientInner as GradientInner,
-    InnerStats as InnerStats,
-    MinimiserInner as MinimiserInner,
-)
+from ._inner.base import AbstractInnerSolver as AbstractInnerSolver, InnerStats as InnerStats
+from ._inner.closed_form import ClosedForm as ClosedForm
+from ._inner.gradient import GradientInner as GradientInner
+from ._inner.minimiser import MinimiserInner as MinimiserInner
 from ._linear.cg import CG as CG
 from ._linear.neumann import Neumann as Neumann
 from ._linear.nystrom import (
@@ -96,15 +93,16 @@ from ._problem import (
     reparametrise as reparametrise,
 )
 from ._analysis.time_scales import Regime as Regime, regime as regime
-from ._outer.wrappers import (
-    Adjusted as Adjusted,
-    Averaged as Averaged,
-    ByWeight as ByWeight,
+from ._outer.geometry import TransformedGeometry as TransformedGeometry
+from ._outer.averaging import IterateAveraging as IterateAveraging
+from ._outer.importance import (
     ImportanceSampling as ImportanceSampling,
-    kl_pull as kl_pull,
+    WeightedSampler as WeightedSampler,
+)
+from ._outer.updates import kl_pull as kl_pull, limit_log_step as limit_log_step
+from ._outer.penalised import (
     kl_to_uniform as kl_to_uniform,
     l2_to_uniform as l2_to_uniform,
-    limit_log_step as limit_log_step,
     penalised as penalised,
 )
 from ._analysis.retrain import (
@@ -133,7 +131,7 @@ from ._solution import (
     Solution as Solution,
 )
 from ._analysis.solution_concepts import (
-    InnerChoice as InnerChoice,
+    InnerSolution as InnerSolution,
     cold_start_solution as cold_start_solution,
     optimistic_solution as optimistic_solution,
     pessimistic_solution as pessimistic_solution,

@@ -2,6 +2,7 @@
 
 import abc
 import math
+import warnings
 
 import equinox as eqx
 import jax
@@ -24,8 +25,13 @@ class AbstractGeometry(eqx.Module):
         """The Euclidean projection onto U; it serves to measure, not to move."""
 
     @abc.abstractmethod
-    def measure(self, u: PyTree[Array], grad: PyTree[Array]) -> PyTree[Array]:
+    def magnitude(self, u: PyTree[Array], grad: PyTree[Array]) -> PyTree[Array]:
         """The sizes of a gradient's entries, of which `"auto"` outer step sizes are made."""
+
+    def measure(self, u: PyTree[Array], grad: PyTree[Array]) -> PyTree[Array]:
+        """Deprecated: the old name of `magnitude`, until version 0.2."""
+        warnings.warn("`measure` is called `magnitude` now.", DeprecationWarning, stacklevel=2)
+        return self.magnitude(u, grad)
 
 
 def outer_residual(geometry: AbstractGeometry, u: PyTree[Array], grad: PyTree[Array]) -> Scalar:
@@ -47,7 +53,7 @@ class Euclidean(AbstractGeometry):
         """`u` itself."""
         return u
 
-    def measure(self, u, grad):
+    def magnitude(self, u, grad):
         """`|grad|`, entry by entry."""
         return jax.tree.map(jnp.abs, grad)
 
@@ -85,7 +91,7 @@ class Box(AbstractGeometry):
             lambda x: jnp.clip(x, self.lower.astype(x.dtype), self.upper.astype(x.dtype)), u
         )
 
-    def measure(self, u, grad):
+    def magnitude(self, u, grad):
         """`|grad|`, entry by entry."""
         return jax.tree.map(jnp.abs, grad)
 
@@ -127,7 +133,7 @@ class Ball(AbstractGeometry):
             inside = _PROJECTIONS[self.p](flat, self.radius.astype(flat.dtype))
         return optax.tree.add(center, unravel(inside))
 
-    def measure(self, u, grad):
+    def magnitude(self, u, grad):
         """`|grad|`, entry by entry where the projection is too; its root mean square else.
 
         A step that is scaled entry by entry and then projected as a whole stops at the wrong points.
@@ -170,9 +176,9 @@ class Rowwise(AbstractGeometry):
         """Row by row."""
         return jax.vmap(self.geometry.project)(u)
 
-    def measure(self, u, grad):
+    def magnitude(self, u, grad):
         """Row by row."""
-        return jax.vmap(self.geometry.measure)(u, grad)
+        return jax.vmap(self.geometry.magnitude)(u, grad)
 
 
 class Simplex(AbstractGeometry):
@@ -222,7 +228,7 @@ class Simplex(AbstractGeometry):
         mean = optax.tree.vdot(u, grad)
         return jax.tree.map(lambda g: g - mean, grad)
 
-    def measure(self, u, grad):
+    def magnitude(self, u, grad):
         """The largest `|tangent(u, grad)|`, the same for all entries: the steps stay mirror steps."""
         largest = optax.tree.norm(self.tangent(u, grad), ord=jnp.inf)
         return jax.tree.map(lambda g: jnp.full_like(g, largest), grad)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
-from bilevel.reweighting._report.page.thumbnails import thumbnails
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -17,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from bilevel import learn_weights
 from bilevel.cli import _job as _run
 from bilevel.cli._activity import Activity
+from bilevel.reweighting._report.thumbnails import thumbnails
 from digits import (
     TRAIN,
     TRUSTED,

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._report.page.page import Report
 from sklearn.metrics import roc_auc_score
 
 from bilevel.cli import _artifacts
 from bilevel.cli import _job as _run
 from bilevel.cli._artifacts import harmless
+from bilevel.reweighting._report.page import Report
 from digits import TRAIN, TRUSTED, arguments, digits, mixed_table, plain_table, write_table
 from runs import (
     FORMULAS,

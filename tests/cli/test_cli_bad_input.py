@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._inputs.containers.checks import InputError
-from bilevel.reweighting._inputs.containers.columns import tidy
 from typer.testing import CliRunner
 
 from bilevel.cli import app
+from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.columns import tidy
 from digits import write_table
 
 N, M = 40, 16

@@ -41,12 +41,12 @@ def test_limited_log_steps(radius):
     assert float(jnp.max(jnp.abs(delta))) <= radius * (1 + 1e-12)
     factor = min(1.0, radius / float(jnp.max(jnp.abs(centred))))
     np.testing.assert_allclose(delta, factor * centred, rtol=1e-12)
-    moved = bilevel.Adjusted(tx).retract(U, DELTA)
+    moved = bilevel.TransformedGeometry(tx).retract(U, DELTA)
     assert_close(moved, SIMPLEX.retract(U, factor * centred), rtol=1e-12)
 
 
 def test_a_wide_limit_changes_nothing_on_the_simplex():
-    moved = bilevel.Adjusted(bilevel.limit_log_step(1e3)).retract(U, DELTA)
+    moved = bilevel.TransformedGeometry(bilevel.limit_log_step(1e3)).retract(U, DELTA)
     assert_close(moved, SIMPLEX.retract(U, DELTA), rtol=1e-12)
 
 
@@ -60,7 +60,7 @@ def test_kl_pull_is_the_proximal_step(reference):
     """argmin_u KL(u | v) + s KL(u | reference), by its formula and by comparing values."""
     s = 0.3
     tx: Any = bilevel.kl_pull(s, reference)
-    found = bilevel.Adjusted(tx).retract(U, DELTA)
+    found = bilevel.TransformedGeometry(tx).retract(U, DELTA)
     v = SIMPLEX.retract(U, DELTA)
     r = jnp.full(4, 0.25) if reference is None else reference
     expected = v ** (1 / (1 + s)) * r ** (s / (1 + s))
@@ -77,7 +77,7 @@ def test_kl_pull_is_the_proximal_step(reference):
 def test_kl_pull_settles_where_it_says():
     """At reference * exp(-(eta / s) phi), for a constant field."""
     eta, s = 0.05, 0.1
-    geometry = bilevel.Adjusted(bilevel.kl_pull(s))
+    geometry = bilevel.TransformedGeometry(bilevel.kl_pull(s))
     u = U
     for _ in range(400):
         u = geometry.retract(u, -eta * DELTA)
@@ -87,20 +87,24 @@ def test_kl_pull_settles_where_it_says():
 
 def test_adjusted_composes_and_delegates():
     tx = optax.chain(optax.clip(0.5), bilevel.kl_pull(0.2))
-    both = bilevel.Adjusted(tx).retract(U, DELTA)
-    by_hand = bilevel.Adjusted(bilevel.kl_pull(0.2)).retract(U, jnp.clip(DELTA, -0.5, 0.5))
+    both = bilevel.TransformedGeometry(tx).retract(U, DELTA)
+    by_hand = bilevel.TransformedGeometry(bilevel.kl_pull(0.2)).retract(
+        U, jnp.clip(DELTA, -0.5, 0.5)
+    )
     assert_close(both, by_hand, rtol=1e-14)
-    nested = bilevel.Adjusted(optax.clip(0.5), bilevel.Adjusted(bilevel.kl_pull(0.2)))
+    nested = bilevel.TransformedGeometry(
+        optax.clip(0.5), bilevel.TransformedGeometry(bilevel.kl_pull(0.2))
+    )
     assert_close(nested.retract(U, DELTA), by_hand, rtol=1e-14)
-    wrapped = bilevel.Adjusted(optax.clip(0.5))
+    wrapped = bilevel.TransformedGeometry(optax.clip(0.5))
     point = jnp.array([0.5, 0.9, -0.1, 0.0])
     assert_same(wrapped.project(point), SIMPLEX.project(point))
-    assert_same(wrapped.measure(U, DELTA), SIMPLEX.measure(U, DELTA))
+    assert_same(wrapped.magnitude(U, DELTA), SIMPLEX.magnitude(U, DELTA))
 
 
 def test_adjusted_refuses_a_transformation_with_state():
     with pytest.raises(ValueError, match="without state"):
-        bilevel.Adjusted(optax.adam(0.1)).retract(U, DELTA)
+        bilevel.TransformedGeometry(optax.adam(0.1)).retract(U, DELTA)
 
 
 @pytest.mark.parametrize("make", [bilevel.limit_log_step, bilevel.kl_pull])
@@ -113,7 +117,9 @@ def test_settings_must_be_positive(make, value):
 @pytest.mark.slow
 def test_adjusted_in_a_run_bounds_every_step():
     radius = 0.01
-    problem, w0, u0 = small_problem(geometry=bilevel.Adjusted(bilevel.limit_log_step(radius)))
+    problem, w0, u0 = small_problem(
+        geometry=bilevel.TransformedGeometry(bilevel.limit_log_step(radius))
+    )
     method = bilevel.SOBA(0.1, 0.1, 100.0)
     state = method.init(problem, u0, w0, jax.random.key(0))
     moved = 0.0
@@ -129,7 +135,7 @@ def test_adjusted_in_a_run_bounds_every_step():
 def test_batches_by_weight_are_drawn_as_they_say():
     n, batch, share = 6, 50_000, 0.75
     u = jnp.array([0.5, 0.3, 0.1, 0.1, 0.0, 0.0])
-    sampler = bilevel.ByWeight(batch, share)
+    sampler = bilevel.WeightedSampler(batch, share)
     data = (jnp.arange(6.0), jnp.arange(6))
     state = sampler.init(data, jax.random.key(0))
     assert_close(state.u, jnp.full(n, 1 / n), rtol=1e-15)
@@ -174,11 +180,11 @@ def test_curvature_of_batches_by_weight_is_bounded():
     problem, w0, _ = small_problem(30)
     u = jnp.full(30, 1e-9).at[4].set(1.0)
     largest = {}
-    for sampler in (bilevel.Shuffled(3), bilevel.ByWeight(3)):
+    for sampler in (bilevel.Shuffled(3), bilevel.WeightedSampler(3)):
         state = sampler.init(problem.inner_data, jax.random.key(0))
         sizes = []
         for _ in range(30):
-            if isinstance(sampler, bilevel.ByWeight):
+            if isinstance(sampler, bilevel.WeightedSampler):
                 state = state._replace(u=u)
             batch, state = sampler.draw(problem.inner_data, state)
             hessian = jax.hessian(lambda w: problem.inner(u, w, batch.data))(w0)  # noqa: B023
@@ -187,12 +193,12 @@ def test_curvature_of_batches_by_weight_is_bounded():
     x = problem.inner_data[0][4]  # pyright: ignore[reportOptionalSubscript]
     full = float(x @ x)
     assert largest["Shuffled"] > 9 * full
-    assert largest["ByWeight"] < 2.2 * full
+    assert largest["WeightedSampler"] < 2.2 * full
 
 
 def test_importance_sampling_tells_the_sampler_the_weights():
     problem, w0, u0 = small_problem()
-    method = bilevel.ImportanceSampling(bilevel.SOBA(0.05, 0.05, 0.2, bilevel.ByWeight(5)))
+    method = bilevel.ImportanceSampling(bilevel.SOBA(0.05, 0.05, 0.2, bilevel.WeightedSampler(5)))
     state = method.init(problem, u0, w0, jax.random.key(0))
     for _ in range(3):
         before = state.u
@@ -203,26 +209,26 @@ def test_importance_sampling_tells_the_sampler_the_weights():
 
 def test_importance_sampling_needs_its_sampler():
     problem, w0, u0 = small_problem()
-    with pytest.raises(TypeError, match=r"inner_sampler=ByWeight"):
+    with pytest.raises(TypeError, match=r"inner_sampler=WeightedSampler"):
         bilevel.ImportanceSampling(bilevel.SOBA()).init(problem, u0, w0, jax.random.key(0))
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 3, "share": 1.0}])
 def test_by_weight_refuses(options):
-    with pytest.raises(ValueError, match="ByWeight"):
-        bilevel.ByWeight(**options)
+    with pytest.raises(ValueError, match="WeightedSampler"):
+        bilevel.WeightedSampler(**options)
 
 
 def test_by_weight_needs_a_tuple_of_data():
     with pytest.raises(ValueError, match="tuple of arrays"):
-        bilevel.ByWeight(2).init(jnp.arange(3.0), jax.random.key(0))
+        bilevel.WeightedSampler(2).init(jnp.arange(3.0), jax.random.key(0))
 
 
 @pytest.mark.parametrize("start", [0, 4])
 def test_average_is_the_mean_of_the_iterates(start):
     problem, w0, u0 = small_problem()
     plain = bilevel.SOBA(0.1, 0.1, 0.5)
-    method = bilevel.Averaged(plain, start)
+    method = bilevel.IterateAveraging(plain, start)
     state = plain.init(problem, u0, w0, jax.random.key(0))
     iterates = []
     for _ in range(10):
@@ -236,7 +242,7 @@ def test_average_is_the_mean_of_the_iterates(start):
 
 def test_averaged_goes_on_where_it_stopped():
     problem, w0, u0 = small_problem()
-    method = bilevel.Averaged(bilevel.SOBA(0.1, 0.1, 0.5, bilevel.Shuffled(5)), 2)
+    method = bilevel.IterateAveraging(bilevel.SOBA(0.1, 0.1, 0.5, bilevel.Shuffled(5)), 2)
     unbroken = bilevel.solve(problem, method, u0, w0, num_steps=9)
     half = bilevel.solve(problem, method, u0, w0, num_steps=4)
     rest = bilevel.solve(problem, method, u0, w0, num_steps=9, state=half.state)
@@ -294,7 +300,7 @@ def test_weight_function_against_the_chain_rule():
 def test_problems_of_equal_shape_share_a_compilation(compilations):
     """Reparametrised problems are data: another one of the same kind compiles nothing."""
     problem, w0, u0 = small_problem()
-    geometry = bilevel.Adjusted(optax.clip(0.1))
+    geometry = bilevel.TransformedGeometry(optax.clip(0.1))
     method = bilevel.SOBA(0.1, 0.1, 0.5)
 
     def same(u):

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._audit.audit.audit import audit
-from bilevel.reweighting._audit.audit.duplicates import (
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+
+from bilevel.reweighting._audit.audit import audit
+from bilevel.reweighting._audit.duplicates import (
     find_conflicting_labels,
     find_duplicates,
     find_shared_rows,
 )
-from bilevel.reweighting._audit.audit.finding import Audit
-from bilevel.reweighting._inputs.containers.checks import InputError
-from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
-
+from bilevel.reweighting._audit.finding import Audit
+from bilevel.reweighting._inputs.checks import InputError
 from digits import digits, mixed_table
 
 RNG = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def test_near_rows_of_real_tables(loader):
 
 
 def test_more_near_rows_than_are_looked_at(monkeypatch):
-    monkeypatch.setattr("bilevel.reweighting._audit.audit.duplicates.LIMIT", 50)
+    monkeypatch.setattr("bilevel.reweighting._audit.duplicates.LIMIT", 50)
     X = RNG.normal(size=(300, 10))
     found = find_shared_rows(X, X + 1e-7)
     assert len(found) == 50

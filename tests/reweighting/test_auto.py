@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._inputs.containers.checks import InputError
-from bilevel.reweighting._learn.baselines import fit_weighted, stack_rows
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
@@ -16,6 +14,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 import bilevel
 from bilevel import learn_weights
+from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._weights.baselines import fit_weighted, stack_rows
 from digits import TRAIN, TRUSTED, digits
 
 

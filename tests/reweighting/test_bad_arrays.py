@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from bilevel.reweighting._inputs.containers.checks import InputError
 
 from bilevel import learn_weights
+from bilevel.reweighting._inputs.checks import InputError
 
 N, M, D = 30, 12, 3
 
@@ -228,7 +228,7 @@ def test_regression_targets():
     ],
 )
 def test_what_auto_takes_for_a_regression(y, regression):
-    from bilevel.reweighting._inputs.containers.prepare import is_regression
+    from bilevel.reweighting._inputs.prepare import is_regression
 
     assert is_regression("auto", y) is regression
     assert is_regression("regression", y) is True

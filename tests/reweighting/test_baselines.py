@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._learn.baselines import agreeing_rows, fit_weighted
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -13,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bilevel import compare_baselines, effective_sample_size, learn_weights
+from bilevel.reweighting._weights.baselines import agreeing_rows, fit_weighted
 from digits import digits
 
 N, M, H, D = 120, 40, 200, 3

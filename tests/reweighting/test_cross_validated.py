@@ -9,16 +9,27 @@ import lineax as lx
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._inputs.containers.checks import InputError
-from bilevel.reweighting._learn.cross_validated import (
+from jax.flatten_util import ravel_pytree
+from scipy.stats import spearmanr
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import MinMaxScaler
+
+import bilevel
+from bilevel.datasets import flip_to_different
+from bilevel.reweighting import cross_validated_weights, effective_sample_size
+from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._weights import weight_function as _weight_function
+from bilevel.reweighting._weights.cross_validated import (
     SIMPLEST,
     Candidate,
     choose,
     make_folds,
     mixture,
 )
-from bilevel.reweighting._learn.labels import Classes, Numbers, RowScorer
-from bilevel.reweighting._learn.weight_function import (
+from bilevel.reweighting._weights.labels import Classes, Numbers, RowScorer
+from bilevel.reweighting._weights.weight_function import (
     FOLDS,
     Folds,
     Inner,
@@ -30,17 +41,6 @@ from bilevel.reweighting._learn.weight_function import (
     penalised_risk,
     sample_weights,
 )
-from jax.flatten_util import ravel_pytree
-from scipy.stats import spearmanr
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import MinMaxScaler
-
-import bilevel
-from bilevel.datasets import flip_to_different
-from bilevel.reweighting import cross_validated_weights, effective_sample_size
-from bilevel.reweighting._learn import weight_function as _weight_function
 
 
 def scaled_digits(rows, trusted, rate, seed):

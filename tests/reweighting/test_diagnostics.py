@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from bilevel.reweighting._learn.diagnostics import row_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bilevel import effective_sample_size, entropy
+from bilevel.reweighting._weights.diagnostics import row_weights
 
 ROWS = arrays(
     np.float64,

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._inputs.containers.checks import InputError
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes
 from sklearn.exceptions import NotFittedError
@@ -15,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from bilevel import ReweightedClassifier, ReweightedRegressor, compare_baselines, learn_weights
+from bilevel.reweighting._inputs.checks import InputError
 from digits import TRAIN, TRUSTED, digits
 
 

@@ -9,9 +9,6 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._report.page.evidence import gather_evidence, jsonable
-from bilevel.reweighting._report.page.refits import REMOVED, Rows, _expected_losses, _losses
-from bilevel.reweighting._report.page.thumbnails import thumbnails
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
@@ -19,7 +16,10 @@ from sklearn.metrics import log_loss
 from sklearn.naive_bayes import GaussianNB
 from sklearn.tree import DecisionTreeClassifier
 
-from bilevel.reweighting._report.page import refits as _refits
+from bilevel.reweighting._report import refits as _refits
+from bilevel.reweighting._report.evidence import gather_evidence, jsonable
+from bilevel.reweighting._report.refits import REMOVED, Rows, _expected_losses, _losses
+from bilevel.reweighting._report.thumbnails import thumbnails
 from digits import TRAIN, digits
 from reports import BASELINES, HARMLESS, iris_evidence, made_result
 

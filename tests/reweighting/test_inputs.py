@@ -12,9 +12,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import scipy.sparse
-from bilevel.reweighting._inputs.containers.checks import InputError
-from bilevel.reweighting._inputs.containers.columns import tidy, vectorise
-from bilevel.reweighting._inputs.containers.containers import (
+
+from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.columns import tidy, vectorise
+from bilevel.reweighting._inputs.containers import (
     as_internal,
     as_rows,
     densify,

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._inputs.containers.checks import InputError
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
@@ -18,7 +17,8 @@ from sklearn.preprocessing import MinMaxScaler
 
 import bilevel
 from bilevel import learn_weights, tasks
-from bilevel.reweighting._learn import methods as _methods
+from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._weights import methods as _methods
 from digits import TRAIN, digits
 
 HISTORY = [

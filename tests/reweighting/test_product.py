@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from bilevel.reweighting._inputs.containers.checks import InputError, find_classes
 from sklearn.metrics import roc_auc_score
 
 from bilevel import ReweightedClassifier, learn_weights
+from bilevel.reweighting._inputs.checks import InputError, find_classes
 
 N, M, H = 240, 60, 100
 

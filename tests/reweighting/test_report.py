@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._report.page.charts import Chart, draw_charts
-from bilevel.reweighting._report.page.evidence import gather_evidence
-from bilevel.reweighting._report.page.page import Report, _show
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LinearRegression
 from sklearn.naive_bayes import GaussianNB
 
+from bilevel.reweighting._report.charts import Chart, draw_charts
+from bilevel.reweighting._report.evidence import gather_evidence
+from bilevel.reweighting._report.page import Report, _show
 from reports import HARMLESS, HOSTILE, iris_evidence, made_result
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}

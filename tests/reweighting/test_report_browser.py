@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from bilevel.reweighting._report.page.page import Report
 
+from bilevel.reweighting._report.page import Report
 from reports import HARMLESS, HOSTILE, iris_evidence
 
 selenium = pytest.importorskip("selenium.webdriver")

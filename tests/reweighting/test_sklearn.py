@@ -90,7 +90,7 @@ def test_two_is_a_row_twice_and_zero_is_no_row():
     clf: Any = ReweightedClassifier(**FEW).fit(
         data.X, data.y, X_trusted=data.X_trusted, y_trusted=data.y_trusted
     )
-    from bilevel.reweighting._learn.baselines import fit_weighted
+    from bilevel.reweighting._weights.baselines import fit_weighted
 
     final: Any = make_pipeline(MinMaxScaler(), LogisticRegression(tol=1e-10, max_iter=10_000))
     weights = np.r_[np.full(150, 2.0), np.zeros(100), np.ones(150)]

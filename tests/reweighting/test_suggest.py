@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bilevel.reweighting._audit.audit.suggest import suggest
-from bilevel.reweighting._inputs.containers.checks import InputError
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from bilevel.reweighting._audit.suggest import suggest
+from bilevel.reweighting._inputs.checks import InputError
 from digits import digits
 
 DATA = digits()

@@ -12,8 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import skops.io
-from bilevel.reweighting._inputs.containers.checks import InputError
-from bilevel.reweighting._inputs.containers.columns import (
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.columns import (
     _MODEL_TYPES,
     check_values,
     is_messy,
@@ -22,10 +26,7 @@ from bilevel.reweighting._inputs.containers.columns import (
     tidy,
     vectorise,
 )
-from bilevel.reweighting._inputs.containers.files import digest, read_table
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from bilevel.reweighting._inputs.files import digest, read_table
 
 N = 60
 ROWS = np.arange(N)

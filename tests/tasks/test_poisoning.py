@@ -118,7 +118,7 @@ def test_each_row_stays_in_its_own_ball(p):
 def test_steps_measure_each_row_on_its_own():
     grad = jnp.array([[3.0, -4.0, 0.0], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]])
     root_mean_square = np.sqrt([25 / 3, 3, 1])[:, None] * np.ones((3, 3))
-    np.testing.assert_allclose(regression().geometry.measure(U, grad), root_mean_square)
+    np.testing.assert_allclose(regression().geometry.magnitude(U, grad), root_mean_square)
 
 
 def test_bounds_are_a_box():

@@ -27,9 +27,9 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._hypergradient.base import linearise_inner
-from .._linear.base import POWER_STEPS, as_step_size, random_unit
 from .._problem import Problem
 from .._sampler import Stream, Streams
+from .._settings import POWER_STEPS, as_step_size, random_unit
 
 StepSize = Float[np.ndarray | Array, "*batch"] | Callable[[Array], Any] | Literal["auto"]
 S = TypeVar("S", bound=Any)  # a State
@@ -106,7 +106,7 @@ def first_control(
     _, products = linearise_inner(problem, u, w, inner.draw()[0])
     parts = by_u, products(optax.tree.scale(1 / curvature, by_w))[0]
     parts += (optax.tree.scale(NEGLIGIBLE, products(w)[0]),)  # where F is stationary in w too
-    seed = sum(optax.tree.norm(problem.geometry.measure(u, x), squared=True) for x in parts)
+    seed = sum(optax.tree.norm(problem.geometry.magnitude(u, x), squared=True) for x in parts)
     seed = jnp.asarray(seed) / optax.tree.size(u)
     control = Control(
         curvature=curvature,
@@ -176,7 +176,7 @@ def move_outer(
     """`retract(u, -outer_step * direction)`."""
     control = state.control
     if isinstance(outer_step, str):
-        sizes = problem.geometry.measure(state.u, direction)
+        sizes = problem.geometry.magnitude(state.u, direction)
         cut = _cut_outlier(sizes, control.squares, state.step)
         squares = jax.tree.map(lambda s, d: s + (cut * d) ** 2, control.squares, sizes)
         mean = jnp.asarray(optax.tree.sum(squares)) / optax.tree.size(squares)

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._hypergradient.base import AbstractHypergradient, EstimatorState
-from .._inner.gradient import AbstractInnerSolver
+from .._inner.base import AbstractInnerSolver
 from .._sampler import AbstractSampler, FullBatch
 from .auto_steps import Move, first_control, move_outer
 from .base import (

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Streams
+from .._settings import as_schedule
 from .auto_steps import StepSize, as_setting, at, follow, move_outer
 from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
 from .directions import (

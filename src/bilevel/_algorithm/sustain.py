@@ -6,8 +6,8 @@ import equinox as eqx
 import jax.random as jr
 import optax
 
-from .._linear.base import as_schedule
 from .._sampler import AbstractSampler, FullBatch, Stream
+from .._settings import as_schedule
 from .auto_steps import StepSize, as_setting, follow, series_step
 from .base import AbstractAlgorithm, SamplerStates, start
 from .directions import Point, begin, streams_of

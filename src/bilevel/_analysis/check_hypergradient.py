@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
 
 from .._hypergradient.base import AbstractHypergradient
 from .._hypergradient.implicit import AID
-from .._inner.gradient import AbstractInnerSolver, GradientInner, MinimiserInner
+from .._inner.base import AbstractInnerSolver
+from .._inner.gradient import GradientInner
+from .._inner.minimiser import MinimiserInner
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
 from .._sampler import FullBatch, Stream, Streams

@@ -33,14 +33,17 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Scalar, ScalarLi
 
 from .._geometry import Simplex
 from .._hypergradient.implicit import implicit_gradient
-from .._inner.gradient import AbstractInnerSolver
+from .._inner.base import AbstractInnerSolver
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream
 
 __all__ = [
+    "SUPPORT",
+    "Field",
     "Flow",
     "LowRankField",
     "Stability",
+    "Weights",
     "constant_field_flow",
     "constant_field_limit",
     "exact_field",

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from .._geometry import outer_residual
 from .._hypergradient.base import AbstractHypergradient, Hypergradient
-from .._inner.gradient import AbstractInnerSolver
+from .._inner.base import AbstractInnerSolver
 from .._problem import Problem
 from .._sampler import FullBatch, Stream, Streams
 

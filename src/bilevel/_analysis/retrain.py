@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
 from sklearn.metrics import roc_auc_score
 
 from .._callback import AbstractCallback
-from .._inner.gradient import AbstractInnerSolver, MinimiserInner
+from .._inner.base import AbstractInnerSolver
+from .._inner.minimiser import MinimiserInner
 from .._problem import BilevelProblem, num_rows
 from .._sampler import FullBatch, Stream
 from .._solution import RESULTS, Solution

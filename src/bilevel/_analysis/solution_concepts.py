@@ -9,12 +9,12 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._inner.gradient import AbstractInnerSolver
+from .._inner.base import AbstractInnerSolver
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream
 
 
-class InnerChoice(NamedTuple):
+class InnerSolution(NamedTuple):
     """One of the inner solutions.
 
     Attributes:
@@ -36,7 +36,7 @@ def cold_start_solution(
     inner: AbstractInnerSolver | None = None,
     *,
     rtol: float | None = None,
-) -> InnerChoice:
+) -> InnerSolution:
     """The inner solution that gradient descent from `w0` finds.
 
         S(u) = argmin_w f(u, w),   w = argmin_{w in S(u)} ||w - w0|| = w0 - H^+ grad_w f(u, w0)
@@ -82,7 +82,7 @@ def warm_start_solution(
     inner: AbstractInnerSolver | None = None,
     *,
     rtol: float | None = None,
-) -> InnerChoice:
+) -> InnerSolution:
     """The inner solutions that warm starts find along a trajectory of outer variables.
 
         w_{k+1} = cold_start_solution(u_{k+1}, w_k)                  (Vicol et al., section 3.2)
@@ -101,7 +101,7 @@ def warm_start_solution(
         does not depend on u it is that of a cold start: the null space keeps what `w0` had.
     """
 
-    def step(w: PyTree, u: PyTree) -> tuple[PyTree, InnerChoice]:
+    def step(w: PyTree, u: PyTree) -> tuple[PyTree, InnerSolution]:
         choice = cold_start_solution(problem, u, w, inner, rtol=rtol)
         return choice.w, choice
 
@@ -115,7 +115,7 @@ def optimistic_solution(
     *,
     num_steps: int = 20,
     rtol: float | None = None,
-) -> InnerChoice:
+) -> InnerSolution:
     """The inner solution that is best for the outer objective.
 
         w = argmin_{w in S(u)} F(u, w)                               (Vicol et al., Definition 2.1)
@@ -157,7 +157,7 @@ def pessimistic_solution(
     *,
     num_steps: int = 200,
     rtol: float | None = None,
-) -> InnerChoice:
+) -> InnerSolution:
     """The inner solution that is worst for the outer objective, of those near the cold start's.
 
         w = argmax F(u, w)   over w in S(u) with ||w - c|| <= radius,   c = cold_start_solution(u, w0)
@@ -247,8 +247,8 @@ def _pseudo_inverse(matrix: Array, rtol: float) -> Array:
     return jnp.linalg.pinv(matrix, rtol=rtol, hermitian=True)
 
 
-def _choice(problem: BilevelProblem, u: PyTree, flat: Array, like: PyTree) -> InnerChoice:
+def _choice(problem: BilevelProblem, u: PyTree, flat: Array, like: PyTree) -> InnerSolution:
     w = ravel_pytree(like)[1](flat)
     residual = problem.residual(u, w, problem.inner_data)
     value = problem.outer(u, w, problem.outer_data)
-    return InnerChoice(w, value, jnp.asarray(optax.tree.norm(residual)))
+    return InnerSolution(w, value, jnp.asarray(optax.tree.norm(residual)))

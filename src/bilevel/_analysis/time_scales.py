@@ -12,11 +12,11 @@ import optimistix as optx
 from jaxtyping import Array, Float, Key, PyTree
 
 from .._algorithm.base import AbstractAlgorithm, State
-from .._inner.gradient import MinimiserInner
+from .._inner.minimiser import MinimiserInner
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream
 from .._solution import Solution
-from ..reweighting._weights.diagnostics import effective_sample_size
+from .weight_statistics import effective_sample_size
 
 FOLLOWS, RUNS_AHEAD = (
     0.1,

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree, Scalar
 
-from .._inner.gradient import AbstractInnerSolver
+from .._inner.base import AbstractInnerSolver
 from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
 from .._solution import RESULTS, Calls

@@ -15,11 +15,13 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
 from .._geometry import Euclidean
-from .._inner.gradient import AbstractInnerSolver, GradientInner, InnerStats
-from .._linear.base import as_data, as_optional_data, finds_its_step
+from .._inner.base import AbstractInnerSolver, InnerStats
+from .._inner.gradient import GradientInner
+from .._linear.base import finds_its_step
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
+from .._settings import as_data, as_optional_data
 from .._solution import RESULTS, Calls, HypergradientWarning
 from .base import (
     FULL,

@@ -9,10 +9,10 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._linear.base import as_optional_data
 from .._linear.stochastic import StochasticRichardson
 from .._problem import BilevelProblem, FixedPointProblem, Problem
 from .._sampler import Stream, Streams
+from .._settings import as_optional_data
 from .base import (
     AbstractHypergradient,
     EstimatorState,

@@ -13,10 +13,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._inner.gradient import AbstractInnerSolver, GradientInner, InnerStats
-from .._linear.base import as_optional_data
+from .._inner.base import AbstractInnerSolver, InnerStats
+from .._inner.gradient import GradientInner
 from .._problem import Problem
 from .._sampler import Stream, Streams
+from .._settings import as_optional_data
 from .._solution import RESULTS, Calls
 from .base import (
     AbstractHypergradient,

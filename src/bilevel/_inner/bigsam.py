@@ -10,11 +10,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._linear.base import as_data
 from .._problem import BilevelProblem
 from .._sampler import Stream
+from .._settings import as_data
 from .._solution import RESULTS
-from .gradient import AbstractInnerSolver, InnerStats
+from .base import AbstractInnerSolver, InnerStats
 
 Setting = Float[np.ndarray | Array, "*batch"]
 Weighting = Callable[[Array], ArrayLike]

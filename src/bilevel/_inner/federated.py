@@ -9,11 +9,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from .._linear.base import as_data
 from .._problem import num_rows
 from .._sampler import Stream
+from .._settings import as_data
 from .._solution import RESULTS
-from .gradient import AbstractInnerSolver, InnerStats
+from .base import AbstractInnerSolver, InnerStats
 
 
 class FederatedInner(AbstractInnerSolver):

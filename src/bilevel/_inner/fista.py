@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from .._linear.base import as_data
 from .._problem import FixedPointProblem
+from .._settings import as_data
 from .._solution import RESULTS
-from .gradient import AbstractInnerSolver, InnerStats
+from .base import AbstractInnerSolver, InnerStats
 
 
 class _State(NamedTuple):

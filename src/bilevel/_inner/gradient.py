@@ -1,60 +1,20 @@
 """Inner solvers: from an outer variable to (nearly) the inner solution."""
 
-import abc
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
-import optimistix as optx
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import PyTree
 
 from .._geometry import AbstractGeometry, Euclidean
 from .._linear.base import Resolved, resolve_step_size
 from .._problem import BilevelProblem, Problem
 from .._sampler import Stream
 from .._solution import RESULTS
-
-
-class InnerStats(NamedTuple):
-    """What an inner solve cost and how it ended.
-
-    `calls` are those of f with its gradient; `outer_calls` those of F with its gradient, by a
-    solver that looks at the outer objective too; `products` those with the inner Hessian.
-    """
-
-    calls: Int[Array, ""]
-    result: RESULTS
-    outer_calls: Int[Array, ""] | int = 0
-    products: Int[Array, ""] | int = 0
-
-
-class AbstractInnerSolver(eqx.Module):
-    """Approximates `w*(u) = argmin_w f(u, w)` from a starting point.
-
-    `unrollable` says whether `solve` may be differentiated by running through its steps, which is
-    what `ITD` does.
-    """
-
-    unrollable: ClassVar[bool]
-
-    @abc.abstractmethod
-    def init(self, problem: Problem, u: PyTree[Array], w: PyTree[Array]) -> Any:
-        """The solver's state before its first call, a pytree of arrays."""
-
-    @abc.abstractmethod
-    def solve(
-        self,
-        problem: Problem,
-        u: PyTree[Array],
-        w: PyTree[Array],
-        state: Any,
-        stream: Stream,
-    ) -> tuple[PyTree[Array], Any, Stream, InnerStats]:
-        """`(w, state, stream, stats)` after solving from `w`, on batches drawn from `stream`."""
+from .base import AbstractInnerSolver, InnerStats
 
 
 class GradientInner(AbstractInnerSolver):
@@ -138,71 +98,3 @@ def _inverse_curvature(
         lx.symmetric_tag if isinstance(problem, BilevelProblem) else (),
     )
     return resolve_step_size("GradientInner", "auto", hessian, {"eigenvector": eigenvector})
-
-
-class MinimiserInner(AbstractInnerSolver):
-    """Any optimistix minimiser, such as `optimistix.LBFGS(rtol=1e-6, atol=1e-9)`.
-
-    Args:
-        minimiser: the optimistix solver; it has its own tolerances and needs no step size.
-        max_steps: after which it stops with `RESULTS.inner_max_steps_reached`. That is no failure
-            of an outer step: a warm-started solve goes on from there at the next one.
-
-    One batch is drawn for the whole solve. `calls` counts the solver's steps, each of which
-    evaluates `f` once and its gradient at most once.
-    """
-
-    minimiser: optx.AbstractMinimiser
-    max_steps: int = 256
-    unrollable: ClassVar[bool] = False
-
-    def init(self, problem, u, w):
-        """No state: curvature estimates belong to one `u` and are built anew."""
-        return ()
-
-    def solve(self, problem, u, w, state, stream):
-        """Minimise `f(u, .)` on one batch."""
-        if not isinstance(problem, BilevelProblem):
-            raise TypeError(
-                "`MinimiserInner` minimises an inner objective, which a "
-                f"`{type(problem).__name__}` does not have; use `GradientInner(optax.sgd(1.0), T)` "
-                "to iterate its map."
-            )
-        batch, stream = stream.draw()
-        solution = optx.minimise(
-            lambda w, args: problem.inner(args[0], w, args[1]),
-            self.minimiser,
-            w,
-            args=(u, batch),
-            max_steps=self.max_steps,
-            throw=False,
-        )
-        result = RESULTS.where(
-            solution.result == optx.RESULTS.successful,
-            RESULTS.successful,
-            RESULTS.inner_max_steps_reached,
-        )
-        calls = jnp.asarray(solution.stats["num_steps"], jnp.int32)
-        return solution.value, state, stream, InnerStats(calls, result)
-
-
-class ClosedForm(AbstractInnerSolver):
-    """An inner solution that is known as a formula.
-
-    Args:
-        solution: `(u, batch) -> w*(u)`, differentiable in `u` if it is to be used with `ITD`
-            (which is then exact).
-    """
-
-    solution: Callable[[PyTree, Any], PyTree]
-    unrollable: ClassVar[bool] = True
-
-    def init(self, problem, u, w):
-        """No state."""
-        return ()
-
-    def solve(self, problem, u, w, state, stream):
-        """Evaluate the formula on one batch; the starting point is not used."""
-        batch, stream = stream.draw()
-        stats = InnerStats(jnp.zeros((), jnp.int32), RESULTS.successful)
-        return self.solution(u, batch), state, stream, stats

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._problem import BilevelProblem, FixedPointProblem, num_rows
 from .._solution import RESULTS
-from .gradient import AbstractInnerSolver, InnerStats
+from .base import AbstractInnerSolver, InnerStats
 
 
 class RootInner(AbstractInnerSolver):

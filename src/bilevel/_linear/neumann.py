@@ -5,14 +5,8 @@ import jax
 import lineax as lx
 import optax
 
-from .base import (
-    StepSize,
-    as_step_size,
-    check_step_size,
-    conj_state,
-    resolve_step_size,
-    transpose_state,
-)
+from .._settings import StepSize, as_step_size, check_step_size
+from .base import conj_state, resolve_step_size, transpose_state
 
 
 class Neumann(lx.AbstractLinearSolver):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .base import as_data
+from .._settings import as_data
 
 
 class NystromState(eqx.Module):

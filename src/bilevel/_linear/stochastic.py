@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
-from .base import as_schedule
+from .._settings import as_schedule
 
 
 class StochasticRichardson(lx.AbstractLinearSolver):

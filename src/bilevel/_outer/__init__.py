@@ -1,1 +1,14 @@
-"""Updates and wrappers for weights: trust region, clipping, pull, importance sampling, averaging."""
+"""What keeps weights from going sparse: parts that wrap a geometry, an algorithm or a problem.
+
+Data reweighting collapses onto a few rows when the weights move faster than the model (Ivanova &
+Ablin, section 3). Each of these is one answer, a few lines, and they combine:
+
+    limit_log_step, kl_pull, optax.clip   transform an outer update; `TransformedGeometry` brings
+                                          them into methods that have step sizes in place of optax
+    log_trust_region                      bounded steps on the simplex without a step size
+    ImportanceSampling, IterateAveraging  wrap an algorithm
+    penalised                             wraps a problem: entropy or l2 on the outer objective
+
+Near-exact outer steps (`near_exact`) and weight functions with few parameters (`weight_function`)
+change the method and the problem themselves. `docs/reweighting.md` compares them all.
+"""

@@ -1,22 +1,28 @@
 """The product: what training rows are worth, judged by a few that can be trusted."""
 
+from .._analysis.weight_statistics import effective_sample_size, entropy
 from ._audit.audit import audit
 from ._audit.duplicates import find_shared_rows
+from ._audit.finding import Audit, Finding
 from ._audit.suggest import suggest
 from ._estimator import ReweightedClassifier, ReweightedRegressor
+from ._inputs.checks import InputError
 from ._inputs.columns import load_model
 from ._learn import learn_weights
 from ._report.page import Report
 from ._weights.baselines import compare_baselines
 from ._weights.cross_validated import CrossValidatedWeights, cross_validated_weights
-from ._weights.diagnostics import Check, effective_sample_size, entropy
+from ._weights.diagnostics import Check
 from ._weights.features import trust_features
 from ._weights.methods import clipped_soba, near_exact, soba
 from ._weights.result import WeightsResult
 
 __all__ = [
+    "Audit",
     "Check",
     "CrossValidatedWeights",
+    "Finding",
+    "InputError",
     "Report",
     "ReweightedClassifier",
     "ReweightedRegressor",

@@ -12,7 +12,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from .._hypergradient.layer import implicit_layer
-from .._inner.gradient import AbstractInnerSolver
+from .._inner.base import AbstractInnerSolver
 from .._inner.root import RootInner
 from .._linear.richardson import Richardson
 from .._problem import FixedPointProblem

@@ -143,8 +143,9 @@ def reweighting(
         F(u, w) = mean_j loss(predict(w, x_j), y_j)                            (trusted rows)
 
     A batch B of training rows gives the unbiased estimate `n / |B| sum_{i in B} u_i loss_i`, each
-    term times its importance ratio if the sampler (`ByWeight`) gives one. The l2 term stays outside
-    of the weighted sum: on the simplex that is the same thing, and it adds no noise to a batch.
+    term times its importance ratio if the sampler (`WeightedSampler`) gives one. The l2 term stays
+    outside of the weighted sum: on the simplex that is the same thing, and it adds no noise to a
+    batch.
 
     Args:
         X, y: training rows and their labels (class codes for the default loss).

@@ -105,7 +105,7 @@ class Report:
 @functools.cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bilevel.reweighting", "."),
+        loader=jinja2.PackageLoader("bilevel.reweighting._report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

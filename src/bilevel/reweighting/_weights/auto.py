@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from ..._analysis.weight_statistics import effective_sample_size, entropy
 from ..._callback import AbstractCallback
 from .._inputs.containers import like
 from .._inputs.fingerprint import check_fingerprint, fingerprint
 from .._inputs.prepare import Prepared
 from .baselines import fit_weighted, stack_rows, take_rows
 from .cross_validated import BASELINES, SIMPLEST, Candidate, Search, at, choose, make_folds, search
-from .diagnostics import Check, effective_sample_size, entropy
+from .diagnostics import Check
 from .labels import mean_outputs
 from .result import WeightsResult, ask_hold_out
 from .weight_function import FOLDS, Folds

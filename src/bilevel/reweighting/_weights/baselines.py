@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import has_fit_parameter
 
-from .diagnostics import effective_sample_size
+from ..._analysis.weight_statistics import effective_sample_size
 
 
 def check_estimator_fits(estimator: Any, regression: bool) -> None:

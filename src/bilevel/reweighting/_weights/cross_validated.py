@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from ..._analysis.weight_statistics import effective_sample_size, entropy
 from ..._callback import AbstractCallback
 from .._inputs.checks import InputError
-from .diagnostics import effective_sample_size, entropy
 from .features import centred_ranks
 from .labels import Classes, Numbers
 from .row_weights import allowed, free_row_weights

@@ -16,8 +16,9 @@ from jaxtyping import PyTree
 
 from ..._algorithm.base import AbstractAlgorithm
 from ..._analysis.retrain import retrain_check
+from ..._analysis.weight_statistics import effective_sample_size, entropy
 from ..._callback import AbstractCallback, Checkpoint, Chunk, Logger, read_lines
-from ..._inner.gradient import MinimiserInner
+from ..._inner.minimiser import MinimiserInner
 from ..._problem import BilevelProblem, num_rows
 from ..._sampler import FullBatch, Stream
 from ..._solution import RESULTS, Solution
@@ -34,7 +35,7 @@ from ...tasks import (
 from .._inputs.containers import like
 from .._inputs.fingerprint import check_fingerprint, fingerprint
 from .._inputs.prepare import Prepared
-from .diagnostics import effective_sample_size, entropy, row_weights
+from .diagnostics import row_weights
 from .features import centred_ranks
 from .methods import build_method
 from .result import WeightsResult, ask, score_models

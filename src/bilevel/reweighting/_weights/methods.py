@@ -13,13 +13,13 @@ from ..._algorithm.double_loop import DoubleLoop
 from ..._algorithm.soba import SOBA
 from ..._hypergradient.base import linearise_inner
 from ..._hypergradient.implicit import AID, implicit_gradient
-from ..._inner.gradient import MinimiserInner
-from ..._linear.base import largest_eigenvalue
+from ..._inner.minimiser import MinimiserInner
 from ..._linear.cg import CG
+from ..._outer.geometry import TransformedGeometry
 from ..._outer.trust_region import log_trust_region
-from ..._outer.wrappers import Adjusted
 from ..._problem import BilevelProblem, num_rows
 from ..._sampler import FullBatch, Shuffled, Stream
+from ..._settings import largest_eigenvalue
 
 
 @functools.cache  # equal calls give the same object, so that their runs share one compilation
@@ -83,7 +83,7 @@ def clipped_soba(
     the model is an MLP; with a model of two parameters it still collapses (`docs/reweighting.md`).
     """
     method = soba(problem, u, w, batch_size=batch_size)
-    clipped = Adjusted(optax.clip(CLIP), problem.geometry)
+    clipped = TransformedGeometry(optax.clip(CLIP), problem.geometry)
     bold = eqx.tree_at(lambda m: m.outer_step, method, replace_fn=lambda step: BOLD * step)
     return eqx.tree_at(lambda p: p.geometry, problem, clipped), bold
 

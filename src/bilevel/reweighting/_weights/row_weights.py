@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ..._analysis.weight_statistics import effective_sample_size
 from ..._callback import AbstractCallback
 from ..._geometry import Simplex
 from ..._problem import BilevelProblem
 from ..._solve import solve
 from ...tasks import uniform_weights
-from .diagnostics import effective_sample_size, row_weights
+from .diagnostics import row_weights
 from .methods import FEW_STEPS, MANY_STEPS, MANY_TRUSTED, near_exact
 from .weight_function import MAX_ROWS, Folds, Rows, model, penalised_risk, row_losses
 

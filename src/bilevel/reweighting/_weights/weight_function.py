@@ -19,7 +19,7 @@ from ..._algorithm.double_loop import DoubleLoop
 from ..._analysis.retrain import Trajectory
 from ..._callback import AbstractCallback
 from ..._hypergradient.implicit import AID
-from ..._inner.gradient import MinimiserInner
+from ..._inner.minimiser import MinimiserInner
 from ..._linear.cg import CG
 from ..._problem import BilevelProblem
 from ..._solve import solve

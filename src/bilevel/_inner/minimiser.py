@@ -1,0 +1,56 @@
+"""`MinimiserInner`: any optimistix minimiser."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+import optimistix as optx
+
+from .._problem import BilevelProblem
+from .._solution import RESULTS
+from .base import AbstractInnerSolver, InnerStats
+
+
+class MinimiserInner(AbstractInnerSolver):
+    """Any optimistix minimiser, such as `optimistix.LBFGS(rtol=1e-6, atol=1e-9)`.
+
+    Args:
+        minimiser: the optimistix solver; it has its own tolerances and needs no step size.
+        max_steps: after which it stops with `RESULTS.inner_max_steps_reached`. That is no failure
+            of an outer step: a warm-started solve goes on from there at the next one.
+
+    One batch is drawn for the whole solve. `calls` counts the solver's steps, each of which
+    evaluates `f` once and its gradient at most once.
+    """
+
+    minimiser: optx.AbstractMinimiser
+    max_steps: int = 256
+    unrollable: ClassVar[bool] = False
+
+    def init(self, problem, u, w):
+        """No state: curvature estimates belong to one `u` and are built anew."""
+        return ()
+
+    def solve(self, problem, u, w, state, stream):
+        """Minimise `f(u, .)` on one batch."""
+        if not isinstance(problem, BilevelProblem):
+            raise TypeError(
+                "`MinimiserInner` minimises an inner objective, which a "
+                f"`{type(problem).__name__}` does not have; use `GradientInner(optax.sgd(1.0), T)` "
+                "to iterate its map."
+            )
+        batch, stream = stream.draw()
+        solution = optx.minimise(
+            lambda w, args: problem.inner(args[0], w, args[1]),
+            self.minimiser,
+            w,
+            args=(u, batch),
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        result = RESULTS.where(
+            solution.result == optx.RESULTS.successful,
+            RESULTS.successful,
+            RESULTS.inner_max_steps_reached,
+        )
+        calls = jnp.asarray(solution.stats["num_steps"], jnp.int32)
+        return solution.value, state, stream, InnerStats(calls, result)

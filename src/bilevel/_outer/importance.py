@@ -1,0 +1,109 @@
+"""Batches drawn by weight."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+from .._algorithm.base import AbstractAlgorithm, SamplerStates
+from .._problem import num_rows
+from .._sampler import AbstractSampler, Batch
+
+
+class _Weighted(NamedTuple):
+    key: Key[Array, ""]
+    drawn: Array
+    u: Float[Array, " rows"]
+
+
+class WeightedSampler(AbstractSampler):
+    """Batches drawn by weight, for objectives that take the importance ratio as a last leaf.
+
+        i ~ q = (1 - share) / n + share u,   ratio_i = 1 / (n q_i)
+
+    independently, with replacement; the batch is `(*data, ratio)`. A mean over the batch with each
+    term times its ratio is an unbiased estimate of the mean over all rows, whose terms are bounded:
+    a row of weight u_i counts at most `1 / share` times its share of the batch, and any row at
+    most `1 / (1 - share)` times as in a uniform draw. Uniform batches see a dominating
+    row n / |B| times as heavy as it is, or not at all.
+
+    The weights that it draws by are those of its state: wrap the algorithm in `ImportanceSampling`.
+
+    Args:
+        batch_size: >= 1.
+        share: strictly between 0 and 1; how much of a batch is drawn by weight, not uniformly.
+
+    Raises:
+        ValueError: `batch_size` or `share` outside of its range, no data, or data that are no tuple.
+    """
+
+    batch_size: int
+    share: float = 0.5
+
+    def __check_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"`WeightedSampler` needs batch_size >= 1, got {self.batch_size}.")
+        if not 0 < self.share < 1:
+            raise ValueError(f"`WeightedSampler` needs 0 < share < 1, got {self.share}.")
+
+    def init(self, data, key):
+        """Uniform weights."""
+        if not isinstance(data, tuple) or not num_rows(data):
+            raise ValueError(
+                "`WeightedSampler` adds a leaf to the rows it draws, so the data must be a tuple of "
+                f"arrays, got {type(data).__name__}."
+            )
+        n = num_rows(data)
+        return _Weighted(key, jnp.zeros((), jnp.int32), jnp.full((n,), 1 / n, float))
+
+    def draw(self, data, state):
+        """`batch_size` rows with their ratios."""
+        n = num_rows(data)
+        q = (1 - self.share) / n + self.share * state.u
+        cumulative = jnp.cumsum(q)
+        points = jr.uniform(jr.fold_in(state.key, state.drawn), (self.batch_size,), q.dtype)
+        index = jnp.searchsorted(cumulative, points * cumulative[-1])
+        index = jnp.minimum(index, n - 1).astype(jnp.int32)
+        rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
+        ratio = 1 / (n * q[index])
+        following = _Weighted(state.key, state.drawn + 1, state.u)
+        return Batch((*rows, ratio), index), following
+
+
+class ImportanceSampling(AbstractAlgorithm):
+    """An algorithm whose inner sampler `WeightedSampler` draws by the current weights.
+
+    Args:
+        algorithm: any whose `inner_sampler` is `WeightedSampler`, with `u` one array of weights.
+
+    Raises:
+        TypeError: its inner sampler is another one.
+    """
+
+    algorithm: AbstractAlgorithm
+
+    def init(self, problem, u0, w0, key):
+        """As the algorithm's."""
+        sampler = getattr(self.algorithm, "inner_sampler", None)
+        if not isinstance(sampler, WeightedSampler):
+            raise TypeError(
+                "`ImportanceSampling` needs an algorithm with `inner_sampler=WeightedSampler(...)`, "
+                f"got `{type(self.algorithm).__name__}` with {sampler!r}."
+            )
+        return self.algorithm.init(problem, u0, w0, key)
+
+    def step(self, problem, state):
+        """Tell the sampler the weights, then step."""
+        weights = jax.lax.stop_gradient(state.u)
+
+        def tell(x: Any) -> Any:
+            if not isinstance(x, SamplerStates):
+                return x
+            u = weights.astype(x.inner.u.dtype)
+            return x._replace(inner=x.inner._replace(u=u))
+
+        aux = jax.tree.map(tell, state.aux, is_leaf=lambda x: isinstance(x, SamplerStates))
+        return self.algorithm.step(problem, dataclasses.replace(state, aux=aux))
