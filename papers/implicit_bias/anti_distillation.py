@@ -41,7 +41,7 @@ from bilevel.tasks import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 TARGET, OUTER_RATE = 2.0, 1e-2
 TERMS = (1, 100, 10_000)

@@ -39,7 +39,7 @@ import bilevel
 from bilevel import datasets, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 ORIGINAL, FEW, SCALE, OUTER_BATCH, SNAPSHOTS = 10_000, 50, 0.1, 500, 40
 INNER = bilevel.GradientInner(optax.sgd(1e-2), 10)

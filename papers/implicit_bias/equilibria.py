@@ -29,7 +29,7 @@ import bilevel
 from bilevel import is_cold_start_equilibrium, is_warm_start_equilibrium
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 DIM_W, DIM_U = 8, 6
 RANK = {"singular": 5, "strongly convex": 8}

@@ -24,7 +24,7 @@ import optax
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 ALPHA = 1.0
 TERMS = (1, 5, 20, 100)

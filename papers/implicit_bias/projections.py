@@ -26,7 +26,7 @@ import bilevel
 from bilevel import cold_start_solution, warm_start_solution
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 ANGLES = np.deg2rad([15.0, 55.0, 100.0, 150.0])  # of the four x
 MEETING = np.array([1.5, 1.0])

@@ -32,7 +32,7 @@ import bilevel
 from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 WIDTH, LAYERS, NOISE, A_RING = 200, 4, 0.1, 100
 INNER_STEP, OUTER_STEP, EVERY = 1e-3, 1e-2, 50

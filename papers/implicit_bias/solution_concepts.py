@@ -32,7 +32,7 @@ import bilevel
 from bilevel import InnerSolution, cold_start_solution, optimistic_solution, pessimistic_solution
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 SIZE, BUMPS, WIDTH, POINTS, MARGIN = 3.0, 9, 0.6, 160, 0.25
 LABELS = np.array([1.0, -1.0])

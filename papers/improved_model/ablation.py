@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cleaning
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 RATE, EVERY = 0.8, (1, 2, 5, 20, 100)
 

@@ -48,7 +48,7 @@ from bilevel import datasets, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _resnet import resnet
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 RATES = (0.6, 0.8, 0.9)
 INNER_STEPS, EARLY, COMPONENTS = 100, 10, 64

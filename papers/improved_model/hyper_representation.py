@@ -45,7 +45,7 @@ from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cleaning
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 WAYS, QUERIES, TEST_TASKS, CHUNK = 5, 10, 100, 250
 ROWS, CLASSES, SEEN = "new rows", "new classes", "new rows, query labels seen"

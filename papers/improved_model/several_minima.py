@@ -39,7 +39,7 @@ import optax
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 SIZE, OUTER_SIZE, PROBLEMS = 6, 2, 20
 INNER_STEP, OUTER_STEP = 1 / 4, 1 / 2  # 1 / L of f; 2 / (L + sigma) of F

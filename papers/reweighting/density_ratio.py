@@ -41,7 +41,7 @@ from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 SHIFT, SCALE = np.array([1.0, 0.5]), 0.7  # nu = N(SHIFT, SCALE^2 I), mu = N(0, I)
 N, M, RIDGE = 1000, 1000, 1e-3

@@ -34,7 +34,7 @@ from bilevel import BilevelProblem, dynamics
 from bilevel.tasks import reweighting, squared_error, uniform_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 from toy_mixture import mixture
 
 N, M, RIDGE = 12, 50, 0.1  # rows, outer rows, the strong convexity mu of every loss

@@ -36,7 +36,7 @@ import bilevel
 from bilevel import dynamics
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 SMALL, LARGE = (5, 3), (50, 10)  # (n, p)
 DAMPING = 0.1

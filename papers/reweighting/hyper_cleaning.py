@@ -25,7 +25,7 @@ import bilevel
 from bilevel import datasets, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 N, OUTER, RATE, L2 = 8000, 5000, 0.9, 1e-2
 SOBA_STEPS, SOBA_BATCH, ETA, RHO = 12_000, 64, 0.1, 0.01

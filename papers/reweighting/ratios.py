@@ -54,7 +54,7 @@ from soba_steps import (
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 RATIOS = 10.0 ** np.arange(-4, 5)
 QUICK = 10.0 ** np.array([-4, -2, -1, 0, 3])

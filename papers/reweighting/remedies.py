@@ -43,7 +43,7 @@ from bilevel import datasets, tasks
 from bilevel.reweighting import clipped_soba, soba
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 N, OUTER, RATE, FEATURES, WIDTH = 2000, 1000, 0.8, 2000, 32
 BATCH, STEPS, NEAR_EXACT_STEPS, FUNCTION_STEPS = 64, 6000, 60, 20

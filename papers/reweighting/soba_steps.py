@@ -38,7 +38,7 @@ import bilevel
 from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 RHO, STEPS, BATCH = 1e-3, 12_000, 64
 ETAS = 10.0 ** (np.arange(-20, 1) / 4)

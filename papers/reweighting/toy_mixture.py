@@ -23,7 +23,7 @@ import optax
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 THETA_1, THETA_2 = np.array([1.0, 2.0]), np.array([-2.0, 1.0])
 CENTRE, SIGMA, RIDGE = np.array([2.0, 2.0]), 0.25, 1e-10

@@ -34,7 +34,7 @@ import numpy as np
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 ROWS, FEATURES = 200, 6
 PULL, PENALTY = 0.1, 1.0

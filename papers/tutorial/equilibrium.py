@@ -37,7 +37,7 @@ import bilevel
 from bilevel import Anderson, RootInner, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 WIDTH, CONTRACTION = 64, 0.9
 GMRES = lx.GMRES(rtol=1e-13, atol=1e-13)

@@ -35,7 +35,7 @@ import bilevel
 from bilevel import FederatedInner, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 FEATURES, PRIOR, CENTER, OUTER_STEP = 16, 0.005, -3.0, 40.0
 NUM_STEPS, THIN, SHOWN = 1200, 4, 3000

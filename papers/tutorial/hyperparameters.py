@@ -42,7 +42,7 @@ import bilevel
 from bilevel.tasks import ridge, ridge_solution
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 BOX = (-14.0, 3.0)  # of all log-penalties
 SEARCHES = ("hypergradients", "grid", "random", "Optuna")

@@ -40,7 +40,7 @@ import bilevel
 from bilevel import FISTA, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 FOLDS = 5
 STEP = 1e-5  # of the central differences

@@ -42,7 +42,7 @@ import bilevel
 from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 WAYS, L2, PENALTIES = 5, 0.1, (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 TEST_TASKS, TEST_QUERIES, CHUNK = 200, 10, 50

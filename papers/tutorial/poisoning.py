@@ -42,7 +42,7 @@ import bilevel
 from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 L2, TRAINING_STEPS, NEIGHBOURS = 1e-3, 600, 5
 

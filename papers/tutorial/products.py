@@ -22,7 +22,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 TOLERANCE = 1e-12
 

@@ -28,7 +28,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 METHODS = ["ITD", "AID-FP", "AID-CG"]
 FIT = (1e-12, 1e-3)  # the relative errors of AID-FP that its rate is fitted to

@@ -32,7 +32,7 @@ import optax
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _script import Claim, run_script
+from _frame import Claim, run_script
 
 BATCH, EXACT_STEPS, INNER_STEPS = 10, 150, 2000
 RANGE = (1.6, 2.6)  # what a doubling may divide a mean squared error by

@@ -1,0 +1,147 @@
+"""What every script of `papers/` shares: its options, its report, and the claims that it judges.
+
+A script has three functions and one last line:
+
+    measure(full) -> dict            runs everything; `"settings"` and `"seeds"` among the keys, and
+                                     under `"figure"` what only the picture needs
+    draw(measured) -> Figure         the picture
+    claims(measured) -> [Claim]      what the paper says, what was measured, whether it holds
+
+    if __name__ == "__main__":
+        run(__file__, measure, draw, claims)
+
+The report `OUT/<script>.json` is all of `measured` but `"figure"`, with the size of the run, the
+versions and the claims; the picture is `OUT/<script>.png`. The reports in `papers/results/` are what
+`docs/papers.md` and the gallery are made of.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Measured = dict[str, Any]
+DIGITS = 6  # significant digits of a number in a report
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a paper, its published number and ours.
+
+    Attributes:
+        row: the row of `papers/README.md` that it belongs to, such as `"R3"`.
+        claim: the statement, in a full sentence.
+        published: the published number or words.
+        measured: what was measured, with its unit and spread.
+        holds: whether it passes the threshold that stands in the script.
+        note: what else a reader must know, in full sentences.
+    """
+
+    row: str
+    claim: str
+    published: Any
+    measured: Any
+    holds: bool
+    note: str = ""
+
+
+def run(
+    script: str,
+    measure: Callable[[bool], Measured],
+    draw: Callable[[Measured], "Figure"],
+    claims: Callable[[Measured], list[Claim]],
+) -> None:
+    """Parse `--quick`, `--full` and `--out`, then measure, draw, judge and write."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    name = Path(script).stem
+    parser = argparse.ArgumentParser(prog=name)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="about a minute on 2 cores (default)")
+    size.add_argument("--full", action="store_true", help="as published")
+    parser.add_argument("--out", type=Path, default=Path("out/papers"), help="folder to write to")
+    options = parser.parse_args()
+    started = time.process_time()
+    measured = measure(options.full)
+    judged = claims(measured)
+    seconds = time.process_time() - started
+    options.out.mkdir(parents=True, exist_ok=True)
+    figure = draw(measured)
+    figure.savefig(options.out / f"{name}.png", dpi=120, bbox_inches="tight")
+    written = report(script, measured, judged, full=options.full, cpu_seconds=seconds)
+    path = options.out / f"{name}.json"
+    path.write_text(json.dumps(written, indent=1) + "\n")
+    for claim in judged:
+        verdict = "holds" if claim.holds else "DOES NOT HOLD"
+        print(
+            f"{claim.row}: {claim.claim}\n    published {claim.published}, measured "
+            f"{claim.measured}: {verdict}{'. ' + claim.note if claim.note else ''}"
+        )
+    print(f"written: {path}, {options.out / (name + '.png')}")
+
+
+def report(
+    script: str, measured: Measured, judged: list[Claim], *, full: bool, cpu_seconds: float
+) -> dict[str, Any]:
+    """The report as plain data, which JSON can hold."""
+    packages = ("bilevel", "jax", "equinox", "optax", "lineax", "optimistix", "numpy")
+    return {
+        "script": Path(script).stem,
+        "paper": Path(script).resolve().parent.name,
+        "size": "full" if full else "quick",
+        "cpu_seconds": round(cpu_seconds, 1),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+        **{key: plain(value) for key, value in measured.items() if key != "figure"},
+        "claims": [plain(asdict(claim)) for claim in judged],
+    }
+
+
+def plain(value: Any) -> Any:
+    """The same as dicts, lists, strings and numbers of `DIGITS` significant digits."""
+    if isinstance(value, dict):
+        return {str(key): plain(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{float(value):.{DIGITS}g}")
+    if value is None or isinstance(value, str):
+        return value
+    return plain(np.asarray(value).tolist())
+
+
+def run_script(
+    script: str, main: Callable[[bool, Path], tuple[dict[str, Any], list[Claim]]]
+) -> None:
+    """The old frame, of the scripts that have not moved to `run` yet."""
+    drawn: list[Path] = []
+
+    def measure(full: bool) -> Measured:
+        drawn.append(Path("out/papers"))
+        drawn[-1].mkdir(parents=True, exist_ok=True)
+        numbers, judged = main(full, drawn[-1])
+        return {**numbers, "figure": judged}
+
+    def draw(measured: Measured) -> "Figure":
+        from matplotlib.figure import Figure
+
+        return Figure()
+
+    run(script, measure, draw, lambda measured: measured["figure"])
