@@ -47,8 +47,8 @@ import bilevel
 from bilevel import datasets, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _resnet import resnet
 from _frame import Claim, run_script
+from _resnet import resnet
 
 RATES = (0.6, 0.8, 0.9)
 INNER_STEPS, EARLY, COMPONENTS = 100, 10, 64
