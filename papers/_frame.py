@@ -91,6 +91,19 @@ def run(
     print(f"written: {path}, {options.out / (name + '.png')}")
 
 
+def panels(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple["Figure", Any]:
+    """A figure of `size` inches, and its axes without the lines above and at the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, **options)
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def report(
     script: str, measured: Measured, judged: list[Claim], *, full: bool, cpu_seconds: float
 ) -> dict[str, Any]:
