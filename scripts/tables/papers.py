@@ -1,0 +1,90 @@
+"""The papers' claims and figures, from the reports in `papers/results/`."""
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "papers" / "results"
+
+
+def papers_table(paper: str) -> str:
+    """The claims of a paper's scripts, what was published and measured, and how each was run."""
+    reports = _reports(paper)
+    lines = [
+        "| row | script | claim | published | measured | verdict | size |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        for claim in report["claims"]:
+            cells = [
+                claim["row"],
+                f"[`{report['script']}`](#{report['script']})",
+                _cell(_sentence(claim["claim"])),
+                _cell(_text(claim["published"])),
+                _cell(_text(claim["measured"])),
+                "holds" if claim["holds"] else "**does not hold**",
+                report["size"],
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(_folded(report) for report in reports)])
+
+
+def paper_figure(script: str) -> str:
+    """The picture that a script drew, with the size of the run below it."""
+    report = json.loads((RESULTS / f"{script}.json").read_text())
+    path = f"papers/{report['paper']}/{script}.py"
+    return (
+        f"![The figure that {path} draws]({{root}}/papers/results/{script}.png)\n\n"
+        f"*Drawn by `{path} --{report['size']}`.*"
+    )
+
+
+def _reports(paper: str) -> list[dict[str, Any]]:
+    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    found = [report for report in reports if report["paper"] == paper]
+    if not found:
+        raise ValueError(f"no report in papers/results belongs to papers/{paper}")
+    return sorted(found, key=lambda report: (_order(report["claims"][0]["row"]), report["script"]))
+
+
+def _order(row: str) -> int:
+    return int("".join(c for c in row if c.isdigit()))
+
+
+def _folded(report: dict[str, Any]) -> str:
+    """How a script was run, and the notes on its claims."""
+    path = f"papers/{report['paper']}/{report['script']}.py"
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    facts = [
+        f"Run with <code>{path} --{report['size']}</code>, {report['cpu_seconds']} CPU seconds."
+    ]
+    for key in ("settings", "seeds"):
+        if key in report:
+            facts.append(f"{key.capitalize()}: <code>{html.escape(_text(report[key]))}</code>")
+    facts.append(f"Versions: {versions}.")
+    facts += [
+        f"{claim['row']}, {html.escape(_sentence(claim['claim']))} {html.escape(claim['note'])}"
+        for claim in report["claims"]
+        if claim["note"]
+    ]
+    items = "\n".join(f"<li>{fact}</li>" for fact in facts)
+    summary = f"<summary><code>{report['script']}</code>: settings, seeds and notes</summary>"
+    return f'<details id="{report["script"]}">\n{summary}\n<ul>\n{items}\n</ul>\n</details>\n'
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "(not in the paper)"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cell(text: str) -> str:
+    for sign in "|*<[]":
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("\n", " ")

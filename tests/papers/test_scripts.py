@@ -1,0 +1,90 @@
+"""Each script of `papers/`, in its quick size: the claims are judged as in the committed report.
+
+What a script's own functions return is tested in the other files of this folder.
+"""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+PAPERS = Path(__file__).parents[2] / "papers"
+SCRIPTS = [
+    path
+    for path in sorted(PAPERS.glob("*/[a-z]*.py"))
+    if "run_script" not in path.read_text()  # those that have not moved to measure, draw and claims
+]
+# The scripts whose quick size takes less than about 10 CPU seconds; the others are slow.
+QUICK: set[str] = set()
+# Where the quick size judges a claim differently from the committed full one: script, claim, verdict.
+QUICK_VERDICTS: dict[str, dict[str, bool]] = {}
+# Claims on times, which a busy machine can turn.
+TIMED: dict[str, set[str]] = {}
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a script; jax has the modes in which scripts run, and the suite's come back."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(str(PAPERS))
+    for folder in {path.parent for path in SCRIPTS}:
+        monkeypatch.syspath_prepend(str(folder))
+    optimise = "jax_disable_most_optimizations"
+    before = getattr(jax.config, optimise)
+    jax.config.update(optimise, False)
+    try:
+        with (
+            jax.enable_x64(False),
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+        ):
+            yield lambda path: importlib.import_module(path.stem)
+    finally:
+        jax.config.update(optimise, before)
+
+
+def verdicts(claims) -> dict[str, bool]:
+    """The verdict on each claim, without the claims on times."""
+    return {claim["claim"]: claim["holds"] for claim in claims}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem not in QUICK))
+        for path in SCRIPTS
+    ],
+)
+def test_claims_are_judged_as_in_the_committed_report(load, path):
+    report = importlib.import_module("_frame").report
+
+    committed = json.loads((PAPERS / "results" / f"{path.stem}.json").read_text())
+    script = load(path)
+    try:
+        measured = script.measure(False)
+    except FileNotFoundError as missing:
+        if os.environ.get("BILEVEL_DATA"):
+            raise
+        pytest.skip(f"BILEVEL_DATA is not set: {missing}")
+    judged = script.claims(measured)
+    found = report(str(path), measured, judged, full=False, cpu_seconds=0.0)
+    json.dumps(found)
+    assert len(verdicts(found["claims"])) == len(judged), "two claims say the same"
+    for key in ("settings", "seeds"):
+        assert key in found
+    expected = verdicts(committed["claims"]) | QUICK_VERDICTS.get(path.stem, {})
+    got = verdicts(found["claims"])
+    timed = TIMED.get(path.stem, set())
+    assert {c: v for c, v in got.items() if c not in timed} == {
+        c: v for c, v in expected.items() if c in got and c not in timed
+    }
+    if committed["size"] == "quick":
+        assert got.keys() == expected.keys()
+
+    figure = script.draw(measured)
+    assert any(axes.has_data() for axes in figure.axes)
+    assert all(axes.has_data() or not axes.axison for axes in figure.axes)
