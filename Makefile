@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow papers docs-data bench clean
+.PHONY: demo test check slow papers docs docs-data bench clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml
@@ -28,6 +28,10 @@ slow: $(STAMP) ## full-size runs; the MNIST ones need BILEVEL_DATA
 
 papers: $(STAMP) ## every figure and table of the papers, quick, in out/papers
 	for script in papers/*/[a-z]*.py; do $(BIN)/python $$script --quick --out out/papers || exit 1; done
+
+docs: $(STAMP) ## the documentation site in out/site/site, with every link checked
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python scripts/site
 
 docs-data: $(STAMP) ## the measured parts of README and docs, from the reports
 	$(BIN)/python scripts/docs_data

@@ -1,4 +1,4 @@
-"""For mkdocs: what Markdown would misread in docstrings, and what griffe does not know of equinox."""
+"""For the API pages: what Markdown would misread in docstrings, and signatures of equinox classes."""
 
 import re
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import griffe
 
 EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*\n).+)*", re.MULTILINE)
-WIDTH = 80
 
 
 class Docstrings(griffe.Extension):
-    """Code blocks for examples, and how to call a class that is made of fields."""
+    """Code blocks for examples, and the signature of a class that is made of fields."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Fence each paragraph that begins with `>>>`, which is a quotation otherwise."""
@@ -18,23 +17,31 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
 
     def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
-        """`Name(field, other=default)` above a docstring that describes arguments."""
+        """Give a class whose docstring describes arguments the `__init__` that equinox makes."""
         described = cls.docstring is not None and "\nArgs:\n" in cls.docstring.value
         fields = [a for a in cls.members.values() if isinstance(a, griffe.Attribute)]
         if not described or not fields or "__init__" in cls.members:
             return
-        assert cls.docstring is not None
         before, after = [], []
         for field in fields:
             options = _options(field)
-            default = options.get("default", options.get("default_factory"))
-            argument = field.name if default is None else f"{field.name}={default}"
-            (after if options.get("kw_only") == "True" else before).append(argument)
-        arguments = [*before, *["*"][: len(after)], *after]
-        call = f"{cls.name}({', '.join(arguments)})"
-        if len(call) > WIDTH:
-            call = "\n".join([f"{cls.name}(", *(f"    {a}," for a in arguments), ")"])
-        cls.docstring.value = f"```python\n{call}\n```\n\n{cls.docstring.value}"
+            keyword = options.get("kw_only") == "True"
+            (after if keyword else before).append(
+                griffe.Parameter(
+                    field.name,
+                    annotation=field.annotation,
+                    kind=(
+                        griffe.ParameterKind.keyword_only
+                        if keyword
+                        else griffe.ParameterKind.positional_or_keyword
+                    ),
+                    default=options.get("default", options.get("default_factory")),
+                )
+            )
+        init = griffe.Function("__init__", parameters=griffe.Parameters(*before, *after))
+        cls.set_member("__init__", init)
+        for field in fields:
+            field.labels.add("field")
 
 
 def _options(field: griffe.Attribute) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""The pages of the site that `scripts/site` makes of other files of the project."""
