@@ -1,10 +1,11 @@
 """R3, Figure 2: linear regression on a mixture of two clusters, of which the outer data has one.
 
-Ivanova & Ablin, section 2.4. Four weightings: uniform, optimal (the right cluster), the exact
-bilevel method (Algorithm 1), the warm-started one (Algorithm 2); the paper draws their weights, and
-says that the warm-started ones are sparse and generalise badly. We add the number that shows it: the
-error of the model *retrained* on the final weights. (The warm run's own parameters look better than
-that in most seeds.)
+Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 2.4.
+There are four weightings: uniform, optimal (the right cluster), the exact bilevel method
+(Algorithm 1) and the warm-started one (Algorithm 2). The paper draws their weights, and says that the
+warm-started ones are sparse and generalise badly. We add the number that shows it: the error of the
+model *retrained* on the final weights. (The parameters that the warm-started run leaves behind look
+better than that in most seeds.)
 
 The constants are not in the paper; these make both of its statements true over many seeds.
 """
@@ -16,14 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, panels, run
 
 THETA_1, THETA_2 = np.array([1.0, 2.0]), np.array([-2.0, 1.0])
 CENTRE, SIGMA, RIDGE = np.array([2.0, 2.0]), 0.25, 1e-10
@@ -96,7 +97,7 @@ EXACT, WARM = exact(), warm()  # built once, so that all seeds share one compila
 
 
 def run_seed(seed: int) -> dict[str, Any]:
-    """All four weightings on one draw: error of the retrained model, ESS, weights."""
+    """All four weightings on one draw: error of the retrained model, effective sample size, weights."""
     data = mixture(seed)
     problem = bilevel.BilevelProblem(
         outer,
@@ -131,22 +132,39 @@ def run_seed(seed: int) -> dict[str, Any]:
     }
 
 
-def draw(data: Mixture, outcome: dict[str, Any], path: Path) -> None:
-    """The six panels of Figure 2."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def measure(full: bool) -> dict[str, Any]:
+    """All seeds; the first is drawn."""
+    seeds = range(20 if full else 10)
+    with jax.enable_x64(True):
+        outcomes = [run_seed(seed) for seed in seeds]
+    runs = [
+        {name: {k: v for k, v in run.items() if k != "weights"} for name, run in outcome.items()}
+        for outcome in outcomes
+    ]
+    settings = {
+        "n": N,
+        "m": M,
+        "sigma": SIGMA,
+        "ridge": RIDGE,
+        "theta": [THETA_1, THETA_2],
+        "exact": {"eta": 0.01, "steps": 1500},
+        "warm": {"rho": 0.02, "eta": 1.0, "steps": 5000},
+    }
+    return {"settings": settings, "seeds": list(seeds), "runs": runs, "figure": outcomes[0]}
 
-    figure, axes = plt.subplots(
-        2, 3, figsize=(11, 7), sharex=True, sharey=True, layout="constrained"
-    )
+
+def draw(measured: dict[str, Any]) -> Figure:
+    """The six panels of Figure 2."""
+    data = mixture(0)
+    figure, axes = panels(2, 3, (11, 7), sharex=True, sharey=True)
     limit = np.abs(data.y).max()
     style = {"cmap": "coolwarm", "vmin": -limit, "vmax": limit, "edgecolors": "k"}
     axes[0, 0].scatter(*data.d.T, c=data.y, s=14, linewidths=0.2, **style)
     axes[0, 0].set_title(f"training rows ({N})")
     last = axes[0, 1].scatter(*data.d_outer.T, c=data.y_outer, s=14, linewidths=0.2, **style)
     axes[0, 1].set_title(f"outer rows ({M})")
-    panels = [axes[0, 2], *axes[1]]
-    for axis, (name, run) in zip(panels, outcome.items(), strict=True):
+    runs = measured["figure"].items()
+    for axis, (name, run) in zip([axes[0, 2], *axes[1]], runs, strict=True):
         # Areas proportional to the weights, with a floor so that zero weights can be seen.
         size = 3 + 60 * np.sqrt(run["weights"] / run["weights"].max())
         size[run["weights"] < 1e-3 * run["weights"].max()] = 3
@@ -156,65 +174,46 @@ def draw(data: Mixture, outcome: dict[str, Any], path: Path) -> None:
             fontsize=10,
         )
     figure.colorbar(last, ax=axes, label="target y", shrink=0.7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Run the seeds, draw the first, judge the claims."""
-    seeds = range(20 if full else 10)
-    with jax.enable_x64(True):
-        outcomes = [run_seed(seed) for seed in seeds]
-    draw(mixture(0), outcomes[0], out / "toy_mixture.png")
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """What the paper says of Figure 2."""
 
-    def column(name: str, key: str) -> list[float]:
-        return [outcome[name][key] for outcome in outcomes]
+    def column(name: str, key: str) -> np.ndarray:
+        return np.array([run[name][key] for run in measured["runs"]])
 
     exact_error, exact_ess = column("exact", "retrained_error"), column("exact", "ess")
-    warm_error, warm_ess = column("warm-started", "retrained_error"), column("warm-started", "ess")
-    ratio = [b / a for a, b in zip(exact_error, warm_error, strict=True)]
-    claims = [
+    warm_ess, as_left = column("warm-started", "ess"), column("warm-started", "error_as_left")
+    ratio = column("warm-started", "retrained_error") / exact_error
+    return [
         Claim(
             "R3",
-            "the exact method recovers the right parameters, with nearly uniform weights on the "
-            "right cluster",
+            "The exact method recovers the right parameters, and its weights are nearly uniform "
+            "on the right cluster.",
             "small error (figure)",
-            f"error at most {max(exact_error):.3f}, ESS at least {min(exact_ess):.0f}",
+            f"error at most {max(exact_error):.3f}, effective sample size at least "
+            f"{min(exact_ess):.0f} of {N}, over {len(ratio)} seeds",
             max(exact_error) <= 0.10 and min(exact_ess) >= 100,
         ),
         Claim(
             "R3",
-            "the warm-started method ends on a few rows",
+            "The warm-started method ends with its weight on a few rows.",
             "very sparse (figure)",
-            f"ESS at most {max(warm_ess):.2f}",
+            f"effective sample size at most {max(warm_ess):.2f}",
             max(warm_ess) <= 2,
         ),
         Claim(
             "R3",
-            "a model trained on the warm-started weights generalises badly",
+            "A model trained on the warm-started weights generalises badly.",
             "does not generalise well",
-            f"retrained error {min(ratio):.1f} to {max(ratio):.1f} times the exact method's",
+            f"retrained error {min(ratio):.1f} to {max(ratio):.1f} times that of the exact method",
             min(ratio) >= 2,
-            "The parameters that the warm run leaves behind have errors of "
-            f"{min(column('warm-started', 'error_as_left')):.3f} to "
-            f"{max(column('warm-started', 'error_as_left')):.3f}: most look better than retraining.",
+            "The parameters that the warm-started run leaves behind have errors of "
+            f"{min(as_left):.3f} to {max(as_left):.3f}: most look better than the retrained ones.",
         ),
     ]
-    table = [
-        {name: {k: v for k, v in run.items() if k != "weights"} for name, run in outcome.items()}
-        for outcome in outcomes
-    ]
-    settings = {
-        "n": N,
-        "m": M,
-        "sigma": SIGMA,
-        "ridge": RIDGE,
-        "theta": [THETA_1.tolist(), THETA_2.tolist()],
-        "exact": {"eta": 0.01, "steps": 1500},
-        "warm": {"rho": 0.02, "eta": 1.0, "steps": 5000},
-    }
-    return {"settings": settings, "seeds": list(seeds), "runs": table}, claims
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)
