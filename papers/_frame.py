@@ -20,6 +20,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -81,7 +82,9 @@ def run(
     save(draw(measured), options.out / f"{name}.png")
     written = report(script, measured, judged, full=options.full, cpu_seconds=seconds)
     path = options.out / f"{name}.json"
-    path.write_text(json.dumps(written, indent=1) + "\n")
+    # Lists of numbers on one line each.
+    text = re.sub(r'\[[^]["{}]*\]', lambda m: " ".join(m[0].split()), json.dumps(written, indent=1))
+    path.write_text(text + "\n")
     for claim in judged:
         verdict = "holds" if claim.holds else "DOES NOT HOLD"
         print(

@@ -1,7 +1,8 @@
 """R8, Proposition 1: with l = l', the density ratio of the two distributions solves the problem.
 
-Ivanova & Ablin, section 2.1. Two Gaussians whose ratio dnu/dmu is known: training rows from mu, outer
-rows from nu. The proposition says that the ratio is *a* solution in the population. We look at
+Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 2.1.
+There are two Gaussians whose ratio dnu/dmu is known: training rows from mu, outer rows from nu. The
+proposition says that the ratio is *a* solution in the population. We look at
 
 * the hypergradient at the weights of the true ratio, which must vanish as the rows grow in number;
 * the weights that the library learns from uniform ones (exact inner solution, near-exact outer steps
@@ -14,9 +15,9 @@ Two models on the same D random Fourier features phi of a row:
     embedding    l(theta; x)    = 1/2 |theta - phi(x)|^2            theta* is a weighted mean
     regression   l(theta; x, y) = 1/2 (<theta, phi(x)> - y)^2 + ridge
 
-The first one is kernel mean matching as a bilevel problem: `F` is, up to a constant, half the squared
-distance of the mean embeddings. Mirror steps from uniform weights keep its log-weights affine in the
-features, so few steps and few features regularise.
+The first one is kernel mean matching as a bilevel problem: `F` is, up to a constant, half the
+squared distance of the mean embeddings. Mirror steps from uniform weights keep its log-weights
+affine in the features, so few steps and few features regularise.
 
 The paper has no numbers here; all constants are ours.
 """
@@ -30,9 +31,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -41,7 +42,7 @@ from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, panels, run
 
 SHIFT, SCALE = np.array([1.0, 0.5]), 0.7  # nu = N(SHIFT, SCALE^2 I), mu = N(0, I)
 N, M, RIDGE = 1000, 1000, 1e-3
@@ -168,7 +169,8 @@ def learn(name: str, draw: Draw, d: Any, steps: int) -> tuple[Any, Any]:
 
 @eqx.filter_jit
 def hypergradients(name: str, draw: Draw, ratio: Any, d: Any) -> tuple[Any, Any]:
-    """Root mean square of the hypergradient on the simplex: at the true ratio, at uniform weights."""
+    """Root mean square of the hypergradient on the simplex: at the true ratio, at uniform "
+    "weights."""
     model = LOSSES[name]
 
     def one(draw: Draw, ratio: Any) -> tuple[Any, Any]:
@@ -186,7 +188,8 @@ def hypergradients(name: str, draw: Draw, ratio: Any, d: Any) -> tuple[Any, Any]
 
 @eqx.filter_jit
 def excess(name: str, draw: Draw, d: Any, values: Any) -> Any:
-    """Last over first excess of the outer value, over its minimum: how far the problem is solved."""
+    """Last over first excess of the outer value, over its minimum: how far the problem is "
+    "solved."""
     model = LOSSES[name]
 
     def one(args: tuple[Draw, Any]) -> Any:
@@ -290,20 +293,57 @@ def vary_rows(seeds: int) -> dict[str, Any]:
     return results
 
 
-def draw_figure(
-    draw: Draw, by_features: Any, by_outer_rows: Any, by_rows: Any, classifiers: Any, path: Path
-) -> None:
-    """Weights on the plane and against the ratio; correlation by features, outer rows and steps."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+@jax.enable_x64(True)
+def measure(full: bool) -> dict[str, Any]:
+    """The four studies."""
+    seeds = 20 if full else 5
+    draws = [draw_rows(seed) for seed in range(seeds)]
+    ratios = [true_ratio(draw.x) for draw in draws]
+    by_features, by_outer_rows = vary_features(draws), vary_outer_rows(seeds)
+    weights = {name: by_features[name][FEATURES[-1]]["weights"][0] for name in MODELS}
+    paths = {m: found.pop("path") for m, found in by_outer_rows.items()}
+    for found in by_features.values():
+        for with_d in found.values():
+            del with_d["weights"]
+    return {
+        "settings": {
+            "shift": SHIFT,
+            "scale": SCALE,
+            "n": N,
+            "m": M,
+            "ridge": RIDGE,
+            "steps": STEPS,
+        },
+        "seeds": seeds,
+        "true_ess": [round(bilevel.effective_sample_size(r), 1) for r in ratios],
+        "log_weights_minus_affine": affine_residual(draws[0], weights["embedding"]),
+        "features": by_features,
+        "outer_rows": by_outer_rows,
+        "rows": {"n": ROWS, **vary_rows(4 * seeds)},
+        "classifiers": {
+            kind: [
+                compare(classifier_ratio(d, kind), r) for d, r in zip(draws, ratios, strict=True)
+            ]
+            for kind in ("quadratic", "same")
+        },
+        "figure": {"weights": weights, "paths": paths},
+    }
 
-    figure, axes = plt.subplots(2, 3, figsize=(15, 9.5), layout="constrained")
-    ratio = true_ratio(draw.x)
-    weights = N * by_features["embedding"][FEATURES[-1]]["weights"][0]
+
+def draw(measured: dict[str, Any]) -> Figure:
+    """Weights on the plane and against the ratio; correlation by features, outer rows and steps."""
+    by_features, by_outer_rows, by_rows, classifiers = (
+        measured[key] for key in ("features", "outer_rows", "rows", "classifiers")
+    )
+    learned, paths = measured["figure"]["weights"], measured["figure"]["paths"]
+    data = draw_rows(0)
+    figure, axes = panels(2, 3, (15, 9.5))
+    ratio = true_ratio(data.x)
+    weights = N * learned["embedding"]
     scale = LogNorm(1e-2, max(weights.max(), ratio.max()))
 
     axis = axes[0, 0]
-    points = axis.scatter(*draw.x.T, c=np.maximum(weights, 1e-2), s=16, cmap="viridis", norm=scale)
+    points = axis.scatter(*data.x.T, c=np.maximum(weights, 1e-2), s=16, cmap="viridis", norm=scale)
     grid = np.stack(np.meshgrid(np.linspace(-3, 3, 120), np.linspace(-3, 3, 120)), -1)
     lines = axis.contour(
         grid[..., 0], grid[..., 1], true_ratio(grid), levels=[0.1, 1, 3], colors="k", linewidths=1
@@ -315,11 +355,8 @@ def draw_figure(
     axis = axes[0, 1]
     estimates = {
         "embedding, learned weights": (weights, "C0"),
-        "regression, learned weights": (
-            N * by_features["regression"][FEATURES[-1]]["weights"][0],
-            "C3",
-        ),
-        "classifier, quadratic": (classifier_ratio(draw, "quadratic"), "0.4"),
+        "regression, learned weights": (N * learned["regression"], "C3"),
+        "classifier, quadratic": (classifier_ratio(data, "quadratic"), "0.4"),
     }
     for name, (estimate, colour) in reversed(estimates.items()):
         axis.scatter(ratio, estimate, s=6, c=colour, label=name, alpha=0.6)
@@ -356,7 +393,7 @@ def draw_figure(
 
     axis = axes[1, 1]
     for m in OUTER_ROWS:
-        axis.plot(np.arange(1, STEPS + 1), np.mean(by_outer_rows[m]["path"], 0), label=f"m = {m}")
+        axis.plot(np.arange(1, STEPS + 1), np.mean(paths[m], 0), label=f"m = {m}")
     axis.set(xscale="log", xlabel="outer step", ylabel="rank correlation (mean of seeds)")
     axis.set_title("embedding, along the path from uniform weights")
     axis.legend(fontsize=8)
@@ -371,12 +408,14 @@ def draw_figure(
     axis.set_ylim(bottom=5e-3)  # room for the legend
     axis.set_title(f"D = {FEW}")
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def judge(by_features: Any, by_outer_rows: Any, by_rows: Any, classifiers: Any) -> list[Claim]:
+def claims(measured: dict[str, Any]) -> list[Claim]:
     """Proposition 1, and when learning finds the ratio."""
+    by_features, by_outer_rows, by_rows, classifiers = (
+        measured[key] for key in ("features", "outer_rows", "rows", "classifiers")
+    )
 
     def span(results: list[dict[str, float]], key: str = "spearman", digits: int = 3) -> str:
         values = [result[key] for result in results]
@@ -392,113 +431,70 @@ def judge(by_features: Any, by_outer_rows: Any, by_rows: Any, classifiers: Any) 
     return [
         Claim(
             "R8",
-            "the density ratio solves the problem: the hypergradient at its weights vanishes as "
-            "n = m grows, at the rate -1/2 of sampling errors",
+            "The density ratio solves the problem: the hypergradient at its weights tends to 0 as "
+            "n = m grows, with the exponent -1/2 of sampling errors.",
             "dnu/dmu is a global solution (population)",
             f"slopes {slopes}",
             all(abs(slope + 0.5) <= 0.15 for slope in slopes.values()),
-            f"From {ROWS[0]} to {ROWS[-1]} rows, D = {FEW}. With 100 rows, few of them with "
-            "weight, the regression's is larger still (slope -0.68 from 100 to 6400).",
+            f"From {ROWS[0]} to {ROWS[-1]} rows, D = {FEW}.",
         ),
         Claim(
             "R8",
-            f"a rich model (embedding, D = {most}) recovers the ratio: rank correlation of the "
-            f"learned weights with it above {GOOD} in every seed",
+            f"A rich model (embedding, D = {most}) recovers the ratio: the rank correlation of the "
+            f"learned weights with it is above {GOOD} in every seed.",
             "bilevel optimization recovers importance sampling",
-            f"{span(rich['runs'])}, ESS {span(rich['runs'], 'ess', 0)}, total variation distance "
+            f"rank correlation {span(rich['runs'])}, effective sample size "
+            f"{span(rich['runs'], 'ess', 0)}, total variation distance "
             f"{span(rich['runs'], 'total_variation')}",
             min(result["spearman"] for result in rich["runs"]) > GOOD,
         ),
         Claim(
             "R8",
-            "it does so as well as a logistic regression on the same features that tells outer rows "
-            "from training rows (mean rank correlation, within .01)",
+            "It does so as well as a logistic regression on the same features that tells outer "
+            "rows from training rows (mean rank correlation, within 0.01).",
             None,
-            f"{mean(rich['runs']):.3f}, classifier {mean(same):.3f}",
+            f"bilevel {mean(rich['runs']):.3f}, classifier {mean(same):.3f}",
             mean(rich["runs"]) >= mean(same) - 0.01,
-            f"With quadratic features, which are the right ones, the classifier has {span(quadratic)} "
-            f"and a total variation distance of {span(quadratic, 'total_variation')} (on the same "
-            f"features {span(same, 'total_variation')}).",
+            "With quadratic features, which are the right ones, the classifier has a rank "
+            f"correlation of {span(quadratic)} and a total variation distance of "
+            f"{span(quadratic, 'total_variation')} (on the same features "
+            f"{span(same, 'total_variation')}).",
         ),
         Claim(
             "R8",
-            f"the ratio is not the only solution: with {fewest} feature the problem is solved and the "
-            "weights are others (mean rank correlation below .5)",
+            f"The ratio is not the only solution: with {fewest} feature the problem is solved by "
+            "other weights (mean rank correlation below 0.5).",
             None,
-            f"correlation {span(poor['runs'])}, excess outer loss {max(poor['excess']):.1e} of that "
-            "of uniform weights",
+            f"rank correlation {span(poor['runs'])}; the excess outer loss is at most "
+            f"{max(poor['excess']):.1e} of that of uniform weights",
             mean(poor["runs"]) < 0.5 and max(poor["excess"]) < 1e-3,
-            f"Mean by D: {[round(mean(by_features['embedding'][d]['runs']), 2) for d in FEATURES]} "
-            f"for D = {list(FEATURES)}.",
+            f"The means for D = {list(FEATURES)} are "
+            f"{[round(mean(by_features['embedding'][d]['runs']), 2) for d in FEATURES]}.",
         ),
         Claim(
             "R8",
-            f"a rich regression (D = {most}) recovers the ratio as well (above {GOOD})",
+            f"A rich regression (D = {most}) recovers the ratio as well (above {GOOD} in every "
+            "seed).",
             "bilevel optimization recovers importance sampling",
-            f"{span(regression[most]['runs'])}",
+            f"rank correlation {span(regression[most]['runs'])}",
             min(result["spearman"] for result in regression[most]["runs"]) > GOOD,
-            "A regression that fits needs no weights: many of them have the same theta*, and the "
-            "proposition says only that the ratio is one of them. Mean by D: "
-            f"{[round(mean(regression[d]['runs']), 2) for d in FEATURES]}; excess outer loss left at "
-            f"D = {most}: {np.mean(regression[most]['excess']):.2f}.",
+            "A regression that fits the data needs no weights: many weights have the same theta*, "
+            "and the proposition says only that the ratio is one of them. The means for the same D "
+            f"are {[round(mean(regression[d]['runs']), 2) for d in FEATURES]}; at D = {most} a "
+            f"share of {np.mean(regression[most]['excess']):.2f} of the excess outer loss is left.",
         ),
         Claim(
             "R8",
-            "more outer rows bring the learned weights nearer to the ratio (mean rank correlation)",
+            "More outer rows bring the learned weights closer to the ratio (mean rank "
+            "correlation).",
             None,
             f"{[round(c, 3) for c in by_m]} for m = {list(OUTER_ROWS)}",
             bool(np.all(np.diff(by_m) > 0)),
-            f"After {EARLY} steps in place of {STEPS}: {[round(c, 3) for c in early]}; with few outer "
-            "rows stopping early is better.",
+            f"After {EARLY} steps in place of {STEPS} they are {[round(c, 3) for c in early]}: "
+            "with few outer rows it is better to stop early.",
         ),
     ]
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Run the four studies, draw them, judge the claims."""
-    seeds = 20 if full else 5
-    draws = [draw_rows(seed) for seed in range(seeds)]
-    ratios = [true_ratio(draw.x) for draw in draws]
-    with jax.enable_x64(True):
-        by_features = vary_features(draws)
-        by_outer_rows = vary_outer_rows(seeds)
-        by_rows = vary_rows(4 * seeds)
-        classifiers = {
-            kind: [
-                compare(classifier_ratio(d, kind), r) for d, r in zip(draws, ratios, strict=True)
-            ]
-            for kind in ("quadratic", "same")
-        }
-        weights = by_features["embedding"][FEATURES[-1]]["weights"]
-        affine = affine_residual(draws[0], weights[0])
-        draw_figure(
-            draws[0], by_features, by_outer_rows, by_rows, classifiers, out / "density_ratio.png"
-        )
-    claims = judge(by_features, by_outer_rows, by_rows, classifiers)
-    numbers = {
-        "settings": {
-            "shift": SHIFT.tolist(),
-            "scale": SCALE,
-            "n": N,
-            "m": M,
-            "ridge": RIDGE,
-            "steps": STEPS,
-        },
-        "seeds": seeds,
-        "true_ess": [round(bilevel.effective_sample_size(r), 1) for r in ratios],
-        "log_weights_minus_affine": affine,
-        "features": {
-            name: {d: {k: v for k, v in x.items() if k != "weights"} for d, x in by_d.items()}
-            for name, by_d in by_features.items()
-        },
-        "outer_rows": {
-            m: {k: v for k, v in x.items() if k != "path"} for m, x in by_outer_rows.items()
-        },
-        "rows": {"n": ROWS, **by_rows},
-        "classifiers": classifiers,
-    }
-    return numbers, claims
-
-
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)

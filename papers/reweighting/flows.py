@@ -1,6 +1,7 @@
 """R4, R5: Algorithm 2 against its flow (Proposition 2), and the flow's two limits (Theorems 1, 2).
 
-Ivanova & Ablin, section 3. The paper states the limits; we measure them, with their orders:
+Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 3.
+The paper states the limits; we measure them, with their orders:
 
 - Proposition 2: the iterates with steps (rho, eta) = tau (alpha, beta) follow the joint flow (8);
 - Theorem 1: for beta -> 0 the weights, on the time scale t / beta, follow the exact mirror flow of
@@ -10,9 +11,10 @@ Ivanova & Ablin, section 3. The paper states the limits; we measure them, with t
 
 The instance is the mixture of section 2.4 with few rows and a ridge that makes every loss strongly
 convex, as Assumption 1 asks. (The mixture of `toy_mixture.py` is the same, cut to its first rows.)
-Theorem 2 assumes an Omega that is smooth in theta, which no instance has everywhere: its support
-changes. We take an instance and a horizon on which it does not, and the weight of one of its two rows
-grows from .35 to .74; then one on which Omega jumps, to see what happens past the jump.
+Theorem 2 assumes that Omega is smooth in theta. No instance has this property everywhere, because
+the support of Omega changes. We take an instance and a horizon on which it does not change, and on
+which the weight of one of its two rows grows from 0.35 to 0.74; then an instance on which Omega
+jumps, to see what happens after the jump.
 """
 
 import sys
@@ -24,17 +26,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
 from jax import Array
+from matplotlib.figure import Figure
 
 import bilevel
 from bilevel import BilevelProblem, dynamics
 from bilevel.tasks import reweighting, squared_error, uniform_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+import _frame
+from _frame import Claim, panels
 from toy_mixture import mixture
 
 N, M, RIDGE = 12, 50, 0.1  # rows, outer rows, the strong convexity mu of every loss
@@ -149,7 +152,8 @@ def iterates(
 
 
 def discretisation(seed: int, count: int, horizon: float = 1.0) -> dict[str, Any]:
-    """Proposition 2, alpha = beta = 1: sup over [0, T] of the distance in (theta, w) for each tau."""
+    """Proposition 2, alpha = beta = 1: sup over [0, T] of the distance in (theta, w) for each "
+    "tau."""
     problem, u0, w0 = problem_of(seed), uniform_weights(N), jnp.array(START)
     taus = halvings(TAU, count)
     num_steps = round(horizon / taus[-1])
@@ -181,7 +185,8 @@ def discretisation(seed: int, count: int, horizon: float = 1.0) -> dict[str, Any
 
 
 def slow_weights(seed: int, count: int, horizon: float = 5.0) -> tuple[dict[str, Any], dict]:
-    """Theorem 1, alpha = 1: both of its statements for each beta, from theta*(w_0) and elsewhere."""
+    """Theorem 1, alpha = 1: both of its statements for each beta, from theta*(w_0) and "
+    "elsewhere."""
     problem, u0 = problem_of(seed), uniform_weights(N)
     rows = rows_of(problem)
     betas = halvings(BETA, count)
@@ -304,12 +309,10 @@ def at_the_end(problem: BilevelProblem, run: dynamics.Flow, alpha: float) -> dic
 # The figure.
 
 
-def draw(numbers: dict[str, Any], curves: dict[str, Any], path: Path) -> None:
+def draw(numbers: dict[str, Any]) -> Figure:
     """The three orders on top; the flows that they are about below."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.6), layout="constrained")
+    curves = numbers["figure"]
+    figure, axes = panels(2, 3, (13, 7.6))
 
     def orders(axis: Any, x: str, lines: dict[str, tuple[list, list, float]]) -> None:
         for (name, (xs, ys, fitted)), marker in zip(lines.items(), "os^", strict=False):
@@ -386,8 +389,7 @@ def draw(numbers: dict[str, Any], curves: dict[str, Any], path: Path) -> None:
         axis.legend(fontsize=7, loc="lower left")
         right.legend(fontsize=7, loc="upper right", ncols=3)
         axis.set_title(rf"Theorem 2, {kind}: $|\theta(t/\alpha) - \theta^*(t)|$", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def first_order(value: float) -> bool:
@@ -399,77 +401,89 @@ def span(values: list[float]) -> str:
     return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Measure the orders, draw, judge the claims."""
+@jax.enable_x64(True)
+def measure(full: bool) -> dict[str, Any]:
+    """Both limits and the discretisation, with their orders."""
     seeds = (SEED, 0, 1, 2, 4) if full else (SEED,)
     count = 7 if full else 6
-    with jax.enable_x64(True):
-        proposition = [discretisation(seed, count) for seed in seeds]
-        first = [slow_weights(seed, count) for seed in seeds]
-        second, second_curves = slow_parameters(SEED, count, HORIZON)
-        jump, jump_curves = slow_parameters(JUMP_SEED, count, JUMP_HORIZON)
+    first = [slow_weights(seed, count) for seed in seeds]
+    second, second_curves = slow_parameters(SEED, count, HORIZON)
+    jump, jump_curves = slow_parameters(JUMP_SEED, count, JUMP_HORIZON)
     before = jump_curves["gap"][:, jump_curves["t"] <= BEFORE].max(axis=1)
     jump |= {"gaps before": before.tolist(), "slope before": slope(np.array(jump["alpha"]), before)}
-    numbers = {
-        "settings": {"n": N, "m": M, "ridge": RIDGE, "theta_0": START, "seeds": seeds},
-        "proposition 2": proposition,
+    return {
+        "settings": {
+            "n": N,
+            "m": M,
+            "ridge": RIDGE,
+            "theta_0": START,
+            "horizons of theorem 2": [HORIZON, JUMP_HORIZON],
+        },
+        "seeds": {"proposition 2 and theorem 1": seeds, "theorem 2": [SEED, JUMP_SEED]},
+        "proposition 2": [discretisation(seed, count) for seed in seeds],
         "theorem 1": [run for run, _ in first],
         "theorem 2": second,
         "theorem 2 past a jump": jump,
+        "figure": {
+            "theorem 1": first[0][1],
+            "theorem 2": second_curves,
+            "theorem 2 past a jump": jump_curves,
+        },
     }
-    curves = {
-        "theorem 1": first[0][1],
-        "theorem 2": second_curves,
-        "theorem 2 past a jump": jump_curves,
-    }
-    draw(numbers, curves, out / "flows.png")
 
+
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """What Proposition 2 and Theorems 1 and 2 say."""
+    proposition, first = measured["proposition 2"], measured["theorem 1"]
+    second, jump = measured["theorem 2"], measured["theorem 2 past a jump"]
     slopes = {name: [run["slopes"][name] for run in proposition] for name in ("library", "printed")}
-    at, away = ([run[name] for run, _ in first] for name in ("at theta*(w_0)", "elsewhere"))
+    at, away = ([run[name] for run in first] for name in ("at theta*(w_0)", "elsewhere"))
     gap_slopes = [run["slope"] for run in at + away]
     sharp = [run["over the sharp bound, per beta"] for run in away]
     over = max(max(run["over the bound"]) for run in away)
-    beta, alpha = first[0][0]["beta"][-1], jump["alpha"]
+    beta, alpha = first[0]["beta"][-1], jump["alpha"]
     end = jump["at the end"]
     last_ratio = jump["gaps"][-1] / jump["gaps"][-2]
-    claims = [
+    return [
         Claim(
             "R4",
-            "Algorithm 2 follows the joint flow (8) as its steps tau (alpha, beta) vanish "
-            "(Proposition 2)",
+            "The iterates of Algorithm 2 follow the joint flow (8) as its steps tau (alpha, beta) "
+            "tend to 0 (Proposition 2).",
             "the largest distance tends to 0",
-            f"{proposition[0]['gaps']['library'][-1]:.1e} at tau = {proposition[0]['tau'][-1]:.1e}; "
-            f"order in tau {span(slopes['library'])} (Psi at the new theta, the library's "
-            f"DoubleLoop), {span(slopes['printed'])} (at the old one, as printed)",
+            f"{proposition[0]['gaps']['library'][-1]:.1e} at tau = "
+            f"{proposition[0]['tau'][-1]:.1e}; order in tau {span(slopes['library'])} (Psi at the "
+            f"new theta, as `DoubleLoop` does), {span(slopes['printed'])} (Psi at the old theta, "
+            "as printed)",
             all(first_order(x) for xs in slopes.values() for x in xs),
         ),
         Claim(
             "R5",
-            "for beta -> 0 the weights follow the exact mirror flow (Theorem 1, first statement)",
+            "For beta -> 0 the weights follow the exact mirror flow (Theorem 1, first statement).",
             "sup_t |w(t/beta) - w*(t)| tends to 0",
             f"{max(run['gaps'][-1] for run in at):.1e} from theta*(w_0) and "
-            f"{max(run['gaps'][-1] for run in away):.1e} from elsewhere at beta = {beta:.1e}; order "
-            f"in beta {span([run['slope'] for run in at])} and "
+            f"{max(run['gaps'][-1] for run in away):.1e} from elsewhere at beta = {beta:.1e}; "
+            f"order in beta {span([run['slope'] for run in at])} and "
             f"{span([run['slope'] for run in away])}",
             all(first_order(x) for x in gap_slopes),
         ),
         Claim(
             "R5",
-            "for beta -> 0 theta closes in on theta*(w) at the rate mu alpha or faster (Theorem 1, "
-            "second statement)",
+            "For beta -> 0 theta approaches theta*(w) at the rate mu alpha or faster (Theorem 1, "
+            "second statement).",
             "|theta(t) - theta*(w(t))| <= |theta_0 - theta*(w_0)| exp(-mu alpha t) in the limit",
-            f"started elsewhere: over the bound by at most {over:.1e} for all t <= 20 and all beta; "
-            "over the same with the smallest eigenvalue of the Hessian at w_0 for mu by at most "
-            f"{max(max(xs) for xs in sharp):.2g} beta; started at theta*(w_0), where the bound is 0: "
-            f"the lag vanishes with order {span([run['lag slope'] for run in at])}",
+            f"started elsewhere: above the bound by at most {over:.1e} for all t <= 20 and all "
+            "beta, and above the bound with the smallest eigenvalue of the Hessian at w_0 in place "
+            f"of mu by at most {max(max(xs) for xs in sharp):.2g} beta; started at theta*(w_0), "
+            "where the bound is 0: the distance tends to 0 with order "
+            f"{span([run['lag slope'] for run in at])}",
             over <= 1e-9
             and all(first_order(run["lag slope"]) for run in at)
             and all(max(xs) <= 1.2 * max(xs[0], 0) for xs in sharp),
         ),
         Claim(
             "R5",
-            "for alpha -> 0 theta follows the gradient flow with the sparse weights Omega(theta, w_0)"
-            " (Theorem 2), on a horizon on which Omega is smooth",
+            "For alpha -> 0 theta follows the gradient flow with the sparse weights Omega(theta, "
+            "w_0) (Theorem 2), on a horizon on which Omega is smooth.",
             "sup_t |theta(t/alpha) - theta*(t)| tends to 0",
             f"{second['gaps'][-1]:.1e} at alpha = {second['alpha'][-1]:.1e}; order in alpha "
             f"{second['slope']:.2f}, on another instance {jump['slope before']:.2f}; Omega has "
@@ -481,23 +495,23 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
         ),
         Claim(
             "R5",
-            "where Omega(theta, w_0) jumps, the joint flow does not follow it (not in the paper, "
-            "whose assumptions exclude it)",
+            "Where Omega(theta, w_0) jumps, the joint flow does not follow it (this is not in the "
+            "paper, whose assumptions exclude it).",
             "a Lipschitz Omega is assumed",
             f"past t = {jump['support changes at'][0]:.2f}, where Omega goes from rows "
             f"{jump['supports'][0]} to {jump['supports'][-1]}: largest distance "
-            f"{jump['gaps'][-1]:.3f} at alpha = {alpha[-1]:.1e}, {last_ratio:.3f} times that at twice "
-            f"the alpha; w stays on rows {end['support of w']}",
+            f"{jump['gaps'][-1]:.3f} at alpha = {alpha[-1]:.1e}, which is {last_ratio:.3f} times "
+            f"the distance at twice that alpha; w stays on rows {end['support of w']}",
             last_ratio > 0.95 and end["support of w"] == jump["supports"][0],
-            f"Those rows are {'still' if end['stable'] else 'no longer'} a stable support at the end "
-            f"(the margin of row {end['row with the smallest margin']} is {end['its margin']:.3f}), "
-            f"but the weight of that row has fallen to exp({end['its alpha log w']:.2f} / alpha), and "
-            "takes a time of order 1 in t to come back, however small alpha is. Omega(theta, w_0) "
-            "starts from w_0 each time and forgets; the joint flow does not.",
+            f"Those rows are {'still' if end['stable'] else 'no longer'} a stable support at the "
+            f"end (the margin of row {end['row with the smallest margin']} is "
+            f"{end['its margin']:.3f}), but the weight of that row has fallen to "
+            f"exp({end['its alpha log w']:.2f} / alpha), and it takes a time of order 1 in t to "
+            "come back, however small alpha is. Omega(theta, w_0) starts from w_0 at every theta "
+            "and has no memory; the joint flow has.",
         ),
     ]
-    return numbers, claims
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    _frame.run(__file__, measure, draw, claims)

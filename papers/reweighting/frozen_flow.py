@@ -4,12 +4,12 @@ Ivanova & Ablin, sections 3.1 and 3.2, on the random fields of Figure 3's captio
 
     phi(w) = -Gamma (sum_i w_i H_i)^-1 grad F,   H_i = u_i u_i^T + .1 I,
 
-with Gaussian Gamma, grad F and u_i. The paper draws one trajectory with n = 5 and p = 3; we run 500,
-and 100 with n = 50 and p = 10, and count on how many rows they end, and which do not end at all. Then
-we look for all stationary points of the smaller fields, stable or not (by flows on each face of the
-simplex, forward and backward in time), and put them to the test: Proposition 4's verdict against
-what a perturbation does, Proposition 5's rate against the measured one and its linear prediction
-against the flow.
+with Gaussian Gamma, grad F and u_i. The paper draws one trajectory with n = 5 and p = 3; we run
+500, and 100 with n = 50 and p = 10, and count on how many rows they end, and which do not end at
+all. Then we look for all stationary points of the smaller fields, stable or not (by flows on each
+face of the simplex, forward and backward in time), and put them to the test: Proposition 4's
+verdict against what a perturbation does, Proposition 5's rate against the measured one and its
+linear prediction against the flow.
 
 Flows are integrated by an explicit method first. What has not come to rest in its steps is stiff
 or never will: an implicit method settles the first, and what is left is looked at for a period.
@@ -25,18 +25,19 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
 import optimistix as optx
 import scipy.linalg
 from jax import Array
+from matplotlib.figure import Figure
 
 import bilevel
 from bilevel import dynamics
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+import _frame
+from _frame import Claim, panels
 
 SMALL, LARGE = (5, 3), (50, 10)  # (n, p)
 DAMPING = 0.1
@@ -100,7 +101,8 @@ def jacobians(batch: dynamics.LowRankField, u: Array) -> Array:
 
 @eqx.filter_jit
 def polish(batch: dynamics.LowRankField, u: Array) -> tuple[Array, Array]:
-    """The stationary points near `u` on its support, by Newton's method, and what is left to solve."""
+    """The stationary points near `u` on its support, by Newton's method, and what is left to "
+    "solve."""
 
     def one(field: dynamics.LowRankField, u: Array) -> tuple[Array, Array]:
         on = u > dynamics.SUPPORT
@@ -425,17 +427,12 @@ def second_order(points: Points, test: dict[str, Any], count: int) -> dict[str, 
 # The figure.
 
 
-def draw(
-    ends: list[dict[str, Any]],
-    test: dict[str, Any],
-    second: dict[str, Any],
-    path: Path,
-) -> None:
+@jax.enable_x64(True)
+def draw(measured: dict[str, Any]) -> Figure:
     """Figure 3 and five more panels."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(13.5, 7.6), layout="constrained")
+    ends = measured["ends"]
+    test, second = measured["figure"]["test"], measured["figure"]["second"]
+    figure, axes = panels(2, 3, (13.5, 7.6))
 
     axis = axes[0, 0]
     ts = jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-2, 1e2, 400)])
@@ -512,35 +509,32 @@ def draw(
     axis.set(xlabel=r"$|\delta|$", ylabel=r"$\mathrm{sup}_t|w(t) - w^* - e^{-tD\Phi}\delta|$")
     axis.legend(fontsize=8)
     axis.set_title("Proposition 5: what the linear prediction misses", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Follow the flows, test the stationary points, draw, judge the claims."""
-    with jax.enable_x64(True):
-        ends = [endings(SMALL, 500), endings(LARGE, 100 if full else 20)]
-        condition = {p: proposition_7((n, p)) for n, p in (SMALL, LARGE)}
-        constant = constant_fields(50 if full else 10)
-        seeds = range(150 if full else 25)
-        points, lost = stationary_points(seeds)
-        test = put_to_the_test(points)
-        second = second_order(points, test, 150 if full else 30)
-        rng = np.random.default_rng(1)
-        random = rng.dirichlet(np.ones(SMALL[0]), size=len(points.u))
-        others = [dynamics.is_stationary(*pair) for pair in unstack(points.field, random)]
-        at_points = [dynamics.is_stationary(*pair) for pair in unstack(points.field, points.u)]
-        draw(ends, test, second, out / "frozen_flow.png")
+@jax.enable_x64(True)
+def measure(full: bool) -> dict[str, Any]:
+    """Follow the flows, find the stationary points and put them to the test."""
+    ends = [endings(SMALL, 500), endings(LARGE, 100 if full else 20)]
+    seeds = range(150 if full else 25)
+    points, lost = stationary_points(seeds)
+    test = put_to_the_test(points)
+    second = second_order(points, test, 150 if full else 30)
+    random = np.random.default_rng(1).dirichlet(np.ones(SMALL[0]), size=len(points.u))
+
+    def stationary(u: np.ndarray) -> int:
+        return sum(dynamics.is_stationary(*pair) for pair in unstack(points.field, u))
 
     sizes = np.array([v.support.sum() for v in points.verdicts])
     stable, kept = test["stable"], test["finished"]
     off = np.abs(test["measured"] / test["rate"] - 1)
     off = off[np.isfinite(off)]
-    same_rate = float(np.abs(test["local_rate"] / test["rate"] - 1).max())
     tested = {
         "fields": len(seeds),
         "flows that found none": lost,
         "points": len(stable),
+        "stationary": stationary(points.u),
+        "random points that are stationary": stationary(random),
         "stable": int(stable.sum()),
         "sizes of support": {int(k): int((sizes == k).sum()) for k in np.unique(sizes)},
         "sizes of support, stable": {
@@ -554,73 +548,87 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
             "measured": len(off),
             "with a complex slowest eigenvalue": int(test["turning"].sum()),
             "largest relative difference": float(off.max()),
-            "local_rate against stability, relative": same_rate,
+            "local_rate against stability, relative": float(
+                np.abs(test["local_rate"] / test["rate"] - 1).max()
+            ),
         },
-        "order of the remainder": [float(x) for x in np.sort(second["slopes"])],
+        "order of the remainder": np.sort(second["slopes"]).tolist(),
     }
-    numbers = {
+    return {
         "settings": {"damping": DAMPING, "tol": TOL, "horizon": LONG, "perturbation": PERTURBATION},
+        "seeds": {"stationary points": len(seeds), "flows": [run["instances"] for run in ends]},
         "ends": ends,
-        "proposition 7": condition,
-        "constant fields": constant,
+        "proposition 7": {p: proposition_7((n, p)) for n, p in (SMALL, LARGE)},
+        "constant fields": constant_fields(50 if full else 10),
         "stationary points": tested,
+        "figure": {"test": test, "second": second},
     }
 
-    small, large = ends
+
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """Propositions 3 to 8 and Figure 3."""
+    ends, constant = measured["ends"], measured["constant fields"]
+    tested = measured["stationary points"]
+    count, stable = tested["points"], tested["stable"]
+    rates, orders = tested["rates"], tested["order of the remainder"]
+    largest = max(tested["sizes of support"])
     rounds = [found for run in ends for found in run["go round"].values()]
     settled = [
         (run["kinds"].get("explicit", 0) + run["kinds"].get("implicit", 0)) / run["instances"]
         for run in ends
     ]
     single = [run["support sizes"][1] / run["instances"] for run in ends]
-    claims = [
+    return [
         Claim(
             "R6",
-            "a point is stationary exactly where the field is level on its support (Proposition 3)",
+            "A point is stationary if and only if the field is constant on its support "
+            "(Proposition 3).",
             "if and only if",
-            f"{sum(at_points)} of {len(at_points)} ends of flows on faces are, among them all "
-            f"vertices; {sum(others)} of {len(others)} random points are",
-            all(at_points) and not any(others),
+            f"{tested['stationary']} of {count} ends of flows on faces are stationary, among them "
+            f"all vertices; {tested['random points that are stationary']} of {count} random points "
+            "are",
+            tested["stationary"] == count and not tested["random points that are stationary"],
         ),
         Claim(
             "R6",
-            "a stationary point is stable if and only if all margins off the support and the real "
-            "parts of all eigenvalues on it are positive (Proposition 4)",
+            "A stationary point is stable if and only if all margins off the support and the real "
+            "parts of all eigenvalues on it are positive (Proposition 4).",
             "if and only if",
-            f"perturbed by 1e-4 of the smallest weight: {tested['stable that came back']} of "
-            f"{int((stable & kept).sum())} stable points came back, {tested['unstable that left']} of "
-            f"{int((~stable & kept).sum())} unstable ones were left",
-            bool(
-                kept.all()
-                and tested["stable that came back"] == stable.sum()
-                and tested["unstable that left"] == (~stable).sum()
-            ),
+            f"perturbed by 1e-4 of the smallest weight: flows came back to "
+            f"{tested['stable that came back']} of {stable} stable points and left "
+            f"{tested['unstable that left']} of {count - stable} unstable ones",
+            tested["flows within their steps"] == count
+            and tested["stable that came back"] == stable
+            and tested["unstable that left"] == count - stable,
         ),
         Claim(
             "R6",
-            "near a stable point the flow is w* + exp(-t DPhi) delta + o(delta) (Proposition 5)",
+            "Near a stable point the flow is w* + exp(-t DPhi) delta + o(delta) (Proposition 5).",
             "o(delta)",
-            f"the remainder's order in |delta| is {second['slopes'].min():.2f} to "
-            f"{second['slopes'].max():.2f} at {len(second['slopes'])} points",
-            bool(second["slopes"].min() >= 1.9 and second["slopes"].max() <= 2.1),
+            f"the order of the remainder in |delta| is {orders[0]:.2f} to {orders[-1]:.2f} at "
+            f"{len(orders)} points",
+            orders[0] >= 1.9 and orders[-1] <= 2.1,
         ),
         Claim(
             "R6",
-            "the local rate is the smallest real part of the eigenvalues of DPhi (Proposition 5)",
+            "The local rate is the smallest real part of the eigenvalues of DPhi (Proposition 5).",
             "exp(-t DPhi)",
-            f"the decay seen differs from it by at most {off.max():.1%} at {len(off)} points, "
-            f"{int(test['turning'].sum())} of them with complex slowest eigenvalues; it is "
-            f"Proposition 4's smallest number to {same_rate:.0e}",
-            bool(off.max() <= 0.05 and same_rate <= 1e-6),
+            "the measured decay differs from it by at most "
+            f"{rates['largest relative difference']:.1%} at {rates['measured']} points, of which "
+            f"{rates['with a complex slowest eigenvalue']} have complex slowest eigenvalues; it "
+            "equals the smallest number of Proposition 4 to "
+            f"{rates['local_rate against stability, relative']:.0e}",
+            rates["largest relative difference"] <= 0.05
+            and rates["local_rate against stability, relative"] <= 1e-6,
         ),
         Claim(
             "R7",
-            "on a constant field mirror descent is w_0 exp(-t phi), normalised, and ends on the rows "
-            "with the smallest phi, in the shares of w_0 (Proposition 6)",
-            "arg max phi (a slip: the proof's formula gives arg min)",
-            f"largest distance from the formula {constant['descent']:.0e} (mirror descent), "
-            f"{constant['flow']:.0e} (flow); from the limit {constant['limit']:.0e}; weight left on "
-            f"arg max phi {constant['weight on arg max']:.0e}",
+            "On a constant field mirror descent is w_0 exp(-t phi), normalised, and ends on the "
+            "rows with the smallest phi, in the proportions of w_0 (Proposition 6).",
+            "arg max phi (a slip: the formula in the proof gives arg min)",
+            f"the largest distance from the formula is {constant['descent']:.0e} (mirror descent) "
+            f"and {constant['flow']:.0e} (flow), from the limit {constant['limit']:.0e}; the "
+            f"weight left on arg max phi is {constant['weight on arg max']:.0e}",
             constant["descent"] <= 1e-12
             and constant["flow"] <= 1e-8
             and constant["limit"] <= 1e-8
@@ -628,45 +636,47 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
         ),
         Claim(
             "R7",
-            "a random l x p matrix reaches 1 or 0 with an x != 0 with probability 1 if l <= p, and 0 "
-            "if l > p (Proposition 7)",
+            "A random l x p matrix maps some x != 0 to 1 or to 0 with probability 1 if l <= p, and "
+            "with probability 0 if l > p (Proposition 7).",
             "1 and 0",
             "; ".join(
                 f"p = {p}: {min(v for k, v in rates.items() if k <= p):g} for l <= p, "
                 f"{max(v for k, v in rates.items() if k > p):g} for l > p"
-                for p, rates in condition.items()
+                for p, rates in measured["proposition 7"].items()
             ),
             all(
                 rate == (rows <= p)
-                for p, rates in condition.items()
+                for p, rates in measured["proposition 7"].items()
                 for rows, rate in rates.items()
             ),
         ),
         Claim(
             "R7",
-            "a flow that converges ends on at most p rows (Proposition 8)",
+            "A flow that converges ends on at most p rows (Proposition 8).",
             "at most p",
             "; ".join(
                 f"n = {run['n']}, p = {run['p']}: "
-                + ", ".join(f"{count} on {rows}" for rows, count in run["support sizes"].items())
+                + ", ".join(
+                    f"{count} flows on {rows}" for rows, count in run["support sizes"].items()
+                )
                 for run in ends
             )
-            + f"; stationary points of any kind, n = 5: at most {sizes.max()}",
+            + f"; stationary points of any kind, n = 5: on at most {largest} rows",
             all(run["largest support"] <= run["p"] for run in ends)
-            and sizes.max() <= SMALL[1]
+            and largest <= SMALL[1]
             and all(run["Proposition 8 holds"] for run in ends),
-            "Mostly far fewer than p.",
+            "Most flows end on far fewer rows than p.",
         ),
         Claim(
             "R7",
-            "most random instances end on a single row (caption of Figure 3)",
+            "Most random instances end on a single row (caption of Figure 3).",
             "most",
             ", ".join(f"{x:.0%} at n = {run['n']}" for x, run in zip(single, ends, strict=True)),
             min(single) > 0.5,
         ),
         Claim(
             "R7",
-            "most flows converge, though it is not proved that all do",
+            "Most flows converge, although it is not proved that all do.",
             "if the flow converges",
             ", ".join(
                 f"n = {run['n']}: {x:.1%} ("
@@ -674,28 +684,28 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
                 + ")"
                 for x, run in zip(settled, ends, strict=True)
             )
-            + f"; all {small['stable'] + large['stable']} ends are within "
+            + f"; all {sum(run['stable'] for run in ends)} ends are within "
             f"{max(run['distance to an exact stationary point'] for run in ends):.0e} of an exact "
             "stationary point that is stable",
             float(np.average(settled, weights=[run["instances"] for run in ends])) >= 0.95
             and all(run["stable"] == sum(run["support sizes"].values()) for run in ends),
-            "At rest by an explicit method in 400 steps; by an implicit one; periodic.",
+            "A flow counts as explicit if an explicit method brings it to rest in 400 steps, and "
+            "as implicit if an implicit method does.",
         ),
         Claim(
             "R7",
-            "some trajectories oscillate and do not converge",
+            "Some trajectories oscillate and do not converge.",
             "have been identified",
-            f"{len(rounds)} of {small['instances'] + large['instances']}"
+            f"{len(rounds)} of {sum(run['instances'] for run in ends)}"
             + "".join(
-                f"; on rows {found['rows']} of 50 with period {found['period']:.3f}, back to "
-                f"{found['distance after a round']:.0e} after a round"
-                for found in large["go round"].values()
+                f"; one moves on rows {found['rows']} with period {found['period']:.3f} and comes "
+                f"back to within {found['distance after a round']:.0e} after each period"
+                for found in rounds
             ),
             len(rounds) > 0,
         ),
     ]
-    return numbers, claims
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    _frame.run(__file__, measure, draw, claims)

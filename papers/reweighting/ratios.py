@@ -1,10 +1,11 @@
 """R11, Figure 6: SOBA on MNIST hyper-cleaning over eight decades of the ratio of its two steps.
 
-Ivanova & Ablin, section 4.2: r = eta / rho with eta = min(r rho_max, eta_max), rho = eta / r,
-rho_max = 1e-2, eta_max = 1; 12000 iterations; validation accuracy and entropy of the weights against
-r, with the uniform and the perfect weights as baselines. (The paper prints the entropy of the perfect
-ones as (1 - p_c) log n = .90; it is log((1 - p_c) n) = 6.68.) We add the accuracy of a model retrained
-on the final weights, their effective sample size, and how well low weights find the noisy rows.
+Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 4.2:
+r = eta / rho with eta = min(r rho_max, eta_max), rho = eta / r, rho_max = 1e-2, eta_max = 1; 12000
+iterations; validation accuracy and entropy of the weights against r, with the uniform and the
+perfect weights as baselines. (The paper prints the entropy of the perfect weights as (1 - p_c) log
+n = 0.90; it is log((1 - p_c) n) = 6.68.) We add the accuracy of a model retrained on the final
+weights, their effective sample size, and how well low weights find the noisy rows.
 
 **Three ways of taking batches.** The full batch; batches of 64 with the inner one drawn by weight
 (importance sampling); uniform batches of 64, where a dominating row counts n / |B| times as much
@@ -16,16 +17,14 @@ theta by rho grad G in the same unit of time. With all rows in every step that i
 in jumps of n / |B| eta Psi_i at each visit: r is the same ratio of time scales in all three, and
 what differs between their curves is noise. This is the reading that we judge by.
 
-An implementation may leave Psi_i unscaled instead: then a *visit* moves log w_i by eta Psi_i, which is
-outer_step = eta |B| / n here, and the flow's ratio is r |B| / n = r / 125. The paper does not say;
-this one moves the good range to the right by two decades, and bounds the jumps by eta_max. We show
-it too ("per visit"); for the full batch the two agree.
+An implementation may leave Psi_i unscaled instead: then a *visit* moves log w_i by eta Psi_i, which
+is outer_step = eta |B| / n here, and the flow's ratio is r |B| / n = r / 125. The paper does not
+say; this one moves the good range to the right by two decades, and bounds the jumps by eta_max. We
+show it too ("per visit"); for the full batch the two agree.
 
-The nine ratios of a seed run at once, in one compiled loop; pixels that no row uses are left out. A
-full run keeps what it has in `ratios_runs/` in its output folder and goes on from there.
+The nine ratios of a seed run at once, in one compiled loop; pixels that no row uses are left out.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -33,10 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib as mpl
 import numpy as np
 from hyper_cleaning import RATE, N, cleaning
 from jaxtyping import Array
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from soba_steps import (
     BATCH,
     NEAR,
@@ -54,7 +55,8 @@ from soba_steps import (
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+import _frame
+from _frame import Claim, panels
 
 RATIOS = 10.0 ** np.arange(-4, 5)
 QUICK = 10.0 ** np.array([-4, -2, -1, 0, 3])
@@ -101,46 +103,40 @@ def run_way(name: str, data: Any, ratios: np.ndarray, seed: int) -> dict[str, An
     eta, rho = step_sizes(ratios)
     runs = run_grid(data.problem, data.model, WAYS[name], eta, rho, MARKS, jax.random.key(seed))
     seconds = {"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-    largest = np.sort(runs.u, axis=1)[:, ::-1][:, :1500]
     return {
         "runs": judge_all(data, runs),
         "seconds": {k: round(x, 1) for k, x in seconds.items()},
         "curves": {k: np.round(x.T.astype(float), 5).tolist() for k, x in runs.curves.items()},
-        "sorted_weights": [[float(f"{x:.3g}") for x in row] for row in largest],
+        "sorted_weights": np.sort(runs.u, axis=1)[:, ::-1][:, :1500],
     }
 
 
-def run_seed(
-    seed: int, ratios: np.ndarray, ways: Sequence[str], folder: Path | None
-) -> dict[str, Any]:
-    """Baselines and all ways on one draw of the data; what the folder already has is not run again."""
-    data = None
-    outcome: dict[str, Any] = {}
+def run_seed(seed: int, ratios: np.ndarray, ways: Sequence[str]) -> dict[str, Any]:
+    """Baselines and all ways on one draw of the data."""
+    data = drop_empty_pixels(cleaning(seed))
+    return {"baselines": baselines(data)} | {
+        name: run_way(name, data, ratios, seed) for name in ways
+    }
+
+
+def measure(full: bool) -> dict[str, Any]:
+    """Nine ratios, all ways, three seeds in full; five ratios, minibatches, one seed in quick."""
+    ratios, ways = (RATIOS, list(WAYS)) if full else (QUICK, list(QUICK_WAYS))
+    seeds = range(3 if full else 1)
+    outcomes = [run_seed(seed, ratios, ways) for seed in seeds]
+    weights = [{way: outcome[way].pop("sorted_weights") for way in ways} for outcome in outcomes]
+    eta, rho = step_sizes(ratios)
     settings = {
         "n": N,
+        "rate": RATE,
+        "ratios": ratios,
+        "eta": eta,
+        "rho": rho,
         "batch": BATCH,
-        "ratios": ratios.tolist(),
-        "marks": MARKS.tolist(),
-        "rho_max": RHO_MAX,
-        "eta_max": ETA_MAX,
+        "marks": MARKS,
+        "entropy": entropy_baselines(N, RATE),
     }
-    for name in ("baselines", *ways):
-        path = None if folder is None else folder / f"{seed} {name}.json"
-        if path is not None and path.exists():
-            kept = json.loads(path.read_text())
-            if kept["settings"] == settings:
-                outcome[name] = kept["outcome"]
-                continue
-        data = data or drop_empty_pixels(cleaning(seed))
-        outcome[name] = (
-            baselines(data) if name == "baselines" else run_way(name, data, ratios, seed)
-        )
-        if path is not None:
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps({"settings": settings, "outcome": outcome[name]}))
-            part.replace(path)
-            print(f"seed {seed}, {name}: {outcome[name].get('seconds', '')}", flush=True)
-    return outcome
+    return {"settings": settings, "seeds": list(seeds), "runs": outcomes, "figure": weights[0]}
 
 
 def column(outcomes: list[dict[str, Any]], way: str, *keys: str) -> np.ndarray:
@@ -164,21 +160,18 @@ def first_reached(outcomes: list[dict[str, Any]], way: str) -> np.ndarray:
     return np.array(table)
 
 
-def draw(outcomes: list[dict[str, Any]], ratios: np.ndarray, ways: list[str], path: Path) -> None:
+def draw(measured: dict[str, Any]) -> Figure:
     """Figure 6, once for each reading of r, the sorted weights of one seed, and times."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
-
+    outcomes, ratios, ways = measured["runs"], RATIOS, list(WAYS)
+    if "full batch" not in outcomes[0]:
+        ratios, ways = QUICK, list(QUICK_WAYS[::-1])
     main_way = ways[-1]
     flow = [way for way in ways if "per visit" not in way]
     visit = [way for way in ways if "per visit" in way]
     columns = [("r of the flow: outer_step = $\\eta$", flow)]
     if visit:
         columns.append(("r per visit: outer_step = $\\eta |B| / n$", visit))
-    figure, axes = plt.subplots(
-        2, len(columns) + 1, figsize=(5 * len(columns) + 5, 8), layout="constrained"
-    )
+    figure, axes = panels(2, len(columns) + 1, (5 * len(columns) + 5, 8))
     names = {"by weight": f"batches of {BATCH} by weight", "uniform": f"uniform batches of {BATCH}"}
     names = {way: names.get(way, way) for way in ways}
     colours = {"full batch": "k", "by weight": "C0", "uniform": "C1"}
@@ -209,9 +202,9 @@ def draw(outcomes: list[dict[str, Any]], ratios: np.ndarray, ways: list[str], pa
             axis.set(xscale="log", xlabel="$r = \\eta / \\rho$")
 
     weights, times = axes[:, -1]
-    shade = plt.cm.ScalarMappable(LogNorm(ratios[0], ratios[-1]), "coolwarm")
+    shade = ScalarMappable(LogNorm(ratios[0], ratios[-1]), "coolwarm")
     for k, ratio in enumerate(ratios):
-        line = np.maximum(outcomes[0][main_way]["sorted_weights"][k], 1e-9)
+        line = np.maximum(measured["figure"][main_way][k], 1e-9)
         weights.plot(line, color=shade.to_rgba(ratio))
     weights.axhline(1 / (N * (1 - RATE)), color="gray", ls="-.")
     weights.axhline(1 / N, color="gray", ls=":")
@@ -233,8 +226,7 @@ def draw(outcomes: list[dict[str, Any]], ratios: np.ndarray, ways: list[str], pa
     times.set(ylabel=f"iterations until within {REACHED} of perfect")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def rounded(values: np.ndarray, digits: int = 3) -> list[Any]:
@@ -246,11 +238,10 @@ def _falls(table: np.ndarray) -> bool:
     return bool(np.diff(table, axis=1).max() <= 0.05)
 
 
-def judge_claims(
-    outcomes: list[dict[str, Any]], ratios: np.ndarray, ways: list[str]
-) -> list[Claim]:
+def claims(measured: dict[str, Any]) -> list[Claim]:
     """What section 4.2 says of Figure 6, and what we add."""
-    way = ways[-1] if "full batch" in ways else "by weight"
+    outcomes, full = measured["runs"], "full batch" in measured["runs"][0]
+    ratios, way = (RATIOS, "full batch") if full else (QUICK, "by weight")
     perfect = np.array([o["baselines"]["perfect"]["validation"] for o in outcomes])
     at = {round(float(np.log10(r))): k for k, r in enumerate(ratios)}
     inside = [k for power, k in at.items() if -1 <= power <= 2]
@@ -265,7 +256,7 @@ def judge_claims(
         return rounded(table[:, at[power]], digits)
 
     def claim(text: str, published: Any, measured: str, holds: Any, note: str = "") -> Claim:
-        return Claim("R11", f"{way}: {text}", published, measured, bool(holds), note)
+        return Claim("R11", f"{way.capitalize()}: {text}.", published, measured, bool(holds), note)
 
     def works(name: str) -> list[Claim]:
         found = {key: column(outcomes, name, key) for key in ("ess", "auroc")}
@@ -285,64 +276,72 @@ def judge_claims(
         return [
             Claim(
                 "R11",
-                f"{name}: {span} the accuracy is close to the perfect weights' (model as left)",
+                f"{name.capitalize()}: {span} the accuracy of the model as left is close to that "
+                "of the perfect weights.",
                 "for ratios between 1e-1 and 1e2",
-                f"validation minus perfect {lowest(gaps)} (lowest of the seeds, one a ratio)",
+                f"validation accuracy minus that of the perfect weights {lowest(gaps)} (the lowest "
+                "of the seeds, for each ratio)",
                 bool(close[inside].all()),
-                f"Within {NEAR} at r = {where(close)}. Retrained minus perfect {lowest(retrained)}.",
+                f"It is within {NEAR} at r = {where(close)}. For the retrained model the "
+                f"differences are {lowest(retrained)}.",
             ),
             Claim(
                 "R11",
-                f"{name}: {span} the weights are not sparse and identify the correct rows",
+                f"{name.capitalize()}: {span} the weights are not sparse and identify the correct "
+                "rows.",
                 "for ratios between 1e-1 and 1e2",
-                f"ESS {lowest(found['ess'], 1)}, AUROC {lowest(found['auroc'])}",
+                f"effective sample size {lowest(found['ess'], 1)}, AUROC {lowest(found['auroc'])}",
                 bool(correct[inside].all()),
-                f"ESS at least {SPARSE * clean:.0f} of {clean:.0f} clean rows and AUROC at least .95 "
-                f"at r = {where(correct)}.",
+                f"The effective sample size is at least {SPARSE * clean:.0f} of {clean:.0f} clean "
+                f"rows and the AUROC at least 0.95 at r = {where(correct)}.",
             ),
         ]
 
-    claims = [
+    judged = [
         claim(
             "with the smallest ratio nothing happens",
             "around 10 %",
-            f"validation {at_ratio(left, -4)} at r = 1e-4",
+            f"validation accuracy {at_ratio(left, -4)} at r = 1e-4",
             left[:, at[-4]].max() <= 0.2,
         ),
         *works(way),
-        *(works("by weight, per visit") if "by weight, per visit" in ways else []),
+        *(works("by weight, per visit") if full else []),
         claim(
-            "the best ratio reaches the perfect weights' accuracy",
+            "the best ratio reaches the accuracy of the perfect weights",
             "close to the accuracy on the 800 clean rows",
-            f"validation minus perfect {at_ratio(gap, -1)} at r = .1",
+            f"validation accuracy minus that of the perfect weights {at_ratio(gap, -1)} at r = 0.1",
             gap[:, at[-1]].min() >= -0.01,
-            f"Retrained {at_ratio(again - perfect[:, None], -1)}; ESS {at_ratio(ess, -1, 0)}, AUROC "
-            f"{at_ratio(auroc, -1)}, F1 of the clean rows {at_ratio(clean_f1, -1)} (weights of at "
-            "least 1 / n).",
+            f"For the retrained model the difference is {at_ratio(again - perfect[:, None], -1)}. "
+            f"The effective sample size is {at_ratio(ess, -1, 0)}, the AUROC "
+            f"{at_ratio(auroc, -1)}, and the F1 of the clean rows {at_ratio(clean_f1, -1)} "
+            "(weights of at least 1 / n).",
         ),
         claim(
-            "entropy falls with the ratio",
+            "the entropy of the weights falls as the ratio grows",
             "weights become extremely sparse (figure)",
             f"entropies {rounded(entropy.mean(axis=0), 2)} at r = {ratios[0]:g} to {ratios[-1]:g}",
             _falls(entropy),
-            f"Up to r = 100, where eta meets its bound: {_falls(entropy[:, ratios <= 100])}. "
+            f"Up to r = 100, where eta reaches its bound, it "
+            f"{'falls' if _falls(entropy[:, ratios <= 100]) else 'does not fall everywhere'}. "
             f"It rises by at most {np.diff(entropy, axis=1).max():.2f} from one ratio to the next. "
-            f"Uniform {entropy_baselines(N, RATE)['uniform']:.2f}, perfect "
-            f"{entropy_baselines(N, RATE)['perfect']:.2f}.",
+            f"The entropy of uniform weights is {entropy_baselines(N, RATE)['uniform']:.2f}, that "
+            f"of the perfect ones {entropy_baselines(N, RATE)['perfect']:.2f}.",
         ),
         claim(
             "at r = 1000 the weights are sparse, and a model retrained on them is poor",
             "extremely sparse; retraining is not reported",
-            f"entropy {at_ratio(entropy, 3)}, retrained {at_ratio(again, 3)}",
+            f"entropy {at_ratio(entropy, 3)}, retrained validation accuracy {at_ratio(again, 3)}",
             entropy[:, at[3]].max() <= 2.2 and again[:, at[3]].max() <= 0.45,
-            f"ESS {at_ratio(ess, 3, 1)}; the model as left {at_ratio(left, 3)}.",
+            f"The effective sample size is {at_ratio(ess, 3, 1)}; the model as left has "
+            f"{at_ratio(left, 3)}.",
         ),
         claim(
-            "entropy reaches zero: one row has all the weight",
+            "the entropy reaches zero, that is, one row has all the weight",
             "the entropy goes to 0",
-            f"lowest entropy {rounded(entropy.min(axis=1))}, ESS {rounded(ess.min(axis=1), 2)}",
+            f"lowest entropy {rounded(entropy.min(axis=1))}, lowest effective sample size "
+            f"{rounded(ess.min(axis=1), 2)}",
             entropy.min(axis=1).max() <= 0.1,
-            "Lowest with batches of 64: "
+            f"The lowest entropies with batches of {BATCH} are "
             + ", ".join(
                 f"{name} {rounded(column(outcomes, name, 'entropy').min(axis=1))}"
                 for name in ("by weight", "uniform")
@@ -352,14 +351,16 @@ def judge_claims(
         claim(
             "at high ratios the accuracy of the model as left decreases",
             "accuracy decreases",
-            f"validation minus perfect {rounded(gap[:, -1])} at r = {ratios[-1]:g}",
+            "validation accuracy minus that of the perfect weights "
+            f"{rounded(gap[:, -1])} at r = {ratios[-1]:g}",
             gap[:, -1].max() <= -0.05,
-            f"At r = 1000: {at_ratio(gap, 3)}.",
+            f"At r = 1000 it is {at_ratio(gap, 3)}.",
         ),
         claim(
-            "but it is not catastrophic: far better than a model trained on the final weights",
+            "the decrease at high ratios is not catastrophic: the model as left is far better than "
+            "a model trained on the final weights",
             "much better than that of a model trained on that single sample",
-            f"as left minus retrained {at_ratio(left - again, 3)} at r = 1000, "
+            f"accuracy as left minus retrained {at_ratio(left - again, 3)} at r = 1000, "
             f"{rounded((left - again)[:, -1])} at r = {ratios[-1]:g}",
             min((left - again)[:, at[3]].min(), (left - again)[:, -1].min()) >= 0.2,
         ),
@@ -370,13 +371,15 @@ def judge_claims(
     sizes = column(outcomes, "uniform", "ess")[:, at[power]]
     uniform_left = column(outcomes, "uniform", "as_left", "validation")[:, at[power]]
     return [
-        *claims,
+        *judged,
         Claim(
             "R11",
-            f"uniform batches of {BATCH} collapse where {way} does not: variance, not Theorem 2",
+            f"Uniform batches of {BATCH} collapse where batches drawn differently ({way}) do not: "
+            "the cause is variance, not Theorem 2.",
             None,
-            f"at r = {10**power}: ESS {rounded(sizes, 1)} against {at_ratio(ess, power, 1)}, "
-            f"validation {rounded(uniform_left)} against {at_ratio(left, power)}",
+            f"at r = {10**power}: effective sample size {rounded(sizes, 1)} against "
+            f"{at_ratio(ess, power, 1)}, validation accuracy {rounded(uniform_left)} against "
+            f"{at_ratio(left, power)}",
             bool(np.all(sizes <= 0.5 * ess[:, at[power]]) and uniform_left.max() <= 0.5),
         ),
     ]
@@ -395,43 +398,17 @@ def _times(way: str, outcomes: list[dict[str, Any]], at: dict[int, int]) -> Clai
     table = {f"1e{power}": round(t) for power, t in found.items()}
     return Claim(
         "R11",
-        f"{way}: the time to convergence goes like 1 / r, 1000 times longer at r = .1 than at 100",
+        f"{way.capitalize()}: the time to convergence is proportional to 1 / r; it is 1000 times "
+        "longer at r = 0.1 than at r = 100.",
         "roughly linear; about 1000 times",
-        f"iterations until within {REACHED} of perfect {table}: "
-        f"slope {slope:.2f} in log r; {factor:.1f} times longer at r = .1 than at "
+        f"iterations until within {REACHED} of the perfect weights {table}: "
+        f"slope {slope:.2f} in log r; {factor:.1f} times longer at r = 0.1 than at "
         f"1e{max(found, default=0)}",
         -1.25 <= slope <= -0.75,
-        "However fast the weights are, the model itself needs some hundred iterations at rho = .01.",
+        "However fast the weights are, the model itself needs some hundred iterations at rho = "
+        "0.01.",
     )
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Nine ratios, all ways, three seeds in full; five ratios, minibatches, one seed in quick."""
-    ratios = RATIOS if full else QUICK
-    ways = list(WAYS if full else QUICK_WAYS)
-    folder = out / "ratios_runs" if full else None
-    if folder is not None:
-        folder.mkdir(exist_ok=True)
-    seeds = range(3 if full else 1)
-    outcomes = [run_seed(seed, ratios, ways, folder) for seed in seeds]
-    draw(outcomes, ratios, ways if full else ways[::-1], out / "ratios.png")
-    claims = judge_claims(outcomes, ratios, ways)
-    for outcome in outcomes:
-        for way in ways:
-            del outcome[way]["sorted_weights"]  # they are in the figure
-    eta, rho = step_sizes(ratios)
-    settings = {
-        "n": N,
-        "rate": RATE,
-        "ratios": ratios.tolist(),
-        "eta": eta.tolist(),
-        "rho": rho.tolist(),
-        "batch": BATCH,
-        "marks": MARKS.tolist(),
-        "entropy": entropy_baselines(N, RATE),
-    }
-    return {"settings": settings, "seeds": list(seeds), "runs": outcomes}, claims
-
-
 if __name__ == "__main__":
-    run_script(__file__, main)
+    _frame.run(__file__, measure, draw, claims)

@@ -1,22 +1,22 @@
 """R12: what keeps the weights from going sparse, over five decades of outer step sizes.
 
-The paper ends on a question: warm-started reweighting collapses, what helps? Here every remedy of the
-library runs beside plain SOBA on MNIST and Fashion-MNIST, each with a linear model, a small MLP (not
-convex) and a linear model on 2000 random features (20000 parameters, ten times as many as
-rows), and on the toy mixture of section 2.4. Rows: 2000, of which 80 % have a wrong label; 1000 clean
-outer rows; the official test set.
+Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", end with a
+question: warm-started reweighting collapses, what helps? Here every remedy of
+the library runs beside plain SOBA on MNIST and Fashion-MNIST, each with a linear model, a small MLP
+(not convex) and a linear model on 2000 random features (20000 parameters, ten times as many as
+rows), and on the toy mixture of section 2.4. Rows: 2000, of which 80 % have a wrong label; 1000
+clean outer rows; the official test set.
 
-All variants of SOBA share inner step, batches and number of steps; the outer step goes through seven
-powers of ten around the one at which a visit moves the log-weight of the steepest row by 0.1 at
-the start. "Plain, tuned" is the best of the seven *by test accuracy*, which no user could choose: what
-a remedy without any tuning has to beat. Methods without an outer step run once. Everything is
-judged by a model retrained from a fresh start on the final weights. A run has collapsed if its
-effective sample size is below a tenth of the number of clean rows.
+All variants of SOBA share inner step, batches and number of steps; the outer step goes through
+seven powers of ten around the one at which a visit moves the log-weight of the steepest row by 0.1
+at the start. "Plain, tuned" is the best of the seven *by test accuracy*, which no user could
+choose: what a remedy without any tuning has to beat. Methods without an outer step run once.
+Everything is judged by a model retrained from a fresh start on the final weights. A run has
+collapsed if its effective sample size is below a tenth of the number of clean rows.
 
 Needs MNIST and Fashion-MNIST, see `bilevel.datasets`; without them only the toy runs.
 """
 
-import json
 import os
 import sys
 import time
@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
 import optimistix as optx
 import pandas as pd
 import toy_mixture
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, r2_score, roc_auc_score
@@ -43,7 +43,8 @@ from bilevel import datasets, tasks
 from bilevel.reweighting import clipped_soba, soba
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+import _frame
+from _frame import Claim, panels
 
 N, OUTER, RATE, FEATURES, WIDTH = 2000, 1000, 0.8, 2000, 32
 BATCH, STEPS, NEAR_EXACT_STEPS, FUNCTION_STEPS = 64, 6000, 60, 20
@@ -197,6 +198,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "+ limit, importance, average": _combined,
 }
+QUICK_PAIR = "MNIST, linear"
 SINGLE = ("near-exact", "clipped SOBA", "weight function")
 
 
@@ -316,8 +318,9 @@ LEVELS = {
 }
 
 
-def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line a pair and method: the best and the worst over the decades, means over the seeds."""
+def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One line per pair and method: the best and the worst over the decades, means over the "
+    "seeds."""
     frame = pd.DataFrame(rows)
     mean = frame.groupby(["pair", "method", "decade"], dropna=False, sort=False).agg(
         retrained=("retrained", "mean"),
@@ -343,16 +346,37 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Retrained score and effective sample size against the outer step, a column a pair."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def measure(full: bool) -> dict[str, Any]:
+    """All pairs in full; the mixture and one image pair, with fewer steps, in quick."""
+    steps = STEPS if full else 1500
+    pairs = {"toy": toy(0)}
+    if os.environ.get("BILEVEL_DATA"):
+        mnist = images("mnist", 0)
+        pairs |= mnist | images("fashion_mnist", 0) if full else {QUICK_PAIR: mnist[QUICK_PAIR]}
+    rows = [row for pair in pairs.values() for row in run_pair(pair, 0, steps)]
+    settings = {
+        "rows": N,
+        "outer": OUTER,
+        "rate": RATE,
+        "steps": steps,
+        "batch": BATCH,
+        "decades": DECADES,
+        "radius": RADIUS,
+        "clip": CLIP,
+        "pull": PULL,
+        "entropy": ENTROPY,
+        "l2": L2_PENALTY,
+        "near_exact_steps": NEAR_EXACT_STEPS,
+    }
+    table = summary(rows).to_dict("records")
+    return {"settings": settings, "seeds": [0], "table": table, "figure": rows}
 
-    frame = pd.DataFrame(rows)
+
+def draw(measured: dict[str, Any]) -> Figure:
+    """Retrained score and effective sample size against the outer step, one column per pair."""
+    frame = pd.DataFrame(measured["figure"])
     pairs = list(dict.fromkeys(frame.pair))
-    figure, axes = plt.subplots(
-        2, len(pairs), figsize=(3 * len(pairs), 6), sharex=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = panels(2, len(pairs), (3 * max(len(pairs), 3), 6), sharex=True, squeeze=False)
     for column, pair in enumerate(pairs):
         groups = frame[frame.pair == pair].groupby(["method", "decade"], dropna=False, sort=False)
         here = groups.agg(retrained=("retrained", "mean"), ess=("ess", "mean")).reset_index()
@@ -372,60 +396,29 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[1, 0].set_ylabel("effective sample size")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=8)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    return figure
 
 
-def read_or_run(pair: Pair, seed: int, steps: int, folder: Path) -> list[dict[str, Any]]:
-    """The rows of a pair, of an earlier run that was interrupted if it had the same settings."""
-    name = f"{pair.name}-{seed}-{steps}".replace(" ", "").replace(",", "-").replace(">>", "gg")
-    path = folder / f"remedies-{name}.json"
-    if not path.exists():
-        rows = run_pair(pair, seed, steps)
-        path.write_text(json.dumps(rows))
-        print(pair.name, "seed", seed, "done", flush=True)
-    return json.loads(path.read_text())
-
-
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """All pairs in full; the toy and one image pair, with fewer steps, in quick."""
-    steps, seeds = STEPS if full else 1500, range(1)
-    have_data = bool(os.environ.get("BILEVEL_DATA"))
-    rows = []
-    for seed in seeds:
-        pairs = {"toy": toy(seed)}
-        if have_data:
-            pairs |= images("mnist", seed)
-        if have_data and full:
-            pairs |= images("fashion_mnist", seed)
-        names = (
-            list(pairs) if full else [name for name in pairs if name in ("toy", "MNIST, linear")]
-        )
-        for name in names:
-            rows += read_or_run(pairs[name], seed, steps, out)
-    draw(rows, out / "remedies.png")
-    summary = table(rows)
-    text = summary.round(4).to_string(index=False)
-    print(text)
-    (out / "remedies.txt").write_text(text + "\n")
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """Our answers to the question of the paper."""
 
     def of(method: str, what: str) -> dict[str, float]:
-        records = summary.to_dict("records")
-        return {r["pair"]: round(float(r[what]), 4) for r in records if r["method"] == method}
+        rows = [row for row in measured["table"] if row["method"] == method]
+        return {row["pair"]: round(float(row[what]), 4) for row in rows}
 
     def gains(over: dict[str, float], under: dict[str, float]) -> dict[str, float]:
         return {pair: round(over[pair] - under[pair], 4) for pair in over}
 
     plain = of("plain", "best")
     image_pairs = [pair for pair in plain if pair != "toy"]
-    needed = 4 if full else 1
+    needed = 4 if len(image_pairs) > 1 else 1
     collapsed = of("plain", "collapsed")
-    claims = [
+    judged = [
         Claim(
             "R12",
-            "plain SOBA goes sparse at large outer steps, whatever the model",
+            "Plain SOBA goes sparse at large outer steps, whatever the model.",
             "goes sparse (Figures 5 and 6)",
-            f"collapses at {collapsed} of {len(DECADES)} outer steps",
+            f"number of outer steps, of {len(DECADES)}, at which it collapses: {collapsed}",
             min(collapsed.values()) > 0,
         )
     ]
@@ -433,52 +426,39 @@ def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
         best, least = of(name, "best"), of(name, "least_ess")
         wins = [pair for pair in image_pairs if best[pair] > plain[pair]]
         gone = [pair for pair, times in of(name, "collapsed").items() if times > 0]
-        claims += [
+        judged += [
             Claim(
                 "R12",
-                f"{name}, {what}, collapses nowhere",
+                f"{name[0].upper() + name[1:]}, {what}, collapses nowhere.",
                 None,
                 f"least effective sample size {least}",
                 not gone,
-                f"It does on {gone}." if gone else "",
+                f"It collapses on {gone}." if gone else "",
             ),
             Claim(
                 "R12",
-                f"{name}, untuned, beats plain SOBA tuned by test score on at least {needed} of the "
-                f"{len(image_pairs)} image pairs",
+                f"{name[0].upper() + name[1:]}, untuned, beats plain SOBA tuned by test score on at "
+                f"least {needed} of the {len(image_pairs)} image pairs.",
                 None,
-                f"{len(wins)}: {wins}; gains {gains(best, plain)}",
+                f"on {len(wins)} pairs; score minus that of tuned SOBA {gains(best, plain)}",
                 len(wins) >= needed,
             ),
         ]
     perfect = of("perfect", "best")
     short = {p: round(perfect[p] - of("near-exact", "best")[p], 4) for p in image_pairs}
-    claims.append(
+    judged.append(
         Claim(
             "R12",
-            "with the default a retrained model does as well as with weights on the clean rows alone",
+            "With the default a retrained model does as well as with weights on the clean rows "
+            "alone.",
             None,
-            f"perfect minus near-exact {short}",
+            f"test score of the perfect weights minus that of near-exact {short}",
             max(short.values()) <= 0.01,
-            "Not with an MLP that can fit wrong labels: nothing here reaches perfect weights there.",
+            "With an MLP, which can fit wrong labels, no method here reaches the perfect weights.",
         )
     )
-    settings = {
-        "rows": N,
-        "outer": OUTER,
-        "rate": RATE,
-        "steps": steps,
-        "batch": BATCH,
-        "decades": DECADES.tolist(),
-        "radius": RADIUS,
-        "clip": CLIP,
-        "pull": PULL,
-        "entropy": ENTROPY,
-        "l2": L2_PENALTY,
-        "near_exact_steps": NEAR_EXACT_STEPS,
-    }
-    return {"settings": settings, "seeds": list(seeds), "table": summary.to_dict("records")}, claims
+    return judged
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    _frame.run(__file__, measure, draw, claims)

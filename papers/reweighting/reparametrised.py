@@ -1,10 +1,10 @@
 """R9, Figure 4: a softmax or a sigmoid of free variables in place of mirror descent.
 
-Ivanova & Ablin, section 4.1: on the mixture of section 2.4, gradient descent on lambda with weights
-`softmax(lambda)` (the caption of Figure 4) or `sigmoid(lambda) / sum sigmoid(lambda)` (the text), by
-Algorithm 2 without its mirror step. The text describes weights that first find the right cluster,
-so that retraining on them works while the current parameters lag behind, and that are sparse in the
-end.
+Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 4.1:
+on the mixture of section 2.4, gradient descent on lambda with weights `softmax(lambda)` (the
+caption of Figure 4) or `sigmoid(lambda) / sum sigmoid(lambda)` (the text), by Algorithm 2 without
+its mirror step. The text describes weights that first find the right cluster, so that retraining on
+them works while the current parameters lag behind, and that are sparse in the end.
 
 The step sizes are not in the paper; we run a grid of them, because the outcome depends on both. A
 hypergradient psi moves the log-weights, in the first step from uniform weights on n rows, by
@@ -24,14 +24,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, panels, run
 from toy_mixture import (
     CENTRE,
     RIDGE,
@@ -146,16 +146,46 @@ def run_grid(
     return times, results
 
 
+@jax.enable_x64(True)
+def measure(full: bool) -> dict[str, Any]:
+    """The grid of parametrisations, inner steps and outer steps."""
+    seeds, steps = (20, 100_000) if full else (5, 20_000)
+    times, results = run_grid(seeds, steps)
+    runs = [
+        {
+            "weights": name,
+            "inner": rho,
+            "speed": speed,
+            "eta": speed * SCALES[name],
+            **{
+                key: np.round(getattr(found, key)[:, j, -1], 4)
+                for key in ("ess", "entropy", "first", "current", "retrained")
+            },
+        }
+        for (name, rho), found in results.items()
+        for j, speed in enumerate(SPEEDS)
+    ]
+    settings = {
+        "n": N,
+        "m": M,
+        "sigma": SIGMA,
+        "ridge": RIDGE,
+        "centre": CENTRE,
+        "theta": [THETA_1, THETA_2],
+        "steps": steps,
+    }
+    figure = {"times": times, "runs": results}
+    return {"settings": settings, "seeds": seeds, "runs": runs, "figure": figure}
+
+
 def label(rho: Any) -> str:
     return "exact inner solution" if rho == "exact" else f"inner step {rho:g}"
 
 
-def draw(times: np.ndarray, results: dict[tuple[str, Any], Runs], path: Path) -> None:
+def draw(measured: dict[str, Any]) -> Figure:
     """Weights on the plane, curves of a run, and the final ESS over the grid."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(5, 4, figsize=(14, 16), layout="constrained")
+    times, results = measured["figure"]["times"], measured["figure"]["runs"]
+    figure, axes = panels(5, 4, (14, 16))
     data = mixture(0)
     for row, (name, rho) in zip(axes, DRAWN, strict=False):
         runs, j = results[name, rho], SPEEDS.index(DRAWN[name, rho])
@@ -199,8 +229,7 @@ def draw(times: np.ndarray, results: dict[tuple[str, Any], Runs], path: Path) ->
         axis.set_title(label(rho), fontsize=10)
     axes[4, 0].set_ylabel(f"final ESS, of {N} rows")
     axes[4, 3].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def before_sparse(runs: Runs, j: int) -> tuple[np.ndarray, np.ndarray]:
@@ -214,8 +243,9 @@ def span(values: np.ndarray, digits: int = 2) -> str:
     return f"{values.min():.{digits}f} to {values.max():.{digits}f}"
 
 
-def judge(results: dict[tuple[str, Any], Runs]) -> list[Claim]:
-    """The statements of section 4.1 and of its figure's caption."""
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """The statements of section 4.1 and of the caption of its figure."""
+    results: dict[tuple[str, Any], Runs] = measured["figure"]["runs"]
     warm = INNER[1:]
     ess = {key: runs.ess[:, :, -1] for key, runs in results.items()}  # seed, speed
     soft_ess = np.stack([ess["softmax", rho] for rho in warm])
@@ -232,109 +262,84 @@ def judge(results: dict[tuple[str, Any], Runs]) -> list[Claim]:
     return [
         Claim(
             "R9",
-            "softmax: the entropy of the weights decreases during training",
+            "Softmax: the entropy of the weights decreases during training.",
             "decreases (figure)",
             f"from {np.log(N):.2f} to {span(soft_entropy[..., -1])}",
             bool(soft_entropy[..., -1].max() <= 0.5 * np.log(N)),
-            f"Not step by step: it rises in {(rises > 1e-6).mean():.0%} of the records, by at most "
-            f"{rises.max():.2f}: weights on one row can open again on their way to another.",
+            f"It does not decrease at every step: it rises in {(rises > 1e-6).mean():.0%} of the "
+            f"records, by at most {rises.max():.2f}, because weights on one row can spread again "
+            "on their way to another row.",
         ),
         Claim(
             "R9",
-            "softmax (the caption) in place of mirror descent: the weights collapse, at every outer "
-            f"step of {np.log10(SPEEDS[-1] / SPEEDS[0]):.0f} decades and every inner step",
+            "Softmax (the caption) in place of mirror descent: the weights collapse at every outer "
+            f"step of {np.log10(SPEEDS[-1] / SPEEDS[0]):.0f} decades and at every inner step.",
             "leads to the same behavior",
-            f"ESS {span(soft_ess)}, at speeds of 0.01 and above {span(soft_ess[:, :, fast])}",
+            f"effective sample size {span(soft_ess)}, at speeds of 0.01 and above "
+            f"{span(soft_ess[:, :, fast])}",
             bool(soft_ess.max() <= SPARSE),
-            "Not only by the warm start: with the exact inner solution and speeds up to 0.01 the ESS "
-            f"is {span(ess['softmax', 'exact'][:, :3], 1)} too, where mirror descent keeps "
-            f"{span(ess['mirror', 'exact'][:, :3], 0)}.",
+            "The warm start is not the only cause: with the exact inner solution and speeds up to "
+            f"0.01 the effective sample size is {span(ess['softmax', 'exact'][:, :3], 1)} too, "
+            f"whereas mirror descent keeps {span(ess['mirror', 'exact'][:, :3], 0)}.",
         ),
         Claim(
             "R9",
-            f"sigmoid / sum (the text) in place of mirror descent, inner step {RHO}: the weights "
-            "collapse",
+            f"Sigmoid / sum (the text) in place of mirror descent, inner step {RHO}: the weights "
+            "collapse.",
             "leads to the same behavior",
-            f"ESS {span(ess['sigmoid', RHO], 0)}, retrained error {span(sigmoid_end)}",
+            f"effective sample size {span(ess['sigmoid', RHO], 0)}, retrained error "
+            f"{span(sigmoid_end)}",
             bool(ess["sigmoid", RHO].max() <= SPARSE),
-            "They do not, at any outer step; those of mirror descent do from speed 0.1 on (ESS at "
-            f"most {ess['mirror', RHO][:, 3:].max():.1f}).",
+            "They do not collapse at any outer step; those of mirror descent do from speed 0.1 on "
+            f"(effective sample size at most {ess['mirror', RHO][:, 3:].max():.1f}).",
         ),
         Claim(
             "R9",
-            f"sigmoid / sum with a much slower model (inner step {SLOW:g}, Theorem 2's side), speed "
-            f"{SPEEDS[j]:g}: the weights become sparse",
+            f"Sigmoid / sum with a much slower model (inner step {SLOW:g}, the case of Theorem 2), "
+            f"speed {SPEEDS[j]:g}: the weights become sparse.",
             "leads to the same behavior",
-            f"ESS {span(ess['sigmoid', SLOW][:, j], 1)}",
+            f"effective sample size {span(ess['sigmoid', SLOW][:, j], 1)}",
             bool(ess["sigmoid", SLOW][:, j].max() <= SPARSE),
-            f"Median ESS by speed: {by_speed}; large steps saturate the sigmoids first.",
+            f"The median effective sample sizes by speed are {by_speed}: large steps saturate the "
+            "sigmoids first.",
         ),
         Claim(
             "R9",
-            "before they are sparse, the weights identify the good cluster: retraining on them works "
-            "while the current parameters lag (sigmoid, slow model)",
+            "Before they are sparse, the weights identify the good cluster: retraining on them "
+            "works while the current parameters are still far away (sigmoid, slow model).",
             "low retrained error, large current error",
-            f"last record with an ESS of {FOUND} or more: retrained {span(found)}, current "
-            f"{span(lagging)}",
+            f"last record with an effective sample size of {FOUND} or more: retrained error "
+            f"{span(found)}, current error {span(lagging)}",
             bool(found.max() <= 0.2 and (lagging >= 5 * found).all()),
-            f"Not so for softmax, inner step {RHO}: retrained "
+            f"This is not so for softmax with inner step {RHO}: the retrained error is "
             f"{span(before_sparse(soft, j_soft)[0])}.",
         ),
         Claim(
             "R9",
-            "the parameters catch up when the weights are already sparse, which leads to a large "
-            "error, larger than retraining before would have had (sigmoid, slow model; all seeds)",
+            "The parameters catch up when the weights are already sparse, which leads to a large "
+            "error, larger than the retrained error before (sigmoid, slow model; all seeds).",
             "large error",
-            f"parameters as left {span(slow_left)}; in {(slow_left > found).sum()} of {len(found)} "
-            f"seeds above the retrained error before, median {np.median(slow_left / found):.1f} times",
+            f"error of the parameters as left {span(slow_left)}; in {(slow_left > found).sum()} of "
+            f"{len(found)} seeds it is above the retrained error before, with a median ratio of "
+            f"{np.median(slow_left / found):.1f}",
             bool((slow_left > found).all()),
-            f"Retrained on the final weights: {span(slow_end)}. The longer the run, the nearer the "
-            "parameters come to what the few rows say, which in some seeds is right.",
+            f"Retrained on the final weights the error is {span(slow_end)}. The longer the run, "
+            "the closer the parameters come to what the few rows say, which is right in some "
+            "seeds.",
         ),
         Claim(
             "R9",
-            f"softmax, inner step {RHO}, speeds of 0.01 and above: a model retrained on the collapsed "
-            "weights has a large error, at least 5 times that of sigmoid / sum at its best speed",
+            f"Softmax, inner step {RHO}, speeds of 0.01 and above: a model retrained on the "
+            "collapsed weights has a large error, at least 5 times that of sigmoid / sum at its "
+            "best speed.",
             "large error",
-            f"median {np.median(soft_end[:, fast]):.2f}, of sigmoid / sum {best:.3f}",
+            f"median error {np.median(soft_end[:, fast]):.2f}, of sigmoid / sum {best:.3f}",
             bool(np.median(soft_end[:, fast]) >= 5 * best),
-            "At smaller speeds the one to three rows that are left fit the outer data, in a model of "
-            f"two parameters: median {np.median(soft_end[:, ~fast]):.3f}.",
+            "At smaller speeds the one to three rows that are left fit the outer data, because the "
+            f"model has two parameters: the median is {np.median(soft_end[:, ~fast]):.3f}.",
         ),
     ]
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Run the grid, draw its first seed, judge the claims."""
-    seeds, steps = (20, 100_000) if full else (5, 20_000)
-    with jax.enable_x64(True):
-        times, results = run_grid(seeds, steps)
-    draw(times, results, out / "reparametrised.png")
-    table = [
-        {
-            "weights": name,
-            "inner": rho,
-            "speed": speed,
-            "eta": speed * SCALES[name],
-            **{
-                key: np.round(getattr(runs, key)[:, j, -1], 4).tolist()
-                for key in ("ess", "entropy", "first", "current", "retrained")
-            },
-        }
-        for (name, rho), runs in results.items()
-        for j, speed in enumerate(SPEEDS)
-    ]
-    settings = {
-        "n": N,
-        "m": M,
-        "sigma": SIGMA,
-        "ridge": RIDGE,
-        "centre": CENTRE.tolist(),
-        "theta": [THETA_1.tolist(), THETA_2.tolist()],
-        "steps": steps,
-    }
-    return {"settings": settings, "seeds": seeds, "runs": table}, judge(results)
-
-
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)

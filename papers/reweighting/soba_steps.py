@@ -1,21 +1,22 @@
 """R10, Figure 5: SOBA on MNIST hyper-cleaning, one inner step, outer steps over many decades.
 
-Ivanova & Ablin, section 4.2. Of 8000 training rows 90 % have a wrong label, 5000 outer rows are
-clean; a linear model, inner step rho = 1e-3. The paper draws training curves and sorted weights: too
-large an outer step eta ends on a few rows and is sub-optimal, too small a one is slow, and the range
-that works is "very narrow". It names neither the outer steps, nor the batches, nor the number of
-iterations.
+Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 4.2.
+Of 8000 training rows 90 % have a wrong label, 5000 outer rows are clean; the model is linear and
+the inner step rho = 1e-3. The paper draws training curves and sorted weights: with too large an
+outer step eta the weights end on a few rows and the model is sub-optimal, with too small a one the
+run is slow, and the range that works is "very narrow". It names neither the outer steps, nor the
+batches, nor the number of iterations.
 
 Here eta goes through five decades, for 12000 iterations with batches of 64. It is the step along
-*unbiased* directions, so that on average log w_i moves by eta Psi_i an iteration, as in the paper's
-Algorithm 2, and eta / rho is the ratio of the two time scales of its equation (8). Counted by
+*unbiased* directions, so that on average log w_i moves by eta Psi_i per iteration, as in Algorithm
+2 of the paper, and eta / rho is the ratio of the two time scales of its equation (8). Counted by
 visits, as in `hyper_cleaning.py`, the same steps are n / |B| = 125 times as large.
 
 We add what the paper does not report: test accuracy of the model left behind and of a model
 retrained on the final weights, and how narrow the range is, in decades. And everything runs twice.
 A uniform batch sees a row that dominates n / |B| times as heavy as it is, and then the inner
-iteration explodes at this step, which is not what the theory is about. Inner batches drawn by weight
-do not.
+iteration explodes at this step, which is not what the theory is about. Inner batches drawn by
+weight do not.
 """
 
 import sys
@@ -27,18 +28,21 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
 from hyper_cleaning import L2, RATE, Cleaning, N, accuracies, cleaning, train_model
 from jaxtyping import Array, Float, PyTree
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from sklearn.metrics import f1_score, roc_auc_score
 
 import bilevel
 from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+import _frame
+from _frame import Claim, panels
 
 RHO, STEPS, BATCH = 1e-3, 12_000, 64
 ETAS = 10.0 ** (np.arange(-20, 1) / 4)
@@ -56,7 +60,8 @@ def full_batch(eta: Array, rho: Array, n: int) -> bilevel.AbstractAlgorithm:
 
 
 def by_weight(eta: Array, rho: Array, n: int) -> bilevel.AbstractAlgorithm:
-    """Inner batches drawn by weight; `u` still moves without bias, see `bilevel.WeightedSampler`."""
+    """Inner batches drawn by weight; `u` still moves without bias, see "
+    "`bilevel.WeightedSampler`."""
     outer = bilevel.Shuffled(BATCH)
     return bilevel.ImportanceSampling(
         bilevel.SOBA(rho, rho, eta, bilevel.WeightedSampler(BATCH), outer)
@@ -183,7 +188,7 @@ def judge(data: Cleaning, u: np.ndarray, w: Any) -> dict[str, Any]:
 
     A row counts as found noisy if its weight is below 1 / n, where it started. The positive class is
     the noisy rows in `f1_noisy` and `auroc`, the clean ones in `f1_clean`. (With nine rows in ten
-    noisy, weights on a single row have f1_noisy = .947 and f1_clean = .002.)
+    noisy, weights on a single row have f1_noisy = 0.947 and f1_clean = 0.002.)
     """
     retrained = train_model(data.problem, jnp.asarray(u), data.model.w0)
     weights = np.asarray(u, np.float64)
@@ -255,8 +260,26 @@ def run_seed(seed: int, etas: np.ndarray) -> dict[str, Any]:
     return outcome
 
 
+def measure(full: bool) -> dict[str, Any]:
+    """Three seeds and a grid of quarter decades in full; one seed and whole decades in quick."""
+    seeds, etas = range(3 if full else 1), ETAS if full else QUICK
+    outcomes = [run_seed(seed, etas) for seed in seeds]
+    weights = [{way: outcome[way].pop("sorted_weights") for way in WAYS} for outcome in outcomes]
+    settings = {
+        "n": N,
+        "rate": RATE,
+        "l2": L2,
+        "rho": RHO,
+        "etas": etas,
+        "batch": BATCH,
+        "marks": MARKS,
+    }
+    return {"settings": settings, "seeds": list(seeds), "runs": outcomes, "figure": weights[0]}
+
+
 def ranges(outcome: dict[str, Any], way: str, etas: np.ndarray, near: float) -> dict[str, Any]:
-    """The outer steps that end within `near` of the perfect weights, lowest and highest; or None."""
+    """The outer steps that end within `near` of the perfect weights, lowest and highest; or "
+    "None."""
     runs, perfect = outcome[way]["runs"], outcome["perfect"]
     left = [run["as_left"]["validation"] >= perfect["validation"] - near for run in runs]
     again = [run["retrained"]["test"] >= perfect["test"] - near for run in runs]
@@ -274,14 +297,11 @@ def decades(ends: tuple[float, float] | None, etas: np.ndarray) -> float:
     return float(np.round(np.log10(ends[1] / ends[0]) + np.log10(etas[1] / etas[0]), 4))
 
 
-def draw(outcome: dict[str, Any], etas: np.ndarray, path: Path) -> None:
+def draw(measured: dict[str, Any]) -> Figure:
     """Training curves and sorted weights, blue for small and red for large outer steps."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
-
-    figure, axes = plt.subplots(3, 2, figsize=(11, 10), sharey="row", layout="constrained")
-    shade = plt.cm.ScalarMappable(LogNorm(etas[0], etas[-1]), "coolwarm")
+    outcome, etas = measured["runs"][0], measured["settings"]["etas"]
+    figure, axes = panels(3, 2, (11, 10), sharey="row")
+    shade = ScalarMappable(LogNorm(etas[0], etas[-1]), "coolwarm")
     for k, way in enumerate(WAYS):
         loss, accuracy, weights = axes[:, k]
         found = outcome[way]
@@ -289,7 +309,7 @@ def draw(outcome: dict[str, Any], etas: np.ndarray, path: Path) -> None:
             colour = shade.to_rgba(eta)
             loss.plot(MARKS, found["curves"]["loss"][j], color=colour)
             accuracy.plot(MARKS, found["curves"]["validation"][j], color=colour)
-            weights.plot(np.maximum(found["sorted_weights"][j], 1e-9), color=colour)
+            weights.plot(np.maximum(measured["figure"][way][j], 1e-9), color=colour)
         accuracy.axhline(outcome["perfect"]["validation"], color="k", ls="--", label="perfect")
         accuracy.axhline(outcome["uniform"]["validation"], color="k", ls=":", label="uniform")
         weights.axhline(1 / (N * (1 - RATE)), color="k", ls="--", label="perfect")
@@ -302,8 +322,7 @@ def draw(outcome: dict[str, Any], etas: np.ndarray, path: Path) -> None:
     for axis, label in zip(axes[:, 0], ["validation loss F", "accuracy", "weight"], strict=True):
         axis.set_ylabel(label if label != "accuracy" else "validation accuracy")
     figure.colorbar(shade, ax=axes, label="outer step $\\eta$", shrink=0.6)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def shown(values: Iterable[float]) -> list[float]:
@@ -311,10 +330,11 @@ def shown(values: Iterable[float]) -> list[float]:
     return [round(float(x), 3) for x in values]
 
 
-def judge_claims(outcomes: list[dict[str, Any]], etas: np.ndarray) -> list[Claim]:
+def claims(measured: dict[str, Any]) -> list[Claim]:
     """What the paper says of its Figure 5, for each way of drawing inner batches."""
+    outcomes, etas = measured["runs"], measured["settings"]["etas"]
     clean = N * (1 - RATE)
-    claims = []
+    judged = []
     for way in WAYS:
         runs = [outcome[way]["runs"] for outcome in outcomes]
         perfect = [outcome["perfect"] for outcome in outcomes]
@@ -328,37 +348,41 @@ def judge_claims(outcomes: list[dict[str, Any]], etas: np.ndarray) -> list[Claim
         rows = len(set(outcomes[0][way]["curves"]["heaviest"][-1]))
         is_clean = runs[0][-1]["weight_on_clean_rows"] > 0.5
         first = [float(f"{etas[row.index(True)]:.2g}") if any(row) else None for row in sparse]
-        claims += [
+        judged += [
             Claim(
                 "R10",
-                f"batches {way}: too large an outer step ends on very sparse weights",
+                f"Batches {way}: with too large an outer step the weights end very sparse.",
                 "very sparse solutions",
-                f"ESS at most {ess:.2f} at eta = {etas[-1]:g}",
+                f"effective sample size at most {ess:.2f} at eta = {etas[-1]:g}",
                 ess <= SPARSE * clean,
-                f"ESS is below {SPARSE * clean:.0f} from eta = {first} on, entropy at the largest eta "
-                f"{shown(table[-1]['entropy'] for table in runs)}.",
+                f"It is below {SPARSE * clean:.0f} from eta = {first} on; the entropy at the "
+                f"largest eta is {shown(table[-1]['entropy'] for table in runs)}.",
             ),
             Claim(
                 "R10",
-                f"batches {way}: and that is sub-optimal, for the model left behind",
+                f"Batches {way}: with too large an outer step the model left behind is "
+                "sub-optimal.",
                 "sub-optimal performance",
-                f"test minus perfect {gap(-1, 'as_left')} at eta = {etas[-1]:g}",
+                "test accuracy minus that of the perfect weights "
+                f"{gap(-1, 'as_left')} at eta = {etas[-1]:g}",
                 max(gap(-1, "as_left")) <= -FAR,
-                f"Lowest over all sparse runs: {_lowest(runs, sparse, perfect)}. The weight is on one "
-                f"row at a time, on {rows} different ones at {len(MARKS)} looks, the last of them "
-                f"{'clean' if is_clean else 'noisy'}.",
+                f"The lowest over all sparse runs is {_lowest(runs, sparse, perfect)}. The weight "
+                f"is on one row at a time, on {rows} different rows at {len(MARKS)} looks, of "
+                f"which the last is {'clean' if is_clean else 'noisy'}.",
             ),
             Claim(
                 "R10",
-                f"batches {way}: and that is sub-optimal, for a model retrained on the weights",
+                f"Batches {way}: with too large an outer step a model retrained on the weights is "
+                "sub-optimal.",
                 None,
-                f"test minus perfect {gap(-1, 'retrained')} at eta = {etas[-1]:g}",
+                "test accuracy minus that of the perfect weights "
+                f"{gap(-1, 'retrained')} at eta = {etas[-1]:g}",
                 max(gap(-1, "retrained")) <= -FAR,
             ),
             _slow(way, outcomes, etas, gap(0, "as_left")),
             _narrow(way, outcomes, etas),
         ]
-    return claims
+    return judged
 
 
 def _lowest(runs: Any, sparse: list[list[bool]], perfect: list[dict[str, float]]) -> list[float]:
@@ -375,10 +399,10 @@ def _slow(way: str, outcomes: list[dict[str, Any]], etas: np.ndarray, gap: list[
     falls = (loss[:, -1] - loss[:, -2]).tolist()
     return Claim(
         "R10",
-        f"batches {way}: with a small outer step the run is slow and has not converged",
+        f"Batches {way}: with a small outer step the run is slow and has not converged.",
         "converges to a good solution, but slowly",
-        f"test minus perfect {gap} at eta = {etas[0]:g}, F still changes by {shown(falls)} from "
-        f"iteration {MARKS[-2]} to {MARKS[-1]}",
+        f"test accuracy minus that of the perfect weights {gap} at eta = {etas[0]:g}; F still "
+        f"changes by {shown(falls)} from iteration {MARKS[-2]} to {MARKS[-1]}",
         max(gap) <= -FAR and max(falls) < -1e-3,
     )
 
@@ -394,14 +418,15 @@ def _narrow(way: str, outcomes: list[dict[str, Any]], etas: np.ndarray) -> Claim
     spacing = float(np.log10(etas[1] / etas[0]))
     return Claim(
         "R10",
-        f"batches {way}: the range of outer steps that reach a good solution is very narrow (within "
-        f"{NEAR} of the perfect weights, as left on validation rows and retrained on test rows)",
+        f"Batches {way}: the range of outer steps that reach a good solution is very narrow "
+        f"(within {NEAR} of the perfect weights, as left on validation rows and retrained on test "
+        "rows).",
         "very narrow",
-        f"{both} decades, from and to {[_ends(table['both']) for table in found]}",
+        f"{both} decades: eta from {[_ends(table['both']) for table in found]}",
         0 < max(both) <= max(1.0, spacing + 1e-3),
-        f"The grid's points are {spacing:.3g} decades apart, and each counts as that much. "
-        f"Model as left alone {widths(found, 'as_left')}, retrained "
-        f"alone {widths(found, 'retrained')}; within {FAR}: {widths(wide, 'both')}, as left "
+        f"The points of the grid are {spacing:.3g} decades apart, and each counts as that much. "
+        f"The model as left alone has {widths(found, 'as_left')} decades, the retrained one alone "
+        f"{widths(found, 'retrained')}; within {FAR} both have {widths(wide, 'both')}, as left "
         f"{widths(wide, 'as_left')}, retrained {widths(wide, 'retrained')}.",
     )
 
@@ -410,26 +435,5 @@ def _ends(stretch: tuple[float, float] | None) -> str:
     return "nowhere" if stretch is None else f"{stretch[0]:.2g} to {stretch[1]:.2g}"
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Three seeds and a grid of quarter decades in full; one seed and whole decades in quick."""
-    seeds, etas = range(3 if full else 1), ETAS if full else QUICK
-    outcomes = [run_seed(seed, etas) for seed in seeds]
-    draw(outcomes[0], etas, out / "soba_steps.png")
-    claims = judge_claims(outcomes, etas)
-    for outcome in outcomes:
-        for way in WAYS:
-            del outcome[way]["sorted_weights"]  # they are in the figure
-    settings = {
-        "n": N,
-        "rate": RATE,
-        "l2": L2,
-        "rho": RHO,
-        "etas": etas.tolist(),
-        "batch": BATCH,
-        "marks": MARKS.tolist(),
-    }
-    return {"settings": settings, "seeds": list(seeds), "runs": outcomes}, claims
-
-
 if __name__ == "__main__":
-    run_script(__file__, main)
+    _frame.run(__file__, measure, draw, claims)

@@ -1,8 +1,8 @@
 """R3, Figure 2: linear regression on a mixture of two clusters, of which the outer data has one.
 
 Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 2.4.
-There are four weightings: uniform, optimal (the right cluster), the exact bilevel method
-(Algorithm 1) and the warm-started one (Algorithm 2). The paper draws their weights, and says that the
+There are four weightings: uniform, optimal (the right cluster), the exact bilevel method (Algorithm
+1) and the warm-started one (Algorithm 2). The paper draws their weights, and says that the
 warm-started ones are sparse and generalise badly. We add the number that shows it: the error of the
 model *retrained* on the final weights. (The parameters that the warm-started run leaves behind look
 better than that in most seeds.)
@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, panels, run
+import _frame
+from _frame import Claim, panels
 
 THETA_1, THETA_2 = np.array([1.0, 2.0]), np.array([-2.0, 1.0])
 CENTRE, SIGMA, RIDGE = np.array([2.0, 2.0]), 0.25, 1e-10
@@ -97,7 +98,7 @@ EXACT, WARM = exact(), warm()  # built once, so that all seeds share one compila
 
 
 def run_seed(seed: int) -> dict[str, Any]:
-    """All four weightings on one draw: error of the retrained model, effective sample size, weights."""
+    """All four weightings on one draw: error of the retrained model, ESS and weights."""
     data = mixture(seed)
     problem = bilevel.BilevelProblem(
         outer,
@@ -216,4 +217,4 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
 
 
 if __name__ == "__main__":
-    run(__file__, measure, draw, claims)
+    _frame.run(__file__, measure, draw, claims)
