@@ -1,30 +1,32 @@
 """L3, Table 1 and Figure 1: hyper-cleaning with the improved and with the basic bilevel model.
 
-Li, Gu & Huang, "Improved Bilevel Model", C.1: 5000 training rows of which a share rho has a wrong
+Li, Gu and Huang (2020), "Improved bilevel model: fast and optimal algorithm with theoretical
+guarantee", appendix C.1: 5000 training rows of which a share rho has a wrong
 label, 5000 clean validation rows, the sums
 
     g(w) = sum_j l(y_j, x_j w) (validation),      h(w, u) = sum_i sigmoid(u_i) l(y_i, x_i w),
 
 100 inner steps from the same start at each outer step, an outer step of 1. A row counts as clean
-where u_i > 0, and F1 has the *clean* class as positive. "Improved" is
-`DoubleLoop(BiGSAM(t, s, 100, printed_weighting()), ITD(), ...)`, "basic" the same with gradient steps.
-The weights of the outer step are those that the paper prints: they drift to argmin F (see
-`several_minima.py`), so that what is measured is a compromise of the two objectives and not the
-improved model; one more row has the convergent weights of Sabach & Shtern.
+where u_i > 0, and F1 has the *clean* class as positive. "Improved" is `DoubleLoop(BiGSAM(t, s, 100,
+printed_weighting()), ITD(), ...)`, "basic" the same with gradient steps. The weights of the outer
+step are those that the paper prints: they drift to argmin F (see `several_minima.py`), so that what
+is measured is a compromise of the two objectives and not the improved model; one more row has the
+convergent weights of Sabach & Shtern.
 
 Differs from the paper: a linear model, a perceptron with 32 tanh units and a residual net of 19810
 parameters in place of ResNet-18 (`_resnet.resnet(...)`, for which a CPU would take days). Unrolling
 the net through 100 inner steps takes a minute or two for 300 + 300 images of 7 x 7 pixels; so it
-gets these, steps of .1 and one outer step. For the others images are pooled to half their side and
+gets these, steps of 0.1 and one outer step. For the others images are pooled to half their side and
 turned to their first 64 principal axes (gradient steps from zero do not see a rotation). t = s is a
-quarter of 2 / L with L = |X|^2 / 10, the smoothness of g at w = 0; the paper's .001 diverges on a
-linear model with sums. Losses are means here, and steps are scaled by the number of rows.
+quarter of 2 / L with L = |X|^2 / 10, the smoothness of g at w = 0; the step 0.001 of the paper
+diverges on a linear model with sums. Losses are means here, and steps are scaled by the number of
+rows.
 
-Beside it, what the validation rows do alone: a logistic regression on them, and the training rows with
-whose labels it agrees.
+Beside it, what the validation rows do alone: a logistic regression on them, and the training rows
+with whose labels it agrees.
 
-Quick: scikit-learn's digits, 700 + 700 rows. Full: MNIST and Fashion-MNIST, and those of QMNIST, SVHN
-and CIFAR-10 whose files are in the folder BILEVEL_DATA; missing ones are named.
+Quick: scikit-learn's digits, 700 + 700 rows. Full: MNIST and Fashion-MNIST, and those of QMNIST,
+SVHN and CIFAR-10 whose files are in the folder BILEVEL_DATA; missing ones are named.
 """
 
 import sys
@@ -36,9 +38,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -47,7 +49,8 @@ import bilevel
 from bilevel import datasets, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+import _frame
+from _frame import Claim, panels
 from _resnet import resnet
 
 RATES = (0.6, 0.8, 0.9)
@@ -216,7 +219,7 @@ def small_resnet(num_pixels: int) -> tasks.Model:
 
 
 def run(name: str, kind: str, rate: float, seed: int, ways: list[str], num_steps: int):
-    """The curves of F1, one a way, on one draw."""
+    """The curves of F1, one per way, on one draw."""
     data = split(name, rate, seed)
     if kind == "small ResNet":
         data, step = small(data), NET_STEP
@@ -230,17 +233,60 @@ def run(name: str, kind: str, rate: float, seed: int, ways: list[str], num_steps
         us, solution = follow(problem, model, inner_solver(way, step), num_steps)
         found[way] = {
             "f1": [f1(data, u) for u in us],
-            "outer_value": np.asarray(solution.trace["outer_value"]).tolist(),
+            "outer_value": np.asarray(solution.trace["outer_value"]),
         }
     return found | {"trusted filter": trusted_filter(data)}
 
 
-def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Figure 1: F1 along the outer steps, a panel a share, and the filter's F1 as a line."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def cells(name: str, rate: float, seed: int, late: int) -> list[tuple[str, list[str], int]]:
+    """Models, ways and outer steps that are run on one draw."""
+    ways, long = ["improved", "basic"], name in ("MNIST", "digits")
+    more = ["convergent"] if long and seed == 0 else []
+    found = [("linear", ways + more, late if long else EARLY)]
+    if name in ("MNIST", "Fashion-MNIST", "digits"):
+        found.append(("perceptron", ways, EARLY))
+    if name in ("MNIST", "Fashion-MNIST") and rate == 0.6 and seed < NET_SEEDS:
+        found.append(("small ResNet", ways, 1))
+    return found
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrained")
+
+def measure(full: bool) -> dict[str, Any]:
+    """All cells, early; MNIST to the end, and with a perceptron and a residual net early."""
+    names = list(READERS) if full else ["digits"]
+    missing = [name for name in names if not is_here(name)]
+    seeds, late = (5, 120) if full else (1, 20)
+    runs = [
+        run(name, kind, rate, seed, ways, steps)
+        for name in names
+        if name not in missing
+        for rate in RATES
+        for seed in range(seeds)
+        for kind, ways, steps in cells(name, rate, seed, late)
+    ]
+    settings = {
+        "inner_steps": INNER_STEPS,
+        "components": COMPONENTS,
+        "late": late,
+        "missing": missing,
+        "not run": "ResNet-18",
+        "small ResNet": {"rows": NET_ROWS, "inner_step": NET_STEP, "seeds": NET_SEEDS},
+    }
+    return {"settings": settings, "seeds": seeds, "runs": runs}
+
+
+def is_here(name: str) -> bool:
+    """Whether the files of a data set can be read."""
+    try:
+        return rows_of(name) is not None
+    except FileNotFoundError as error:
+        print(f"missing, rows not run: {str(error).partition(';')[0]}")
+        return False
+
+
+def draw(measured: dict[str, Any]) -> Figure:
+    """Figure 1: F1 along the outer steps, one panel per share, and the F1 of the filter as a line."""
+    runs = [r for r in measured["runs"] if r["data"] in ("MNIST", "digits")]
+    figure, axes = panels(1, 3, (12, 4), sharey=True)
     for axis, rate in zip(axes, RATES, strict=True):
         longest = max(
             (r for r in runs if r["rate"] == rate and r["model"] == "linear"),
@@ -255,11 +301,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         axis.axhline(longest["trusted filter"], color="k", ls=":", label="trusted-only filter")
         axis.axvline(EARLY, color="0.85", zorder=0)
         axis.set(title=f"{name}, linear, {rate:.0%} wrong", xlabel="outer step")
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("F1, clean rows positive")
     axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def mean_gap(runs: list[dict[str, Any]], at: int) -> tuple[float, float, float, int]:
@@ -271,11 +315,11 @@ def mean_gap(runs: list[dict[str, Any]], at: int) -> tuple[float, float, float, 
     return improved, basic, float(np.mean([r["trusted filter"] for r in runs])), len(runs)
 
 
-def judge(runs: list[dict[str, Any]]) -> list[Claim]:
+def claims(measured: dict[str, Any]) -> list[Claim]:
     """Improved against basic, cell by cell, early and late; and the filter against both."""
-    claims = []
-    cells = sorted({(r["data"], r["model"], r["rate"]) for r in runs})
-    for name, kind, rate in cells:
+    runs, judged = measured["runs"], []
+    found = sorted({(r["data"], r["model"], r["rate"]) for r in runs})
+    for name, kind, rate in found:
         cell = [r for r in runs if (r["data"], r["model"], r["rate"]) == (name, kind, rate)]
         paper = PUBLISHED.get(name, {}).get(rate)
         published = paper and f"{paper[0]:.3f} against {paper[1]:.3f}, ResNet-18, at convergence"
@@ -285,11 +329,11 @@ def judge(runs: list[dict[str, Any]]) -> list[Claim]:
             improved, basic, filtered, count = mean_gap(long, steps)
             needed = EXPECTED[rate] if (name, kind, steps) == ("MNIST", "linear", EARLY) else 0.0
             moved = "" if steps <= EARLY else change(long, steps)
-            claims.append(
+            judged.append(
                 Claim(
                     "L3",
                     f"{name}, {kind}, {rate:.0%} wrong, {steps} outer steps: F1 of the improved "
-                    f"model is above the basic one's" + (f" by {needed}" if needed else ""),
+                    "model is above that of the basic one" + (f" by {needed}." if needed else "."),
                     published,
                     f"{improved:.3f} against {basic:.3f} ({improved - basic:+.3f}), "
                     f"trusted-only filter {filtered:.3f}; seeds: {count}",
@@ -305,22 +349,23 @@ def judge(runs: list[dict[str, Any]]) -> list[Claim]:
         return ", ".join(f"{x:.3f}" for x in values)
 
     last = len(long[0]["basic"]["f1"])
-    claims += [
+    judged += [
         Claim(
             "L3",
-            f"Figure 1, {long[0]['data']}: the improved model is faster: its first outer step is "
-            f"above the basic model's step {last}",
+            f"Figure 1, {long[0]['data']}: the improved model is faster: F1 after its first outer "
+            f"step is above that of the basic model after step {last}.",
             "converges much faster",
-            f"{shown(first)} against {shown(ends['basic'])} at {shown([r['rate'] for r in long])}",
+            f"{shown(first)} against {shown(ends['basic'])} at the shares "
+            f"{shown([r['rate'] for r in long])}",
             all(x > y for x, y in zip(first, ends["basic"], strict=True)),
-            f"Its own step {last} has {shown(ends['improved'])}: with the printed weights w_K is near "
-            "a model of the validation rows, and the first hypergradient asks each row whether it "
-            "agrees with it.",
+            f"After step {last} it has {shown(ends['improved'])}: with the printed weights w_K is "
+            "near a model of the validation rows, and the first hypergradient measures whether "
+            "each row agrees with that model.",
         ),
         Claim(
             "L3",
-            f"{long[0]['data']}: with the weights of Sabach & Shtern, which its theorems need, it "
-            f"is above the basic model too, after {last} outer steps",
+            f"{long[0]['data']}: with the weights of Sabach and Shtern, which its theorems need, "
+            f"the improved model is above the basic one too, after {last} outer steps.",
             None,
             f"{shown(ends['convergent'])} against {shown(ends['basic'])}",
             all(x > y for x, y in zip(ends["convergent"], ends["basic"], strict=True)),
@@ -328,17 +373,17 @@ def judge(runs: list[dict[str, Any]]) -> list[Claim]:
     ]
     rows = [r for r in runs if r["model"] == "linear"]
     beaten = sum(r["improved"]["f1"][-1] > r["trusted filter"] for r in rows)
-    claims.append(
+    judged.append(
         Claim(
             "L3",
-            "the improved model's F1 is above that of keeping the rows that a model of the "
-            "validation rows agrees with (linear)",
+            "The F1 of the improved model is above that of keeping the rows that a model of the "
+            "validation rows agrees with (linear model).",
             None,
             f"in {beaten} of {len(rows)} runs",
             beaten == len(rows),
         )
     )
-    return claims
+    return judged
 
 
 def change(runs: list[dict[str, Any]], steps: int) -> str:
@@ -356,57 +401,5 @@ def change(runs: list[dict[str, Any]], steps: int) -> str:
     )
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """All cells, early; MNIST to the end, and with a perceptron and a residual net early."""
-    names, missing = ["digits"], {}
-    if full:
-        names = []
-        for name in READERS:
-            try:
-                rows_of(name)
-                names.append(name)
-            except FileNotFoundError as error:
-                missing[name] = str(error)
-                print(f"missing, rows not run: {str(error).partition(';')[0]}")
-    seeds, late = (5, 120) if full else (1, 20)
-    runs = []
-    for name in names:
-        for rate in RATES:
-            for seed in range(seeds):
-                ways, long = ["improved", "basic"], name in ("MNIST", "digits")
-                more = ["convergent"] if long and seed == 0 else []
-                cells = [("linear", ways + more, late if long else EARLY)]
-                if name in ("MNIST", "Fashion-MNIST", "digits"):
-                    cells.append(("perceptron", ways, EARLY))
-                if name in ("MNIST", "Fashion-MNIST") and rate == 0.6 and seed < NET_SEEDS:
-                    cells.append(("small ResNet", ways, 1))
-                for kind, how, steps in cells:
-                    runs.append(run(name, kind, rate, seed, how, steps))
-                    print(summary(runs[-1]), flush=True)
-    draw([r for r in runs if r["data"] in ("MNIST", "digits")], out / "cleaning.png")
-    settings = {
-        "inner_steps": INNER_STEPS,
-        "components": COMPONENTS,
-        "seeds": seeds,
-        "late": late,
-        "missing": missing,
-        "not run": "ResNet-18",
-        "small ResNet": {"rows": NET_ROWS, "inner_step": NET_STEP, "seeds": NET_SEEDS},
-    }
-    return {"settings": settings, "runs": runs}, judge(runs)
-
-
-def summary(found: dict[str, Any]) -> str:
-    ends = ", ".join(
-        f"{way} {found[way]['f1'][-1]:.3f}"
-        for way in ("improved", "basic", "convergent")
-        if way in found
-    )
-    return (
-        f"{found['data']}, {found['model']}, {found['rate']:.0%}, seed {found['seed']}: {ends}, "
-        f"filter {found['trusted filter']:.3f}"
-    )
-
-
 if __name__ == "__main__":
-    run_script(__file__, main)
+    _frame.run(__file__, measure, draw, claims)

@@ -1,19 +1,21 @@
 """L5: hyper-representation, the improved model against the basic one at equal inner iterations.
 
-Li, Gu & Huang, section 5.2, Figures 4 and 5 and appendix C.2: the outer variable is a convolutional
-net that represents images, the inner ones a linear model for each training task, fitted by K steps of
-size t on the support rows (basic model, Algorithm 6), or by K BiG-SAM steps, which average such a step
-with one of size s = t on the *query* rows (improved model, Algorithms 2 and 5).
-Omniglot and MiniImageNet are not to be had here; the images are digits with turned classes to learn
-from, and other digits to test on, and the net has fewer filters. Both models see the same episodes,
-start from the same net, and have the same t, K and outer steps (Adam). Both weightings are run:
+Li, Gu and Huang (2020), "Improved bilevel model: fast and optimal algorithm with theoretical
+guarantee", section 5.2, Figures 4 and 5 and appendix C.2: the outer variable is a convolutional net
+that represents images, the inner ones a linear model for each training task, fitted by K steps of
+size t on the support rows (basic model, Algorithm 6), or by K BiG-SAM steps, which average such a
+step with one of size s = t on the *query* rows (improved model, Algorithms 2 and 5). Omniglot and
+MiniImageNet are not to be had here; the images are digits with turned classes to learn from, and
+other digits to test on, and the net has fewer filters. Both models see the same episodes, start
+from the same net, and have the same t, K and outer steps (Adam). Both weightings are run:
 
-- `printed_weighting()`: alpha_k = k^-.25 on the support step, as the paper prints and uses it;
+- `printed_weighting()`: alpha_k = k^-0.25 on the support step, as the paper prints and uses it;
 - `sabach_shtern_weighting()`: the one that its theorems are about.
 
-The inner steps see the net only through the features of the batch, z(u). So the hypergradient is taken
-in z, by `ITD` on a problem whose rows are numbers of a table of features, and pulled back through the
-net once: `grad = z'(u)^T grad_z F`. The net runs once an outer step and not at each inner one.
+The inner steps see the net only through the features of the batch, z(u). So the hypergradient is
+taken in z, by `ITD` on a problem whose rows are numbers of a table of features, and pulled back
+through the net once: `grad = z'(u)^T grad_z F`. The net runs once an outer step and not at each
+inner one.
 
 The paper does not say how a new task is fitted for the accuracy curves. Two ways are measured:
 
@@ -35,17 +37,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import matplotlib as mpl
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 import bilevel
 from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import _frame
 import cleaning
-from _frame import Claim, run_script
+from _frame import Claim, panels
 
 WAYS, QUERIES, TEST_TASKS, CHUNK = 5, 10, 100, 250
 ROWS, CLASSES, SEEN = "new rows", "new classes", "new rows, query labels seen"
@@ -130,7 +133,7 @@ def meta_gradient(net: tasks.Representation, inner, u, drawn: tasks.Episodes):
 
 @eqx.filter_jit
 def score(problem, inner, table) -> jax.Array:
-    """Query accuracies of the models that an inner solver fits, one a task."""
+    """Query accuracies of the models that an inner solver fits, one per task."""
     w0 = jnp.zeros((TEST_TASKS, WAYS, table.shape[1]))
     w = inner.solve(problem, table, w0, inner.init(problem, table, w0), all_rows(problem))[0]
     return tasks.meta_accuracy(problem, table, w)
@@ -208,83 +211,70 @@ def summarise(curves: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Accuracy against outer steps: a column for each run, a row for each kind of new task."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    runs = report["runs"]
-    figure, axes = plt.subplots(
-        3, len(runs), figsize=(4.2 * len(runs), 8), layout="constrained", squeeze=False, sharex=True
-    )
-    for column, (title, found) in zip(axes.T, runs.items(), strict=True):
-        for axis, way in zip(column, (ROWS, CLASSES, SEEN), strict=True):
-            for (name, result), style in zip(found.items(), ["ko-", "C0s-", "C3^--"], strict=True):
-                axis.plot(result["curve"]["step"], result["curve"][way], style, ms=4, label=name)
-            axis.set_title(f"{WAYS}-way {title}: {way}", size=9)
-            axis.spines[["top", "right"]].set_visible(False)
-        column[-1].set_xlabel("outer steps")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("accuracy")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.suptitle(f"Hyper-representation: {report['data']}", size=11)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Run all, draw, judge."""
+def measure(full: bool) -> dict[str, Any]:
+    """All models on the same episodes: MNIST in full, scikit-learn's digits in quick."""
     if full:
         name, settings = "MNIST", Settings(16, 2, 4, 150, 0.05, 1e-3, 3, RUNS)
     else:
         name, settings = "digits", Settings(16, 2, 4, 100, 0.05, 1e-3, 2, [(1, 10), (5, 10)])
     data = images_of(name, 1000)
-    report: dict[str, Any] = {
-        "data": name,
-        "settings": settings._asdict() | {"ways": WAYS, "test_tasks": TEST_TASKS},
-        "runs": {},
-    }
-    for shots, k in settings.runs:
-        curves = []
-        for seed in range(settings.seeds):
-            curves.append(run(data, shots, k, settings, seed))
-            ends = ", ".join(
-                f"{name} {' '.join(f'{curve[way][-1]:.3f}' for way in (ROWS, CLASSES, SEEN))}"
-                for name, curve in curves[-1].items()
+    return {
+        "settings": settings._asdict() | {"data": name, "ways": WAYS, "test_tasks": TEST_TASKS},
+        "seeds": list(range(settings.seeds)),
+        "runs": {
+            f"{shots}-shot, K = {k}": summarise(
+                [run(data, shots, k, settings, seed) for seed in range(settings.seeds)]
             )
-            print(f"{shots}-shot, K = {k}, seed {seed}: {ends}", flush=True)
-        report["runs"][f"{shots}-shot, K = {k}"] = summarise(curves)
-    draw(report, out / "hyper_representation.png")
-    return report, judge(report)
+            for shots, k in settings.runs
+        },
+    }
 
 
-def judge(report: dict[str, Any]) -> list[Claim]:
+def draw(measured: dict[str, Any]) -> Figure:
+    """Accuracy against outer steps: a column for each run, a row for each kind of new task."""
+    runs = measured["runs"]
+    figure, axes = panels(3, len(runs), (4.2 * len(runs), 8), squeeze=False, sharex=True)
+    for column, (title, found) in zip(axes.T, runs.items(), strict=True):
+        for axis, way in zip(column, (ROWS, CLASSES, SEEN), strict=True):
+            for (name, result), style in zip(found.items(), ["ko-", "C0s-", "C3^--"], strict=True):
+                axis.plot(result["curve"]["step"], result["curve"][way], style, ms=4, label=name)
+            axis.set_title(f"{WAYS}-way {title}: {way}", size=9)
+        column[-1].set_xlabel("outer steps")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.suptitle(f"Hyper-representation: {measured['settings']['data']}", size=11)
+    return figure
+
+
+def claims(measured: dict[str, Any]) -> list[Claim]:
     """The published statement, for both weightings and each kind of new task."""
-    claims = []
-    for title, found in report["runs"].items():
+    judged = []
+    for title, found in measured["runs"].items():
         for name in (PRINTED, HARMONIC):
             for way in (ROWS, CLASSES, SEEN):
                 ours, basic = found[name]["curve"][way], found[BASIC]["curve"][way]
                 gap = found[name]["minus_basic"][way]
-                claims.append(
+                judged.append(
                     Claim(
                         "L5",
-                        f"{title}, {name}, {way}: better accuracy than the basic model",
+                        f"{title}, {name}, {way}: the accuracy is better than that of the basic "
+                        "model.",
                         'Figures 4, 5: "better accuracy and converges faster ... under all '
                         'settings" (MiniImageNet 20-way 1-shot: 30 % against 26 %)',
                         f"{ours[-1]:.3f} against {basic[-1]:.3f}, difference "
-                        f"{gap['mean']:+.3f} +- {gap['half_width']:.3f}; mean along the curve "
+                        f"{gap['mean']:+.3f} +- {gap['half_width']:.3f}; means along the curves "
                         f"{np.mean(ours[1:]):.3f} against {np.mean(basic[1:]):.3f}",
                         gap["mean"] > gap["half_width"],
-                        "this solver sees the labels that it is scored on."
+                        "This solver sees the labels that it is scored on."
                         if way == SEEN
-                        else "Other data than published, fewer filters; "
-                        f"{len(gap['seeds'])} seeds of {TEST_TASKS} tasks.",
+                        else "The data are not the published ones, and the net has fewer filters; "
+                        f"there are {len(gap['seeds'])} seeds of {TEST_TASKS} tasks.",
                     )
                 )
-    return claims
+    return judged
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    _frame.run(__file__, measure, draw, claims)

@@ -1,9 +1,9 @@
 """L2: Theorem 2 on problems whose inner objective has several minimisers.
 
-Li, Gu & Huang, "Improved Bilevel Model", Theorem 2: the minimum of the improved model, whose w(u) is
-the inner minimiser with the lowest F, is not above that of the basic one, whose w(u) is wherever the
-inner solver ends. Twenty random problems with a strongly convex F and an affine set of inner
-minimisers,
+Li, Gu and Huang (2020), "Improved bilevel model: fast and optimal algorithm with theoretical
+guarantee", Theorem 2: the minimum of the improved model, whose w(u) is the inner minimiser with the
+lowest F, is not above that of the basic one, whose w(u) is wherever the inner solver ends. Twenty
+random problems with a strongly convex F and an affine set of inner minimisers,
 
     F(u, w) = |R w - S u - t|^2 / 2 + |u|^2 / 2,      argmin f(u, .) = {w : A w = B u + c},
 
@@ -14,13 +14,13 @@ starts).
 
 Then the algorithms, `DoubleLoop(BiGSAM(...), ITD(), ...)` with both weightings, and gradient steps.
 Two values of what they find are shown: F at w_K, as a run reports it, and at the inner minimiser
-nearest to w_K. The first flatters: w_K is no inner minimiser, and F is lower for it. With the weights
-that the paper prints (`alpha_k = k^-.25` on the inner step) w_K drifts to argmin F whatever f is;
-with those of Sabach & Shtern, which its theorems need, it converges.
+nearest to w_K. The first flatters: w_K is no inner minimiser, and F is lower for it. With the
+weights that the paper prints (`alpha_k = k^-0.25` on the inner step) w_K drifts to argmin F
+whatever f is; with those of Sabach & Shtern, which its theorems need, it converges.
 
 Before them a toy that can be done by hand: F = (|w - 2|^2 + |u|^2) / 2 and f = (w_1 - u_1)^2 / 2,
-whose inner minimisers have w_1 = u_1. From zero the basic model has the others 0, and F = 11;
-the improved model has them 2, and F = 1. (The paper has no toy of its own; its numbers are on images:
+whose inner minimisers have w_1 = u_1. From zero the basic model has the others 0, and F = 11; the
+improved model has them 2, and F = 1. (The paper has no toy of its own; its numbers are on images:
 `cleaning.py`.)
 """
 
@@ -32,14 +32,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+import _frame
+from _frame import Claim, panels
 
 SIZE, OUTER_SIZE, PROBLEMS = 6, 2, 20
 INNER_STEP, OUTER_STEP = 1 / 4, 1 / 2  # 1 / L of f; 2 / (L + sigma) of F
@@ -205,12 +206,11 @@ def drift(case: Instance, counts: list[int]) -> dict[str, dict[str, list[float]]
     return found
 
 
-def draw(rows: list[dict[str, Any]], drifts: dict, counts: list[int], path: Path) -> None:
+def draw(measured: dict[str, Any]) -> Figure:
     """Both models' values problem by problem, and the drift."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    rows, drifts = measured["problems"], measured["drift"]
+    counts = measured["settings"]["counts"]
+    figure, (left, right) = panels(1, 2, (11, 4.4))
     x = np.arange(len(rows))
     for name, key, style in [
         ("basic model, exact", "basic", "ks"),
@@ -235,100 +235,105 @@ def draw(rows: list[dict[str, Any]], drifts: dict, counts: list[int], path: Path
             right.loglog(counts, drifts[name][target], style, color=colour, ms=4, label=label)
     right.set(xlabel="inner steps K", ylabel="relative distance of w_K")
     right.legend(fontsize=8)
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Exact values, the algorithms' and the drift."""
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_default_matmul_precision", "highest")
+@jax.enable_x64(True)
+@jax.default_matmul_precision("highest")
+def measure(full: bool) -> dict[str, Any]:
+    """Exact values, what the algorithms find, and the drift."""
     inner_steps, outer_steps = (1000, 100) if full else (300, 60)
-    by_hand = values_of(toy(), 0, inner_steps, outer_steps)
-    rows = [
-        values_of(instance(number), 1000 + number, inner_steps, outer_steps)
-        for number in range(PROBLEMS)
-    ]
     counts = [10, 30, 100, 300, 1000, 3000, 10000] if full else [10, 100, 1000]
-    drifts = drift(instance(2), counts)
-    draw(rows, drifts, counts, out / "several_minima.png")
+    seeds = range(1000, 1000 + PROBLEMS)
+    return {
+        "settings": {"inner_steps": inner_steps, "outer_steps": outer_steps, "counts": counts},
+        "seeds": list(seeds),
+        "toy": values_of(toy(), 0, inner_steps, outer_steps),
+        "problems": [
+            values_of(instance(number), seed, inner_steps, outer_steps)
+            for number, seed in enumerate(seeds)
+        ],
+        "drift": drift(instance(2), counts),
+    }
 
+
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """Theorem 2, and where w_K goes."""
+    by_hand, rows, drifts = (measured[key] for key in ("toy", "problems", "drift"))
+    counts = measured["settings"]["counts"]
     gaps = [1 - r["improved"] / r["basic"] for r in rows]
     lowest = min(min(r["basic from random starts"]) - r["improved"] for r in rows)
-    measured = {
-        name: [r[name]["at the minimiser"] - r["basic"] for r in rows] for name in WEIGHTINGS
-    }
     flattery = {
         name: sorted(r[name]["reported"] / r["improved"] for r in rows) for name in WEIGHTINGS
     }
-    above = {name: sum(gap > 0 for gap in measured[name]) for name in WEIGHTINGS}
+    above = {
+        name: sum(r[name]["at the minimiser"] > r["basic"] for r in rows) for name in WEIGHTINGS
+    }
     sabach, printed = drifts["Sabach-Shtern"], drifts["printed"]
     slopes = [
         float(np.diff(np.log10(d))[-1] / np.diff(np.log10(counts))[-1])
         for d in (sabach["w(u)"], printed["argmin F"])
     ]
     toys = [by_hand[name]["at the minimiser"] for name in WEIGHTINGS]
-    claims = [
+    return [
         Claim(
             "L2",
-            "the toy: both weightings end below the basic model's value",
+            "On the toy both weightings end below the value of the basic model.",
             "F_improved <= F_basic",
-            f"{toys[0]:.4f} (Sabach & Shtern), {toys[1]:.4f} (printed); by hand 1 and 11",
+            f"{toys[0]:.4f} (weights of Sabach and Shtern), {toys[1]:.4f} (printed weights); by "
+            "hand the values are 1 (improved model) and 11 (basic model)",
             max(toys) < by_hand["basic"],
         ),
         Claim(
             "L2",
-            f"Theorem 2, exact: the improved model's minimum is never above the basic one's on "
-            f"{PROBLEMS} problems",
+            "Theorem 2, exact values: the minimum of the improved model is never above that of the "
+            f"basic one on {PROBLEMS} problems.",
             "F_improved <= F_basic",
-            f"{min(gaps):.1%} to {max(gaps):.1%} below; of 20 random starts a problem none is lower "
-            f"(smallest difference {lowest:.1e})",
+            f"{min(gaps):.1%} to {max(gaps):.1%} below; none of 20 random starts per problem leads "
+            f"the basic model lower (smallest difference {lowest:.1e})",
             min(gaps) >= 0 and lowest >= -1e-12,
         ),
         Claim(
             "L2",
-            "BiG-SAM with Sabach & Shtern's weights finds it: at the inner minimiser nearest to w_K "
-            "its value is not above the basic minimum",
+            "BiG-SAM with the weights of Sabach and Shtern finds it: at the inner minimiser "
+            "nearest to w_K its value is not above the minimum of the basic model.",
             "F_improved <= F_basic",
-            f"above on {above['Sabach-Shtern']} of {PROBLEMS}",
+            f"above it on {above['Sabach-Shtern']} of {PROBLEMS} problems",
             above["Sabach-Shtern"] == 0,
             "F at w_K is "
             + "{:.2f} to {:.2f}".format(*np.array(flattery["Sabach-Shtern"])[[0, -1]])
-            + " of the model's true minimum.",
+            + " times the true minimum of the model.",
         ),
         Claim(
             "L2",
-            "with the weights that the paper prints, the same",
+            "With the weights that the paper prints, the value at the inner minimiser nearest to "
+            "w_K is not above the minimum of the basic model either.",
             "F_improved <= F_basic",
-            f"above on {above['printed']} of {PROBLEMS}",
+            f"above it on {above['printed']} of {PROBLEMS} problems",
             above["printed"] == 0,
             "F at w_K is "
             + "{:.3f} to {:.3f}".format(*np.array(flattery["printed"])[[0, -1]])
-            + " of the model's true minimum: it is no value of this model.",
+            + " times the true minimum of the model: it is not a value of this model.",
         ),
         Claim(
             "L2",
-            "w_K converges to w(u) as 1 / K with Sabach & Shtern's weights",
+            "With the weights of Sabach and Shtern w_K converges to w(u) as 1 / K.",
             "w_K -> w(u)",
             f"distance {sabach['w(u)'][-1]:.2g} at K = {counts[-1]}, slope {slopes[0]:.2f}",
             abs(slopes[0] + 1) < 0.1,
         ),
         Claim(
             "L2",
-            "and with the printed ones",
+            "With the printed weights w_K comes closer to w(u) as K grows.",
             "w_K -> w(u)",
-            f"distance from w(u) {printed['w(u)'][0]:.2f} at K = {counts[0]}, "
-            f"{printed['w(u)'][-1]:.2f} at {counts[-1]}; from argmin F "
+            f"distance from w(u) {printed['w(u)'][0]:.2f} at K = {counts[0]} and "
+            f"{printed['w(u)'][-1]:.2f} at K = {counts[-1]}; from argmin F there "
             f"{printed['argmin F'][-1]:.3f}, slope {slopes[1]:.2f}",
             printed["w(u)"][-1] < printed["w(u)"][0],
-            "They drift to argmin F as K^-1/4.",
+            "w_K drifts to argmin F as K^-1/4.",
         ),
     ]
-    settings = {"inner_steps": inner_steps, "outer_steps": outer_steps, "counts": counts}
-    return {"settings": settings, "toy": by_hand, "problems": rows, "drift": drifts}, claims
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    _frame.run(__file__, measure, draw, claims)

@@ -169,8 +169,7 @@ def learn(name: str, draw: Draw, d: Any, steps: int) -> tuple[Any, Any]:
 
 @eqx.filter_jit
 def hypergradients(name: str, draw: Draw, ratio: Any, d: Any) -> tuple[Any, Any]:
-    """Root mean square of the hypergradient on the simplex: at the true ratio, at uniform "
-    "weights."""
+    """Root mean square of the hypergradient on the simplex: at the true ratio, at uniform weights."""
     model = LOSSES[name]
 
     def one(draw: Draw, ratio: Any) -> tuple[Any, Any]:
@@ -188,8 +187,7 @@ def hypergradients(name: str, draw: Draw, ratio: Any, d: Any) -> tuple[Any, Any]
 
 @eqx.filter_jit
 def excess(name: str, draw: Draw, d: Any, values: Any) -> Any:
-    """Last over first excess of the outer value, over its minimum: how far the problem is "
-    "solved."""
+    """Last over first excess of the outer value, over its minimum: how far the problem is solved."""
     model = LOSSES[name]
 
     def one(args: tuple[Draw, Any]) -> Any:

@@ -152,8 +152,7 @@ def iterates(
 
 
 def discretisation(seed: int, count: int, horizon: float = 1.0) -> dict[str, Any]:
-    """Proposition 2, alpha = beta = 1: sup over [0, T] of the distance in (theta, w) for each "
-    "tau."""
+    """Proposition 2, alpha = beta = 1: sup over [0, T] of the distance in (theta, w) for each tau."""
     problem, u0, w0 = problem_of(seed), uniform_weights(N), jnp.array(START)
     taus = halvings(TAU, count)
     num_steps = round(horizon / taus[-1])
@@ -185,8 +184,7 @@ def discretisation(seed: int, count: int, horizon: float = 1.0) -> dict[str, Any
 
 
 def slow_weights(seed: int, count: int, horizon: float = 5.0) -> tuple[dict[str, Any], dict]:
-    """Theorem 1, alpha = 1: both of its statements for each beta, from theta*(w_0) and "
-    "elsewhere."""
+    """Theorem 1, alpha = 1: both of its statements for each beta, from theta*(w_0) and elsewhere."""
     problem, u0 = problem_of(seed), uniform_weights(N)
     rows = rows_of(problem)
     betas = halvings(BETA, count)

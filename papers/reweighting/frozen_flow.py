@@ -101,8 +101,7 @@ def jacobians(batch: dynamics.LowRankField, u: Array) -> Array:
 
 @eqx.filter_jit
 def polish(batch: dynamics.LowRankField, u: Array) -> tuple[Array, Array]:
-    """The stationary points near `u` on its support, by Newton's method, and what is left to "
-    "solve."""
+    """The stationary points near `u` on its support, by Newton's method, and what is left to solve."""
 
     def one(field: dynamics.LowRankField, u: Array) -> tuple[Array, Array]:
         on = u > dynamics.SUPPORT

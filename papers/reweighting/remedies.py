@@ -319,8 +319,7 @@ LEVELS = {
 
 
 def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line per pair and method: the best and the worst over the decades, means over the "
-    "seeds."""
+    """One line per pair and method: the best and the worst over the decades, means over the seeds."""
     frame = pd.DataFrame(rows)
     mean = frame.groupby(["pair", "method", "decade"], dropna=False, sort=False).agg(
         retrained=("retrained", "mean"),

@@ -60,8 +60,7 @@ def full_batch(eta: Array, rho: Array, n: int) -> bilevel.AbstractAlgorithm:
 
 
 def by_weight(eta: Array, rho: Array, n: int) -> bilevel.AbstractAlgorithm:
-    """Inner batches drawn by weight; `u` still moves without bias, see "
-    "`bilevel.WeightedSampler`."""
+    """Inner batches drawn by weight; `u` still moves without bias, see `bilevel.WeightedSampler`."""
     outer = bilevel.Shuffled(BATCH)
     return bilevel.ImportanceSampling(
         bilevel.SOBA(rho, rho, eta, bilevel.WeightedSampler(BATCH), outer)
@@ -278,8 +277,7 @@ def measure(full: bool) -> dict[str, Any]:
 
 
 def ranges(outcome: dict[str, Any], way: str, etas: np.ndarray, near: float) -> dict[str, Any]:
-    """The outer steps that end within `near` of the perfect weights, lowest and highest; or "
-    "None."""
+    """The outer steps that end within `near` of the perfect weights, lowest and highest; or None."""
     runs, perfect = outcome[way]["runs"], outcome["perfect"]
     left = [run["as_left"]["validation"] >= perfect["validation"] - near for run in runs]
     again = [run["retrained"]["test"] >= perfect["test"] - near for run in runs]
