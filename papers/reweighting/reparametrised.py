@@ -195,7 +195,7 @@ def draw(measured: dict[str, Any]) -> Figure:
             relative = weights / weights.max()
             size = np.where(relative < 1e-3, 2, 3 + 60 * np.sqrt(relative))
             for rows, colour in ((data.first, "C0"), (~data.first, "C3")):
-                axis.scatter(*data.d[rows].T, s=size[rows], c=colour, ec="k", lw=0.2, alpha=0.8)
+                axis.scatter(*data.d[rows].T, s=size[rows], c=colour, lw=0)
             axis.set_title(
                 f"{name}, {label(rho)}, iteration {times[k]}\nESS {runs.ess[0, j, k]:.0f}, "
                 f"retrained error {runs.retrained[0, j, k]:.2f}",

@@ -1,12 +1,5 @@
 """Figures 5 and 6 of Ivanova & Ablin: the scripts' own functions, and their claims on MNIST."""
 
-import importlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,21 +7,6 @@ import pytest
 
 import bilevel
 from bilevel import tasks
-
-SCRIPTS = Path(__file__).parents[2] / "papers" / "reweighting"
-
-needs_data = pytest.mark.skipif(
-    not os.environ.get("BILEVEL_DATA"),
-    reason="BILEVEL_DATA is not set: the published MNIST files are not here",
-)
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script by name, with jax's promotion as scripts run."""
-    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield importlib.import_module
 
 
 def small(n=60, outer=30, features=5, seed=0):
@@ -147,63 +125,3 @@ def test_empty_pixels_change_nothing_and_judging_knows_perfect_weights(script):
     assert perfect["ess"] == pytest.approx(clean.sum())
     assert perfect["weight_on_clean_rows"] == pytest.approx(1)
     assert perfect["as_left"] == steps.accuracies(narrow, w)
-
-
-def quick(name: str, out: Path):
-    """In a process of its own: scripts set what they need of jax, and the suite's modes stay here."""
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--quick", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    assert (out / f"{name}.png").stat().st_size > 10_000
-    report = json.loads((out / f"{name}.json").read_text())
-    return report, report["runs"][0]
-
-
-@pytest.mark.slow
-@needs_data
-def test_soba_steps_quick(tmp_path):
-    report, outcome = quick("soba_steps", tmp_path)
-    assert report["settings"]["n"] == 8000
-    perfect = outcome["perfect"]
-    for way in ("drawn by weight", "drawn uniformly"):
-        slow, _, good, _, sparse = outcome[way]["runs"]
-        assert slow["as_left"]["validation"] <= perfect["validation"] - 0.3
-        assert slow["ess"] >= 7000
-        assert good["as_left"]["validation"] >= perfect["validation"] - 0.02
-        assert good["retrained"]["test"] >= perfect["test"] - 0.02
-        assert good["auroc"] >= 0.95
-        assert sparse["ess"] <= 2
-        assert sparse["retrained"]["test"] <= 0.3
-    # With uniform batches the model itself is lost; with batches by weight only its weights are.
-    assert outcome["drawn uniformly"]["runs"][-1]["as_left"]["test"] <= 0.2
-    assert outcome["drawn by weight"]["runs"][-1]["as_left"]["test"] >= 0.8
-    holds = {claim["claim"]: claim["holds"] for claim in report["claims"]}
-    assert len(holds) == 10
-    assert [text for text, held in holds.items() if not held] == [
-        "batches drawn by weight: and that is sub-optimal, for the model left behind"
-    ]
-
-
-@pytest.mark.slow
-@needs_data
-def test_ratios_quick(tmp_path):
-    report, outcome = quick("ratios", tmp_path)
-    assert report["settings"]["ratios"] == pytest.approx([1e-4, 1e-2, 0.1, 1, 1000])
-    perfect = outcome["baselines"]["perfect"]["validation"]
-    assert outcome["baselines"]["uniform"]["validation"] <= 0.2
-    nothing, slow, best, fast, sparse = outcome["by weight"]["runs"]
-    assert nothing["as_left"]["validation"] <= 0.2
-    assert slow["as_left"]["validation"] >= perfect - 0.03
-    assert best["as_left"]["validation"] >= perfect - 0.01
-    assert best["retrained"]["validation"] >= perfect - 0.01
-    assert best["ess"] >= 400
-    assert best["f1_clean"] >= 0.8
-    assert sparse["entropy"] <= 2.2
-    assert sparse["retrained"]["validation"] <= 0.45
-    assert sparse["as_left"]["validation"] >= sparse["retrained"]["validation"] + 0.3
-    entropies = [run["entropy"] for run in outcome["by weight"]["runs"]]
-    assert entropies == sorted(entropies, reverse=True)
-    # The same ratio, and nothing but variance: uniform batches collapse at r = 1.
-    uniform = outcome["uniform"]["runs"][3]
-    assert fast["ess"] >= 100
-    assert uniform["ess"] <= 2
-    assert uniform["as_left"]["validation"] <= 0.3

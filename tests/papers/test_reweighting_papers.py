@@ -1,73 +1,138 @@
-"""The claims of issue 2, part 4, on the toy mixture and on MNIST, as the papers' scripts make them."""
+"""What the scripts on reweighting compute, against formulas and other implementations."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
 import pytest
+from scipy.stats import norm
 
-SCRIPTS = Path(__file__).parents[2] / "papers" / "reweighting"
-
-needs_data = pytest.mark.skipif(
-    not os.environ.get("BILEVEL_DATA"),
-    reason="BILEVEL_DATA is not set: the published MNIST files are not here",
-)
+import bilevel
+from bilevel import dynamics
 
 
-def run_script(name: str, size: str, out: Path):
-    """In a process of its own: scripts set what they need of jax, and the suite's modes stay here."""
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), f"--{size}", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    assert (out / f"{name}.png").stat().st_size > 10_000
-    return json.loads((out / f"{name}.json").read_text())
+def test_both_orders_of_algorithm_2(script):
+    flows = script("flows")
+    problem, u0, w0 = flows.problem_of(3), flows.uniform_weights(flows.N), jnp.array(flows.START)
+    rho, eta = jnp.array(0.01), jnp.array(0.02)
+    w = w0 - rho * problem.residual(u0, w0, problem.inner_data)
+    psi = jax.jit(lambda w: bilevel.implicit_gradient(problem, u0, w, lx.Cholesky()).grad)
+    for step, at in ((flows.printed_step, w0), (flows.library_step, w)):
+        found = eqx.filter_jit(step)(problem, u0, w0, rho, eta)
+        np.testing.assert_allclose(found[1], w, rtol=1e-12)
+        weights = u0 * jnp.exp(-eta * psi(at))
+        np.testing.assert_allclose(found[0], weights / jnp.sum(weights), rtol=1e-12)
+    # The formula that Theorem 1 is run with.
+    best = flows.solution(u0, flows.rows_of(problem))
+    np.testing.assert_allclose(problem.residual(u0, best, problem.inner_data), 0, atol=1e-12)
 
 
-def check_mixture(runs):
-    for run in runs:
-        exact, warm = run["exact"], run["warm-started"]
-        assert exact["retrained_error"] <= 0.10
-        assert exact["ess"] >= 100
-        assert warm["ess"] <= 2
-        assert warm["retrained_error"] >= 2 * exact["retrained_error"]
+def test_proposition_2_small(script):
+    run = script("flows").discretisation(3, 3, horizon=0.2)
+    for name in ("library", "printed"):
+        assert run["slopes"][name] == pytest.approx(1, abs=0.05)
+        assert run["gaps"][name][-1] < 0.02
+    assert run["gaps"]["library"] != run["gaps"]["printed"]
 
 
-def test_toy_mixture_two_seeds(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("toy_mixture", SCRIPTS / "toy_mixture.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the script adds its folder
-    spec.loader.exec_module(script)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        runs = [script.run_seed(seed) for seed in range(2)]
-    check_mixture(runs)
-    for run in runs:
-        assert run["uniform"]["ess"] == pytest.approx(500, rel=1e-6)
-        assert run["optimal"]["retrained_error"] <= 0.10
+def test_omega(script):
+    """Where Theorem 2's instance starts: on two rows, and so is its end."""
+    flows = script("flows")
+    problem, u0 = flows.problem_of(flows.SEED), flows.uniform_weights(flows.N)
+    for theta, expected in (
+        (flows.START, (0.3482, 0.6518)),
+        ((1.476552, 1.292605), (0.7409, 0.2591)),
+    ):
+        end = flows.omega(problem, jnp.array(theta), u0)
+        assert np.flatnonzero(end.support).tolist() == [6, 11]
+        np.testing.assert_allclose(end.u[-1, jnp.array([6, 11])], expected, atol=2e-4)
+        assert float(end.residual) <= 1e-7
+
+
+def test_a_period_is_found(script):
+    frozen = script("frozen_flow")
+    t = np.linspace(0, 50, 5001)
+    u = np.stack([0.5 + 0.3 * np.sin(t), 0.5 - 0.3 * np.sin(t), 0 * t], axis=1)
+    found = frozen.goes_round(u, t[1])
+    assert found["period"] == pytest.approx(2 * np.pi, rel=1e-4)
+    assert found["rows"] == [0, 1]
+    assert found["swing"] == pytest.approx(0.6, rel=1e-3)
+    assert found["distance after a round"] < 1e-4
+    assert frozen.goes_round(u * np.exp(-t / 10)[:, None], t[1]) is None
+    assert frozen.goes_round(np.full((5001, 3), 1 / 3), t[1]) is None
+
+
+def test_stationary_points_are_polished(script):
+    frozen = script("frozen_flow")
+    batch = frozen.fields(frozen.SMALL, range(97, 99))
+    assert batch.gradients.shape == (2, 5, 3)
+    again = frozen.fields(frozen.SMALL, range(98, 99))
+    np.testing.assert_array_equal(batch.gradients[1], again.gradients[0])
+    ts = jnp.array([[100.0], [100.0]])
+    flow = frozen.flows(batch, jnp.full((2, 5), 0.2), ts, 1e-6, 1e-9, 400)
+    exact, left = frozen.polish(batch, flow.u[:, -1])
+    assert float(jnp.max(left)) < 1e-12
+    np.testing.assert_allclose(jnp.sum(exact, axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(exact, flow.u[:, -1], atol=1e-5)
+    verdicts = []
+    for field, u in zip(frozen.unstack(batch), exact, strict=True):
+        assert dynamics.is_stationary(field, u, tol=1e-11)
+        verdicts.append(dynamics.stability(field, u))
+        assert verdicts[-1].stable
+    assert verdicts[1].support.sum() == 3
+
+    points = frozen.Points(batch, np.asarray(exact), verdicts)
+    delta = frozen.perturbations(points, np.random.default_rng(0))
+    np.testing.assert_allclose(delta.sum(axis=1), 0, atol=1e-12)
+    for shift, u, verdict in zip(delta, points.u, verdicts, strict=True):
+        assert np.all(shift[~verdict.support] > 0)  # inwards
+        assert np.linalg.norm(shift) == pytest.approx(u[verdict.support].min())
+
+
+def test_propositions_6_and_7(script):
+    frozen = script("frozen_flow")
+    worst = frozen.constant_fields(2)
+    assert worst["descent"] <= 1e-12
+    assert max(worst["flow"], worst["limit"], worst["weight on arg max"]) <= 1e-8
+    assert frozen.proposition_7((5, 3), draws=20) == {1: 1, 2: 1, 3: 1, 4: 0, 5: 0}
+
+
+def test_baselines_of_the_mixture_are_least_squares(script):
+    mixture = script("toy_mixture")
+    data, found = mixture.mixture(0), mixture.run_seed(0)
+    for name, rows in (("uniform", slice(None)), ("optimal", data.first)):
+        fitted = np.linalg.lstsq(data.d[rows], data.y[rows], rcond=None)[0]
+        error = np.linalg.norm(fitted - mixture.THETA_1)
+        assert found[name]["retrained_error"] == pytest.approx(error, rel=1e-6)
+        assert found[name]["ess"] == pytest.approx(len(data.y[rows]), rel=1e-6)
+
+
+def test_equal_speeds_move_the_log_weights_alike_in_the_first_step(script):
+    times, results = script("reparametrised").run_grid(1, 1, speeds=(1e-6,), inners=(0.02,))
+    assert times.tolist() == [0, 1]
+    moves = {}
+    for (name, _), runs in results.items():
+        np.testing.assert_allclose(runs.weights[0, 0].sum(-1), 1, rtol=1e-12)
+        np.testing.assert_allclose(runs.weights[0, 0, 0], 1 / 500, rtol=1e-12)
+        log = np.log(runs.weights[0, 0, 1])
+        moves[name] = log - log.mean()
+    assert np.abs(moves["mirror"]).max() > 1e-6
+    for name in ("softmax", "sigmoid"):
+        np.testing.assert_allclose(moves[name], moves["mirror"], rtol=1e-3, atol=1e-9)
+
+
+def test_true_ratio_is_that_of_two_normal_densities(script):
+    density = script("density_ratio")
+    x = np.random.default_rng(0).normal(size=(20, 2))
+    nu = norm.pdf(x, density.SHIFT, density.SCALE).prod(-1)
+    np.testing.assert_allclose(density.true_ratio(x), nu / norm.pdf(x).prod(-1), rtol=1e-10)
 
 
 @pytest.mark.slow
-def test_toy_mixture_ten_seeds(tmp_path):
-    report = run_script("toy_mixture", "quick", tmp_path)
-    assert len(report["runs"]) == 10
-    check_mixture(report["runs"])
-    assert [claim["holds"] for claim in report["claims"]] == [True] * 3
-
-
-@pytest.mark.slow
-@needs_data
-def test_hyper_cleaning_three_seeds(tmp_path):
-    report = run_script("hyper_cleaning", "full", tmp_path)
-    assert report["settings"]["n"] == 8000
-    assert len(report["runs"]) == 3
-    for run in report["runs"]:
-        perfect = run["perfect"]
-        assert run["near-exact"]["retrained"]["test"] >= perfect["test"] + 0.005
-        assert run["near-exact"]["ess"] >= 400
-        assert run["SOBA"]["as_left"]["validation"] >= perfect["validation"]
-    assert [claim["holds"] for claim in report["claims"]] == [True] * 2
+def test_log_weights_of_mirror_steps_are_affine_in_the_features(script):
+    """Mirror steps from uniform weights stay in an exponential family."""
+    density = script("density_ratio")
+    data = density.draw_rows(0)
+    learned, _ = density.learn("embedding", density.stack([data]), jnp.asarray(100), 50)
+    assert density.affine_residual(data, learned[0, -1]) < 1e-10

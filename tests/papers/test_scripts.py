@@ -3,10 +3,8 @@
 What a script's own functions return is tested in the other files of this folder.
 """
 
-import importlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import jax
@@ -27,22 +25,14 @@ TIMED: dict[str, set[str]] = {}
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Imports a script; jax has the modes in which scripts run, and the suite's come back."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.syspath_prepend(str(PAPERS))
-    for folder in {path.parent for path in SCRIPTS}:
-        monkeypatch.syspath_prepend(str(folder))
+def as_run(script):
+    """jax has the precision and the compiler with which scripts run; the suite's come back."""
     optimise = "jax_disable_most_optimizations"
     before = getattr(jax.config, optimise)
     jax.config.update(optimise, False)
     try:
-        with (
-            jax.enable_x64(False),
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-        ):
-            yield lambda path: importlib.import_module(path.stem)
+        with jax.enable_x64(False):
+            yield script
     finally:
         jax.config.update(optimise, before)
 
@@ -59,11 +49,9 @@ def verdicts(claims) -> dict[str, bool]:
         for path in SCRIPTS
     ],
 )
-def test_claims_are_judged_as_in_the_committed_report(load, path):
-    report = importlib.import_module("_frame").report
-
+def test_claims_are_judged_as_in_the_committed_report(as_run, path):
     committed = json.loads((PAPERS / "results" / f"{path.stem}.json").read_text())
-    script = load(path)
+    script = as_run(path.stem)
     try:
         measured = script.measure(False)
     except FileNotFoundError as missing:
@@ -71,7 +59,7 @@ def test_claims_are_judged_as_in_the_committed_report(load, path):
             raise
         pytest.skip(f"BILEVEL_DATA is not set: {missing}")
     judged = script.claims(measured)
-    found = report(str(path), measured, judged, full=False, cpu_seconds=0.0)
+    found = as_run("_frame").report(str(path), measured, judged, full=False, cpu_seconds=0.0)
     json.dumps(found)
     assert len(verdicts(found["claims"])) == len(judged), "two claims say the same"
     for key in ("settings", "seeds"):
