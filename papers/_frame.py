@@ -83,7 +83,11 @@ def run(
     written = report(script, measured, judged, full=options.full, cpu_seconds=seconds)
     path = options.out / f"{name}.json"
     # Lists of numbers on one line each.
-    text = re.sub(r'\[[^]["{}]*\]', lambda m: " ".join(m[0].split()), json.dumps(written, indent=1))
+    text = re.sub(
+        r'\[[^]["{}]*\]',
+        lambda m: m[0].replace("\n", "").replace(" ", "").replace(",", ", "),
+        json.dumps(written, indent=1),
+    )
     path.write_text(text + "\n")
     for claim in judged:
         verdict = "holds" if claim.holds else "DOES NOT HOLD"

@@ -264,7 +264,7 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             "R9",
             "Softmax: the entropy of the weights decreases during training.",
             "decreases (figure)",
-            f"from {np.log(N):.2f} to {span(soft_entropy[..., -1])}",
+            f"from {np.log(N):.2f} to a value of {span(soft_entropy[..., -1])}",
             bool(soft_entropy[..., -1].max() <= 0.5 * np.log(N)),
             f"It does not decrease at every step: it rises in {(rises > 1e-6).mean():.0%} of the "
             f"records, by at most {rises.max():.2f}, because weights on one row can spread again "

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pages.gallery import cell
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "papers" / "results"
 
@@ -12,6 +14,8 @@ RESULTS = ROOT / "papers" / "results"
 def papers_table(paper: str) -> str:
     """The claims of a paper's scripts, what was published and measured, and how each was run."""
     reports = _reports(paper)
+    if not reports:
+        return "No report of this paper is in `papers/results/` yet."
     lines = [
         "| row | script | claim | published | measured | verdict | size |",
         "|---|---|---|---|---|---|---|",
@@ -20,10 +24,10 @@ def papers_table(paper: str) -> str:
         for claim in report["claims"]:
             cells = [
                 claim["row"],
-                f"[`{report['script']}`](#{report['script']})",
-                _cell(_sentence(claim["claim"])),
-                _cell(_text(claim["published"])),
-                _cell(_text(claim["measured"])),
+                f"[`{report['script']}`]({{root}}/papers/{paper}/{report['script']}.py)",
+                cell(_sentence(claim["claim"])),
+                cell(_text(claim["published"])),
+                cell(_text(claim["measured"])),
                 "holds" if claim["holds"] else "**does not hold**",
                 report["size"],
             ]
@@ -44,8 +48,6 @@ def paper_figure(script: str) -> str:
 def _reports(paper: str) -> list[dict[str, Any]]:
     reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     found = [report for report in reports if report["paper"] == paper]
-    if not found:
-        raise ValueError(f"no report in papers/results belongs to papers/{paper}")
     return sorted(found, key=lambda report: (_order(report["claims"][0]["row"]), report["script"]))
 
 
@@ -65,13 +67,14 @@ def _folded(report: dict[str, Any]) -> str:
             facts.append(f"{key.capitalize()}: <code>{html.escape(_text(report[key]))}</code>")
     facts.append(f"Versions: {versions}.")
     facts += [
-        f"{claim['row']}, {html.escape(_sentence(claim['claim']))} {html.escape(claim['note'])}"
+        f"Note on {claim['row']}, “{html.escape(_sentence(claim['claim']))}” "
+        f"{html.escape(_sentence(claim['note']))}"
         for claim in report["claims"]
         if claim["note"]
     ]
     items = "\n".join(f"<li>{fact}</li>" for fact in facts)
     summary = f"<summary><code>{report['script']}</code>: settings, seeds and notes</summary>"
-    return f'<details id="{report["script"]}">\n{summary}\n<ul>\n{items}\n</ul>\n</details>\n'
+    return f"<details>\n{summary}\n<ul>\n{items}\n</ul>\n</details>\n"
 
 
 def _sentence(text: str) -> str:
@@ -82,9 +85,3 @@ def _text(value: Any) -> str:
     if value is None:
         return "(not in the paper)"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _cell(text: str) -> str:
-    for sign in "|*<[]":
-        text = text.replace(sign, f"\\{sign}")
-    return text.replace("\n", " ")
