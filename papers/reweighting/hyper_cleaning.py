@@ -137,11 +137,14 @@ def measure(full: bool) -> dict[str, Any]:
     seeds = range(3 if full else 1)
     runs = [run_seed(seed) for seed in seeds]
     settings = {"n": N, "outer": OUTER, "rate": RATE, "l2": L2, "soba": [ETA, RHO, SOBA_BATCH]}
-    figure = {
-        name: {key: runs[0][name].pop(key) for key in ("outer_value", "sorted_weights")}
-        for name in ("near-exact", "SOBA")
-    }
-    return {"settings": settings, "seeds": list(seeds), "runs": runs, "figure": figure}
+    curves = [
+        {
+            name: {key: run[name].pop(key) for key in ("outer_value", "sorted_weights")}
+            for name in ("near-exact", "SOBA")
+        }
+        for run in runs
+    ]
+    return {"settings": settings, "seeds": list(seeds), "runs": runs, "figure": curves[0]}
 
 
 def draw(measured: dict[str, Any]) -> Figure:
