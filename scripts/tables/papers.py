@@ -45,6 +45,13 @@ def paper_figure(script: str) -> str:
     )
 
 
+def measured(script: str, number: str) -> str:
+    """What the claim with that number (from 1, or from -1 backwards) of a script measured."""
+    claims = json.loads((RESULTS / f"{script}.json").read_text())["claims"]
+    position = int(number)
+    return cell(claims[position - (position > 0)]["measured"])
+
+
 def _reports(paper: str) -> list[dict[str, Any]]:
     reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     found = [report for report in reports if report["paper"] == paper]
