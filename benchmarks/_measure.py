@@ -1,10 +1,23 @@
-"""Ratios of CPU times in one process: alternating, blocked, medians."""
+"""What the benchmarks share: ratios of CPU times in one process, and the report as JSON.
 
+Times are medians of CPU times, taken alternately in one process: ratios hold on a busy machine too.
+"""
+
+import json
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "papers"))
+from _frame import report
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def cpu_seconds(*functions: Callable[[], object], repeats: int = 15) -> list[float]:
@@ -16,6 +29,30 @@ def cpu_ratio(one: Callable[[], object], floor: Callable[[], object], repeats: i
     """The quartiles of time of `one` over that of the two `floor`s before and after it."""
     times = _rounds((floor, one, floor), repeats)
     return np.percentile(2 * times[:, 1] / (times[:, 0] + times[:, 2]), [25, 50, 75]).tolist()
+
+
+def write(script: str, measured: dict[str, Any], *, full: bool = True) -> Path:
+    """Write `results/<script>.json`: `measured`, the size of the run, versions and the machine.
+
+    `measured` holds `"settings"` and, where something is random, `"seeds"`. The report has the form of
+    those of `papers/` without claims; the pages of the documentation take their numbers from it.
+    """
+    written = report(script, measured, [], full=full, cpu_seconds=time.process_time())
+    del written["claims"], written["paper"]
+    written["machine"] = {"cores": os.cpu_count(), "processor": _processor()}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{written['script']}.json"
+    path.write_text(json.dumps(written, indent=1) + "\n")
+    print(f"written: {path}")
+    return path
+
+
+def _processor() -> str:
+    """The name of the processor, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
 
 
 def _rounds(functions: Sequence[Callable[[], object]], repeats: int) -> np.ndarray:

@@ -1,19 +1,21 @@
 """V3: Theorem 3.1, Remark 3.2 and Statement 3.2 on random quadratics of Assumption 3.1.
 
-Vicol et al., section 3.3. The paper proves them and has no numbers. The quadratics, from Gaussian
-matrices whose singular values are then set:
+Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in overparameterized bilevel
+optimization", section 3.3 [vicol2022][]. The paper proves these statements and has no numbers. We draw
+quadratics from Gaussian matrices whose singular values we then set:
 
     f(u, w) = |X w - Y u - t|^2 / 2      (w of 8 entries, u of 6; X of rank 5, of rank 8 where f is
                                          to be strongly convex; curvatures between 1 / k and 1)
     F(u, w) = |G w - s|^2 / 2            (Y and G of random ranks, from 2 to 6 and 8)
 
-With X of rank 5, Phi has a null space too. A draw whose Phi has a condition number above 30 is drawn
-again: gradient descent would only be slower. We add what the statements leave open: cold and warm
-starts agree on singular inner problems as well, because the curvature does not depend on u, and
-warm-start equilibria do depend on T for the hypergradient of T unrolled steps.
+If X has rank 5, Phi has a null space too. A draw is repeated if the condition number of its Phi is
+above 30, because gradient descent would only be slower. We add what the statements leave open: cold
+and warm starts agree on singular inner problems as well, because the curvature does not depend on u,
+and the equilibria of warm starts do depend on T for the hypergradient of T unrolled steps.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,21 +23,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import bilevel
 from bilevel import is_cold_start_equilibrium, is_warm_start_equilibrium
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _bias import rollout
+from _frame import Claim, panels, run
 
 DIM_W, DIM_U = 8, 6
 RANK = {"singular": 5, "strongly convex": 8}
 KAPPA = {"singular": 2.0, "strongly convex": 4.0}  # of f, on the range of its Hessian
 NUM_PROBLEMS, WORST_CONDITION = 20, 30.0
-STEPS, CONVERGED = 2000, 60  # outer steps; inner ones that converge where f is singular: 2^-60
+STEPS, CONVERGED = 2000, 60  # outer steps; inner ones that converge if f is singular: 2^-60
 GAP_STEPS, GAP_OUTER = (1, 10, 100, 300), 200
 FOUND_WITH, CHECKED_WITH = (1, 10, 100), (1, 10, 100, 1000)
 GRADIENT = optax.sgd(1.0)  # 1 / L: the largest curvature of f is 1
@@ -75,14 +78,10 @@ class Quadratic(NamedTuple):
 
 def reduced(case: Quadratic, w0: Any) -> tuple[np.ndarray, np.ndarray]:
     """`Z` and `b` of `F(u, r(u, w0)) = u'Z u / 2 + b'u + ...`, by Lemmas C.1 and C.2."""
-    x, y, t, g, s, w0 = map(np.asarray, (*vars_of(case.inner), *vars_of(case.outer), w0))
+    x, y, t, g, s, w0 = map(np.asarray, (*jax.tree.leaves((case.inner, case.outer)), w0))
     inverse = np.linalg.pinv(x, rcond=1e-10)
     response = g @ inverse @ y
     return response.T @ response, response.T @ (g @ (inverse @ (t - x @ w0) + w0) - s)
-
-
-def vars_of(module: eqx.Module) -> list[Any]:
-    return jax.tree.leaves(module)
 
 
 def nearest_solution(case: Quadratic, w0: Any) -> np.ndarray:
@@ -133,24 +132,20 @@ def path(
         optax.sgd(case.rate / slow),
         warm_start=warm,
     )
-
-    def step(state, _):
-        state, _ = method.step(case.problem, state)
-        return state, (state.u, state.w)
-
-    first = method.init(case.problem, case.u0, w0, jax.random.key(0))
-    return jax.lax.scan(step, first, length=num_steps)[1]
+    return rollout(case.problem, method, case.u0, w0, num_steps)
 
 
-def theorem(cases: Quadratic, draws: list[Quadratic]) -> dict[str, Any]:
-    """Theorem 3.1 and Statement 3.1: the relative distance to equation (4), and the verdicts."""
+def theorem(cases: Quadratic, draws: list[Quadratic]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Theorem 3.1 and Statement 3.1: the way to equation (4) from zero, and the numbers."""
     run = jax.jit(jax.vmap(lambda case, w0: path(case, w0, CONVERGED, False, STEPS)))
+    way: list[np.ndarray] = []
     found: dict[str, Any] = {}
     for name, starts in (("w0 = 0", jnp.zeros_like(cases.w0)), ("w0 random", cases.w0)):
         us, ws = map(np.asarray, run(cases, starts))
         nearest = np.stack([nearest_solution(c, w0) for c, w0 in zip(draws, starts, strict=True)])
         errors = np.linalg.norm(us - nearest[:, None], axis=2)
         errors = errors / np.linalg.norm(nearest, axis=1)[:, None]
+        way.append(errors[:, :: STEPS // 100])
         checks = [
             is_cold_start_equilibrium(
                 case.problem, u, w, w0, bilevel.GradientInner(GRADIENT, CONVERGED), EXACT, tol=1e-8
@@ -159,13 +154,12 @@ def theorem(cases: Quadratic, draws: list[Quadratic]) -> dict[str, Any]:
             for case, u, w, w0 in zip(draws, us[:, -1], ws[:, -1], starts, strict=True)
         ]
         found[name] = {
-            "errors": errors[:, :: STEPS // 100].tolist(),
             "last": errors[:, -1].tolist(),
             "moved": np.linalg.norm(us[:, -1] - np.asarray(cases.u0), axis=1).tolist(),
             "equilibria": sum(check.holds for check in checks),
             "residual": max(max(check[1:]) for check in checks),
         }
-    return found
+    return way[0], found
 
 
 def remark(cases: Quadratic) -> dict[str, list[float]]:
@@ -224,18 +218,39 @@ def statement(cases: Quadratic, draws: list[Quadratic]) -> dict[str, Any]:
     }
 
 
-def draw(report: dict[str, Any], out: Path) -> None:
-    """The three statements."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def measure(full: bool) -> dict[str, Any]:
+    """Draw the problems and run the three parts."""
+    seeds = range(100 if full else NUM_PROBLEMS)
+    with jax.enable_x64(True):
+        draws = {kind: [quadratic(kind, seed) for seed in seeds] for kind in RANK}
+        cases = {kind: jax.tree.map(lambda *x: jnp.stack(x), *d) for kind, d in draws.items()}
+        errors, found = theorem(cases["singular"], draws["singular"])
+        return {
+            "settings": {
+                "dim_w": DIM_W,
+                "dim_u": DIM_U,
+                "rank": RANK,
+                "kappa": KAPPA,
+                "steps": STEPS,
+                "inner_steps": CONVERGED,
+            },
+            "seeds": list(seeds),
+            "theorem": found,
+            "remark": {kind: remark(cases[kind]) for kind in ("strongly convex", "singular")},
+            "statement": statement(cases["singular"], draws["singular"]),
+            "figure": errors,
+        }
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
-    for errors in report["theorem"]["w0 = 0"]["errors"]:
-        left.semilogy(np.arange(len(errors)) * (STEPS // 100), np.maximum(errors, 1e-17), lw=0.8)
+
+def draw(measured: dict[str, Any]) -> Figure:
+    """The three statements."""
+    figure, (left, middle, right) = panels(1, 3, (13, 4))
+    for errors in measured["figure"]:
+        left.semilogy(np.arange(len(errors)) * (STEPS // 100), np.maximum(errors, 1e-17), lw=0.6)
     left.axhline(1e-8, c="k", ls=":", lw=1)
     left.set_title("Theorem 3.1: way to the outer solution nearest to $u_0$", fontsize=10)
-    left.set(xlabel="cold-started outer steps", ylabel="relative distance (one line a problem)")
-    for i, (kind, gaps) in enumerate(report["remark"].items()):
+    left.set(xlabel="cold-started outer steps", ylabel="relative distance (one line per problem)")
+    for i, (kind, gaps) in enumerate(measured["remark"].items()):
         values = np.maximum(np.array([gaps[str(steps)] for steps in GAP_STEPS]), 1e-17)
         label = f"{kind}, condition number {KAPPA[kind]:.0f}"
         middle.loglog(GAP_STEPS, np.median(values, axis=1), f"C{i}o-", label=label)
@@ -243,118 +258,93 @@ def draw(report: dict[str, Any], out: Path) -> None:
     middle.axhline(1e-8, c="k", ls=":", lw=1)
     middle.set_title("Remark 3.2: gap of warm and cold starts", fontsize=10)
     middle.set(xlabel="inner steps T", ylabel="largest relative gap of u (median and range)")
-    middle.legend(fontsize=8)
-    exact = report["statement"]["exact"]
-    for i, found_with in enumerate(FOUND_WITH):
-        worst = [max(exact[f"{found_with}, {steps}"]) for steps in CHECKED_WITH]
-        right.loglog(
-            CHECKED_WITH,
-            np.maximum(worst, 1e-17),
+    exact, unrolled = measured["statement"]["exact"], measured["statement"]["unrolled"]
+    curves = [
+        (
             f"C{i}o-",
-            label=f"exact hypergradient, found with T = {found_with}",
+            [exact[f"{t}, {steps}"] for steps in CHECKED_WITH],
+            f"exact, found with T = {t}",
         )
-    unrolled = report["statement"]["unrolled"]
-    right.loglog(
-        CHECKED_WITH,
-        [max(max(unrolled[str(steps)]), 1e-17) for steps in CHECKED_WITH],
-        "k^--",
-        label=f"that of T unrolled steps, found with T = {FOUND_WITH[-1]}",
-    )
+        for i, t in enumerate(FOUND_WITH)
+    ]
+    last = f"T unrolled steps, found with T = {FOUND_WITH[-1]}"
+    curves.append(("k^--", [unrolled[str(steps)] for steps in CHECKED_WITH], last))
+    for style, residuals, label in curves:
+        worst = np.maximum([max(values) for values in residuals], 1e-17)
+        right.loglog(CHECKED_WITH, worst, style, label=label)
     right.axhline(1e-10, c="k", ls=":", lw=1)
     right.set_title("Statement 3.2: the same equilibria for other T", fontsize=10)
     right.set(xlabel="examined with T", ylabel="largest residual", ylim=(None, 1e3))
-    right.legend(fontsize=8, loc="upper right")
-    figure.savefig(out / "equilibria.png", dpi=120)
-    plt.close(figure)
+    for axis in (middle, right):
+        axis.legend(fontsize=8, loc="upper right")
+    return figure
 
 
-def judge(report: dict[str, Any]) -> list[Claim]:
-    """The claims, from the numbers alone."""
-    zero, other = (report["theorem"][name] for name in ("w0 = 0", "w0 random"))
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """From the numbers alone."""
+    zero, other = (measured["theorem"][name] for name in ("w0 = 0", "w0 random"))
     worst = {
         kind: {steps: max(gaps) for steps, gaps in by_steps.items()}
-        for kind, by_steps in report["remark"].items()
+        for kind, by_steps in measured["remark"].items()
     }
-    found = report["statement"]
+    gaps = {
+        kind: "largest gap on the way "
+        + ", ".join(f"{gap:.0e} at T = {t}" for t, gap in by_steps.items())
+        for kind, by_steps in worst.items()
+    }
+    found = measured["statement"]
     residual = max(max(row) for row in found["exact"].values())
     count = len(zero["last"])
+    claim = partial(Claim, "V3")
     return [
-        Claim(
-            "V3",
-            f"cold starts end at the outer solution nearest to u_0 (Theorem 3.1), {count} quadratics",
-            "equal; 1e-8 asked for",
-            f"relative distance at most {max(zero['last']):.1e}, u having moved by "
+        claim(
+            "Cold starts end at the outer solution that is nearest to u_0 "
+            f"(Theorem 3.1, on {count} random quadratics).",
+            "equal; we ask for 1e-8",
+            f"relative distance at most {max(zero['last']):.1e}, where u moved by "
             f"{min(zero['moved']):.2f} to {max(zero['moved']):.2f}",
             max(zero["last"]) <= 1e-8,
-            f"From w_0 that is not zero as well: {max(other['last']):.1e}.",
+            f"The same holds for a w_0 that is not zero, to {max(other['last']):.1e}.",
         ),
-        Claim(
-            "V3",
-            "and that is a cold-start equilibrium (Statement 3.1)",
+        claim(
+            "The point where cold starts end is a cold-start equilibrium (Statement 3.1).",
             "all",
-            f"{zero['equilibria']} of {count}, and {other['equilibria']} from w_0 that is not zero; "
+            f"{zero['equilibria']} of {count}, and {other['equilibria']} for a w_0 that is not zero; "
             f"residuals at most {max(zero['residual'], other['residual']):.1e}",
             zero["equilibria"] == other["equilibria"] == count,
         ),
-        Claim(
-            "V3",
-            "full warm and cold starts are the same method where f is strongly convex (Remark 3.2)",
-            "equal; 1e-8 asked for at T >= 100",
-            "largest gap on the way "
-            + ", ".join(f"{gap:.0e} at T = {t}" for t, gap in worst["strongly convex"].items()),
+        claim(
+            "Full warm starts and cold starts are the same method if f is strongly convex "
+            "(Remark 3.2).",
+            "equal; we ask for 1e-8 at T >= 100",
+            gaps["strongly convex"],
             max(worst["strongly convex"][t] for t in ("100", "300")) <= 1e-8,
         ),
-        Claim(
-            "V3",
-            "the same where f is singular, since its curvature does not depend on u (ours)",
-            "not said",
-            "largest gap "
-            + ", ".join(f"{gap:.0e} at T = {t}" for t, gap in worst["singular"].items()),
+        claim(
+            "They are also the same method if f is singular and its curvature does not depend on u "
+            "(our addition).",
+            "not in the paper",
+            gaps["singular"],
             max(worst["singular"][t] for t in ("100", "300")) <= 1e-8,
-            "The memory of warm starts needs solution sets of different directions: projections.py.",
+            "Warm starts have a memory only if the solution sets have different directions: see "
+            "projections.py.",
         ),
-        Claim(
-            "V3",
-            "partial warm-start equilibria are full ones, and the other way round (Statement 3.2)",
-            "all; 1e-10 asked for",
+        claim(
+            "Every equilibrium of a partial warm start is one of a full warm start, and every "
+            "equilibrium of a full one is one of a partial one (Statement 3.2).",
+            "all; we ask for 1e-10",
             f"{found['equilibria']} of {found['checked']}, residuals at most {residual:.1e} "
             f"(found with T = {', '.join(map(str, FOUND_WITH))}, examined with "
             f"{', '.join(map(str, CHECKED_WITH))})",
             found["equilibria"] == found["checked"] and residual <= 1e-10,
-            "For one hypergradient, here the exact one. That of T unrolled steps has other zeros for "
-            f"other T: up to {max(found['unrolled']['1']):.2f} at T = 1, "
-            f"{max(found['unrolled']['1000']):.0e} at T = 1000. And with a step of 2 / L there is a "
-            f"point with w = r(u, w) for T = 2 ({found['cycle']['gap']:.0e}) and grad_w f of norm "
-            f"{found['cycle']['inner_residual']:.2f}: the statement needs a smaller step.",
+            "This is for one hypergradient, here the exact one. The hypergradient of T unrolled steps "
+            f"has other zeros for other T: the residual is up to {max(found['unrolled']['1']):.2f} at "
+            f"T = 1 and {max(found['unrolled']['1000']):.0e} at T = 1000. With a step of 2 / L there "
+            f"is a point with w = r(u, w) for T = 2 (to {found['cycle']['gap']:.0e}) and a gradient "
+            f"of norm {found['cycle']['inner_residual']:.2f}: the statement needs a smaller step.",
         ),
     ]
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Draw the problems, run, judge."""
-    seeds = range(100 if full else NUM_PROBLEMS)
-    with jax.enable_x64(True):
-        draws = {kind: [quadratic(kind, seed) for seed in seeds] for kind in RANK}
-        cases = {kind: jax.tree.map(lambda *x: jnp.stack(x), *d) for kind, d in draws.items()}
-        report = {
-            "theorem": theorem(cases["singular"], draws["singular"]),
-            "remark": {kind: remark(cases[kind]) for kind in ("strongly convex", "singular")},
-            "statement": statement(cases["singular"], draws["singular"]),
-        }
-    draw(report, out)
-    claims = judge(report)
-    for found in report["theorem"].values():
-        del found["errors"]
-    settings = {
-        "dim_w": DIM_W,
-        "dim_u": DIM_U,
-        "rank": RANK,
-        "kappa": KAPPA,
-        "steps": STEPS,
-        "inner_steps": CONVERGED,
-    }
-    return {"settings": settings, "seeds": list(seeds), **report}, claims
-
-
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)

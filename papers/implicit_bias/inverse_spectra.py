@@ -1,13 +1,14 @@
-"""V4, V10: what approximate inverses do to small curvature, and what they are the exact answer to.
+"""V4, V10: what approximate inverses do to small curvature, and which problems they solve exactly.
 
-Vicol et al., Figure 6 and equation (5): the eigenvalues of the inverse, of the damped inverse and of
-the truncated Neumann series, as the library's solvers give them on a diagonal operator. Appendix E: K
-unrolled gradient steps from the solution have the hypergradient of K Neumann terms. Appendix D: the
-best response to a proximal inner objective has the hypergradient of the damped inverse.
+Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in overparameterized bilevel
+optimization", Figure 6 and equation (5) [vicol2022][]: the eigenvalues of the inverse, of the damped
+inverse and of the truncated Neumann series, as the library's solvers give them on a diagonal operator.
+Appendix E: K unrolled gradient steps from the solution have the hypergradient of K Neumann terms.
+Appendix D: the best response to a proximal objective has the hypergradient of the damped inverse.
 
-Equation (5) sums j = 0 to K, which is K + 1 terms, beside eps = 1 / (alpha K); the K steps of Appendix
-E are K terms. We take K terms, for which the two sides agree at both ends of the spectrum but for 1/K
-of their size, and print the gap with K + 1 too.
+Equation (5) sums j = 0 to K, which is K + 1 terms, and compares with eps = 1 / (alpha K); the K steps
+of Appendix E are K terms. We take K terms, for which the two sides agree at both ends of the spectrum
+up to 1/K of their size, and print the gap with K + 1 terms too.
 """
 
 import sys
@@ -17,14 +18,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _bias import distance, hypergradient
+from _frame import Claim, panels, run
 
 ALPHA = 1.0
 TERMS = (1, 5, 20, 100)
@@ -54,29 +56,29 @@ def largest(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.max(np.abs(one - other) / np.abs(other)))
 
 
-def spectra(size: int) -> dict[str, Any]:
-    """V4: the three families, and how far they are from their formulas."""
+def spectra(size: int) -> tuple[Any, dict[str, Any]]:
+    """V4: the curves of the three families, and how far they are from their formulas."""
     curvature = np.geomspace(1e-5, 0.999, size) / ALPHA
     exact = applied_inverse(curvature, lx.LU())
-    families: dict[int, dict[str, np.ndarray]] = {}
+    families: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     numbers: dict[str, Any] = {"inverse": largest(exact, 1 / curvature), "terms": {}}
     for terms in TERMS:
         eps = 1 / (ALPHA * terms)
         neumann = applied_inverse(curvature, bilevel.Neumann(ALPHA, terms))
         damped = applied_inverse(curvature, lx.LU(), eps)
         by_cg = applied_inverse(curvature, bilevel.CG(rtol=1e-15, max_steps=4 * size), eps)
-        families[terms] = {"Neumann": neumann, "damped": damped}
-        one_more = neumann_formula(curvature, terms + 1)
+        families[terms] = neumann, damped
+        ratio = abs(neumann / damped - 1)
         numbers["terms"][str(terms)] = {
             "neumann": largest(neumann, neumann_formula(curvature, terms)),
             "damped": largest(damped, 1 / (curvature + eps)),
             "damped_cg": largest(by_cg, 1 / (curvature + eps)),
             "gap": largest(neumann, damped),
-            "gap_at": float(curvature[np.argmax(np.abs(neumann / damped - 1))] / eps),
-            "gap_at_ends": float(max(abs(neumann / damped - 1)[[0, -1]])),
-            "gap_one_more_term": largest(one_more, damped),
+            "gap_at": float(curvature[ratio.argmax()] / eps),
+            "gap_at_ends": float(max(ratio[[0, -1]])),
+            "gap_one_more_term": largest(neumann_formula(curvature, terms + 1), damped),
         }
-    return {"curvature": curvature, "exact": exact, "families": families, "numbers": numbers}
+    return (curvature, exact, families), numbers
 
 
 class Quadratic(NamedTuple):
@@ -100,10 +102,7 @@ class Quadratic(NamedTuple):
         self, estimator: bilevel.AbstractHypergradient, inner: bilevel.AbstractInnerSolver, w: Any
     ) -> jax.Array:
         """One hypergradient, with the inner solver started at `w`."""
-        full = bilevel.FullBatch()
-        streams = bilevel.Streams(bilevel.Stream(full, None, ()), bilevel.Stream(full, None, ()))
-        state = estimator.init(self.problem, inner, self.u, w)
-        return estimator.estimate(self.problem, inner, self.u, w, state, streams)[0].grad
+        return hypergradient(self.problem, estimator, inner, self.u, w)
 
 
 def quadratic(kind: str, seed: int) -> Quadratic:
@@ -120,18 +119,13 @@ def quadratic(kind: str, seed: int) -> Quadratic:
     return Quadratic(*map(jnp.asarray, (x, target, u, w, step)))
 
 
-def distance(one: jax.Array, other: jax.Array) -> jax.Array:
-    """`|one - other| / |other|`."""
-    return jnp.linalg.norm(one - other) / jnp.linalg.norm(other)
-
-
 def unrolling(case: Quadratic) -> dict[str, dict[str, jax.Array]]:
-    """V10 (i): unrolled steps from the solution, or the last K of many, beside K Neumann terms."""
+    """V10 (i): unrolled steps from the solution, or the last K of many, against K Neumann terms."""
     tx = optax.sgd(case.step)
     there = bilevel.ClosedForm(lambda u, _: case.w)
     away = case.w + 0.1
     many = bilevel.GradientInner(tx, 5000)
-    # The run ends at another minimiser in the singular case: the series is taken there.
+    # In the singular case the run ends at another minimiser, where we take the series.
     end = bilevel.ClosedForm(
         lambda u, _: jax.lax.fori_loop(
             0, 5000, lambda _, w: w - case.step * (case.x.T @ (case.x @ w - case.u)), away
@@ -154,7 +148,7 @@ def unrolling(case: Quadratic) -> dict[str, dict[str, jax.Array]]:
 
 
 def proximal(case: Quadratic) -> dict[str, jax.Array]:
-    """V10 (ii): the derivative of the proximal best response beside the damped inverse."""
+    """V10 (ii): the derivative of the proximal best response against the damped inverse."""
     there = bilevel.ClosedForm(lambda u, _: case.w)
     found = {}
     for eps in (1.0, 0.1, 0.01):
@@ -171,107 +165,101 @@ def proximal(case: Quadratic) -> dict[str, jax.Array]:
     return found
 
 
-def draw(spectrum: dict[str, Any], path: Path) -> None:
-    """Figure 6, for several K, and the ratio of the two families."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    curvature = spectrum["curvature"]
-    left.loglog(curvature, spectrum["exact"], "k", label=r"$H^{-1}$")
-    for i, (terms, family) in enumerate(spectrum["families"].items()):
-        left.loglog(curvature, family["Neumann"], f"C{i}", label=f"Neumann, K = {terms}")
-        left.loglog(
-            curvature, family["damped"], f"C{i}--", label=rf"$(H + \epsilon I)^{{-1}}$, K = {terms}"
-        )
-        right.semilogx(
-            curvature, family["Neumann"] / family["damped"], f"C{i}", label=f"K = {terms}"
-        )
-    left.set(xlabel=r"eigenvalue $\lambda$ of H", ylabel="eigenvalue of the (approximate) inverse")
-    left.set_ylim(0.3, 3e3)
-    left.legend(fontsize=8)
-    right.set(xlabel=r"eigenvalue $\lambda$ of H", ylabel="Neumann / damped")
-    right.set_title(r"the two sides of equation (5), $\epsilon = 1/(\alpha K)$", fontsize=10)
-    right.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Compute all, draw, judge."""
+def measure(full: bool) -> dict[str, Any]:
+    """V4, and V10 on random problems of two kinds."""
     seeds = range(20 if full else 3)
+    unrolled, prox = {}, {}
     with jax.enable_x64(True):
-        spectrum = spectra(200 if full else 80)
-        unrolled, prox = {}, {}
+        curves, numbers = spectra(200 if full else 80)
         for kind in ("singular", "positive definite"):
             draws = [quadratic(kind, seed) for seed in seeds]
             cases = jax.tree.map(lambda *x: jnp.stack(x), *draws)
             both = jax.jit(jax.vmap(lambda case: (unrolling(case), proximal(case))))(cases)
             unrolled[kind], prox[kind] = jax.tree.map(lambda x: x.tolist(), both)
-    draw(spectrum, out / "inverse_spectra.png")
+    return {
+        "settings": {"alpha": ALPHA, "terms": list(TERMS), "tolerance": TOLERANCE},
+        "seeds": list(seeds),
+        "spectra": numbers,
+        "unrolling": unrolled,
+        "proximal": prox,
+        "figure": curves,
+    }
 
-    numbers = spectrum["numbers"]
+
+def draw(measured: dict[str, Any]) -> Figure:
+    """Figure 6, for several K, and the ratio of the two families."""
+    curvature, exact, families = measured["figure"]
+    figure, (left, right) = panels(1, 2, (11, 4.4))
+    left.loglog(curvature, exact, "k", label=r"$H^{-1}$")
+    for i, (terms, (neumann, damped)) in enumerate(families.items()):
+        what = rf"$(H + \epsilon I)^{{-1}}$, K = {terms}"
+        left.loglog(curvature, neumann, f"C{i}", label=f"Neumann, K = {terms}")
+        left.loglog(curvature, damped, f"C{i}--", label=what)
+        right.semilogx(curvature, neumann / damped, f"C{i}", label=f"K = {terms}")
+    left.set(xlabel=r"eigenvalue $\lambda$ of H", ylabel="eigenvalue of the (approximate) inverse")
+    left.set_ylim(0.3, 3e3)
+    right.set(xlabel=r"eigenvalue $\lambda$ of H", ylabel="Neumann / damped")
+    right.set_title(r"the two sides of equation (5), $\epsilon = 1/(\alpha K)$", fontsize=10)
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+    return figure
+
+
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """From the numbers alone."""
+    numbers = measured["spectra"]
     by_terms = numbers["terms"]
     formula = max(
         numbers["inverse"],
         *(row[key] for row in by_terms.values() for key in ("neumann", "damped", "damped_cg")),
     )
     gaps = {terms: row["gap"] for terms, row in by_terms.items()}
-    ends = max(row["gap_at_ends"] for terms, row in by_terms.items() if terms == "100")
-    steps = {kind: max(jax.tree.leaves(found)) for kind, found in unrolled.items()}
-    damped = {kind: max(jax.tree.leaves(found)) for kind, found in prox.items()}
-    claims = [
+    ends = by_terms["100"]["gap_at_ends"]
+    one_more = ", ".join(f"{100 * row['gap_one_more_term']:.0f}%" for row in by_terms.values())
+    equal = [
+        Claim(
+            "V10",
+            sentence.format(kind),
+            "equal",
+            f"relative difference at most {error:.1e}",
+            error <= TOLERANCE,
+        )
+        for sentence, part in (
+            (
+                "K unrolled steps from the solution have the hypergradient of K Neumann terms if the "
+                "Hessian is {} (Appendix E).",
+                "unrolling",
+            ),
+            (
+                "The proximal best response has the hypergradient of the damped inverse if the "
+                "Hessian is {} (Appendix D).",
+                "proximal",
+            ),
+        )
+        for kind, error in ((k, max(jax.tree.leaves(x))) for k, x in measured[part].items())
+    ]
+    return [
         Claim(
             "V4",
-            "the eigenvalues are 1 / l, 1 / (l + eps) and (1 - (1 - a l)^K) / l (Figure 6)",
+            "The eigenvalues are 1 / l, 1 / (l + eps) and (1 - (1 - a l)^K) / l (Figure 6).",
             "formulas",
             f"largest relative difference {formula:.1e}",
             formula <= TOLERANCE,
         ),
         Claim(
             "V4",
-            "K Neumann terms approximate the damped inverse with eps = 1 / (a K) (equation (5))",
+            "K Neumann terms approximate the damped inverse with eps = 1 / (a K) (equation (5)).",
             "approximately equal",
             "largest relative gap "
             + ", ".join(f"{100 * gap:.0f}% at K = {terms}" for terms, gap in gaps.items()),
             max(gaps[terms] for terms in ("20", "100")) <= 1 / 3 and ends <= 0.011,
-            f"Largest where l is about 1.8 eps, and at most {100 * ends:.1f}% at both ends of the "
-            "spectrum for K = 100; one term is off by the factor 1 + a l. With the K + 1 terms of "
-            "equation (5) the gap is "
-            + ", ".join(f"{100 * row['gap_one_more_term']:.0f}%" for terms, row in by_terms.items())
-            + ".",
+            "The gap is largest where l is about 1.8 eps. At both ends of the spectrum it is at most "
+            f"{100 * ends:.1f}% for K = 100. A single term is wrong by the factor 1 + a l. With the "
+            f"K + 1 terms of equation (5) the gaps are {one_more}.",
         ),
-        *(
-            Claim(
-                "V10",
-                f"K unrolled steps from the solution are K Neumann terms, {kind} (Appendix E)",
-                "equal",
-                f"relative difference at most {error:.1e}",
-                error <= TOLERANCE,
-            )
-            for kind, error in steps.items()
-        ),
-        *(
-            Claim(
-                "V10",
-                f"the proximal best response has the damped inverse, {kind} (Appendix D)",
-                "equal",
-                f"relative difference at most {error:.1e}",
-                error <= TOLERANCE,
-            )
-            for kind, error in damped.items()
-        ),
+        *equal,
     ]
-    settings = {"alpha": ALPHA, "terms": list(TERMS), "tolerance": TOLERANCE}
-    report = {
-        "settings": settings,
-        "seeds": list(seeds),
-        "spectra": numbers,
-        "unrolling": unrolled,
-        "proximal": prox,
-    }
-    return report, claims
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)
