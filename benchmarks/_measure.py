@@ -15,9 +15,12 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "papers"))
+from _frame import panels as panels
 from _frame import report
+from _frame import save as save
 
 RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parents[1] / "docs" / "img"
 
 
 def cpu_seconds(*functions: Callable[[], object], repeats: int = 15) -> list[float]:

@@ -2,10 +2,10 @@
 
 scikit-learn's digits: 1000 training rows of which a share has a wrong label (always another class),
 200 trusted rows, 597 rows to test on; features in [0, 1]; the same logistic regression everywhere,
-refitted from scratch. cleanlab is given the trusted rows in three ways: as it comes, by
-`CleanLearning`, with the trusted rows among the others; and by out-of-sample probabilities of models
-of the other folds and the trusted rows (five folds), or of the trusted rows alone, where the rows it
-does not flag are kept and the trusted rows are added.
+refitted from scratch. cleanlab is given the trusted rows in three ways: with its defaults, by
+`CleanLearning`, with the trusted rows among the others; by out-of-sample probabilities of models of
+the other folds and the trusted rows (five folds); and by probabilities of a model of the trusted rows
+alone. In the last two, the rows that it does not flag are kept and the trusted rows are added.
 
 Needs `pip install cleanlab`, which is no dependency of this package.
 """
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from _measure import write
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -152,7 +153,7 @@ METHODS: dict[str, Callable[[Split], Found]] = {
 
 
 def run(rate: float, seed: int) -> pd.DataFrame:
-    """All methods on one split, a line each."""
+    """All methods on one split, one line each."""
     s, lines = split(rate, seed), []
     for name, method in METHODS.items():
         start = time.process_time()
@@ -180,25 +181,20 @@ def main() -> None:
         return
     warnings.simplefilter("ignore", ConvergenceWarning)
     table = pd.concat([run(rate, seed) for rate in RATES for seed in range(options.seeds)])
-    print(f"cleanlab {version}; mean ± standard error of {options.seeds} splits")
-    for value in ("auroc", "accuracy", "ours better by"):
-        print_table(value, table)
-    seconds = table.pivot_table("cpu", "method", sort=False, aggfunc="median")
-    print(f"\nCPU seconds (median):\n{seconds.round(2).to_string(header=False)}")
-
-
-def print_table(value: str, table: pd.DataFrame) -> None:
-    """Mean and standard error over the splits, a line a method."""
-    print(f"\n| {value} | " + " | ".join(f"{rate:.0%}" for rate in RATES) + " |")
-    print("|---" * (1 + len(RATES)) + "|")
-    sign = "+" if value == "ours better by" else ""
-    means, errors = (
-        table.pivot_table(value, "method", "noise", sort=False, aggfunc=how).to_numpy()
-        for how in ("mean", "sem")
-    )
-    for name, mean, error in zip(METHODS, means, errors, strict=True):
-        cells = (f"{m:{sign}.4f} ± {e:.4f}" for m, e in zip(mean, error, strict=True))
-        print(f"| {name} | " + " | ".join(cells) + " |")
+    found: dict[str, dict[str, Any]] = {}
+    for (method, rate), rows in table.groupby(["method", "noise"], sort=False):
+        found.setdefault(str(method), {})[f"{rate:.0%}"] = {
+            value: {"mean": rows[value].mean(), "standard_error": rows[value].sem()}
+            for value in ("auroc", "accuracy", "ours better by")
+        }
+    measured = {
+        "settings": {"rows": NUM_ROWS, "trusted": NUM_TRUSTED, "rates": RATES, "folds": 5},
+        "seeds": list(range(options.seeds)),
+        "cleanlab": version,
+        "methods": found,
+        "cpu_seconds_per_split": table.groupby("method", sort=False)["cpu"].median().to_dict(),
+    }
+    write(__file__, measured)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tuned and untuned runs of the stochastic methods on five problems.
 
-    BILEVEL_DATA=... python benchmarks/algorithms.py [--quick] [--problems ..] [--seeds 10] [--out DIR]
+    BILEVEL_DATA=... python benchmarks/algorithms.py [--quick] [--problems ..] [--seeds 10]
 
 The problems are those of benchmark_bilevel that can be had offline: simulated quadratics;
 hyper-cleaning of MNIST (20000 training rows of which 50, 70 or 90 % have their label drawn anew from
@@ -17,9 +17,7 @@ shown as well.
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -28,12 +26,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pandas as pd
+from _measure import IMAGES, panels, save, write
 from sklearn.datasets import make_classification
 
 import bilevel
 from bilevel import Blocks, Shuffled, datasets, tasks
 
-CALLS = 12_000  # oracle calls a run
+CALLS = 12_000  # oracle calls per run
 SEEDS = range(1, 11)
 POINTS = 12  # of a curve
 BATCH = 50  # divides all numbers of rows
@@ -207,21 +206,11 @@ def report(frame: pd.DataFrame, column: str) -> dict[str, list[float]]:
     }
 
 
-def draw(frames: dict[str, pd.DataFrame], path: Path) -> None:
+def draw(frames: dict[str, pd.DataFrame]) -> None:
     """Two rows, value against oracle calls and against CPU time; tuned solid, untuned dashed."""
-    import matplotlib as mpl
     from matplotlib.ticker import NullFormatter
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        2,
-        len(frames),
-        figsize=(max(3.3 * len(frames), 8), 6.4),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure, axes = panels(2, len(frames), (max(3.3 * len(frames), 8), 6.4), squeeze=False)
     for column, (problem, frame) in zip(axes.T, frames.items(), strict=True):
         y = "test_error" if "test_error" in frame else "value"
         calls = frame[["outer_grads", "inner_grads", "hvps", "crosses"]].sum(axis=1)
@@ -244,23 +233,19 @@ def draw(frames: dict[str, pd.DataFrame], path: Path) -> None:
                 )
             axis.set(xlabel=x.replace("_", " "), xscale="log")
             axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.spines[["top", "right"]].set_visible(False)
         column[0].set_title(problem, fontsize=10)
         column[0].set_ylabel(y.replace("_", " "))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncol=5, fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, IMAGES / "algorithms.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a tenth of the calls, 3 seeds")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     seeds = range(1, 1 + (3 if options.quick else options.seeds))
     calls = CALLS // 10 if options.quick else CALLS
     frames, results = {}, {}
@@ -276,22 +261,27 @@ def main() -> None:
         frame = frames[problem_name] = curves(p, runs, seeds)
         values = report(frame, "value")
         errors = report(frame, "test_error") if p.test_error is not None else {}
-        results[problem_name] = {"steps": chosen, "value": values, "test_error": errors}
-        for name in METHODS:
-            tuned, untuned = values[f"{name}, tuned"], values[f"{name}, untuned"]
-            line = (
-                f"{problem_name:24s} {name:8s} tuned {tuned[1]:.4g} ({tuned[0]:.4g}, {tuned[2]:.4g}), "
-                f"untuned {untuned[1]:.4g} ({untuned[0]:.4g}, {untuned[2]:.4g}): "
-                f"ratio {untuned[1] / tuned[1]:.3f}"
-            )
-            if errors:
-                line += (
-                    f"; test error {100 * errors[f'{name}, tuned'][1]:.1f} % tuned, "
-                    f"{100 * errors[f'{name}, untuned'][1]:.1f} % untuned"
-                )
-            print(line, flush=True)
-        (options.out / "algorithms.json").write_text(json.dumps(results, indent=2) + "\n")
-        draw(frames, options.out / "algorithms.png")
+        results[problem_name] = {
+            name: {
+                "steps": chosen[name],
+                **{
+                    kind: {
+                        "value": values[f"{name}, {kind}"],
+                        "test_error": errors.get(f"{name}, {kind}"),
+                    }
+                    for kind in ("tuned", "untuned")
+                },
+            }
+            for name in METHODS
+        }
+        print(problem_name, results[problem_name], flush=True)
+    draw(frames)
+    measured = {
+        "settings": {"oracle_calls": calls, "batch": BATCH, "quartiles": [25, 50, 75]},
+        "seeds": list(seeds),
+        "problems": results,
+    }
+    write(__file__, measured, full=not options.quick)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Every hypergradient estimator: error against time and memory, and its cost above handwritten JAX.
 
-Two problems in float64, each with one inner solver, which all estimators share:
+There are two problems in float64, each with one inner solver that all estimators share:
 
     logistic   400 features, one l2 penalty each (dim u = 400), 500 gradient steps from zero;
-    mlp        64-16-10 tanh network on 300 digits, one l2 penalty a tensor (dim u = 4), 200 gradient
+    mlp        64-16-10 tanh network on 300 digits, one l2 penalty per tensor (dim u = 4), 200 gradient
                steps from a point near the solution.
 
-Errors are relative, to AID with CG at 1e-12 at an inner point solved by Newton's method; the error
-estimate is divided by the same norm. Time is CPU time above that of the inner solve alone (of SID,
-which has a stochastic inner solve of its own, all of it); memory is XLA's count of temporaries in
-units of one vector like `w`.
+Errors are relative to AID with CG at 1e-12 at an inner point solved by Newton's method; the error
+estimate is divided by the same norm. Time is CPU time above that of the inner solve alone (for SID,
+which has a stochastic inner solve of its own, it is the whole time); memory is XLA's count of
+temporaries in units of one vector like `w`.
 
-Then the ratio of the library's estimate to the same arithmetic written by hand, in float32, on a
-logistic problem with 4000 rows and 500 features. The target is 1.15. Only the gradient is asked for,
-as in a training loop: what else an estimate has (residuals, error estimate) is dead code there.
+Then comes the ratio of the library's estimate to the same arithmetic written by hand, in float32, on a
+logistic problem with 4000 rows and 500 features. Only the gradient is asked for, as in a training
+loop: what else an estimate has (residuals, error estimate) is dead code there.
 
 One thread: run it as `taskset -c 0 python benchmarks/hypergradients.py`.
 """
@@ -22,18 +22,16 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
 
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
-from _measure import cpu_ratio, cpu_seconds
+from _by_hand import BATCH, DAMPING, INNER, RANK, SAMPLES, TERMS, by_hand, logistic_loss
+from _measure import IMAGES, cpu_ratio, cpu_seconds, panels, save, write
 from jax.flatten_util import ravel_pytree
 
 import bilevel
@@ -49,7 +47,7 @@ from bilevel import (
     nystrom_preconditioner,
 )
 
-TARGET = 1.15
+REPEATS = 11
 
 
 class Case(NamedTuple):
@@ -96,16 +94,8 @@ def newton(inner, u, w, batch):
         flat = flat - jnp.linalg.solve(hessian(flat), gradient(flat))
     eigenvalues = np.linalg.eigvalsh(np.asarray(hessian(flat)))
     size = float(jnp.linalg.norm(gradient(flat)))
-    print(
-        f"reference: inner residual {size:.1e}, Hessian's eigenvalues {eigenvalues[0]:.1e} to "
-        f"{eigenvalues[-1]:.1e}, dim(w) {flat.size}"
-    )
+    assert size < 1e-10, f"the reference is not a minimiser: |grad_w f| = {size:.1e}"
     return unravel(flat), (float(eigenvalues[0]), float(eigenvalues[-1]))
-
-
-def logistic_loss(w, batch):
-    x, y = batch
-    return jnp.mean(jax.nn.softplus(-y * (x @ w)))
 
 
 def logistic_outer(u, w, batch):
@@ -280,34 +270,19 @@ def _numbers(found: bilevel.Hypergradient):
     return found.grad, found.error_estimate
 
 
-def table(case: Case, rows: list[Row], inner_ms: float) -> str:
-    lines = [
-        f"## {case.name}: inner solve {inner_ms:.0f} ms, dim(u) {len(case.reference)}",
-        "",
-        "| estimator | error | error estimate | CPU ms above the inner solve | memory, vectors |",
-        "|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r.name} | {r.error:.1e} | {r.error_estimate:.1e} | {r.milliseconds:.1f} | "
-            f"{r.memory:.0f} |"
-        )
-    return "\n".join(lines)
+def draw(results: list[tuple[str, list[Row]]]) -> None:
+    """Error against time, and against memory."""
+    import matplotlib as mpl
 
-
-def draw(results: list[tuple[Case, list[Row]]], path: Path) -> None:
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    markers = "osD^v<>pPX*hHd8"
+    colours, markers = mpl.colormaps["tab20"], "osD^v<>pPX*hHd8"
     names = list(dict.fromkeys(p.name for _, points in results for p in points))
-    figure, axes = plt.subplots(len(results), 2, figsize=(13, 10), layout="constrained")
+    figure, axes = panels(len(results), 2, (13, 10))
     handles = {}
-    for row, (case, points) in zip(axes, results, strict=True):
+    for row, (problem, points) in zip(axes, results, strict=True):
         for p in points:
             i = names.index(p.name)
             style = {
-                "color": plt.get_cmap("tab20")(i % 20),
+                "color": colours(i % 20),
                 "marker": markers[i % len(markers)],
                 "s": 80,
                 "edgecolors": "k",
@@ -317,186 +292,24 @@ def draw(results: list[tuple[Case, list[Row]]], path: Path) -> None:
             error = max(p.error, 1e-12)
             handles[p.name] = row[0].scatter(max(p.milliseconds, 0.1), error, **style)
             row[1].scatter(p.memory, error, **style)
-        row[0].set(xlabel="CPU ms above the inner solve", ylabel=f"{case.name}: relative error")
+        row[0].set(xlabel="CPU ms above the inner solve", ylabel=f"{problem}: relative error")
         row[1].set(xlabel="temporaries, in vectors like w")
         for axis in row:
             axis.set(xscale="log", yscale="log")
             axis.grid(alpha=0.3)
     legend = [handles[name] for name in names]
     figure.legend(legend, names, loc="outside right center", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(figure, IMAGES / "hypergradients.png")
 
 
-# The same arithmetic by hand, on the logistic problem. All return the hypergradient only.
-
-INNER, TERMS, RANK, DAMPING, BATCH, SAMPLES = 10, 20, 20, 1e-2, 64, 10
-
-
-def by_hand(kind: str, inner: Callable, step: float):
-    def descend(u, w, data, num_steps=INNER):
-        def body(w, _):
-            return w - step * jax.grad(inner, argnums=1)(u, w, data), None
-
-        return jax.lax.scan(body, w, length=num_steps)[0]
-
-    def implicit(solve: Callable):
-        @jax.jit
-        def run(u, w, data):
-            outer_data, inner_data = data
-            w = descend(u, w, inner_data)
-            b = jax.grad(logistic_loss)(w, outer_data)
-            _, hvp = jax.linearize(lambda w: jax.grad(inner, argnums=1)(u, w, inner_data), w)
-            v = solve(hvp, b)
-            _, cross = jax.jvp(lambda w: jax.grad(inner)(u, w, inner_data), (w,), (v,))
-            return -cross
-
-        return run
-
-    def cg(hvp, b, precondition=lambda r: r):
-        def body(carry, _):
-            x, r, p, rz = carry
-            ap = hvp(p)
-            a = rz / (p @ ap)
-            x, r = x + a * p, r - a * ap
-            z = precondition(r)
-            new = r @ z
-            return (x, r, z + new / rz * p, new), None
-
-        z = precondition(b)
-        return jax.lax.scan(body, (jnp.zeros_like(b), b, z, b @ z), length=TERMS)[0][0]
-
-    def damped_cg(hvp, b):
-        return cg(lambda x: hvp(x) + DAMPING * x, b)
-
-    def diagonal_cg(hvp, b):
-        signs = jax.random.rademacher(jax.random.key(0), (RANK, b.size), b.dtype)
-        diagonal = jnp.mean(signs * jax.vmap(hvp)(signs), axis=0)
-        diagonal = jnp.maximum(diagonal, 1e-3 * jnp.max(diagonal))
-        return cg(hvp, b, lambda r: r / diagonal)
-
-    def nystrom_cg(hvp, b):
-        return cg(hvp, b, low_rank(hvp, b))
-
-    def neumann(hvp, b):
-        def body(carry, _):
-            total, term = carry
-            term = term - step * hvp(term)
-            return (total + term, term), None
-
-        return step * jax.lax.scan(body, (b, b), length=TERMS - 1)[0][0]
-
-    def richardson(hvp, b):
-        def body(x, _):
-            return x + step * (b - hvp(x)), None
-
-        return jax.lax.scan(body, jnp.zeros_like(b), length=TERMS)[0]
-
-    def low_rank(hvp, b):
-        chosen = jax.random.choice(jax.random.key(0), b.size, (RANK,), replace=False)
-        c = jax.vmap(hvp)(jax.nn.one_hot(chosen, b.size, dtype=b.dtype))
-        values, vectors = jnp.linalg.eigh(c[:, chosen])
-        keep = values > RANK * jnp.finfo(b.dtype).eps * jnp.max(jnp.abs(values))
-        root = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
-        _, s, f = jnp.linalg.svd(root[:, None] * (vectors.T @ c), full_matrices=False)
-
-        def apply(r):
-            inside = f @ r
-            return f.T @ (inside / (s**2 + DAMPING)) + (r - f.T @ inside) / DAMPING
-
-        return apply
-
-    def nystrom(hvp, b):
-        return low_rank(hvp, b)(b)
-
-    def outer_value(u, w, data):
-        return logistic_loss(descend(u, w, data[1], TERMS), data[0])
-
-    def lean(u, w, data):
-        """Each step computed anew in the backward pass, as the library does."""
-        one = jax.checkpoint(lambda w: descend(u, w, data[1], 1), prevent_cse=False)
-        w = jax.lax.scan(lambda w, _: (one(w), None), w, length=TERMS)[0]
-        return logistic_loss(w, data[0])
-
-    def truncated(u, w, data):
-        w = jax.lax.stop_gradient(descend(u, w, data[1], TERMS - TERMS // 2))
-        return logistic_loss(descend(u, w, data[1], TERMS // 2), data[0])
-
-    def checkpointed(u, w, data):
-        size = math.isqrt(TERMS - 1) + 1
-        blocks, rest = divmod(TERMS, size)
-        block = jax.checkpoint(lambda w: descend(u, w, data[1], size))
-        w = jax.lax.scan(lambda w, _: (block(w), None), w, length=blocks)[0]
-        if rest:
-            w = jax.checkpoint(lambda w: descend(u, w, data[1], rest))(w)
-        return logistic_loss(w, data[0])
-
-    @jax.jit
-    def sid(u, w, data):
-        outer_key, inner_key = jax.random.split(jax.random.key(0))
-
-        def batch(key, rows, k):
-            index = jax.random.randint(jax.random.fold_in(key, k), (BATCH,), 0, len(rows[1]))
-            return jax.tree.map(lambda x: x[index], rows)
-
-        def gradient(u, w, k):
-            return jax.grad(inner, argnums=(0, 1))(u, w, batch(inner_key, data[1], k))
-
-        def descend(w, k):
-            return w - step * gradient(u, w, k)[1], None
-
-        def average(sample):
-            each = jax.lax.scan(lambda _, k: (None, sample(k)), None, jnp.arange(SAMPLES))[1]
-            return jnp.mean(each, axis=0)
-
-        def solve(v, k):
-            product = jax.jvp(lambda w: gradient(u, w, k)[1], (w,), (v,))[1]
-            return v - step * (product - b), None
-
-        w = jax.lax.scan(descend, w, jnp.arange(10 * TERMS))[0]
-        b = average(lambda k: jax.grad(logistic_loss)(w, batch(outer_key, data[0], k)))
-        first = 10 * TERMS + SAMPLES  # the cross derivative's batches come before the products'
-        ks = jnp.arange(first, first + 10 * TERMS)
-        v = jax.lax.scan(solve, jnp.zeros_like(w), ks)[0]
-        return -average(
-            lambda k: jax.jvp(lambda w: gradient(u, w, 10 * TERMS + k)[0], (w,), (v,))[1]
-        )
-
-    @jax.jit
-    def forward(u, w, data):
-        return jax.jvp(lambda u: outer_value(u, w, data), (u,), (jnp.ones_like(u),))[1]
-
-    solves = {
-        "CG": cg,
-        "CG, damping": damped_cg,
-        "CG, diagonal preconditioner": diagonal_cg,
-        "CG, Nystrom preconditioner": nystrom_cg,
-        "Neumann": neumann,
-        "Richardson": richardson,
-        "Nystrom": nystrom,
-    }
-    if kind in solves:
-        return implicit(solves[kind])
-    unrolled = {
-        "ITD reverse": outer_value,
-        "ITD reverse, as lean": lean,
-        "ITD checkpointed": checkpointed,
-        "ITD, last half": truncated,
-    }
-    if kind in unrolled:
-        return jax.jit(jax.grad(unrolled[kind]))
-    return {"ITD forward": forward, "SID": sid}[kind]
-
-
-def ratios() -> list[tuple[str, float, float, float, float, float]]:
-    """(estimator, milliseconds by hand, quartiles of the ratio, relative difference)."""
+def ratios() -> dict[str, dict[str, Any]]:
+    """For each estimator, the quartiles of the ratio to the same arithmetic by hand."""
     data = logistic_data(4000, 500, jnp.float32)
     x = np.asarray(data[1][0])
     step = float(1 / (0.25 * np.linalg.norm(x, 2) ** 2 / len(x) + 0.02))
     w = jnp.zeros(500)
 
-    found = []
+    found = {}
     full, batches = None, bilevel.WithReplacement(BATCH)
 
     def aid(solver: Any, damping: float = 0.0) -> AID:
@@ -534,31 +347,47 @@ def ratios() -> list[tuple[str, float, float, float, float, float]]:
         hand = by_hand(kind, logistic_inner, step)
         one, other = library(u, w, data), hand(u, w, data)
         apart = float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other))
-        quartiles = cpu_ratio(lambda: library(u, w, data), lambda: hand(u, w, data), 11)
+        quartiles = cpu_ratio(lambda: library(u, w, data), lambda: hand(u, w, data), REPEATS)
         floor = cpu_seconds(lambda: hand(u, w, data), repeats=5)[0]
-        found.append((kind, 1e3 * floor, *quartiles, apart))
+        found[kind] = {
+            "by_hand_ms": 1e3 * floor,
+            "quartiles": quartiles,
+            "relative_difference": apart,
+        }
+        print(kind, *(f"{ratio:.2f}" for ratio in quartiles), flush=True)
     return found
 
 
 def main() -> None:
-    results = []
+    problems, drawn = {}, []
     with jax.enable_x64(True):
         for build in (logistic, mlp):
             case = build()
             rows, inner_ms = measure(case)
-            print(f"\n{table(case, rows, inner_ms)}\n", flush=True)
-            results.append((case, rows))
-    path = Path(__file__).parents[1] / "docs" / "img" / "hypergradients.png"
-    draw(results, path)
-    print(f"written: {path}\n")
-    print("| estimator | by hand, ms | library / by hand | quartiles | difference |")
-    print("|---|---|---|---|---|")
-    for kind, floor, low, middle, high, apart in ratios():
-        mark = "" if middle <= TARGET else f" (above {TARGET})"
-        print(
-            f"| {kind} | {floor:.1f} | {middle:.2f}{mark} | {low:.2f}, {high:.2f} | {apart:.0e} |",
-            flush=True,
-        )
+            problems[case.name] = {
+                "inner_solve_ms": inner_ms,
+                "inner_steps": case.num_steps,
+                "outer_variables": len(case.reference),
+                "eigenvalues": [case.mu, case.largest],
+                "estimators": {row.name: row._asdict() for row in rows},
+            }
+            drawn.append((case.name, rows))
+            print(case.name, *rows, sep="\n", flush=True)
+    draw(drawn)
+    settings = {
+        "ratios": {
+            "rows": 4000,
+            "features": 500,
+            "inner_steps": INNER,
+            "terms": TERMS,
+            "rank": RANK,
+            "damping": DAMPING,
+            "batch": BATCH,
+            "samples": SAMPLES,
+            "repeats": REPEATS,
+        },
+    }
+    write(__file__, {"settings": settings, "seeds": [0], "problems": problems, "ratios": ratios()})
 
 
 if __name__ == "__main__":

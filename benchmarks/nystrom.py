@@ -1,8 +1,9 @@
 """The error of the hypergradient against the Hessian-vector products spent on the linear system.
 
-Weighted logistic regression, the outer variable one weight a row, at a converged inner point: columns
-of the Hessian (Nystrom) beside terms of the Neumann series and steps of CG. The features' variances
-fall as j^-4 and a ridge is added, so the Hessian is (decaying spectrum) + ridge * I. Three problems:
+Weighted logistic regression, whose outer variable is one weight per row, at a converged inner point:
+columns of the Hessian (Nystrom) beside terms of the Neumann series and steps of CG. The variances of
+the features fall as j^-4 and a ridge is added, so the Hessian is (decaying spectrum) + ridge * I. The
+problems are:
 
     weak ridge, rotated     ridge 1e-6, features mixed by a random orthogonal matrix: every coordinate
                             sees all of the spectrum, and any columns will do;
@@ -13,18 +14,17 @@ A Nystrom solver of rank r takes r products with random columns and 2 r with lea
 terms take K - 1, with the exact largest eigenvalue for a step (which is not charged). The damping is
 given in units of the ridge.
 
-`python benchmarks/nystrom.py` prints three tables and writes docs/img/nystrom.png.
+`python benchmarks/nystrom.py` writes `results/nystrom.json` and docs/img/nystrom.png.
 """
 
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
+from _measure import IMAGES, panels, save, write
 
 import bilevel
 
@@ -117,7 +117,7 @@ def nystrom_errors(
     columns: Literal["random", "leading"] = "random",
     num_keys: int = KEYS,
 ) -> np.ndarray:
-    """The relative errors, one a key."""
+    """The relative errors, one per key."""
     keys = jax.random.split(jax.random.key(1), num_keys)
     damping_ = jnp.asarray(damping)
     found = _nystrom_gradients(case.problem, case.u, case.w, rank, damping_, columns, keys)
@@ -140,7 +140,7 @@ Curve = list[tuple[int, np.ndarray]]
 
 
 def measure(case: Decaying) -> dict[str, Curve]:
-    """For each method, (products, errors) with one error a key."""
+    """For each method, (products, errors) with one error per key."""
     curves: dict[str, Curve] = {
         "Neumann": [(k, np.array([neumann_error(case, k + 1)])) for k in PRODUCTS],
         "CG": [(k, np.array([cg_error(case, k)])) for k in PRODUCTS],
@@ -154,24 +154,8 @@ def measure(case: Decaying) -> dict[str, Curve]:
     return curves
 
 
-def table(case: Decaying, curves: dict[str, Curve]) -> str:
-    """Medians over the keys (and the worst), a row a method."""
-    head = "| relative error after | " + " | ".join(f"{k} products" for k in PRODUCTS) + " |"
-    lines = [head, "|---" * (len(PRODUCTS) + 1) + "|"]
-    for name, points in curves.items():
-        cells = [
-            f"{np.median(e):.2g}" + (f" ({e.max():.2g})" if e.size > 1 else "") for _, e in points
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    spectrum = ", ".join(f"{i}: {case.eigenvalues[i - 1]:.1e}" for i in (1, 5, 10, 20, 50, 300))
-    return f"eigenvalues of the Hessian: {spectrum}\n\n" + "\n".join(lines)
-
-
-def draw(results: dict[str, tuple[Decaying, dict[str, Curve]]], path: Path) -> None:
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
+def draw(results: dict[str, tuple[Decaying, dict[str, Curve]]]) -> None:
+    figure, axes = panels(2, 2, (12, 9))
     axes = axes.ravel()
     for name, (case, _) in results.items():
         axes[0].loglog(np.arange(1, FEATURES + 1), case.eigenvalues, label=name)
@@ -191,26 +175,31 @@ def draw(results: dict[str, tuple[Decaying, dict[str, Curve]]], path: Path) -> N
         axis.set_xticks(PRODUCTS, [str(k) for k in PRODUCTS])
         axis.minorticks_off()
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(figure, IMAGES / "nystrom.png")
 
 
 def main() -> None:
-    results = {}
+    results, problems = {}, {}
     for name, (ridge, rotated) in PROBLEMS.items():
         case = decaying_logistic(ridge, rotated)
         curves = measure(case)
         results[name] = case, curves
-        print(f"\n## {name}\n\n{table(case, curves)}\n")
         neumann = float(dict(curves["Neumann"])[20][0])
-        for method, points in curves.items():
-            if method.startswith("Nystrom"):
-                wins = int(np.sum(dict(points)[20] < neumann))
-                print(f"20 products: {method} beats Neumann for {wins} of {KEYS} keys")
-    path = Path(__file__).parents[1] / "docs" / "img" / "nystrom.png"
-    draw(results, path)
-    print(f"written: {path}")
+        problems[name] = {
+            "ridge": ridge,
+            "eigenvalues": {i: case.eigenvalues[i - 1] for i in (1, 5, 10, 20, 50, 300)},
+            "methods": {
+                method: {
+                    "median": {k: np.median(e) for k, e in points},
+                    "worst": {k: e.max() for k, e in points},
+                    "better_than_neumann_at_20": int(np.sum(dict(points)[20] < neumann)),
+                }
+                for method, points in curves.items()
+            },
+        }
+    draw(results)
+    settings = {"rows": ROWS, "features": FEATURES, "products": PRODUCTS, "keys": KEYS}
+    write(__file__, {"settings": settings, "seeds": [0], "problems": problems})
 
 
 if __name__ == "__main__":

@@ -1,28 +1,31 @@
 """Where does weighting pay? The default against its baselines, over data, trusted rows and noise.
 
 For each cell and split: the accuracy on a hold-out of logistic regression refitted on the weights,
-minus the best of the baselines *in hindsight* (chosen on that hold-out, a split at a time); the same
-for the rows whose label is right (the oracle's room); and how well wrong labels are ranked (AUROC), by
-the label quality, by the weights, by a model of the trusted rows, and by cross-fitted
-probabilities of all rows (what cleanlab ranks by). The noise: labels flipped to a different class
+minus the best of the baselines *in hindsight* (chosen on that hold-out, for each split); the same for
+the rows whose label is right (the room that an oracle has); and how well wrong labels are ranked
+(AUROC), by the label quality, by the weights, by a model of the trusted rows, and by cross-fitted
+probabilities of all rows (by which cleanlab ranks). The noise: labels flipped to a different class
 ("symmetric"), to the next class ("pair"), or by the features ("instance"). "shift" is a generated
 problem with right labels and trusted rows from another distribution.
 
 Needs MNIST and Fashion-MNIST in BILEVEL_DATA (without them only the others run); 50 principal
-components of them are used. `--out` gets `reweighting.csv`, a line a split, which is gone on with when
-the script is started again, and the map `reweighting.png`.
+components of them are used. `--out` gets `reweighting.csv`, one line per split; a run that is started
+again continues it. The means of each cell go to `results/reweighting.json`, the map to
+docs/img/reweighting.png.
 """
 
 import argparse
 import functools
+import random
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from _measure import IMAGES, panels, save, write
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -129,19 +132,19 @@ def cell(name: str, n: int, m: int, kind: str, rate: float, seed: int) -> dict[s
     return line | {"cpu": cpu, "shifted": found.shifted} | areas | scores
 
 
-def draw(table: Any, path: Path) -> None:
-    """The map: gain by data and noise, with the oracle's room in brackets."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+CELL = ["data", "rows", "trusted", "noise", "rate"]
 
-    keys = ["data", "rows", "trusted"]
+
+def draw(table: Any) -> None:
+    """The map: gain by data and noise, with the room of the oracle in brackets."""
+    keys = CELL[:3]
     table = table.assign(
         noise=table["noise"] + " " + (100 * table["rate"]).astype(int).astype(str) + "%"
     )
     gain, room = (
         100 * table.pivot_table(value, keys, "noise", sort=False) for value in ("gain", "room")
     )
-    figure, axis = plt.subplots(figsize=(11, 0.38 * len(gain) + 1.6), layout="constrained")
+    figure, axis = panels(1, 1, (11, 0.38 * len(gain) + 1.6))
     axis.imshow(gain, cmap="RdYlGn", vmin=-13, vmax=13, aspect="auto")
     for i, j in np.ndindex(gain.shape):
         if np.isfinite(gain.iloc[i, j]):
@@ -150,59 +153,103 @@ def draw(table: Any, path: Path) -> None:
     axis.set_xticks(range(gain.shape[1]), gain.columns, fontsize=8)
     axis.set_yticks(range(len(gain)), [f"{d}, {n} rows, {m} trusted" for d, n, m in gain.index])
     axis.set_title("Accuracy, points over the best baseline (room of the clean rows)", fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, IMAGES / "reweighting.png")
 
 
-def summarise(table: Any) -> None:
-    """The targets: how often close to the best baseline, how much better in the middle."""
-    keys = ["data", "rows", "trusted", "noise", "rate"]
-    cells = table.groupby(keys, sort=False)[["gain", "room"]].mean().reset_index()
-    many = cells[cells["trusted"] >= 100]
-    close = many["gain"] >= -0.01
-    print(f"{close.sum()} of {len(many)} cells with 100 trusted rows or more are within .01")
-    print(many[~close].to_string(index=False) if not close.all() else "")
+def summary(table: Any) -> dict[str, Any]:
+    """The means over the seeds of each cell, and what all cells together say."""
+    means = table.groupby(CELL, sort=False)[["gain", "room"]].agg(["mean", "sem"])
+    cells = [
+        {
+            **dict(zip(CELL, key, strict=True)),
+            "gain": row["gain", "mean"],
+            "room": row["room", "mean"],
+            "standard_error": row["gain", "sem"] if np.isfinite(row["gain", "sem"]) else None,
+        }
+        for key, row in means.iterrows()
+    ]
+    found = pd.DataFrame(cells)
+    many = found[found["trusted"] >= 100]
     middle = many[(many["trusted"] <= 1000) & many["rate"].isin([0.4, 0.6])]
-    print(f"mean gain at 40 and 60 % noise, 100 to 1000 trusted: {middle['gain'].mean():+.4f}")
-    against = table["ours"] - table["uniform"]
-    for name, which in [("no noise", table["rate"] == 0), ("50 trusted", table["trusted"] == 50)]:
-        mean = against[which].groupby([table[k] for k in keys]).mean()
-        print(f"{name}, over uniform: mean {mean.mean():+.4f}, worst cell {mean.min():+.4f}")
-    print(table[[c for c in table if c.startswith("auroc")]].mean().round(4).to_string())
-    print(f"CPU seconds a call: {table['cpu'].median():.1f} (median), {table['cpu'].max():.1f}")
+    against = table.assign(over=table["ours"] - table["uniform"])
+    over_all_rows = {}
+    for name, which in (("no noise", table["rate"] == 0), ("50 trusted", table["trusted"] == 50)):
+        over = against[which].groupby(CELL)["over"].mean()
+        if len(over):
+            over_all_rows[name] = {"cells": len(over), "mean": over.mean(), "worst": over.min()}
+    return {
+        "runs": len(table),
+        "cells": cells,
+        "possible_cells": sum(1 for _ in grid(list(SIZES))),
+        "at_least_100_trusted": {
+            "cells": len(many),
+            "within_0.01_of_the_best_baseline": int((many["gain"] >= -0.01).sum()),
+            "worst_gain": many["gain"].min() if len(many) else None,
+        },
+        "noise_40_or_60_trusted_100_to_1000": {
+            "cells": len(middle),
+            "mean_gain": middle["gain"].mean() if len(middle) else None,
+            "mean_room": middle["room"].mean() if len(middle) else None,
+        },
+        "over_all_rows": over_all_rows,
+        "auroc": {
+            name: table.get(column, pd.Series(dtype=float)).mean()
+            for name, column in RANKED_BY.items()
+        },
+        "cpu_seconds_per_call": {"median": table["cpu"].median(), "largest": table["cpu"].max()},
+    }
+
+
+RANKED_BY = {
+    "label quality": "auroc",
+    "weights": "auroc weights",
+    "cross-fitted probabilities of all rows": "auroc cross-fitted",
+    "probabilities of a model of the trusted rows": "auroc trusted",
+}
+
+
+def grid(names: list[str]) -> Iterator[tuple[str, int, int, str, float]]:
+    """The cells; with two classes, labels that are mostly wrong turn the problem over."""
+    for name in names:
+        for n, m in SIZES[name]:
+            for kind, rate in NOISE:
+                if name not in ("breast cancer", "shift") or (rate <= 0.4 and kind != "pair"):
+                    yield name, n, m, kind, rate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--data", nargs="*", default=list(SIZES))
+    parser.add_argument("--data", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of CPU time, at most")
+    parser.add_argument("--shuffle", action="store_true", help="run the cells in random order")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore", ConvergenceWarning)
     path = options.out / "reweighting.csv"
     lines: list[Any] = pd.read_csv(path).to_dict("records") if path.exists() else []
-    keys = ("data", "rows", "trusted", "noise", "rate", "seed")
-    done = {tuple(line[k] for k in keys) for line in lines}
-    for name in options.data:
-        for n, m in SIZES[name]:
-            for kind, rate in NOISE:
-                two_classes = name in ("breast cancer", "shift")
-                if two_classes and (rate > 0.4 or kind == "pair"):  # the labels turn over
-                    continue
-                for seed in range(options.seeds):
-                    if (name, n, m, kind, rate, seed) in done:
-                        continue
-                    try:
-                        lines.append(cell(name, n, m, kind, rate, seed))
-                    except FileNotFoundError as error:
-                        print(f"{name} left out: {error}")
-                        break
-                    pd.DataFrame(lines).to_csv(path, index=False)
-                print(name, n, m, kind, rate, flush=True)
+    done = {tuple(line[k] for k in (*CELL, "seed")) for line in lines}
+    runs = [(*cell, seed) for cell in grid(options.data) for seed in range(options.seeds)]
+    if options.shuffle:
+        random.Random(0).shuffle(runs)
+    for name, n, m, kind, rate, seed in runs:
+        if (name, n, m, kind, rate, seed) in done:
+            continue
+        if time.process_time() > 60 * options.minutes:
+            break
+        try:
+            lines.append(cell(name, n, m, kind, rate, seed))
+        except FileNotFoundError as error:
+            print(f"{name} left out: {error}")
+            continue
+        pd.DataFrame(lines).to_csv(path, index=False)
+        print(name, n, m, kind, rate, seed, flush=True)
     table: Any = pd.DataFrame(lines)
-    summarise(table)
-    draw(table, options.out / "reweighting.png")
+    settings = {"sizes": SIZES, "noise": NOISE, "principal_components": 50}
+    draw(table)
+    seeds = sorted(int(seed) for seed in table["seed"].unique())
+    write(__file__, {"settings": settings, "seeds": seeds, **summary(table)})
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from _measure import cpu_ratio, cpu_seconds
+from _measure import cpu_ratio, cpu_seconds, write
 
 import bilevel
 from bilevel import datasets, tasks
 
 N, OUTER, STEPS = 8000, 5000, 4096
+TRACES = [("nothing", STEPS, 40), ("every 100 steps", 100, 12)]  # recorded, how often, pairs
 
 
 def problem_and_model():
@@ -82,7 +83,7 @@ def bare_scan(problem, method, state):
 
 def main() -> None:
     problem, model = problem_and_model()
-    u = tasks.uniform_weights(N)
+    u, found = tasks.uniform_weights(N), {}
     for batch_size in (64, 256):
         sampler = bilevel.Shuffled(batch_size)
         method = bilevel.SOBA(1e-2, 1e-2, 0.1 * batch_size / N, sampler, sampler)
@@ -109,18 +110,24 @@ def main() -> None:
             lambda: contiguous_products(problem, batch_size, w, w),
             scan,
         )
-        per_step = 1e6 / STEPS
-        print(
-            f"batch {batch_size}: SOBA step {step * per_step:.0f} us, bare products "
-            f"{floor * per_step:.0f} us (contiguous {contiguous * per_step:.0f} us): ratio "
-            f"{step / floor:.2f} (to contiguous {step / contiguous:.2f})"
-        )
-        for name, every, repeats in [("nothing", STEPS, 40), ("every 100 steps", 100, 12)]:
-            low, middle, high = cpu_ratio(partial(solve, trace_every=every), scan, repeats)
-            print(
-                f"batch {batch_size}: solve over a bare scan, recording {name}: {middle:.3f} "
-                f"(quartiles {low:.3f}, {high:.3f})"
-            )
+        found[batch_size] = {
+            "step_us": 1e6 * step / STEPS,
+            "bare_products_us": 1e6 * floor / STEPS,
+            "over_bare_products": step / floor,
+            "over_contiguous_products": step / contiguous,
+            "solve_over_bare_scan": {
+                name: cpu_ratio(partial(solve, trace_every=every), scan, repeats)
+                for name, every, repeats in TRACES
+            },
+        }
+        print(batch_size, found[batch_size], flush=True)
+    settings = {
+        "rows": N,
+        "outer_rows": OUTER,
+        "steps": STEPS,
+        "pairs": {name: repeats for name, _, repeats in TRACES},
+    }
+    write(__file__, {"settings": settings, "seeds": [0], "batches": found})
 
 
 if __name__ == "__main__":

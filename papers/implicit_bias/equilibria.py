@@ -298,11 +298,10 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
     claim = partial(Claim, "V3")
     return [
         claim(
-            "Cold starts end at the outer solution that is nearest to u_0 "
-            f"(Theorem 3.1, on {count} random quadratics).",
+            "Cold starts end at the outer solution that is nearest to u_0 (Theorem 3.1).",
             "equal; we ask for 1e-8",
-            f"relative distance at most {max(zero['last']):.1e}, where u moved by "
-            f"{min(zero['moved']):.2f} to {max(zero['moved']):.2f}",
+            f"{count} random quadratics: relative distance at most {max(zero['last']):.1e}, where u "
+            f"moved by {min(zero['moved']):.2f} to {max(zero['moved']):.2f}",
             max(zero["last"]) <= 1e-8,
             f"The same holds for a w_0 that is not zero, to {max(other['last']):.1e}.",
         ),
