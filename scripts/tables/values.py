@@ -13,10 +13,19 @@ def value(report: str, style: str, *keys: str) -> str:
     Keys are names, or positions in a list. The key `*` stands for every element; the answer is then
     the range "least to greatest".
     """
-    folder, name = report.split("/")
-    found = _at(json.loads((ROOT / folder / "results" / f"{name}.json").read_text()), list(keys))
+    found = _numbers(report, *keys)
     shown = [format(x, style) for x in (min(found), max(found))]
     return shown[0] if shown[0] == shown[1] else " to ".join(shown)
+
+
+def largest(report: str, style: str, *keys: str) -> str:
+    """The largest of the numbers that the keys of `value` lead to."""
+    return format(max(_numbers(report, *keys)), style)
+
+
+def _numbers(report: str, *keys: str) -> list[Any]:
+    folder, name = report.split("/")
+    return _at(json.loads((ROOT / folder / "results" / f"{name}.json").read_text()), list(keys))
 
 
 def _at(tree: Any, keys: list[str]) -> list[Any]:

@@ -1,0 +1,167 @@
+"""The tables of the benchmarks, from the reports in `benchmarks/results/`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def benchmark_run(name: str) -> str:
+    """How a benchmark was run: the size, the seeds, the machine, the versions."""
+    report = _report(name)
+    machine, versions = report["machine"], report["versions"]
+    used = ", ".join(f"{package} {versions[package]}" for package in ("python", "jax", "numpy"))
+    seeds = report.get("seeds", [])
+    count = f", {len(seeds)} seed{'s' * (len(seeds) > 1)}" if seeds else ""
+    return (
+        f"`python benchmarks/{name}.py`, {report['size']} size{count}, on {machine['cores']} cores "
+        f"({machine['processor']}), {used}."
+    )
+
+
+def hypergradient_errors(problem: str) -> str:
+    """Error, error estimate, time and memory of every estimator on one problem."""
+    rows = _report("hypergradients")["problems"][problem]["estimators"].values()
+    return _table(
+        ["estimator", "error", "error estimate", "CPU ms above the inner solve", "memory, vectors"],
+        [
+            [
+                row["name"],
+                f"{row['error']:.1e}",
+                f"{row['error_estimate']:.1e}",
+                "below 1" if row["milliseconds"] < 1 else f"{row['milliseconds']:.1f}",
+                f"{row['memory']:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def hypergradient_ratios() -> str:
+    """Time of every estimator over the same arithmetic written by hand."""
+    ratios = _report("hypergradients")["ratios"]
+    return _table(
+        ["estimator", "library / by hand", "quartiles"],
+        [
+            [name, f"{found['quartiles'][1]:.2f}", _span(found["quartiles"][::2])]
+            for name, found in ratios.items()
+        ],
+    )
+
+
+def nystrom_errors(problem: str) -> str:
+    """Median relative error (and the worst key) after a number of Hessian-vector products."""
+    report = _report("nystrom")
+    products = report["settings"]["products"]
+    lines = []
+    for name, found in report["problems"][problem]["methods"].items():
+        random = "Nystrom" in name
+        lines.append(
+            [name]
+            + [
+                f"{found['median'][str(k)]:.2g}"
+                + (f" ({found['worst'][str(k)]:.2g})" if random else "")
+                for k in products
+            ]
+        )
+    return _table(["relative error after", *(f"{k} products" for k in products)], lines)
+
+
+def algorithm_values() -> str:
+    """Final values of the stochastic methods, tuned and untuned, with the test error if any."""
+    problems = _report("algorithms")["problems"]
+    methods = list(next(iter(problems.values())))
+    lines = []
+    for problem, found in problems.items():
+        for kind in ("tuned", "untuned"):
+            cells = []
+            for method in methods:
+                value, error = (found[method][kind][key] for key in ("value", "test_error"))
+                shown = f"{value[1]:.4g}" if math.isfinite(value[1]) else "diverged"
+                cells.append(shown + (f", {100 * error[1]:.1f} %" if error else ""))
+            lines.append([problem if kind == "tuned" else "", kind, *cells])
+    return _table(["problem", "", *methods], lines)
+
+
+def cleanlab_table(value: str) -> str:
+    """One quantity of every method, by the share of wrong labels; `value` as in the report."""
+    methods = _report("against_cleanlab")["methods"]
+    rates = list(next(iter(methods.values())))
+    sign, digits = ("+", 3) if value == "ours better by" else ("", 4 if value == "auroc" else 3)
+    lines = []
+    for name, found in methods.items():
+        by_rate = [found[rate][value] for rate in rates]
+        ours, oracle = name == "cross_validated_weights", "oracle" in name
+        if (ours and sign) or (oracle and value == "auroc"):
+            continue
+        cells = [
+            f"{x['mean']:{sign}.{digits}f} ± {x['standard_error']:.{digits}f}" for x in by_rate
+        ]
+        lines.append([f"`{name}`" if ours else name, *cells])
+    first = {"auroc": "label quality of", "accuracy": "refit of"}.get(value, "better than")
+    return _table([first, *rates], lines)
+
+
+def weighting_gains() -> str:
+    """Gain over the best baseline in hindsight by cell, with the room of the oracle in brackets."""
+    cells = _report("reweighting")["cells"]
+    kinds = _report("reweighting")["settings"]["noise"]
+    by_row: dict[tuple[str, int, int], dict[tuple[str, float], str]] = {}
+    for x in cells:
+        row = by_row.setdefault((x["data"], x["rows"], x["trusted"]), {})
+        row[x["noise"], x["rate"]] = f"{x['gain']:+.3f} ({x['room']:+.3f})"
+    names = list(_report("reweighting")["settings"]["sizes"])
+    lines = [
+        [f"{data}, {rows}, {trusted}", *(by_row[key].get((k, r), "") for k, r in kinds)]
+        for key in sorted(by_row, key=lambda key: (names.index(key[0]), *key[1:]))
+        for data, rows, trusted in [key]
+    ]
+    prefix = {"symmetric": "", "pair": "pair ", "instance": "by features "}
+    heads = [f"{prefix[k]}{100 * r:.0f} %" if r else "none" for k, r in kinds]
+    return _table(["data, rows, trusted rows", *heads], lines)
+
+
+def weighting_auroc() -> str:
+    """How well wrong labels are ranked, by four scores."""
+    found = _report("reweighting")["auroc"]
+    return _table(["ranked by", "AUROC"], [[name, f"{area:.3f}"] for name, area in found.items()])
+
+
+def measured_costs() -> str:
+    """What a step of SOBA, `solve` and `near_exact` cost."""
+    lines = []
+    for size, found in _report("soba_step")["batches"].items():
+        scan = found["solve_over_bare_scan"]
+        lines += [
+            [
+                f"a step of SOBA with batches of {size}, over the matrix products that it needs",
+                f"{found['over_bare_products']:.2f}",
+            ],
+            [
+                f"the same over products on contiguous slices, without sampling (batches of {size})",
+                f"{found['over_contiguous_products']:.2f}",
+            ],
+            *(
+                [
+                    f"`solve` over a scan of the bare steps, batches of {size}, recording {name}",
+                    f"{q[1]:.3f} (quartiles {_span(q[::2])})",
+                ]
+                for name, q in scan.items()
+            ),
+        ]
+    return _table(["what", "ratio of CPU times"], lines)
+
+
+def _report(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def _span(ends: list[float]) -> str:
+    return ", ".join(f"{x:.2f}" for x in ends)
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
