@@ -44,6 +44,7 @@ from ._analysis.equilibria import (
     is_cold_start_equilibrium as is_cold_start_equilibrium,
     is_warm_start_equilibrium as is_warm_start_equilibrium,
 )
+from ._citation import citation as citation
 from ._inner.federated import FederatedInner as FederatedInner
 from ._inner.fista import FISTA as FISTA
 from ._geometry import (

@@ -27,33 +27,40 @@ class CG(lx.AbstractLinearSolver[Any]):
 
         a_k = <r_k, z_k> / (p_k^T A p_k),   x_{k+1} = x_k + a_k p_k,   r_{k+1} = r_k - a_k A p_k,
         z_{k+1} = P r_{k+1},   p_{k+1} = z_{k+1} + (<r_{k+1}, z_{k+1}> / <r_k, z_k>) p_k
-                                                             (Hestenes & Stiefel; P = I by default)
 
-    It stops when `||r|| <= atol + rtol ||b||` in the 2-norm, after `max_steps`, or at a direction
-    of curvature `p^T A p <= 0`: there it returns the iterate reached so far with
+    with the preconditioner P, which is the identity by default. The solver stops when
+    `||r|| <= atol + rtol ||b||` in the 2-norm, after `max_steps` steps, or at a direction of
+    curvature `p^T A p <= 0`. In the last case it returns the iterate reached so far with
     `RESULTS.negative_curvature`, as truncated Newton methods do.
 
-    It differs from `lineax.CG` where inner Hessians hurt: that one declares a breakdown, and
-    returns NaN, once `p^T A p / ||r||^2` falls below `100 * dim * eps`, which in float32 with 7840
-    parameters is a curvature of .09; and it tests the residual entry by entry against
-    `atol + rtol |b_i|`, which an entry with `b_i = 0` meets late or never.
+    It differs from `lineax.CG` in two ways that matter for inner Hessians. `lineax.CG` declares a
+    breakdown, and returns NaN, once `p^T A p / ||r||^2` falls below `100 * dim * eps`, which in
+    float32 with 7840 parameters is a curvature of 0.09. And it tests the residual entry by entry
+    against `atol + rtol |b_i|`, which an entry with `b_i = 0` meets late or never.
 
     Args:
         rtol, atol: the tolerances; `rtol=0, atol=0` runs all `max_steps`.
-        max_steps: the most steps, by default ten times the dimension.
-        preconditioner: a function from the operator to one near its inverse, called once a solve:
-            `diagonal_preconditioner()`, `nystrom_preconditioner(rank, damping)`, or your own. Its
-            products, if it takes any, are not counted in `stats`.
+        max_steps: the largest number of steps, by default ten times the dimension.
+        preconditioner: a function from the operator to an operator close to its inverse, called
+            once per solve: `diagonal_preconditioner()`, `nystrom_preconditioner(rank, damping)`, or
+            your own. If it takes products with the operator, `stats` does not count them.
 
-    Options of `lineax.linear_solve`: `y0`, where to start, zero by default; `preconditioner`, an
-    operator that is used in place of the one above, as in `lineax.CG`. A start from zero costs one
-    product a step, any other one more.
+    Options of `lineax.linear_solve`: `y0` is the start, zero by default; `preconditioner` is an
+    operator that is used in place of the argument above, as in `lineax.CG`.
 
-    `stats["smallest_curvature"]` is the smallest `p^T A p / p^T p` met, an estimate from above of the
-    smallest eigenvalue (a start at the solution meets none: infinite).
+    Cost: one product with A per step, and one more if the start is not zero. Memory: four vectors
+    of the size of `x`. Error: `||x_k - x||_A` falls at least by the factor
+    `(sqrt(kappa) - 1) / (sqrt(kappa) + 1)` per step, up to a factor of two in front, with kappa the
+    condition number of `P A`.
+
+    `stats["smallest_curvature"]` is the smallest `p^T A p / p^T p` met, an estimate from above of
+    the smallest eigenvalue. (A start at the solution meets no direction; then it is infinite.)
 
     Raises:
-        ValueError: a tolerance is negative, the operator is not tagged positive semi-definite.
+        ValueError: a tolerance is negative, or the operator is not tagged positive semi-definite.
+
+    Source: Hestenes and Stiefel (1952), "Methods of conjugate gradients for solving linear systems"
+    [hestenes1952][].
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> operator = lx.MatrixLinearOperator(2.0 * jnp.eye(3), lx.positive_semidefinite_tag)
