@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Measured = dict[str, Any]
 DIGITS = 6  # significant digits of a number in a report
+LARGE = 150_000  # bytes of a picture
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,27 @@ def panels(
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a picture of at most 1300 pixels across and 128 colours, to save space."""
+    """Write a picture of at most 1300 pixels across; with 256 colours if it is large."""
     from PIL import Image
 
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=min(120, 1300 / figure.get_figwidth()), format="png")
-    picture = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture = Image.open(drawn).convert("RGB")
     picture.save(path, optimize=True)
+    if path.stat().st_size > LARGE:
+        few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(path, optimize=True)
+
+
+def slope(x: Any, y: Any) -> float:
+    """The exponent a of y = c x^a, by least squares in the logarithms."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def span(values: Any, style: str = ".2f") -> str:
+    """The least and the greatest of some numbers, in words."""
+    low, high = (format(x, style) for x in (np.min(values), np.max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def report(

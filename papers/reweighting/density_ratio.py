@@ -42,7 +42,8 @@ from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, panels, run
+import _frame
+from _frame import Claim, panels, slope, span
 
 SHIFT, SCALE = np.array([1.0, 0.5]), 0.7  # nu = N(SHIFT, SCALE^2 I), mu = N(0, I)
 N, M, RIDGE = 1000, 1000, 1e-3
@@ -285,9 +286,7 @@ def vary_rows(seeds: int) -> dict[str, Any]:
             for key, size in zip(("ratio", "uniform"), sizes, strict=True):
                 results[name][key].append(float(np.median(size)))
     for name in MODELS:
-        results[name]["slope"] = float(
-            np.polyfit(np.log(ROWS), np.log(results[name]["ratio"]), 1)[0]
-        )
+        results[name]["slope"] = slope(ROWS, results[name]["ratio"])
     return results
 
 
@@ -398,8 +397,7 @@ def draw(measured: dict[str, Any]) -> Figure:
 
     axis = axes[1, 2]
     for name, colour in (("embedding", "C0"), ("regression", "C3")):
-        slope = by_rows[name]["slope"]
-        label = f"{name}, true ratio: slope {slope:.2f}"
+        label = f"{name}, true ratio: slope {by_rows[name]['slope']:.2f}"
         axis.plot(ROWS, by_rows[name]["ratio"], colour, marker="o", ms=4, label=label)
         axis.plot(ROWS, by_rows[name]["uniform"], colour, ls="--", label=f"{name}, uniform")
     axis.set(xscale="log", yscale="log", xlabel="rows n = m", ylabel="rms hypergradient")
@@ -415,9 +413,8 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
         measured[key] for key in ("features", "outer_rows", "rows", "classifiers")
     )
 
-    def span(results: list[dict[str, float]], key: str = "spearman", digits: int = 3) -> str:
-        values = [result[key] for result in results]
-        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    def between(runs: list[dict[str, float]], key: str = "spearman", style: str = ".3f") -> str:
+        return span([run[key] for run in runs], style)
 
     most, fewest = FEATURES[-1], FEATURES[0]
     rich, poor = (by_features["embedding"][d] for d in (most, fewest))
@@ -433,7 +430,7 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             "n = m grows, with the exponent -1/2 of sampling errors.",
             "dnu/dmu is a global solution (population)",
             f"slopes {slopes}",
-            all(abs(slope + 0.5) <= 0.15 for slope in slopes.values()),
+            all(abs(x + 0.5) <= 0.15 for x in slopes.values()),
             f"From {ROWS[0]} to {ROWS[-1]} rows, D = {FEW}.",
         ),
         Claim(
@@ -441,9 +438,9 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             f"A rich model (embedding, D = {most}) recovers the ratio: the rank correlation of the "
             f"learned weights with it is above {GOOD} in every seed.",
             "bilevel optimization recovers importance sampling",
-            f"rank correlation {span(rich['runs'])}, effective sample size "
-            f"{span(rich['runs'], 'ess', 0)}, total variation distance "
-            f"{span(rich['runs'], 'total_variation')}",
+            f"rank correlation {between(rich['runs'])}, effective sample size "
+            f"{between(rich['runs'], 'ess', '.0f')}, total variation distance "
+            f"{between(rich['runs'], 'total_variation')}",
             min(result["spearman"] for result in rich["runs"]) > GOOD,
         ),
         Claim(
@@ -454,16 +451,16 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             f"bilevel {mean(rich['runs']):.3f}, classifier {mean(same):.3f}",
             mean(rich["runs"]) >= mean(same) - 0.01,
             "With quadratic features, which are the right ones, the classifier has a rank "
-            f"correlation of {span(quadratic)} and a total variation distance of "
-            f"{span(quadratic, 'total_variation')} (on the same features "
-            f"{span(same, 'total_variation')}).",
+            f"correlation of {between(quadratic)} and a total variation distance of "
+            f"{between(quadratic, 'total_variation')} (on the same features "
+            f"{between(same, 'total_variation')}).",
         ),
         Claim(
             "R8",
             f"The ratio is not the only solution: with {fewest} feature the problem is solved by "
             "other weights (mean rank correlation below 0.5).",
             None,
-            f"rank correlation {span(poor['runs'])}; the excess outer loss is at most "
+            f"rank correlation {between(poor['runs'])}; the excess outer loss is at most "
             f"{max(poor['excess']):.1e} of that of uniform weights",
             mean(poor["runs"]) < 0.5 and max(poor["excess"]) < 1e-3,
             f"The means for D = {list(FEATURES)} are "
@@ -474,7 +471,7 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             f"A rich regression (D = {most}) recovers the ratio as well (above {GOOD} in every "
             "seed).",
             "bilevel optimization recovers importance sampling",
-            f"rank correlation {span(regression[most]['runs'])}",
+            f"rank correlation {between(regression[most]['runs'])}",
             min(result["spearman"] for result in regression[most]["runs"]) > GOOD,
             "A regression that fits the data needs no weights: many weights have the same theta*, "
             "and the proposition says only that the ratio is one of them. The means for the same D "
@@ -495,4 +492,4 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
 
 
 if __name__ == "__main__":
-    run(__file__, measure, draw, claims)
+    _frame.run(__file__, measure, draw, claims)

@@ -37,7 +37,7 @@ from bilevel.tasks import reweighting, squared_error, uniform_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import _frame
-from _frame import Claim, panels
+from _frame import Claim, panels, slope, span
 from toy_mixture import mixture
 
 N, M, RIDGE = 12, 50, 0.1  # rows, outer rows, the strong convexity mu of every loss
@@ -92,11 +92,6 @@ def parameters(flow: dynamics.Flow) -> Array:
 
 def halvings(first: float, count: int) -> np.ndarray:
     return first * 0.5 ** np.arange(count)
-
-
-def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Of log y against log x, by least squares."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 # Proposition 2.
@@ -392,11 +387,6 @@ def draw(numbers: dict[str, Any]) -> Figure:
 
 def first_order(value: float) -> bool:
     return 0.9 <= value <= 1.1
-
-
-def span(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
 
 
 @jax.enable_x64(True)

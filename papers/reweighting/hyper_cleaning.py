@@ -83,6 +83,19 @@ def accuracies(data: Cleaning, w: Any) -> dict[str, float]:
     return {"validation": accuracy(X_outer, y_outer), "test": accuracy(data.X_test, data.y_test)}
 
 
+def baselines(data: Cleaning) -> dict[str, dict[str, float]]:
+    """Models trained on uniform weights, and on the truly clean rows."""
+    n = len(data.clean)
+    weights = {
+        "uniform": tasks.uniform_weights(n),
+        "perfect": jnp.asarray(data.clean / data.clean.sum(), jnp.float32),
+    }
+    return {
+        name: accuracies(data, train_model(data.problem, u, data.model.w0))
+        for name, u in weights.items()
+    }
+
+
 def soba() -> bilevel.SOBA:
     """(eta, rho) = (0.1, 0.01) in the paper's scaling.
 
@@ -97,11 +110,7 @@ def run_seed(seed: int) -> dict[str, Any]:
     """Baselines, default and SOBA on one draw."""
     data = cleaning(seed)
     uniform = tasks.uniform_weights(N)
-    clean = jnp.asarray(data.clean / data.clean.sum(), jnp.float32)
-    outcome: dict[str, Any] = {
-        "uniform": accuracies(data, train_model(data.problem, uniform, data.model.w0)),
-        "perfect": accuracies(data, train_model(data.problem, clean, data.model.w0)),
-    }
+    outcome: dict[str, Any] = baselines(data)
     for name, method, steps, every in [
         ("near-exact", bilevel.near_exact(), 20, 1),
         ("SOBA", soba(), SOBA_STEPS, 500),

@@ -26,14 +26,13 @@ The nine ratios of a seed run at once, in one compiled loop; pixels that no row 
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from hyper_cleaning import RATE, N, cleaning
+from hyper_cleaning import RATE, N, baselines, cleaning
 from jaxtyping import Array
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -43,7 +42,6 @@ from soba_steps import (
     NEAR,
     SPARSE,
     Way,
-    baselines,
     by_weight,
     drop_empty_pixels,
     full_batch,
@@ -99,13 +97,10 @@ def entropy_baselines(n: int, rate: float) -> dict[str, float]:
 
 def run_way(name: str, data: Any, ratios: np.ndarray, seed: int) -> dict[str, Any]:
     """All ratios with one way of taking batches: judged, with curves and sorted weights."""
-    start, cpu = time.perf_counter(), time.process_time()
     eta, rho = step_sizes(ratios)
     runs = run_grid(data.problem, data.model, WAYS[name], eta, rho, MARKS, jax.random.key(seed))
-    seconds = {"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     return {
         "runs": judge_all(data, runs),
-        "seconds": {k: round(x, 1) for k, x in seconds.items()},
         "curves": {k: np.round(x.T.astype(float), 5).tolist() for k, x in runs.curves.items()},
         "sorted_weights": np.sort(runs.u, axis=1)[:, ::-1][:, :1500],
     }

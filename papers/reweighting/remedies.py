@@ -32,11 +32,13 @@ import optax
 import optimistix as optx
 import pandas as pd
 import toy_mixture
+from hyper_cleaning import train_model
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
+from soba_steps import finite_step
 
 import bilevel
 from bilevel import datasets, tasks
@@ -212,15 +214,10 @@ def run_variant(
     def run(eta: jax.Array) -> tuple[jax.Array, Any]:
         problem, algorithm = VARIANTS[variant](pair_problem, eta, s)
 
-        def step(state: Any, _: None) -> tuple[Any, None]:
-            following, _ = algorithm.step(problem, state)
-            good = jnp.isfinite(optax.tree.sum((following.u, following.w)))
-            keys = following.key  # they never change, and cannot be selected
-            following, state = (eqx.tree_at(lambda x: x.key, x, 0) for x in (following, state))
-            kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), following, state)
-            return eqx.tree_at(lambda x: x.key, kept, keys), None
+        def step(_: Any, state: Any) -> Any:
+            return finite_step(algorithm, problem, state)
 
-        state, _ = jax.lax.scan(step, algorithm.init(problem, u0, w0, key), length=steps)
+        state = jax.lax.fori_loop(0, steps, step, algorithm.init(problem, u0, w0, key))
         averaged = isinstance(algorithm, bilevel.IterateAveraging)
         return (algorithm.average(state) if averaged else state.u), state.w
 
@@ -257,21 +254,13 @@ def run_single(name: str, pair: Pair, seed: int, steps: int) -> tuple[jax.Array,
     return run.u, run.w
 
 
-@eqx.filter_jit
-def retrain(problem: bilevel.BilevelProblem, u: jax.Array, fresh: Any) -> Any:
-    """A model from a fresh start on fixed weights, to convergence."""
-    solver = bilevel.MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-6), max_steps=1000)
-    stream = bilevel.Stream(bilevel.FullBatch(), problem.inner_data, ())
-    return solver.solve(problem, u, fresh, (), stream)[0]
-
-
 def judge(pair: Pair, u: jax.Array, w: Any | None) -> dict[str, float]:
     """Everything the table shows of final weights."""
     weights = np.asarray(u, np.float64)
     lowest = np.zeros(len(weights), bool)
     lowest[np.argsort(weights, kind="stable")[: int(pair.wrong.sum())]] = True
     return {
-        "retrained": pair.score(retrain(pair.problem, u, pair.fresh)),
+        "retrained": pair.score(train_model(pair.problem, u, pair.fresh)),
         "as_left": np.nan if w is None else pair.score(w),
         "ess": bilevel.effective_sample_size(weights),
         "f1": float(f1_score(pair.wrong, lowest)),

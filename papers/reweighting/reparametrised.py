@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, panels, run
+from _frame import Claim, panels, run, span
 from toy_mixture import (
     CENTRE,
     RIDGE,
@@ -239,10 +239,6 @@ def before_sparse(runs: Runs, j: int) -> tuple[np.ndarray, np.ndarray]:
     return take[0], take[1]
 
 
-def span(values: np.ndarray, digits: int = 2) -> str:
-    return f"{values.min():.{digits}f} to {values.max():.{digits}f}"
-
-
 def claims(measured: dict[str, Any]) -> list[Claim]:
     """The statements of section 4.1 and of the caption of its figure."""
     results: dict[tuple[str, Any], Runs] = measured["figure"]["runs"]
@@ -279,15 +275,15 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             f"{span(soft_ess[:, :, fast])}",
             bool(soft_ess.max() <= SPARSE),
             "The warm start is not the only cause: with the exact inner solution and speeds up to "
-            f"0.01 the effective sample size is {span(ess['softmax', 'exact'][:, :3], 1)} too, "
-            f"whereas mirror descent keeps {span(ess['mirror', 'exact'][:, :3], 0)}.",
+            f"0.01 the effective sample size is {span(ess['softmax', 'exact'][:, :3], '.1f')} too, "
+            f"whereas mirror descent keeps {span(ess['mirror', 'exact'][:, :3], '.0f')}.",
         ),
         Claim(
             "R9",
             f"Sigmoid / sum (the text) in place of mirror descent, inner step {RHO}: the weights "
             "collapse.",
             "leads to the same behavior",
-            f"effective sample size {span(ess['sigmoid', RHO], 0)}, retrained error "
+            f"effective sample size {span(ess['sigmoid', RHO], '.0f')}, retrained error "
             f"{span(sigmoid_end)}",
             bool(ess["sigmoid", RHO].max() <= SPARSE),
             "They do not collapse at any outer step; those of mirror descent do from speed 0.1 on "
@@ -298,7 +294,7 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             f"Sigmoid / sum with a much slower model (inner step {SLOW:g}, the case of Theorem 2), "
             f"speed {SPEEDS[j]:g}: the weights become sparse.",
             "leads to the same behavior",
-            f"effective sample size {span(ess['sigmoid', SLOW][:, j], 1)}",
+            f"effective sample size {span(ess['sigmoid', SLOW][:, j], '.1f')}",
             bool(ess["sigmoid", SLOW][:, j].max() <= SPARSE),
             f"The median effective sample sizes by speed are {by_speed}: large steps saturate the "
             "sigmoids first.",

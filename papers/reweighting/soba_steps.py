@@ -20,7 +20,6 @@ weight do not.
 """
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from hyper_cleaning import L2, RATE, Cleaning, N, accuracies, cleaning, train_model
+from hyper_cleaning import L2, RATE, Cleaning, N, accuracies, baselines, cleaning, train_model
 from jaxtyping import Array, Float, PyTree
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -100,6 +99,13 @@ def _start(problem: Any, w0: Any, way: Way, etas: Array, rhos: Array, key: Array
     return jax.vmap(lambda eta, rho: way(eta, rho, n).init(problem, u0, w0, key))(etas, rhos)
 
 
+def finite_step(algorithm: bilevel.AbstractAlgorithm, problem: Any, state: Any) -> Any:
+    """The state after a step, or before it if the step met a number that is not finite."""
+    following = algorithm.step(problem, state)[0]
+    good = jnp.isfinite(optax.tree.sum((following.u, following.w)))
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), following, state)
+
+
 @eqx.filter_jit
 def _advance(
     problem: bilevel.BilevelProblem,
@@ -115,9 +121,7 @@ def _advance(
         algorithm = way(eta, rho, n)
 
         def step(_: Array, state: Any) -> Any:
-            following = algorithm.step(problem, state)[0]
-            good = jnp.isfinite(optax.tree.sum((following.u, following.w)))
-            return jax.tree.map(lambda new, old: jnp.where(good, new, old), following, state)
+            return finite_step(algorithm, problem, state)
 
         return jax.lax.fori_loop(0, num_steps, step, state)
 
@@ -204,19 +208,6 @@ def judge(data: Cleaning, u: np.ndarray, w: Any) -> dict[str, Any]:
     }
 
 
-def baselines(data: Cleaning) -> dict[str, dict[str, float]]:
-    """Models trained on uniform weights, and on the truly clean rows."""
-    n = len(data.clean)
-    weights = {
-        "uniform": tasks.uniform_weights(n),
-        "perfect": jnp.asarray(data.clean / data.clean.sum(), jnp.float32),
-    }
-    return {
-        name: accuracies(data, train_model(data.problem, u, data.model.w0))
-        for name, u in weights.items()
-    }
-
-
 def judge_all(data: Cleaning, runs: Runs) -> list[dict[str, Any]]:
     """`judge` for each run, with the number of steps it made."""
     return [
@@ -245,14 +236,11 @@ def run_seed(seed: int, etas: np.ndarray) -> dict[str, Any]:
     data = drop_empty_pixels(cleaning(seed))
     outcome: dict[str, Any] = baselines(data)
     for name, way in WAYS.items():
-        start = time.process_time()
         key = jax.random.key(seed)
         rhos = np.full_like(etas, RHO)
         runs = run_grid(data.problem, data.model, way, etas, rhos, MARKS, key)
-        seconds = time.process_time() - start
         outcome[name] = {
             "runs": judge_all(data, runs),
-            "cpu_seconds": seconds,
             "curves": {k: np.round(x.T.astype(float), 5).tolist() for k, x in runs.curves.items()},
             "sorted_weights": np.sort(runs.u, axis=1)[:, ::-1][:, :1500],
         }
