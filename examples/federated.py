@@ -1,9 +1,9 @@
-"""Penalties of a logistic regression, learned over ten clients that never show their rows.
+"""The penalty of a logistic regression is learned over ten clients that never show their rows.
 
-Each client has one digit or two, so that its own minimum is far from everybody's. The server only
-takes averages: of gradients, of parameters after local steps, of Hessian-vector products. Compared is
-where that ends with the solution on the pooled rows: with FedNest's correction of the local steps, and
-without (FedAvg).
+Each client has one or two digits, so that its own minimum is far from that of the others. The server
+only takes averages: of gradients, of parameters after local steps, of Hessian-vector products. The
+result is compared with the solution on the pooled rows: with FedNest's correction of the local steps,
+and without it (FedAvg).
 
     python examples/federated.py
 """
@@ -42,7 +42,7 @@ def main(tiny: bool = False) -> dict[str, float]:
     labels = [np.unique(digits[first][rows]).tolist() for rows in inner_rows]
     print(f"digits of the first three clients: {labels[:3]}")
 
-    # 3. Where one wants to go.
+    # 3. The solution on the pooled rows, which the clients should reach.
     u0, w0 = jnp.array(-3.0), jnp.zeros(10)
     truth = tasks.reference_solution(pooled, u0, w0, tol=1e-11)
 
@@ -63,8 +63,8 @@ def main(tiny: bool = False) -> dict[str, float]:
         "corrected": distance(LOCAL_STEPS, True),
         "not corrected": distance(LOCAL_STEPS, False),
     }
-    print(f"log-penalty on the pooled rows: {float(truth.u):.6f}; relative distance to it of")
-    print(f"  one local step a round           {found['one local step']:.1e}")
+    print(f"log-penalty on the pooled rows: {float(truth.u):.6f}; relative distance to it after")
+    print(f"  one local step per round         {found['one local step']:.1e}")
     print(f"  {LOCAL_STEPS} local steps, corrected         {found['corrected']:.1e}")
     print(f"  {LOCAL_STEPS} local steps, not corrected     {found['not corrected']:.1e}")
     return found

@@ -1,4 +1,4 @@
-"""One penalty a feature, found by gradients: as a scikit-learn estimator, and as a bilevel problem.
+"""One penalty per feature is found by gradients: by a scikit-learn estimator, and as a bilevel problem.
 
 python examples/hyperparameters.py
 """
@@ -25,12 +25,12 @@ def main(tiny: bool = False) -> dict[str, float]:
     X_new = rng.normal(size=(5000, 20))
     y_new = X_new[:, :3] @ [3.0, -2.0, 1.0] + 0.5 * rng.normal(size=5000)
 
-    # 2. The estimator. "auto" checks on each fold whether penalties chosen on the others help.
+    # 2. The estimator. "auto" tests on each fold whether penalties chosen on the others help.
     auto, shared = (
         bilevel.RidgeBilevelCV(penalties=kind, cv=KFold(5)).fit(X, y) for kind in ("auto", "shared")
     )
     print(f"nested losses: {auto.nested_loss_}")
-    print(f"penalties of the three: {np.round(auto.alpha_[:3], 2)}")
+    print(f"penalties of these three: {np.round(auto.alpha_[:3], 2)}")
     print(f"median of the others:   {np.median(auto.alpha_[3:]):.0f}")
 
     # 3. The same by hand: folds, the closed form, the implicit gradient, any minimiser.
@@ -56,9 +56,9 @@ def main(tiny: bool = False) -> dict[str, float]:
 
     found = {
         "one penalty, error on new rows": float(np.mean((shared.predict(X_new) - y_new) ** 2)),
-        "one a feature, error on new rows": float(np.mean((auto.predict(X_new) - y_new) ** 2)),
+        "one per feature, error on new rows": float(np.mean((auto.predict(X_new) - y_new) ** 2)),
         "cross-validated, estimator": auto.cv_loss_,
-        "cross-validated, by hand": 2 * float(by_hand.fun),  # the task has 1/2 in front
+        "cross-validated, by hand": 2 * float(by_hand.fun),  # The task has a factor 1/2.
     }
     for text, number in found.items():
         print(f"{text:36s}{number:.4f}")

@@ -1,6 +1,9 @@
-"""Few-shot digits: a representation learned on some classes, used on others it has never seen."""
+"""Few-shot digits: a representation is learned on some classes and used on classes it has never seen.
 
-import argparse
+python examples/meta_learning.py
+"""
+
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -19,7 +22,7 @@ WAYS, SHOTS, L2 = 5, 1, 0.1
 def main(tiny: bool = False):
     digits: Any = load_digits()
     x, y = digits.images / 16, digits.target
-    # To learn from: 0 to 4, each turned by four quarters. To be tested on: 5 to 9, not turned.
+    # The net learns from 0 to 4, each turned by four quarters, and is tested on 5 to 9, not turned.
     x_train, y_train = tasks.rotated_classes(x[y < 5], y[y < 5])
     x_test, y_test = x[y >= 5], y[y >= 5]
     net = tasks.conv4((8, 8), key=jr.key(1), width=16 if tiny else 32, blocks=2)
@@ -30,7 +33,7 @@ def main(tiny: bool = False):
         )
         return tasks.meta_learning(net.features, drawn, loss=tasks.one_hot_error, l2=L2)
 
-    # The inner solution is a formula for each task: the hypergradient by ITD is exact.
+    # The inner solution of each task is a formula, so that the hypergradient by ITD is exact.
     first = problem_of(x_train, y_train, 8, 0)
     solution = tasks.meta_ridge_solution(first, WAYS)
     method = bilevel.DoubleLoop(bilevel.ClosedForm(solution), bilevel.ITD(), optax.adam(3e-3))
@@ -46,7 +49,7 @@ def main(tiny: bool = False):
 
     start = accuracies(net.u0)
     for k in range(1, (40 if tiny else 150) + 1):
-        state, info = step(problem_of(x_train, y_train, 8, k), state)  # new tasks at each step
+        state, info = step(problem_of(x_train, y_train, 8, k), state)  # New tasks at each step.
         if k % 20 == 0:
             accuracy = accuracies(state.u)
             half = 1.96 * accuracy.std() / len(accuracy) ** 0.5
@@ -58,6 +61,4 @@ def main(tiny: bool = False):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="40 outer steps")
-    main(parser.parse_args().tiny)
+    main("--tiny" in sys.argv)

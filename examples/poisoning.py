@@ -1,8 +1,9 @@
-"""How much can whoever controls a tenth of the training rows hurt a digit classifier?
+"""How much can somebody who controls a tenth of the training rows hurt a digit classifier?
 
-Each of their rows may move by at most `radius` (twice that is a typical distance between two digits
-of different classes); labels stay. The rows are moved so as to raise the loss on some other rows, and
-the damage is that to scikit-learn's logistic regression, fitted from scratch, on a third set of rows.
+Each of their rows may move by at most `radius` (twice that is a typical distance between two digits of
+different classes); labels stay. The rows move so that the loss on other rows, the outer rows, rises. The
+damage is the loss of accuracy, on a third set of rows, of scikit-learn's logistic regression fitted from
+scratch.
 
     python examples/poisoning.py
 """
@@ -24,7 +25,7 @@ N, L2 = 400, 1e-3
 
 
 def main(tiny: bool = False) -> dict[str, float]:
-    # 1. The data: rows to train on, rows to judge the damage by, rows nobody has seen.
+    # 1. The data: rows to train on, rows that the attack sees, rows that nobody has seen.
     X, y = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)
     order = rng.permutation(len(X))
@@ -33,13 +34,13 @@ def main(tiny: bool = False) -> dict[str, float]:
     train, outer, hold_out = ((X[s], y[s]) for s in np.split(np.arange(len(X)), [N, 2 * N]))
     poisoned, radius = np.arange(N // 10), 1.0
 
-    # 2. The problem: maximise the outer loss over shifts of 40 rows.
+    # 2. The problem: maximise the outer loss over moves of 40 rows.
     model = tasks.linear_model(64, 10, bias=False)
     problem = tasks.poisoning(
         *train, *outer, model.predict, poisoned=poisoned, radius=radius, l2=L2
     )
 
-    # 3. Projected steps of one length for every row, on implicit hypergradients.
+    # 3. Projected steps along implicit hypergradients, of the same length for every row.
     rows = optax.stateless(lambda g, _: g / jnp.linalg.norm(g, axis=1, keepdims=True))
     steps = 20 if tiny else 100
     method = bilevel.DoubleLoop(
@@ -51,7 +52,7 @@ def main(tiny: bool = False) -> dict[str, float]:
     u0 = jnp.zeros((len(poisoned), 64), X.dtype)
     solution = bilevel.solve(problem, method, u0, model.w0, num_steps=steps)
 
-    # 4. Judge: another trainer, from scratch, on rows that neither training nor the attack has seen.
+    # 4. The damage: another trainer starts from scratch; it is judged on rows that nobody has seen.
     def accuracy(u) -> float:
         fit = LogisticRegression(C=1 / (L2 * N), fit_intercept=False, max_iter=2000)
         fit.fit(np.asarray(tasks.poisoned_rows(problem, u)), np.asarray(train[1]))
@@ -60,7 +61,7 @@ def main(tiny: bool = False) -> dict[str, float]:
     noise = jnp.asarray(rng.normal(size=u0.shape), X.dtype)
     noise *= radius / jnp.linalg.norm(noise, axis=1, keepdims=True)
 
-    # 5. Would one see them? The distance of each row to the nearest other row of its class.
+    # 5. Can they be detected? The distance of each row to the nearest other row of its class.
     table = np.asarray(tasks.poisoned_rows(problem, solution.u))
     far = np.empty(N)
     for label in range(10):
@@ -74,9 +75,9 @@ def main(tiny: bool = False) -> dict[str, float]:
         "auroc": float(roc_auc_score(np.isin(np.arange(N), poisoned), far)),
     }
     for text, key in [
-        ("hold-out accuracy, clean training rows", "clean"),
+        ("held-out accuracy, clean training rows", "clean"),
         (f"  40 of 400 rows moved by {radius}, in random directions", "random"),
-        (f"  40 of 400 rows moved by {radius}, in the worst ones found", "poisoned"),
+        (f"  40 of 400 rows moved by {radius}, in the directions found", "poisoned"),
         ("those rows against the others, by distance (AUROC)", "auroc"),
     ]:
         print(f"{text:56s}{found[key]:.3f}")

@@ -1,4 +1,4 @@
-"""Each example at tiny size, in a process of its own settings: it ends with the numbers it shows."""
+"""Each example at tiny size: it returns the numbers that it shows, and they say what it claims."""
 
 import importlib.util
 from collections.abc import Callable
@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 # What must hold of the numbers that an example returns.
 CLAIMS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "hyperparameters": lambda r: (
-        r["one a feature, error on new rows"] < 0.95 * r["one penalty, error on new rows"]
+        r["one per feature, error on new rows"] < 0.95 * r["one penalty, error on new rows"]
         and abs(r["cross-validated, by hand"] / r["cross-validated, estimator"] - 1) < 0.02
     ),
     "equilibrium": lambda r: r["accuracy"] > 0.93 and r["residual"] < 1e-4 and r["norm"] < 0.9,
@@ -34,7 +34,7 @@ def load(name: str) -> Any:
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_example(name):
-    # As its readers run it: in float64 it begins at another random net.
+    # As its readers run it, in float32: in float64 it starts from another random net.
     single = name == "meta_learning"
     with (
         jax.enable_x64(not single),
