@@ -3,7 +3,7 @@
 The model is trained on minibatches. The gradient comes from the implicit function theorem, so that the
 memory does not grow with the number of steps that the fixed point takes.
 
-    python examples/equilibrium.py
+Run it with `python examples/equilibrium.py`.
 """
 
 import sys

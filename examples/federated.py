@@ -5,7 +5,7 @@ only takes averages: of gradients, of parameters after local steps, of Hessian-v
 result is compared with the solution on the pooled rows: with FedNest's correction of the local steps,
 and without it (FedAvg).
 
-    python examples/federated.py
+Run it with `python examples/federated.py`.
 """
 
 import sys

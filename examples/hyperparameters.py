@@ -1,6 +1,6 @@
-"""One penalty per feature is found by gradients: by a scikit-learn estimator, and as a bilevel problem.
+"""Gradients find one penalty per feature: by a scikit-learn estimator, and as a bilevel problem.
 
-python examples/hyperparameters.py
+Run it with `python examples/hyperparameters.py`.
 """
 
 import sys

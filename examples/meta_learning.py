@@ -1,6 +1,6 @@
-"""Few-shot digits: a representation is learned on some classes and used on classes it has never seen.
+"""Few-shot digits: a representation is learned on some classes and used on classes that are new to it.
 
-python examples/meta_learning.py
+Run it with `python examples/meta_learning.py`.
 """
 
 import sys

@@ -1,11 +1,11 @@
 """How much can somebody who controls a tenth of the training rows hurt a digit classifier?
 
-Each of their rows may move by at most `radius` (twice that is a typical distance between two digits of
-different classes); labels stay. The rows move so that the loss on other rows, the outer rows, rises. The
-damage is the loss of accuracy, on a third set of rows, of scikit-learn's logistic regression fitted from
-scratch.
+Each of their rows may move by at most `radius` (twice that is a typical distance between two digits
+of different classes); labels stay. The rows move so that the loss on other rows, the outer rows,
+rises. The damage is the loss of accuracy, on a third set of rows, of scikit-learn's logistic
+regression fitted from scratch.
 
-    python examples/poisoning.py
+Run it with `python examples/poisoning.py`.
 """
 
 import sys
