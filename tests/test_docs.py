@@ -211,7 +211,7 @@ def test_the_api_pages_have_every_public_name():
     assert len(listed) == len(set(listed))
     names = {path.rpartition(".")[2] for path in listed}
     public = set(vars(bilevel)["__all__"]) | set(reweighting.__all__)
-    assert public - names == {"estimators", "reweighting"}
+    assert public - names == {"estimators", "penalties", "reweighting"}
     for path in listed:
         value = bilevel
         for part in path.split(".")[1:]:
