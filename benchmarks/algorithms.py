@@ -104,7 +104,7 @@ def cleaning(rate: float) -> Problem:
     )
     y, y_test = train.labels.astype(np.int32), jnp.asarray(test.labels.astype(np.int32))
     noisy = datasets.redraw_uniform(y[:20_000], rate, seed=0).labels
-    model = tasks.linear_model(784, 10)
+    model = tasks.models.linear_model(784, 10)
     problem = tasks.hyper_cleaning(
         x[:20_000],
         jnp.asarray(noisy, jnp.int32),

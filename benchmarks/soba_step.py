@@ -33,7 +33,7 @@ def problem_and_model():
         x = train.images[part].reshape(-1, 784) / 255
         return jnp.asarray(x, jnp.float32), jnp.asarray(train.labels[part], jnp.int32)
 
-    model = tasks.linear_model(784, 10, bias=False)
+    model = tasks.models.linear_model(784, 10, bias=False)
     training, outer = rows(slice(0, N)), rows(slice(N, N + OUTER))
     return tasks.reweighting(*training, *outer, model.predict), model
 

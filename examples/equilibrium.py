@@ -24,10 +24,10 @@ def main(tiny: bool = False):
     x, x_test, y, y_test = (jnp.asarray(a) for a in split)
 
     # z = tanh(A z + U x + b) for each row, with ||A|| < 0.9; logits V z + c.
-    model = tasks.equilibrium_model(64, 10, key=jr.key(0), width=64, contraction=0.9)
+    model = tasks.models.equilibrium_model(64, 10, key=jr.key(0), width=64, contraction=0.9)
 
     def loss(u, x, y):
-        return jnp.mean(tasks.softmax_cross_entropy(model.predict(u, x), y))
+        return jnp.mean(tasks.models.softmax_cross_entropy(model.predict(u, x), y))
 
     @jax.jit
     def step(u, state, x, y):
@@ -53,7 +53,7 @@ def main(tiny: bool = False):
             f"residual {residual:.0e} after {steps} steps of the map"
         )
 
-    norm = jnp.linalg.norm(tasks.contracted(u["W"], 0.9), 2)
+    norm = jnp.linalg.norm(tasks.models.contracted(u["W"], 0.9), 2)
     print(f"||A|| = {norm:.2f}: the error of each fixed point is below {residual / (1 - norm):.0e}")
     return {"accuracy": float(accuracy), "residual": float(residual), "norm": float(norm)}
 

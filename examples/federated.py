@@ -44,7 +44,7 @@ def main(tiny: bool = False) -> dict[str, float]:
 
     # 3. The solution on the pooled rows, which the clients should reach.
     u0, w0 = jnp.array(-3.0), jnp.zeros(10)
-    truth = tasks.reference_solution(pooled, u0, w0, tol=1e-11)
+    truth = tasks.reference.reference_solution(pooled, u0, w0, tol=1e-11)
 
     # 4. One round of local steps, one hypergradient on averaged products, one outer step.
     def distance(local_steps: int, corrected: bool) -> float:

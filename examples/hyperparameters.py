@@ -35,12 +35,16 @@ def main(tiny: bool = False) -> dict[str, float]:
 
     # 3. The same by hand: folds, the closed form, the implicit gradient, any minimiser.
     problem: Any = tasks.cross_validation(
-        jnp.asarray(X), jnp.asarray(y), KFold(5), tasks.linear_predict, loss=tasks.squared_error
+        jnp.asarray(X),
+        jnp.asarray(y),
+        KFold(5),
+        tasks.models.linear_predict,
+        loss=tasks.models.squared_error,
     )
 
     @jax.jit
     def value_and_hypergradient(u):
-        w = tasks.ridge_solution(u, problem.inner_data)
+        w = tasks.reference.ridge_solution(u, problem.inner_data)
         found = bilevel.implicit_gradient(problem, u, w, lx.CG(rtol=1e-6, atol=1e-9))
         return found.value, found.grad
 

@@ -25,17 +25,17 @@ def main(tiny: bool = False):
     # The net learns from 0 to 4, each turned by four quarters, and is tested on 5 to 9, not turned.
     x_train, y_train = tasks.rotated_classes(x[y < 5], y[y < 5])
     x_test, y_test = x[y >= 5], y[y >= 5]
-    net = tasks.conv4((8, 8), key=jr.key(1), width=16 if tiny else 32, blocks=2)
+    net = tasks.models.conv4((8, 8), key=jr.key(1), width=16 if tiny else 32, blocks=2)
 
     def problem_of(x, y, num_tasks, seed):
         drawn = tasks.episodes(
             x, y, ways=WAYS, shots=SHOTS, queries=5, num_tasks=num_tasks, seed=seed
         )
-        return tasks.meta_learning(net.features, drawn, loss=tasks.one_hot_error, l2=L2)
+        return tasks.meta_learning(net.features, drawn, loss=tasks.models.one_hot_error, l2=L2)
 
     # The inner solution of each task is a formula, so that the hypergradient by ITD is exact.
     first = problem_of(x_train, y_train, 8, 0)
-    solution = tasks.meta_ridge_solution(first, WAYS)
+    solution = tasks.reference.meta_ridge_solution(first, WAYS)
     method = bilevel.DoubleLoop(bilevel.ClosedForm(solution), bilevel.ITD(), optax.adam(3e-3))
     w0 = solution(net.u0, first.inner_data)
     state = method.init(first, net.u0, jnp.zeros_like(w0), jr.key(0))

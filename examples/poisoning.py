@@ -35,7 +35,7 @@ def main(tiny: bool = False) -> dict[str, float]:
     poisoned, radius = np.arange(N // 10), 1.0
 
     # 2. The problem: maximise the outer loss over moves of 40 rows.
-    model = tasks.linear_model(64, 10, bias=False)
+    model = tasks.models.linear_model(64, 10, bias=False)
     problem = tasks.poisoning(
         *train, *outer, model.predict, poisoned=poisoned, radius=radius, l2=L2
     )

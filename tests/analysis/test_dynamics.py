@@ -15,7 +15,8 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel
 from bilevel import dynamics
-from bilevel.tasks import linear_model, reweighting, squared_error, uniform_weights
+from bilevel.tasks import reweighting, uniform_weights
+from bilevel.tasks.models import linear_model, squared_error
 
 
 def low_rank(seed: int, n: int = 5, p: int = 3) -> dynamics.LowRankField:

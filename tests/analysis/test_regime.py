@@ -17,10 +17,10 @@ def quadratic_reweighting():
     """Orthonormal rows, so that at uniform weights H = (1 / 4 + l2) I."""
     X = jnp.tile(jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), (2, 1)) / 1.0
     y = jnp.array([1.0, -1.0, 0.5, 2.0, -1.0, 0.3, 1.0, 1.0])
-    model = tasks.linear_model(P, 1, bias=False)
+    model = tasks.models.linear_model(P, 1, bias=False)
     return (
         tasks.reweighting(
-            X, y, X[:4], jnp.ones(4), model.predict, loss=tasks.squared_error, l2=0.1
+            X, y, X[:4], jnp.ones(4), model.predict, loss=tasks.models.squared_error, l2=0.1
         ),
         model.w0,
         tasks.uniform_weights(N),

@@ -23,9 +23,9 @@ def small_problem(n=30, geometry=None):
     slope = jnp.array([1.0, -2.0, 0.5])
     y = X @ slope + 0.1 * jax.random.normal(keys[2], (n,))
     y = y.at[: n // 3].add(3.0)
-    model = tasks.linear_model(3, 1)
+    model = tasks.models.linear_model(3, 1)
     problem = tasks.reweighting(
-        X, y, X_trusted, X_trusted @ slope, model.predict, loss=tasks.squared_error
+        X, y, X_trusted, X_trusted @ slope, model.predict, loss=tasks.models.squared_error
     )
     if geometry is not None:
         problem = bilevel.reparametrise(problem, lambda u: u, geometry)

@@ -296,7 +296,7 @@ def test_mlp_and_soba_with_their_defaults(arguments):
 @pytest.mark.slow
 def test_a_model_of_ones_own_with_a_configured_algorithm_and_seeds():
     data = digits()
-    model = tasks.mlp_model(64, 10, key=jax.random.key(0), width=16)
+    model = tasks.models.mlp_model(64, 10, key=jax.random.key(0), width=16)
     batches = bilevel.Shuffled(32)
     method = bilevel.SOBA(0.1, 0.1, 0.005, inner_sampler=batches, outer_sampler=batches)
     first, again, other = (
@@ -335,7 +335,10 @@ def test_text_labels_give_the_weights_of_their_codes(result):
             {"method": "sgd"},
             r"`method` must be one of 'near-exact', 'soba' or an algorithm .*'sgd'",
         ),
-        ({"model": "tree"}, r"`model` must be 'linear', 'mlp' or a `bilevel.tasks.Model.* 'tree'"),
+        (
+            {"model": "tree"},
+            r"`model` must be 'linear', 'mlp' or a `bilevel.tasks.models.Model.* 'tree'",
+        ),
         ({"overlap": "drop"}, "`overlap` must be 'error' or 'keep', got 'drop'"),
         ({"num_steps": 0}, "`num_steps` must be at least 1, got 0"),
     ],
@@ -351,7 +354,7 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize(("trusted", "steps"), [(999, 20), (1000, 60)])
 def test_more_steps_with_many_trusted_rows(trusted, steps):
     X, y = jnp.zeros((5, 2)), jnp.zeros(5, jnp.int32)
-    model = tasks.linear_model(2, 2)
+    model = tasks.models.linear_model(2, 2)
     X_trusted, y_trusted = jnp.zeros((trusted, 2)), jnp.zeros(trusted, jnp.int32)
     problem = tasks.reweighting(X, y, X_trusted, y_trusted, model.predict)
     _, method, *plan = _methods.build_method(

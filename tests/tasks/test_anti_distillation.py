@@ -12,13 +12,12 @@ import pytest
 import bilevel
 from bilevel.tasks import (
     anti_distillation,
-    anti_distillation_limit,
     exponential_amplitudes,
     fourier_features,
     harmonic_amplitudes,
-    min_norm_fit,
-    mlp_model,
 )
+from bilevel.tasks.models import mlp_model
+from bilevel.tasks.reference import anti_distillation_limit, min_norm_fit
 
 POINTS, TARGET = np.linspace(-2, 2, 13), np.array([2.0])
 AMPLITUDES = {

@@ -95,7 +95,7 @@ def test_augmentation_hypergradient_by_the_chain_rule():
 
 def test_augment_moves_rows():
     u = {"matrix": jnp.array([[0.0, 2.0], [1.0, 0.0]]), "bias": jnp.array([1.0, -1.0])}
-    moved = tasks.augment(u, jnp.array([[3.0, 4.0]]))
+    moved = tasks.models.augment(u, jnp.array([[3.0, 4.0]]))
     np.testing.assert_array_equal(moved, [[9.0, 2.0]])
 
 

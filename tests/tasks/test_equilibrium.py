@@ -25,7 +25,7 @@ Y = jnp.asarray(RNG.integers(CLASSES, size=ROWS))
 GMRES = lx.GMRES(rtol=1e-13, atol=1e-13)
 RICHARDSON = bilevel.Richardson(1.0, rtol=1e-13)
 TIGHT = RootInner(Anderson(1e-13, 1e-13), by_row=True)
-MODEL = tasks.equilibrium_model(
+MODEL = tasks.models.equilibrium_model(
     FEATURES,
     CLASSES,
     key=jax.random.key(0),
@@ -77,7 +77,7 @@ def by_hand(u, z, x, y):
     )
     d = v * slope
     by_A = d.T @ z
-    pull = jax.vjp(lambda W: tasks.contracted(W, 0.8), jnp.asarray(u["W"]))[1]
+    pull = jax.vjp(lambda W: tasks.models.contracted(W, 0.8), jnp.asarray(u["W"]))[1]
     by_W = pull(jnp.asarray(by_A))[0]
     return {"W": by_W, "U": d.T @ x, "b": d.sum(0), "V": e.T @ z, "c": e.sum(0)}
 
@@ -96,7 +96,7 @@ def assert_tree_close(found, expected, rtol):
 @pytest.mark.parametrize("size", [1e-3, 0.3, 1.0, 30.0, 1e4])
 def test_contracted(size):
     W = size * RNG.normal(size=(16, 16)) / 4
-    A = np.asarray(tasks.contracted(jnp.asarray(W), 0.8))
+    A = np.asarray(tasks.models.contracted(jnp.asarray(W), 0.8))
     np.testing.assert_allclose(A, matrix({"W": W}), rtol=1e-12)
     norm, before = np.linalg.norm(A, 2), np.linalg.norm(W, 2)
     assert norm < 0.8
@@ -108,7 +108,7 @@ def test_contracted(size):
 
 
 def test_contracted_is_smooth_at_zero():
-    slope = jax.jacobian(lambda W: tasks.contracted(W, 0.9))(jnp.zeros((2, 2)))
+    slope = jax.jacobian(lambda W: tasks.models.contracted(W, 0.9))(jnp.zeros((2, 2)))
     np.testing.assert_array_equal(slope.reshape(4, 4), np.eye(4))
 
 
@@ -268,7 +268,7 @@ def test_hypergradient_against_central_differences():
 
 
 def layer_loss(u, x, y, model=MODEL):
-    return jnp.mean(tasks.softmax_cross_entropy(model.predict(u, x), y))
+    return jnp.mean(tasks.models.softmax_cross_entropy(model.predict(u, x), y))
 
 
 def unrolled_predict(u, x):
@@ -278,7 +278,7 @@ def unrolled_predict(u, x):
 
 
 def unrolled_loss(u, x, y):
-    return jnp.mean(tasks.softmax_cross_entropy(unrolled_predict(u, x), y))
+    return jnp.mean(tasks.models.softmax_cross_entropy(unrolled_predict(u, x), y))
 
 
 def test_layer():
@@ -293,7 +293,7 @@ def test_layer():
 
 
 def test_default_solvers_of_the_layer():
-    model = tasks.equilibrium_model(
+    model = tasks.models.equilibrium_model(
         FEATURES, CLASSES, key=jax.random.key(0), width=WIDTH, contraction=0.8
     )
     assert_tree_close(jax.grad(partial(layer_loss, model=model))(U, X, Y), TRUTH, 1e-4)
@@ -318,8 +318,8 @@ def test_layer_in_its_input_and_in_second_derivatives():
 @pytest.mark.slow
 def test_a_model_for_other_tasks():
     """Row weights for an equilibrium model, whose layer is a fixed point inside of the inner loss."""
-    light = tasks.EquilibriumModel(U, MODEL.cell, MODEL.readout, WIDTH, PICARD, RICHARDSON)
-    model = tasks.Model(U, light.predict)
+    light = tasks.models.EquilibriumModel(U, MODEL.cell, MODEL.readout, WIDTH, PICARD, RICHARDSON)
+    model = tasks.models.Model(U, light.predict)
     weights = tasks.uniform_weights(ROWS)
     grads = []
     for predict in (model.predict, unrolled_predict):
@@ -355,7 +355,7 @@ def monotone():
 
 
 def free(solver, linear_solver):
-    return tasks.equilibrium_model(
+    return tasks.models.equilibrium_model(
         FEATURES,
         CLASSES,
         key=jax.random.key(0),
@@ -405,7 +405,7 @@ def test_training_by_solve():
 
 def test_a_cell_of_ones_own():
     """`z = x + a cos z`, with a readout of its own, in one unit."""
-    model = tasks.EquilibriumModel(
+    model = tasks.models.EquilibriumModel(
         jnp.array(0.5),
         cell=lambda u, z, x: x + u * jnp.cos(z),
         readout=lambda u, z: z**2,
@@ -420,13 +420,13 @@ def test_a_cell_of_ones_own():
     np.testing.assert_allclose(model.predict(model.u0, x)[:, 0], np.square(z), rtol=1e-10)
     slopes = jax.jacobian(lambda a: model.predict(a, x)[:, 0])(model.u0)
     np.testing.assert_allclose(slopes, 2 * z * np.cos(z) / (1 + 0.5 * np.sin(z)), rtol=1e-9)
-    problem = tasks.equilibrium(x, jnp.zeros(2), model, loss=tasks.squared_error)
+    problem = tasks.equilibrium(x, jnp.zeros(2), model, loss=tasks.models.squared_error)
     assert float(problem.outer(model.u0, jnp.ones((2, 1)), problem.outer_data)) == 0.5
 
 
 def test_wrong_calls():
     with pytest.raises(ValueError, match=r"`contraction` must be in \(0, 1\), got 1"):
-        tasks.equilibrium_model(2, 2, key=jax.random.key(0), contraction=1.0)
+        tasks.models.equilibrium_model(2, 2, key=jax.random.key(0), contraction=1.0)
     with pytest.raises(ValueError, match="one label for each row"):
         tasks.equilibrium(X, Y[:2], MODEL)
     with pytest.raises(ValueError, match="got 6 fixed points for a batch of 2 rows"):

@@ -144,7 +144,7 @@ def test_bilevel_solution(corrected):
         return plain.outer(u, w, batch) + 0.005 * jnp.sum((u + 2.0) ** 2)
 
     pooled = bilevel.BilevelProblem(outer, plain.inner, plain.outer_data, plain.inner_data)
-    truth = tasks.reference_solution(pooled, U, jnp.zeros(FEATURES), tol=1e-10)
+    truth = tasks.reference.reference_solution(pooled, U, jnp.zeros(FEATURES), tol=1e-10)
     problem = tasks.federated(pooled, INNER, OUTER)
     method = bilevel.DoubleLoop(
         FederatedInner(0.4, 5, 10, corrected),

@@ -34,7 +34,11 @@ def rows(n=23, seed=0):
 
 def ridge_folds(x, y, folds) -> Any:
     return tasks.cross_validation(
-        jnp.asarray(x), jnp.asarray(y), folds, tasks.linear_predict, loss=tasks.squared_error
+        jnp.asarray(x),
+        jnp.asarray(y),
+        folds,
+        tasks.models.linear_predict,
+        loss=tasks.models.squared_error,
     )
 
 
@@ -88,7 +92,7 @@ def test_ridge_over_folds_is_a_loop_over_folds(name, u):
     value, gradient, models = ridge_by_hand(u, x, y, splits)
     problem = ridge_folds(x, y, folds)
 
-    w = tasks.ridge_solution(jnp.asarray(u), problem.inner_data)
+    w = tasks.reference.ridge_solution(jnp.asarray(u), problem.inner_data)
     np.testing.assert_allclose(w, models, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(
         problem.residual(jnp.asarray(u), w, problem.inner_data), 0, atol=1e-13
@@ -129,7 +133,7 @@ def test_hypergradients_agree_with_differences_of_phi():
     problem = ridge_folds(x, y, 4)
     w0 = tasks.stack_models(jnp.zeros(FEATURES), 4)
     assert w0.shape == (4, FEATURES)
-    exact = ClosedForm(tasks.ridge_solution)
+    exact = ClosedForm(tasks.reference.ridge_solution)
     for estimator in [ITD(), AID(bilevel.CG(rtol=1e-13))]:
         check = bilevel.check_hypergradient(
             problem, jnp.linspace(-2, 1, FEATURES), w0, estimator, exact, reference=exact
@@ -144,7 +148,7 @@ def test_one_ridge_penalty_is_that_of_a_grid_search():
     x, y = x[:440], y[:440]  # folds of one size, so that one alpha is one penalty for all of them
     problem = ridge_folds(x, y, 5)
     far, near = (
-        tasks.reference_solution(
+        tasks.reference.reference_solution(
             problem, jnp.asarray(start), tasks.stack_models(jnp.zeros(10), 5), tol=1e-6
         )
         for start in (-3.0, -6.0)
@@ -166,7 +170,11 @@ def test_logistic_over_stratified_folds_is_that_of_scikit_learn():
     x, y = cast(Any, load_iris(return_X_y=True))
     x, y = ((x - x.mean(0)) / x.std(0))[50:], np.where(y[50:] == 1, -1.0, 1.0)
     problem: Any = tasks.cross_validation(
-        jnp.asarray(x), jnp.asarray(y), 5, tasks.linear_predict, loss=tasks.logistic_loss
+        jnp.asarray(x),
+        jnp.asarray(y),
+        5,
+        tasks.models.linear_predict,
+        loss=tasks.models.logistic_loss,
     )
     u = jnp.asarray([-2.0, -4.0, -3.0, -5.0])
     w0 = tasks.stack_models(jnp.zeros(4), 5)
@@ -200,12 +208,12 @@ def test_one_softmax_penalty_a_class():
     """A split and folds of it: `(outputs, 1)` against central differences of the formula."""
     x, y = cast(Any, load_iris(return_X_y=True))
     x = (x - x.mean(0)) / x.std(0)
-    model = tasks.linear_model(4, 3, bias=False)
+    model = tasks.models.linear_model(4, 3, bias=False)
     train, val = np.arange(150) % 2 == 0, np.arange(150) % 2 == 1
     as_jax = [jnp.asarray(a) for a in (x[train], y[train], x[val], y[val])]
     split: Any = tasks.tensor_penalties(*as_jax, predict=model.predict)
     folds: Any = tasks.cross_validation(
-        jnp.asarray(x), jnp.asarray(y), 3, model.predict, loss=tasks.softmax_cross_entropy
+        jnp.asarray(x), jnp.asarray(y), 3, model.predict, loss=tasks.models.softmax_cross_entropy
     )
     u = np.array([[-2.0], [-3.0], [-1.0]])
     w = np.random.default_rng(0).normal(size=(3, 3, 4))
@@ -234,8 +242,10 @@ def test_a_split_is_a_fold():
     split: Any = tasks.ridge(*(jnp.asarray(a) for a in (x[:15], y[:15], x[15:], y[15:])))
     folds = ridge_folds(x, y, [(np.arange(15), np.arange(15, 23))])
     u = jnp.asarray(0.3)
-    w = tasks.ridge_solution(u, split.inner_data)
-    np.testing.assert_allclose(tasks.ridge_solution(u, folds.inner_data)[0], w, rtol=1e-12)
+    w = tasks.reference.ridge_solution(u, split.inner_data)
+    np.testing.assert_allclose(
+        tasks.reference.ridge_solution(u, folds.inner_data)[0], w, rtol=1e-12
+    )
     found = [implicit_gradient(p, u, w, lx.Cholesky()) for p, w in [(split, w), (folds, w[None])]]
     np.testing.assert_allclose(found[0].value, found[1].value, rtol=1e-12)
     np.testing.assert_allclose(found[0].grad, found[1].grad, rtol=1e-11)
@@ -244,12 +254,12 @@ def test_a_split_is_a_fold():
 def test_a_run_from_the_first_step_to_the_best_penalties():
     x, y = rows(60, seed=3)
     problem = ridge_folds(x, y, KFold(5, shuffle=True, random_state=0))
-    method = bilevel.DoubleLoop(ClosedForm(tasks.ridge_solution), ITD(), optax.sgd(10.0))
+    method = bilevel.DoubleLoop(ClosedForm(tasks.reference.ridge_solution), ITD(), optax.sgd(10.0))
     w0 = tasks.stack_models(jnp.zeros(FEATURES), 5)
     solution = bilevel.solve(
         problem, method, jnp.asarray(0.0), w0, key=jax.random.key(0), num_steps=300
     )
-    reference = tasks.reference_solution(problem, jnp.asarray(0.0), w0)
+    reference = tasks.reference.reference_solution(problem, jnp.asarray(0.0), w0)
     np.testing.assert_allclose(solution.trace["outer_value"][-1], reference.value, rtol=1e-6)
 
 
@@ -272,7 +282,7 @@ def test_float32_stays_float32():
     x, y = (a.astype(np.float32) for a in rows())
     problem = ridge_folds(x, y, 3)
     u, w = jnp.zeros((), jnp.float32), jnp.zeros((3, FEATURES), jnp.float32)
-    assert tasks.ridge_solution(u, problem.inner_data).dtype == jnp.float32
+    assert tasks.reference.ridge_solution(u, problem.inner_data).dtype == jnp.float32
     for objective, data in [
         (problem.inner, problem.inner_data),
         (problem.outer, problem.outer_data),

@@ -15,7 +15,7 @@ from bilevel import AID, ITD, ClosedForm, tasks
 from helpers import implicit_gradient
 
 N, FEATURES = 30, 3
-EXACT = ClosedForm(tasks.kernel_ridge_solution)
+EXACT = ClosedForm(tasks.reference.kernel_ridge_solution)
 
 
 def rows():
@@ -51,7 +51,7 @@ def test_it_is_scikit_learns(name):
     u, (x, y, x_val, y_val) = POINTS[name], rows()
     problem = problem_of()
     w, predicted = scikit_learn(u, x, y, x_val)
-    found = tasks.kernel_ridge_solution(u, problem.inner_data)
+    found = tasks.reference.kernel_ridge_solution(u, problem.inner_data)
     np.testing.assert_allclose(found, w, rtol=1e-9)
     value = problem.outer(u, found, problem.outer_data)
     np.testing.assert_allclose(value, 0.5 * np.mean((predicted - y_val) ** 2), rtol=1e-10)
@@ -76,11 +76,11 @@ def test_hypergradient_is_the_derivative_of_the_closed_form(name):
     u, problem = POINTS[name], problem_of()
 
     def phi(u):
-        w = tasks.kernel_ridge_solution(u, problem.inner_data)
+        w = tasks.reference.kernel_ridge_solution(u, problem.inner_data)
         return problem.outer(u, w, problem.outer_data)
 
     exact = jax.grad(phi)(u)
-    w = tasks.kernel_ridge_solution(u, problem.inner_data)
+    w = tasks.reference.kernel_ridge_solution(u, problem.inner_data)
     for solver in (lx.Cholesky(), bilevel.CG(rtol=1e-13)):
         found = implicit_gradient(problem, u, w, solver).grad
         for a, b in zip(found, exact, strict=True):
@@ -111,7 +111,7 @@ def test_any_kernel():
     x, y, x_val, y_val = rows()
     u = jnp.asarray(1.0), jnp.asarray(-4.0)
     problem = problem_of(kernel=laplacian)
-    solution = partial(tasks.kernel_ridge_solution, kernel=laplacian)
+    solution = partial(tasks.reference.kernel_ridge_solution, kernel=laplacian)
     model = KernelRidge(kernel="laplacian", gamma=np.exp(-1.0), alpha=N * np.exp(-4.0)).fit(x, y)
     w = solution(u, problem.inner_data)
     np.testing.assert_allclose(w, model.dual_coef_, rtol=1e-10)

@@ -17,10 +17,10 @@ X = RNG.normal(size=(60, 4))
 Y = np.arange(60) % 6
 WAYS, SHOTS, QUERIES, TASKS, L2 = 3, 2, 4, 5, 0.05
 DRAWN = tasks.episodes(X, Y, ways=WAYS, shots=SHOTS, queries=QUERIES, num_tasks=TASKS, seed=1)
-NETS = {d: tasks.mlp_representation(4, d, key=jax.random.key(0), width=5) for d in (4, 9)}
+NETS = {d: tasks.models.mlp_representation(4, d, key=jax.random.key(0), width=5) for d in (4, 9)}
 
 
-def problem_of(d=9, loss=tasks.one_hot_error, drawn=DRAWN, **settings):
+def problem_of(d=9, loss=tasks.models.one_hot_error, drawn=DRAWN, **settings):
     return tasks.meta_learning(NETS[d].features, drawn, loss=loss, l2=L2, **settings)
 
 
@@ -92,7 +92,7 @@ def test_rotated_classes():
 @pytest.mark.parametrize("d", [4, 9])
 def test_ridge_solution_is_scikit_learns(d):
     problem, u = problem_of(d), NETS[d].u0
-    w = tasks.meta_ridge_solution(problem, WAYS)(u, problem.inner_data)
+    w = tasks.reference.meta_ridge_solution(problem, WAYS)(u, problem.inner_data)
     assert w.shape == (TASKS, WAYS, d)
     for t in range(TASKS):
         phi = np.asarray(NETS[d].features(u, DRAWN.support_x[t]))
@@ -112,7 +112,7 @@ def test_ridge_solution_is_scikit_learns(d):
 )
 def test_ridge_solution_is_stationary_and_its_hypergradient_exact(d, biased):
     problem, u = problem_of(d, biased=biased), variable(d, biased)
-    solution = tasks.meta_ridge_solution(problem, WAYS)
+    solution = tasks.reference.meta_ridge_solution(problem, WAYS)
     w = solution(u, problem.inner_data)
     assert float(jnp.max(jnp.abs(problem.residual(u, w, problem.inner_data)))) < 1e-12
 
@@ -135,7 +135,7 @@ def test_ridge_solution_is_stationary_and_its_hypergradient_exact(d, biased):
 
 @pytest.mark.slow
 def test_softmax_hypergradient_agrees_with_differences():
-    problem, u = problem_of(4, loss=tasks.softmax_cross_entropy), NETS[4].u0
+    problem, u = problem_of(4, loss=tasks.models.softmax_cross_entropy), NETS[4].u0
     w0 = jnp.zeros((TASKS, WAYS, 4))
     assert bilevel.check_hypergradient(problem, u, w0, num_directions=2, rtol=1e-6)
 
@@ -152,7 +152,7 @@ def test_inner_problems_are_separate():
     @jax.jit
     def gradient(drawn):
         problem = problem_of(drawn=drawn, biased=True)
-        solution = tasks.meta_ridge_solution(problem, WAYS)
+        solution = tasks.reference.meta_ridge_solution(problem, WAYS)
         w = solution(u, problem.inner_data)
         values = problem.inner(u, w, problem.inner_data), residual_of(problem, w)
         return bilevel.implicit_gradient(problem, u, w, lx.CG(1e-13, 1e-13)).grad, values
@@ -188,7 +188,7 @@ def test_single_loop_on_batches_of_tasks_learns():
         0.05, 0.05, 0.2, inner_sampler=bilevel.Shuffled(2), outer_sampler=bilevel.Shuffled(2)
     )
     w0 = jnp.zeros((TASKS, WAYS, 9))
-    solution = tasks.meta_ridge_solution(problem, WAYS)
+    solution = tasks.reference.meta_ridge_solution(problem, WAYS)
 
     def value(u):
         return float(problem.outer(u, solution(u, problem.inner_data), problem.outer_data))
@@ -200,7 +200,7 @@ def test_single_loop_on_batches_of_tasks_learns():
 def test_closed_form_on_some_tasks_is_refused():
     problem = problem_of()
     method = bilevel.DoubleLoop(
-        bilevel.ClosedForm(tasks.meta_ridge_solution(problem, WAYS)),
+        bilevel.ClosedForm(tasks.reference.meta_ridge_solution(problem, WAYS)),
         bilevel.ITD(),
         optax.sgd(0.1),
         inner_sampler=bilevel.Shuffled(2),
@@ -213,34 +213,36 @@ def test_closed_form_on_some_tasks_is_refused():
 def test_wrong_calls_are_refused():
     with pytest.raises(ValueError, match="l2"):
         tasks.meta_learning(NETS[4].features, DRAWN, l2=-1.0)
-    softmax = problem_of(loss=tasks.softmax_cross_entropy)
+    softmax = problem_of(loss=tasks.models.softmax_cross_entropy)
     with pytest.raises(ValueError, match="one_hot_error"):
-        tasks.meta_ridge_solution(softmax, WAYS)
+        tasks.reference.meta_ridge_solution(softmax, WAYS)
     other = tasks.ridge(jnp.eye(2), jnp.ones(2), jnp.eye(2), jnp.ones(2))
     for call in (
-        lambda: tasks.meta_ridge_solution(other, 2),
+        lambda: tasks.reference.meta_ridge_solution(other, 2),
         lambda: tasks.meta_accuracy(other, jnp.zeros(()), jnp.zeros((1, 2, 2))),
     ):
         with pytest.raises(TypeError, match="meta_learning"):
             call()
     with pytest.raises(ValueError, match="16 pixels"):
-        tasks.conv4((8, 8), key=jax.random.key(0))
+        tasks.models.conv4((8, 8), key=jax.random.key(0))
     with pytest.raises(ValueError, match="divide"):
-        tasks.conv4((16, 16), key=jax.random.key(0), width=5, groups=2)
+        tasks.models.conv4((16, 16), key=jax.random.key(0), width=5, groups=2)
 
 
 def test_accuracy_counts_query_rows():
     # Labels are one-hot in the rows, so the identity gets all right; a task with w = 0 a third.
     drawn = tasks.episodes(np.eye(3)[Y % 3], Y % 3, ways=3, shots=1, queries=2, num_tasks=2)
-    problem = tasks.meta_learning(lambda u, x: x * u, drawn, loss=tasks.one_hot_error, l2=0.1)
-    w = tasks.meta_ridge_solution(problem, 3)(jnp.ones((1, 3)), problem.inner_data)
+    problem = tasks.meta_learning(
+        lambda u, x: x * u, drawn, loss=tasks.models.one_hot_error, l2=0.1
+    )
+    w = tasks.reference.meta_ridge_solution(problem, 3)(jnp.ones((1, 3)), problem.inner_data)
     found = tasks.meta_accuracy(problem, jnp.ones((1, 3)), w.at[1].set(0.0))
     assert_close(found, jnp.array([1.0, 1 / 3]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(17, 16), (3, 16, 18)])
 def test_conv4_is_a_function_of_the_row(shape):
-    net = tasks.conv4(shape, key=jax.random.key(2), width=4, groups=2)
+    net = tasks.models.conv4(shape, key=jax.random.key(2), width=4, groups=2)
     x = jnp.asarray(RNG.normal(size=(3, *shape)))
     features = jax.jit(net.features)
     together = features(net.u0, x)
@@ -250,7 +252,7 @@ def test_conv4_is_a_function_of_the_row(shape):
 
 
 def test_conv4_in_one_block_by_hand():
-    net = tasks.conv4((4, 4), key=jax.random.key(0), width=1, blocks=1)
+    net = tasks.models.conv4((4, 4), key=jax.random.key(0), width=1, blocks=1)
     x = RNG.normal(size=(1, 4, 4))
     weight, bias = (np.asarray(a) for a in jax.tree.leaves(net.u0)[:2])
     padded = np.pad(x[0], 1)
@@ -269,10 +271,10 @@ def test_conv_ridge_gradient_compiled_is_the_eager_one():
     drawn = tasks.episodes(
         images, np.arange(40) % 5, ways=5, shots=1, queries=5, num_tasks=8, seed=1
     )
-    net = tasks.conv4((8, 8), key=jax.random.key(1), width=32, blocks=2)
+    net = tasks.models.conv4((8, 8), key=jax.random.key(1), width=32, blocks=2)
     u = jax.tree.map(lambda a: a.astype(jnp.float32), net.u0)
-    problem = tasks.meta_learning(net.features, drawn, loss=tasks.one_hot_error, l2=0.1)
-    solution = tasks.meta_ridge_solution(problem, 5)
+    problem = tasks.meta_learning(net.features, drawn, loss=tasks.models.one_hot_error, l2=0.1)
+    solution = tasks.reference.meta_ridge_solution(problem, 5)
 
     def value(u):
         return problem.outer(u, solution(u, problem.inner_data), problem.outer_data)

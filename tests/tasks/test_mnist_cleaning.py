@@ -40,7 +40,7 @@ def runs():
         labels = data["train_labels"].astype(np.int32)
         noisy, wrong = datasets.flip_to_different(labels[rows], RATE, seed=seed)
         x = jnp.asarray(data["train_images"].reshape(5000, -1) / 255, jnp.float32)
-        model = tasks.linear_model(784, 10, bias=False)
+        model = tasks.models.linear_model(784, 10, bias=False)
         problem = tasks.reweighting(
             x[rows], jnp.asarray(noisy), x[trusted], jnp.asarray(labels[trusted]), model.predict
         )

@@ -108,13 +108,13 @@ def test_solution_and_hypergradient(name):
     np.testing.assert_array_equal(w == 0, w_star == 0)
     np.testing.assert_allclose(problem.outer(u, w, problem.outer_data), value, rtol=1e-10)
 
-    found = {"on the support": tasks.support_hypergradient(problem, u, w)}
+    found = {"on the support": tasks.reference.support_hypergradient(problem, u, w)}
     for solver in (lx.LU(), lx.GMRES(rtol=1e-13, atol=1e-13)):
         found[str(solver)] = implicit_gradient(problem, u, w, solver).grad
     for estimate in found.values():
         np.testing.assert_allclose(flat(estimate), gradient, rtol=1e-8)
 
-    check = tasks.check_support(problem, u, w)
+    check = tasks.reference.check_support(problem, u, w)
     assert bool(check.identified)
     assert float(check.margin) > 1e-3
     np.testing.assert_array_equal(check.support, w_star != 0)
@@ -173,11 +173,11 @@ def test_folds_are_a_loop_over_folds(name):
     np.testing.assert_allclose(problem.outer(u, w, problem.outer_data), np.mean(values), rtol=1e-10)
     gradient = np.mean(gradients, axis=0)
     for estimate in (
-        tasks.support_hypergradient(problem, u, w),
+        tasks.reference.support_hypergradient(problem, u, w),
         implicit_gradient(problem, u, w, lx.LU()).grad,
     ):
         np.testing.assert_allclose(flat(estimate), gradient, rtol=1e-8)
-    check = tasks.check_support(problem, u, w)
+    check = tasks.reference.check_support(problem, u, w)
     np.testing.assert_array_equal(check.identified, np.ones(4, bool))
     np.testing.assert_array_equal(check.support, np.array(models) != 0)
 
@@ -205,7 +205,7 @@ def test_certificate_along_the_iterations():
     truth = by_hand(np.array(-1.5), *rows())[2]
     w, given, right = jnp.ones(8), [], []
     step = jax.jit(lambda w: problem.map(u, w, problem.inner_data))
-    check = jax.jit(lambda w: tasks.check_support(problem, u, w))
+    check = jax.jit(lambda w: tasks.reference.check_support(problem, u, w))
     for _ in range(300):
         w = step(w)
         found = check(w)
@@ -227,7 +227,7 @@ def test_certificate_with_more_features_than_rows():
     u = jnp.log(0.2)
     w, _ = solve(problem, u, jnp.zeros(100))
     truth = Lasso(alpha=0.2, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(x, y).coef_
-    found = tasks.check_support(problem, u, w)
+    found = tasks.reference.check_support(problem, u, w)
     assert bool(found.identified)
     np.testing.assert_allclose(w, truth, atol=1e-8)
     np.testing.assert_array_equal(found.support, truth != 0)
@@ -245,8 +245,8 @@ def test_at_a_kink_nothing_is_certain():
 
     def at(u):
         w, _ = solve(problem, jnp.asarray(u), jnp.zeros(8))
-        return tasks.check_support(problem, jnp.asarray(u), w), float(
-            tasks.support_hypergradient(problem, jnp.asarray(u), w)
+        return tasks.reference.check_support(problem, jnp.asarray(u), w), float(
+            tasks.reference.support_hypergradient(problem, jnp.asarray(u), w)
         )
 
     kink, _ = at(largest)

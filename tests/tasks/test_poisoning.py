@@ -38,7 +38,7 @@ def regression(**options):
         predict,
         poisoned=POISONED,
         radius=0.5,
-        loss=tasks.squared_error,
+        loss=tasks.models.squared_error,
         l2=L2,
         **options,
     )

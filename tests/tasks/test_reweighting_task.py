@@ -25,8 +25,8 @@ def as_jax(tree):
     return jax.tree.map(jnp.asarray, tree)
 
 
-def problem(bias: bool = True, l2: float = L2) -> tuple[Any, tasks.Model]:
-    model = tasks.linear_model(D, K, bias=bias)
+def problem(bias: bool = True, l2: float = L2) -> tuple[Any, tasks.models.Model]:
+    model = tasks.models.linear_model(D, K, bias=bias)
     codes = jnp.asarray(Y, jnp.int32), jnp.asarray(Y_TRUSTED, jnp.int32)
     rows = jnp.asarray(X), codes[0], jnp.asarray(X_TRUSTED), codes[1]
     return tasks.reweighting(*rows, model.predict, l2=l2), model
@@ -63,7 +63,7 @@ def test_the_mean_over_an_epoch_of_batches_is_the_full_value_and_gradient(batch)
 def test_softmax_cross_entropy_is_optax_s_with_its_derivatives():
     z, dz = as_jax((3 * RNG.normal(size=(N, K)), RNG.normal(size=(N, K))))
     y, r = jnp.asarray(Y, jnp.int32), jnp.asarray(RNG.normal(size=N))
-    ours = tasks.softmax_cross_entropy
+    ours = tasks.models.softmax_cross_entropy
     theirs = optax.losses.softmax_cross_entropy_with_integer_labels
     np.testing.assert_allclose(ours(z, y), theirs(z, y), rtol=1e-10)
 
@@ -77,23 +77,23 @@ def test_softmax_cross_entropy_is_optax_s_with_its_derivatives():
 
 def test_softmax_cross_entropy_does_not_overflow():
     z = jnp.asarray([[1e4, 0.0], [-1e4, 0.0]])
-    losses = tasks.softmax_cross_entropy(z, jnp.asarray([0, 0], jnp.int32))
+    losses = tasks.models.softmax_cross_entropy(z, jnp.asarray([0, 0], jnp.int32))
     np.testing.assert_array_equal(losses, [0.0, 1e4])
 
 
 def test_squared_error():
     prediction, y = as_jax((RNG.normal(size=(N, 1)), RNG.normal(size=N)))
     expected = (np.asarray(prediction)[:, 0] - np.asarray(y)) ** 2 / 2
-    np.testing.assert_allclose(tasks.squared_error(prediction, y), expected, rtol=1e-14)
+    np.testing.assert_allclose(tasks.models.squared_error(prediction, y), expected, rtol=1e-14)
 
 
 def test_linear_model_is_class_major_and_starts_at_zero():
-    w0, predict = tasks.linear_model(D, K)
+    w0, predict = tasks.models.linear_model(D, K)
     assert jax.tree.map(jnp.shape, w0) == {"weight": (K, D), "bias": (K,)}
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(w0))
     expected = X @ W["weight"].T + W["bias"]
     np.testing.assert_allclose(predict(as_jax(W), jnp.asarray(X)), expected, rtol=1e-13)
-    w0, predict = tasks.linear_model(D, K, bias=False)
+    w0, predict = tasks.models.linear_model(D, K, bias=False)
     assert isinstance(w0, dict)
     assert list(w0) == ["weight"]
     expected = X @ W["weight"].T
@@ -105,7 +105,7 @@ def test_linear_model_is_class_major_and_starts_at_zero():
 def test_mlp_model_shapes_and_values():
     width, depth = 7, 2
     key = jax.random.key(0)
-    w0, predict = tasks.mlp_model(D, K, key=key, width=width, depth=depth)
+    w0, predict = tasks.models.mlp_model(D, K, key=key, width=width, depth=depth)
     sizes = [D] + [width] * depth + [K]
     shapes = [s for a, b in itertools.pairwise(sizes) for s in [(b, a), (b,)]]
     leaves = jax.tree.leaves(w0)
@@ -115,7 +115,7 @@ def test_mlp_model_shapes_and_values():
         h = h @ np.asarray(leaves[k]).T + np.asarray(leaves[k + 1])
         h = np.tanh(h) if k + 2 < len(leaves) else h
     np.testing.assert_allclose(jax.jit(predict)(w0, jnp.asarray(X)), h, rtol=1e-12)
-    other, _ = tasks.mlp_model(D, K, key=jax.random.key(1), width=width, depth=depth)
+    other, _ = tasks.models.mlp_model(D, K, key=jax.random.key(1), width=width, depth=depth)
     assert (np.asarray(leaves[0]) != np.asarray(jax.tree.leaves(other)[0])).all()
 
 

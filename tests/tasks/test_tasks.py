@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel
 from bilevel import tasks
-from bilevel.tasks import _reference
+from bilevel.tasks import _stationary
 
 MNIST = Path(__file__).parents[1] / "data" / "mnist_small.npz"
 
@@ -110,7 +110,7 @@ def test_quadratic_reference_solves_the_linear_system():
     # stationarity of the Lagrangian F - v'(grad_w f), in the unknowns (u, w, v)
     system = np.block([[m_outer, -np.vstack([m[:3, 3:], m[3:, 3:]])], [m[3:], np.zeros((5, 5))]])
     exact = np.linalg.solve(system, -np.concatenate([linear_outer, linear[3:]]))
-    reference = tasks.reference_solution(p, jnp.zeros(3), jnp.zeros(5), tol=1e-10)
+    reference = tasks.reference.reference_solution(p, jnp.zeros(3), jnp.zeros(5), tol=1e-10)
     np.testing.assert_allclose(reference.u, exact[:3], atol=1e-8)
     np.testing.assert_allclose(reference.w, exact[3:8], atol=1e-8)
     z = exact[:8]
@@ -173,7 +173,7 @@ def test_ridge_is_its_equation(u):
 def test_ridge_reference_is_the_best_penalty(shape):
     data = ridge_data()
     p = tasks.ridge(*as_jax(*data))
-    reference = tasks.reference_solution(p, jnp.zeros(shape), jnp.zeros(4), tol=1e-9)
+    reference = tasks.reference.reference_solution(p, jnp.zeros(shape), jnp.zeros(4), tol=1e-9)
     u = np.asarray(reference.u)
     assert u.shape == shape
     assert np.linalg.norm(ridge_hypergradient(u, *data)) < 1e-8
@@ -189,7 +189,7 @@ def test_ridge_reference_where_a_penalty_wants_to_vanish():
     data = ridge_data(seed=0)
     p = tasks.ridge(*as_jax(*data))
     references = [
-        tasks.reference_solution(p, jnp.zeros(4), jnp.zeros(4), tol=tol)
+        tasks.reference.reference_solution(p, jnp.zeros(4), jnp.zeros(4), tol=tol)
         for tol in [1e-3, 1e-6, 1e-9]
     ]
     u = np.asarray(references[-1].u)
@@ -256,14 +256,14 @@ def test_logistic_is_its_equation(shape):
 
 def test_logistic_loss_does_not_overflow():
     z, y = as_jax(np.array([[1e4], [-1e4], [0.0]]), np.ones(3))
-    np.testing.assert_allclose(tasks.logistic_loss(z, y), [0, 1e4, np.log(2)], rtol=1e-15)
+    np.testing.assert_allclose(tasks.models.logistic_loss(z, y), [0, 1e4, np.log(2)], rtol=1e-15)
 
 
 @pytest.mark.parametrize("shape", [(), (22,)])
 def test_logistic_reference_is_stationary_in_numpy_too(shape):
     data = logistic_data(22)
     p = tasks.logistic(*as_jax(*data))
-    reference = tasks.reference_solution(p, jnp.zeros(shape), jnp.zeros(22))
+    reference = tasks.reference.reference_solution(p, jnp.zeros(shape), jnp.zeros(22))
     gradient, w = logistic_hypergradient(np.asarray(reference.u), np.asarray(reference.w), *data)
     assert np.linalg.norm(gradient) < 1e-7
     np.testing.assert_allclose(reference.w, w, atol=1e-10)
@@ -280,7 +280,7 @@ def test_784_penalties_on_two_digits_of_mnist():
     x, y = images[rows], np.where(labels[rows] == 3, 1, -1)
     data = x[:100], y[:100], x[100:], y[100:]
     p = tasks.logistic(*as_jax(*data))
-    reference = tasks.reference_solution(p, jnp.full(784, -4.0), jnp.zeros(784), tol=3e-3)
+    reference = tasks.reference.reference_solution(p, jnp.full(784, -4.0), jnp.zeros(784), tol=3e-3)
     u = np.asarray(reference.u)
     assert u.shape == (784,)
     gradient, w = logistic_hypergradient(u, np.asarray(reference.w), *data)
@@ -307,7 +307,7 @@ def cleaning_data(seed=0):
 
 
 def cleaning_problem(data, **options):
-    model = tasks.linear_model(D, K, bias=False)
+    model = tasks.models.linear_model(D, K, bias=False)
     return tasks.hyper_cleaning(*as_jax(*data), predict=model.predict, **options), model
 
 
@@ -361,7 +361,8 @@ def test_hyper_cleaning_hypergradient_and_reference():
     data = cleaning_data()
     p, model = cleaning_problem(data)
     references = [
-        tasks.reference_solution(p, jnp.zeros(N), model.w0, tol=tol) for tol in [1e-2, 1e-4, 1e-7]
+        tasks.reference.reference_solution(p, jnp.zeros(N), model.w0, tol=tol)
+        for tol in [1e-2, 1e-4, 1e-7]
     ]
     gradient = np.ones(N)
     for reference in references:  # also where the gradient is not small: the formula itself
@@ -391,10 +392,10 @@ def mlp_problem():
     def target(x):
         return np.sin(2 * x[:, 0]) + x[:, 1] + 0.3 * rng.normal(size=60)
 
-    model = tasks.mlp_model(2, 1, key=jax.random.key(4), width=4)
+    model = tasks.models.mlp_model(2, 1, key=jax.random.key(4), width=4)
     data = x, target(x), x_val, target(x_val)
     problem = tasks.tensor_penalties(
-        *as_jax(*data), predict=model.predict, loss=tasks.squared_error
+        *as_jax(*data), predict=model.predict, loss=tasks.models.squared_error
     )
     return problem, model, data
 
@@ -423,7 +424,7 @@ def test_tensor_penalties_are_their_equation():
 
 def test_tensor_penalties_a_feature_or_for_a_whole_subtree():
     x, y, x_val, y_val = cleaning_data()
-    w0, predict = tasks.linear_model(D, K)
+    w0, predict = tasks.models.linear_model(D, K)
     p = tasks.tensor_penalties(*as_jax(x, y, x_val, y_val), predict=predict)
     rng = np.random.default_rng(0)
     w = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), w0)
@@ -444,7 +445,7 @@ def test_tensor_penalties_a_feature_or_for_a_whole_subtree():
 @pytest.mark.slow
 def test_mlp_reference_is_stationary_at_a_strict_minimum():
     p, model, _ = mlp_problem()
-    reference = tasks.reference_solution(p, tasks.log_penalties(model.w0), model.w0)
+    reference = tasks.reference.reference_solution(p, tasks.log_penalties(model.w0), model.w0)
     assert reference.gradient_norm <= 1e-8
     u, unravel_u = ravel_pytree(reference.u)
     w, unravel_w = ravel_pytree(reference.w)
@@ -468,7 +469,7 @@ def test_mlp_reference_is_stationary_at_a_strict_minimum():
         assert abs(float(above - below)) / (2 * step) < 1e-7
     # and not for want of sensitivity: at the start the slope is much larger
     first = ravel_pytree(tasks.log_penalties(model.w0))[0]
-    start = tasks.reference_solution(p, unravel_u(first), model.w0, tol=1.0)
+    start = tasks.reference.reference_solution(p, unravel_u(first), model.w0, tol=1.0)
     assert start.gradient_norm > 1e-2
     assert start.value > 1.1 * reference.value
 
@@ -485,7 +486,7 @@ def test_reference_goes_on_from_the_next_branch():
     problem = bilevel.BilevelProblem(
         outer=lambda u, w, _: (w + 0.3) ** 2 * ((w - 1.3) ** 2 + 0.2), inner=cubic
     )
-    reference = tasks.reference_solution(problem, jnp.array(-1.0), jnp.array(-1.0))
+    reference = tasks.reference.reference_solution(problem, jnp.array(-1.0), jnp.array(-1.0))
     w = 1.3 + (-1.6 + np.sqrt(0.96)) / 4  # where F has its second minimum, on the upper branch
     np.testing.assert_allclose(reference.w, w, atol=1e-7)
     np.testing.assert_allclose(reference.u, w**3 - w, atol=1e-7)
@@ -495,7 +496,7 @@ def test_reference_says_so_where_phi_only_jumps():
     """F wants w = -.2, which is unstable: Phi goes round the hysteresis for ever."""
     problem = bilevel.BilevelProblem(outer=lambda u, w, _: (w + 0.2) ** 2, inner=cubic)
     with pytest.raises(bilevel.BilevelError, match="Phi jumps") as error:
-        tasks.reference_solution(problem, jnp.array(-1.0), jnp.array(-1.0))
+        tasks.reference.reference_solution(problem, jnp.array(-1.0), jnp.array(-1.0))
     assert error.value.solution.stats["converged"] is False
     assert abs(float(error.value.solution.w)) > 0.5
 
@@ -505,7 +506,7 @@ def test_reference_leaves_a_maximum_of_the_inner_objective():
         outer=lambda u, w, _: (w**2 - 2) ** 2 / 2,
         inner=lambda u, w, _: (w**2 - jnp.exp(u)) ** 2 / 4,
     )
-    reference = tasks.reference_solution(problem, jnp.array(0.0), jnp.array(0.0))
+    reference = tasks.reference.reference_solution(problem, jnp.array(0.0), jnp.array(0.0))
     np.testing.assert_allclose(reference.u, np.log(2), atol=1e-7)
     np.testing.assert_allclose(abs(reference.w), np.sqrt(2), atol=1e-7)
 
@@ -513,42 +514,46 @@ def test_reference_leaves_a_maximum_of_the_inner_objective():
 def test_reference_does_not_depend_on_the_linear_solver():
     p = tasks.logistic(*as_jax(*logistic_data(5)))
     u, w = jnp.zeros(()), jnp.zeros(5)
-    one = tasks.reference_solution(p, u, w, tol=1e-10)
-    two = tasks.reference_solution(p, u, w, tol=1e-10, linear_solver=bilevel.CG(rtol=1e-13))
+    one = tasks.reference.reference_solution(p, u, w, tol=1e-10)
+    two = tasks.reference.reference_solution(
+        p, u, w, tol=1e-10, linear_solver=bilevel.CG(rtol=1e-13)
+    )
     np.testing.assert_allclose(one.u, two.u, rtol=1e-8)
     np.testing.assert_allclose(one.value, two.value, rtol=1e-14)
 
 
 def test_reference_stops_at_once_where_it_already_is():
     p = small_quadratic()
-    reference = tasks.reference_solution(p, jnp.zeros(3), jnp.zeros(5), tol=1e-10)
-    again = tasks.reference_solution(p, reference.u, reference.w, tol=1e-9, max_steps=0)
+    reference = tasks.reference.reference_solution(p, jnp.zeros(3), jnp.zeros(5), tol=1e-10)
+    again = tasks.reference.reference_solution(p, reference.u, reference.w, tol=1e-9, max_steps=0)
     np.testing.assert_array_equal(again.u, reference.u)
 
 
 def test_reference_in_float32():
     p = jax.tree.map(lambda x: x.astype(jnp.float32), small_quadratic())
     u, w = jnp.zeros(3, jnp.float32), jnp.zeros(5, jnp.float32)
-    reference = tasks.reference_solution(p, u, w, tol=1e-4)
+    reference = tasks.reference.reference_solution(p, u, w, tol=1e-4)
     assert reference.u.dtype == reference.w.dtype == jnp.float32
-    exact = tasks.reference_solution(small_quadratic(), jnp.zeros(3), jnp.zeros(5))
+    exact = tasks.reference.reference_solution(small_quadratic(), jnp.zeros(3), jnp.zeros(5))
     np.testing.assert_allclose(
         reference.u, exact.u, atol=20 * 2e-4
     )  # condition * tol, and rounding
     with pytest.raises(ValueError, match=r"`tol` must be at least 1e-05.*use float64"):
-        tasks.reference_solution(p, u, w)
+        tasks.reference.reference_solution(p, u, w)
 
 
 def test_reference_compiles_once(compilations):
     for seed in (5, 6):
-        tasks.reference_solution(small_quadratic(seed), jnp.zeros(3), jnp.zeros(5), tol=10.0**-seed)
+        tasks.reference.reference_solution(
+            small_quadratic(seed), jnp.zeros(3), jnp.zeros(5), tol=10.0**-seed
+        )
     assert sum("evaluate" in name for name in compilations) <= 1  # 0 after the tests above
 
 
 def test_reference_that_is_not_reached_is_an_error_with_the_last_point():
     p = small_quadratic()
     with pytest.raises(bilevel.BilevelError, match="`max_steps` is reached") as error:
-        tasks.reference_solution(p, jnp.zeros(3), jnp.zeros(5), max_steps=2)
+        tasks.reference.reference_solution(p, jnp.zeros(3), jnp.zeros(5), max_steps=2)
     solution = error.value.solution
     assert solution.stats == {"num_steps": 2, "converged": False}
     assert bool(solution.result == bilevel.RESULTS.outer_max_steps_reached)
@@ -560,19 +565,19 @@ def test_reference_refuses_an_inner_problem_without_a_minimum():
         outer=lambda u, w, _: w**2, inner=lambda u, w, _: jnp.sin(u) * w
     )
     with pytest.raises(bilevel.BilevelError, match="No inner solution"):
-        tasks.reference_solution(unbounded, jnp.array(1.0), jnp.array(1.0))
+        tasks.reference.reference_solution(unbounded, jnp.array(1.0), jnp.array(1.0))
 
 
 def test_reference_refuses_what_it_cannot_do():
-    reference: Any = inspect.unwrap(tasks.reference_solution)
+    reference: Any = inspect.unwrap(tasks.reference.reference_solution)
     x, y, x_val, y_val = as_jax(*cleaning_data())
-    model = tasks.linear_model(D, K)
+    model = tasks.models.linear_model(D, K)
     p = tasks.reweighting(x, y, x_val, y_val, model.predict)
     with pytest.raises(ValueError, match="Euclidean, got Simplex"):
         reference(p, tasks.uniform_weights(N), model.w0)
     fixed = bilevel.FixedPointProblem(outer=lambda u, w, _: w, map=lambda u, w, _: u * w)
     with pytest.raises(TypeError, match=r"must be a BilevelProblem.*FixedPointProblem"):
-        inspect.unwrap(_reference._check)(fixed, jnp.array(1.0), jnp.array(1.0), 1e-8)
+        inspect.unwrap(_stationary._check)(fixed, jnp.array(1.0), jnp.array(1.0), 1e-8)
 
 
 # ---- what all builders share
@@ -580,7 +585,7 @@ def test_reference_refuses_what_it_cannot_do():
 
 def builders():
     """Each builder without the run-time checks of annotations, which would come first."""
-    linear = tasks.linear_model(D, K).predict
+    linear = tasks.models.linear_model(D, K).predict
 
     def with_model(build):
         return lambda *data: inspect.unwrap(build)(*data, linear)
@@ -615,7 +620,7 @@ def test_values_out_of_range_are_refused():
         tasks.logistic(x, codes, x_val, signs)
     with pytest.raises(ValueError, match="`y_val` must hold labels"):
         tasks.logistic(x, signs, x_val, codes)
-    predict = tasks.linear_model(2, 2).predict
+    predict = tasks.models.linear_model(2, 2).predict
     with pytest.raises(ValueError, match="`l2` must be >= 0, got -1"):
         tasks.hyper_cleaning(x, codes, x_val, codes, predict, l2=-1.0)
     for penalty in [0.0, -1.0]:
@@ -658,13 +663,13 @@ def test_problems_from_separate_calls_share_one_compilation(compilations):
     def value(p, u, w):
         return p.inner(u, w, p.inner_data) + p.outer(u, w, p.outer_data)
 
-    predict = tasks.linear_model(D, K).predict
+    predict = tasks.models.linear_model(D, K).predict
     for seed in (0, 1):
         value(small_quadratic(seed), jnp.zeros(3), jnp.zeros(5))
         value(tasks.ridge(*as_jax(*ridge_data(seed))), jnp.zeros(4), jnp.zeros(4))
         value(tasks.logistic(*as_jax(*logistic_data(6, seed))), jnp.zeros(6), jnp.zeros(6))
         data = as_jax(*cleaning_data(seed))
-        w = tasks.linear_model(D, K).w0
+        w = tasks.models.linear_model(D, K).w0
         value(tasks.hyper_cleaning(*data, predict=predict), jnp.zeros(N), w)
         value(tasks.tensor_penalties(*data, predict=predict), tasks.log_penalties(w), w)
     assert len([name for name in compilations if "value" in name]) == 5

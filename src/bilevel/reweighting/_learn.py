@@ -12,7 +12,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 from .._algorithm.base import AbstractAlgorithm
 from .._callback import AbstractCallback
-from ..tasks import Model
+from ..tasks.models import Model
 from ._inputs.checks import InputError
 from ._inputs.prepare import MIN_MAX, prepare
 from ._weights.auto import auto_weights
@@ -62,7 +62,7 @@ def learn_weights(
         task: classification, regression, or `"auto"`: regression if `y` holds numbers that are not
             integers, or more than 50 distinct ones that on average occur less than ten times.
         model: the differentiable model whose loss is used: `"linear"` (softmax, or least squares),
-            `"mlp"`, or any `bilevel.tasks.Model`.
+            `"mlp"`, or any `bilevel.tasks.models.Model`.
         method: `"auto"`, which tries uniform weights, the trusted rows alone or beside the others, the
             rows that a model of the trusted rows agrees with, a weight function of rankings, the ratio
             of densities where the trusted rows are distributed otherwise, and with ten trusted rows a

@@ -1,91 +1,35 @@
-"""Builders that turn a task into a `BilevelProblem`, and reference solutions for them."""
+"""Builders that turn a task into a `BilevelProblem`, with their data and their starting points.
 
+Models and losses are in `bilevel.tasks.models`, closed forms and other solutions to compare with in
+`bilevel.tasks.reference`.
+"""
+
+from typing import Any
+
+from . import models, reference
 from ._anti_distillation import (
     anti_distillation,
-    anti_distillation_limit,
     exponential_amplitudes,
     fourier_features,
     harmonic_amplitudes,
-    min_norm_fit,
 )
 from ._cleaning import hyper_cleaning
-from ._distillation import (
-    augment,
-    augmentation,
-    distillation,
-    hard_labels,
-    identity_augmentation,
-    soft_cross_entropy,
-)
-from ._equilibrium import (
-    EquilibriumModel,
-    FixedPoints,
-    contracted,
-    equilibrium,
-    equilibrium_model,
-)
+from ._distillation import augmentation, distillation, hard_labels, identity_augmentation
+from ._equilibrium import equilibrium
 from ._federated import deal_rows, federated
 from ._folds import cross_validation, stack_models
-from ._hyperparameters import (
-    linear_predict,
-    log_penalties,
-    logistic,
-    logistic_loss,
-    ridge,
-    ridge_solution,
-    tensor_penalties,
-)
-from ._kernel import kernel_ridge, kernel_ridge_solution, rbf_kernel
-from ._meta import (
-    Episodes,
-    Representation,
-    conv4,
-    episodes,
-    meta_accuracy,
-    meta_learning,
-    meta_ridge_solution,
-    mlp_representation,
-    one_hot_error,
-    rotated_classes,
-)
-from ._nonsmooth import (
-    SupportCheck,
-    check_support,
-    elastic_net,
-    elastic_net_cv,
-    lasso,
-    lasso_cv,
-    support_hypergradient,
-)
+from ._hyperparameters import log_penalties, logistic, ridge, tensor_penalties
+from ._kernel import kernel_ridge
+from ._meta import Episodes, episodes, meta_accuracy, meta_learning, rotated_classes
+from ._nonsmooth import elastic_net, elastic_net_cv, lasso, lasso_cv
 from ._poisoning import poisoned_rows, poisoning
 from ._quadratic import quadratic
-from ._reference import Reference, reference_solution
-from ._reweighting import (
-    Model,
-    linear_model,
-    mlp_model,
-    reweighting,
-    softmax_cross_entropy,
-    squared_error,
-    uniform_weights,
-    weight_function,
-)
+from ._reweighting import reweighting, uniform_weights, weight_function
 
 __all__ = [
     "Episodes",
-    "EquilibriumModel",
-    "FixedPoints",
-    "Model",
-    "Reference",
-    "Representation",
-    "SupportCheck",
     "anti_distillation",
-    "anti_distillation_limit",
-    "augment",
     "augmentation",
-    "check_support",
-    "contracted",
-    "conv4",
     "cross_validation",
     "deal_rows",
     "distillation",
@@ -93,7 +37,6 @@ __all__ = [
     "elastic_net_cv",
     "episodes",
     "equilibrium",
-    "equilibrium_model",
     "exponential_amplitudes",
     "federated",
     "fourier_features",
@@ -102,36 +45,30 @@ __all__ = [
     "hyper_cleaning",
     "identity_augmentation",
     "kernel_ridge",
-    "kernel_ridge_solution",
     "lasso",
     "lasso_cv",
-    "linear_model",
-    "linear_predict",
     "log_penalties",
     "logistic",
-    "logistic_loss",
     "meta_accuracy",
     "meta_learning",
-    "meta_ridge_solution",
-    "min_norm_fit",
-    "mlp_model",
-    "mlp_representation",
-    "one_hot_error",
+    "models",
     "poisoned_rows",
     "poisoning",
     "quadratic",
-    "rbf_kernel",
-    "reference_solution",
+    "reference",
     "reweighting",
     "ridge",
-    "ridge_solution",
     "rotated_classes",
-    "soft_cross_entropy",
-    "softmax_cross_entropy",
-    "squared_error",
     "stack_models",
-    "support_hypergradient",
     "tensor_penalties",
     "uniform_weights",
     "weight_function",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The old names of what is in `models` and `reference` now."""
+    for module in (models, reference):
+        if name in module.__all__:
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")

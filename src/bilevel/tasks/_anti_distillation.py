@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._problem import BilevelProblem
-from ._reweighting import Predict, squared_error
+from .models import Predict, squared_error
 
 Rows = tuple[Float[Array, "batch features"], Int[Array, " batch"]]
 
@@ -128,49 +128,3 @@ def anti_distillation(
         outer_data=(X_original, y_original),
         inner_data=(X, jnp.arange(X.shape[0])),
     )
-
-
-def min_norm_fit(u: Float[Array, " points"], batch: Rows) -> Float[Array, " features"]:
-    """`X^+ u`: where gradient descent from `w = 0` ends, of all w that fit the targets best.
-
-    For `ClosedForm`, of the default linear model; with `ITD` the hypergradient is then exact.
-    """
-    X, i = batch
-    return jnp.linalg.pinv(X) @ u[i]
-
-
-def anti_distillation_limit(
-    X: Float[Array, "points features"],
-    X_original: Float[Array, "original features"],
-    y_original: Float[Array, " original"],
-    solved: Float[Array, "features original"],
-    u0: Float[Array, " points"] | None = None,
-) -> Float[Array, " points"]:
-    """Where cold-started gradient steps end, with an approximate inverse in the hypergradient.
-
-        u_{s+1} = u_s - b C (X_o X^+ u_s - y),   C = X A^-1 X_o^T        (A^-1 in place of H^-1)
-        u_inf   = u_0 + C (X_o X^+ C)^-1 (y - X_o X^+ u_0)
-
-    whatever the step b > 0, as long as it is small enough and the eigenvalues of `X_o X^+ C` have
-    positive real parts. All of these fit the original points; with the exact `A^-1 = (X^T X)^+` it is
-    the one that is nearest to `u_0` (Theorem 3.1). For one original point the norm of `u_inf` from
-    `u_0 = 0` never grows as the filter `l / A` of the eigenvalues l of `X^T X` (1 for the exact
-    inverse) gets flatter, as it does for more Neumann terms and for less damping.
-
-    Args:
-        X, X_original, y_original: those of `anti_distillation` with the default linear model.
-        solved: `A^-1 X_original^T`, what the linear solver makes of the columns `X_original^T`.
-        u0: where the run starts, zero by default.
-
-    Not in the paper, which runs gradient descent.
-
-    >>> import jax.numpy as jnp
-    >>> X, original, y = jnp.eye(2), jnp.array([[1.0, 3.0]]), jnp.array([10.0])
-    >>> anti_distillation_limit(X, original, y, original.T).tolist()
-    [1.0, 3.0]
-    """
-    pseudo_inverse = jnp.linalg.pinv(X)
-    response = X_original @ pseudo_inverse
-    u0 = jnp.zeros_like(X[:, 0]) if u0 is None else u0
-    moves = X @ solved
-    return u0 + moves @ jnp.linalg.solve(response @ moves, y_original - response @ u0)

@@ -10,14 +10,8 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
-from ._reweighting import Loss, MeanRisk, Predict, softmax_cross_entropy
-
-
-def soft_cross_entropy(
-    logits: Float[Array, "batch classes"], target: Float[Array, "batch classes"]
-) -> Float[Array, " batch"]:
-    """`-sum_k t_k log softmax(z)_k` a row, for targets that are probabilities."""
-    return optax.softmax_cross_entropy(logits, target)
+from ._reweighting import MeanRisk
+from .models import Loss, Predict, augment, soft_cross_entropy, softmax_cross_entropy
 
 
 class _DistilledRisk(eqx.Module):
@@ -110,13 +104,6 @@ class _AugmentedRisk(eqx.Module):
         x, y = batch
         risk = jnp.mean(self.loss(self.predict(w, augment(u, x)), y))
         return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
-
-
-def augment(
-    u: dict[str, Array], x: Float[Array, "batch features"]
-) -> Float[Array, "batch features"]:
-    """The linear augmentation network: `x A^T + b`, with `u = {"matrix": A, "bias": b}`."""
-    return x @ u["matrix"].T + u["bias"][None]
 
 
 def identity_augmentation(num_features: int) -> dict[str, Array]:

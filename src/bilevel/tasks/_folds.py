@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Scalar, Shaped
 
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows, squared_penalty
-from ._reweighting import Loss, Predict, squared_error
+from .models import Loss, Predict, squared_error
 
 FoldBatch = tuple[Array, Array, Array]
 
@@ -83,7 +83,7 @@ def cross_validation(
             on.
 
     >>> import jax.numpy as jnp
-    >>> from bilevel.tasks import linear_predict, squared_error, stack_models
+    >>> from bilevel.tasks.models import linear_predict, squared_error
     >>> X, y = jnp.ones((4, 1)), jnp.array([0.0, 0.0, 2.0, 2.0])
     >>> problem = cross_validation(X, y, 2, linear_predict, loss=squared_error)
     >>> w = stack_models(jnp.zeros(1), 2)

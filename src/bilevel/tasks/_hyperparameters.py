@@ -10,14 +10,15 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Scalar, Shaped
 
 from .._problem import BilevelProblem
-from ._reweighting import Loss, MeanRisk, Predict, softmax_cross_entropy, squared_error
-
-
-def logistic_loss(
-    prediction: Float[Array, "batch outputs"], y: Float[Array, " batch"]
-) -> Float[Array, " batch"]:
-    """`log(1 + exp(-y z))` a row, for labels in {-1, 1} and models with one output z."""
-    return jax.nn.softplus(-y * prediction[:, 0])
+from ._reweighting import MeanRisk
+from .models import (
+    Loss,
+    Predict,
+    linear_predict,
+    logistic_loss,
+    softmax_cross_entropy,
+    squared_error,
+)
 
 
 class _PenalisedRisk(eqx.Module):
@@ -38,13 +39,6 @@ def _penalty(u: Array, w: PyTree) -> Array:
     """`1/2 sum_j exp(u_j) w_j^2` over the part of `w` that `u` stands for."""
     squares = [jnp.sum(jnp.exp(u) * leaf**2) for leaf in jax.tree.leaves(w)]
     return 0.5 * jnp.sum(jnp.stack(squares))
-
-
-def linear_predict(
-    w: Float[Array, " features"], x: Float[Array, "batch features"]
-) -> Float[Array, "batch 1"]:
-    """`x'w` a row: the model of `ridge` and `logistic`, for builders that take any model."""
-    return (x @ w)[:, None]
 
 
 def check_rows(X: Any, y: Any, X_val: Any, y_val: Any) -> None:
@@ -125,39 +119,6 @@ def ridge(
     )
 
 
-def ridge_solution(
-    u: Float[Array, "*features"], batch: tuple[Array, ...]
-) -> Float[Array, "*folds features"]:
-    """The inner solution of `ridge`, or of `cross_validation` with its loss and `linear_predict`.
-
-        w*(u) = (X'X / rows + diag(exp(u)))^-1 X'y / rows
-        w_k*(u) = (X'A_k X / rows + diag(exp(u)))^-1 X'A_k y / rows,    A_k = diag(a_1k, a_2k, ..)
-
-    Args:
-        u: log-penalties, of shape `()` or `(features,)`.
-        batch: `problem.inner_data`: `(X, y)`, or `(X, y, a)` with the training weights a of shape
-            `(rows, folds)`, and then the result has shape `(folds, features)`.
-
-    As `bilevel.ClosedForm(ridge_solution)` it is the inner solver; jax differentiates through it, so
-    that `ITD` with it is exact. By Cholesky: `features^3 / 3` operations a model.
-
-    >>> import jax.numpy as jnp
-    >>> ridge_solution(jnp.zeros(()), (jnp.eye(2), jnp.array([3.0, 6.0]))).round(4).tolist()
-    [1.0, 2.0]
-    """
-    x, y, *weights = batch
-    penalty = jnp.diag(jnp.broadcast_to(jnp.exp(u), x.shape[1:]))
-
-    def solve(a: Float[Array, " rows"]) -> Float[Array, " features"]:
-        weighted = (x * a[:, None]).T / x.shape[0]
-        factor = jax.scipy.linalg.cho_factor(weighted @ x + penalty)
-        return jax.scipy.linalg.cho_solve(factor, weighted @ y)
-
-    if weights:
-        return jax.vmap(solve, in_axes=1)(weights[0])
-    return solve(jnp.ones_like(y))
-
-
 def logistic(
     X: Float[Array, "rows features"],
     y: Shaped[Array, " rows"],
@@ -235,7 +196,7 @@ def tensor_penalties(
 
     >>> import jax, jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([0, 1])
-    >>> from bilevel.tasks import mlp_model
+    >>> from bilevel.tasks.models import mlp_model
     >>> model = mlp_model(2, 2, key=jax.random.key(0), width=3)
     >>> problem = tensor_penalties(X, y, X, y, model.predict)
     >>> u = log_penalties(model.w0, 1e-2)

@@ -1,46 +1,21 @@
 """Kernel ridge regression with its length-scales and its penalty as the outer variable."""
 
-from collections.abc import Callable
-from typing import Any
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
+from .models import Kernel, rbf_kernel
 
-Kernel = Callable[[PyTree, Array, Array], Array]
 KernelVariable = tuple[PyTree, Float[Array, ""]]
-
-
-def rbf_kernel(
-    log_scale: Float[Array, "*features"],
-    a: Float[Array, "a features"],
-    b: Float[Array, "b features"],
-) -> Float[Array, "a b"]:
-    """`exp(-1/2 sum_j (a_j - b_j)^2 / l_j^2)`, `l = exp(log_scale)`.
-
-    One length-scale, shape `()`, is scikit-learn's `rbf` with `gamma = 1 / 2 l^2`; one a feature is
-    automatic relevance determination (ARD): l_j of an irrelevant feature grows.
-
-    >>> import jax.numpy as jnp
-    >>> a = jnp.array([[0.0], [2.0]])
-    >>> rbf_kernel(jnp.log(2.0), a, a).round(3).tolist()[1][1]
-    1.0
-    """
-    scale = jnp.broadcast_to(jnp.exp(-log_scale), a.shape[1:])
-    a, b = a * scale[None, :], b * scale[None, :]
-    squares = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None, :]
-    return jnp.exp(a @ b.T - 0.5 * squares)
 
 
 class _DualObjective(eqx.Module):
     kernel: Kernel
 
     def __call__(self, u: KernelVariable, w: Array, batch: tuple[Array, Array]) -> Scalar:
-        gram, penalty, y = _system(self.kernel, u, batch)
+        gram, penalty, y = dual_system(self.kernel, u, batch)
         if y.shape != w.shape:
             raise ValueError(
                 f"the inner variable of `kernel_ridge` has one entry for each training row, got "
@@ -59,7 +34,7 @@ class _DualRisk(eqx.Module):
         return 0.5 * jnp.mean((self.kernel(u[0], x, self.rows) @ w - y) ** 2)
 
 
-def _system(
+def dual_system(
     kernel: Kernel, u: KernelVariable, batch: tuple[Array, Array]
 ) -> tuple[Array, Array, Array]:
     x, y = batch
@@ -106,6 +81,7 @@ def kernel_ridge(
         ValueError: shapes that do not belong together.
 
     >>> import jax.numpy as jnp
+    >>> from bilevel.tasks.reference import kernel_ridge_solution
     >>> X, y = jnp.array([[0.0], [30.0]]), jnp.array([2.0, 4.0])  # far apart: K = I
     >>> u = jnp.zeros(()), jnp.log(0.5)
     >>> problem = kernel_ridge(X, y, X, y)
@@ -120,18 +96,3 @@ def kernel_ridge(
         outer_data=(X_val, y_val),
         inner_data=(X, y),
     )
-
-
-def kernel_ridge_solution(
-    u: KernelVariable, batch: tuple[Array, Array], kernel: Any = rbf_kernel
-) -> Float[Array, " rows"]:
-    """`(K + n lambda I)^-1 y` by Cholesky, the inner solution of `kernel_ridge`.
-
-    Use `bilevel.ClosedForm(kernel_ridge_solution)`; for another kernel
-    `bilevel.ClosedForm(functools.partial(kernel_ridge_solution, kernel=kernel))`. Not a number where
-    the matrix is not positive definite to rounding: then lambda is too small for the dtype.
-    """
-    gram, penalty, y = _system(kernel, u, batch)
-    n = y.shape[0]
-    factor = jax.scipy.linalg.cho_factor(gram + n * penalty * jnp.eye(n, dtype=gram.dtype))
-    return jax.scipy.linalg.cho_solve(factor, y)

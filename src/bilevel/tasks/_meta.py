@@ -1,18 +1,16 @@
 """Meta-learning: a representation shared by many small tasks, each with a linear model of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from .._problem import BilevelProblem
-from ._reweighting import Loss, softmax_cross_entropy
+from .models import Loss, Represent, softmax_cross_entropy
 
-Represent = Callable[[PyTree, Array], Array]
 Rows = Shaped[Array | np.ndarray, "rows ..."]
 
 
@@ -106,17 +104,8 @@ def rotated_classes(
     return np.concatenate(turned), np.concatenate([4 * y + quarter for quarter in range(4)])
 
 
-def one_hot_error(
-    prediction: Float[Array, "batch classes"], y: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    """`|z - e_y|^2 / 2` a row: least squares on one-hot labels."""
-    return 0.5 * jnp.sum(
-        (prediction - jax.nn.one_hot(y, prediction.shape[1], dtype=prediction.dtype)) ** 2, 1
-    )
-
-
 # Modules, not closures: problems of new episodes of the same shapes share one compilation.
-class _Shared(eqx.Module):
+class SharedFeatures(eqx.Module):
     represent: Represent
     biased: bool
 
@@ -132,7 +121,7 @@ class _Shared(eqx.Module):
 
 
 class _TaskRisk(eqx.Module):
-    shared: _Shared
+    shared: SharedFeatures
     loss: Loss
     num_tasks: int
 
@@ -151,7 +140,7 @@ class _TaskRisk(eqx.Module):
         return jnp.mean(self.loss(logits.reshape(-1, logits.shape[-1]), batch[1].reshape(-1)))
 
 
-class _SupportRisk(eqx.Module):
+class SupportRisk(eqx.Module):
     risk: _TaskRisk
     l2: float
 
@@ -216,70 +205,13 @@ def meta_learning(
         raise ValueError(f"`l2` must be >= 0, got {l2}.")
     num_tasks = tasks.support_y.shape[0]
     index = jnp.arange(num_tasks, dtype=jnp.int32)
-    shared = _Shared(represent, biased)
+    shared = SharedFeatures(represent, biased)
     return BilevelProblem(
         outer=_TaskRisk(shared, loss if outer_loss is None else outer_loss, num_tasks),
-        inner=_SupportRisk(_TaskRisk(shared, loss, num_tasks), l2),
+        inner=SupportRisk(_TaskRisk(shared, loss, num_tasks), l2),
         outer_data=(tasks.query_x, tasks.query_y, index),
         inner_data=(tasks.support_x, tasks.support_y, index),
     )
-
-
-class _MetaRidge(eqx.Module):
-    shared: _Shared
-    l2: float
-    ways: int
-
-    def __call__(self, u: PyTree, batch: Any) -> Float[Array, "tasks ways features"]:
-        x, y, _ = batch
-        features = self.shared.features(u, x)
-        n, d = features.shape[1:]
-        target = jax.nn.one_hot(y, self.ways, dtype=features.dtype)
-        if self.shared.biased:
-            target = target - jnp.einsum("tnd,kd->tnk", features, u["bias"])
-
-        def solve(phi: Array, r: Array) -> Array:
-            if n <= d:  # W - b = R' (Phi Phi' + n l2)^-1 Phi
-                gram = phi @ phi.T + n * self.l2 * jnp.eye(n, dtype=phi.dtype)
-                return _solve(gram, r).T @ phi
-            gram = phi.T @ phi + n * self.l2 * jnp.eye(d, dtype=phi.dtype)
-            return _solve(gram, phi.T @ r).T
-
-        w = jax.vmap(solve)(features, target)
-        return u["bias"][None] + w if self.shared.biased else w
-
-
-def _solve(matrix: Float[Array, "n n"], right: Float[Array, "n ways"]) -> Float[Array, "n ways"]:
-    # Differentiated as a solve, with the same factor, and not through the factorisation.
-    return jax.scipy.linalg.solve(matrix, right, assume_a="pos")
-
-
-def meta_ridge_solution(problem: BilevelProblem, ways: int) -> Callable[[PyTree, Any], Array]:
-    """The inner solution of `meta_learning` with `loss=one_hot_error`, `(u, batch) -> w`.
-
-        w_t*(u) = b + (E - Phi b')' (Phi Phi' + n l2 I)^-1 Phi          (b = 0 unless biased)
-
-    with Phi the n support features of task t and E its one-hot labels. `bilevel.ClosedForm` of it is
-    an inner solver that `ITD` differentiates exactly (Bertinetto et al. 2019, R2-D2), and it fits new
-    tasks. A Cholesky factor of `n x n` or `features x features`, the smaller, for each task.
-
-    Args:
-        problem: from `meta_learning`; its data are not used, so one solution serves all episodes.
-        ways: classes a task.
-
-    Raises:
-        ValueError: the loss is another one, or `l2` = 0, which has no unique solution.
-        TypeError: the problem is of another kind.
-    """
-    inner = problem.inner
-    if not isinstance(inner, _SupportRisk):
-        raise TypeError("`meta_ridge_solution` needs a problem made by `meta_learning`.")
-    if inner.risk.loss is not one_hot_error or inner.l2 == 0:
-        raise ValueError(
-            "`meta_ridge_solution` is for `meta_learning(..., loss=one_hot_error)` with l2 > 0, got "
-            f"l2={inner.l2}, loss={inner.risk.loss!r}. Use an iterative inner solver."
-        )
-    return _MetaRidge(inner.risk.shared, inner.l2, ways)
 
 
 def meta_accuracy(
@@ -295,95 +227,3 @@ def meta_accuracy(
     batch: Any = problem.outer_data
     given = jnp.argmax(problem.outer.logits(u, w, batch), axis=2).astype(batch[1].dtype)
     return jnp.mean((given == batch[1]).astype(w.dtype), axis=1)
-
-
-class Representation(NamedTuple):
-    """Initial parameters, and `features(u, rows)` of shape `(rows, features)`."""
-
-    u0: PyTree[Array]
-    features: Represent
-
-
-def mlp_representation(
-    num_inputs: int,
-    num_features: int,
-    *,
-    key: Key[Array, ""],
-    width: int = 64,
-    depth: int = 1,
-) -> Representation:
-    """A perceptron with `depth` hidden tanh layers, on rows of any shape laid flat."""
-    net = eqx.nn.MLP(num_inputs, num_features, width, depth, activation=jnp.tanh, key=key)
-    u0, static = eqx.partition(net, eqx.is_array)
-
-    def features(u: PyTree, x: Shaped[Array, "rows ..."]) -> Float[Array, "rows features"]:
-        return jax.vmap(eqx.combine(u, static))(x.reshape(x.shape[0], -1))
-
-    return Representation(u0, features)
-
-
-class _Conv4(eqx.Module):
-    convolutions: list[eqx.nn.Conv2d]
-    norms: list[eqx.nn.GroupNorm]
-
-    def __call__(self, x: Float[Array, "channels height width"]) -> Float[Array, " features"]:
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = _pool(jax.nn.relu(norm(convolution(x))))
-        return x.reshape(-1)
-
-
-def _pool(
-    x: Float[Array, "channels height width"],
-) -> Float[Array, "channels half_height half_width"]:
-    # As a maximum over reshaped axes: on a CPU the derivative of a windowed maximum is far slower.
-    channels, height, width = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
-    cut = x[:, : 2 * height, : 2 * width]
-    return jnp.max(cut.reshape(channels, height, 2, width, 2), axis=(2, 4))
-
-
-def conv4(
-    shape: tuple[int, ...],
-    *,
-    key: Key[Array, ""],
-    width: int = 64,
-    blocks: int = 4,
-    groups: int = 1,
-) -> Representation:
-    """The few-shot literature's four blocks of 3 x 3 convolution, norm, relu and 2 x 2 max-pooling.
-
-    Args:
-        shape: of an image, `(height, width)` or `(channels, height, width)`.
-        key: for the initial parameters.
-        width: filters a block (64 in Li, Gu & Huang, C.2).
-        blocks: each halves height and width, rounding down; 4 need 16 pixels. Features are
-            `width * (height >> blocks) * (width >> blocks)`, 64 for 28 x 28 images.
-        groups: of the group normalisation.
-
-    Departs from the literature: the norm is over the channels and pixels of *one* image (GroupNorm;
-    with one group, LayerNorm) and not over a batch, so that phi is a function of the row alone and f
-    and F are the functions of (u, w) that they claim to be.
-
-    Raises:
-        ValueError: the images are too small for the blocks, or `groups` does not divide `width`.
-    """
-    channels, height, breadth = (1, *shape) if len(shape) == 2 else shape
-    if min(height, breadth) < 2**blocks:
-        raise ValueError(
-            f"{blocks} blocks halve an image {blocks} times, which needs {2**blocks} pixels a side, "
-            f"got {height} x {breadth}; use fewer `blocks`."
-        )
-    if width % groups:
-        raise ValueError(f"`groups`={groups} must divide `width`={width}.")
-    sizes = [channels, *[width] * blocks]
-    keys = jax.random.split(key, blocks)
-    net = _Conv4(
-        [eqx.nn.Conv2d(sizes[k], width, 3, padding=1, key=keys[k]) for k in range(blocks)],
-        [eqx.nn.GroupNorm(groups, width) for _ in range(blocks)],
-    )
-    u0, static = eqx.partition(net, eqx.is_array)
-
-    def features(u: PyTree, x: Shaped[Array, "rows ..."]) -> Float[Array, "rows features"]:
-        images = x.reshape(x.shape[0], channels, height, breadth)
-        return jax.vmap(eqx.combine(u, static))(images)
-
-    return Representation(u0, features)

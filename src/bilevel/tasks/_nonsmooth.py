@@ -6,12 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, Float, Scalar
 
 from .._problem import FixedPointProblem
 from ._folds import FoldRisk, fold_weights
-from ._hyperparameters import check_rows, linear_predict
-from ._reweighting import MeanRisk, squared_error
+from ._hyperparameters import check_rows
+from ._reweighting import MeanRisk
+from .models import linear_predict, squared_error
 
 LogPenalties = Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "..."]]
 
@@ -35,7 +36,7 @@ def _proximal_step(
     step: Scalar,
     weight: Float[Array, " rows"] | None = None,
 ) -> Float[Array, " features"]:
-    l1, l2 = _penalties(u, w)
+    l1, l2 = feature_penalties(u, w)
     error = x @ w - y
     error = error if weight is None else weight * error
     z = w - step * (error @ x / x.shape[0])
@@ -44,7 +45,7 @@ def _proximal_step(
     return shrunk / (1 + step * l2)
 
 
-def _penalties(u: LogPenalties, w: Float[Array, " features"]) -> tuple[Array, Array]:
+def feature_penalties(u: LogPenalties, w: Float[Array, " features"]) -> tuple[Array, Array]:
     """The two penalties of each feature; without a second log-penalty it is zero."""
     log_l1, *log_l2 = u if isinstance(u, tuple) else (u,)
     for log_penalty in (log_l1, *log_l2):
@@ -203,135 +204,3 @@ def lasso_cv(
         ValueError: shapes that do not belong together; a fold without rows.
     """
     return elastic_net_cv(X, y, folds)
-
-
-def _each_model(function: Any, w: Array, batch: Any, *others: Array) -> Any:
-    """`function(x, y, w, *others)` of the split, or of each fold with its rows' weights applied."""
-    x, y, *weights = batch
-    if not weights:
-        return function(x, y, w, *others)
-
-    def of_fold(a: Array, w: Array, *others: Array) -> Any:
-        root = jnp.sqrt(a)
-        return function(root[:, None] * x, root * y, w, *others)
-
-    in_axes = (1, *(0 for _ in (w, *others)))
-    return jax.vmap(of_fold, in_axes)(weights[0], w, *others)
-
-
-def support_hypergradient(
-    problem: FixedPointProblem, u: LogPenalties, w: Float[Array, "*folds features"]
-) -> PyTree[Array]:
-    """The hypergradient of this module's problems by dense algebra on the support of `w`.
-
-        (G_SS + diag(exp(u2))_SS) v = (grad_w F)_S,     S = {j: w_j != 0}
-        grad Phi = grad_u F - d_u (exp(u1) sign(w) + exp(u2) w)^T v
-
-    By Cholesky on all features, with the identity off S: `features^3 / 3` operations a model, which
-    for some hundred features is faster than an iterative solver. Exact at an exact `w`, in
-    whose neighbourhood its error is of the order of `w`'s; on another support it is that one's
-    hypergradient. Not a number where the columns on S are dependent and exp(u2) is 0.
-    """
-
-    def solve(x: Array, y: Array, w: Array, by_w: Array) -> Array:
-        on = w != 0
-        gram = x.T @ x / x.shape[0] + jnp.diag(_penalties(u, w)[1])
-        system = jnp.where(on[:, None] & on[None, :], gram, jnp.eye(len(w), dtype=w.dtype))
-        factor = jax.scipy.linalg.cho_factor(system)
-        return jax.scipy.linalg.cho_solve(factor, jnp.where(on, by_w, 0))
-
-    def stationarity(u: LogPenalties) -> Array:
-        def of_model(w: Array) -> Array:
-            l1, l2 = _penalties(u, w)
-            return l1 * jnp.sign(w) + l2 * w
-
-        return jax.vmap(of_model)(w) if w.ndim == 2 else of_model(w)
-
-    by_u, by_w = jax.grad(problem.outer, argnums=(0, 1))(u, w, problem.outer_data)
-    v = _each_model(solve, w, problem.inner_data, by_w)
-    (cross,) = jax.vjp(stationarity, u)[1](v)
-    return jax.tree.map(jnp.subtract, by_u, cross)
-
-
-class SupportCheck(eqx.Module):
-    """What `check_support` found, one entry a fold where there are folds.
-
-    Attributes:
-        support: the features with `w_j != 0`.
-        identified: it is certain that this is the support of w*, with these signs.
-        margin: `min_j (exp(u1_j) - |c_j|)` off the support: how strictly complementary w is, and how
-            near the next feature is to entering. Negative: one must enter. Infinite: all are in.
-        smallest: `min_j |w_j|` on the support, how near the next feature is to leaving; infinite
-            where the support is empty.
-        gap: the duality gap, an upper bound on what the inner objective is above its minimum.
-        distance: an upper bound on `||w - w*||`; infinite where none is known.
-    """
-
-    support: Bool[Array, "*folds features"]
-    identified: Bool[Array, "*folds"]
-    margin: Float[Array, "*folds"]
-    smallest: Float[Array, "*folds"]
-    gap: Float[Array, "*folds"]
-    distance: Float[Array, "*folds"]
-
-
-def check_support(
-    problem: FixedPointProblem, u: LogPenalties, w: Float[Array, "*folds features"]
-) -> SupportCheck:
-    """Is the support of `w` that of the inner solution? A certificate, not a guess.
-
-    The objective P with its augmented residual `r = (y - Xw, -sqrt(n exp(u2)) w)` and correlations
-    `c = X'(y - Xw) / n - exp(u2) w` has the dual point t r, feasible for `|t c_j| <= exp(u1_j)`:
-
-        gap = P(w) - (t y'(y - Xw) - t^2 ||r||^2 / 2) / n          t the best feasible one
-        w*_j = 0   where   |t c_j| + sqrt(2 n gap) ||x_j|| / n < exp(u1_j)
-
-    (x_j augmented too; the Gap Safe sphere of Ndiaye et al. 2017.) With E what this does not
-    exclude and mu the smallest eigenvalue of `G_EE + diag(exp(u2))_EE`,
-    `||w - w*|| <= sqrt(2 gap / mu)` for a w that is zero off E. The support is identified if E is the
-    support of w and all of it is larger than that distance.
-
-    Args:
-        problem: of `lasso`, `elastic_net` or their cross-validated versions.
-        u: log-penalties.
-        w: an approximate inner solution, with zeros in it as proximal steps leave them.
-
-    Near a kink of Phi it takes a more accurate w to be certain, at a kink none is. Cost: an
-    eigenvalue decomposition, of the order of `features^3` operations a model.
-
-    >>> import jax.numpy as jnp
-    >>> X, y = jnp.eye(2), jnp.array([8.0, 0.25])
-    >>> found = check_support(lasso(X, y, X, y), jnp.zeros(()), jnp.array([6.0, 0.0]))
-    >>> found.support.tolist(), bool(found.identified), float(found.margin)
-    ([True, False], True, 0.875)
-    """
-
-    def certify(x: Array, y: Array, w: Array) -> SupportCheck:
-        n, (l1, l2) = x.shape[0], _penalties(u, w)
-        on, error = w != 0, y - x @ w
-        c = error @ x / n - l2 * w
-        square = jnp.vdot(error, error) + n * jnp.vdot(l2, w**2)
-        feasible = 1 / jnp.max(jnp.abs(c) / l1)
-        t = jnp.clip(jnp.vdot(y, error) / jnp.where(square > 0, square, 1), -feasible, feasible)
-        primal = square / (2 * n) + jnp.vdot(l1, jnp.abs(w))
-        dual = (t * jnp.vdot(y, error) - t**2 * square / 2) / n
-        gap = jnp.maximum(primal - dual, 10 * jnp.finfo(w.dtype).eps * primal)  # rounding
-        norms = jnp.sqrt(jnp.sum(x**2, axis=0) + n * l2)
-        possible = jnp.abs(t * c) + jnp.sqrt(2 * n * gap) * norms / n >= l1
-        hessian = x.T @ x / n + jnp.diag(l2)
-        both = possible[:, None] & possible[None, :]
-        large = (jnp.trace(hessian) + 1) * jnp.eye(len(w), dtype=w.dtype)
-        mu = jnp.linalg.eigvalsh(jnp.where(both, hessian, large))[0]
-        known = (mu > 0) & jnp.all(possible | ~on)
-        distance = jnp.where(known, jnp.sqrt(2 * gap / jnp.where(mu > 0, mu, 1)), jnp.inf)
-        smallest = jnp.min(jnp.where(on, jnp.abs(w), jnp.inf))
-        return SupportCheck(
-            support=on,
-            identified=jnp.all(possible == on) & (smallest > distance),
-            margin=jnp.min(jnp.where(on, jnp.inf, l1 - jnp.abs(c))),
-            smallest=smallest,
-            gap=gap,
-            distance=distance,
-        )
-
-    return _each_model(certify, w, problem.inner_data)

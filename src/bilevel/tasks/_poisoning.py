@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from .._geometry import AbstractGeometry, Ball, Box, Rowwise
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
-from ._reweighting import Loss, MeanRisk, Predict, softmax_cross_entropy
+from ._reweighting import MeanRisk
+from .models import Loss, Predict, softmax_cross_entropy
 
 
 class _PoisonedRisk(eqx.Module):

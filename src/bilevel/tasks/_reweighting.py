@@ -1,98 +1,16 @@
 """Data reweighting: one weight a training row, judged by the loss on trusted rows."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._geometry import Simplex
 from .._problem import BilevelProblem, reparametrise
-
-Predict = Callable[[PyTree, Array], Array]
-Loss = Callable[[Array, Array], Array]
-
-
-class Model(NamedTuple):
-    """A differentiable model: its starting parameters and its prediction function.
-
-    `predict(w, x)` maps parameters and rows `(batch, features)` to `(batch, outputs)`: logits, or
-    predicted targets. Any such pair will do; the builders below make the usual ones.
-    """
-
-    w0: PyTree[Array]
-    predict: Predict
-
-
-def linear_model(num_features: int, num_outputs: int, *, bias: bool = True) -> Model:
-    """`x -> W x + b`, started at zero.
-
-    The weight matrix is stored class-major, `(outputs, features)`, so that the two products of a
-    training step, `W @ x.T` and `E @ x`, both stream the rows of `x`; on a CPU that is 1.3 to 1.8
-    times faster than the transposed layout.
-    """
-    w0 = {"weight": jnp.zeros((num_outputs, num_features))}
-    if bias:
-        w0["bias"] = jnp.zeros(num_outputs)
-    return Model(w0, _affine)
-
-
-def _affine(
-    w: dict[str, Array], x: Float[Array, "batch features"]
-) -> Float[Array, "batch outputs"]:
-    outputs = w["weight"] @ x.T
-    if "bias" in w:
-        outputs = outputs + w["bias"][:, None]
-    return outputs.T
-
-
-def mlp_model(
-    num_features: int,
-    num_outputs: int,
-    *,
-    key: Key[Array, ""],
-    width: int = 32,
-    depth: int = 1,
-) -> Model:
-    """A multi-layer perceptron with tanh units (so that the inner objective is smooth).
-
-    Args:
-        num_features, num_outputs: sizes of a row and of a prediction.
-        key: for the initial parameters; a zero start would be a stationary point.
-        width: units a hidden layer.
-        depth: hidden layers.
-    """
-    net = eqx.nn.MLP(num_features, num_outputs, width, depth, activation=jnp.tanh, key=key)
-    w0, static = eqx.partition(net, eqx.is_array)
-
-    def predict(w: PyTree, x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
-        return jax.vmap(eqx.combine(w, static))(x)
-
-    return Model(w0, predict)
-
-
-def softmax_cross_entropy(
-    logits: Float[Array, "batch classes"], y: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    """`log sum_k exp(z_k) - z_y` a row, for integer labels.
-
-    Computed class-major, `(classes, batch)`: reductions over a short last axis, and the gather and
-    scatter of an indexed label, cost a CPU more than the matrix products around them (measured on
-    8000 x 784: 24 ms a Hessian-vector product with optax's loss, 10 ms with this one).
-    """
-    z = logits.T
-    label = jnp.arange(z.shape[0], dtype=y.dtype)[:, None] == y[None, :]
-    return jax.nn.logsumexp(z, axis=0) - jnp.sum(jnp.where(label, z, 0), axis=0)
-
-
-def squared_error(
-    prediction: Float[Array, "batch outputs"], y: Float[Array, " batch"]
-) -> Float[Array, " batch"]:
-    """`(prediction - y)^2 / 2` a row, for models with one output."""
-    return 0.5 * (prediction[:, 0] - y) ** 2
+from .models import Loss, Predict, softmax_cross_entropy
 
 
 def uniform_weights(num_rows: int, dtype: Any = None) -> Float[Array, " rows"]:
@@ -158,6 +76,7 @@ def reweighting(
     The outer variable is `u` of shape `(rows,)`; start from `uniform_weights(rows)`.
 
     >>> import jax.numpy as jnp
+    >>> from bilevel.tasks.models import linear_model
     >>> X, y = jnp.eye(2), jnp.array([0, 1])
     >>> model = linear_model(2, 2, bias=False)
     >>> problem = reweighting(X, y, X, y, model.predict)
@@ -200,6 +119,7 @@ def weight_function(
     overfit their loss; six coefficients cannot.
 
     >>> import jax.numpy as jnp
+    >>> from bilevel.tasks.models import linear_model
     >>> model = linear_model(2, 2)
     >>> X, y = jnp.eye(2), jnp.array([0, 1])
     >>> problem = weight_function(reweighting(X, y, X, y, model.predict), jnp.array([[1.0], [-1.0]]))

@@ -23,15 +23,8 @@ from ..._problem import BilevelProblem, num_rows
 from ..._sampler import FullBatch, Stream
 from ..._solution import RESULTS, Solution
 from ..._solve import solve
-from ...tasks import (
-    Model,
-    linear_model,
-    mlp_model,
-    reweighting,
-    softmax_cross_entropy,
-    squared_error,
-    uniform_weights,
-)
+from ...tasks import reweighting, uniform_weights
+from ...tasks.models import Model, linear_model, mlp_model, softmax_cross_entropy, squared_error
 from .._inputs.containers import like
 from .._inputs.fingerprint import check_fingerprint, fingerprint
 from .._inputs.prepare import Prepared
@@ -148,7 +141,7 @@ def _build_model(model: Any, num_features: int, num_outputs: int, seed: int) -> 
     if model == "mlp":
         return mlp_model(num_features, num_outputs, key=jax.random.key(seed))
     raise ValueError(
-        f"`model` must be 'linear', 'mlp' or a `bilevel.tasks.Model(w0, predict)`, got {model!r}."
+        f"`model` must be 'linear', 'mlp' or a `bilevel.tasks.models.Model`, got {model!r}."
     )
 
 

@@ -23,7 +23,7 @@ from ..._inner.minimiser import MinimiserInner
 from ..._linear.cg import CG
 from ..._problem import BilevelProblem
 from ..._solve import solve
-from ...tasks import linear_model, softmax_cross_entropy, squared_error
+from ...tasks.models import linear_model, softmax_cross_entropy, squared_error
 from .features import centred_ranks
 from .labels import Classes, Numbers, RowScorer, dispute_spread
 
