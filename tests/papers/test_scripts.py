@@ -17,7 +17,7 @@ SCRIPTS = [
     if "run_script" not in path.read_text()  # those that have not moved to measure, draw and claims
 ]
 # The scripts whose quick size takes less than about 10 CPU seconds; the others are slow.
-QUICK: set[str] = set()
+QUICK = {"toy_mixture"}
 # Where the quick size judges a claim differently from the committed full one: script, claim, verdict.
 QUICK_VERDICTS: dict[str, dict[str, bool]] = {}
 # Claims on times, which a busy machine can turn.
