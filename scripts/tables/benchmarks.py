@@ -93,11 +93,12 @@ def cleanlab_table(value: str) -> str:
     lines = []
     for name, found in methods.items():
         by_rate = [found[rate][value] for rate in rates]
-        ours, oracle = name == "cross_validated_weights", "oracle" in name
-        if (ours and sign) or (oracle and value == "auroc"):
+        ours = name == "cross_validated_weights"
+        if (ours and sign) or (value == "auroc" and not (ours or "clean" in name.lower())):
             continue
         cells = [
-            f"{x['mean']:{sign}.{digits}f} ± {x['standard_error']:.{digits}f}" for x in by_rate
+            f"{round(x['mean'], digits) + 0.0:{sign}.{digits}f} ± {x['standard_error']:.{digits}f}"
+            for x in by_rate
         ]
         lines.append([f"`{name}`" if ours else name, *cells])
     first = {"auroc": "label quality of", "accuracy": "refit of"}.get(value, "better than")
@@ -121,6 +122,20 @@ def weighting_gains() -> str:
     prefix = {"symmetric": "", "pair": "pair ", "instance": "by features "}
     heads = [f"{prefix[k]}{100 * r:.0f} %" if r else "none" for k, r in kinds]
     return _table(["data, rows, trusted rows", *heads], lines)
+
+
+def cells_of_the_grid() -> str:
+    """How many cells of the grid were run, and on how many splits."""
+    report = _report("reweighting")
+    run, possible = len(report["cells"]), report["possible_cells"]
+    which = "all" if run == possible else f"{run}, chosen at random,"
+    splits = len(report["seeds"])
+    text = f"{which} were run on {splits} split{'s' * (splits > 1)} of the rows each"
+    errors = [x["standard_error"] for x in report["cells"] if x["standard_error"] is not None]
+    if not errors:
+        return f"{text}. A single split has no standard error: differences of 0.01 are not certain."
+    middle = sorted(errors)[len(errors) // 2]
+    return f"{text}. The standard error of the mean of a cell is {middle:.3f} in the median."
 
 
 def weighting_auroc() -> str:

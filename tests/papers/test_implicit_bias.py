@@ -34,7 +34,7 @@ def test_distillation_from_a_cold_start_ends_at_the_formula(script):
 
 def test_equation_5_is_approximate(script):
     """The gap tends to max (1 - exp(-x)) (1 + 1/x) - 1 = 0.298, at x = l / eps = 1.79."""
-    _, numbers = script("inverse_spectra").spectra(40)
+    _, numbers = script("inverse_spectra").spectra(20)
     rows = numbers["terms"]
     assert rows["1"]["gap"] == pytest.approx(1.0, abs=0.01)  # 1 + a l at the largest l
     assert rows["100"]["gap"] == pytest.approx(0.30, abs=0.01)
@@ -94,7 +94,7 @@ def test_ends_of_two_learned_targets(script):
 
 
 def test_closed_form_solution_concepts(script):
-    """The cold start is the minimum-norm fit, and the optimistic value is the least of the three."""
+    """The cold start is the minimum-norm fit, and the optimistic value is lower."""
     concepts = script("solution_concepts")
     problem, u = concepts.problem_of(concepts.original(0)), jnp.asarray(concepts.START)
     w0 = jnp.zeros(concepts.BUMPS**2)
@@ -102,5 +102,4 @@ def test_closed_form_solution_concepts(script):
     shortest = np.linalg.pinv(np.asarray(concepts.features(u))) @ concepts.LABELS
     np.testing.assert_allclose(cold.w, shortest, atol=1e-12)
     best = bilevel.optimistic_solution(problem, u, w0, num_steps=1)
-    worst = bilevel.pessimistic_solution(problem, u, w0, concepts.RADIUS, num_steps=100)
-    assert best.value < cold.value < worst.value
+    assert best.value < cold.value
