@@ -21,10 +21,10 @@ class BilevelProblem(eqx.Module):
     Args:
         outer: the outer objective `F(u, w, batch) -> scalar`.
         inner: the inner objective `f(u, w, batch) -> scalar`, in the same argument order.
-        outer_data: a pytree of arrays that share axis 0 (one entry a row), or `None`; the
+        outer_data: a pytree of arrays that share axis 0 (one entry per row), or `None`; the
             objective then gets `None` as its batch.
         inner_data: the same for the inner objective. An objective that needs to know *which* rows
-            it is given (one weight a row, say) carries `jnp.arange(n)` as one of its arrays.
+            it is given (one weight per row, say) carries `jnp.arange(n)` as one of its arrays.
         geometry: the set U and how to move in it.
 
     `u` and `w` are any pytrees of floating-point arrays. The gradients that this package computes

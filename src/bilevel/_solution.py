@@ -61,7 +61,7 @@ class Solution(eqx.Module):
         u, w: the outer and the inner variable at the last step.
         result: a `RESULTS`; print it for the reason in words.
         state: the state of the algorithm; pass it to `solve(..., state=...)` to go on.
-        trace: a dict of numpy arrays, one entry a trace point: `step`, `outer_value`,
+        trace: a dict of numpy arrays, one entry per trace point: `step`, `outer_value`,
             `outer_residual`, `inner_residual`, `linear_residual`, `step_ratio` (outer over inner
             step size, see `Info`), `result` (0: that step was successful) and the running totals of
             the oracle calls.

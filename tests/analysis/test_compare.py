@@ -119,7 +119,7 @@ def test_the_same_seed_gives_the_same_batches():
     values = frame[frame.step > 0].set_index(["seed", "step", "algorithm"]).outer_value.unstack()
     np.testing.assert_allclose(values["AmIGO"], values["SOBA"], rtol=1e-13)
     assert values["SOBA"].nunique() > 6
-    # FSLA draws two outer batches a step, of which the second is that of its value.
+    # FSLA draws two outer batches per step, of which the second is that of its value.
     for seed in (0, 5):
         every_other = values["SOBA"][seed].loc[2::2]
         np.testing.assert_allclose(values["FSLA"][seed].loc[:3], every_other, rtol=1e-13)
@@ -277,7 +277,7 @@ def test_the_figure_shows_the_medians(tmp_path):
     assert figure.axes[0].get_ylabel() == "F(u, w) on all outer data"
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "oracle calls",
-        "CPU seconds a seed, all seeds at once",
+        "CPU seconds per seed, all seeds at once",
     ]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SOBA", "AmIGO"]
     total = frame[CALLS].sum(axis=1)
@@ -307,7 +307,7 @@ def test_axes():
         draw_comparison(moved.assign(objective=-moved.objective)).axes[0].get_yscale() == "linear"
     )
     frame.attrs["vmap"] = False
-    assert draw_comparison(frame, x="cpu_seconds").axes[0].get_xlabel() == "CPU seconds a seed"
+    assert draw_comparison(frame, x="cpu_seconds").axes[0].get_xlabel() == "CPU seconds per seed"
     with pytest.raises(ValueError, match="no numeric column 'loss'; it has"):
         draw_comparison(frame, y="loss")
     with pytest.raises(ValueError, match="no numeric column 'result'"):

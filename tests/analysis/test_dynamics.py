@@ -588,7 +588,7 @@ def test_rank_deficient_gradients_bound_nothing_by_themselves():
         [[[2.0, 1.0], [1.0, 2.0]], [[2.0, -1.0], [-1.0, 0.9]], [[1.0, 0], [0, 1.0]]]
     )
     field = dynamics.LowRankField(gradients, hessians, jnp.array([0.1, 1.0]))
-    # The first entry of g is 0 where sum_i u_i (.1 H22 - H12) = 0: u (.2 - 1) + (1 - u)(.09 + 1) = 0.
+    # The first entry of g is 0 where sum_i u_i (0.1 H22 - H12) = 0: u (0.2 - 1) + (1 - u) 1.09 = 0.
     u = 1.09 / 1.89
     point = jnp.array([u, 1 - u, 0.0])
     np.testing.assert_allclose(field(point), 0, atol=1e-14)

@@ -168,7 +168,7 @@ def test_the_constraint_comes_to_hold():
 
 
 def test_the_multiplier_stays_in_its_bounds():
-    """At most 2, it is a penalty of 2: u = 2/5, where f is .02 above its minimum."""
+    """At most 2, it is a penalty of 2: u = 2/5, where f is 0.02 above its minimum."""
     multiplier, gap = trajectory(PDBO(max_multiplier=2.0), START)
     assert np.all((multiplier >= 0) & (multiplier <= 2))
     assert np.all(multiplier[-500:] == 2)
@@ -228,7 +228,7 @@ def test_wide():
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_inner", "error"), [(10, 5e-3), (20, 3e-4), (40, 1e-6)])
 def test_the_error_of_few_inner_steps(num_inner, error):
-    """That of the inner solve, `(1 - mu / L)^num_inner`: .056, .0032 and 1e-5, times less than .1."""
+    """The error of the inner solve, `(1 - mu / L)^num_inner`: 0.056, 0.0032, 1e-5, times less than 0.1."""
     problem, _, expected = wide()
     assert norm_error(solve_wide(PDBO(num_inner=num_inner), problem), expected) < error
 

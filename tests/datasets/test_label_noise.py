@@ -262,7 +262,7 @@ def test_noise_by_features_refuses_other_rows():
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 0.9, 1.0])
 def test_the_rate_of_noise_by_features(rate):
-    # The mean of N(rate, .1^2) given [0, 1], which its docstring tells for some of these.
+    # The mean of N(rate, 0.1^2) given [0, 1], which its docstring tells for some of these.
     expected = float(truncnorm(-rate / 0.1, (1 - rate) / 0.1, loc=rate, scale=0.1).mean())
     told = {0.0: 0.080, 0.1: 0.129, 0.2: 0.2055, 0.5: 0.5, 0.9: 1 - 0.129, 1.0: 1 - 0.080}
     assert expected == pytest.approx(told[rate], abs=6e-4)

@@ -30,7 +30,7 @@ needs_data = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("read", "train_pixels", "first_labels", "per_class"),
     [
-        # Mean pixels .1307 and .2860 of 255, as everybody's normalisation has them.
+        # Mean pixels 0.1307 and 0.2860 of 255, as everybody's normalisation has them.
         (
             mnist,
             0.1307,

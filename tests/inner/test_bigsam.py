@@ -404,7 +404,7 @@ def test_printed_weighting_drifts_to_the_outer_optimum():
 def test_every_is_a_way_from_the_improved_to_the_basic_model():
     """Figure 2's trade, after 100 printed steps: the more often, the lower F and the higher f.
 
-    One BiG-SAM step does most of it, the last, in which F has the weight .68.
+    One BiG-SAM step does most of it, the last, in which F has the weight 0.68.
     """
     found = [solve(bigsam("printed", 100, every=k)) for k in (1, 2, 5, 20)] + [solve(basic(100))]
     assert np.all(np.diff([WIDE.outer(U, w) for w in found]) > 0)

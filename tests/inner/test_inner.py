@@ -174,7 +174,7 @@ def test_projected_inner_steps():
 
 
 def test_auto_inner_steps_are_one_over_the_largest_curvature():
-    """20 products find L, then one a solve follows it; the steps are those of sgd(1 / L)."""
+    """20 products find L, then one per solve follows it; the steps are those of sgd(1 / L)."""
     case = CASES["coupled"]
     inner, stream = GradientInner("auto", 7), case.streams().inner
     state = inner.init(case.problem, case.u, case.w0)

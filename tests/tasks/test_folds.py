@@ -266,8 +266,8 @@ def test_a_run_from_the_first_step_to_the_best_penalties():
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        (np.zeros(22, int), "one integer a row"),
-        (np.linspace(0, 1, 23), "one integer a row"),
+        (np.zeros(22, int), "one integer per row"),
+        (np.linspace(0, 1, 23), "one integer per row"),
         (np.zeros(23, int), "0 rows to train on"),
         ([(np.arange(22), np.arange(0))], "0 held out"),
     ],

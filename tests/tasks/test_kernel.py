@@ -35,7 +35,7 @@ def problem_of(**options) -> Any:
 
 POINTS = {
     "one length-scale": (jnp.asarray(0.3), jnp.asarray(-4.0)),
-    "one a feature": (jnp.asarray([0.0, 0.5, 1.5]), jnp.asarray(-5.0)),
+    "one per feature": (jnp.asarray([0.0, 0.5, 1.5]), jnp.asarray(-5.0)),
 }
 
 
@@ -98,7 +98,7 @@ def test_the_package_checks_it():
     problem = problem_of()
     for estimator in (ITD(), AID(bilevel.CG(rtol=1e-13))):
         check = bilevel.check_hypergradient(
-            problem, POINTS["one a feature"], jnp.zeros(N), estimator, EXACT, reference=EXACT
+            problem, POINTS["one per feature"], jnp.zeros(N), estimator, EXACT, reference=EXACT
         )
         assert check, str(check)
 

@@ -55,7 +55,7 @@ def test_episodes_are_balanced_disjoint_and_reproducible():
         assert np.bincount(sy).tolist() == [SHOTS] * WAYS
         assert np.bincount(qy).tolist() == [QUERIES] * WAYS
         names = [set(Y[sx[sy == k]]) | set(Y[qx[qy == k]]) for k in range(WAYS)]
-        assert all(len(name) == 1 for name in names)  # one class a label, in both parts
+        assert all(len(name) == 1 for name in names)  # one class per label, in both parts
         classes = tuple(int(name.pop()) for name in names)
         assert len(set(classes)) == WAYS
         assert set(classes) <= {0, 2, 3, 5}

@@ -68,9 +68,9 @@ def by_hand(u, x, y, x_val, y_val):
 
 PENALTIES = {
     "lasso": np.array(-1.5),
-    "lasso, one a feature": np.linspace(-3, -1, 8),
+    "lasso, one per feature": np.linspace(-3, -1, 8),
     "elastic net": (np.array(-2.0), np.array(-1.0)),
-    "elastic net, one a feature": (np.linspace(-1, -3, 8), np.linspace(-2, 0, 8)),
+    "elastic net, one per feature": (np.linspace(-1, -3, 8), np.linspace(-2, 0, 8)),
     "elastic net, one and eight": (np.array(-1.0), np.linspace(-2, 0, 8)),
 }
 
@@ -334,7 +334,7 @@ def test_shapes_that_do_not_belong_together():
     with pytest.raises(ValueError, match="features of"):
         inspect.unwrap(tasks.elastic_net)(x, y, x_val[:, :3], y_val)
     problem = tasks.lasso(x, y, x_val, y_val)
-    with pytest.raises(ValueError, match="one entry a feature"):
+    with pytest.raises(ValueError, match="one entry per feature"):
         problem.map(jnp.zeros(3), jnp.zeros(8), problem.inner_data)
 
 

@@ -141,7 +141,7 @@ def test_hypergradient_is_the_dense_formula_of_ivanova_and_ablin():
         e = np.exp(x @ theta.T)
         return e / e.sum(axis=1, keepdims=True)
 
-    def gradients(x, y):  # one a row, (rows, K * D)
+    def gradients(x, y):  # one per row, (rows, K * D)
         return np.einsum("nk,nd->nkd", softmax(x) - np.eye(K)[y], x).reshape(len(x), -1)
 
     s = softmax(X)

@@ -286,7 +286,7 @@ def test_784_penalties_on_two_digits_of_mnist():
     gradient, w = logistic_hypergradient(u, np.asarray(reference.w), *data)
     np.testing.assert_allclose(np.linalg.norm(gradient), reference.gradient_norm, rtol=1e-4)
     np.testing.assert_allclose(reference.w, w, rtol=1e-6, atol=1e-8)
-    # As many penalties as pixels fit 100 validation rows (the loss falls from .32 to nothing):
+    # As many penalties as pixels fit 100 validation rows (the loss falls from 0.32 to nothing):
     # a problem for optimisers, not a way to train.
     assert reference.value < 1e-2
 
@@ -317,7 +317,7 @@ def softmax(x, w):
 
 
 def cross_entropy(x, y, w):
-    """The losses and their gradients in w, one a row."""
+    """The losses and their gradients in w, one per row."""
     s = softmax(x, w)
     each = np.einsum("nk,nd->nkd", s - np.eye(K)[y], x).reshape(len(x), -1)
     return -np.log(s[np.arange(len(y)), y]), each
@@ -382,7 +382,7 @@ def test_hyper_cleaning_hypergradient_and_reference():
     assert np.asarray(references[2].u).min() < -10
 
 
-# ---- one penalty a tensor
+# ---- one penalty per tensor
 
 
 def mlp_problem():
@@ -493,7 +493,7 @@ def test_reference_goes_on_from_the_next_branch():
 
 
 def test_reference_says_so_where_phi_only_jumps():
-    """F wants w = -.2, which is unstable: Phi goes round the hysteresis for ever."""
+    """F wants w = -0.2, which is unstable: Phi goes round the hysteresis for ever."""
     problem = bilevel.BilevelProblem(outer=lambda u, w, _: (w + 0.2) ** 2, inner=cubic)
     with pytest.raises(bilevel.BilevelError, match="Phi jumps") as error:
         tasks.reference.reference_solution(problem, jnp.array(-1.0), jnp.array(-1.0))

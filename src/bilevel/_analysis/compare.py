@@ -52,7 +52,7 @@ def compare(
         num_steps: outer steps, of all algorithms or by name. A step of one method may cost ten of
             another: compare along the oracle calls or the CPU time, and give a cheap method more.
         seeds: the runs' seeds; n stands for 0, ..., n - 1.
-        trace_every: a row every so many steps, and at the last; by default some 50 rows a run.
+        trace_every: a row every so many steps, and at the last; by default some 50 rows per run.
         metrics: functions `(u, w) -> scalar` (that jax can compile), evaluated at the trace points
             on top of the default `objective`, which is F(u, w) on all outer data. It is not
             Phi(u) = F(u, w*(u)): a w that is not solved for, or has seen the outer data, can make
@@ -300,7 +300,7 @@ def _check_metrics(metrics: Mapping[str, Metric], u0: PyTree, w0: PyTree) -> Non
 
 _LABELS = {
     "calls": "oracle calls",
-    "cpu_seconds": "CPU seconds a seed",
+    "cpu_seconds": "CPU seconds per seed",
     "step": "outer steps",
     "outer_value": "F(u, w) on the step's batch",
 }

@@ -54,7 +54,7 @@ class RetrainCheck(NamedTuple):
             improvement that its outer variable carries: 1 if nothing is lost on retraining, 0 (or
             less) if all of it lives in the inner variable. NaN if there was no improvement.
         spread: the standard deviation of `retrained` over the same denominator.
-        verdict: `"holds"` (kept >= .9), `"partly"`, `"lost"` (kept < .5), `"no improvement"`.
+        verdict: `"holds"` (kept >= 0.9), `"partly"`, `"lost"` (kept < 0.5), `"no improvement"`.
         path: a table of `step` and `retrained` value along the trajectory; empty if none was given.
         w: the retrained inner variables, stacked on a first axis.
         converged: whether the inner solver met its tolerance from every fresh start on the final u;

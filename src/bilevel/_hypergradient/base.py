@@ -28,14 +28,16 @@ class Hypergradient(eqx.Module):
             solved.
         inner_residual: `||grad_w f(u, w)||_2`. With f mu-strongly convex in w,
             `||w - w*(u)|| <= inner_residual / mu`.
-        linear_residual: `||H v - grad_w F||_2`, of the *undamped* system, whatever was solved; 0
-            where no linear system is involved.
-        error_estimate: a first-order estimate of `||grad - grad Phi(u)||_2`, no bound; infinite where
-            the inner problem is not locally convex (or contracting). See `implicit_gradient` and
-            `ITD` for what it is made of. It costs about four Hessian-vector products, which
-            `calls` leaves out, and nothing if it is not used inside a compiled function.
-        result: a `RESULTS`: the linear solver's code, else the inner solver's.
-        calls: what it cost.
+        linear_residual: `||H v - grad_w F||_2` of the system without damping, even if a damped one
+            was solved; 0 where no linear system is involved.
+        error_estimate: a first-order estimate of `||grad - grad Phi(u)||_2`, which is not a bound.
+            It is infinite where the inner problem is not locally convex (or contracting).
+            `implicit_gradient` and `ITD` say how it is made. It costs about four Hessian-vector
+            products, which `calls` does not count, and nothing if it is not used inside a compiled
+            function.
+        result: a `RESULTS`: the code of the linear solver if it failed, and otherwise that of the
+            inner solver.
+        calls: the oracle calls that the estimate took.
     """
 
     value: Scalar
@@ -97,8 +99,8 @@ def linearise_inner(
 
     For an inner objective, r = grad_w f, these are `(d2_uw f)^T v` and `H v`; both come from one
     forward-over-reverse pass, the derivative of `w -> grad_{(u, w)} f(u, w)` in the direction `v`
-    (H is symmetric). For a fixed-point map they are one reverse pass. What is not used is not
-    computed.
+    (H is symmetric). For a fixed-point map they come from one reverse pass. A product that is not
+    used is not computed.
     """
     if isinstance(problem, BilevelProblem):
 
@@ -113,9 +115,9 @@ def linearise_inner(
 def require_outer_variable(problem: Problem, u: PyTree, w: PyTree, inner_batch: Any) -> None:
     """Refuse a problem whose inner objective, or map, does not depend on its argument `u`.
 
-    Then w* is a constant and the implicit part of the hypergradient is zero by construction; nearly
-    always the objective has closed over the outer variable of an enclosing scope by mistake. Decided
-    from the traced program, so it costs nothing at run time.
+    In that case w* is a constant, and the implicit part of the hypergradient is zero by
+    construction. Nearly always the objective has closed over the outer variable of an enclosing
+    scope by mistake. The traced program decides, so the check costs nothing at run time.
     """
     u = jax.tree.map(jax.numpy.asarray, u)
     inner = problem.inner if isinstance(problem, BilevelProblem) else problem.residual

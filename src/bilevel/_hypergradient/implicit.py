@@ -55,42 +55,51 @@ def implicit_gradient(
     Args:
         problem: the problem; its full data are used unless batches are given.
         u: the outer variable.
-        w: an inner point, ideally `w*(u)`; the estimate's error is
-            `O(||w - w*(u)|| + ||v - H^-1 grad_w F||)` (Grazzi & Pontil, "AID error upper bound").
+        w: an inner point, ideally `w*(u)`; the error of the estimate is
+            `O(||w - w*(u)|| + ||v - H^-1 grad_w F||)`.
         linear_solver: any lineax solver. The operator is matrix-free and tagged symmetric and
             positive semi-definite, so `CG` and `lx.Cholesky` accept it; `lx.LU`, `lx.SVD` and
             other direct solvers materialise H with dim(w) products.
-        damping: solve with `H + damping I` in place of H; biased by O(damping).
-        v0: where an iterative linear solver starts, zero by default.
-        strong_convexity: mu > 0, a lower bound on the eigenvalues of H, if you know one; of a
-            fixed-point problem `1 - q`, q the map's contraction constant. Only `error_estimate`
-            uses it, in place of a guess.
+        damping: solve with `H + damping I` in place of H; this biases the estimate by O(damping).
+        v0: the start of an iterative linear solver, zero by default.
+        strong_convexity: mu > 0, a lower bound on the eigenvalues of H, if you know one; for a
+            fixed-point problem `1 - q`, with q the contraction constant of the map. Only
+            `error_estimate` uses it, in place of a guess.
         outer_batch: data to use in place of `problem.outer_data`.
         inner_batch: data to use in place of `problem.inner_data`.
 
     Returns:
-        A `Hypergradient`; look at its two residuals before you believe it.
+        A `Hypergradient`. Look at its two residuals before you rely on it.
 
     Cost: one outer gradient, one inner linearisation, the linear solver's Hessian-vector products
-    (each about two inner gradients) and one joint product; memory of a few vectors like `w`.
-    Of a `FixedPointProblem` it solves `(I - d_w map)^T v = grad_w F` and returns
-    `grad_u F + (d_u map)^T v`; the operator is not tagged symmetric then, so that `CG` refuses it.
+    (each about two inner gradients) and one joint product. Memory: a few vectors of the size of
+    `w`.
 
-    `error_estimate`, with `L(u, w) = F - <v, r>`, r the inner residual, `d = r / mu` and mu either
-    `strong_convexity` or the smallest curvature `<x, H x> / <x, x>` seen (at v, at r, by CG), to
-    first order:
+    For a `FixedPointProblem` the function solves `(I - d_w map)^T v = grad_w F` and returns
+    `grad_u F + (d_u map)^T v`. The operator is not tagged symmetric then, so that `CG` refuses it.
+
+    `error_estimate` is, to first order,
 
         ||d2_uw L d|| + (b / mu) (||d2_ww L d|| + linear residual),   b = ||(d_u r)^T v|| / ||v||
+
+    with `L(u, w) = F - <v, r>`, r the inner residual, `d = r / mu`, and mu either
+    `strong_convexity` or the smallest curvature `<x, H x> / <x, x>` that was met (at v, at r, and
+    by CG).
 
     `calls.hvp` is exact for CG and the direct solvers; for other iterative solvers it is the
     number of steps they report.
 
     Warns:
         HypergradientWarning: the linear solver did not converge, met negative curvature or did not
-            contract (where the numbers are at hand: not under a transformation).
+            contract. (There is no warning under a jax transformation, where the numbers are
+            unknown.)
 
     Raises:
         ValueError: the inner objective does not depend on its argument `u`.
+
+    Source: Pedregosa (2016), "Hyperparameter optimization with approximate gradient"
+    [pedregosa2016][]; the bound on the error: Grazzi, Franceschi, Pontil and Salzo (2020), "On the
+    iteration complexity of hypergradient computation" [grazzi2020][].
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> problem = BilevelProblem(  # w*(u) = u / 2, Phi(u) = u^2 / 8
@@ -109,7 +118,7 @@ def implicit_gradient(
 
 
 class Solved(NamedTuple):
-    """What came of a linear system: lineax's solution, and the products that it took."""
+    """The solution of a linear system as lineax returns it, and the products that it took."""
 
     solution: lx.Solution
     num_products: Int[Array, ""]
@@ -282,10 +291,10 @@ def first_order_error(
 
 
 def warn_once(estimate: Hypergradient) -> None:
-    """Warn of a failed solve, where its result is at hand (not inside a transformation).
+    """Warn of a failed solve, if its result is known (it is not inside a transformation).
 
-    Python shows equal warnings once. In a compiled run the result code is in `Info` and the trace, and
-    `solve` looks at it.
+    Python shows equal warnings once. In a compiled run the result code is in `Info` and in the
+    trace, and `solve` looks at it.
     """
     numbers = (estimate.result._value, estimate.inner_residual, estimate.linear_residual)
     if any(isinstance(x, Tracer) for x in numbers) or bool(estimate.result == RESULTS.successful):
@@ -302,15 +311,26 @@ def warn_once(estimate: Hypergradient) -> None:
 class AID(AbstractHypergradient):
     """Approximate implicit differentiation: an inner solve, then `implicit_gradient` at its end.
 
+        w = inner solver from w_0,   H v = grad_w F(u, w),   grad = grad_u F - (d2_uw f)^T v
+
     Args:
         linear_solver: any lineax solver for `H v = grad_w F`.
         damping: see `implicit_gradient`.
-        warm_start: start the linear solver from the previous outer step's `v`. It changes the
-            cost and, with a tolerance, not the answer.
+        warm_start: start the linear solver from the `v` of the previous outer step. This changes
+            the cost; the answer stays the same if the solver has a tolerance.
         strong_convexity: see `implicit_gradient`.
 
-    Error: with f mu-strongly convex in w, linear in the inner and the linear error (Grazzi &
-    Pontil, "AID error upper bound"). Memory does not grow with the number of inner steps.
+    Error: for f mu-strongly convex in w it is linear in the error of w and in that of v. Cost: the
+    inner solve, the linear solve, one outer gradient and one joint product. Memory does not grow
+    with the number of inner steps.
+
+    Raises:
+        ValueError: the inner solver keeps w in a set, on whose boundary the inner gradient is not
+            zero.
+
+    Source: Pedregosa (2016), "Hyperparameter optimization with approximate gradient"
+    [pedregosa2016][]; the bound on the error: Grazzi, Franceschi, Pontil and Salzo (2020), "On the
+    iteration complexity of hypergradient computation" [grazzi2020][].
     """
 
     linear_solver: lx.AbstractLinearSolver = CG(rtol=1e-6)
@@ -321,7 +341,7 @@ class AID(AbstractHypergradient):
     )
 
     def init(self, problem, inner, u, w):
-        """`v = 0`, and no eigenvector known.
+        """`v = 0`, and no eigenvector is known.
 
         Raises:
             ValueError: the inner solver keeps w in a set.

@@ -23,22 +23,27 @@ def implicit_layer(
 
         r(u, w) = 0   =>   dw = -(d_w r)^{-1} d_u r du
 
-    (r is `grad_w f`, or `w - map(u, w)`.) Use it in any jax program: the value is the `w` given,
-    however it was found, and `jax.grad`, `jax.jvp`, `jax.vmap` and derivatives of derivatives go
-    through it. Whatever the objective closes over is differentiated too.
+    with r the residual: `grad_w f(u, w)`, or `w - map(u, w)` for a `FixedPointProblem`. The layer
+    works in any jax program. Its value is the `w` that is given, however it was found, and
+    `jax.grad`, `jax.jvp`, `jax.vmap` and higher derivatives go through it. Arrays that the
+    objective closes over are differentiated too.
 
     Args:
         problem: the problem; only its inner part is used.
         u: the outer variable.
-        w: the inner solution at u, e.g. the result of an inner solver. Its own derivative is dropped:
-            no memory of how it was found is kept.
+        w: the inner solution at u, such as the result of an inner solver. Its own derivative is
+            dropped, so that no memory is used for how it was found.
         linear_solver: for the systems with `d_w r`; by default `CG(rtol=1e-6)` for an inner
             objective and `lineax.GMRES` for a map, both matrix-free.
         inner_batch: data to use in place of `problem.inner_data`.
 
-    Error: as `implicit_gradient`; nothing is reported here, so check the residual
-    `problem.residual(u, w, batch)` where that is not known to be small. Cost: one linear solve for
-    each pass through it.
+    Error: that of `implicit_gradient`. Nothing is reported here, so check the residual
+    `problem.residual(u, w, batch)` where it is not known to be small. Cost: one linear solve per
+    derivative that is taken through the layer.
+
+    Source: Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-López, Pedregosa and Vert (2021),
+    "Efficient and modular implicit differentiation" [blondel2021][]; Bai, Kolter and Koltun (2019),
+    "Deep equilibrium models" [bai2019][].
 
     >>> import jax, jax.numpy as jnp
     >>> problem = BilevelProblem(  # w*(u) = sin(u)

@@ -22,27 +22,32 @@ from .implicit import Solved, charge_inner, estimate_at, refuse_inner_set
 
 
 class SID(AbstractHypergradient):
-    """Stochastic implicit differentiation: every oracle is a minibatch.
+    """Stochastic implicit differentiation: every oracle uses a minibatch.
 
         w_t    = t stochastic steps of the inner solver (its schedule may decrease)
         v_k    = k steps of v <- v - a_k (H_batch v - grad_w F_J),   grad_w F_J = mean over J batches
         grad   = grad_u F_J - mean over J batches of (d2_uw f)^T v_k
-                               (Grazzi & Pontil, "Stochastic Implicit Differentiation (SID)")
 
     Args:
         linear_solver: a `StochasticRichardson`; each of its steps draws one inner batch.
-        num_samples: J, how many batches the outer gradient and the cross derivative average over.
+        num_samples: J, the number of batches over which the outer gradient and the mixed derivative
+            are averaged.
         strong_convexity: see `implicit_gradient`.
 
-    The mean squared error is of the order of `1/J + 1/t + 1/k` with decreasing steps, and stalls at
-    the order of the step with constant ones. All is biased by the nonlinearity of the solution in the
-    noise, and consistent. `inner_residual`, `linear_residual` and `error_estimate` are taken on the J
-    batches, so they carry their sampling noise.
+    Error: the mean squared error is of the order of `1/J + 1/t + 1/k` with decreasing steps, and
+    stalls at the order of the step size with constant steps. The estimate is biased, because the
+    solution is not linear in the noise, and it is consistent. `inner_residual`, `linear_residual`
+    and `error_estimate` are taken on the J batches, so they contain the sampling noise.
 
-    Cost: t inner gradients, k products, J outer gradients, J cross products. `v` starts from zero.
+    Cost: t inner gradients, k products, J outer gradients and J mixed products. `v` starts from
+    zero.
 
     Raises:
-        ValueError: `num_samples` < 1, the inner objective does not depend on its argument `u`.
+        ValueError: `num_samples` < 1, or the inner objective does not depend on its argument `u`.
+
+    Source: Grazzi, Pontil and Salzo (2021), "Convergence properties of stochastic hypergradients"
+    [grazzi2021][]; Grazzi and Pontil, "Principled and efficient bilevel optimization for machine
+    learning", section "Stochastic Implicit Differentiation (SID)" [grazzi2023][].
     """
 
     linear_solver: StochasticRichardson
@@ -65,7 +70,7 @@ class SID(AbstractHypergradient):
         return EstimatorState(inner.init(problem, u, w))
 
     def estimate(self, problem, inner, u, w, state, streams):
-        """A stochastic inner solve, a stochastic linear solve, J samples of the rest."""
+        """A stochastic inner solve, a stochastic linear solve, and J samples of everything else."""
         w, inner_state, inner_stream, stats = inner.solve(problem, u, w, state.inner, streams.inner)
         outer_batches, outer_stream = _draw_many(streams.outer, self.num_samples)
         cross_batches, inner_stream = _draw_many(inner_stream, self.num_samples)

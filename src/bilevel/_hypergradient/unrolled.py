@@ -29,35 +29,48 @@ from .implicit import charge_inner
 
 
 class ITD(AbstractHypergradient):
-    """Iterative differentiation, "unrolling": the exact gradient of the *truncated* problem.
+    """Iterative differentiation, or "unrolling": the exact gradient of the *truncated* problem.
 
-        Phi_T(u) = F(u, w_T(u)),   w_T(u) the inner solver's result from a fixed w_0
-        estimate = grad Phi_T(u)                  (Grazzi & Pontil, "ITD"; Vicol et al., Alg. 4)
+        Phi_T(u) = F(u, w_T(u)),   with w_T(u) the inner solver's result after T steps from a fixed w_0
+        estimate = grad Phi_T(u)
 
     Args:
-        mode: `"reverse"`: one backward pass, whatever the size of u; memory of T vectors like `w`
-            (each step's gradient is computed once more in it, not kept).
-            `"checkpointed"`: the same numbers from about 2 sqrt(T) vectors, for one more forward pass.
-            `"forward"`: the derivative of `w_k` in every entry of u is carried along; dim(u) times
-            the cost of the inner solve and dim(u) + 1 vectors, whatever T.
+        mode: `"reverse"` takes one backward pass, whatever the size of u, and keeps T vectors of
+            the size of `w` (the backward pass computes each step's gradient again and does not keep
+            it). `"checkpointed"` returns the same numbers from about 2 sqrt(T) vectors, for one
+            more forward pass. `"forward"` carries along the derivative of `w_k` with respect to
+            every
+            entry of u: it takes dim(u) times the cost of the inner solve, and keeps dim(u) + 1
+            vectors for any T.
         truncate: differentiate through the last K steps only; the iterate before them counts as a
-            constant. K steps from the solution are K terms of the Neumann series (Vicol et al.,
-            Appendix E). Needs a `GradientInner`.
+            constant. K steps from the solution give K terms of the Neumann series. This needs a
+            `GradientInner`.
+        contraction: q < 1, the contraction constant of one step of the inner solver, if you know
+            it. Only `error_estimate` uses it.
 
-        contraction: q < 1, of one step of the inner solver, if you know it; for `error_estimate`.
+    Every optimiser of `GradientInner` is differentiated as it is, including momentum and Adam. The
+    start `w_0` counts as a constant, also under a warm start.
 
-    Any optimiser of `GradientInner` is differentiated as it is, momentum and Adam included. For
-    gradient steps on a strongly convex f the distance to `grad Phi` shrinks as `T q^T`, q the
-    contraction constant of one step. The start `w_0` counts as a constant, also when it is warm.
+    Error: for gradient steps on a strongly convex f the distance to `grad Phi` shrinks as `T q^T`,
+    with q the contraction constant of one step.
 
-    `error_estimate` is `(T + 1) q_T / (1 - q_T) ||grad - grad_u F||`, where `q_T` is `q^T`, or stands
-    for it without `contraction`: what the steps leave of a perturbation of their start, measured along
-    `grad_w F` (reverse modes) or along a random direction (forward). It is infinite if they leave
-    more than the whole.
+    `error_estimate` is `(T + 1) q_T / (1 - q_T) ||grad - grad_u F||`, where `q_T` is `q^T` if
+    `contraction` is given. Otherwise `q_T` is the share of a perturbation of the start that is left
+    after the steps, measured along `grad_w F` in the reverse modes and along a random direction in
+    the forward mode. The estimate is infinite if that share is 1 or more.
 
     Raises:
-        ValueError: the inner solver cannot be unrolled (`MinimiserInner` stops adaptively), or not
-            split as `truncate` and `"checkpointed"` need it; `truncate` < 1; an unknown mode.
+        ValueError: the inner solver cannot be unrolled (`MinimiserInner` stops adaptively); it
+            cannot be split, which `truncate` and `"checkpointed"` need; `truncate` < 1; or the mode
+            is unknown.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", Algorithm 4 and, for `truncate`, Appendix E
+    [vicol2022][]; the rate: Grazzi, Franceschi, Pontil and Salzo (2020), "On the iteration
+    complexity of hypergradient computation" [grazzi2020][]; forward and reverse mode: Franceschi,
+    Donini, Frasconi and Pontil (2017), "Forward and reverse gradient-based hyperparameter
+    optimization" [franceschi2017][]; truncation: Shaban, Cheng, Hatch and Boots (2019), "Truncated
+    back-propagation for bilevel optimization" [shaban2019][].
     """
 
     mode: Literal["reverse", "forward", "checkpointed"] = "reverse"
@@ -166,7 +179,7 @@ def _advance(
 def _advance_checkpointed(
     inner: AbstractInnerSolver, problem: Problem, u: PyTree, at: _Iterate, stream: Stream
 ) -> tuple[_Iterate, InnerStats]:
-    """The same in blocks of sqrt(T) steps, of which the backward pass keeps the starts only."""
+    """The same in blocks of sqrt(T) steps; the backward pass keeps only the start of each block."""
     num_steps = _steps(inner)
     size = math.isqrt(num_steps - 1) + 1
     blocks, rest = divmod(num_steps, size)

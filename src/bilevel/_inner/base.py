@@ -14,8 +14,9 @@ from .._solution import RESULTS
 class InnerStats(NamedTuple):
     """What an inner solve cost and how it ended.
 
-    `calls` are those of f with its gradient; `outer_calls` those of F with its gradient, by a
-    solver that looks at the outer objective too; `products` those with the inner Hessian.
+    `calls` counts evaluations of f with its gradient, `products` counts products with the inner
+    Hessian. `outer_calls` counts evaluations of F with its gradient, by a solver that uses the
+    outer objective as well.
     """
 
     calls: Int[Array, ""]

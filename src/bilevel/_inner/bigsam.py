@@ -1,4 +1,4 @@
-"""BiG-SAM: of several inner minimisers, the one that is best for the outer objective."""
+"""BiG-SAM: among several inner minimisers, find the one that is best for the outer objective."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -25,21 +25,26 @@ def sabach_shtern_weighting(
 ) -> Callable[[ArrayLike], Array]:
     """The weights of the outer step that make BiG-SAM converge to the improved model's solution.
 
-        b_k = min(2 gamma / (k (1 - beta)), 1)                  (Sabach & Shtern 2017, BiG-SAM)
+        b_k = min(2 gamma / (k (1 - beta)), 1)
 
     Args:
-        contraction: beta in [0, 1), of one outer step of size s, which is
-            `sqrt(1 - 2 s sigma L / (sigma + L))` for an F sigma-strongly convex and L-smooth in
-            w. The rate 1 / k of f is proved for this beta. With another (0, say, if unknown) the
-            iterates still converge (b_k falls to zero, its sum does not end and b_{k+1} / b_k goes
-            to 1; Xu 2004). Measured on quadratics: `|w_k - w(u)|` falls as `k^-p`,
-            p = min(1, 2 gamma s sigma / (1 - beta)), with the sigma along the inner minimisers.
+        contraction: beta in [0, 1), the contraction constant of one outer step of size s. It is
+            `sqrt(1 - 2 s sigma L / (sigma + L))` for an F that is sigma-strongly convex and
+            L-smooth in w. The rate 1 / k of f is proved for this beta. With another value, such as
+            0 if beta is unknown, the iterates still converge, because b_k falls to zero, its sum
+            diverges and b_{k+1} / b_k tends to 1. Measured on quadratics, `||w_k - w(u)||` falls as
+            `k^-p` with p = min(1, 2 gamma s sigma / (1 - beta)), where sigma is taken along the
+            inner minimisers.
         gamma: in (0, 1].
 
     Both are data: a new value compiles nothing.
 
     Raises:
         ValueError: `contraction` or `gamma` outside of its interval.
+
+    Source: Sabach and Shtern (2017), "A first order method for solving convex bilevel optimization
+    problems" [sabach2017][]; convergence for other weights: Xu (2004), "Viscosity approximation
+    methods for nonexpansive mappings" [xu2004][].
 
     >>> weighting = sabach_shtern_weighting(contraction=0.5)
     >>> [float(weighting(k)) for k in (1, 4, 8, 16)]
@@ -52,19 +57,23 @@ def sabach_shtern_weighting(
 
 
 def printed_weighting(power: Any = 0.25) -> Callable[[ArrayLike], Array]:
-    """The weights of the outer step that the improved model's paper prints.
+    """The weights of the outer step that the paper on the improved model prints.
 
-        b_k = 1 - k^-p,   as its alpha_k = k^-p multiplies the *inner* step    (Li, Gu & Huang, C.1)
+        b_k = 1 - k^-p,   because the paper's alpha_k = k^-p multiplies the *inner* step
 
-    The outer objective takes over: the iterates drift to `argmin_w F`, whatever f is, as `k^-p` and
-    so slowly that a run of 100 steps is a compromise of the two objectives, with k^-p = .32 at its
-    end. All figures and tables of that paper use it; its theorems need `sabach_shtern_weighting`.
+    The outer objective takes over: the iterates drift to `argmin_w F`, whatever f is, as `k^-p`.
+    The drift is so slow that a run of 100 steps is a compromise of the two objectives, with
+    k^-p = 0.32 at its end. All figures and tables of the paper use these weights; its theorems need
+    `sabach_shtern_weighting`.
 
     Args:
-        power: p > 0; .25 is the paper's. It is data: a new value compiles nothing.
+        power: p > 0; the paper takes 0.25. It is data: a new value compiles nothing.
 
     Raises:
         ValueError: `power` <= 0.
+
+    Source: Li, Gu and Huang (2020), "Improved bilevel model: Fast and optimal algorithm with
+    theoretical guarantee", appendix C.1 [li2020][].
 
     >>> [round(float(printed_weighting()(k)), 3) for k in (1, 16, 10000)]
     [0.0, 0.5, 0.9]
@@ -90,46 +99,51 @@ class BiGSAM(AbstractInnerSolver):
         phi_k   = w_{k-1} - s grad_w F(u, w_{k-1}, outer data)
         w_k     = (1 - b_k) theta_k + b_k phi_k                      k = 1 .. num_steps
 
-    (Li, Gu & Huang, Algorithm 1, after Sabach & Shtern 2017, with alpha_k = 1 - b_k.) It is the
-    inner solver of the *improved* bilevel model, for an f with many minimisers:
+    This is the inner solver of the *improved* bilevel model, for an f with many minimisers:
 
-        min_u F(u, w(u)),   w(u) = argmin { F(u, w) : w in argmin_w f(u, w) }         (their (3))
+        min_u F(u, w(u)),   w(u) = argmin { F(u, w) : w in argmin_w f(u, w) }
 
-    and `DoubleLoop(BiGSAM(...), ITD(), outer_tx)` is Algorithms 2 and 5. With weights of zero the
-    steps are those of `GradientInner(optax.sgd(t), num_steps)`, the *basic* model: Algorithm 6.
+    `DoubleLoop(BiGSAM(...), ITD(), outer_tx)` is the whole method. With weights of zero the steps
+    are those of `GradientInner(optax.sgd(t), num_steps)`, which belong to the *basic* model.
 
     Args:
         inner_step: t, at most 1 / L with L the smoothness of f in w.
         outer_step: s, at most 2 / (L + sigma) for an F that is L-smooth and sigma-strongly convex
             in w. Both steps are data: a new value compiles nothing.
-        num_steps: how many steps, >= 1.
-        weighting: `k -> b_k`, from the step's number k = 1, 2, .. (a floating-point scalar) to a
-            weight in [0, 1]: `sabach_shtern_weighting(...)`, `printed_weighting()`, or a function.
-        every: take the BiG-SAM step at k = every, 2 every, .., and the gradient step `theta_k` at
-            the others (their Figure 2). b_k stays a function of k.
+        num_steps: the number of steps, >= 1.
+        weighting: `k -> b_k`, from the number k = 1, 2, ... of the step (a floating-point scalar)
+            to a weight in [0, 1]: `sabach_shtern_weighting(...)`, `printed_weighting()`, or a
+            function.
+        every: take the BiG-SAM step at k = every, 2 every, ..., and the gradient step `theta_k` at
+            the others. b_k stays a function of k.
 
-    **Valid** (Sabach & Shtern) for f convex and F strongly convex in w, and weights that fall to
-    zero with an endless sum. `w_k` then converges to w(u), and f to its minimum as 1 / k.
-    Where f is strongly convex, w(u) is its only minimiser, and gradient steps find it faster. With
-    `printed_weighting` the limit is argmin F instead.
+    **Valid** for f convex and F strongly convex in w, and for weights that fall to zero with a sum
+    that diverges. `w_k` then converges to w(u), and f to its minimum as 1 / k. Where f is strongly
+    convex, w(u) is its only minimiser, and gradient steps find it faster. With `printed_weighting`
+    the limit is argmin F instead.
 
-    After K steps f is not minimised, to the order of `b_K`, and what is missing is in the outer
-    objective's favour: F at `w_K` is *below* the model's value. Look at `inner_residual`. The
-    `error_estimate` of `ITD` is of what the steps leave of their start, and does not see `b_K`.
+    Error: after K steps f is above its minimum by the order of `b_K`, which favours the outer
+    objective: F at `w_K` is *below* the value of the model. Look at `inner_residual`. The
+    `error_estimate` of `ITD` measures how much the result still depends on the start; it does not
+    see `b_K`.
 
-    The outer gradient is taken on all of the problem's `outer_data`, also where an outer sampler is
-    given to the algorithm; each step draws one inner batch. A warm start goes on from the last w
-    and begins with k = 1 anew.
+    The outer gradient is taken on all of the problem's `outer_data`, even if the algorithm has an
+    outer sampler; each step draws one inner batch. A warm start goes on from the last w and begins
+    again with k = 1.
 
-    **Cost**: `num_steps` inner gradients (`InnerStats.calls`) and `num_steps // every` outer ones
-    (`InnerStats.outer_calls`); unrolling keeps `num_steps` vectors like w. The products with the
-    Hessian and the cross derivative of F in which `ITD` differentiates the outer steps are in no
-    count. `ITD` unrolls it in the modes `"reverse"` and `"forward"`, and refuses it `truncate` and
-    `"checkpointed"`.
+    **Cost**: `num_steps` inner gradients (`InnerStats.calls`) and `num_steps // every` outer
+    gradients (`InnerStats.outer_calls`). Unrolling keeps `num_steps` vectors of the size of w. When
+    `ITD` differentiates the outer steps, it takes products with the Hessian and the mixed
+    derivative of F that are not counted. `ITD` unrolls this solver in the modes `"reverse"` and
+    `"forward"`; it does not accept `truncate` or `"checkpointed"` with it.
 
-    Departs from the paper: its loop `k = 0 .. K` returns `w_K`, which is K steps. The reverse loops
-    of its Algorithms 2, 5 and 6 end at k = 1 with derivatives at `w_{k+1}`; `ITD` takes the exact
-    ones, at `w_k` down to k = 0. Which steps Figure 2 picks it does not say.
+    Source: Li, Gu and Huang (2020), "Improved bilevel model: Fast and optimal algorithm with
+    theoretical guarantee", problem (3), Algorithms 1, 2 and 5, Figure 2 (`every`) and Algorithm 6
+    (the basic model) [li2020][], after Sabach and Shtern (2017), "A first order method for solving
+    convex bilevel optimization problems" [sabach2017][], with alpha_k = 1 - b_k. Departures: the
+    paper's loop `k = 0 .. K` returns `w_K`, which is K steps. The reverse loops of its Algorithms
+    2, 5 and 6 end at k = 1 with derivatives at `w_{k+1}`; `ITD` takes the exact derivatives, at
+    `w_k` down to k = 0. The paper does not say which steps Figure 2 picks.
 
     Raises:
         ValueError: `num_steps` < 1, `every` not in 1 .. num_steps, a step size that is not
@@ -171,7 +185,7 @@ class BiGSAM(AbstractInnerSolver):
             )
 
     def init(self, problem, u, w):
-        """No state: k begins with 1 at each solve."""
+        """No state: k begins with 1 in each solve."""
         return ()
 
     def solve(self, problem, u, w, state, stream):

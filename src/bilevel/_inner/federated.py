@@ -1,4 +1,4 @@
-"""An inner solver for data that live with clients: local steps between averages, without drift."""
+"""An inner solver for data that are spread over clients: local steps between averages."""
 
 from typing import Any, ClassVar
 
@@ -17,42 +17,46 @@ from .base import AbstractInnerSolver, InnerStats
 
 
 class FederatedInner(AbstractInnerSolver):
-    """Rounds of local gradient steps and averages over clients (FedInn of Tarzanagh et al. 2022).
+    """Rounds of local gradient steps and averages over clients.
 
-    The entries along axis 0 of the inner data are the clients, `f = mean_i f_i`; a round is
+    The entries along axis 0 of the inner data are the clients, `f = mean_i f_i`. A round is
 
         g_i = grad_w f_i(u, w),   q = mean_i g_i                          (an average over clients)
         w_i <- w_i - step_size (grad_w f_i(u, w_i) - g_i + q)             (local_steps times, from w)
-        w <- mean_i w_i                                                   (another one)
+        w <- mean_i w_i                                                   (an average over clients)
 
-    The correction `q - g_i`, as in SVRG, makes local steps start where the average gradient points, so
-    that `w*` is a fixed point whatever the number of local steps (with all clients in each round).
-    Without it (`corrected=False`, FedAvg) clients drift to their own minima, and the limit is
-    biased unless they have the same one. One local step is gradient descent either way.
+    The correction `q - g_i`, as in SVRG, makes the local steps begin in the direction of the
+    average gradient. With all clients in each round, `w*` is therefore a fixed point for any number
+    of local steps. Without the correction (`corrected=False`, which is FedAvg) the clients drift to
+    their own minima, and the limit is biased unless the clients have the same minimum. With one
+    local step, both are gradient descent.
 
     Args:
         step_size: of the local steps. With all clients in each round, rounds on quadratics converge
             for `step_size <= 1 / (local_steps L)`, L the largest eigenvalue of the clients' Hessians.
-            A larger step, up to `1 / L`, makes a round worth up to `local_steps` gradient steps where
-            the clients' Hessians are alike; where they are not, rounds may not converge.
-        local_steps: gradient steps of a client a round, >= 1; with 1 it is gradient descent.
-        num_rounds: rounds a solve, >= 1. Each draws its clients from the stream: all of them with
-            `FullBatch`, some with another sampler, which is partial participation.
+            A larger step, up to `1 / L`, makes a round worth up to `local_steps` gradient steps
+            where the clients' Hessians are alike; where they are not, rounds may not converge.
+        local_steps: gradient steps per client and round, >= 1; with 1 the method is gradient
+            descent.
+        num_rounds: rounds per solve, >= 1. Each round draws its clients from the stream: all
+            clients with `FullBatch`, and some of them with another sampler, which is partial
+            participation.
         corrected: whether the local steps are corrected.
 
-    To be used in `DoubleLoop` with `AID`, whose Hessian-vector products are then averages over clients
-    (one average a product), or with `ITD`. `tasks.federated` makes problems of this form.
+    Use this solver in `DoubleLoop` with `AID`, whose Hessian-vector products are then averages over
+    clients (one average per product), or with `ITD`. `tasks.federated` makes problems of this form.
 
-    Cost of a round: `local_steps` local gradients of each client, in parallel, and two averages of
-    vectors like w; one average without the correction or with one local step. This is a simulation: it
-    counts and computes what clients would, on one machine.
+    Cost per round: `local_steps` local gradients of each client, in parallel, and two averages of
+    vectors of the size of w; one average without the correction or with one local step. This is a
+    simulation: one machine computes and counts what the clients would compute.
 
     Raises:
-        ValueError: a count is below 1, `step_size` is not positive, the problem has no inner data.
+        ValueError: a count is below 1, `step_size` is not positive, or the problem has no inner
+            data.
 
-    Source: Tarzanagh, Li, Thrampoulidis and Oymak, "FedNest: Federated Bilevel, Minimax, and
-    Compositional Optimization", 2022, Algorithm 2 (FedInn), here with all of a client's rows in each
-    step.
+    Source: Tarzanagh, Li, Thrampoulidis and Oymak (2022), "FedNest: Federated bilevel, minimax, and
+    compositional optimization", Algorithm 2 (FedInn) [tarzanagh2022][], here with all rows of a
+    client in each step.
 
     >>> import jax.numpy as jnp
     >>> from bilevel import BilevelProblem, FullBatch, Stream
@@ -66,7 +70,7 @@ class FederatedInner(AbstractInnerSolver):
     >>> def limit(corrected):
     ...     solver = FederatedInner(0.5, 4, 100, corrected=corrected)
     ...     return solver.solve(problem, jnp.array(0.0), jnp.array(0.0), (), stream)[0]
-    >>> round(float(limit(True)), 3), round(float(limit(False)), 3)  # w* = .75 / 1.25
+    >>> round(float(limit(True)), 3), round(float(limit(False)), 3)  # w* = 0.75 / 1.25
     (0.6, 0.919)
     """
 
@@ -109,7 +113,7 @@ class FederatedInner(AbstractInnerSolver):
             average = _mean(at_start)
 
             def shift(client: PyTree, g: PyTree) -> PyTree:
-                """How far local steps take one client from w."""
+                """The displacement of one client from w by its local steps."""
                 correction = optax.tree.sub(average, g)
 
                 def local(w_i: PyTree, _: None) -> tuple[PyTree, None]:

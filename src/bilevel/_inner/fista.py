@@ -24,33 +24,40 @@ class _State(NamedTuple):
 
 
 class FISTA(AbstractInnerSolver):
-    """The map of a proximal gradient step, iterated with momentum that restarts.
+    """FISTA: a proximal gradient step, iterated with momentum that restarts.
 
         w_{k+1} = map(u, y_k)
         t_{k+1} = (1 + sqrt(1 + 4 t_k^2)) / 2
         y_{k+1} = w_{k+1} + (t_k - 1) / t_{k+1} (w_{k+1} - w_k)
         t_{k+1} = 1,  y_{k+1} = w_{k+1}     where   <y_k - w_{k+1}, w_{k+1} - w_k> > 0
 
-    (Beck & Teboulle 2009, with the restart of O'Donoghue & Candes 2015, section 3.2, by the gradient.)
-    It stops where `||y_k - map(u, y_k)|| <= rtol ||w_{k+1}||`; as the map does not expand, the
-    residual of `w_{k+1}` is no larger.
+    The solver stops where `||y_k - map(u, y_k)|| <= rtol ||w_{k+1}||`. The map does not expand
+    distances, so the residual of `w_{k+1}` is no larger.
 
     Args:
-        rtol: at least ten times the dtype's epsilon, which is taken in place of a smaller one.
-        max_steps: after which it stops with `RESULTS.inner_max_steps_reached`.
+        rtol: the tolerance; a value below ten times the dtype's epsilon counts as that.
+        max_steps: the largest number of steps. A solve that reaches it ends with
+            `RESULTS.inner_max_steps_reached`.
 
-    **Valid** for `map(u, w) = prox_{s g}(w - s grad h(w))` with h convex and 1 / s-smooth, g convex,
-    as in `tasks.lasso` and `tasks.elastic_net`. The objective is within `2 |w_0 - w*|^2 / (s k^2)`
-    of its minimum (without restarts), and once the support is identified, convergence is linear, at
-    a rate that goes with the square root of the condition number on it; `GradientInner(optax.sgd(1.0),
-    T)`, which is ISTA, goes with the condition number itself.
+    **Valid** for `map(u, w) = prox_{s g}(w - s grad h(w))` with g and h convex and h 1 / s-smooth,
+    as in `tasks.lasso` and `tasks.elastic_net`. Error: without restarts the objective is within
+    `2 ||w_0 - w*||^2 / (s k^2)` of its minimum after k steps. Once the support is identified,
+    convergence is linear, and the number of steps goes with the square root of the condition number
+    on the support. With ISTA, which is `GradientInner(optax.sgd(1.0), T)`, it goes with the
+    condition number itself. Cost: one evaluation of the map per step. Memory: three vectors of the
+    size of w.
 
-    One batch is drawn for the whole solve, and all data is what makes sense. `AID` differentiates
-    at its end; `ITD`, which would have to go back through a loop of unknown length, refuses it (use
-    ISTA there).
+    One batch is drawn for the whole solve, so use `FullBatch`. `AID` differentiates at the end of
+    the solve. `ITD` refuses this solver, because it cannot go back through a loop of unknown
+    length; use ISTA there.
 
     Raises:
         TypeError: the problem is a `BilevelProblem`, which has no map.
+        ValueError: `max_steps` < 1.
+
+    Source: Beck and Teboulle (2009), "A fast iterative shrinkage-thresholding algorithm for linear
+    inverse problems" [beck2009][], with the restart by the gradient of O'Donoghue and Candès
+    (2015), "Adaptive restart for accelerated gradient schemes", section 3.2 [odonoghue2015][].
 
     Soft thresholding solves `1/2 (w - 3)^2 + |w|`:
 
@@ -74,7 +81,7 @@ class FISTA(AbstractInnerSolver):
             raise ValueError(f"`FISTA` needs max_steps >= 1, got {self.max_steps}.")
 
     def init(self, problem, u, w):
-        """No state: the momentum of one u is of no use at the next."""
+        """No state: the momentum for one u does not help at the next."""
         return ()
 
     def solve(self, problem, u, w, state, stream):

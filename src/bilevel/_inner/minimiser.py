@@ -11,15 +11,21 @@ from .base import AbstractInnerSolver, InnerStats
 
 
 class MinimiserInner(AbstractInnerSolver):
-    """Any optimistix minimiser, such as `optimistix.LBFGS(rtol=1e-6, atol=1e-9)`.
+    """Any optimistix minimiser for `min_w f(u, w)`, such as `optimistix.LBFGS(rtol=1e-6, atol=1e-9)`.
 
     Args:
         minimiser: the optimistix solver; it has its own tolerances and needs no step size.
-        max_steps: after which it stops with `RESULTS.inner_max_steps_reached`. That is no failure
-            of an outer step: a warm-started solve goes on from there at the next one.
+        max_steps: the largest number of steps. A solve that reaches it ends with
+            `RESULTS.inner_max_steps_reached`. The outer step does not fail then: under a warm start
+            the next solve goes on from there.
 
     One batch is drawn for the whole solve. `calls` counts the solver's steps, each of which
-    evaluates `f` once and its gradient at most once.
+    evaluates `f` once and its gradient at most once. Error and memory are those of the minimiser.
+    `ITD` refuses this solver, because the number of its steps is not fixed. Source: ours, as a
+    wrapper of optimistix's minimisers.
+
+    Raises:
+        TypeError: the problem is a `FixedPointProblem`, which has no inner objective.
     """
 
     minimiser: optx.AbstractMinimiser
@@ -27,7 +33,7 @@ class MinimiserInner(AbstractInnerSolver):
     unrollable: ClassVar[bool] = False
 
     def init(self, problem, u, w):
-        """No state: curvature estimates belong to one `u` and are built anew."""
+        """No state: estimates of the curvature belong to one `u` and are built again for the next."""
         return ()
 
     def solve(self, problem, u, w, state, stream):

@@ -24,18 +24,23 @@ class RootInner(AbstractInnerSolver):
         solver: such as `Anderson(1e-6, 1e-6)`, `optimistix.FixedPointIteration(1e-6, 1e-6)` or
             `optimistix.Newton(1e-6, 1e-6, linear_solver=lineax.GMRES(1e-3, 1e-3))`. Only a root
             finder works on a `BilevelProblem`, which has no map.
-        max_steps: after which it stops with `RESULTS.inner_max_steps_reached`.
-        by_row: whether entry i of w on axis 0 is a problem of its own, which depends on row i of the
-            inner data alone, as in `tasks.equilibrium`. The solver then runs on each row by itself,
-            under `jax.vmap`, until the last one has ended: Anderson mixes a row's own iterates only,
-            and Newton's linear systems are of a row's size. Otherwise w is one point.
+        max_steps: the largest number of steps. A solve that reaches it ends with
+            `RESULTS.inner_max_steps_reached`.
+        by_row: whether entry i of w on axis 0 is a problem of its own that depends on row i of the
+            inner data only, as in `tasks.equilibrium`. The solver then treats each row separately,
+            under `jax.vmap`, until the last row has ended: Anderson mixing combines iterates of the
+            same row only, and Newton's linear systems have the size of one row. Otherwise w is one
+            point.
 
-    One batch is drawn for the whole solve. `calls` counts the solver's steps (those of the slowest
-    row): evaluations of the map, or Newton steps, whose products with the derivative are left out.
+    One batch is drawn for the whole solve. `calls` counts the solver's steps, which are evaluations
+    of the map or Newton steps; with `by_row` it counts the steps of the slowest row. Products with
+    the derivative of the map are not counted. Error and memory are those of the solver. Source:
+    ours, as a wrapper of optimistix's solvers.
 
     Raises:
         TypeError: a fixed-point solver on a `BilevelProblem`.
-        ValueError: `by_row`, and the leaves of w and of the inner data differ in their rows.
+        ValueError: with `by_row`, the leaves of w and of the inner data differ in their number of
+            rows.
 
     >>> import jax.numpy as jnp, optimistix as optx, bilevel
     >>> problem = bilevel.FixedPointProblem(lambda u, w, _: w, lambda u, w, _: jnp.cos(u * w))
@@ -52,7 +57,7 @@ class RootInner(AbstractInnerSolver):
     unrollable: ClassVar[bool] = False
 
     def init(self, problem, u, w):
-        """No state: what a solver learns of the map belongs to one `u`."""
+        """No state: what a solver learns about the map belongs to one `u`."""
         return ()
 
     def solve(self, problem, u, w, state, stream):
@@ -126,22 +131,27 @@ class Anderson(optx.AbstractFixedPointSolver):
         r_i = g(y_i) - y_i,    a = argmin { ||sum_i a_i r_i||_2 : sum_i a_i = 1 }
         y_{k+1} = sum_i a_i (y_i + mixing r_i),    i over the last `memory` iterates
 
-    One evaluation of the map a step, as in plain iteration, which `memory=1` is. On an affine map it
-    does as GMRES does, up to restarts (Walker & Ni 2011); where the map is no contraction it may
-    still converge, with no guarantee.
+    A step evaluates the map once, as plain iteration does; `memory=1` is plain iteration. On an
+    affine map the method is equivalent to GMRES, up to restarts. Where the map is not a contraction
+    it may still converge, without a guarantee.
 
     Args:
-        rtol, atol: it stops when `norm(r / (atol + rtol |y|)) < 1`.
-        norm: `optimistix.max_norm` by default.
-        memory: how many iterates are mixed, >= 1. Memory of twice as many vectors like y.
-        mixing: a damping in (0, 1]; 1 for none.
+        rtol, atol: the iteration stops when `norm(r / (atol + rtol |y|)) < 1`.
+        norm: the norm of that test, `optimistix.max_norm` by default.
+        memory: how many iterates are mixed, >= 1. The solver keeps twice as many vectors of the
+            size of y.
+        mixing: a damping in (0, 1]; 1 means none.
 
-    All leaves of y are one vector with one set of coefficients: for many problems side by side see
-    `RootInner(..., by_row=True)`. The residuals are scaled to norm one and the Gram matrix gets
-    100 machine epsilons on its diagonal, so that collinear residuals do no harm.
+    All leaves of y form one vector with one set of coefficients. For many separate problems see
+    `RootInner(..., by_row=True)`. The residuals are scaled to norm one, and 100 machine epsilons
+    are added to the diagonal of their Gram matrix, so that collinear residuals do no harm.
 
     Raises:
         ValueError: `memory` < 1, or `mixing` outside of (0, 1].
+
+    Source: Anderson (1965), "Iterative procedures for nonlinear integral equations"
+    [anderson1965][], in the form of Walker and Ni (2011), "Anderson acceleration for fixed-point
+    iterations" [walker2011][].
 
     >>> import jax.numpy as jnp, optimistix as optx
     >>> found = optx.fixed_point(lambda y, _: jnp.cos(y), Anderson(1e-5, 1e-5), jnp.array(1.0))
@@ -162,7 +172,7 @@ class Anderson(optx.AbstractFixedPointSolver):
             raise ValueError(f"`Anderson` needs mixing in (0, 1], got {self.mixing}.")
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
-        """No iterate known."""
+        """No iterate is known yet."""
         flat, _ = ravel_pytree(y)
         zeros = jnp.zeros((self.memory, flat.size), flat.dtype)
         return _AndersonState(zeros, zeros, jnp.zeros((), jnp.int32), jnp.array(jnp.inf))
@@ -192,9 +202,10 @@ class Anderson(optx.AbstractFixedPointSolver):
 
 
 def _coefficients(residuals: Float[Array, "m size"], known: Array) -> Float[Array, " m"]:
-    """`argmin ||sum_i a_i r_i||` with `sum_i a_i = 1`, over the known ones.
+    """`argmin ||sum_i a_i r_i||` with `sum_i a_i = 1`, over the residuals that are known.
 
-    `a ~ G^-1 1` with `G_ij = <r_i, r_j>`; here with `G = S E S`, `S = diag(||r_i||)`.
+    The solution is proportional to `G^-1 1` with `G_ij = <r_i, r_j>`. Here `G = S E S` is scaled by
+    `S = diag(||r_i||)`.
     """
     eps, tiny = (float(getattr(jnp.finfo(residuals.dtype), name)) for name in ("eps", "tiny"))
     norms = jnp.maximum(jnp.linalg.norm(residuals, axis=1), tiny)

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -27,10 +28,11 @@ class Resolved(NamedTuple):
 def resolve_step_size(
     name: str, step_size: StepSize, operator: lx.AbstractLinearOperator, options: dict[str, Any]
 ) -> Resolved:
-    """The step size as a number: `"auto"` is 1 / L, by power iteration.
+    """The step size as a number; `"auto"` becomes 1 / L, with L found by power iteration.
 
-    Option `eigenvector`: the vector that an earlier solve with nearly the same operator left in its
-    stats. One product then follows it, in place of 20 from a random start; zero means unknown.
+    The option `eigenvector` is the vector that an earlier solve with nearly the same operator left
+    in its stats. One product with the operator then brings it up to date, where a random start
+    takes 20. A vector of zeros means that none is known yet.
     """
     structure = operator.in_structure()
     dtype = jnp.result_type(*jax.tree.leaves(structure))
@@ -54,9 +56,19 @@ def resolve_step_size(
     return Resolved(1 / jnp.where(largest > 0, largest, 1), num_steps, vector)
 
 
+class AbstractStepSolver(lx.AbstractLinearSolver[Any]):
+    """A linear solver that takes steps of one size, which may be `"auto"`.
+
+    Its option `eigenvector` of `lineax.linear_solve` and its `stats["eigenvector"]` carry the
+    search for the step size from one solve to the next: see `resolve_step_size`.
+    """
+
+    step_size: eqx.AbstractVar[StepSize]
+
+
 def finds_its_step(solver: lx.AbstractLinearSolver) -> bool:
-    """Whether the solver has `step_size="auto"`."""
-    return isinstance(getattr(solver, "step_size", None), str)
+    """Whether the solver searches for its own step size."""
+    return isinstance(solver, AbstractStepSolver) and isinstance(solver.step_size, str)
 
 
 def transpose_state(state: tuple[Any, ...]) -> tuple[Any, ...]:

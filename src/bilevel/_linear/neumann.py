@@ -6,39 +6,47 @@ import lineax as lx
 import optax
 
 from .._settings import StepSize, as_step_size, check_step_size
-from .base import conj_state, resolve_step_size, transpose_state
+from .base import AbstractStepSolver, conj_state, resolve_step_size, transpose_state
 
 
-class Neumann(lx.AbstractLinearSolver):
+class Neumann(AbstractStepSolver):
     """`num_terms` terms of the Neumann series of the inverse, as a lineax solver.
 
-        x = a sum_{j=0}^{K-1} (I - a A)^j b                     (Vicol et al., equation (3))
+        x = a sum_{j=0}^{K-1} (I - a A)^j b
 
-    On a symmetric positive definite A its eigenvalues of the inverse are `(1 - (1 - a l)^K) / l` in
-    place of `1 / l` (their Figure 6): the directions of small curvature are left out, as damping by
-    `1 / (a K)` does. One term is `x = a b`, the identity in place of the inverse (T1-T2). K terms are
-    the exact derivative of K gradient steps of size a from the solution (their Appendix E), and on a
-    fixed-point problem with `a = 1` K steps of the fixed-point method AID-FP of Grazzi & Pontil.
+    On a symmetric positive definite A, an eigenvalue l of A gives the eigenvalue
+    `(1 - (1 - a l)^K) / l` of the approximate inverse, in place of `1 / l`. Directions of small
+    curvature are therefore left out, as damping by `1 / (a K)` does. One term is `x = a b`, with
+    the identity in place of the inverse (the method T1-T2). K terms are the exact derivative of K
+    gradient steps of size a from the solution. On a fixed-point problem with `a = 1`, they are K
+    steps of the fixed-point method AID-FP.
 
     Args:
-        step_size: a; the series converges for a < 2 / L, L the largest eigenvalue. `"auto"` takes
-            1 / L with L by 20 steps of power iteration; `stats["step_size"]` says what it took.
-            `AID` does so at its first solve and follows the eigenvector from then on.
+        step_size: a; the series converges for a < 2 / L, with L the largest eigenvalue of A.
+            `"auto"` takes 1 / L, with L found by 20 steps of power iteration; `stats["step_size"]`
+            says what it took. `AID` searches at its first solve and follows the eigenvector from
+            then on.
         num_terms: K >= 1.
 
-    Option `eigenvector` of `lineax.linear_solve`, for `"auto"`: `stats["eigenvector"]` of an earlier
-    solve, which makes 1 product of the 20.
+    Option of `lineax.linear_solve` for `"auto"`: `eigenvector`, the `stats["eigenvector"]` of an
+    earlier solve, with which the search takes one product in place of 20.
 
-    Error: `(1 - a mu)^K |x|`. Cost: K - 1 products (and 20 for `"auto"`); memory of three vectors. It
-    has no start `y0`, and ignores one: a truncated series is a fixed linear function of b. The same
-    iteration with a tolerance and a start is `Richardson`.
+    Error: `(1 - a mu)^K ||x||`, with mu the smallest eigenvalue of A. Cost: K - 1 products, and 20
+    more for `"auto"`. Memory: three vectors. A start `y0` is ignored, because a truncated series is
+    a fixed linear function of b; `Richardson` is the same iteration with a tolerance and a start.
 
-    Where the terms grow, the series does not converge: the result is `RESULTS.breakdown` and
+    Where the terms grow, the series does not converge: the result is `RESULTS.breakdown`, and
     `stats["not_contracting"]` is true.
 
     Raises:
-        ValueError: `num_terms` < 1, a step size that is not positive, `"auto"` for an operator that
-            is not tagged symmetric.
+        ValueError: `num_terms` < 1, a step size that is not positive, or `"auto"` for an operator
+            that is not tagged symmetric.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", equation (3), Figure 6 and Appendix E [vicol2022][];
+    Lorraine, Vicol and Duvenaud (2020), "Optimizing millions of hyperparameters by implicit
+    differentiation" [lorraine2020][]; AID-FP: Grazzi, Franceschi, Pontil and Salzo (2020), "On the
+    iteration complexity of hypergradient computation" [grazzi2020][].
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> operator = lx.MatrixLinearOperator(jnp.diag(jnp.array([1.0, 0.5])))

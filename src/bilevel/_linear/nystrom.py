@@ -33,25 +33,28 @@ class Nystrom(lx.AbstractLinearSolver):
 
         C = A[:, S],  W = A[S, S],  A_S = C W^+ C^T,   x = (A_S + damping I)^{-1} b
 
-    by Woodbury's identity (Hataya & Yamada 2023, "Nystrom method for accurate and scalable implicit
-    differentiation"). Not iterative: it cannot diverge, and a Hessian whose spectrum decays fast is
-    caught by few columns.
+    by Woodbury's identity. The solver is not iterative and cannot diverge, and few columns are
+    enough for a Hessian whose spectrum decays fast.
 
     Args:
         rank: the number of columns, at most the dimension.
-        damping: what is added; it decides how directions outside of the range are treated, and
-            biases the answer by O(damping).
-        columns: `"random"` coordinates, all equally likely, or `"leading"`, those with the largest
-            diagonal entries as estimated from `rank` random sign vectors (Hutchinson).
+        damping: > 0, what is added to A_S; it decides how directions outside of the range of A_S
+            are treated, and biases the answer by O(damping).
+        columns: `"random"` takes coordinates that are all equally likely; `"leading"` takes those
+            with the largest diagonal entries, as estimated from `rank` random sign vectors.
         key: for the random choice.
 
-    Error on a matrix of rank at most `rank` whose columns S span its range: damping alone. Cost:
-    `rank` products (twice that for `"leading"`), one factorisation of a `rank x dim` matrix; memory
-    of `rank` vectors.
+    Error: on a matrix of rank at most `rank` whose columns S span its range, the damping is the
+    only error. Cost: `rank` products (twice as many for `"leading"`) and one factorisation of a
+    `rank x dim` matrix. Memory: `rank` vectors.
 
     Raises:
-        ValueError: `rank` < 1 or above the dimension, `damping` <= 0, an operator that is not tagged
-            positive semi-definite.
+        ValueError: `rank` < 1 or above the dimension, `damping` <= 0, or an operator that is not
+            tagged positive semi-definite.
+
+    Source: Hataya and Yamada (2023), "Nyström method for accurate and scalable implicit
+    differentiation" [hataya2023][]; the diagonal is estimated as by Bekas, Kokiopoulou and Saad
+    (2007), "An estimator for the diagonal of a matrix" [bekas2007][].
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> a = lx.MatrixLinearOperator(jnp.diag(jnp.array([4.0, 1.0])), lx.positive_semidefinite_tag)
@@ -128,13 +131,15 @@ class Nystrom(lx.AbstractLinearSolver):
 def nystrom_preconditioner(rank: int, damping: float, *, key: Array | None = None):
     """For `CG(preconditioner=...)`: `P = (A_S + damping I)^{-1}`, `A_S` as in `Nystrom`.
 
-    After Frangella, Tropp & Udell (2023), who take the smallest eigenvalue kept in place of zero
-    outside of the range; here the damping says what to expect there.
+    Cost: `rank` products with A per solve, and two products with a `rank x dim` matrix per step.
+    Memory: `rank` vectors.
 
     Args:
-        rank, damping, key: as in `Nystrom`, with its errors.
+        rank, damping, key: as in `Nystrom`, which raises the same errors.
 
-    Costs `rank` products a solve, and two products with a `rank x dim` matrix a step.
+    Source: Frangella, Tropp and Udell (2023), "Randomized Nyström preconditioning"
+    [frangella2023][]. They take the smallest eigenvalue that is kept in place of zero outside of
+    the range; here the damping says what to expect there.
     """
     solver = Nystrom(rank, damping, key=jr.key(0) if key is None else key)
 
@@ -156,11 +161,15 @@ def diagonal_preconditioner(num_probes: int | None = None, *, key: Array | None 
     """For `CG(preconditioner=...)`: the inverse of the operator's diagonal (Jacobi).
 
     Args:
-        num_probes: how many random sign vectors estimate the diagonal (Bekas et al. 2007), one product
-            each; `None` computes it exactly, with as many products as there are dimensions.
-        key: for the probes.
+        num_probes: how many random sign vectors estimate the diagonal, each of which takes one
+            product; `None` computes the diagonal exactly, with as many products as there are
+            dimensions.
+        key: for the random sign vectors.
 
-    Entries that are not clearly positive (below 1e-3 of the largest) count as 1e-3 of the largest.
+    An entry that is below 1e-3 of the largest one counts as 1e-3 of the largest one.
+
+    Source of the estimate: Bekas, Kokiopoulou and Saad (2007), "An estimator for the diagonal of a
+    matrix" [bekas2007][].
     """
     probe_key = jr.key(0) if key is None else key
 

@@ -7,34 +7,39 @@ import lineax as lx
 import optax
 
 from .._settings import StepSize, as_step_size, check_step_size
-from .base import conj_state, resolve_step_size, transpose_state
+from .base import AbstractStepSolver, conj_state, resolve_step_size, transpose_state
 
 
-class Richardson(lx.AbstractLinearSolver):
+class Richardson(AbstractStepSolver):
     """`x_{k+1} = x_k + a (b - A x_k)`, as a lineax solver.
 
-    With `a = 1` and `A = I - J^T` this is `x_{k+1} = J^T x_k + b`, the fixed-point method AID-FP of
-    Grazzi & Pontil ("Fixed point method"). From zero, k steps are k terms of the Neumann series.
+    With `a = 1` and `A = I - J^T` this is `x_{k+1} = J^T x_k + b`, the fixed-point method AID-FP.
+    From zero, k steps are k terms of the Neumann series.
 
     Args:
-        step_size: a; converges for a < 2 / L on a symmetric positive definite A. `"auto"`: 1 / L, by
-            20 steps of power iteration; `stats["step_size"]` says what it took. `AID` does so at its
-            first solve and follows the eigenvector from then on.
-        rtol, atol: it stops when `||b - A x|| <= atol + rtol ||b||` in the 2-norm.
-        max_steps: the most steps.
+        step_size: a; the iteration converges for a < 2 / L on a symmetric positive definite A, with
+            L its largest eigenvalue. `"auto"` takes 1 / L, with L found by 20 steps of power
+            iteration; `stats["step_size"]` says what it took. `AID` searches at its first solve and
+            follows the eigenvector from then on.
+        rtol, atol: the iteration stops when `||b - A x|| <= atol + rtol ||b||` in the 2-norm.
+        max_steps: the largest number of steps.
 
-    Options of `lineax.linear_solve`: `y0`, where to start, zero by default; `eigenvector`, as in
+    Options of `lineax.linear_solve`: `y0` is the start, zero by default; `eigenvector` is as in
     `Neumann`.
 
-    Error: `(1 - a mu)^k |x_0 - x|`. Cost: one product a step, one more for a start that is given, 20
-    for `"auto"`; memory of three vectors.
+    Error: `(1 - a mu)^k ||x_0 - x||`, with mu the smallest eigenvalue of A. Cost: one product per
+    step, one more if a start is given, and 20 more for `"auto"`. Memory: three vectors.
 
-    It gives up with `RESULTS.breakdown` and `stats["not_contracting"]` when the residual has grown
-    a thousandfold or ends above where it began.
+    The solver gives up with `RESULTS.breakdown` and `stats["not_contracting"]` when the residual
+    has grown a thousandfold, or ends above its first value.
 
     Raises:
-        ValueError: a tolerance is negative, a step size not positive, `"auto"` for an operator that
-            is not tagged symmetric.
+        ValueError: a tolerance is negative, a step size is not positive, or `"auto"` is used for an
+            operator that is not tagged symmetric.
+
+    Source: Grazzi, Franceschi, Pontil and Salzo (2020), "On the iteration complexity of
+    hypergradient computation" [grazzi2020][]; Grazzi and Pontil, "Principled and efficient bilevel
+    optimization for machine learning", section "Fixed point method" [grazzi2023][].
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> operator = lx.MatrixLinearOperator(2.0 * jnp.eye(2), lx.positive_semidefinite_tag)

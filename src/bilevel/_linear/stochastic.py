@@ -1,4 +1,4 @@
-"""Stochastic approximation for a linear system of which only noisy products are to be had."""
+"""Stochastic approximation for a linear system whose products are known with noise only."""
 
 from collections.abc import Callable
 
@@ -16,20 +16,23 @@ from .._settings import as_schedule
 class StochasticRichardson(lx.AbstractLinearSolver):
     """`x_{k+1} = x_k - a_k (A_k x_k - b)` with unbiased random `A_k`, as a lineax solver.
 
-    (Grazzi & Pontil, "Stochastic Fixed-point Iterations".)
-    With a constant step it stalls at an error of
-    order a; with `a_k = c / (k + d)` the mean squared error falls as 1 / k.
+    Error: with a constant step the mean squared error stalls at the order of a; with
+    `a_k = c / (k + d)` it falls as 1 / k. Cost: one product per step. Memory: two vectors.
 
     Args:
         step_size: a constant a, or a schedule `k -> a_k` such as `decreasing_step(c, d)`.
-        num_steps: how many steps, each one product.
+        num_steps: the number of steps, each of which takes one product.
 
-    Options of `lineax.linear_solve`: `sample`, a pytree that can be called, `(x, s) -> (A_s x, s')`,
-    with `sample_state`, its first s; without them the operator's own products are used and nothing is
-    random. `y0`, where to start, zero by default. `stats["sample_state"]` is the last s.
+    Options of `lineax.linear_solve`: `sample` is a pytree that can be called, `(x, s) -> (A_s x,
+    s')`, and `sample_state` is its first s. Without them the operator's own products are used, and
+    nothing is random. `y0` is the start, zero by default. `stats["sample_state"]` is the last s.
 
     Raises:
         ValueError: `num_steps` < 1.
+
+    Source: Grazzi, Pontil and Salzo (2021), "Convergence properties of stochastic hypergradients"
+    [grazzi2021][]; Grazzi and Pontil, "Principled and efficient bilevel optimization for machine
+    learning", section "Stochastic Fixed-point Iterations" [grazzi2023][].
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> operator = lx.MatrixLinearOperator(2.0 * jnp.eye(2))

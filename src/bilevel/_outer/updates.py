@@ -19,7 +19,7 @@ def limit_log_step(radius: float) -> optax.GradientTransformation:
     `log_trust_region`, which always moves by its radius and needs no step size, this only bounds.
 
     Args:
-        radius: > 0, in units of log-weight a step.
+        radius: > 0, in units of log-weight per step.
 
     >>> import jax.numpy as jnp
     >>> tx, u = limit_log_step(0.1), jnp.array([0.5, 0.5])

@@ -214,12 +214,12 @@ def flip_by_features(
 ) -> NoisyLabels:
     """Give rows a wrong label that depends on their features: instance-dependent noise.
 
-        q_i ~ N(rate, .1^2) given 0 <= q_i <= 1;   W_c (features, K) standard normal, one a class
+        q_i ~ N(rate, 0.1^2) given 0 <= q_i <= 1;   W_c (features, K) standard normal, one per class
         label i changes with probability q_i, to class k != y_i with probability softmax(x_i W_{y_i})_k
 
     with the columns of X standardised first. Rows that look alike are mistaken for the same class.
-    The mean of q_i is `rate` to three digits for .3 <= rate <= .7. Nearer to the ends the condition
-    moves it inwards: to .2055 at .2, .129 at .1 and .080 at 0, and by as much from above.
+    The mean of q_i is `rate` to three digits for 0.3 <= rate <= 0.7. Nearer to the ends the condition
+    moves it inwards: to 0.2055 at 0.2, 0.129 at 0.1 and 0.080 at 0, and by as much from above.
 
     Args:
         X: the features, shape (n, features), finite.
@@ -290,7 +290,7 @@ def _shift_classes(
 def _encode(labels: np.ndarray, classes: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     """The classes, in order and in the labels' dtype, and each label's position among them."""
     if labels.ndim != 1:
-        raise ValueError(f"labels must have shape (n,), one label a row; got {labels.shape}.")
+        raise ValueError(f"labels must have shape (n,), one label per row; got {labels.shape}.")
     try:
         known = np.unique(labels) if classes is None else _like(np.asarray(classes), labels.dtype)
         num_distinct = len(np.unique(known))

@@ -21,7 +21,7 @@ def svhn(
     folder: str | os.PathLike[str] | None = None,
     download: bool = False,
 ) -> LabelledImages:
-    """House numbers photographed from the street, one digit an image: 32 x 32 pixels, ten classes.
+    """House numbers photographed from the street, one digit per image: 32 x 32 pixels, ten classes.
 
     73257 training digits, 26032 test digits and 531131 extra ones, which are easier. The files are
     those of the publisher's "Format 2", `train_32x32.mat`, `test_32x32.mat` and `extra_32x32.mat`.

@@ -1,4 +1,4 @@
-"""Logistic regression that chooses its penalties, one a feature, by hypergradients."""
+"""Logistic regression that chooses its penalties, one per feature, by hypergradients."""
 
 import warnings
 from typing import Any
@@ -19,7 +19,7 @@ UNSOLVED = 1e-6  # an inner residual that is worth a warning
 
 
 class LogisticRegressionBilevelCV(ClassifierMixin, AbstractPenalised):
-    """Logistic regression with one penalty a feature, chosen by gradients of the cross-validated loss.
+    """Logistic regression with one penalty per feature, chosen by cross-validation.
 
         w_k(u) = argmin_w  sum_{i not in fold k} s_i l(x_i, y_i; w) + 1/2 sum_j exp(u_j) ||w_j||^2
         Phi(u) = sum_k sum_{i in fold k} s_i l(x_i, y_i; w_k(u))  /  sum_i s_i
@@ -27,11 +27,11 @@ class LogisticRegressionBilevelCV(ClassifierMixin, AbstractPenalised):
         H_k v_k = grad_w F,     dPhi/du_j = -exp(u_j) sum_k <w_kj, v_kj>
 
     with `l = -log p(y | x)`, the softmax over the classes (two classes have one logit), and an
-    intercept without penalty. `w_j` are feature j's coefficients, one a class.
+    intercept without penalty. `w_j` are feature j's coefficients, one per class.
 
     Args:
-        penalties: `"feature"`, one penalty a feature; `"shared"`, one for all; an array of one group
-            label a feature, for one penalty a group; or `"auto"`: one a feature or one for all,
+        penalties: `"feature"`, one penalty per feature; `"shared"`, one for all; an array of one group
+            label per feature, for one penalty per group; or `"auto"`: one per feature or one for all,
             whichever does better on each fold when chosen on the others.
         cv: number of (stratified) folds, a scikit-learn splitter, or an iterable of splits.
         fit_intercept: the intercept is not penalised.
@@ -42,7 +42,7 @@ class LogisticRegressionBilevelCV(ClassifierMixin, AbstractPenalised):
     Attributes:
         classes_: the labels, in order.
         alpha_: the penalties `exp(u)`, `1 / C` in the units of scikit-learn's `LogisticRegression`: a
-            number if shared, otherwise one a feature.
+            number if shared, otherwise one per feature.
         coef_, intercept_: the model fitted on all rows.
         cv_loss_: `Phi` at `alpha_`, the mean log-loss on rows not learned from. **It is optimistic**,
             the more the more penalties were chosen by it: judge by `cross_val_score` around it.
@@ -166,7 +166,7 @@ class _Fold:
         self.w = np.zeros((self.outputs, part.X.shape[1] + 1))  # of the last solution
 
     def solution(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`(w*(u), intercept)`, for one log-penalty a feature: `(outputs, features)`, `(outputs,)`."""
+        """`w*(u)`, `(outputs, features)`, and the intercept, `(outputs,)`."""
         z, _ = self.solve(u)
         return z[:, :-1] * np.exp(-u / 2), z[:, -1]
 

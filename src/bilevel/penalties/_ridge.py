@@ -1,4 +1,4 @@
-"""Ridge regression that chooses its penalties, one a feature, by hypergradients."""
+"""Ridge regression that chooses its penalties, one per feature, by hypergradients."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ._tuning import AbstractPenalised, Part, PenaltyMap
 
 
 class RidgeBilevelCV(RegressorMixin, AbstractPenalised):
-    """Ridge regression with one penalty a feature, chosen by gradients of the cross-validated loss.
+    """Ridge regression with one penalty per feature, chosen by gradients of the cross-validated loss.
 
         w_k(u) = argmin_w  1/2 sum_{i not in fold k} s_i (x_i'w - y_i)^2 + 1/2 sum_j exp(u_j) w_j^2
         Phi(u) = sum_k sum_{i in fold k} s_i (x_i'w_k(u) - y_i)^2  /  sum_i s_i
@@ -18,13 +18,13 @@ class RidgeBilevelCV(RegressorMixin, AbstractPenalised):
         (X'SX + diag(exp(u))) v_k = grad_w F,     dPhi/du_j = -exp(u_j) sum_k w_kj v_kj
 
     A grid for d penalties has `points^d` models to fit; the hypergradient costs one more linear solve
-    a fold than the value, whatever d. With `penalties="shared"` the optimum is the one that
+    per fold than the value, whatever d. With `penalties="shared"` the optimum is the one that
     `sklearn.linear_model.RidgeCV(alphas, cv=cv)` approaches as its grid becomes finer (if all folds
     have the same number of rows: here each *row* counts the same).
 
     Args:
-        penalties: `"feature"`, one penalty a feature; `"shared"`, one for all; an array of one group
-            label a feature, for one penalty a group; or `"auto"`: one a feature or one for all,
+        penalties: `"feature"`, one penalty per feature; `"shared"`, one for all; an array of one group
+            label per feature, for one penalty per group; or `"auto"`: one per feature or one for all,
             whichever does better on each fold when chosen on the others.
         cv: number of folds, a scikit-learn splitter, or an iterable of splits.
         fit_intercept: the intercept is not penalised.
@@ -34,7 +34,7 @@ class RidgeBilevelCV(RegressorMixin, AbstractPenalised):
 
     Attributes:
         alpha_: the penalties `exp(u)` in the units of `sklearn.linear_model.Ridge`: a number if
-            shared, otherwise one a feature. 1e5 times a feature's sum of squares is the upper bound,
+            shared, otherwise one per feature. 1e5 times a feature's sum of squares is the upper bound,
             and means that the feature is not used.
         coef_, intercept_: the model fitted on all rows.
         cv_loss_: `Phi` at `alpha_`, the mean squared error on rows not learned from. **It is
@@ -126,7 +126,7 @@ class _Normal:
         return solve
 
     def solution(self, u: np.ndarray) -> np.ndarray:
-        """`w*(u)`, for one log-penalty a feature."""
+        """`w*(u)`, for one log-penalty per feature."""
         return self.solver(u)(self.right)
 
     def value_and_hypergradient(

@@ -248,7 +248,7 @@ class PenaltyMap(NamedTuple):
 
 
 def penalty_map(penalties: Any, whole: Part) -> PenaltyMap:
-    """From `"feature"`, `"shared"`, or one group number a feature.
+    """From `"feature"`, `"shared"`, or one group number per feature.
 
     Raises:
         ValueError: another word, or an array of another shape or kind.
@@ -262,7 +262,7 @@ def penalty_map(penalties: Any, whole: Part) -> PenaltyMap:
         groups = np.asarray(penalties)
         if groups.shape != (features,) or groups.dtype.kind not in "iuUSO":
             raise ValueError(
-                "`penalties` must be 'auto', 'feature' (one penalty a feature), 'shared' (one for "
+                "`penalties` must be 'auto', 'feature' (one penalty per feature), 'shared' (one for "
                 f"all), or one group label for each of the {features} features, got {penalties!r}."
             )
         codes = np.unique(groups, return_inverse=True)[1]
@@ -296,7 +296,7 @@ class AbstractPenalised(AbstractTunedLinear):
 
     @abc.abstractmethod
     def _finish(self, whole: Part, u: np.ndarray) -> None:
-        """Fit on all rows, for one log-penalty a feature."""
+        """Fit on all rows, for one log-penalty per feature."""
 
     def _unit(self, whole: Part) -> float:
         """What the outer objective is measured in."""

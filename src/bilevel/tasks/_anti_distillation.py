@@ -29,7 +29,7 @@ def _positive(num_frequencies: int) -> int:
 def fourier_features(
     x: Float[Array, " points"], amplitudes: Float[Array, " frequencies"]
 ) -> Float[Array, "points features"]:
-    """One row a point, with `2 L + 1` features for L amplitudes.
+    """One row per point, with `2 L + 1` features for L amplitudes.
 
         phi(x) = (1, a_1 cos x, ..., a_L cos L x, a_1 sin x, ..., a_L sin L x)
 

@@ -42,7 +42,7 @@ def hyper_cleaning(
         X, y: training rows and their labels, some of them wrong.
         X_val, y_val: rows whose labels are right.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
-        loss: `(predictions, y) -> one loss a row`; by default `softmax_cross_entropy`.
+        loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`.
         l2: >= 0; makes f strongly convex for a linear model, with this constant, for every u.
 
     The outer variable is `u` of shape `(rows,)`, free in R^n; start from `jnp.zeros(rows)`, where

@@ -130,7 +130,7 @@ def augmentation(
         X, y: training rows, few of them, or there is nothing to gain.
         X_val, y_val: the rows that count; they are not transformed.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
-        loss: `(predictions, y) -> one loss a row`.
+        loss: `(predictions, y) -> one loss per row`.
         l2: >= 0.
 
     The outer variable is `{"matrix": A, "bias": b}`; start from `identity_augmentation`. As in

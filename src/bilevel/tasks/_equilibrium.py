@@ -42,14 +42,14 @@ def equilibrium(
 ) -> FixedPointProblem:
     """An equilibrium model's training, with the fixed points of all rows as inner variable.
 
-        w_i = cell(u, w_i, x_i)                                  one fixed point an example
+        w_i = cell(u, w_i, x_i)                                  one fixed point per example
         F(u, w) = mean_i loss(readout(u, w_i), y_i)
 
     Args:
         X, y: training rows and their labels (class codes for the default loss).
         model: `equilibrium_model(...)`, or an `EquilibriumModel` with a cell of your own. Its
             solvers are not used: they are the estimator's here.
-        loss: `(predictions, y) -> one loss a row`.
+        loss: `(predictions, y) -> one loss per row`.
 
     `u` starts at `model.u0` and w, of shape `(rows, width)`, at zero. Every estimator applies: `ITD`,
     or `AID` with `Richardson(1.0)`, `Neumann(1.0, K)` or `lineax.GMRES`. Inner solvers:

@@ -1,4 +1,4 @@
-"""Equilibrium models: one fixed point an example, as a bilevel problem or as a layer."""
+"""Equilibrium models: one fixed point per example, as a bilevel problem or as a layer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -102,7 +102,7 @@ def contracted(W: Float[Array, "width width"], norm: float) -> Float[Array, "wid
     """`W / (1 + sum_j (s_j / norm)^8)^(1/8)`, s the singular values of W: spectral norm < `norm`.
 
     Smooth, W itself as long as it is well below, and never far below the bound: a W of large norm
-    gets `width^(-1/8) norm` at least (.59 at width 64). It takes two products of matrices,
+    gets `width^(-1/8) norm` at least (0.59 at width 64). It takes two products of matrices,
     since `sum_j s_j^8 = ||(W'W)^2||_F^2`.
 
     >>> import jax.numpy as jnp

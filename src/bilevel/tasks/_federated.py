@@ -29,20 +29,21 @@ def federated(
         f(u, w) = mean_c f_c(u, w),   F(u, w) = mean_c F_c(u, w)
 
     with f_c and F_c the problem's objectives on the rows of client c. The new problem's data have
-    one entry a client on axis 0, of shape `(clients, rows, ...)`: a sampler draws clients. Where each
-    row is with one client, f and F are those of the pooled rows, and so is the solution; gradients,
-    Hessian-vector and cross products are averages over clients of local ones.
+    one entry per client on axis 0, of shape `(clients, rows, ...)`: a sampler draws clients. Where
+    each row is with one client, f and F are those of the pooled rows, and so is the solution;
+    gradients, Hessian-vector and cross products are averages over clients of local ones.
 
     Args:
         problem: whose objectives are means over rows (all of this module's are, on a batch).
         inner_rows: which rows of `inner_data` each client has; as many for all. `deal_rows` makes
             such an index.
-        outer_rows: the same for `outer_data`; `None` where the server has those rows itself, such as
-            a trusted set.
+        outer_rows: the same for `outer_data`; `None` where the server has those rows itself, such
+            as a trusted set.
 
     The average of the clients' own hypergradients, each through its own inverse Hessian, is not the
     hypergradient of the average; `AID` on this problem solves one linear system, whose products are
-    averages (Tarzanagh et al. 2022, FedIHGP). `FederatedInner` is the inner solver with local steps.
+    averages (Tarzanagh et al. 2022, FedIHGP). `FederatedInner` is the inner solver with local
+    steps.
 
     Raises:
         ValueError: an index is out of range, or there are no data to deal out.
@@ -94,9 +95,10 @@ def deal_rows(
 
     Args:
         y: the labels, or other numbers by which clients are to differ.
-        num_clients: how many; all get `len(y) // num_clients` rows, and what is left over is dropped.
-        heterogeneity: the share of the rows that is dealt out in the order of y, so that each client
-            gets few labels; the rest is shuffled. 0 is iid, 1 sorts all of them.
+        num_clients: how many; all get `len(y) // num_clients` rows, and what is left over is
+            dropped.
+        heterogeneity: the share of the rows that is dealt out in the order of y, so that each
+            client gets few labels; the rest is shuffled. 0 is iid, 1 sorts all of them.
         seed: of the shuffle.
 
     Returns:

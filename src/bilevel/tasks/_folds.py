@@ -1,4 +1,4 @@
-"""K-fold cross-validation in place of a split: one model a fold, one outer variable for all."""
+"""K-fold cross-validation in place of a split: one model per fold, one outer variable for all."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def cross_validation(
         predict: `(w, x) -> (batch, outputs)` of *one* model; `linear_predict` makes this ridge
             (with `squared_error`, and `ridge_solution` for its closed form) or logistic regression
             (with `logistic_loss`, whose labels are the floats -1 and 1).
-        loss: `(predictions, y) -> one loss a row`.
+        loss: `(predictions, y) -> one loss per row`.
 
     `w` is the tree of one model with a leading axis of K: `stack_models(w0, K)`. `u` is that of
     `tensor_penalties`, a tree prefix of *one* model: `jnp.zeros(())`, `jnp.zeros(features)` and
@@ -117,7 +117,7 @@ def fold_weights(
         folds = np.asarray(folds)
         if folds.shape != rows.shape or not np.issubdtype(folds.dtype, np.integer):
             raise ValueError(
-                f"`folds` must be one integer a row, shape {rows.shape}, got shape {folds.shape} of "
+                f"`folds` must be one integer per row, shape {rows.shape}, got shape {folds.shape} of "
                 f"{folds.dtype}; or pass a number of folds or a splitter of scikit-learn."
             )
         splitter: Any = PredefinedSplit(folds)

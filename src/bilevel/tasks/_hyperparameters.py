@@ -1,4 +1,4 @@
-"""Regularisation as the outer variable: one penalty, one a feature, or one a tensor."""
+"""Regularisation as the outer variable: one penalty, one per feature, or one per tensor."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ def ridge(
 
     `w` has shape `(features,)`; there is no intercept, so centre the columns or add one of ones.
     `u` holds log-penalties, and its shape says how many: `()` for one penalty that all features
-    share, `(features,)` for one a feature. Start from `jnp.zeros(...)`, a penalty of 1, and
+    share, `(features,)` for one per feature. Start from `jnp.zeros(...)`, a penalty of 1, and
     `w = jnp.zeros(features)`. A batch's mean is an unbiased estimate of either objective.
 
     With `S = X'X / rows`: `w*(u) = (S + diag(exp(u)))^-1 X'y / rows`, and f is strongly convex in w
@@ -135,7 +135,7 @@ def logistic(
         X_val, y_val: held-out rows.
 
     The variables are those of `ridge`: `w` of shape `(features,)` without an intercept, and
-    log-penalties `u` of shape `()` (one that all share) or `(features,)` (one a feature: 22 for
+    log-penalties `u` of shape `()` (one that all share) or `(features,)` (one per feature: 22 for
     ijcnn1, 784 for two digits of MNIST). f is strongly convex in w with constant
     `min_j exp(u_j)` at least; Phi is not convex, and flat where a penalty is very large or small.
 
@@ -183,13 +183,13 @@ def tensor_penalties(
         X, y: training rows and their labels (class codes for the default loss).
         X_val, y_val: held-out rows.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
-        loss: `(predictions, y) -> one loss a row`; by default `softmax_cross_entropy`; there are
+        loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`; there are
             `logistic_loss` for labels in {-1, 1} and `squared_error` for regression.
 
     `u` holds the log-penalties; start from `log_penalties(w0, 1e-2)`. It is a tree prefix of `w`: a
     leaf stands for one tensor, or for all of a subtree. It may be an array that broadcasts against
     its tensor with the same number of axes: `{"weight": jnp.zeros((1, features))}` for one
-    penalty a feature of `linear_model(..., bias=False)`, `(outputs, 1)` for one a class.
+    penalty per feature of `linear_model(..., bias=False)`, `(outputs, 1)` for one per class.
 
     Raises:
         ValueError: shapes that do not belong together.

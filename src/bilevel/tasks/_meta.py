@@ -15,7 +15,7 @@ Rows = Shaped[Array | np.ndarray, "rows ..."]
 
 
 class Episodes(NamedTuple):
-    """Few-shot tasks, one an entry of axis 0: rows to fit on, and other rows to be judged by.
+    """Few-shot tasks, one per entry of axis 0: rows to fit on, and other rows to be judged by.
 
     `support_x` has shape `(tasks, ways * shots, *row)`, `query_x` `(tasks, ways * queries, *row)`;
     the labels `support_y`, `query_y` are 0 .. ways - 1 and mean something else in each task.
@@ -45,7 +45,7 @@ def episodes(
 
     Args:
         X, y: rows of any shape (images, say) and their labels, of any kind.
-        ways, shots, queries: classes a task, support rows a class, query rows a class.
+        ways, shots, queries: classes per task, support rows per class, query rows per class.
         num_tasks: how many.
         seed: the same seed, the same tasks.
         classes: those to draw from; by default all in `y`. For meta-test, pass those held out.
@@ -171,7 +171,7 @@ def meta_learning(
         represent: phi, `(params, rows) -> (rows, features)`; any function, such as the `features` of
             `conv4` and `mlp_representation`. A constant feature makes the linear models affine.
         tasks: from `episodes`, or tasks of your own of this shape.
-        loss: `(logits, y) -> one loss a row`: `softmax_cross_entropy`, or `one_hot_error`, whose
+        loss: `(logits, y) -> one loss per row`: `softmax_cross_entropy`, or `one_hot_error`, whose
             solution is the formula `meta_ridge_solution`.
         outer_loss: of a query row; by default `loss`.
         l2: > 0 makes f strongly convex in w with this constant. 0 leaves f with many minimisers
@@ -183,7 +183,7 @@ def meta_learning(
     `u` is the representation's `params`, or `{"representation": params, "bias": (ways, features)}` if
     biased; `w` is an array `(tasks, ways, features)`; start it from zeros.
 
-    **Which tasks a batch holds.** The data have one row a task, its number i included, and the
+    **Which tasks a batch holds.** The data have one row per task, its number i included, and the
     objectives look up `w[i]`; from any batch of tasks they are unbiased estimates. So the inner and
     the outer sampler need not draw the same tasks, and single-loop methods (`SOBA`, ..) keep the
     models of a *fixed* set of tasks warm. To see ever new tasks, make the problem anew from fresh
@@ -192,7 +192,7 @@ def meta_learning(
     and as long as the shapes stay nothing compiles again.
 
     Raises:
-        ValueError: `l2` < 0; at trace time, w is not of one model a task.
+        ValueError: `l2` < 0; at trace time, w is not of one model per task.
 
     >>> import jax.numpy as jnp
     >>> drawn = episodes(jnp.eye(6), np.arange(6) % 2, ways=2, shots=1, queries=2, num_tasks=3)

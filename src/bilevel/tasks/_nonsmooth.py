@@ -51,7 +51,7 @@ def feature_penalties(u: LogPenalties, w: Float[Array, " features"]) -> tuple[Ar
     for log_penalty in (log_l1, *log_l2):
         if jnp.shape(log_penalty) not in ((), w.shape):
             raise ValueError(
-                f"a log-penalty must have shape () or one entry a feature, {w.shape}, got "
+                f"a log-penalty must have shape () or one entry per feature, {w.shape}, got "
                 f"{jnp.shape(log_penalty)}."
             )
     l1 = jnp.broadcast_to(jnp.exp(log_l1), w.shape)
@@ -87,7 +87,7 @@ def elastic_net(
 
     `w` has shape `(features,)`; there is no intercept, so centre the columns of X and y, and those of
     the held-out rows with the same means. `u = (u1, u2)`: log-penalties, each of shape `()` (one that
-    all features share) or `(features,)` (one a feature). scikit-learn's `alpha` and `l1_ratio` are
+    all features share) or `(features,)` (one per feature). scikit-learn's `alpha` and `l1_ratio` are
     `exp(u1) = alpha l1_ratio` and `exp(u2) = alpha (1 - l1_ratio)`. Start u1 well below
     `log max_j |x_j'y| / n`: from there on w is zero, Phi constant and its gradient zero.
 
@@ -149,7 +149,7 @@ def lasso(
     `u` holds log-penalties, of shape `()` (then `exp(u)` is scikit-learn's `alpha`) or `(features,)`:
     the weighted lasso. All else is in `elastic_net`. A feature that has left the support has a zero
     hypergradient, so that its own penalty moves no more (with folds, as soon as no fold has it); and
-    one penalty a feature can fit the held-out rows themselves where features are many (judge by
+    one penalty per feature can fit the held-out rows themselves where features are many (judge by
     new rows). The solution is unique where the columns
     on the support are linearly independent, as they are for almost all data.
 

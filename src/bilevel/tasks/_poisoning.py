@@ -92,7 +92,7 @@ def poisoning(
         p: 1, 2 or infinity (`jnp.inf`).
         bounds: `(lower, upper)`, the range that features have by nature, such as (0, 1) for pixels;
             poisoned rows stay in it. For `p = jnp.inf` only, where U is a box.
-        loss: `(predictions, y) -> one loss a row`; by default `softmax_cross_entropy`.
+        loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`.
         l2: >= 0.
 
     The outer variable is `u` of shape `(poisoned, features)`; start from zeros. Phi is not convex,

@@ -1,4 +1,4 @@
-"""Data reweighting: one weight a training row, judged by the loss on trusted rows."""
+"""Data reweighting: one weight per training row, judged by the loss on trusted rows."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def reweighting(
         X, y: training rows and their labels (class codes for the default loss).
         X_trusted, y_trusted: the rows whose loss counts.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
-        loss: `(predictions, y) -> one loss a row`; by default `softmax_cross_entropy`;
+        loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`;
             `squared_error` is there for regression.
         l2: makes f strongly convex for a linear model, with this constant, for every u.
 
@@ -112,7 +112,7 @@ def weight_function(
 
     Args:
         problem: in weights on the simplex, such as `reweighting(...)`.
-        features: z, one row a training row, of order one (`bilevel.trust_features` makes some).
+        features: z, one row per training row, of order one (`bilevel.trust_features` makes some).
 
     The outer variable is now `x`, of one entry more than there are features; at `jnp.zeros`
     the weights are uniform. With some hundred trusted rows, free weights for every row

@@ -101,7 +101,7 @@ def reference_solution(
     bound on the infimum. In float32, gradient norms of about 1e-4 times the size of F can be
     reached.
 
-    Cost: two to four Newton steps an evaluation of Phi, of which an outer step takes mostly one;
+    Cost: two to four Newton steps per evaluation of Phi, of which an outer step takes mostly one;
     with Cholesky `dim(w)` Hessian-vector products and `dim(w)^3 / 3` operations each.
 
     Raises:
@@ -297,7 +297,7 @@ def _precondition(grad: Vector, pairs: Pairs) -> Vector:
 def _line_search(
     phi: Callable[[Vector, PyTree], _Point], point: _Point, direction: Vector, tol: float
 ) -> tuple[_Point | None, bool]:
-    """A point `u - t direction` with enough decrease and a slope of at most .9 of that at t = 0.
+    """A point `u - t direction` with enough decrease and a slope of at most 0.9 of that at t = 0.
 
     A trial that cannot be evaluated counts as too far. Decrease is asked for up to rounding only;
     the slopes, which are known to a much smaller error, then decide. Where Phi jumps, as the inner

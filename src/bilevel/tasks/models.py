@@ -95,7 +95,7 @@ def mlp_model(
     Args:
         num_features, num_outputs: sizes of a row and of a prediction.
         key: for the initial parameters; a zero start would be a stationary point.
-        width: units a hidden layer.
+        width: units per hidden layer.
         depth: hidden layers.
     """
     net = eqx.nn.MLP(num_features, num_outputs, width, depth, activation=jnp.tanh, key=key)
@@ -164,7 +164,7 @@ def conv4(
     Args:
         shape: of an image, `(height, width)` or `(channels, height, width)`.
         key: for the initial parameters.
-        width: filters a block (64 in Li, Gu & Huang, C.2).
+        width: filters per block (64 in Li, Gu & Huang, C.2).
         blocks: each halves height and width, rounding down; 4 need 16 pixels. Features are
             `width * (height >> blocks) * (width >> blocks)`, 64 for 28 x 28 images.
         groups: of the group normalisation.
@@ -213,7 +213,7 @@ def rbf_kernel(
 ) -> Float[Array, "a b"]:
     """`exp(-1/2 sum_j (a_j - b_j)^2 / l_j^2)`, `l = exp(log_scale)`.
 
-    One length-scale, shape `()`, is scikit-learn's `rbf` with `gamma = 1 / 2 l^2`; one a feature is
+    One length-scale, shape `()`, is scikit-learn's `rbf` with `gamma = 1 / 2 l^2`; one per feature is
     automatic relevance determination (ARD): l_j of an irrelevant feature grows.
 
     >>> import jax.numpy as jnp
@@ -230,7 +230,7 @@ def rbf_kernel(
 def softmax_cross_entropy(
     logits: Float[Array, "batch classes"], y: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """`log sum_k exp(z_k) - z_y` a row, for integer labels.
+    """`log sum_k exp(z_k) - z_y` per row, for integer labels.
 
     Computed class-major, `(classes, batch)`: reductions over a short last axis, and the gather and
     scatter of an indexed label, cost a CPU more than the matrix products around them (measured on
@@ -244,7 +244,7 @@ def softmax_cross_entropy(
 def soft_cross_entropy(
     logits: Float[Array, "batch classes"], target: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
-    """`-sum_k t_k log softmax(z)_k` a row, for targets that are probabilities."""
+    """`-sum_k t_k log softmax(z)_k` per row, for targets that are probabilities."""
     return optax.softmax_cross_entropy(logits, target)
 
 
@@ -260,12 +260,12 @@ def one_hot_error(
 def logistic_loss(
     prediction: Float[Array, "batch outputs"], y: Float[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """`log(1 + exp(-y z))` a row, for labels in {-1, 1} and models with one output z."""
+    """`log(1 + exp(-y z))` per row, for labels in {-1, 1} and models with one output z."""
     return jax.nn.softplus(-y * prediction[:, 0])
 
 
 def squared_error(
     prediction: Float[Array, "batch outputs"], y: Float[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """`(prediction - y)^2 / 2` a row, for models with one output."""
+    """`(prediction - y)^2 / 2` per row, for models with one output."""
     return 0.5 * (prediction[:, 0] - y) ** 2

@@ -44,7 +44,7 @@ def ridge_solution(
             `(rows, folds)`, and then the result has shape `(folds, features)`.
 
     As `bilevel.ClosedForm(ridge_solution)` it is the inner solver; jax differentiates through it, so
-    that `ITD` with it is exact. By Cholesky: `features^3 / 3` operations a model.
+    that `ITD` with it is exact. By Cholesky: `features^3 / 3` operations per model.
 
     >>> import jax.numpy as jnp
     >>> ridge_solution(jnp.zeros(()), (jnp.eye(2), jnp.array([3.0, 6.0]))).round(4).tolist()
@@ -89,7 +89,7 @@ def meta_ridge_solution(problem: BilevelProblem, ways: int) -> Callable[[PyTree,
 
     Args:
         problem: from `meta_learning`; its data are not used, so one solution serves all episodes.
-        ways: classes a task.
+        ways: classes per task.
 
     Raises:
         ValueError: the loss is another one, or `l2` = 0, which has no unique solution.
@@ -189,7 +189,7 @@ def support_hypergradient(
         (G_SS + diag(exp(u2))_SS) v = (grad_w F)_S,     S = {j: w_j != 0}
         grad Phi = grad_u F - d_u (exp(u1) sign(w) + exp(u2) w)^T v
 
-    By Cholesky on all features, with the identity off S: `features^3 / 3` operations a model, which
+    By Cholesky on all features, with the identity off S: `features^3 / 3` operations per model, which
     for some hundred features is faster than an iterative solver. Exact at an exact `w`, in
     whose neighbourhood its error is of the order of `w`'s; on another support it is that one's
     hypergradient. Not a number where the columns on S are dependent and exp(u2) is 0.
@@ -216,7 +216,7 @@ def support_hypergradient(
 
 
 class SupportCheck(eqx.Module):
-    """What `check_support` found, one entry a fold where there are folds.
+    """What `check_support` found, one entry per fold where there are folds.
 
     Attributes:
         support: the features with `w_j != 0`.
@@ -259,7 +259,7 @@ def check_support(
         w: an approximate inner solution, with zeros in it as proximal steps leave them.
 
     Near a kink of Phi it takes a more accurate w to be certain, at a kink none is. Cost: an
-    eigenvalue decomposition, of the order of `features^3` operations a model.
+    eigenvalue decomposition, of the order of `features^3` operations per model.
 
     >>> import jax.numpy as jnp
     >>> from bilevel.tasks import lasso
