@@ -228,7 +228,7 @@ def test_wide():
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_inner", "error"), [(10, 5e-3), (20, 3e-4), (40, 1e-6)])
 def test_the_error_of_few_inner_steps(num_inner, error):
-    """The error of the inner solve, `(1 - mu / L)^num_inner`: 0.056, 0.0032, 1e-5, times less than 0.1."""
+    """The inner solve leaves `(1 - mu / L)^num_inner`: 0.056, 0.0032 and 1e-5, times less than 0.1."""
     problem, _, expected = wide()
     assert norm_error(solve_wide(PDBO(num_inner=num_inner), problem), expected) < error
 
