@@ -1,5 +1,7 @@
 """`bilevel demo` and `bilevel bench`: the job on data that ship with scikit-learn."""
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +12,9 @@ from ._app import err, out
 
 def demo(
     seed: Annotated[int, typer.Option(help="Random seed of the splits and the noise.")] = 0,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="A file to write the numbers to.")
+    ] = None,
 ) -> None:
     """Run the job on real digits that ship with scikit-learn, with labels corrupted on purpose."""
     from rich.progress import track
@@ -20,6 +25,20 @@ def demo(
     bar = iter(track(range(NUM_SPLITS), description="splits", console=err))
     next(bar)
     outcome = run_demo(seed, on_split=lambda done: next(bar, None))
+    if json_path is not None:
+        numbers = {
+            "splits": NUM_SPLITS,
+            "seed": seed,
+            "table": [
+                {"fitted on": name} | row.dropna().to_dict()
+                for name, row in outcome.table.iterrows()
+            ],
+            "found": outcome.found,
+            "flagged": outcome.flagged,
+            "wrong": outcome.wrong,
+            "verdict": outcome.verdict(),
+        }
+        json_path.write_text(json.dumps(numbers, indent=1) + "\n")
     table = Table(title="Accuracy on the hold-out, mean over the splits", title_justify="left")
     table.add_column("fitted on")
     for column in ("accuracy", "reweighted is better by", "better in"):
@@ -37,7 +56,7 @@ def demo(
     out.print(table)
     out.print(outcome.verdict(), highlight=False)
     out.print(
-        f"The weights say to look at {outcome.flagged / NUM_SPLITS:.0f} rows a split; "
+        f"The weights say to look at {outcome.flagged / NUM_SPLITS:.0f} rows per split; "
         f"{outcome.found / outcome.wrong:.0%} of the corrupted rows are among them, and "
         f"{outcome.found / outcome.flagged:.0%} of them are corrupted.",
         highlight=False,
@@ -45,7 +64,7 @@ def demo(
 
 
 def bench(
-    seeds: Annotated[int, typer.Option(min=1, help="Splits a line.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Splits per line.")] = 3,
 ) -> None:
     """Where does weighting pay? The default on digits and breast cancer data, over the noise."""
     from rich.progress import track
