@@ -1,13 +1,11 @@
 """Of several inner minima, which does each method end at, and how close to the best?
 
-    python benchmarks/several_minima.py       about a minute; writes benchmarks/results/several_minima.json
+    python benchmarks/several_minima.py       half a minute; writes its report to benchmarks/results
 
 The problem and the best point stand on docs/methods/pdbo.md, the least-squares problem of the
 BiG-SAM part on docs/methods/bigsam.md.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,11 +13,10 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
+from _measure import write
 
 import bilevel
 from bilevel import AID, ITD, DoubleLoop, GradientInner
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def outer(u, w, batch):
@@ -112,18 +109,10 @@ def weightings() -> list[dict[str, Any]]:
 
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
-    report = {
-        "script": "several_minima",
-        "steps": 1000,
-        "methods": first_order(),
-        "weightings": weightings(),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "several_minima.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    for row in [*report["methods"], *report["weightings"]]:
-        print(row)
-    print(f"written: {path}")
+    write(
+        __file__,
+        {"settings": {"steps": 1000}, "methods": first_order(), "weightings": weightings()},
+    )
 
 
 if __name__ == "__main__":
