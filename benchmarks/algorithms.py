@@ -213,7 +213,7 @@ def draw(frames: dict[str, pd.DataFrame]) -> None:
     figure, axes = panels(2, len(frames), (max(3.3 * len(frames), 8), 6.4), squeeze=False)
     for column, (problem, frame) in zip(axes.T, frames.items(), strict=True):
         y = "test_error" if "test_error" in frame else "value"
-        calls = frame[["outer_grads", "inner_grads", "hvps", "crosses"]].sum(axis=1)
+        calls = frame[["outer_grads", "inner_grads", "hvps", "mixed"]].sum(axis=1)
         frame = frame.assign(calls=calls)[frame.step > 0]
         for axis, x in zip(column, ("calls", "cpu_seconds"), strict=True):
             for name, rows in frame.groupby("algorithm", sort=False):

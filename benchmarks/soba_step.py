@@ -88,7 +88,7 @@ def main() -> None:
         sampler = bilevel.Shuffled(batch_size)
         method = bilevel.SOBA(1e-2, 1e-2, 0.1 * batch_size / N, sampler, sampler)
         state = method.init(problem, u, model.w0, jax.random.key(0))
-        samplers = state.aux.samplers
+        samplers = state.samplers
         w = jax.random.normal(jax.random.key(1), (10, 784))
 
         def solve(method=method, trace_every=STEPS):

@@ -329,7 +329,8 @@ def by_hand(rows, outer_rows, method, floor, draws):
 
 def kept(state: bilevel.State) -> float:
     """Floats of the state beyond u and w, in vectors like w."""
-    floats = [x for x in jax.tree.leaves(state.aux) if jnp.issubdtype(x.dtype, jnp.floating)]
+    kept = jax.tree.leaves((state.aux, state.samplers.tables))
+    floats = [x for x in kept if jnp.issubdtype(x.dtype, jnp.floating)]
     return sum(x.size for x in floats) / DIM
 
 
@@ -341,8 +342,7 @@ def main(names: tuple[str, ...] = tuple(METHODS)) -> None:
         method, floor = METHODS[name]
         start = jnp.zeros(DIM)
         state = method.init(problem, start, start, jr.key(0))
-        samplers = getattr(state.aux, "samplers", state.aux)
-        draws = (samplers.outer, samplers.inner)
+        draws = (state.samplers.outer, state.samplers.inner)
 
         def ours(method=method, state=state):
             return library(problem, method, state).w

@@ -246,7 +246,7 @@ def test_solution_describes_the_run():
     solution = run(METHODS["SOBA"], 7)
     assert solution.stats == {
         "num_steps": 7,
-        "calls": {"outer_grad": 7, "inner_grad": 7, "hvp": 7, "cross": 7},
+        "calls": {"outer_grad": 7, "inner_grad": 7, "hvp": 7, "mixed": 7},
         "converged": False,
     }
     assert bool(solution.result == bilevel.RESULTS.successful)

@@ -213,7 +213,7 @@ def stochastic(case: Instance, horizons: list[int], num_seeds: int, contrasts: b
             state, squares, errors, late = jax.lax.fori_loop(0, num_steps, advance, begun)
             # Of the four counts only the joint passes' are counted twice.
             n = state.calls
-            samples = n.outer_grad + n.inner_grad + n.hvp - n.cross
+            samples = n.outer_grad + n.inner_grad + n.hvp - n.mixed
             gain = case.phi(u0) - case.phi(state.u)
             bound = (2 * case.smoothness * gain + errors) / num_steps
             mean = squares / num_steps

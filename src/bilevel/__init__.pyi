@@ -8,23 +8,21 @@ from . import (
     tasks as tasks,
 )
 from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
-from ._algorithm.amigo import AmIGO as AmIGO
-from ._algorithm.bome import BOME as BOME
-from ._algorithm.bsa import BSA as BSA
 from ._algorithm.double_loop import DoubleLoop as DoubleLoop
 from ._algorithm.f2sa import F2SA as F2SA
 from ._algorithm.fsla import FSLA as FSLA
 from ._algorithm.inexact import InexactDescent as InexactDescent, logarithmic as logarithmic
-from ._algorithm.mrbo import MRBO as MRBO
+from ._algorithm.inner_loop import AmIGO as AmIGO, BSA as BSA, StocBiO as StocBiO
+from ._algorithm.momentum import MRBO as MRBO, SUSTAIN as SUSTAIN, VRBO as VRBO
 from ._algorithm.pdbo import PDBO as PDBO
-from ._algorithm.penalty import ValueFunctionPenalty as ValueFunctionPenalty
 from ._algorithm.pzobo import PZOBO as PZOBO
 from ._algorithm.saba import SABA as SABA
 from ._algorithm.soba import SOBA as SOBA
 from ._algorithm.srba import SRBA as SRBA
-from ._algorithm.stocbio import StocBiO as StocBiO
-from ._algorithm.sustain import SUSTAIN as SUSTAIN
-from ._algorithm.vrbo import VRBO as VRBO
+from ._algorithm.value_function import (
+    BOME as BOME,
+    ValueFunctionPenalty as ValueFunctionPenalty,
+)
 from ._inner.bigsam import (
     BiGSAM as BiGSAM,
     printed_weighting as printed_weighting,

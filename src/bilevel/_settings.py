@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
-StepSize = Float[np.ndarray | Array, "*batch"] | Literal["auto"]
-
+ConstantStep = Float[np.ndarray | Array, "*batch"] | Literal["auto"]
+StepSize = ConstantStep | Callable[[Array], Any]
 
 POWER_STEPS = 20
 
@@ -31,8 +31,8 @@ def as_schedule(value: Any) -> Any:
     return value if callable(value) else as_data(value)
 
 
-def as_step_size(value: Any) -> StepSize:
-    """A step size as data; `"auto"` stays what it is, another word is refused."""
+def as_step_size(value: Any) -> ConstantStep:
+    """A step size as data; `"auto"` stays what it is, and another word is refused."""
     if isinstance(value, str):
         if value != "auto":
             raise ValueError(f"a step size must be a number > 0 or 'auto', got {value!r}.")
@@ -40,8 +40,13 @@ def as_step_size(value: Any) -> StepSize:
     return as_data(value)
 
 
-def check_step_size(name: str, step_size: StepSize) -> None:
-    """Refuse a step that is not positive."""
+def as_setting(value: Any) -> StepSize:
+    """A step size as data, or as it is if it is a schedule `k -> number` or the word `"auto"`."""
+    return value if callable(value) else as_step_size(value)
+
+
+def check_step_size(name: str, step_size: ConstantStep) -> None:
+    """Refuse a step size that is not positive."""
     if isinstance(step_size, np.ndarray) and not np.all(step_size > 0):
         raise ValueError(f"`{name}` needs a step size > 0 or 'auto', got {step_size}.")
 

@@ -1,5 +1,6 @@
 """How a run can end, what it returns, and the error that carries both."""
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -44,14 +45,24 @@ class Calls(eqx.Module):
     """How often each oracle was called, a batch of any size counting once.
 
     `outer_grad`: F with its gradients in u and w. `inner_grad`: f with its gradient. `hvp`:
-    products with the inner Hessian. `cross`: products with the cross derivative
-    `(d2_uw f)^T v` (one pass may give both; each is counted).
+    products with the inner Hessian. `mixed`: products with the mixed second derivative,
+    `(d2_uw f)^T v`. One pass may give several of these; each is counted.
     """
 
     outer_grad: Int[Array, "*batch"]
     inner_grad: Int[Array, "*batch"]
     hvp: Int[Array, "*batch"]
-    cross: Int[Array, "*batch"]
+    mixed: Int[Array, "*batch"]
+
+    @property
+    def cross(self) -> Int[Array, "*batch"]:
+        """The old name of `mixed`, which warns and goes with version 0.2."""
+        warnings.warn(
+            "`Calls.cross` is called `Calls.mixed` now; the old name goes with version 0.2.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.mixed
 
 
 class Solution(eqx.Module):

@@ -29,7 +29,7 @@ class Tolerances(NamedTuple):
     linear: float
 
 
-class Control(NamedTuple):
+class RunOptions(NamedTuple):
     """When a run stops and what it records, as arrays: changing them compiles nothing."""
 
     num_steps: Int[Array, ""]
@@ -58,13 +58,13 @@ class Row(NamedTuple):
     outer_grads: Int[Array, ""]
     inner_grads: Int[Array, ""]
     hvps: Int[Array, ""]
-    crosses: Int[Array, ""]
+    mixed: Int[Array, ""]
 
 
 def run_chunk(
     problem: Problem,
     algorithm: AbstractAlgorithm,
-    control: Control,
+    options: RunOptions,
     state: State,
     status: Status,
     *,
@@ -89,7 +89,7 @@ def run_chunk(
         following = choose(finite, following, state)
 
         step = state.step + 1
-        recorded = (step % control.trace_every == 0) | (step == control.num_steps) | ~finite
+        recorded = (step % options.trace_every == 0) | (step == options.num_steps) | ~finite
         residual = jax.lax.cond(
             recorded,
             lambda: outer_residual(problem.geometry, state.u, info.outer_grad).astype(
@@ -98,7 +98,7 @@ def run_chunk(
             lambda: jnp.full_like(info.outer_value, jnp.nan),
         )
         dtype = info.outer_value.dtype
-        tolerances = jax.tree.map(lambda x: x.astype(dtype), control.tolerances)
+        tolerances = jax.tree.map(lambda x: x.astype(dtype), options.tolerances)
         converged = (
             recorded
             & (residual <= tolerances.outer)
@@ -109,7 +109,7 @@ def run_chunk(
             info.result == RESULTS.linear_divergence, info.result, RESULTS.nonfinite
         )
         status = Status(
-            over=converged | ~finite | (step >= control.num_steps),
+            over=converged | ~finite | (step >= options.num_steps),
             result=RESULTS.where(
                 finite,
                 RESULTS.where(converged, RESULTS.successful, RESULTS.outer_max_steps_reached),
@@ -132,7 +132,7 @@ def run_chunk(
                 outer_grads=calls.outer_grad,
                 inner_grads=calls.inner_grad,
                 hvps=calls.hvp,
-                crosses=calls.cross,
+                mixed=calls.mixed,
             ),
         )
 
@@ -159,8 +159,8 @@ def _compiled_chunk(
     static: tuple[Any, ...], arrays: Any, changing: tuple[State, Status]
 ) -> tuple[State, Status, Row]:
     leaves, structure, chunk_size = static
-    problem, algorithm, control = eqx.combine(arrays, jax.tree.unflatten(structure, leaves))
-    return run_chunk(problem, algorithm, control, *changing, chunk_size=chunk_size)
+    problem, algorithm, options = eqx.combine(arrays, jax.tree.unflatten(structure, leaves))
+    return run_chunk(problem, algorithm, options, *changing, chunk_size=chunk_size)
 
 
 def solve(
@@ -236,12 +236,12 @@ def solve(
         tolerances = Tolerances(-1.0, -1.0, -1.0)
     else:
         tolerances = tol if isinstance(tol, Tolerances) else Tolerances(tol, tol, tol)
-    control = Control(
+    options = RunOptions(
         jnp.asarray(num_steps, jnp.int32),
         jnp.asarray(trace_every, jnp.int32),
         jax.tree.map(lambda x: jnp.asarray(x, float), tolerances),
     )
-    arrays, rest = eqx.partition((problem, algorithm, control), eqx.is_array)
+    arrays, rest = eqx.partition((problem, algorithm, options), eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
     static = (tuple(leaves), structure, chunk_size)
     status = Status(state.step >= num_steps, RESULTS.outer_max_steps_reached)

@@ -1,48 +1,54 @@
-"""What the library's own single-loop methods are made of, to build a new one from.
+"""What the single-loop methods of the library are made of, to build a new one from.
 
-A method is a class with `init` and `step` (`bilevel.AbstractAlgorithm`) and these fields:
-`inner_step`, `linear_step`, `outer_step` (those it has), `inner_sampler`, `outer_sampler`. Its step
-reads as its equations. `examples/new_method.py` is one in full; in the order of use:
+A method is a class with `init` and `step`. It inherits from `AbstractSingleLoop`, which declares its
+fields `inner_step`, `outer_step`, `inner_sampler` and `outer_sampler`, or from `AbstractAdjointLoop`,
+which adds `linear_step`. Its step is a turn and reads as its equations: see `examples/new_method.py`.
+In the order of use:
 
-    begin(self, problem, u0, w0, key)       checks, the samplers' states, what "auto" starts from
-    start(begun, aux)                       the first `State`; `aux` is what else the method carries
-    streams_of(self, problem, samplers)     `.outer` and `.inner`, whose `.draw()` is a batch and the
-                                            stream after it
-    follow(problem, state, streams.inner)   the state, with "auto" brought up to date
-    outer_terms(problem, u, w, batch)       `.value` F, `.u` grad_u F, `.w` grad_w F
-    inner_terms(problem, u, w, v, batch)    `.residual` grad_w f, `.cross` (d2_uw f)^T v, and
+    init_state(self, problem, u0, w0, key, aux)
+                                            the first `State`, with the samplers' states and what
+                                            "auto" starts from; `aux` is what else the method carries
+    open_turn(self, problem, state)         a `Turn`: batches are drawn, "auto" is brought up to date
+
+    turn.outer(u, w)                        `.value` F, `.u` grad_u F, `.w` grad_w F
+    turn.inner(u, w, v)                     `.residual` grad_w f, `.mixed` (d2_uw f)^T v, and
                                             `.product` H v
-    inner_gradient, inner_gradients         grad_w f; the pair grad_u f, grad_w f
-    joint_directions(outer, inner)          SOBA's three directions, a `Point(u, w, v)`
+    turn.inner_gradient, inner_gradients    grad_w f; the pair grad_u f, grad_w f
+    turn.draw, draw_inner                   the turn with the next batches
+    turn.inner_step, linear_step            the step sizes of this step: of a number, a schedule or
+                                            "auto"
+    turn.now(self.momentum)                 another setting at this step
+
+    joint_directions(outer, inner)          the three directions of SOBA, as `Directions`
     recursive, at_both                      variance reduction by recursive momentum
     sgd, linear_sgd, neumann                loops over minibatches, for w and for v
-    at(self.inner_step, state.step, state.control)
-                                            the step size: of a number, a schedule or "auto"
     descend(x, step, direction)             x - step * direction
-    move_outer(self.outer_step, problem, state, d_u)
-                                            retract(u, -outer_step d_u), as `.u`, and `.step`
-    count(outer_grad, inner_grad, hvp, cross)
-                                            the `Calls` of a step; be honest, nobody else counts
-    make_info(outer, directions, calls, step_ratio)
-                                            the step's `Info`
-    close_streams(Streams(outer_stream, inner_stream))
-                                            the samplers' next states
-    advance(state, move, w, aux, calls)     the next `State`
+    count(outer_grad, inner_grad, hvp, mixed)
+                                            the `Calls` of a step; nobody else counts them
+    turn.close(d, w=w, aux=aux, calls=calls)
+                                            u moves along `d.u`: the next `State`, and the `Info`
 
-A method that takes "auto" calls `follow` at the start of its step, and `at` for its step sizes; one
-that takes plain numbers needs neither. `StepSize` and `as_setting` are the annotation and the
-converter of a step size field. Until version 1.0 the parts may change with the methods that use
-them; the changelog says so.
+`StepSize`, `as_setting` and `as_schedule` are the annotation and the converters of a step size and of
+another setting. The functions that a turn is made of can be used on their own: `update_curvature`,
+`step_size_at`, `move_outer`, `outer_terms`, `inner_terms`, `inner_gradient`, `inner_gradients`,
+`make_info` and `advance`. Until version 1.0 the parts may change with the methods that use them; the
+changelog says so.
 """
 
-from ._algorithm.auto_steps import StepSize, as_setting, at, follow, move_outer
-from ._algorithm.base import SamplerStates, advance, close_streams, count, start
+from ._algorithm.auto_steps import move_outer, step_size_at, update_curvature
+from ._algorithm.base import (
+    AbstractAdjointLoop,
+    AbstractSingleLoop,
+    SamplerStates,
+    advance,
+    count,
+)
 from ._algorithm.directions import (
+    Directions,
     InnerTerms,
     OuterTerms,
     Point,
     at_both,
-    begin,
     descend,
     inner_gradient,
     inner_gradients,
@@ -51,25 +57,28 @@ from ._algorithm.directions import (
     make_info,
     outer_terms,
     recursive,
-    streams_of,
 )
 from ._algorithm.loops import linear_sgd, neumann, sgd
+from ._algorithm.turn import Turn, init_state, open_turn
+from ._settings import StepSize, as_schedule, as_setting
 
 __all__ = [
+    "AbstractAdjointLoop",
+    "AbstractSingleLoop",
+    "Directions",
     "InnerTerms",
     "OuterTerms",
     "Point",
     "SamplerStates",
     "StepSize",
+    "Turn",
     "advance",
+    "as_schedule",
     "as_setting",
-    "at",
     "at_both",
-    "begin",
-    "close_streams",
     "count",
     "descend",
-    "follow",
+    "init_state",
     "inner_gradient",
     "inner_gradients",
     "inner_terms",
@@ -78,9 +87,33 @@ __all__ = [
     "make_info",
     "move_outer",
     "neumann",
+    "open_turn",
     "outer_terms",
     "recursive",
     "sgd",
-    "start",
-    "streams_of",
+    "step_size_at",
+    "update_curvature",
 ]
+
+# Old names, each of which warns and goes with version 0.2.
+_RENAMED = {"follow": "update_curvature", "at": "step_size_at"}
+_GONE = ("begin", "start", "streams_of", "close_streams")
+
+
+def __getattr__(name: str) -> object:
+    if name in _GONE:
+        raise AttributeError(
+            f"`bilevel.parts.{name}` is gone: a method begins with `init_state` and steps with "
+            "`open_turn`, see `help(bilevel.parts)`."
+        )
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import warnings
+
+    new = _RENAMED[name]
+    warnings.warn(
+        f"`bilevel.parts.{name}` is called `{new}` now; the old name goes with version 0.2.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return globals()[new]

@@ -27,7 +27,7 @@ TWO: dict[str, Any] = {"SOBA": NOISY, "AmIGO": AMIGO}
 THREE: dict[str, Any] = {name: METHODS[name].algorithm for name in ("BSA", "SABA auto")} | {
     "SOBA": NOISY
 }
-CALLS = ["outer_grads", "inner_grads", "hvps", "crosses"]
+CALLS = ["outer_grads", "inner_grads", "hvps", "mixed"]
 COLUMNS = [
     *("algorithm", "seed", "step", "outer_value"),
     *("outer_residual", "inner_residual", "linear_residual", "step_ratio"),
@@ -428,10 +428,23 @@ def test_the_example_is_a_method_in_under_60_lines(tmp_path, capsys):
 
 
 def test_parts_are_what_the_methods_use():
-    from bilevel._algorithm import auto_steps as steps
-    from bilevel._algorithm import base, directions, loops
+    from bilevel import _settings
+    from bilevel._algorithm import auto_steps, base, directions, loops, turn
 
-    homes = (base, directions, loops, steps)
+    homes = (base, directions, loops, turn, auto_steps, _settings)
     for name in bilevel.parts.__all__:
         assert any(vars(home).get(name) is getattr(bilevel.parts, name) for home in homes)
         assert name in (bilevel.parts.__doc__ or "") or name[0].isupper()
+
+
+def test_old_names_of_parts_warn_or_say_what_took_their_place():
+    with pytest.warns(DeprecationWarning, match="is called `step_size_at` now"):
+        assert bilevel.parts.at is bilevel.parts.step_size_at
+    with pytest.raises(AttributeError, match="begins with `init_state`"):
+        _ = bilevel.parts.begin
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = bilevel.parts.nothing
+    case, key = CASES["coupled"], jax.random.key(0)
+    calls = bilevel.SOBA().init(case.problem, case.u, case.w0, key).calls
+    with pytest.warns(DeprecationWarning, match="is called `Calls.mixed` now"):
+        assert int(calls.cross) == int(calls.mixed) == 2

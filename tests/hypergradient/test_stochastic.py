@@ -107,7 +107,7 @@ def test_calls_and_settings():
     estimator = SID(StochasticRichardson(0.1, 7), 3)
     found = estimate(case, estimator, GradientInner(optax.sgd(0.1), 5), WithReplacement(2))
     calls = {name: int(n) for name, n in vars(found.calls).items()}
-    assert calls == {"outer_grad": 3, "inner_grad": 5 + 3, "hvp": 7 + 3, "cross": 3}
+    assert calls == {"outer_grad": 3, "inner_grad": 5 + 3, "hvp": 7 + 3, "mixed": 3}
     with pytest.raises(ValueError, match="num_samples >= 1, got 0"):
         SID(StochasticRichardson(0.1, 7), 0)
 

@@ -536,7 +536,7 @@ def test_calls_are_the_calls_made(every, outer_calls):
     calls = solution.stats["calls"]
     assert calls["outer_grad"] == counts["outer_grad"] == 3 * (1 + outer_calls)
     assert calls["inner_grad"] == counts["inner_grad"] == 3 * (1 + 6)
-    assert calls["hvp"] == calls["cross"] == 3 * 6
+    assert calls["hvp"] == calls["mixed"] == 3 * 6
 
 
 @pytest.mark.slow

@@ -61,8 +61,8 @@ def counted(q: Quadratic, mode: str):
             du, dw = tangents
             # The Hessian is constant: tied to u, or XLA would compute `H e_i` once for all steps.
             operand = jnp.sum(dw) + 0.0 * jnp.sum(primals[0])
-            cross, hvp = (tick(counts, name, operand) for name in ("cross", "hvp"))
-            return gradients(*primals), (-b.T @ dw + cross, a @ dw - b @ du + hvp)
+            mixed, hvp = (tick(counts, name, operand) for name in ("mixed", "hvp"))
+            return gradients(*primals), (-b.T @ dw + mixed, a @ dw - b @ du + hvp)
 
     else:
         f, grads = jax.custom_vjp(value), jax.custom_vjp(gradients)
@@ -73,8 +73,8 @@ def counted(q: Quadratic, mode: str):
 
         def products(_, ct):
             ct_u, ct_w = ct
-            cross, hvp = (tick(counts, name, ct_w) for name in ("cross", "hvp"))
-            return -b.T @ ct_w + cross, a @ ct_w - b @ ct_u + hvp
+            mixed, hvp = (tick(counts, name, ct_w) for name in ("mixed", "hvp"))
+            return -b.T @ ct_w + mixed, a @ ct_w - b @ ct_u + hvp
 
         grads.defvjp(lambda u, w: (gradients(u, w), None), products)
 
@@ -163,7 +163,7 @@ def test_calls_are_the_calls_made(name):
     jax.effects_barrier()
     calls = solution.stats["calls"]
     assert {name: n for name, n in calls.items() if n} == dict(counts)
-    # Outer gradients, inner gradients, Hessian-vector and cross products of six steps.
+    # Outer gradients, inner gradients, Hessian-vector and mixed products of six steps.
     known = {
         "SOBA": [6, 6, 6, 6],
         "SOBA auto": [7, 7, 22 + 6 + 6, 8],

@@ -203,7 +203,7 @@ def test_importance_sampling_tells_the_sampler_the_weights():
     for _ in range(3):
         before = state.u
         state, _ = method.step(problem, state)
-        assert_same(state.aux.samplers.inner.u, before)
+        assert_same(state.samplers.inner.u, before)
     assert float(jnp.max(jnp.abs(state.u - u0))) > 0
 
 

@@ -32,7 +32,7 @@ HISTORY = [
     "outer_grads",
     "inner_grads",
     "hvps",
-    "crosses",
+    "mixed",
     "effective_sample_size",
     "entropy",
 ]
@@ -104,7 +104,7 @@ def test_history_has_a_line_a_step(result):
     values = result.history["outer_value"]
     assert values.iloc[-1] < 0.5 * values.iloc[0]
     # Counters only grow, and the last line is what the stats say.
-    for column in ("outer_grads", "inner_grads", "hvps", "crosses"):
+    for column in ("outer_grads", "inner_grads", "hvps", "mixed"):
         assert (result.history[column].diff().iloc[1:] > 0).all()
     assert result.stats["num_steps"] == 20
     assert result.history["hvps"].iloc[-1] == result.stats["calls"]["hvp"]

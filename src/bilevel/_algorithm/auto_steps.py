@@ -15,23 +15,20 @@ log-weights):
 Where a step leads to a point that is not finite it is not taken, and all steps are halved.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, Int, PyTree, Scalar
 
 from .._hypergradient.base import linearise_inner
 from .._problem import Problem
 from .._sampler import Stream, Streams
-from .._settings import POWER_STEPS, as_step_size, random_unit
+from .._settings import POWER_STEPS, StepSize, random_unit
 
-StepSize = Float[np.ndarray | Array, "*batch"] | Callable[[Array], Any] | Literal["auto"]
 S = TypeVar("S", bound=Any)  # a State
 
 RADIUS = 1.0  # of the first outer step, in every coordinate at most
@@ -40,11 +37,6 @@ NEGLIGIBLE = 1e-3  # of v / w, in what the sums of squares begin at
 DECAY = 0.05  # a noisy inner step: how fast it decreases
 MEMORY = 0.9  # what a product leaves of the largest curvature
 MIX = 0.3  # how much of a new random vector enters a product
-
-
-def as_setting(value: Any) -> StepSize:
-    """A number as data; a schedule `step -> number` and the word `"auto"` as they are."""
-    return value if callable(value) else as_step_size(value)
 
 
 class Control(NamedTuple):
@@ -68,12 +60,6 @@ class Move(NamedTuple):
     u: PyTree[Array]
     step: Array
     control: Control | None
-
-
-def uses_auto(method: Any) -> bool:
-    """Whether a step size of the method is `"auto"`."""
-    names = ("inner_step", "linear_step", "outer_step")
-    return any(isinstance(getattr(method, name, None), str) for name in names)
 
 
 def first_control(
@@ -118,7 +104,7 @@ def first_control(
     return control, POWER_STEPS
 
 
-def follow(problem: Problem, state: S, inner: Stream) -> S:
+def update_curvature(problem: Problem, state: S, inner: Stream) -> S:
     """The state with the curvature of `"auto"` brought up to date, by one product in 8 steps.
 
     In the first 64 steps, when u moves most, it is one product a step.
@@ -153,7 +139,7 @@ def _multiply(
     return size, optax.tree.scale(1 / jnp.where(size > 0, size, 1), product)
 
 
-def at(step_size: StepSize, step: Int[Array, ""], control: Control | None = None) -> Any:
+def step_size_at(step_size: StepSize, step: Int[Array, ""], control: Control | None = None) -> Any:
     """A step size, or momentum, at an outer step: schedules are called with the number of steps."""
     if isinstance(step_size, str):
         assert control is not None
@@ -167,7 +153,7 @@ def series_step(step_size: StepSize, step: Int[Array, ""], control: Control | No
     if isinstance(step_size, str):
         assert control is not None
         return 1 / control.curvature
-    return at(step_size, step)
+    return step_size_at(step_size, step)
 
 
 def move_outer(
@@ -188,7 +174,7 @@ def move_outer(
         step = jnp.where(size > 0, optax.tree.norm(update) / jnp.where(size > 0, size, 1), 0)
         control = control._replace(squares=squares)
     else:
-        step = jnp.asarray(at(outer_step, state.step))
+        step = jnp.asarray(step_size_at(outer_step, state.step))
         update = jax.tree.map(lambda d: -step.astype(d.dtype) * d, direction)
     return Move(problem.geometry.retract(state.u, update), step, control)
 

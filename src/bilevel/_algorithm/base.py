@@ -1,7 +1,7 @@
 """The contract of an algorithm, and the functions that the methods share."""
 
 import abc
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,10 +12,22 @@ from jaxtyping import Array, Int, Key, PyTree, Scalar, ScalarLike
 
 from .._problem import Problem
 from .._sampler import AbstractSampler, Stream, Streams
+from .._settings import StepSize
 from .._solution import RESULTS, Calls
 from .auto_steps import Control, Move
 
-T = TypeVar("T")
+
+class SamplerStates(NamedTuple):
+    """What goes on with every step, also with a step that is not taken.
+
+    Attributes:
+        outer, inner: the states of the two samplers.
+        tables: what a method remembers of each block of the data (`SABA`), always finite.
+    """
+
+    outer: Any
+    inner: Any
+    tables: Any = ()
 
 
 class State(eqx.Module):
@@ -23,11 +35,12 @@ class State(eqx.Module):
 
     Attributes:
         step: how many outer steps have been made.
-        key: the run's random key; it never changes, a step derives its own by `fold_in`.
+        key: the random key of the run. It never changes; a step derives its own by `fold_in`.
         u, w: the outer variable (a point of U) and the inner variable.
-        aux: whatever else the method carries.
+        aux: what else the method carries, such as the adjoint variable v.
+        samplers: the states of the two samplers.
+        control: what step sizes `"auto"` have learned so far; `None` if there are none.
         calls: the oracle calls of all steps so far.
-        control: what step sizes `"auto"` have learned so far; `None` without one.
     """
 
     step: Int[Array, ""]
@@ -35,26 +48,28 @@ class State(eqx.Module):
     u: PyTree[Array]
     w: PyTree[Array]
     aux: Any
-    calls: Calls
+    samplers: SamplerStates
     control: Control | None
+    calls: Calls
 
 
 class Info(eqx.Module):
     """What a person wants to see of one step.
 
-    All are taken where the step took its hypergradient: at the point it started from, and in methods
-    with an inner loop at that u and the w after the loop.
+    All values are taken where the step took its hypergradient: at the point that it started from,
+    and in methods with an inner loop at that u and at the w after the loop.
 
     Attributes:
-        outer_value: `F(u, w)` on the step's outer batch.
+        outer_value: `F(u, w)` on the outer batch of the step.
         outer_grad: the estimate of the hypergradient that the step used, a pytree like `u`. `solve`
             reduces it to `||u - project(u - outer_grad)||`, at trace points only.
         inner_residual, linear_residual: as in `Hypergradient`.
-        calls: what this step cost, without the product with which `"auto"` follows the curvature.
-        result: how the step's own solvers ended.
-        step_ratio: outer over inner step size, the ratio of the two time scales, which decides
-            whether weights on the simplex go sparse (Ivanova & Ablin, section 3); NaN for a method
-            that does not move w by a step size of its own.
+        calls: what this step cost, without the product by which `"auto"` follows the curvature.
+        result: how the solvers of the step ended.
+        step_ratio: the outer step size divided by the inner one. This ratio of the two time scales
+            decides whether weights on the simplex become sparse: Ivanova and Ablin (2023), "A
+            challenge in reweighting data with bilevel optimization", Section 3 [ivanova2023][]. It
+            is NaN for a method that does not move w by a step size of its own.
     """
 
     outer_value: Scalar
@@ -67,7 +82,7 @@ class Info(eqx.Module):
 
 
 class AbstractAlgorithm(eqx.Module):
-    """A method for `min_u F(u, w*(u))`: a start and a step, both pure."""
+    """A method for `min_u F(u, w*(u))`: a start and a step, both pure functions."""
 
     @abc.abstractmethod
     def init(
@@ -80,17 +95,36 @@ class AbstractAlgorithm(eqx.Module):
         """One outer step."""
 
 
-class SamplerStates(NamedTuple):
-    """The states of the two samplers, as kept in `State.aux`."""
+class AbstractSingleLoop(AbstractAlgorithm):
+    """A method whose step is a turn: batches are drawn, and all variables move by step sizes.
 
-    outer: Any
-    inner: Any
+    This is what `init_state` and `open_turn` need to know of a method. The step sizes are numbers,
+    schedules of the number of outer steps made, or `"auto"`.
+    """
+
+    inner_step: eqx.AbstractVar[StepSize]
+    outer_step: eqx.AbstractVar[StepSize]
+    inner_sampler: eqx.AbstractVar[AbstractSampler]
+    outer_sampler: eqx.AbstractVar[AbstractSampler]
+
+
+class AbstractAdjointLoop(AbstractSingleLoop):
+    """A single-loop method with an adjoint variable v, which moves by a step size of its own."""
+
+    linear_step: eqx.AbstractVar[StepSize]
+
+
+def require_positive(method: AbstractAlgorithm, **counts: int) -> None:
+    """Refuse a count below 1, such as the number of inner steps."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"`{type(method).__name__}` needs {name} >= 1, got {value}.")
 
 
 def init_samplers(
     problem: Problem, outer: AbstractSampler, inner: AbstractSampler, key: Key[Array, ""]
 ) -> SamplerStates:
-    """Start both samplers, each on a key of its own."""
+    """Start both samplers, each with a key of its own."""
     outer_key, inner_key = jr.split(key)
     return SamplerStates(
         outer=outer.init(problem.outer_data, outer_key),
@@ -108,78 +142,46 @@ def open_streams(
     )
 
 
-def close_streams(streams: Streams) -> SamplerStates:
-    """The part of the streams that changes, to be kept for the next step."""
-    return SamplerStates(outer=streams.outer.state, inner=streams.inner.state)
-
-
 def count(
     outer_grad: ScalarLike = 0,
     inner_grad: ScalarLike = 0,
     hvp: ScalarLike = 0,
-    cross: ScalarLike = 0,
+    mixed: ScalarLike = 0,
 ) -> Calls:
     """`Calls` from integers."""
     # Counters are arrays of a fixed dtype: a weakly typed 0 would compile anew after a reload.
-    return Calls(*(jnp.asarray(n, jnp.int32) for n in (outer_grad, inner_grad, hvp, cross)))
+    return Calls(*(jnp.asarray(n, jnp.int32) for n in (outer_grad, inner_grad, hvp, mixed)))
 
 
-class Begun(NamedTuple):
-    """What a run of any method begins with."""
+def choose(new_is_good: Array, new: State, old: State) -> State:
+    """`new` where it is good, else `old`, but always the samplers of `new`.
 
-    u: PyTree[Array]
-    w: PyTree[Array]
-    key: Key[Array, ""]
-    samplers: SamplerStates
-    control: Control | None
-    calls: Calls
-
-
-def start(begun: Begun, aux: Any, calls: Calls | None = None) -> State:
-    """A state at step 0, after `calls` more than it took to begin."""
-    spent = begun.calls if calls is None else jax.tree.map(jnp.add, begun.calls, calls)
-    step = jnp.zeros((), jnp.int32)
-    return State(step, begun.key, begun.u, begun.w, aux, spent, begun.control)
-
-
-class Table(NamedTuple):
-    """The last value seen of each block, always finite, their mean, and the next block's row.
-
-    The row is read when the table has just been written: read before the next writing, it would make
-    XLA copy the table, which at 400 blocks of 7840 takes a hundred times as long as the step.
+    So another batch is tried after a step that was not taken, and tables, which are too large to be
+    copied, never are.
     """
-
-    values: Any
-    mean: Any
-    row: Any
-
-
-def choose(new_is_good: Array, new: T, old: T) -> T:
-    """`new` where it is good, else `old`.
-
-    Tables are good always, and too large to be copied; samplers go on, so that another batch is tried.
-    """
-    always = (Table, SamplerStates)
-
-    def pick(x: Any, y: Any) -> Any:
-        return x if isinstance(x, always) else jnp.where(new_is_good, x, y)
-
-    return jax.tree.map(pick, new, old, is_leaf=lambda x: isinstance(x, always))
+    chosen = {
+        name: jax.tree.map(lambda x, y: jnp.where(new_is_good, x, y), value, vars(old)[name])
+        for name, value in vars(new).items()
+        if name != "samplers"
+    }
+    return State(samplers=new.samplers, **chosen)
 
 
-def advance(state: State, move: Move, w: PyTree[Array], aux: Any, calls: Calls) -> State:
+def advance(
+    state: State, move: Move, w: PyTree[Array], aux: Any, samplers: SamplerStates, calls: Calls
+) -> State:
     """The state after a step that cost `calls`.
 
     With `"auto"` step sizes, a step to a point that is not finite is not taken, and they are halved.
     """
-    total = jax.tree.map(jnp.add, state.calls, calls)
-    taken = (move.u, w, aux, move.control)
-    if state.control is not None and move.control is not None:
-        control = state.control
-        halved = control._replace(
-            curvature=2 * control.curvature, squares=jax.tree.map(lambda x: 4 * x, control.squares)
-        )
-        finite = jnp.isfinite(optax.tree.sum((move.u, w, move.control.squares)))
-        taken = choose(finite, taken, (state.u, state.w, state.aux, halved))
-    u, w, aux, control = taken
-    return State(state.step + 1, state.key, u, w, aux, total, control)
+    step, total = state.step + 1, jax.tree.map(jnp.add, state.calls, calls)
+    new = State(step, state.key, move.u, w, aux, samplers, move.control, total)
+    if state.control is None or move.control is None:
+        return new
+    control = state.control
+    halved = control._replace(
+        curvature=2 * control.curvature, squares=jax.tree.map(lambda x: 4 * x, control.squares)
+    )
+    finite = jnp.isfinite(optax.tree.sum((move.u, w, move.control.squares)))
+    old = State(step, state.key, state.u, state.w, state.aux, samplers, halved, total)
+    return choose(finite, new, old)

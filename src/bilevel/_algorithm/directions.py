@@ -1,8 +1,8 @@
 """The parts that the stochastic methods share: directions and variance reduction.
 
-Most single-loop methods are one update of `(u, w, v)` along three directions and differ in how these
-are estimated from minibatches: as they are (SOBA), by `saga` (SABA), by `recursive` with momentum
-(FSLA, SUSTAIN, MRBO) or without (SRBA, VRBO). Each file of a method says which.
+Most single-loop methods are one update of `(u, w, v)` along three directions. They differ in how they
+estimate these from minibatches: by the plain directions (SOBA), by `saga` (SABA), or by `recursive`
+with momentum (FSLA, MRBO, SUSTAIN) or without (SRBA, VRBO).
 """
 
 from collections.abc import Callable
@@ -11,14 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Int, PyTree, Scalar, ScalarLike
 
-from .._hypergradient.base import require_outer_variable
 from .._problem import BilevelProblem, Objective, Problem
-from .._sampler import FullBatch, Streams
 from .._solution import RESULTS, Calls
-from .auto_steps import DECAY, first_control, uses_auto
-from .base import Begun, Info, SamplerStates, Table, count, init_samplers, open_streams
+from .base import Info
 
 T = TypeVar("T")
 
@@ -43,8 +40,21 @@ class InnerTerms(NamedTuple):
     """`grad_w f`, `(d2_uw f)^T v` and `H v`, on a batch."""
 
     residual: PyTree[Array]
-    cross: PyTree[Array]
+    mixed: PyTree[Array]
     product: PyTree[Array]
+
+
+class Directions(NamedTuple):
+    """A direction for each variable, and the outer terms at the point where they were taken.
+
+    `w` is the inner gradient there, and `v` the residual of the linear system. A method without an
+    adjoint variable has no `v`.
+    """
+
+    u: PyTree[Array]
+    w: PyTree[Array]
+    outer: OuterTerms
+    v: PyTree[Array] | None = None
 
 
 def objective(problem: Problem, needed_by: str = "this method") -> Objective:
@@ -61,41 +71,6 @@ def objective(problem: Problem, needed_by: str = "this method") -> Objective:
     )
 
 
-def begin(
-    method: Any,
-    problem: Problem,
-    u0: PyTree,
-    w0: PyTree,
-    key: Key[Array, ""],
-    *,
-    variance_reduced: bool = False,
-) -> Begun:
-    """Checks, the samplers' first states, and what `"auto"` step sizes start from.
-
-    Raises:
-        TypeError: it is a fixed-point problem.
-        ValueError: the inner objective does not depend on its argument `u`.
-    """
-    objective(problem, f"`{type(method).__name__}`")
-    u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
-    samplers = init_samplers(problem, method.outer_sampler, method.inner_sampler, key)
-    streams = streams_of(method, problem, samplers)
-    require_outer_variable(problem, u0, w0, streams.inner.draw()[0])
-    control, calls = None, count()
-    if uses_auto(method):
-        noisy = not (variance_reduced or isinstance(method.inner_sampler, FullBatch))
-        decay = DECAY * getattr(method, "num_inner", 1) if noisy else 0.0
-        first = 1 / 3 if variance_reduced else 1.0
-        control, num_products = first_control(problem, u0, w0, streams, first, decay)
-        calls = count(1, 1, num_products + 2, 2)
-    return Begun(u0, w0, key, samplers, control, calls)
-
-
-def streams_of(method: Any, problem: Problem, samplers: SamplerStates) -> Streams:
-    """Where a method's step draws its batches from."""
-    return open_streams(problem, method.outer_sampler, method.inner_sampler, samplers)
-
-
 def outer_terms(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> OuterTerms:
     """One pass forward and back through F."""
     value, (by_u, by_w) = jax.value_and_grad(problem.outer, argnums=(0, 1))(u, w, batch)
@@ -104,10 +79,10 @@ def outer_terms(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> OuterTerm
 
 def inner_terms(problem: Problem, u: PyTree, w: PyTree, v: PyTree, batch: Any) -> InnerTerms:
     """One forward-over-reverse pass through f gives all three."""
-    (_, residual), (cross, product) = jax.jvp(
+    (_, residual), (mixed, product) = jax.jvp(
         lambda w: jax.grad(objective(problem), argnums=(0, 1))(u, w, batch), (w,), (v,)
     )
-    return InnerTerms(residual, cross, product)
+    return InnerTerms(residual, mixed, product)
 
 
 def inner_gradient(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> PyTree[Array]:
@@ -120,12 +95,17 @@ def inner_gradients(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> tuple
     return jax.grad(objective(problem), argnums=(0, 1))(u, w, batch)
 
 
-def joint_directions(outer: OuterTerms, inner: InnerTerms) -> Point:
-    """`(grad_u F - (d2_uw f)^T v, grad_w f, H v - grad_w F)` (Dagreou et al. 2022, (3)-(5))."""
-    return Point(
-        u=optax.tree.sub(outer.u, inner.cross),
+def joint_directions(outer: OuterTerms, inner: InnerTerms) -> Directions:
+    """`d_u = grad_u F - (d2_uw f)^T v`, `d_w = grad_w f` and `d_v = H v - grad_w F`.
+
+    Dagréou, Ablin, Vaiter and Moreau (2022), "A framework for bilevel optimization that enables
+    stochastic and global variance reduction algorithms", equations (3) to (5) [dagreou2022][].
+    """
+    return Directions(
+        u=optax.tree.sub(outer.u, inner.mixed),
         w=inner.residual,
         v=optax.tree.sub(inner.product, outer.w),
+        outer=outer,
     )
 
 
@@ -140,8 +120,10 @@ def descend(x: PyTree[Array], step: ScalarLike, direction: PyTree[Array]) -> PyT
 def recursive(new: T, new_at_old: T, previous: T, momentum: ScalarLike) -> T:
     """`D = g(x) + (1 - momentum) (D_0 - g(x_0))`.
 
-    With momentum 1 this is g(x), the plain estimate; with 0 it is SARAH's (Nguyen et al. 2017); in
-    between STORM's (Cutkosky & Orabona 2019).
+    With momentum 1 this is g(x), the plain estimate. With momentum 0 it is the estimate of Nguyen,
+    Liu, Scheinberg and Takáč (2017), "SARAH: A novel method for machine learning problems using
+    stochastic recursive gradient" [nguyen2017][]. In between it is that of Cutkosky and Orabona
+    (2019), "Momentum-based variance reduction in non-convex SGD" [cutkosky2019][].
     """
 
     def combine(g: Array, g_old: Array, d: Array) -> Array:
@@ -156,35 +138,57 @@ def at_both(function: Callable[[T], Any], new: T, old: T) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[0], both), jax.tree.map(lambda x: x[1], both)
 
 
-def saga(
-    table: Table, block: Int[Array, ""], new: Any, following: Int[Array, ""]
-) -> tuple[Any, Table]:
-    """`D = g_i(x) - table_i + mean(table)`, and the table with `g_i(x)` in row i (SAGA).
+class Table(NamedTuple):
+    """The last value seen of each block, their mean, and the number and the row of the next block.
 
-    `following` is the block that comes next. What is not finite does not enter the table.
+    All values are finite. The row is read when the table has just been written: if it were read before
+    the next writing, XLA would copy the table, which at 400 blocks of 7840 numbers takes a hundred
+    times as long as the step.
+    """
+
+    values: Any
+    mean: Any
+    block: Int[Array, ""]
+    row: Any
+
+
+def first_table(values: Any, block: Int[Array, ""]) -> Table:
+    """The table of `values`, one entry per block along axis 0; `block` comes first."""
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), values)
+    return Table(values, mean, block, jax.tree.map(lambda x: x[block], values))
+
+
+def saga(table: Table, new: Any, following: Int[Array, ""]) -> tuple[Any, Table]:
+    """`D = g_i(x) - table_i + mean(table)`, and the table with `new = g_i(x)` in row i.
+
+    The block `i = table.block` is the one just seen, and `following` the one that comes next. A value
+    that is not finite does not enter the table. Defazio, Bach and Lacoste-Julien (2014), "SAGA: A fast
+    incremental gradient method with support for non-strongly convex composite objectives"
+    [defazio2014][].
     """
     old = table.row
     estimate = optax.tree.add(optax.tree.sub(new, old), table.mean)
     finite = jnp.isfinite(optax.tree.sum(new))
     kept = jax.tree.map(lambda g, g_old: jnp.where(finite, g, g_old), new, old)
-    values = jax.tree.map(lambda t, g: t.at[block].set(g), table.values, kept)
+    values = jax.tree.map(lambda t, g: t.at[table.block].set(g), table.values, kept)
     mean = jax.tree.map(
         lambda m, g, g_old, t: m + (g - g_old) / t.shape[0], table.mean, kept, old, values
     )
-    return estimate, Table(values, mean, jax.tree.map(lambda t: t[following], values))
+    row = jax.tree.map(lambda t: t[following], values)
+    return estimate, Table(values, mean, following, row)
 
 
 def make_info(
-    outer: OuterTerms,
-    directions: Point,
+    directions: Directions,
     calls: Calls,
     step_ratio: ScalarLike,
-    linear_residual: Scalar | None = None,
+    linear_residual: ScalarLike | None = None,
 ) -> Info:
     """What a step along `directions` reports; the residuals are the lengths of the directions."""
-    inner_residual = optax.tree.norm(directions.w)
+    outer, inner_residual = directions.outer, optax.tree.norm(directions.w)
     if linear_residual is None:
-        linear_residual = jnp.asarray(optax.tree.norm(directions.v))
+        linear_residual = optax.tree.norm(directions.v)
+    linear_residual = jnp.asarray(linear_residual)
     diverged = jnp.isfinite(optax.tree.norm(outer.w)) & ~jnp.isfinite(linear_residual)
     return Info(
         outer_value=outer.value,

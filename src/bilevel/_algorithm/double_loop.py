@@ -13,15 +13,13 @@ from .._sampler import AbstractSampler, FullBatch
 from .auto_steps import Move, first_control, move_outer
 from .base import (
     AbstractAlgorithm,
-    Begun,
     Info,
     SamplerStates,
+    State,
     advance,
-    close_streams,
     count,
     init_samplers,
     open_streams,
-    start,
 )
 
 
@@ -29,7 +27,6 @@ class _Aux(NamedTuple):
     w0: PyTree[Array] | None
     outer_tx: Any
     estimator: EstimatorState
-    samplers: SamplerStates
 
 
 class DoubleLoop(AbstractAlgorithm):
@@ -39,8 +36,11 @@ class DoubleLoop(AbstractAlgorithm):
         g_s     = hypergradient estimate at (u_s, w_{s+1})
         u_{s+1} = retract(u_s, outer_tx(g_s))
 
-    (Vicol et al., Algorithms 1 and 2; Ivanova & Ablin, Algorithm 1 when the inner solver is exact,
-    Algorithm 2 for one gradient step and an exact linear solver, both with `Simplex`.)
+    Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in overparameterized
+    bilevel optimization", Algorithms 1 and 2 [vicol2022][]. Also Ivanova and Ablin (2023), "A
+    challenge in reweighting data with bilevel optimization" [ivanova2023][]: Algorithm 1 with an
+    exact inner solver, and Algorithm 2 with one gradient step and an exact linear solver, both with
+    `Simplex`.
 
     Args:
         inner: the inner solver.
@@ -49,13 +49,13 @@ class DoubleLoop(AbstractAlgorithm):
             extra argument `value` (line searches and `log_trust_region` use it); or `"auto"`, the
             outer steps of the single-loop methods.
         warm_start: start each inner solve where the last one ended (True) or at `w0` (False). A
-            cold start makes the result a function of `u` alone; a warm one is cheaper, and on
-            problems with many inner solutions what it finds can live in `w` and be lost on
+            cold start makes the result a function of `u` alone. A warm start is cheaper, but on
+            problems with many inner solutions, what it finds can live in `w` and be lost on
             retraining: always retrain before you report.
         inner_sampler, outer_sampler: where batches come from; all data by default. An inner solve
-            draws one batch a gradient step, and one more at its end for the hypergradient.
+            draws one batch per gradient step, and one more at its end for the hypergradient.
 
-    Cost a step: the inner solve plus the estimator.
+    Cost per step: the inner solve and the estimator.
     """
 
     inner: AbstractInnerSolver
@@ -73,18 +73,17 @@ class DoubleLoop(AbstractAlgorithm):
             w0=None if self.warm_start else w0,
             outer_tx=() if isinstance(self.outer_tx, str) else self.outer_tx.init(u0),
             estimator=self.hypergradient.init(problem, self.inner, u0, w0),
-            samplers=samplers,
         )
         control, calls = None, count()
         if isinstance(self.outer_tx, str):
             streams = open_streams(problem, self.outer_sampler, self.inner_sampler, samplers)
             control, num_products = first_control(problem, u0, w0, streams)
             calls = count(1, 1, num_products + 2, 2)
-        return start(Begun(u0, w0, key, samplers, control, calls), aux)
+        return State(jnp.zeros((), jnp.int32), key, u0, w0, aux, samplers, control, calls)
 
     def step(self, problem, state):
         """One outer step."""
-        w0, _, estimator, samplers = state.aux
+        w0, _, estimator = state.aux
         if self.warm_start:
             w = state.w
         else:
@@ -97,7 +96,7 @@ class DoubleLoop(AbstractAlgorithm):
             state.u,
             w,
             estimator,
-            open_streams(problem, self.outer_sampler, self.inner_sampler, samplers),
+            open_streams(problem, self.outer_sampler, self.inner_sampler, state.samplers),
         )
         if isinstance(self.outer_tx, str):
             move, outer_tx = move_outer("auto", problem, state, estimate.grad), ()
@@ -108,7 +107,8 @@ class DoubleLoop(AbstractAlgorithm):
             nan = jnp.full_like(estimate.value, jnp.nan)
             move = Move(problem.geometry.retract(state.u, updates), nan, None)
 
-        aux = _Aux(w0, outer_tx, estimator, close_streams(streams))
+        aux = _Aux(w0, outer_tx, estimator)
+        samplers = SamplerStates(streams.outer.state, streams.inner.state)
         info = Info(
             outer_value=estimate.value,
             outer_grad=estimate.grad,
@@ -118,4 +118,4 @@ class DoubleLoop(AbstractAlgorithm):
             result=estimate.result,
             step_ratio=jnp.full_like(estimate.value, jnp.nan),
         )
-        return advance(state, move, estimate.w, aux, estimate.calls), info
+        return advance(state, move, estimate.w, aux, samplers, estimate.calls), info

@@ -1,6 +1,6 @@
 """F2SA: fully first-order stochastic approximation (Kwon, Kwon, Wright and Nowak 2023)."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,39 +8,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._sampler import AbstractSampler, FullBatch, Streams
-from .._settings import as_schedule
-from .auto_steps import StepSize, as_setting, at, follow, move_outer
-from .base import (
-    AbstractAlgorithm,
-    SamplerStates,
-    advance,
-    close_streams,
-    count,
-    start,
-)
-from .directions import (
-    Point,
-    begin,
-    descend,
-    inner_gradient,
-    inner_gradients,
-    make_info,
-    outer_terms,
-    streams_of,
-)
+from .._sampler import AbstractSampler, FullBatch
+from .._settings import StepSize, as_schedule, as_setting
+from .base import AbstractSingleLoop, count, require_positive
+from .directions import Directions, descend
+from .turn import init_state, open_turn
 
 
 def _growing(step: Int[Array, ""]) -> Array:
     return 10 * (1 + 0.1 * jnp.asarray(step, float)) ** 0.5
 
 
-class _Aux(NamedTuple):
-    y: PyTree[Array]
-    samplers: SamplerStates
-
-
-class F2SA(AbstractAlgorithm):
+class F2SA(AbstractSingleLoop):
     """The hypergradient as a difference of two gradients; no Hessian.
 
         w <- w - inner_step grad_w f(u, w)                                          num_inner times
@@ -49,20 +28,21 @@ class F2SA(AbstractAlgorithm):
         u+ = retract(u, -outer_step d_u)
 
     w follows the inner solution and y the minimiser of `F + multiplier f`, so `multiplier (w - y)`
-    tends to the v of implicit methods (Kwon et al. 2023, Algorithm 1, with y's step divided by the
-    multiplier, so that one inner step serves both). w and y see the same inner batches, in the loop
-    and in d_u, so that most of their noise cancels in the difference that the multiplier blows up
-    (the paper draws anew for each).
+    tends to the v of implicit methods: Kwon, Kwon, Wright and Nowak (2023), "A fully first-order
+    method for stochastic bilevel optimization", Algorithm 1 [kwon2023][]. Unlike in the paper, the
+    step of y is divided by the multiplier, so that one inner step serves both. w and y see the same
+    inner batches, in the loop and in d_u, so that most of their noise cancels in the difference,
+    which the multiplier amplifies (the paper draws new batches for each).
 
     Args:
-        inner_step, outer_step: floats, or schedules of the number of outer steps made.
-        multiplier: the same. The bias of d_u is of the order of 1 / multiplier, its noise grows with
-            it; by default it is `10 sqrt(1 + step / 10)`.
-        num_inner: steps on w and on y an outer step.
+        inner_step, outer_step: numbers, or schedules of the number of outer steps made.
+        multiplier: the same. The bias of d_u is of the order of 1 / multiplier, and its noise grows
+            with the multiplier; by default it is `10 sqrt(1 + step / 10)`.
+        num_inner: the number of steps on w and on y per outer step.
         inner_sampler, outer_sampler: where batches come from; all data by default.
 
-    `linear_residual` is `|multiplier grad_w f + grad_w F|` at y. Cost a step: 2 num_inner + 2 inner
-    and num_inner + 1 outer gradients; it keeps y.
+    `linear_residual` is `|multiplier grad_w f + grad_w F|` at y. Cost per step: 2 num_inner + 2 inner
+    and num_inner + 1 outer gradients. Memory beyond u and w: y.
 
     Raises:
         ValueError: `num_inner` < 1.
@@ -76,46 +56,32 @@ class F2SA(AbstractAlgorithm):
     outer_sampler: AbstractSampler = FullBatch()
 
     def __check_init__(self):
-        if self.num_inner < 1:
-            raise ValueError(f"`F2SA` needs num_inner >= 1, got {self.num_inner}.")
+        require_positive(self, num_inner=self.num_inner)
 
     def init(self, problem, u0, w0, key):
         """`y = w`."""
-        begun = begin(self, problem, u0, w0, key)
-        return start(begun, _Aux(begun.w, begun.samplers))
+        return init_state(self, problem, u0, w0, key, aux=w0, num_inner=self.num_inner)
 
     def step(self, problem, state):
         """One outer step."""
-        u = state.u
-        state = follow(problem, state, streams_of(self, problem, state.aux.samplers).inner)
-        inner_step = at(self.inner_step, state.step, state.control)
-        multiplier = at(self.multiplier, state.step)
+        turn, u = open_turn(self, problem, state), state.u
+        inner_step, multiplier = turn.inner_step, turn.now(self.multiplier)
 
-        def move_both(carry: tuple[PyTree, PyTree, SamplerStates], _: None) -> tuple[Any, None]:
-            w, y, draws = carry
-            outer_stream, inner_stream = streams_of(self, problem, draws)
-            inner_batch, inner_stream = inner_stream.draw()
-            outer_batch, outer_stream = outer_stream.draw()
-            by_f = inner_gradient(problem, u, y, inner_batch)
-            by_outer = outer_terms(problem, u, y, outer_batch).w
-            y = descend(y, inner_step, descend(by_f, -1 / multiplier, by_outer))
-            w = descend(w, inner_step, inner_gradient(problem, u, w, inner_batch))
-            return (w, y, close_streams(Streams(outer_stream, inner_stream))), None
+        def move_both(carry: tuple[PyTree, PyTree, Any], _: None) -> tuple[Any, None]:
+            w, y, samplers = carry
+            here = turn.at(samplers)
+            d_y = descend(here.inner_gradient(u, y), -1 / multiplier, here.outer(u, y).w)
+            w = descend(w, inner_step, here.inner_gradient(u, w))
+            return (w, descend(y, inner_step, d_y), here.samplers), None
 
-        (w, y, draws), _ = jax.lax.scan(
-            move_both, (state.w, state.aux.y, state.aux.samplers), length=self.num_inner
-        )
-        outer_stream, inner_stream = streams_of(self, problem, draws)
-        inner_batch, inner_stream = inner_stream.draw()
-        outer_batch, outer_stream = outer_stream.draw()
-
-        outer = outer_terms(problem, u, y, outer_batch)
-        at_w, at_y = (inner_gradients(problem, u, x, inner_batch) for x in (w, y))
+        first = (state.w, state.aux, state.samplers)
+        (w, y, samplers), _ = jax.lax.scan(move_both, first, length=self.num_inner)
+        turn = turn.at(samplers)
+        outer = turn.outer(u, y)
+        at_w, at_y = turn.inner_gradients(u, w), turn.inner_gradients(u, y)
         d_u = descend(outer.u, -multiplier, optax.tree.sub(at_y[0], at_w[0]))
 
-        calls = count(self.num_inner + 1, 2 * self.num_inner + 2)
         residual = optax.tree.norm(descend(outer.w, -multiplier, at_y[1]))
-        move = move_outer(self.outer_step, problem, state, d_u)
-        info = make_info(outer, Point(d_u, at_w[1]), calls, move.step / inner_step, residual)
-        aux = _Aux(y, close_streams(Streams(outer_stream, inner_stream)))
-        return advance(state, move, w, aux, calls), info
+        calls = count(self.num_inner + 1, 2 * self.num_inner + 2)
+        d = Directions(d_u, at_w[1], outer)
+        return turn.close(d, w=w, aux=y, calls=calls, linear_residual=residual)

@@ -1,4 +1,4 @@
-"""SRBA: SOBA with variance reduction by SARAH (Dagreou, Moreau, Vaiter and Ablin 2023)."""
+"""SRBA: SOBA with variance reduction by SARAH (Dagréou, Moreau, Vaiter and Ablin 2023)."""
 
 from typing import NamedTuple
 
@@ -7,49 +7,47 @@ import jax
 import optax
 from jaxtyping import Array, PyTree
 
-from .._sampler import AbstractSampler, FullBatch, Streams
-from .auto_steps import StepSize, as_setting, at, follow, move_outer
-from .base import AbstractAlgorithm, SamplerStates, advance, close_streams, count, start
+from .._sampler import AbstractSampler, FullBatch
+from .._settings import StepSize, as_setting
+from .base import AbstractAdjointLoop, count, require_positive
 from .directions import (
+    Directions,
     OuterTerms,
     Point,
     at_both,
-    begin,
     descend,
-    inner_terms,
     joint_directions,
-    make_info,
-    outer_terms,
     recursive,
-    streams_of,
 )
+from .turn import Turn, init_state, open_turn
 
 
 class _Aux(NamedTuple):
     v: PyTree[Array]
     old: Point
     d: Point
-    samplers: SamplerStates
 
 
-class SRBA(AbstractAlgorithm):
+class SRBA(AbstractAdjointLoop):
     """SOBA whose three directions are exact every `period` steps and updated by differences between.
 
         D = d(z) on all data                        where step % period == 0
         D = d_B(z) - d_B(z-) + D-                   elsewhere, both on the same batch B; z- before z
         w+ = w - inner_step D_w,   v+ = v - linear_step D_v,   u+ = retract(u, -outer_step D_u)
 
-    with the three directions d of `SOBA` (Dagreou et al. 2023, Algorithm 1). Departs from the paper in
-    that v is not projected onto a ball.
+    with the three directions d of `SOBA`: Dagréou, Moreau, Vaiter and Ablin (2023), "A lower bound and
+    a near-optimal algorithm for bilevel empirical risk minimization", Algorithm 1 [dagreou2023][].
+    Unlike in the paper, v is not projected onto a ball.
 
     Args:
-        inner_step, linear_step, outer_step: floats, or schedules of the number of steps made; as in
+        inner_step, linear_step, outer_step: numbers, or schedules of the number of steps made; as in
             `SOBA`.
-        period: steps from one pass over all data to the next; of the order of the number of batches.
+        period: the number of steps from one pass over all data to the next, which should be of the
+            order of the number of batches.
         inner_sampler, outer_sampler: where batches come from; all data by default.
 
-    Cost a step: the oracles of `SOBA` at two points, or once on all data. Memory beyond `SOBA`'s: a
-    point and a direction for each of the three variables.
+    Cost per step: the oracles of `SOBA` at two points, or once on all data. Memory beyond that of
+    `SOBA`: a point and a direction for each of the three variables.
 
     Raises:
         ValueError: `period` < 1.
@@ -63,43 +61,33 @@ class SRBA(AbstractAlgorithm):
     outer_sampler: AbstractSampler = FullBatch()
 
     def __check_init__(self):
-        if self.period < 1:
-            raise ValueError(f"`SRBA` needs period >= 1, got {self.period}.")
+        require_positive(self, period=self.period)
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
-        begun = begin(self, problem, u0, w0, key, variance_reduced=True)
         z = Point(u0, w0, optax.tree.zeros_like(w0))
-        return start(begun, _Aux(z.v, z, optax.tree.zeros_like(z), begun.samplers))
+        aux = _Aux(z.v, z, optax.tree.zeros_like(z))
+        return init_state(self, problem, u0, w0, key, aux, variance_reduced=True)
 
     def step(self, problem, state):
         """One joint step."""
-        z = Point(state.u, state.w, state.aux.v)
-        streams = streams_of(self, problem, state.aux.samplers)
-        state = follow(problem, state, streams.inner)
-        outer_batch, outer_stream = streams.outer.draw()
-        inner_batch, inner_stream = streams.inner.draw()
-
-        def directions(z: Point, outer_data, inner_data) -> tuple[Point, OuterTerms]:
-            outer = outer_terms(problem, z.u, z.w, outer_data)
-            inner = inner_terms(problem, *z, inner_data)
-            return joint_directions(outer, inner), outer
+        turn, z = open_turn(self, problem, state), Point(state.u, state.w, state.aux.v)
 
         def exact():
-            d, seen = directions(z, problem.outer_data, problem.inner_data)
-            return d, seen, count(1, 1, 1, 1)
+            d, outer = _directions(turn.on_all_data(), z)
+            return d, outer, count(1, 1, 1, 1)
 
         def updated():
-            (new, seen), (old, _) = at_both(
-                lambda z: directions(z, outer_batch, inner_batch), z, state.aux.old
-            )
-            return recursive(new, old, state.aux.d, 0.0), seen, count(2, 2, 2, 2)
+            (new, outer), (old, _) = at_both(lambda z: _directions(turn, z), z, state.aux.old)
+            return recursive(new, old, state.aux.d, 0.0), outer, count(2, 2, 2, 2)
 
         d, outer, calls = jax.lax.cond(state.step % self.period == 0, exact, updated)
+        v = descend(z.v, turn.linear_step, d.v)
+        w = descend(z.w, turn.inner_step, d.w)
+        d_all = Directions(d.u, d.w, outer, d.v)
+        return turn.close(d_all, w=w, aux=_Aux(v, z, d), calls=calls)
 
-        inner_step = at(self.inner_step, state.step, state.control)
-        v = descend(z.v, at(self.linear_step, state.step, state.control), d.v)
-        aux = _Aux(v, z, d, close_streams(Streams(outer_stream, inner_stream)))
-        move = move_outer(self.outer_step, problem, state, d.u)
-        info = make_info(outer, d, calls, move.step / inner_step)
-        return advance(state, move, descend(z.w, inner_step, d.w), aux, calls), info
+
+def _directions(turn: Turn, z: Point) -> tuple[Point, OuterTerms]:
+    d = joint_directions(turn.outer(z.u, z.w), turn.inner(*z))
+    return Point(d.u, d.w, d.v), d.outer

@@ -18,12 +18,12 @@ from jaxtyping import Array, PyTree, Scalar
 from .._algorithm.base import AbstractAlgorithm, State
 from .._problem import Problem
 from .._solution import RESULTS
-from .._solve import Control, Row, Status, Tolerances, _check_call, _own, run_chunk
+from .._solve import Row, RunOptions, Status, Tolerances, _check_call, _own, run_chunk
 
 Metric = Callable[[PyTree, PyTree], Scalar]
 
 TRACE_POINTS = 50
-CALLS = ("outer_grads", "inner_grads", "hvps", "crosses")
+CALLS = ("outer_grads", "inner_grads", "hvps", "mixed")
 LOG_RATIO = 10.0  # an axis is logarithmic where its largest value is this many times the smallest
 
 _NAMES = {int(item._value): name for name, item in RESULTS._name_to_item.items()}
@@ -71,7 +71,7 @@ def compare(
         `outer_value`, `outer_residual`, `inner_residual`, `linear_residual`, `step_ratio`: as in
             `Solution.trace`: of the step's own batches, at the point that the step started from;
             NaN at step 0.
-        `outer_grads`, `inner_grads`, `hvps`, `crosses`: oracle calls so far, as in `Calls`.
+        `outer_grads`, `inner_grads`, `hvps`, `mixed`: oracle calls so far, as in `Calls`.
         `cpu_seconds`: CPU time so far of `init` and all steps (process time, all threads), of one
             seed: with `vmap` that of all together, divided. The metrics are not in it.
         `objective` and the other metrics: at the point after the step.
@@ -181,7 +181,7 @@ def _compile(
     """The program for `call = (problem, u0, w0)` and one key, or for an array of them at once."""
     began = time.process_time()
     arrays, static = eqx.partition((algorithm, call), eqx.is_array)
-    control = Control(
+    options = RunOptions(
         jnp.asarray(num_steps, jnp.int32),
         jnp.asarray(chunk_size, jnp.int32),
         jax.tree.map(jnp.asarray, Tolerances(-1.0, -1.0, -1.0)),
@@ -200,23 +200,23 @@ def _compile(
         return over_seeds(one)(key)
 
     def chunk(
-        arrays: Any, control: Control, changing: tuple[State, Status]
+        arrays: Any, options: RunOptions, changing: tuple[State, Status]
     ) -> tuple[State, Status, Row]:
         algorithm, (problem, _, _) = eqx.combine(arrays, static)
 
         def one(changing: tuple[State, Status]) -> tuple[State, Status, Row]:
-            return run_chunk(problem, algorithm, control, *changing, chunk_size=chunk_size)
+            return run_chunk(problem, algorithm, options, *changing, chunk_size=chunk_size)
 
         return over_seeds(one)(changing)
 
     first = jax.jit(init).lower(arrays, key).compile()
     changing = jax.eval_shape(init, arrays, key)
-    further = jax.jit(chunk, donate_argnums=2).lower(arrays, control, changing).compile()
+    further = jax.jit(chunk, donate_argnums=2).lower(arrays, options, changing).compile()
     # The first call of each costs more than the others, some 30 ms; here it is one of one step.
-    once = control._replace(num_steps=jnp.ones((), jnp.int32))
+    once = options._replace(num_steps=jnp.ones((), jnp.int32))
     jax.block_until_ready(further(arrays, once, first(arrays, key)))
     return _Program(
-        partial(first, arrays), partial(further, arrays, control), time.process_time() - began
+        partial(first, arrays), partial(further, arrays, options), time.process_time() - began
     )
 
 
@@ -245,7 +245,7 @@ def _run(
     state, status = timed(program.init, key)
     calls = jax.tree.map(lambda x: np.asarray(x).reshape(len(seeds)), state.calls)
     unknown = {name: np.full(len(seeds), np.nan) for name in Row._fields}
-    counted = zip(CALLS, (calls.outer_grad, calls.inner_grad, calls.hvp, calls.cross), strict=True)
+    counted = zip(CALLS, (calls.outer_grad, calls.inner_grad, calls.hvp, calls.mixed), strict=True)
     zero = {name: np.zeros(len(seeds), int) for name in ("step", "result")}
     record(state, unknown | zero | dict(counted) | {"live": np.ones(len(seeds), bool)})
     while not np.all(status.over):
@@ -331,7 +331,7 @@ def draw_comparison(
 
     >>> import pandas as pd
     >>> steps = pd.DataFrame({"step": [0, 5], "objective": [1.0, 0.1], "result": "successful"})
-    >>> frame = steps.assign(algorithm="mine", seed=0, outer_grads=1, inner_grads=5, hvps=5, crosses=1)
+    >>> frame = steps.assign(algorithm="mine", seed=0, outer_grads=1, inner_grads=5, hvps=5, mixed=1)
     >>> figure = draw_comparison(frame, x=["step", "calls"])
     >>> figure.axes[0].lines[0].get_xydata().tolist()
     [[0.0, 1.0], [5.0, 0.1]]

@@ -393,6 +393,6 @@ def charge_inner(estimate: Hypergradient, stats: InnerStats) -> Hypergradient:
         estimate.calls.outer_grad + stats.outer_calls,
         estimate.calls.inner_grad + stats.calls,
         estimate.calls.hvp + stats.products,
-        estimate.calls.cross,
+        estimate.calls.mixed,
     )
     return dataclasses.replace(estimate, result=result, calls=calls)

@@ -9,7 +9,7 @@ import lineax as lx
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from .._settings import POWER_STEPS, StepSize, power_iteration, random_unit
+from .._settings import POWER_STEPS, ConstantStep, power_iteration, random_unit
 
 
 class Resolved(NamedTuple):
@@ -26,7 +26,7 @@ class Resolved(NamedTuple):
 
 
 def resolve_step_size(
-    name: str, step_size: StepSize, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    name: str, step_size: ConstantStep, operator: lx.AbstractLinearOperator, options: dict[str, Any]
 ) -> Resolved:
     """The step size as a number; `"auto"` becomes 1 / L, with L found by power iteration.
 
@@ -63,7 +63,7 @@ class AbstractStepSolver(lx.AbstractLinearSolver[Any]):
     search for the step size from one solve to the next: see `resolve_step_size`.
     """
 
-    step_size: eqx.AbstractVar[StepSize]
+    step_size: eqx.AbstractVar[ConstantStep]
 
 
 def finds_its_step(solver: lx.AbstractLinearSolver) -> bool:

@@ -5,7 +5,7 @@ import jax
 import lineax as lx
 import optax
 
-from .._settings import StepSize, as_step_size, check_step_size
+from .._settings import ConstantStep, as_step_size, check_step_size
 from .base import AbstractStepSolver, conj_state, resolve_step_size, transpose_state
 
 
@@ -54,7 +54,7 @@ class Neumann(AbstractStepSolver):
     [1.0, 1.75]
     """
 
-    step_size: StepSize = eqx.field(default="auto", converter=as_step_size)
+    step_size: ConstantStep = eqx.field(default="auto", converter=as_step_size)
     num_terms: int = 10
 
     def __check_init__(self):

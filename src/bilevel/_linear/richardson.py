@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import lineax as lx
 import optax
 
-from .._settings import StepSize, as_step_size, check_step_size
+from .._settings import ConstantStep, as_step_size, check_step_size
 from .base import AbstractStepSolver, conj_state, resolve_step_size, transpose_state
 
 
@@ -48,7 +48,7 @@ class Richardson(AbstractStepSolver):
     ([0.5, 0.5], 0.5)
     """
 
-    step_size: StepSize = eqx.field(default="auto", converter=as_step_size)
+    step_size: ConstantStep = eqx.field(default="auto", converter=as_step_size)
     rtol: float = 1e-6
     atol: float = 0.0
     max_steps: int = 1000

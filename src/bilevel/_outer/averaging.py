@@ -16,13 +16,14 @@ class _Average(NamedTuple):
 
 
 class IterateAveraging(AbstractAlgorithm):
-    """An algorithm that also keeps the average of its outer iterates (Polyak & Ruppert).
+    """An algorithm that also keeps the average of its outer iterates.
 
         a_{k+1} = a_k + (u_{k+1} - a_k) / max(k + 1 - start, 1)
 
-    The run itself is unchanged, and so is `solution.u`; `IterateAveraging.average(solution.state)`
-    is the mean of the iterates after the first `start`. Where weights wander from row to row, or
-    oscillate, their average is far less sparse than any of them.
+    Polyak and Juditsky (1992), "Acceleration of stochastic approximation by averaging"
+    [polyak1992][]. The run itself is unchanged, and so is `solution.u`;
+    `IterateAveraging.average(solution.state)` is the mean of the iterates after the first `start`. If
+    weights wander from row to row, or oscillate, their average is far less sparse than any of them.
 
     Args:
         algorithm: any.

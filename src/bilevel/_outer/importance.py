@@ -1,14 +1,14 @@
 """Batches drawn by weight."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from .._algorithm.base import AbstractAlgorithm, SamplerStates
+from .._algorithm.base import AbstractAlgorithm
 from .._problem import num_rows
 from .._sampler import AbstractSampler, Batch
 
@@ -24,20 +24,20 @@ class WeightedSampler(AbstractSampler):
 
         i ~ q = (1 - share) / n + share u,   ratio_i = 1 / (n q_i)
 
-    independently, with replacement; the batch is `(*data, ratio)`. A mean over the batch with each
-    term times its ratio is an unbiased estimate of the mean over all rows, whose terms are bounded:
-    a row of weight u_i counts at most `1 / share` times its share of the batch, and any row at
-    most `1 / (1 - share)` times as in a uniform draw. Uniform batches see a dominating
-    row n / |B| times as heavy as it is, or not at all.
+    The rows are drawn independently and with replacement, and the batch is `(*data, ratio)`. A mean
+    over the batch with each term times its ratio is an unbiased estimate of the mean over all rows.
+    Its terms are bounded: a row of weight u_i counts at most `1 / share` times its share of the batch,
+    and any row counts at most `1 / (1 - share)` times as much as in a uniform draw. Uniform batches
+    see a dominating row n / |B| times as heavy as it is, or not at all.
 
-    The weights that it draws by are those of its state: wrap the algorithm in `ImportanceSampling`.
+    It draws by the weights in its state: wrap the algorithm in `ImportanceSampling`.
 
     Args:
         batch_size: >= 1.
-        share: strictly between 0 and 1; how much of a batch is drawn by weight, not uniformly.
+        share: strictly between 0 and 1: the part of a batch that is drawn by weight, not uniformly.
 
     Raises:
-        ValueError: `batch_size` or `share` outside of its range, no data, or data that are no tuple.
+        ValueError: `batch_size` or `share` outside of its range, no data, or data in no tuple.
     """
 
     batch_size: int
@@ -77,7 +77,7 @@ class ImportanceSampling(AbstractAlgorithm):
     """An algorithm whose inner sampler `WeightedSampler` draws by the current weights.
 
     Args:
-        algorithm: any whose `inner_sampler` is `WeightedSampler`, with `u` one array of weights.
+        algorithm: any whose `inner_sampler` is a `WeightedSampler`, with `u` one array of weights.
 
     Raises:
         TypeError: its inner sampler is another one.
@@ -86,24 +86,18 @@ class ImportanceSampling(AbstractAlgorithm):
     algorithm: AbstractAlgorithm
 
     def init(self, problem, u0, w0, key):
-        """As the algorithm's."""
-        sampler = getattr(self.algorithm, "inner_sampler", None)
-        if not isinstance(sampler, WeightedSampler):
+        """The first state of the algorithm."""
+        state = self.algorithm.init(problem, u0, w0, key)
+        if not isinstance(state.samplers.inner, _Weighted):
             raise TypeError(
                 "`ImportanceSampling` needs an algorithm with `inner_sampler=WeightedSampler(...)`, "
-                f"got `{type(self.algorithm).__name__}` with {sampler!r}."
+                f"got {self.algorithm!r}."
             )
-        return self.algorithm.init(problem, u0, w0, key)
+        return state
 
     def step(self, problem, state):
         """Tell the sampler the weights, then step."""
-        weights = jax.lax.stop_gradient(state.u)
-
-        def tell(x: Any) -> Any:
-            if not isinstance(x, SamplerStates):
-                return x
-            u = weights.astype(x.inner.u.dtype)
-            return x._replace(inner=x.inner._replace(u=u))
-
-        aux = jax.tree.map(tell, state.aux, is_leaf=lambda x: isinstance(x, SamplerStates))
-        return self.algorithm.step(problem, dataclasses.replace(state, aux=aux))
+        inner = state.samplers.inner
+        weights = jax.lax.stop_gradient(state.u).astype(inner.u.dtype)
+        samplers = state.samplers._replace(inner=inner._replace(u=weights))
+        return self.algorithm.step(problem, dataclasses.replace(state, samplers=samplers))
