@@ -11,7 +11,7 @@ import bilevel
 from bilevel import parts
 
 
-class HeavyBall(parts.AbstractAdjointLoop):
+class HeavyBall(bilevel.AbstractAlgorithm):
     inner_step: parts.StepSize = eqx.field(default="auto", converter=parts.as_setting)
     linear_step: parts.StepSize = eqx.field(default="auto", converter=parts.as_setting)
     outer_step: parts.StepSize = eqx.field(default="auto", converter=parts.as_setting)

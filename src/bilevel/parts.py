@@ -1,9 +1,9 @@
 """What the single-loop methods of the library are made of, to build a new one from.
 
-A method is a class with `init` and `step`. It inherits from `AbstractSingleLoop`, which declares its
-fields `inner_step`, `outer_step`, `inner_sampler` and `outer_sampler`, or from `AbstractAdjointLoop`,
-which adds `linear_step`. Its step is a turn and reads as its equations: see `examples/new_method.py`.
-In the order of use:
+A method is a `bilevel.AbstractAlgorithm` with the methods `init` and `step` and the fields that
+`SingleLoop` declares: `inner_step`, `outer_step`, `inner_sampler` and `outer_sampler`; with an adjoint
+variable also `linear_step` (`AdjointLoop`). Its step is a turn and reads as its equations: see
+`examples/new_method.py`. In the order of use:
 
     init_state(self, problem, u0, w0, key, aux)
                                             the first `State`, with the samplers' states and what
@@ -37,9 +37,9 @@ changelog says so.
 
 from ._algorithm.auto_steps import move_outer, step_size_at, update_curvature
 from ._algorithm.base import (
-    AbstractAdjointLoop,
-    AbstractSingleLoop,
+    AdjointLoop,
     SamplerStates,
+    SingleLoop,
     advance,
     count,
 )
@@ -63,13 +63,13 @@ from ._algorithm.turn import Turn, init_state, open_turn
 from ._settings import StepSize, as_schedule, as_setting
 
 __all__ = [
-    "AbstractAdjointLoop",
-    "AbstractSingleLoop",
+    "AdjointLoop",
     "Directions",
     "InnerTerms",
     "OuterTerms",
     "Point",
     "SamplerStates",
+    "SingleLoop",
     "StepSize",
     "Turn",
     "advance",

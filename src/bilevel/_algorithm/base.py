@@ -1,7 +1,7 @@
 """The contract of an algorithm, and the functions that the methods share."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -95,23 +95,32 @@ class AbstractAlgorithm(eqx.Module):
         """One outer step."""
 
 
-class AbstractSingleLoop(AbstractAlgorithm):
-    """A method whose step is a turn: batches are drawn, and all variables move by step sizes.
+@runtime_checkable
+class SingleLoop(Protocol):
+    """The fields of a method whose step is a turn: what `init_state` and `open_turn` need.
 
-    This is what `init_state` and `open_turn` need to know of a method. The step sizes are numbers,
-    schedules of the number of outer steps made, or `"auto"`.
+    The step sizes are numbers, schedules of the number of outer steps made, or `"auto"`.
     """
 
-    inner_step: eqx.AbstractVar[StepSize]
-    outer_step: eqx.AbstractVar[StepSize]
-    inner_sampler: eqx.AbstractVar[AbstractSampler]
-    outer_sampler: eqx.AbstractVar[AbstractSampler]
+    @property
+    def inner_step(self) -> StepSize: ...
+
+    @property
+    def outer_step(self) -> StepSize: ...
+
+    @property
+    def inner_sampler(self) -> AbstractSampler: ...
+
+    @property
+    def outer_sampler(self) -> AbstractSampler: ...
 
 
-class AbstractAdjointLoop(AbstractSingleLoop):
-    """A single-loop method with an adjoint variable v, which moves by a step size of its own."""
+@runtime_checkable
+class AdjointLoop(SingleLoop, Protocol):
+    """The same for a method with an adjoint variable v, which moves by a step size of its own."""
 
-    linear_step: eqx.AbstractVar[StepSize]
+    @property
+    def linear_step(self) -> StepSize: ...
 
 
 def require_positive(method: AbstractAlgorithm, **counts: int) -> None:

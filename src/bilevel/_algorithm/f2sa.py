@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
-from .base import AbstractSingleLoop, count, require_positive
+from .base import AbstractAlgorithm, count, require_positive
 from .directions import Directions, descend
 from .turn import init_state, open_turn
 
@@ -19,7 +19,7 @@ def _growing(step: Int[Array, ""]) -> Array:
     return 10 * (1 + 0.1 * jnp.asarray(step, float)) ** 0.5
 
 
-class F2SA(AbstractSingleLoop):
+class F2SA(AbstractAlgorithm):
     """The hypergradient as a difference of two gradients; no Hessian.
 
         w <- w - inner_step grad_w f(u, w)                                          num_inner times

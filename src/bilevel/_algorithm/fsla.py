@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
-from .base import AbstractAdjointLoop, count
+from .base import AbstractAlgorithm, count
 from .directions import Directions, OuterTerms, Point, at_both, descend, recursive
 from .turn import init_state, open_turn
 
@@ -20,7 +20,7 @@ class _Aux(NamedTuple):
     direction: PyTree[Array]
 
 
-class FSLA(AbstractAdjointLoop):
+class FSLA(AbstractAlgorithm):
     """One step on w, then on v, then on u, each at the newest point, with momentum on u.
 
         w+ = w - inner_step grad_w f(u, w)

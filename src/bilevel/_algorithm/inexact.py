@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree, ScalarLike
 from .._sampler import AbstractSampler, FullBatch, Stream
 from .._settings import StepSize, as_schedule, as_setting
 from .auto_steps import step_size_at
-from .base import AbstractAdjointLoop, SamplerStates, count
+from .base import AbstractAlgorithm, SamplerStates, count
 from .directions import (
     OuterTerms,
     descend,
@@ -39,7 +39,7 @@ def logarithmic(kappa: ScalarLike) -> Callable[[ScalarLike], Array]:
     return lambda s: jnp.ceil(kappa * jnp.log(jnp.asarray(s, float) + 2))
 
 
-class InexactDescent(AbstractAdjointLoop):
+class InexactDescent(AbstractAlgorithm):
     """Cold-started inner and linear loops whose lengths grow with the outer step.
 
         w = t_s gradient steps on f(u_s, .) from w_0

@@ -5,13 +5,13 @@ import optax
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_setting
-from .base import AbstractAdjointLoop, count, require_positive
+from .base import AbstractAlgorithm, count, require_positive
 from .directions import Point, joint_directions
 from .loops import linear_sgd, neumann, randomised_neumann, sgd
 from .turn import init_state, open_turn
 
 
-class StocBiO(AbstractAdjointLoop):
+class StocBiO(AbstractAlgorithm):
     """Warm-started SGD on w, a Neumann series for v, a step on u.
 
         w <- w - inner_step grad_w f(u, w)                      num_inner times, from the last w
@@ -59,7 +59,7 @@ class StocBiO(AbstractAdjointLoop):
         return turn.close(d, w=w, aux=(), calls=count(1, self.num_inner + 1, self.num_terms, 1))
 
 
-class BSA(AbstractAdjointLoop):
+class BSA(AbstractAlgorithm):
     """SGD on w, a Neumann series for v that is cut at random, a step on u.
 
         w <- w - inner_step grad_w f(u, w)                      num_inner times, from the last w
@@ -109,7 +109,7 @@ class BSA(AbstractAdjointLoop):
         return turn.close(d, w=w, aux=(), calls=count(1, self.num_inner + 1, p + 1, 1))
 
 
-class AmIGO(AbstractAdjointLoop):
+class AmIGO(AbstractAlgorithm):
     """Warm-started SGD on w and on v, a step on u.
 
         w <- w - inner_step grad_w f(u, w)                      num_inner times, from the last w

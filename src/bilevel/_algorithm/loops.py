@@ -12,12 +12,12 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Int, PyTree, ScalarLike
 
-from .base import AbstractAdjointLoop, AbstractSingleLoop
+from .base import AdjointLoop, SingleLoop
 from .directions import Point, descend
 from .turn import Turn
 
-M = TypeVar("M", bound=AbstractSingleLoop)
-A = TypeVar("A", bound=AbstractAdjointLoop)
+M = TypeVar("M", bound=SingleLoop)
+A = TypeVar("A", bound=AdjointLoop)
 
 
 def sgd(turn: Turn[M], u: PyTree, w: PyTree[Array], num_steps: int) -> tuple[PyTree, Turn[M]]:

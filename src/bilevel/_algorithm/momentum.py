@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree, ScalarLike
 from .._problem import Problem
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
-from .base import AbstractAdjointLoop, Info, SamplerStates, State, count, require_positive
+from .base import AbstractAlgorithm, Info, SamplerStates, State, count, require_positive
 from .directions import Directions, Point, at_both, descend, joint_directions, recursive
 from .loops import neumann, randomised_neumann
 from .turn import Turn, init_state, open_turn
@@ -20,7 +20,7 @@ from .turn import Turn, init_state, open_turn
 Series = Callable[[Turn, Point, PyTree], tuple[PyTree, Turn, ScalarLike]]
 
 
-class MRBO(AbstractAdjointLoop):
+class MRBO(AbstractAlgorithm):
     """Recursive momentum on w and on u, with one Neumann series per step.
 
         D_w = grad_w f(z) + (1 - momentum) (D_w- - grad_w f(z-))
@@ -68,7 +68,7 @@ class MRBO(AbstractAdjointLoop):
         return _momentum_step(self, problem, state, _series(self.num_terms))
 
 
-class SUSTAIN(AbstractAdjointLoop):
+class SUSTAIN(AbstractAlgorithm):
     """Recursive momentum on w and on u, with a Neumann series that is cut at random.
 
         D_w = grad_w f(z) + (1 - momentum) (D_w- - grad_w f(z-))
@@ -121,7 +121,7 @@ class SUSTAIN(AbstractAdjointLoop):
         return _momentum_step(self, problem, state, series)
 
 
-class VRBO(AbstractAdjointLoop):
+class VRBO(AbstractAlgorithm):
     """One outer step, then inner steps along which both directions are updated by differences.
 
         D = d(u, w) on all data                       where step % period == 0

@@ -12,7 +12,7 @@ from jaxtyping import Array, Scalar
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
 from .auto_steps import step_size_at
-from .base import AbstractSingleLoop, count, require_positive
+from .base import AbstractAlgorithm, count, require_positive
 from .directions import Directions, descend, objective
 from .loops import sgd
 from .turn import init_state, open_turn
@@ -23,7 +23,7 @@ class _Aux(NamedTuple):
     gap: Scalar  # of the step before
 
 
-class PDBO(AbstractSingleLoop):
+class PDBO(AbstractAlgorithm):
     """`min F(u, w)` over u and w subject to `f(u, w) - min_x f(u, x) <= delta`; no Hessian.
 
         x = num_inner gradient steps on f(u, .) from w,   gap = f(u, w) - f(u, x) - delta

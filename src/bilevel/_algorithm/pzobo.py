@@ -10,13 +10,13 @@ from jaxtyping import Array
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
-from .base import AbstractSingleLoop, count, require_positive
+from .base import AbstractAlgorithm, count, require_positive
 from .directions import Directions
 from .loops import sgd
 from .turn import init_state, open_turn
 
 
-class PZOBO(AbstractSingleLoop):
+class PZOBO(AbstractAlgorithm):
     """The response of the inner solution by finite differences along random directions; no Hessian.
 
         w+(u) = num_inner gradient steps on f(u, .) from w

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from .._sampler import Blocks
 from .._settings import StepSize, as_setting
-from .base import AbstractAdjointLoop, count
+from .base import AbstractAlgorithm, count
 from .directions import (
     descend,
     first_table,
@@ -23,7 +23,7 @@ from .directions import (
 from .turn import init_state, open_turn
 
 
-class SABA(AbstractAdjointLoop):
+class SABA(AbstractAlgorithm):
     """SOBA whose five sums over the data are each estimated by SAGA.
 
         S[g] = g_i(z) - g_i(z_i) + mean_j g_j(z_j),   z_i where block i was last seen

@@ -5,12 +5,12 @@ import optax
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_setting
-from .base import AbstractAdjointLoop, count
+from .base import AbstractAlgorithm, count
 from .directions import descend, joint_directions
 from .turn import init_state, open_turn
 
 
-class SOBA(AbstractAdjointLoop):
+class SOBA(AbstractAlgorithm):
     """All three variables move at once, each along an unbiased direction of its own.
 
         d_w = grad_w f(u, w)                         w+ = w - inner_step * d_w

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_setting
-from .base import AbstractAdjointLoop, count, require_positive
+from .base import AbstractAlgorithm, count, require_positive
 from .directions import (
     Directions,
     OuterTerms,
@@ -28,7 +28,7 @@ class _Aux(NamedTuple):
     d: Point
 
 
-class SRBA(AbstractAdjointLoop):
+class SRBA(AbstractAlgorithm):
     """SOBA whose three directions are exact every `period` steps and updated by differences between.
 
         D = d(z) on all data                        where step % period == 0

@@ -22,10 +22,10 @@ from .auto_steps import (
     update_curvature,
 )
 from .base import (
-    AbstractAdjointLoop,
-    AbstractSingleLoop,
+    AdjointLoop,
     Info,
     SamplerStates,
+    SingleLoop,
     State,
     advance,
     count,
@@ -44,11 +44,11 @@ from .directions import (
     outer_terms,
 )
 
-M = TypeVar("M", bound=AbstractSingleLoop)
+M = TypeVar("M", bound=SingleLoop)
 
 
 def init_state(
-    method: AbstractSingleLoop,
+    method: SingleLoop,
     problem: Problem,
     u0: PyTree,
     w0: PyTree,
@@ -76,11 +76,8 @@ def init_state(
     samplers = init_samplers(problem, method.outer_sampler, method.inner_sampler, key)
     streams = open_streams(problem, method.outer_sampler, method.inner_sampler, samplers)
     require_outer_variable(problem, u, w, streams.inner.draw()[0])
-    steps = [method.inner_step, method.outer_step]
-    if isinstance(method, AbstractAdjointLoop):
-        steps.append(method.linear_step)
     control, calls = None, count()
-    if any(isinstance(step, str) for step in steps):
+    if any(isinstance(setting, str) for setting in jax.tree.leaves(method)):  # "auto"
         noisy = not (variance_reduced or isinstance(method.inner_sampler, FullBatch))
         first, decay = 1 / 3 if variance_reduced else 1.0, DECAY * num_inner if noisy else 0.0
         control, num_products = first_control(problem, u, w, streams, first, decay)
@@ -175,12 +172,12 @@ class Turn(Generic[M]):
         return self.now(self.method.inner_step)
 
     @property
-    def linear_step(self: "Turn[AbstractAdjointLoop]") -> Any:
+    def linear_step(self: "Turn[AdjointLoop]") -> Any:
         """The step size of v."""
         return self.now(self.method.linear_step)
 
     @property
-    def series_step(self: "Turn[AbstractAdjointLoop]") -> Any:
+    def series_step(self: "Turn[AdjointLoop]") -> Any:
         """The same for a series of products, which has to stay of the order of 1 / L."""
         return series_step(self.method.linear_step, self.state.step, self.state.control)
 

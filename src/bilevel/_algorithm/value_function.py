@@ -7,13 +7,13 @@ from jaxtyping import Array, PyTree
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
-from .base import AbstractSingleLoop, State, count, require_positive
+from .base import AbstractAlgorithm, State, count, require_positive
 from .directions import Directions, OuterTerms, descend
 from .loops import scaled, sgd
 from .turn import Turn, init_state, open_turn
 
 
-class BOME(AbstractSingleLoop):
+class BOME(AbstractAlgorithm):
     """A step on (u, w) along grad F, corrected so that the inner value gap shrinks; no Hessian.
 
         x = num_inner gradient steps on f(u, .) from w,   q(u, w) = f(u, w) - f(u, x), x held fixed
@@ -84,7 +84,7 @@ class BOME(AbstractSingleLoop):
         )
 
 
-class ValueFunctionPenalty(AbstractSingleLoop):
+class ValueFunctionPenalty(AbstractAlgorithm):
     """Gradient descent on `F(u, w) + multiplier (f(u, w) - min_x f(u, x))`, in u and w; no Hessian.
 
         x = num_inner gradient steps on f(u, .) from w
