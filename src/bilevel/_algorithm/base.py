@@ -12,7 +12,6 @@ from jaxtyping import Array, Int, Key, PyTree, Scalar, ScalarLike
 
 from .._problem import Problem
 from .._sampler import AbstractSampler, Stream, Streams
-from .._settings import StepSize
 from .._solution import RESULTS, Calls
 from .auto_steps import Control, Move
 
@@ -97,30 +96,34 @@ class AbstractAlgorithm(eqx.Module):
 
 @runtime_checkable
 class SingleLoop(Protocol):
-    """The fields of a method whose step is a turn: what `init_state` and `open_turn` need.
-
-    The step sizes are numbers, schedules of the number of outer steps made, or `"auto"`.
-    """
+    """The fields of a method whose step is a turn: what `init_state` and `open_turn` need."""
 
     @property
-    def inner_step(self) -> StepSize: ...
+    def inner_step(self) -> Any:
+        """The step size of w: a number, a schedule of the number of outer steps made, or `"auto"`."""
 
     @property
-    def outer_step(self) -> StepSize: ...
+    def outer_step(self) -> Any:
+        """The step size of u, the same."""
 
     @property
-    def inner_sampler(self) -> AbstractSampler: ...
+    def inner_sampler(self) -> AbstractSampler:
+        """Where inner batches come from."""
+        ...
 
     @property
-    def outer_sampler(self) -> AbstractSampler: ...
+    def outer_sampler(self) -> AbstractSampler:
+        """Where outer batches come from."""
+        ...
 
 
 @runtime_checkable
 class AdjointLoop(SingleLoop, Protocol):
-    """The same for a method with an adjoint variable v, which moves by a step size of its own."""
+    """The same for a method with an adjoint variable v."""
 
     @property
-    def linear_step(self) -> StepSize: ...
+    def linear_step(self) -> Any:
+        """The step size of v, or of the series that it is made of."""
 
 
 def require_positive(method: AbstractAlgorithm, **counts: int) -> None:

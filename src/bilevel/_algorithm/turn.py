@@ -45,6 +45,7 @@ from .directions import (
 )
 
 M = TypeVar("M", bound=SingleLoop)
+M_co = TypeVar("M_co", bound=SingleLoop, covariant=True)
 
 
 def init_state(
@@ -86,7 +87,7 @@ def init_state(
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn(Generic[M]):
+class Turn(Generic[M_co]):
     """One step of a method while it is made. A turn never changes: `draw` and `at` return another.
 
     Attributes:
@@ -96,7 +97,7 @@ class Turn(Generic[M]):
         streams, following: where the current batches were drawn from, and where the next ones are.
     """
 
-    method: M
+    method: M_co
     problem: Problem
     state: State
     outer_batch: Any
@@ -112,21 +113,21 @@ class Turn(Generic[M]):
         outer, inner = (stream.state for stream in self.following)
         return self.state.samplers._replace(outer=outer, inner=inner)
 
-    def draw(self) -> "Turn[M]":
+    def draw(self) -> "Turn[M_co]":
         """The turn with the next outer and the next inner batch."""
         return _draw(self, self.following)
 
-    def draw_inner(self) -> "Turn[M]":
+    def draw_inner(self) -> "Turn[M_co]":
         """The turn with the next inner batch."""
         return self.at_inner(self.following.inner.state)
 
-    def at(self, samplers: SamplerStates) -> "Turn[M]":
+    def at(self, samplers: SamplerStates) -> "Turn[M_co]":
         """The turn with the batches that come next after these states of the samplers."""
         outer, inner = self.streams
         outer = Stream(outer.sampler, outer.data, samplers.outer)
         return _draw(self, Streams(outer, Stream(inner.sampler, inner.data, samplers.inner)))
 
-    def at_inner(self, state: Any) -> "Turn[M]":
+    def at_inner(self, state: Any) -> "Turn[M_co]":
         """The turn with the inner batch that comes next after this state of the inner sampler."""
         stream = Stream(self.streams.inner.sampler, self.streams.inner.data, state)
         batch, following = stream.draw()
@@ -137,7 +138,7 @@ class Turn(Generic[M]):
             following=self.following._replace(inner=following),
         )
 
-    def on_all_data(self) -> "Turn[M]":
+    def on_all_data(self) -> "Turn[M_co]":
         """The turn whose batches are all the data."""
         data = self.problem.outer_data, self.problem.inner_data
         return _draw(self, Streams(*(Stream(FullBatch(), x, ()) for x in data)))
