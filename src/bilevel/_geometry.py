@@ -1,4 +1,4 @@
-"""The set U that the outer variable lives in, and how to move in it."""
+"""The set U that contains the outer variable, and how to move in it."""
 
 import abc
 import math
@@ -22,11 +22,11 @@ class AbstractGeometry(eqx.Module):
 
     @abc.abstractmethod
     def project(self, u: PyTree[Array]) -> PyTree[Array]:
-        """The Euclidean projection onto U; it serves to measure, not to move."""
+        """The Euclidean projection onto U, which serves to measure how far u is from stationary."""
 
     @abc.abstractmethod
     def magnitude(self, u: PyTree[Array], grad: PyTree[Array]) -> PyTree[Array]:
-        """The sizes of a gradient's entries, of which `"auto"` outer step sizes are made."""
+        """The sizes of the entries of a gradient, from which `"auto"` makes outer step sizes."""
 
     def measure(self, u: PyTree[Array], grad: PyTree[Array]) -> PyTree[Array]:
         """Deprecated: the old name of `magnitude`, until version 0.2."""
@@ -104,8 +104,8 @@ class Ball(AbstractGeometry):
         p: 1, 2 or infinity (`jnp.inf`).
         center: a pytree like `u`, or `None` for the origin.
 
-    The projections are optax's. For the perturbations of data poisoning (Grazzi & Pontil, "Data
-    poisoning") and for regularisation by a constraint.
+    The projections are those of optax. Balls contain the perturbations of data poisoning, and serve
+    for regularisation by a constraint.
 
     Raises:
         ValueError: `p` is another number, or `radius` is not positive (when it is concrete).
@@ -134,9 +134,9 @@ class Ball(AbstractGeometry):
         return optax.tree.add(center, unravel(inside))
 
     def magnitude(self, u, grad):
-        """`|grad|`, entry by entry where the projection is too; its root mean square else.
+        """`|grad|`, entry by entry, for p = infinity; otherwise its root mean square for all entries.
 
-        A step that is scaled entry by entry and then projected as a whole stops at the wrong points.
+        A step that is scaled entry by entry and then projected as a whole stops at wrong points.
         """
         if self.p == math.inf:
             return jax.tree.map(jnp.abs, grad)
@@ -152,13 +152,14 @@ _PROJECTIONS = {
 
 
 class Rowwise(AbstractGeometry):
-    """`U = C x ... x C`: each entry along axis 0 lies in the set C on its own.
+    """`U = C x ... x C`: each entry along axis 0 lies in the set C, separately from the others.
 
     Args:
         geometry: the set C of one row, such as `Ball(radius, p)`, or `Simplex()` for soft labels.
 
-    All leaves of u share axis 0, and a row is that entry of every leaf. A projection onto a product is
-    the product of the projections. What `geometry` holds (a center, bounds) is the same for all rows.
+    All leaves of u share axis 0, and a row is one entry along it, of every leaf. A projection onto
+    a product is the product of the projections. The center or the bounds of `geometry` are the same
+    for all rows.
 
     >>> import jax.numpy as jnp
     >>> inside = Rowwise(Ball(1.0)).project(jnp.array([[3.0, 4.0], [0.0, 0.5]]))
@@ -184,14 +185,19 @@ class Rowwise(AbstractGeometry):
 class Simplex(AbstractGeometry):
     """The probability simplex: the entries of `u`, all leaves together, are >= 0 and sum to 1.
 
-    `retract` is the entropic mirror step (Ivanova & Ablin, section 2.2)
+    `retract` is the entropic mirror step
 
         log u+ = log u + delta - logsumexp(log u + delta)
 
-    computed on the log-weights, so that no `delta`, however large, overflows. A mirror step never
-    leaves the interior, so an entry that would underflow is kept at the smallest normal number of
-    its dtype (1.2e-38 in float32; all of them together do not change the sum by a rounding error)
-    and can grow again later; an entry that is exactly 0 stays 0, as it does in exact arithmetic.
+    It is computed on the log-weights, so that no `delta` overflows. A mirror step never leaves the
+    interior of the simplex. An entry that would underflow is therefore kept at the smallest normal
+    number of its dtype (1.2e-38 in float32) and can grow again later; all such entries together
+    change the sum by less than a rounding error. An entry that is exactly 0 stays 0, as in exact
+    arithmetic.
+
+    Source: Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization",
+    section 2.2 [ivanova2023][]; the projection: Michelot (1986), "A finite algorithm for finding
+    the projection of a point onto the canonical simplex of R^n" [michelot1986][].
     """
 
     def retract(self, u, delta):
@@ -206,9 +212,9 @@ class Simplex(AbstractGeometry):
     def project(self, u):
         """The Euclidean projection: `max(u - tau, 0)`, with `tau` such that the entries sum to 1.
 
-        `tau` is the root of a convex, piecewise linear function. Newton's method, which is exact
-        on a piece, finds it from below in finitely many steps (Michelot 1986), each a pass over
-        the entries, where a sort of 8000 takes twenty times as long.
+        `tau` is the root of a convex, piecewise linear function. Newton's method is exact on each
+        piece and finds the root from below in finitely many steps, each of which is one pass over
+        the entries. Sorting 8000 entries takes twenty times as long.
         """
         flat, unravel = ravel_pytree(u)
         flat = flat - jnp.max(flat)  # which moves tau alike, so that now -1 <= tau < 0
@@ -224,7 +230,7 @@ class Simplex(AbstractGeometry):
         return unravel(jnp.maximum(flat - tau, 0))
 
     def tangent(self, u, grad):
-        """`grad - <u, grad>`: how much a row pulls more than the average one."""
+        """`grad - <u, grad>`: how much more each row pulls than the average row does."""
         mean = optax.tree.vdot(u, grad)
         return jax.tree.map(lambda g: g - mean, grad)
 

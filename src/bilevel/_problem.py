@@ -1,4 +1,4 @@
-"""What is to be solved: two objectives, their data, and the set the outer variable lives in."""
+"""The problem: two objectives, their data, and the set that contains the outer variable."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,22 +24,23 @@ class BilevelProblem(eqx.Module):
         outer_data: a pytree of arrays that share axis 0 (one entry per row), or `None`; the
             objective then gets `None` as its batch.
         inner_data: the same for the inner objective. An objective that needs to know *which* rows
-            it is given (one weight per row, say) carries `jnp.arange(n)` as one of its arrays.
+            it is given, for example to look up one weight per row, carries `jnp.arange(n)` as one
+            of its arrays.
         geometry: the set U and how to move in it.
 
-    `u` and `w` are any pytrees of floating-point arrays. The gradients that this package computes
-    assume `f` twice differentiable in `w` near the solution; the implicit ones also that its
-    Hessian there is positive definite (positive semi-definite with a damped or a least-squares
-    linear solver).
+    `u` and `w` are any pytrees of floating-point arrays. The hypergradients of this package assume
+    that `f` is twice differentiable in `w` near the solution. Implicit hypergradients also assume
+    that the Hessian of `f` in `w` is positive definite there, or positive semi-definite if the
+    linear solver damps or solves a least-squares problem.
 
-    Objectives are pure functions of their arguments. They may close over constant arrays (which
-    are then compiled in: pass what is large as data). They must reach the outer variable through
-    their argument `u`: a problem whose inner objective ignores it has no implicit gradient and is
-    refused where one is asked for.
+    Objectives are pure functions of their arguments. They may close over constant arrays, which are
+    then compiled in; pass large arrays as data. They must use the outer variable through their
+    argument `u`: if the inner objective does not depend on it, there is no implicit gradient, and
+    the estimators refuse the problem.
 
     Raises:
         ValueError: the leaves of one data argument differ in length or have no rows.
-        TypeError: an objective is not callable, a leaf is not an array.
+        TypeError: an objective is not callable, or a leaf is not an array.
     """
 
     outer: Objective
@@ -64,23 +65,26 @@ class FixedPointProblem(eqx.Module):
 
         min_{u in U}  Phi(u) = F(u, w*(u))   subject to   w*(u) = map(u, w*(u))
 
-    (Grazzi & Pontil, "Bilevel Min-Fixed-point".) Equilibrium models are of this kind, and so
-    is training by an optimiser, of which `optimizer_fixed_point` makes one.
+    Equilibrium models are of this kind. Training by an optimiser is as well:
+    `optimizer_fixed_point` makes such a problem.
 
     Args:
         outer: the outer objective `F(u, w, batch) -> scalar`.
-        map: `Phi(u, w, batch)`, a pytree like `w`; a contraction in `w` for what converges by
-            iterating it.
+        map: `map(u, w, batch)`, a pytree like `w`. Methods that iterate the map need it to be a
+            contraction in `w`.
         outer_data, inner_data, geometry: as in `BilevelProblem`.
 
-    Its residual is `r = w - map(u, w)`, so `GradientInner(optax.sgd(1.0), T)` iterates the map T
-    times and `optax.sgd(a)` damps it. The derivative of the map need not be symmetric: hypergradients
-    solve `(I - d_w map)^T v = grad_w F` with any linear solver that does not ask for symmetry
-    (`Neumann(1.0, K)` and `Richardson(1.0)`, which are the fixed-point method, `lineax.GMRES`,
-    `lineax.LU`, ...).
+    The residual is `r = w - map(u, w)`, so `GradientInner(optax.sgd(1.0), T)` iterates the map T
+    times, and `optax.sgd(a)` damps it. The derivative of the map need not be symmetric:
+    hypergradients solve `(I - d_w map)^T v = grad_w F` with any linear solver that does not need
+    symmetry, such as `Neumann(1.0, K)` and `Richardson(1.0)`, which are the fixed-point method,
+    `lineax.GMRES` and `lineax.LU`.
 
     Raises:
         ValueError, TypeError: as in `BilevelProblem`.
+
+    Source: Grazzi and Pontil, "Principled and efficient bilevel optimization for machine learning",
+    section "Bilevel Min-Fixed-point" [grazzi2023][].
     """
 
     outer: Objective
@@ -111,18 +115,20 @@ def optimizer_fixed_point(
 
         map(u, w) = w + tx.update(grad_w f(u, w), tx_state)
 
-    For models trained by momentum, Adam or another preconditioned method: at a solution the map's
-    derivative is `I - P H` with `P` the preconditioner that `tx_state` stands for, so that Neumann
-    and Richardson steps converge at the optimiser's speed where plain ones crawl, to the same
-    hypergradient, `(P H)^T v = grad_w F` and `grad_u F - (P d2_uw f)^T v`.
+    This serves for models that are trained by momentum, Adam or another preconditioned method. At a
+    solution the derivative of the map is `I - P H`, with `P` the preconditioner that `tx_state`
+    stands for. Neumann and Richardson steps then converge as fast as the optimiser does, where
+    plain steps are slow, and to the same hypergradient: `(P H)^T v = grad_w F` and `grad_u F - (P
+    d2_uw f)^T v`.
 
     Args:
-        problem: the problem the model was trained on.
+        problem: the problem that the model was trained on.
         tx: its optimiser.
-        tx_state: the optimiser's state at the end of training.
+        tx_state: the state of the optimiser at the end of training.
 
-    The map's fixed points are the inner solutions only if the state's own pull has died out (the
-    momentum is zero there), as it has at convergence; the residual shows it.
+    The fixed points of the map are the inner solutions only if the state no longer moves w by
+    itself, which holds at convergence (the momentum is zero there). The residual shows whether it
+    does.
     """
 
     def step(u: PyTree, w: PyTree, batch: Any) -> PyTree:
@@ -172,12 +178,15 @@ def reparametrise(
     Args:
         problem: the problem in `u`.
         transform: a differentiable map from the new variable to `u`, such as `jax.nn.softmax`.
-        geometry: the set the *new* variable lives in; by default all of space.
+        geometry: the set that contains the *new* variable; by default all of space.
 
     The hypergradient follows by the chain rule, `grad Phi'(x) = J_transform(x)^T grad Phi(u)`,
-    which automatic differentiation carries out inside the objectives. The minimisers correspond,
-    the trajectories do not: a softmax is another flow on the simplex than mirror descent
-    (Ivanova & Ablin, section 4).
+    which automatic differentiation carries out inside the objectives. The minimisers correspond to
+    each other, and the trajectories do not: gradient descent through a softmax follows another flow
+    on the simplex than mirror descent does.
+
+    Source: Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization",
+    section 4.1 [ivanova2023][].
 
     >>> import jax, jax.numpy as jnp
     >>> problem = BilevelProblem(

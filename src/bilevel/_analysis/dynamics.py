@@ -1,4 +1,4 @@
-"""Flows of weights on the simplex: why reweighting goes sparse (Ivanova & Ablin, section 3).
+"""Flows of weights on the simplex, which explain why reweighting becomes sparse.
 
 Mirror descent with small steps follows the *mirror flow* of a field `phi`,
 
@@ -8,12 +8,15 @@ and the warm-started method, whose model moves at the same time, the *joint flow
 
     dw/dt = -alpha grad_w f(u, w),   du/dt = -beta P(u) Psi(w, u)                      (8)
 
-with `Psi` the hypergradient at (u, w). This module has both flows, the fields that go with them, and
-what can be said of a field at a point: whether it is stationary (Proposition 3), stable (4), how
-fast the flow gets there (5), and on how many rows a stationary point can live at all (6 to 8).
+with `Psi` the hypergradient at (u, w). This module has both flows, their fields, and tests of a
+point: whether it is stationary for a field (Proposition 3), whether it is stable (Proposition 4),
+how fast the flow gets there (Proposition 5), and how many rows a stationary point can have weight
+on (Propositions 6 to 8).
 
-The paper writes `theta` for our `w`, `w` for our `u`, `G` for `f`. Everything is integrated in
-log-weights, in which a weight that vanishes is no boundary but a straight line; use float64
+The source is Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization",
+section 3 [ivanova2023][]; equations and propositions have the numbers of that paper. The paper
+writes `theta` for our `w`, `w` for our `u`, and `G` for `f`. All flows are integrated in
+log-weights, in which a vanishing weight is a straight line and not a boundary. Use float64
 (`jax.enable_x64(True)`).
 """
 
@@ -66,18 +69,19 @@ STIFF = 100.0  # the ratio of alpha and beta from which the joint flow is taken 
 
 
 class Flow(eqx.Module):
-    """A flow at the times asked for.
+    """A flow at the requested times.
 
     Attributes:
         ts: the times.
         log_u: the log-weights at these times, `(times, rows)`; -inf for rows that started at 0.
         w: the inner variable at these times, with `times` as a first axis; `None` in a mirror flow.
-        converged: whether the flow came to rest before the last time (after which the last state is
-            repeated); `False` where no tolerance was given.
-        residual: `max(max_i u_i |c_i|, max_i -c_i)` at the end, with `c = phi - <u, phi>`: zero
-            exactly at the stationary points that no row off the support wants to enter.
-        finished: whether the solver reached the end within its steps.
-        num_steps: how many it took.
+        converged: whether the flow came to rest before the last time, after which the last state is
+            repeated; `False` if no tolerance was given.
+        residual: `max(max_i u_i |c_i|, max_i -c_i)` at the end, with `c = phi - <u, phi>`. It is
+            zero exactly at the stationary points at which no row outside of the support would gain
+            weight.
+        finished: whether the solver reached the end within its largest number of steps.
+        num_steps: the number of steps that the solver took.
     """
 
     ts: Float[Array, " times"]
@@ -120,10 +124,13 @@ def mirror_flow(
         tol: stop when `Flow.residual` is at or below this.
         rtol, atol: tolerances of the solver, on the log-weights.
         solver: a diffrax solver, `diffrax.Tsit5()` by default.
-        max_steps: of the solver; `Flow.finished` says whether they were enough.
+        max_steps: the largest number of steps of the solver; `Flow.finished` says whether it was
+            enough.
 
-    It may be called under `jit` and `vmap`. A flow need not converge: fields of reweighting are no
-    gradients, and some trajectories go round for ever.
+    The function may be called under `jit` and `vmap`. A flow need not converge: the fields of
+    reweighting are not gradients, and some trajectories are periodic. Source: equation (9) of
+    Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization"
+    [ivanova2023][].
 
     >>> import jax.numpy as jnp
     >>> flow = mirror_flow(lambda u: jnp.array([0.0, 1.0]), jnp.array([0.5, 0.5]), jnp.array([2.0]))
@@ -158,8 +165,9 @@ def joint_flow(
     Args:
         problem: on the simplex, with weights of shape `(rows,)`; its full data are used.
         u0, w0, ts: start and times, as in `mirror_flow`.
-        alpha, beta: the speeds of the model and of the weights. `beta << alpha` follows the exact
-            hypergradient (Theorem 1), `alpha << beta` the sparse limit of the weights (Theorem 2).
+        alpha, beta: the speeds of the model and of the weights. With `beta << alpha` the weights
+            follow the exact hypergradient (Theorem 1); with `alpha << beta` the model follows the
+            sparse limit of the weights (Theorem 2).
         linear_solver: for Psi, by default Cholesky of the p x p Hessian.
         rtol, atol, solver, max_steps: as in `mirror_flow`; the default solver is implicit
             (`diffrax.Kvaerno5`) where one speed is 100 times the other or more. Its cost grows
@@ -284,8 +292,9 @@ def frozen_field(
 ) -> Field:
     """`phi(u) = Psi(w, u)`, the hypergradient with the model held at `w` (equation 10).
 
-    Its values lie in the span of the p columns of the row gradients, which is why its flow goes
-    sparse. The linear solver is Cholesky by default, for a model small enough for a p x p matrix.
+    The values of the field lie in the span of the p columns of the row gradients, which is why its
+    flow becomes sparse. The linear solver is Cholesky by default, for a model that is small enough
+    for a p x p matrix.
     """
     return _FrozenField(problem, w, lx.Cholesky() if linear_solver is None else linear_solver)
 
@@ -309,9 +318,9 @@ def exact_field(
     w0: PyTree[Array],
     linear_solver: lx.AbstractLinearSolver | None = None,
 ) -> Field:
-    """`phi(u) = grad Phi(u) = Psi(w*(u), u)`, the model solved for at every u by `inner` from `w0`.
+    """`phi(u) = grad Phi(u) = Psi(w*(u), u)`, with the model found at every u by `inner` from `w0`.
 
-    Its mirror flow is the limit of Theorem 1.
+    The mirror flow of this field is the limit of Theorem 1.
     """
     linear_solver = lx.Cholesky() if linear_solver is None else linear_solver
     return _ExactField(problem, inner, w0, linear_solver)
@@ -321,8 +330,8 @@ class LowRankField(eqx.Module):
     """`phi(u) = -gradients (sum_i u_i H_i)^-1 outer_gradient` (equation 10, with the sign of 6).
 
     Args:
-        gradients: of the rows' losses, `(rows, p)`, the Gamma of the paper.
-        hessians: of the rows' losses, `(rows, p, p)`.
+        gradients: of the losses of the rows, `(rows, p)`; Gamma in the paper.
+        hessians: of the losses of the rows, `(rows, p, p)`.
         outer_gradient: of the outer objective, `(p,)`.
     """
 
@@ -367,7 +376,8 @@ class _MirrorField(eqx.Module):
 def is_stationary(field: Field, u: Weights, tol: float = 1e-8) -> bool:
     """Whether phi is the same on all rows that carry weight (Proposition 3).
 
-    `|phi_i - <u, phi>| <= tol (1 + max |phi|)` for every row with `u_i > 0`; every vertex is.
+    The test is `|phi_i - <u, phi>| <= tol (1 + max |phi|)` for every row with `u_i > 0`. Every
+    vertex of the simplex passes it.
     """
     phi = _value(field, u)
     c = jnp.where(u > 0, Simplex().tangent(u, phi), 0)
@@ -375,11 +385,12 @@ def is_stationary(field: Field, u: Weights, tol: float = 1e-8) -> bool:
 
 
 class Stability(NamedTuple):
-    """The verdict of Proposition 4 and what it is made of.
+    """The verdict of Proposition 4 and the numbers behind it.
 
-    `eigenvalues` are those of `P(u) J` on the tangent space of the support (one less than it has
-    rows), `margins` the `phi_i - <u, phi>` of the rows off it. Stable: all real parts and all margins
-    are positive; the smallest of them is `rate`.
+    `eigenvalues` are those of `P(u) J` on the tangent space of the support, one fewer than the
+    support has rows. `margins` are the values `phi_i - <u, phi>` of the rows outside of the
+    support. A point is stable if all real parts and all margins are positive; the smallest of them
+    is `rate`.
     """
 
     stable: bool
@@ -390,15 +401,15 @@ class Stability(NamedTuple):
 
 
 def stability(field: Field, u: Weights, threshold: float = SUPPORT) -> Stability:
-    """Whether the mirror flow comes back to a stationary point (Proposition 4).
+    """Whether the mirror flow returns to a stationary point that is perturbed (Proposition 4).
 
     Args:
-        field: differentiable.
-        u: the point; rows at or below `threshold` count as off the support and are set to 0.
+        field: a differentiable field.
+        u: the point; rows at or below `threshold` count as outside of the support and are set to 0.
         threshold: a share of the total weight.
 
     Raises:
-        ValueError: `u` is not stationary to `1e-4`, where the question has no meaning.
+        ValueError: `u` is not stationary to `1e-4`, so that the question has no meaning.
     """
     u = jnp.where(u > threshold, u, 0)
     u = u / jnp.sum(u)
@@ -419,8 +430,9 @@ def stability(field: Field, u: Weights, threshold: float = SUPPORT) -> Stability
 def local_rate(field: Field, u: Weights) -> float:
     """The slowest exponential rate at a stationary point (Proposition 5).
 
-    The smallest real part of an eigenvalue of `D(P phi)(u)` on the tangent space: from near enough,
-    `|u(t) - u|` falls as `exp(-rate t)`. Negative where the point is not stable.
+    The rate is the smallest real part of an eigenvalue of `D(P phi)(u)` on the tangent space: from
+    a start that is near enough, `|u(t) - u|` falls as `exp(-rate t)`. The rate is negative where
+    the point is not stable.
     """
     jacobian, basis = np.asarray(_jacobian(_MirrorField(field), u)), _tangent_basis(u.size)
     return float(np.real(np.linalg.eigvals(basis.T @ jacobian @ basis)).min())
@@ -434,15 +446,16 @@ def _tangent_basis(size: int) -> Float[np.ndarray, "rows directions"]:
 def constant_field_flow(phi: Weights, u0: Weights, t: ScalarLike) -> Weights:
     """`u(t) = u0 exp(-t phi)`, normalised (proof of Proposition 6).
 
-    Also the iterate of mirror descent with step `eta` after k steps, at `t = k eta`.
+    At `t = k eta` it is also the iterate of mirror descent with step `eta` after k steps.
     """
     return Simplex().retract(u0, -jnp.asarray(t, phi.dtype) * phi)
 
 
 def constant_field_limit(phi: Weights, u0: Weights) -> Weights:
-    """Where the flow of a constant field ends: the share of `u0` on the *smallest* entries of phi.
+    """Where the flow of a constant field ends: `u0` restricted to the *smallest* entries of phi.
 
-    (Proposition 6, which prints arg max; the update is `u exp(-t phi)`, so it is arg min.)
+    Source: Proposition 6. The paper prints arg max; the update is `u exp(-t phi)`, so it is arg
+    min.
 
     >>> import jax.numpy as jnp
     >>> constant_field_limit(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.5, 0.125, 0.375])).tolist()
@@ -454,20 +467,21 @@ def constant_field_limit(phi: Weights, u0: Weights) -> Weights:
 
 
 def support_bound(gradients: Float[Array, "rows p"]) -> int:
-    """On how many rows a stationary point of a frozen field can live: the rank of the row gradients.
+    """The largest number of rows that a stationary point of a frozen field has weight on.
 
-    (Propositions 7 and 8.) It holds with probability one for gradients in general position, as
-    drawn from a continuous distribution; rows that are copies of each other share a place. A rank
-    below p bounds the support only if the Hessians keep the span of the gradients, as those of
-    linear regression with an l2 term do; else phi can vanish, and be level, on more rows.
+    It is the rank of the row gradients (Propositions 7 and 8). The bound holds with probability one
+    for gradients in general position, as drawn from a continuous distribution; rows that are copies
+    of each other count as one. A rank below p bounds the support only if the Hessians keep the span
+    of the gradients, as those of linear regression with an l2 term do; otherwise phi can vanish,
+    and be constant, on more rows.
     """
     return int(np.linalg.matrix_rank(np.asarray(gradients)))
 
 
 def may_be_stationary(gradients: Float[Array, "rows p"], support: Bool[Array, " rows"]) -> bool:
-    """Proposition 8's necessary condition on a support: `Gamma|_S x = 1` or `= 0` for an `x != 0`.
+    """Proposition 8's condition on a support: `Gamma|_S x = 1` or `= 0` for some `x != 0`.
 
-    The answer is numerical, with the tolerance of a rank.
+    The answer is numerical, with the tolerance of a matrix rank.
     """
     rows = np.asarray(gradients)[np.asarray(support)]
     if np.linalg.matrix_rank(rows) < rows.shape[1]:

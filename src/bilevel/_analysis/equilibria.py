@@ -1,4 +1,4 @@
-"""Where cold- and warm-started descent stays: equilibria, checked by numbers."""
+"""Equilibria: the points where cold-started and warm-started descent stays, checked numerically."""
 
 from typing import NamedTuple
 
@@ -22,10 +22,10 @@ class Equilibrium(NamedTuple):
         verdict: `"equilibrium"`, or the first of these that applies: `"not finite"`, `"inner solve
             not finished"` (`inner_residual` > tol), `"another inner solution"` (`gap` > tol),
             `"outer not stationary"` (`outer_residual` > tol).
-        gap: `||w - r(u, w_start)||_2`, r the inner solver.
+        gap: `||w - r(u, w_start)||_2`, with r the inner solver.
         inner_residual: `||grad_w f(u, r(u, w_start))||_2`.
-        outer_residual: `||u - project(u - g)||_2` with g the hypergradient at `r(u, w_start)`; its
-            norm where `u` is not constrained.
+        outer_residual: `||u - project(u - g)||_2`, with g the hypergradient at `r(u, w_start)`; it
+            is `||g||_2` where `u` is not constrained.
     """
 
     verdict: str
@@ -51,21 +51,25 @@ def is_cold_start_equilibrium(
 ) -> Equilibrium:
     """Whether cold-started descent stays at `(u, w)`.
 
-        u stationary for F(u, r(u, w0)),   w = r(u, w0)        (Vicol et al., Definition 3.1)
+        u stationary for F(u, r(u, w0)),   w = r(u, w0)
 
     Args:
         problem: the problem; all its data are used.
         u, w: the point.
-        w0: where each inner solve starts.
-        inner: r, to convergence: `GradientInner` with enough steps, or `ClosedForm`.
-        hypergradient: the estimate whose zero counts as stationary. On a singular inner problem
-            `AID(lineax.SVD())` is the paper's exact one (pseudo-inverse).
-        tol: absolute, on all three numbers.
+        w0: the start of each inner solve.
+        inner: r, which must converge: `GradientInner` with enough steps, or `ClosedForm`.
+        hypergradient: the estimator whose zero counts as stationary. On a singular inner problem
+            `AID(lineax.SVD())` is the exact one of the paper (pseudo-inverse).
+        tol: the absolute tolerance on all three numbers.
 
-    The definition asks for `u` in the argmin; a zero gradient is that where `F(u, r(u, w0))` is
-    convex, as for the quadratics of Assumption 3.1, and a necessary condition elsewhere.
+    The definition asks for `u` in the argmin. Where `F(u, r(u, w0))` is convex, as for the
+    quadratics of the paper's Assumption 3.1, a zero gradient is sufficient; elsewhere it is a
+    necessary condition.
 
     Cost: one estimate.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", Definition 3.1 [vicol2022][].
 
     >>> import jax.numpy as jnp, lineax as lx, optax
     >>> from bilevel import AID, BilevelProblem, GradientInner
@@ -93,22 +97,26 @@ def is_warm_start_equilibrium(
 ) -> Equilibrium:
     """Whether warm-started descent stays at `(u, w)`.
 
-        u stationary for F,   w = r(u, w)                       (Vicol et al., Definition 3.2)
+        u stationary for F,   w = r(u, w)
 
     Args:
         problem: the problem; all its data are used.
         u, w: the point.
-        inner: r: `GradientInner(tx, T)` for the partial equilibrium of T steps, an inner solver that
-            converges for the full one.
-        hypergradient: the estimate whose zero counts as stationary.
-        tol: absolute, on all three numbers.
+        inner: r: `GradientInner(tx, T)` for the partial equilibrium of T steps, and an inner solver
+            that converges for the full equilibrium.
+        hypergradient: the estimator whose zero counts as stationary.
+        tol: the absolute tolerance on all three numbers.
 
-    With gradient steps and one estimate that does not depend on T, all T have the same equilibria
-    (Statement 3.2): `w = r(u, w)` is `grad_w f = 0`. `ITD` does depend on T, and so do its
-    equilibria, unless F is stationary in w too. Besides `w = r(u, w)` we ask for `grad_w f = 0`,
-    which for a small step is the sharper test, and refuses cycles of length T at too large a step.
+    With gradient steps and an estimator that does not depend on T, the equilibria are the same for
+    all T (Statement 3.2 of the paper), because `w = r(u, w)` means `grad_w f = 0`. `ITD` depends on
+    T, and so do its equilibria, unless F is stationary in w too. Besides `w = r(u, w)` the check
+    asks for `grad_w f = 0`: this is the sharper test for a small step, and it refuses cycles of
+    length T that a step that is too large can produce.
 
     Cost: one estimate.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", Definition 3.2 [vicol2022][].
     """
     return _judge(problem, u, w, w, inner, hypergradient, tol)
 

@@ -1,4 +1,4 @@
-"""Which of many inner solutions: optimistic, pessimistic, cold-started and warm-started."""
+"""A choice among many inner solutions: optimistic, pessimistic, cold-started or warm-started."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ class InnerSolution(NamedTuple):
     Attributes:
         w: the inner variable.
         value: `F(u, w)`.
-        inner_residual: `||grad_w f(u, w)||_2`; if it is not small, `w` is no inner solution, and
-            the function was used outside its domain.
+        inner_residual: `||grad_w f(u, w)||_2`; if it is not small, `w` is not an inner solution,
+            and the function was used outside of its domain.
     """
 
     w: PyTree[Array]
@@ -41,25 +41,28 @@ def cold_start_solution(
 
         S(u) = argmin_w f(u, w),   w = argmin_{w in S(u)} ||w - w0|| = w0 - H^+ grad_w f(u, w0)
 
-    (Vicol et al., Definition 3.1 and Lemma C.1), in closed form where f is a convex quadratic in w:
-    H may depend on u, and may be singular. For any other f give an inner solver, which is run from
-    `w0` as it is.
+    The closed form is for an f that is a convex quadratic in w; H may depend on u and may be
+    singular. For any other f pass an inner solver, which is run from `w0` as it is.
 
     Args:
         problem: the problem; all its data are used.
         u: the outer variable.
-        w0: where the inner solve starts.
+        w0: the start of the inner solve.
         inner: an inner solver in place of the closed form.
         rtol: eigenvalues of H below `rtol` times the largest count as zero; by default
             `10 dim(w) eps`.
 
-    A pure function, differentiable in u where the rank of H does not change: as
-    `ClosedForm(lambda u, _: cold_start_solution(problem, u, w0).w)` it is an inner solver for `ITD`,
-    and so are `optimistic_solution` and `pessimistic_solution`, each with its own outer solution.
+    This is a pure function, differentiable in u where the rank of H does not change. As
+    `ClosedForm(lambda u, _: cold_start_solution(problem, u, w0).w)` it is an inner solver for
+    `ITD`. The same holds for `optimistic_solution` and `pessimistic_solution`, each of which has an
+    outer solution of its own.
 
-    That f is convex is not checked: at a saddle the residual is zero too.
+    The function does not check that f is convex; the residual is zero at a saddle point too.
 
     Cost: H and its pseudo-inverse, `O(dim(w)^3)` time and `O(dim(w)^2)` memory.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", Definition 3.1 and Lemma C.1 [vicol2022][].
 
     >>> import jax.numpy as jnp
     >>> problem = BilevelProblem(  # S(u): w_1 + w_2 = u
@@ -85,20 +88,25 @@ def warm_start_solution(
 ) -> InnerSolution:
     """The inner solutions that warm starts find along a trajectory of outer variables.
 
-        w_{k+1} = cold_start_solution(u_{k+1}, w_k)                  (Vicol et al., section 3.2)
+        w_{k+1} = cold_start_solution(u_{k+1}, w_k)
 
-    With the closed form, a full warm start: each solution is projected onto the next solution set,
-    which is Kaczmarz's method for linear models (section 4.1). With `GradientInner(tx, T)`, a
-    partial warm start of T steps, for any f.
+    The closed form gives a full warm start: each solution is projected onto the next solution set,
+    which is Kaczmarz's method for linear models. `GradientInner(tx, T)` gives a partial warm start
+    of T steps, for any f.
 
     Args:
         problem, inner, rtol: as in `cold_start_solution`.
         us: like `u`, with the trajectory along a first axis of its leaves.
-        w0: where the first inner solve starts.
+        w0: the start of the first inner solve.
 
     Returns:
-        All the choices, in order along a first axis; the last is the warm-started solution. Where H
-        does not depend on u it is that of a cold start: the null space keeps what `w0` had.
+        All the solutions in their order along a first axis; the last one is the warm-started
+        solution. Where H does not depend on u, it equals that of a cold start, because the
+        component of `w0` in the null space of H never changes.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", sections 3.2 and 4.1 [vicol2022][]; Karczmarz (1937),
+    "Angenäherte Auflösung von Systemen linearer Gleichungen" [karczmarz1937][].
     """
 
     def step(w: PyTree, u: PyTree) -> tuple[PyTree, InnerSolution]:
@@ -118,15 +126,20 @@ def optimistic_solution(
 ) -> InnerSolution:
     """The inner solution that is best for the outer objective.
 
-        w = argmin_{w in S(u)} F(u, w)                               (Vicol et al., Definition 2.1)
+        w = argmin_{w in S(u)} F(u, w)
         w_{k+1} = w_k - t (P F_ww P)^+ P grad_w F,   P = I - H^+ H,   t of 1, 1/2, ..., 2^-10
 
-    f must be a convex quadratic in w, so that S(u) is affine; F is to be convex in w. If F is
-    quadratic too, the first step ends there: the closed form, and of several the nearest to the cold
-    start's. For another F it is a search of `num_steps` Newton steps, and `F` may have no minimiser
-    on S(u): a logistic loss of separable points has none.
+    f must be a convex quadratic in w, so that S(u) is affine, and F must be convex in w. If F is
+    quadratic too, the first step reaches the solution in closed form; if there are several, it is
+    the one nearest to the cold-started solution. For another F the function takes `num_steps`
+    Newton steps. Then F may have no minimiser on S(u): a logistic loss on separable points has
+    none.
 
-    The arguments, properties and cost are those of `cold_start_solution`, a step costing as much.
+    The arguments and properties are those of `cold_start_solution`. Cost: each step costs as much
+    as `cold_start_solution`.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", Definition 2.1 [vicol2022][].
 
     >>> import jax.numpy as jnp
     >>> problem = BilevelProblem(
@@ -158,22 +171,25 @@ def pessimistic_solution(
     num_steps: int = 200,
     rtol: float | None = None,
 ) -> InnerSolution:
-    """The inner solution that is worst for the outer objective, of those near the cold start's.
+    """The inner solution that is worst for the outer objective, among those near the cold-started one.
 
         w = argmax F(u, w)   over w in S(u) with ||w - c|| <= radius,   c = cold_start_solution(u, w0)
         w_{k+1} = c + radius P grad_w F(u, w_k) / ||P grad_w F(u, w_k)||,   P = I - H^+ H
 
-    (Vicol et al., Definition 2.1, which has no radius: but a convex F that is not constant on the
-    affine S(u) has no maximum there.) f must be a convex quadratic and F convex in w; then no step
-    decreases F. A search of `num_steps` steps: where F is quadratic it tends to the maximum, unless
-    F's gradient at c is orthogonal to the direction of largest curvature; elsewhere the maximum may be
-    a local one. Where S(u) is one point, or F constant on it, w is c.
+    f must be a convex quadratic in w, and F must be convex in w; then no step decreases F. The
+    function takes `num_steps` steps. Where F is quadratic, they tend to the maximum, unless the
+    gradient of F at c is orthogonal to the direction of largest curvature; for another F the
+    maximum may be a local one. Where S(u) is one point, or F is constant on it, w is c.
 
-    The other arguments, properties and cost are those of `cold_start_solution`, a step costing one
+    The other arguments and properties are those of `cold_start_solution`. Cost: each step costs one
     gradient of F.
 
     Raises:
         ValueError: a radius that is not positive.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", Definition 2.1 [vicol2022][]. The definition has no
+    radius; but a convex F that is not constant on the affine set S(u) has no maximum there.
 
     >>> import jax.numpy as jnp
     >>> problem = BilevelProblem(  # c = (1, 1); away from w_2 = 3
@@ -205,14 +221,14 @@ class _SolutionSet(NamedTuple):
     rtol: float
 
     def slope(self, w: Array) -> Array:
-        """`P grad_w F`; where F is flat along S(u), zero and not its rounding errors."""
+        """`P grad_w F`; exactly zero, without rounding errors, where F is flat along S(u)."""
         slope = jax.grad(self.objective)(w)
         along = self.tangent @ slope
         flat = jnp.linalg.norm(along) <= _precision(w) * jnp.linalg.norm(slope)
         return jnp.where(flat, 0, along)
 
     def newton_direction(self, w: Array) -> Array:
-        """`(P F_ww P)^+ P grad_w F`; what counts as flat is measured by F_ww, not by `P F_ww P`."""
+        """`(P F_ww P)^+ P grad_w F`; F_ww sets the threshold for flat directions."""
         curvature, p = jax.hessian(self.objective)(w), self.tangent
         normal = jnp.linalg.norm(curvature) * (jnp.eye(w.size, dtype=w.dtype) - p)
         inverse = _pseudo_inverse(p @ curvature @ p + normal, self.rtol)

@@ -1,4 +1,4 @@
-"""Which of the reweighting paper's regimes a run is in: how fast weights move against the model."""
+"""The regime of a reweighting run: how fast the weights move in comparison with the model."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -25,20 +25,21 @@ FOLLOWS, RUNS_AHEAD = (
 
 
 class Regime(NamedTuple):
-    """What `regime` measured; `print(it)` says it in words.
+    """What `regime` measured; `print` says it in words.
 
     Attributes:
-        outer_pace: how far the log-weights move in a step, `sum_i u_i |d log u_i|`, at the start.
-        inner_pace: how fast the model closes its distance to `w*(u0)`, in e-folds a step.
-        ratio: the first over the second: how often the weights change by a factor e while the model
-            gets e times closer to what it should be for them.
-        inner_residual: `||grad_w f||` at the end of the run over that at its start: whether the
-            model is stationary for the weights it ended with.
+        outer_pace: how far the log-weights move per step, `sum_i u_i |d log u_i|`, at the start.
+        inner_pace: how fast the model approaches `w*(u0)`, in factors of e per step.
+        ratio: `outer_pace / inner_pace`: by how many factors of e the weights change while the
+            distance of the model to its solution for them falls by a factor e.
+        inner_residual: `||grad_w f||` at the end of the run divided by that at its start, which
+            says whether the model is stationary for the weights at the end.
         effective_sample_size: of the final weights.
         num_rows, num_parameters: n and p.
         surviving_rows: how many rows weigh at least a hundredth of an average row.
-        theorem: `"1"`: the weights follow the exact hypergradient; `"2"`: they move at a fixed model,
-            to at most p rows; `"neither"`: in between, where neither says anything.
+        theorem: `"1"` if the weights follow the exact hypergradient; `"2"` if they move while the
+            model is nearly fixed, to at most p rows; `"neither"` in between, where no theorem
+            applies.
     """
 
     outer_pace: float
@@ -99,14 +100,18 @@ def regime(
         problem, algorithm, u0, w0: those of the run; `u` is one array of weights on the simplex.
         solution: what the run gave.
         key: for the batches, `jax.random.key(0)` by default.
-        num_steps: how many steps of the algorithm are made to measure the paces.
+        num_steps: the number of steps of the algorithm that measure the paces.
 
-    The steps are made from `w0`, and the weights put back to `u0` after each: how fast the model
-    approaches `w*(u0)` (which L-BFGS finds on the full data) is one pace; how far the weights wanted
-    to move, on average over the later half of the steps, the other. Whether weights go sparse is
-    decided by the ratio, not by the method's name: a step size is fast only against the curvature.
+    The steps start from `w0`, and the weights are put back to `u0` after each step. The inner pace
+    is the rate at which the model approaches `w*(u0)`, which L-BFGS finds on the full data. The
+    outer pace is how far a step moves the weights, on average over the second half of the steps.
+    The ratio of the two decides whether weights become sparse, and not the name of the method:
+    whether a step size is fast depends on the curvature.
 
-    Source: Ivanova & Ablin, sections 3 (alpha, beta), 3.2 and 3.3.
+    Cost: `num_steps` steps of the algorithm and one accurate inner solve.
+
+    Source: Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization",
+    sections 3 (alpha and beta), 3.2 and 3.3 [ivanova2023][].
     """
     key = jax.random.key(0) if key is None else key
     u0, w0 = jax.tree.map(jnp.asarray, (u0, w0))
@@ -136,9 +141,10 @@ def regime(
 
 
 def _decay(gaps: Float[np.ndarray, " steps"]) -> float:
-    """The fastest mean decay, in e-folds a step, to any of the points.
+    """The fastest mean decay to any of the points, in factors of e per step.
 
-    Not to the last one: a fast method is at its noise, or at rounding, long before.
+    The last point is not used alone, because a fast method reaches its noise level, or rounding,
+    long before it.
     """
     tiny = np.finfo(np.float32).tiny
     fall = np.log(max(gaps[0], tiny)) - np.log(np.maximum(gaps[1:], tiny))
@@ -155,7 +161,7 @@ def _paces(
     *,
     num_steps: int,
 ) -> tuple[Array, Array]:
-    """Of a run that is put back to `u0` after each step: the distances to `w*(u0)`, the moves of u."""
+    """The distances to `w*(u0)` and the moves of u, where each step starts from `u0` again."""
     stream = Stream(FullBatch(), problem.inner_data, ())
     solver = MinimiserInner(optx.LBFGS(rtol=1e-5, atol=1e-7), max_steps=500)
     target, *_ = solver.solve(problem, u0, w0, (), stream)

@@ -1,4 +1,4 @@
-"""Numbers that say how many rows weights are spread over."""
+"""Statistics of weights: over how many rows they are spread."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,8 +7,8 @@ from jaxtyping import Float
 def effective_sample_size(weights: Float[np.ndarray, " rows"]) -> float:
     """Kish's effective sample size `(sum_i w_i)^2 / sum_i w_i^2`, between 1 and the row count.
 
-    As many equally weighted rows would give a weighted mean the same variance. Any scale of the
-    weights gives the same number.
+    A mean of this many equally weighted rows has the same variance as the weighted mean. The scale
+    of the weights does not matter.
 
     >>> import numpy as np
     >>> effective_sample_size(np.array([1.0, 1.0, 0.0, 0.0]))
@@ -21,7 +21,7 @@ def effective_sample_size(weights: Float[np.ndarray, " rows"]) -> float:
 def entropy(weights: Float[np.ndarray, " rows"]) -> float:
     """Shannon's entropy `-sum_i p_i log p_i` of the normalised weights, in nats.
 
-    `log n` for uniform weights on n rows, 0 for a single row.
+    It is `log n` for uniform weights on n rows, and 0 if one row has all the weight.
 
     >>> import numpy as np
     >>> round(entropy(np.ones(4)), 4)

@@ -1,7 +1,8 @@
-"""What keeps weights from going sparse: parts that wrap a geometry, an algorithm or a problem.
+"""Remedies that keep weights from becoming sparse. They wrap a geometry, an algorithm or a problem.
 
-Data reweighting collapses onto a few rows when the weights move faster than the model (Ivanova &
-Ablin, section 3). Each of these is one answer, a few lines, and they combine:
+When the weights move faster than the model, data reweighting collapses onto a few rows: Ivanova and
+Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 3. Each of these
+is one remedy in a few lines, and they can be combined:
 
     limit_log_step, kl_pull, optax.clip   transform an outer update; `TransformedGeometry` brings
                                           them into methods that have step sizes in place of optax

@@ -11,9 +11,9 @@ class TransformedGeometry(AbstractGeometry):
 
         retract(u, delta) = inside.retract(u, tx(delta, u))
 
-    The single-loop methods have step sizes in place of an optax transformation; this is how
-    one gets in: `TransformedGeometry(optax.clip(0.1))` bounds what one visit does to a row's
-    log-weight. In `DoubleLoop`, chain the transformation behind `outer_tx` instead.
+    The single-loop methods have step sizes in place of an optax transformation. This wrapper brings
+    a transformation into them: `TransformedGeometry(optax.clip(0.1))` bounds how far one step moves
+    the log-weight of a row. In `DoubleLoop`, chain the transformation behind `outer_tx` instead.
 
     Args:
         tx: a transformation *without state*: `limit_log_step`, `kl_pull`, `optax.clip`, ...

@@ -30,19 +30,20 @@ def log_trust_region(
                 min(grow * r, radius)     where it fell
 
     There is no step size to choose: in one step of unit radius the ratio of any two weights changes
-    by at most a factor e^2, whatever the scale of the losses or the number of rows. Adding a
-    constant to `g`, which moves nothing on the simplex, changes nothing here either.
+    by at most a factor e^2, whatever the scale of the losses or the number of rows. A constant that
+    is added to `g` moves nothing on the simplex and changes nothing here.
 
     Args:
-        radius: the first radius and the largest, in units of log-weight.
-        shrink: the factor after a rise.
-        grow: the factor after a fall. A rise need not be the step's fault, where the inner solution
-            is inexact; a radius that never recovers ends such a run for good. Keep
-            `grow^2 * shrink < 1`, as by default, or a run may cycle through one rise and two falls
-            for ever.
+        radius: the first and largest radius, in units of log-weight.
+        shrink: the factor after a rise of the outer value.
+        grow: the factor after a fall. Where the inner solution is inexact, a rise may have causes
+            other than the step, and a radius that never recovers would end such a run for good.
+            Keep `grow^2 * shrink < 1`, as by default; otherwise a run may cycle through one rise
+            and two falls for ever.
 
     Use it as the `outer_tx` of `DoubleLoop` with `geometry=Simplex()`. It needs the parameters and
-    the extra argument `value`, which `DoubleLoop` passes.
+    the extra argument `value`, which `DoubleLoop` passes. Cost: one pass over the weights. Source:
+    ours.
 
     Raises:
         ValueError: `radius` <= 0, `shrink` outside of (0, 1), or `grow` < 1.

@@ -14,9 +14,10 @@ def limit_log_step(radius: float) -> optax.GradientTransformation:
         c     = delta - <u, delta>                      (relative to the average row)
         delta = c min(1, radius / max_i |c_i|)
 
-    The update keeps its direction. A step size that is too large for the start, or for a gradient
-    that one dominating row blows up, no longer decides the run in one step. In contrast to
-    `log_trust_region`, which always moves by its radius and needs no step size, this only bounds.
+    The update keeps its direction. Without a bound, a step size that is too large at the start, or
+    for a gradient that one dominating row makes large, can decide a run in one step.
+    `log_trust_region` always moves by its radius and needs no step size; this transformation is
+    only a bound. Source: ours.
 
     Args:
         radius: > 0, in units of log-weight per step.
@@ -44,21 +45,22 @@ def kl_pull(
 
         delta = (delta + s (log reference - log u)) / (1 + s)
 
-    With v the point that the update led to, the new point is `argmin KL(. || v) + s KL(. ||
-    reference)`. After a mirror step of size eta it is one proximal step on `Phi + (s / eta) KL(. ||
-    reference)`, stable at any size: the weights settle at `reference * exp(-(eta / s) grad Phi)`,
-    which bounds how sparse they get.
+    With v the point that the update leads to, the new point is
+    `argmin KL(. || v) + s KL(. || reference)`. After a mirror step of size eta, this is one
+    proximal step on `Phi + (s / eta) KL(. || reference)`, and it is stable for any s. The weights
+    settle at `reference * exp(-(eta / s) grad Phi)`, up to a factor, which bounds how sparse they
+    become. Source: ours.
 
     Args:
-        strength: s > 0, a step.
-        reference: a point of the simplex like `u`, without zeros; `None` is the uniform one.
+        strength: s > 0, the strength per step.
+        reference: a point of the simplex like `u`, without zeros; `None` means uniform weights.
     """
     if not strength > 0:
         raise ValueError(f"`strength` must be positive, got {strength}.")
 
     def update(delta: PyTree[Array], u: PyTree[Array] | None) -> PyTree[Array]:
         log_u = jax.tree.map(jnp.log, u)
-        # What all rows have in common does not matter.
+        # A constant that all rows share does not matter.
         target = optax.tree.zeros_like(u) if reference is None else jax.tree.map(jnp.log, reference)
         pull = optax.tree.scale(strength, optax.tree.sub(target, log_u))
         return optax.tree.scale(1 / (1 + strength), optax.tree.add(delta, pull))
