@@ -42,12 +42,13 @@ def main(tiny: bool = False):
         return jnp.mean(correct), jnp.max(found.residual), found.steps
 
     u, tx, key = model.u0, optax.adamw(3e-3, weight_decay=1e-4), jr.key(1)
-    state, value, accuracy, residual = tx.init(u), jnp.inf, 0.0, jnp.inf
+    state, value, accuracies, residual = tx.init(u), jnp.inf, [], jnp.inf
     for epoch in range(6 if tiny else 40):
         key, draw = jr.split(key)
         for rows in jr.permutation(draw, len(x))[: len(x) // 64 * 64].reshape(-1, 64):
             u, state, value = step(u, state, x[rows], y[rows])
         accuracy, residual, steps = look(u, x_test, y_test)
+        accuracies.append(float(accuracy))
         print(
             f"epoch {epoch + 1:2d}: loss {value:.3f}, test accuracy {accuracy:.3f}, "
             f"residual {residual:.0e} after {steps} steps of the map"
@@ -55,7 +56,12 @@ def main(tiny: bool = False):
 
     norm = jnp.linalg.norm(tasks.models.contracted(u["W"], 0.9), 2)
     print(f"||A|| = {norm:.2f}: the error of each fixed point is below {residual / (1 - norm):.0e}")
-    return {"accuracy": float(accuracy), "residual": float(residual), "norm": float(norm)}
+    return {
+        "accuracy": accuracies[-1],
+        "accuracies": accuracies,
+        "residual": float(residual),
+        "norm": float(norm),
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import bilevel
 from bilevel import tasks
 
 
-def main(tiny: bool = False) -> dict[str, float]:
+def main(tiny: bool = False) -> dict[str, Any]:
     # 1. Twenty features of which three matter.
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 20))
@@ -66,7 +66,7 @@ def main(tiny: bool = False) -> dict[str, float]:
     }
     for text, number in found.items():
         print(f"{text:36s}{number:.4f}")
-    return found
+    return found | {"penalties": auto.alpha_, "one penalty": shared.alpha_}
 
 
 if __name__ == "__main__":

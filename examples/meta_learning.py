@@ -48,16 +48,18 @@ def main(tiny: bool = False):
         return tasks.meta_accuracy(test, u, solution(u, test.inner_data))
 
     start = accuracies(net.u0)
+    curve = []
     for k in range(1, (40 if tiny else 150) + 1):
         state, info = step(problem_of(x_train, y_train, 8, k), state)  # New tasks at each step.
         if k % 20 == 0:
             accuracy = accuracies(state.u)
+            curve.append((k, float(accuracy.mean())))
             half = 1.96 * accuracy.std() / len(accuracy) ** 0.5
             print(f"step {k:3d}: query loss {info.outer_value:.3f}, on new classes ", end="")
             print(f"{accuracy.mean():.3f} +- {half:.3f} (untrained {start.mean():.3f})")
 
     found = accuracies(state.u)
-    return {"untrained": float(start.mean()), "accuracy": float(found.mean())}
+    return {"untrained": float(start.mean()), "accuracy": float(found.mean()), "curve": curve}
 
 
 if __name__ == "__main__":

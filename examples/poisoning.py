@@ -9,6 +9,7 @@ Run it with `python examples/poisoning.py`.
 """
 
 import sys
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from bilevel import tasks
 N, L2 = 400, 1e-3
 
 
-def main(tiny: bool = False) -> dict[str, float]:
+def main(tiny: bool = False) -> dict[str, Any]:
     # 1. The data: rows to train on, rows that the attack sees, rows that nobody has seen.
     X, y = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)
@@ -81,7 +82,7 @@ def main(tiny: bool = False) -> dict[str, float]:
         ("those rows against the others, by distance (AUROC)", "auroc"),
     ]:
         print(f"{text:56s}{found[key]:.3f}")
-    return found
+    return found | {"moved": (np.asarray(train[0])[poisoned], table[poisoned])}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The bibliography: one entry for each paper of src/bilevel/references.bib, with its key as anchor."""
 
+import html
 import re
 from pathlib import Path
 
@@ -19,11 +20,10 @@ def page(root: Path) -> str:
     ]
     for entry in ENTRY.finditer(source.read_text() if source.exists() else ""):
         fields = {f["name"].lower(): plain(f["value"]) for f in FIELD.finditer(entry["fields"])}
-        bibtex = "\n".join(f"    {line}" for line in entry[0].splitlines())
+        bibtex = html.escape(entry[0])
         lines.append(
-            f"[](){{#{entry['key']}}}\n"
-            f"**[{entry['key']}]** {reference(fields)}\n\n"
-            f'??? quote "BibTeX"\n\n    ```bibtex\n{bibtex}\n    ```\n'
+            f"[](){{#{entry['key']}}}\n**[{entry['key']}]** {reference(fields)}\n\n"
+            f'<details class="bibtex"><summary>BibTeX</summary><pre>{bibtex}</pre></details>\n'
         )
     return "\n".join(lines)
 
@@ -41,9 +41,9 @@ def reference(fields: dict[str, str]) -> str:
         where = f"*{where}*"
     if "volume" in fields:
         where += f" {fields['volume']}"
-        where += f"({fields['number']})" if "number" in fields else ""
+        where += f"({dashed(fields['number'])})" if "number" in fields else ""
     if "pages" in fields:
-        where += f", {fields['pages'].replace('--', '–')}"  # noqa: RUF001
+        where += f", {dashed(fields['pages'])}"
     parts = [f"{authors(fields.get('author', ''))} ({fields.get('year', 'no year')})."]
     parts.append(f"{fields['title'].rstrip('.')}.")
     parts += [f"{where}."] if where else []
@@ -62,6 +62,11 @@ def authors(field: str) -> str:
     """`Last, First and Last, First` as `First Last, First Last and First Last`."""
     names = [" ".join(reversed(name.split(", ", 1))) for name in re.split(r"\s+and\s+", field)]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def dashed(value: str) -> str:
+    """With a dash in place of two hyphens."""
+    return value.replace("--", "\N{EN DASH}")
 
 
 def plain(value: str) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ PAPERS = {
     "tutorial": "Hypergradients: a tutorial",
     "improved_model": "The improved bilevel model",
 }
+
+
+ROW = re.compile(r"^(?:[A-Z]\d+(?: to [A-Z]\d+|, [A-Z]\d+| and [A-Z]\d+)*)(?:: |, )")
+CAPITALS = {"soba": "SOBA", "sid": "SID", "bigsam": "BiG-SAM"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,10 @@ def items(root: Path) -> dict[str, list[Item]]:
 def item(root: Path, script: Path) -> Item:
     """Read a script, and its report and picture if they exist."""
     docstring = ast.get_docstring(ast.parse(script.read_text())) or script.stem
-    first, _, rest = docstring.partition("\n\n")
-    title = script.stem.replace("_", " ").capitalize()
+    first, _, rest = ROW.sub("", docstring).partition("\n\n")
+    first = first[:1].upper() + first[1:]
+    words = [CAPITALS.get(word, word) for word in script.stem.split("_")]
+    title = " ".join(words)[:1].upper() + " ".join(words)[1:]
     results = root / "papers" / "results" / script.stem
     report = results.with_suffix(".json")
     pictures = [
@@ -114,7 +121,7 @@ claim, our figure, the settings, the verdict and the script.
 
 def card(one: Item) -> str:
     """A picture, the title, the first sentence and the verdict, as one link."""
-    picture = f'<img src="img/{one.name}.png" alt="" loading="lazy">' if one.picture else one.title
+    picture = f'<img src="img/{one.name}.png" alt="" loading="lazy">' if one.picture else ""
     first = one.text.split("\n\n")[0]
     verdict = f'<span class="verdict">{counted(one.report)}</span>' if one.report else ""
     href = f"{one.script.parent.name}/{one.name}/"
@@ -156,17 +163,17 @@ def claims(report: dict[str, Any]) -> str:
     """A heading for each claim would be too much: one table."""
     lines = [
         f"## Claims\n\n{counted(report)}\n",
-        "| row | claim | published | measured | verdict |\n|---|---|---|---|---|",
+        "| claim | published | measured | verdict |\n|---|---|---|---|",
     ]
     notes = []
     for claim in report["claims"]:
         verdict = "holds" if claim["holds"] else "**does not hold**"
         published = "(not in the paper)" if claim["published"] is None else claim["published"]
-        cells = [claim["row"], claim["claim"], published, claim["measured"]]
+        cells = [claim["claim"], published, claim["measured"]]
         lines.append(f"| {' | '.join([*map(cell, cells), verdict])} |")
         if claim["note"]:
-            notes.append(f"- {claim['row']}, {cell(claim['claim'])}: {cell(claim['note'])}")
-    return "\n".join([*lines, "", *notes, ""])
+            notes.append(f"- {cell(claim['claim']).rstrip('.')}: {cell(claim['note'])}")
+    return "\n".join([*lines, "", *(["**Notes**", ""] if notes else []), *notes, ""])
 
 
 def settings(report: dict[str, Any], path: Path) -> str:
