@@ -18,10 +18,10 @@ from sklearn.preprocessing import FunctionTransformer
 
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._inputs.columns import (
-    _MODEL_TYPES,
     check_values,
     is_messy,
     load_model,
+    model_types,
     table_pipeline,
     tidy,
     vectorise,
@@ -414,7 +414,7 @@ def test_the_loaded_model_predicts_bitwise_the_same(tmp_path, regression):
     model, table = fitted(regression)
     skops.io.dump(model, tmp_path / "model.skops")
     untrusted = skops.io.get_untrusted_types(file=tmp_path / "model.skops")
-    assert sorted(untrusted) == sorted(_MODEL_TYPES)  # no more is trusted than is needed
+    assert sorted(untrusted) == sorted(model_types())  # no more is trusted than is needed
     loaded: Any = load_model(str(tmp_path / "model.skops"))
     assert loaded is not model
     np.testing.assert_array_equal(loaded[0].transform(table), model[0].transform(table))

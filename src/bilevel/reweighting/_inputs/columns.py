@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import decimal
+import functools
 import numbers
 import os
 import warnings
@@ -27,18 +28,6 @@ from .files import check_unique
 _MAX_CATEGORIES = 50  # a text column of more distinct values is encoded by its character n-grams
 _TEXT_COMPONENTS = 30
 _NGRAMS: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (3, 4)}
-
-# What `model.skops` holds beside the types that skops trusts of its own accord: plain data, no code.
-_MODEL_TYPES = [
-    "numpy.dtype",
-    "skrub._apply_to_cols.ApplyToCols",
-    "skrub._apply_to_each_col.ApplyToEachCol",
-    "skrub._datetime_encoder.DatetimeEncoder",
-    "skrub._string_encoder.StringEncoder",
-    "skrub._to_datetime.ToDatetime",
-    "skrub._to_str.ToStr",
-    "skrub.selectors._base.All",
-]
 
 
 def check_values(features: pd.DataFrame, name: str) -> None:
@@ -384,6 +373,21 @@ def vectorise(
     return pipeline, tidied, {name: pipeline.transform(table) for name, table in tidied.items()}
 
 
+@functools.cache
+def model_types() -> list[str]:
+    """What a `model.skops` holds beside the types that skops trusts of its own accord.
+
+    The names are those of the installed skrub, whose modules are private: they are read off a small
+    model that has every kind of column.
+    """
+    import skops.io
+
+    days = pd.date_range("2000-01-01", periods=_MAX_CATEGORIES + 1)
+    table = pd.DataFrame({"date": days, "text": days.strftime("%A %d %B").astype(object)})
+    pipeline = table_pipeline(table).fit(table)
+    return skops.io.get_untrusted_types(data=skops.io.dumps(pipeline))
+
+
 def load_model(path: str | os.PathLike) -> Pipeline:
     """The pipeline in a `model.skops`; nothing is unpickled, and no type but our own is made.
 
@@ -395,8 +399,9 @@ def load_model(path: str | os.PathLike) -> Pipeline:
     import skops.io
 
     path = Path(path)
+    own = model_types()
     try:
-        foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - set(_MODEL_TYPES))
+        foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - set(own))
     except FileNotFoundError as error:
         raise InputError(f"the model file {path} does not exist; check the path.") from error
     except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
@@ -406,7 +411,7 @@ def load_model(path: str | os.PathLike) -> Pipeline:
             f"the model file {path} holds types that no model of `bilevel weigh` has: "
             f"{named(foreign)}. It is not opened; what such types do on loading is not known."
         )
-    model = skops.io.load(path, trusted=_MODEL_TYPES)
+    model = skops.io.load(path, trusted=own)
     if not isinstance(model, Pipeline):
         raise InputError(f"the model file {path} holds a {type(model).__name__}, not a pipeline.")
     return model
