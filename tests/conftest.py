@@ -7,9 +7,10 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-# XLA compiles the small functions of the tests in 0.4 of the time without its fusion emitters. The
-# flag is read when JAX starts.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+# Most of the time of the tests is the compiler's. Without fusion emitters, and with one part of code per
+# function, it needs a quarter of the time for small functions. The flags are read when JAX starts.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 
 import jax
 import pytest
@@ -34,7 +35,7 @@ install_import_hook(sorted(m for m in MODULES if not m.startswith(UNCHECKED)), "
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Thousands of small functions are compiled once and run once: most of the time is the compiler's.
+# Thousands of small functions are compiled once and run once.
 jax.config.update("jax_disable_most_optimizations", True)
 
 # What XLA has compiled is kept in a folder for the length of the session, which xdist's workers share.
