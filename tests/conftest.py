@@ -7,11 +7,6 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-# Most of the time of the tests is the compiler's. Without fusion emitters, and with one part of code per
-# function, it needs a quarter of the time for small functions. The flags are read when JAX starts.
-QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
-
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,7 +17,8 @@ from jaxtyping import install_import_hook
 # and whose settings scikit-learn wants checked by `fit`.
 # Not used as a context manager: bilevel imports its modules lazily, long after this line.
 SPEC = find_spec("bilevel")
-assert SPEC is not None and SPEC.origin is not None
+assert SPEC is not None
+assert SPEC.origin is not None
 PACKAGE = Path(SPEC.origin).parent
 UNCHECKED = ("bilevel.reweighting._estimator", "bilevel.penalties.")
 MODULES = {
@@ -35,7 +31,10 @@ install_import_hook(sorted(m for m in MODULES if not m.startswith(UNCHECKED)), "
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Thousands of small functions are compiled once and run once.
+# Thousands of small functions are compiled once and run once: most of the time is the compiler's.
+# These flags, which JAX reads at its first computation, bring it to a quarter.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 jax.config.update("jax_disable_most_optimizations", True)
 
 # What XLA has compiled is kept in a folder for the length of the session, which xdist's workers share.
