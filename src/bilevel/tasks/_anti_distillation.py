@@ -1,4 +1,4 @@
-"""Anti-distillation: more learned targets than the outer objective has points."""
+"""Anti-distillation: there are more learned targets than points in the outer objective."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,12 +11,20 @@ Rows = tuple[Float[Array, "batch features"], Int[Array, " batch"]]
 
 
 def exponential_amplitudes(num_frequencies: int = 10) -> Float[Array, " frequencies"]:
-    """`a_l = 2^(L - l)`: halved from each frequency to the next (Vicol et al., section 4.2)."""
+    """The amplitudes `a_l = 2^(L - l)`, which are halved from each frequency to the next.
+
+    Source: Vicol et al. (2022), "On implicit bias in overparameterized bilevel optimization",
+    section 4.2 [vicol2022][].
+    """
     return 2.0 ** jnp.arange(_positive(num_frequencies) - 1.0, -1.0, -1.0)
 
 
 def harmonic_amplitudes(num_frequencies: int = 10) -> Float[Array, " frequencies"]:
-    """`a_l = 1 / l` (Vicol et al., appendix F.2)."""
+    """The amplitudes `a_l = 1 / l`.
+
+    Source: Vicol et al. (2022), "On implicit bias in overparameterized bilevel optimization",
+    appendix F.2 [vicol2022][].
+    """
     return 1 / jnp.arange(1.0, _positive(num_frequencies) + 1.0)
 
 
@@ -29,12 +37,12 @@ def _positive(num_frequencies: int) -> int:
 def fourier_features(
     x: Float[Array, " points"], amplitudes: Float[Array, " frequencies"]
 ) -> Float[Array, "points features"]:
-    """One row per point, with `2 L + 1` features for L amplitudes.
+    """Fourier features: one row per point, with `2 L + 1` features for L amplitudes.
 
         phi(x) = (1, a_1 cos x, ..., a_L cos L x, a_1 sin x, ..., a_L sin L x)
 
-    A least-squares fit of minimum norm explains as much as it can with the frequencies of large
-    amplitude, which are the directions of large curvature.
+    A least-squares fit of minimum norm prefers the frequencies of large amplitude, which are the
+    directions of large curvature.
 
     Args:
         x: points, in radians.
@@ -95,16 +103,17 @@ def anti_distillation(
             `mlp_model(1, 1, key=key)` on `X = x[:, None]`.
 
     `u` has shape `(points,)`; start from zeros. `w` has shape `(features,)` for the default model;
-    start from zeros, or have the cold start's solution at once: `ClosedForm(min_norm_fit)`. A batch
-    is scaled to an unbiased estimate of the sum. The curvature of f is `X^T X`: singular if there
-    are fewer points than features, and of a condition number of 30007 with the exponential, 88 with
-    the harmonic amplitudes on the 13 points above (their largest 2.1e6 and 15.5: gradient steps of
-    1e-7 and 1e-3 are the paper's).
+    start from zeros, or use `ClosedForm(tasks.reference.min_norm_fit)`, which is the solution of
+    the cold start. A batch is scaled to an unbiased estimate of the sum. The curvature of f is `X^T
+    X`, which is singular if there are fewer points than features. On the 13 points above its
+    condition number is 30007 with the exponential and 88 with the harmonic amplitudes, and its
+    largest eigenvalue is 2.1e6 and 15.5. The paper takes gradient steps of 1e-7 and 1e-3.
 
     Raises:
         ValueError: shapes that do not belong together.
 
-    Source: Vicol et al., section 4.2 and appendix F.2.
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", section 4.2 and appendix F.2 [vicol2022][].
 
     >>> import jax.numpy as jnp
     >>> problem = anti_distillation(jnp.eye(2), jnp.ones((1, 2)), jnp.array([2.0]))

@@ -1,4 +1,4 @@
-"""Hyper-cleaning: one free weight in (0, 1) a training row, judged by the loss on clean rows."""
+"""Hyper-cleaning: one free weight in (0, 1) per training row, judged by the loss on clean rows."""
 
 import equinox as eqx
 import jax
@@ -33,7 +33,7 @@ def hyper_cleaning(
     loss: Loss = softmax_cross_entropy,
     l2: float = 0.4,
 ) -> BilevelProblem:
-    """Data hyper-cleaning as `benchmark_bilevel` states it.
+    """Data hyper-cleaning: weights between 0 and 1 for training rows, some of them mislabelled.
 
         f(u, w) = mean_i sigmoid(u_i) loss(predict(w, x_i), y_i) + l2 / 2 ||w||^2   (training rows)
         F(u, w) = mean_j loss(predict(w, x_j), y_j)                                 (clean rows)
@@ -43,21 +43,25 @@ def hyper_cleaning(
         X_val, y_val: rows whose labels are right.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
         loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`.
-        l2: >= 0; makes f strongly convex for a linear model, with this constant, for every u.
+        l2: >= 0; for a linear model f is strongly convex with this constant, for every u.
 
     The outer variable is `u` of shape `(rows,)`, free in R^n; start from `jnp.zeros(rows)`, where
     every row weighs 1/2. A batch carries the row numbers, and its mean is an unbiased estimate.
 
-    In contrast to `reweighting`, where the weights share out a total of 1, these do not: their sum
-    against `l2` is also how strongly the model is regularised. **Phi need not have a minimiser**:
-    a row that helps (or harms) whatever its weight wants u_i = inf (or -inf), and Phi tends to its
-    infimum as u grows, with a gradient that tends to 0. What can be asked for is a small gradient.
+    In `reweighting` the weights add up to 1; here they do not, and their sum relative to `l2` also
+    decides how strongly the model is regularised. **Phi need not have a minimiser**: a row that
+    helps (or harms) at every weight drives u_i to infinity (or to minus infinity). Phi then tends
+    to its infimum as u grows, and its gradient tends to 0, so the goal can only be a small
+    gradient.
 
     Raises:
-        ValueError: shapes that do not belong together; `l2` < 0.
+        ValueError: shapes that do not belong together, or `l2` < 0.
 
-    Source: Franceschi et al. (2017); Dagreou et al. (2022), whose code has `reg ||w||^2` with
-    `reg = 0.2`: the same as `l2 = 0.4` here.
+    Source: Franceschi, Donini, Frasconi and Pontil (2017), "Forward and reverse gradient-based
+    hyperparameter optimization" [franceschi2017][], as stated by `benchmark_bilevel`: Dagréou,
+    Ablin, Vaiter and Moreau (2022), "A framework for bilevel optimization that enables stochastic
+    and global variance reduction algorithms" [dagreou2022][]. Their code has `reg ||w||^2` with
+    `reg = 0.2`, which is `l2 = 0.4` here.
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([0, 1])

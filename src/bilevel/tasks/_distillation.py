@@ -1,4 +1,4 @@
-"""Dataset distillation and learned augmentation: outer variables that the inner model trains on."""
+"""Dataset distillation and learned augmentation: the outer variable makes the training rows."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def distillation(
     loss: Loss = softmax_cross_entropy,
     l2: float = 0.0,
 ) -> BilevelProblem:
-    """Dataset distillation: a few synthetic rows that a model is trained on (Vicol et al., eq. 3).
+    """Dataset distillation: a few synthetic rows on which a model is trained.
 
         f(u, w) = mean_j CE(predict(w, x_j), softmax(t_j)) + l2 / 2 ||w||^2     (synthetic rows)
         F(u, w) = mean_i loss(predict(w, X_i), y_i)                             (original rows)
@@ -52,12 +52,17 @@ def distillation(
         loss: of an original row.
         l2: >= 0.
 
-    With fewer synthetic rows than parameters and `l2 = 0` **the inner problem has many solutions**:
-    what is found depends on how it is solved, a warm-started w remembers all the rows it was ever
-    trained on, and a model retrained on the final ones need be no good. Use `retrain_check`.
+    With fewer synthetic rows than parameters and `l2 = 0`, **the inner problem has many
+    solutions**. Which one is found depends on how it is solved. A warm-started w remembers all rows
+    that it was ever trained on, and a model that is retrained on the final rows may be poor. Use
+    `retrain_check`.
 
     Raises:
-        ValueError: shapes that do not belong together, both `inputs` and `labels` given, `l2` < 0.
+        ValueError: shapes that do not belong together, both `inputs` and `labels` are given, or
+            `l2` < 0.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", section 4.1 [vicol2022][].
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([0, 1])
@@ -86,7 +91,7 @@ def distillation(
 def hard_labels(
     y: Int[Array, " points"], num_classes: int, confidence: float = 1e3
 ) -> Float[Array, "points classes"]:
-    """Logits whose softmax is the one-hot label (to rounding, for the default `confidence`).
+    """Logits whose softmax is the one-hot label, up to rounding for the default `confidence`.
 
     >>> import jax, jax.numpy as jnp
     >>> jax.nn.softmax(hard_labels(jnp.array([1]), 2)).tolist()
@@ -121,21 +126,27 @@ def augmentation(
     loss: Loss = softmax_cross_entropy,
     l2: float = 0.0,
 ) -> BilevelProblem:
-    """A linear network that transforms the training rows, as the outer variable (Vicol et al., 4.1).
+    """Learned augmentation: a linear network that transforms the training rows is the outer variable.
 
         f(u, w) = mean_i loss(predict(w, A x_i + b), y_i) + l2 / 2 ||w||^2     (training rows)
         F(u, w) = mean_j loss(predict(w, x_j), y_j)                            (validation rows)
 
     Args:
-        X, y: training rows, few of them, or there is nothing to gain.
-        X_val, y_val: the rows that count; they are not transformed.
+        X, y: training rows and their labels. Augmentation helps if there are few of them.
+        X_val, y_val: validation rows, which are not transformed.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
         loss: `(predictions, y) -> one loss per row`.
         l2: >= 0.
 
     The outer variable is `{"matrix": A, "bias": b}`; start from `identity_augmentation`. As in
-    `distillation` a warm-started model sees another training set at each step and keeps what it
-    learned: use `retrain_check`.
+    `distillation`, a warm-started model sees another training set in each step and keeps what it
+    learned, so use `retrain_check`.
+
+    Raises:
+        ValueError: shapes that do not belong together, or `l2` < 0.
+
+    Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
+    overparameterized bilevel optimization", section 4.1 [vicol2022][].
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([0, 1])

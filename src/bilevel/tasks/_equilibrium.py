@@ -40,7 +40,7 @@ def equilibrium(
     *,
     loss: Loss = softmax_cross_entropy,
 ) -> FixedPointProblem:
-    """An equilibrium model's training, with the fixed points of all rows as inner variable.
+    """Training an equilibrium model, with the fixed points of all rows as the inner variable.
 
         w_i = cell(u, w_i, x_i)                                  one fixed point per example
         F(u, w) = mean_i loss(readout(u, w_i), y_i)
@@ -48,19 +48,22 @@ def equilibrium(
     Args:
         X, y: training rows and their labels (class codes for the default loss).
         model: `equilibrium_model(...)`, or an `EquilibriumModel` with a cell of your own. Its
-            solvers are not used: they are the estimator's here.
+            solvers are not used; the solvers of the algorithm are.
         loss: `(predictions, y) -> one loss per row`.
 
-    `u` starts at `model.u0` and w, of shape `(rows, width)`, at zero. Every estimator applies: `ITD`,
-    or `AID` with `Richardson(1.0)`, `Neumann(1.0, K)` or `lineax.GMRES`. Inner solvers:
-    `GradientInner(optax.sgd(1.0), T)` iterates the cell, and `RootInner(solver, by_row=True)` solves
-    for each row by itself. All rows are in memory, and are solved for in each step; outer batches
-    only thin out F. For minibatches differentiate `model.predict`, which has the same gradient.
+    `u` starts at `model.u0` and w, of shape `(rows, width)`, at zero. Every estimator applies:
+    `ITD`, or `AID` with `Richardson(1.0)`, `Neumann(1.0, K)` or `lineax.GMRES`. As the inner
+    solver, `GradientInner(optax.sgd(1.0), T)` iterates the cell, and `RootInner(solver,
+    by_row=True)` solves for each row separately. All rows are in memory, and each step solves for
+    all of them; outer batches only sample F. To train on minibatches, differentiate
+    `model.predict`, which has the same gradient.
 
     Raises:
-        ValueError: shapes that do not belong together; a minibatch of the inner data.
+        ValueError: shapes that do not belong together, or a minibatch of the inner data.
 
-    Source: Grazzi & Pontil, "Deep Equilibrium Models": one inner fixed-point problem an example.
+    Source: Bai, Kolter and Koltun (2019), "Deep equilibrium models" [bai2019][]; Grazzi and Pontil,
+    "Principled and efficient bilevel optimization for machine learning", section "Deep Equilibrium
+    Models", with one inner fixed-point problem per example [grazzi2023][].
 
     >>> import jax, jax.numpy as jnp
     >>> from bilevel.tasks.models import equilibrium_model

@@ -1,4 +1,4 @@
-"""Equilibrium models: one fixed point per example, as a bilevel problem or as a layer."""
+"""Equilibrium models, whose hidden layer is one fixed point per example."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,10 +24,10 @@ Readout = Callable[[PyTree, Array], Array]
 
 
 class FixedPoints(NamedTuple):
-    """The fixed points of a batch, and how well they were found.
+    """The fixed points of a batch, and their residuals.
 
-    `z` is `(batch, width)`; `residual` is `||cell(u, z_i, x_i) - z_i||_2` of each row; `steps` those
-    of the inner solver; `result` a `RESULTS`.
+    `z` has shape `(batch, width)`; `residual` is `||cell(u, z_i, x_i) - z_i||_2` of each row;
+    `steps` is the number of steps of the inner solver; `result` is a `RESULTS`.
     """
 
     z: Float[Array, "batch width"]
@@ -41,30 +41,34 @@ class EquilibriumModel(eqx.Module):
 
     Args:
         u0: initial parameters, any pytree.
-        cell: `(u, z, x) -> z` on rows, z of shape `(batch, width)`; row i of the result depends on
-            row i of z and of x only. A contraction in z for what converges by iterating it.
+        cell: `(u, z, x) -> z` on rows, with z of shape `(batch, width)`. Row i of the result
+            depends on row i of z and of x only. Solvers that iterate the cell need a contraction in
+            z.
         readout: `(u, z) -> (batch, outputs)`.
-        width: units of a fixed point.
-        solver: finds the fixed points, from zero: any inner solver for a `FixedPointProblem`; by
-            default plain iteration to 1e-5. `RootInner(Anderson(1e-5, 1e-5), by_row=True)`
-            needs fewer evaluations of the cell and more work beside them: for cells that contract
-            slowly or are large.
-        linear_solver: of the backward pass, any lineax solver that does not ask for symmetry; by
-            default the fixed-point method to a relative 1e-6.
+        width: the number of units of a fixed point.
+        solver: the inner solver for a `FixedPointProblem` that finds the fixed points from zero; by
+            default plain iteration to 1e-5. `RootInner(Anderson(1e-5, 1e-5), by_row=True)` needs
+            fewer evaluations of the cell and more work besides them, so it suits cells that
+            contract slowly or are large.
+        linear_solver: the linear solver of the backward pass, any lineax solver that does not need
+            symmetry; by default the fixed-point method to a relative tolerance of 1e-6.
 
     `predict` differentiates by the implicit function theorem (`implicit_layer`), in `u` and in `x`:
 
         (I - d_z cell)^T v = d loss / dz,     d loss / du = (d_u cell)^T v
 
-    so its memory does not grow with the solver's steps. It is a layer of any jax program, for
-    minibatches too, and `Model(model.u0, model.predict)` is a model for the other tasks.
+    so memory does not grow with the number of steps of the solver. The model is a layer of any jax
+    program, also on minibatches, and `Model(model.u0, model.predict)` is a model for the other
+    tasks.
 
-    A fixed point that is off by d biases the gradient by O(d), and nothing says so but
-    `model.solve(u, x).residual`: `||z - z*|| <= residual / (1 - q)` for a cell that contracts with
-    q. A linear solver that fails in the backward pass raises an error (lineax's, at run time); the
-    default one does where the cell is no contraction.
+    Error: a fixed point with the error d biases the gradient by O(d). Only `model.solve(u,
+    x).residual` shows this: `||z - z*|| <= residual / (1 - q)` for a cell with the contraction
+    constant q. If the linear solver fails in the backward pass, lineax raises an error at run time;
+    the default solver fails where the cell is not a contraction.
 
-    Source: Bai, Kolter & Koltun 2019; Grazzi & Pontil, "Equilibrium models".
+    Source: Bai, Kolter and Koltun (2019), "Deep equilibrium models" [bai2019][]; Grazzi and Pontil,
+    "Principled and efficient bilevel optimization for machine learning", section "Equilibrium
+    models" [grazzi2023][].
     """
 
     u0: PyTree[Array]
@@ -75,7 +79,7 @@ class EquilibriumModel(eqx.Module):
     linear_solver: lx.AbstractLinearSolver = Richardson(1.0, rtol=1e-6)
 
     def solve(self, u: PyTree[Array], x: Float[Array, "batch features"]) -> FixedPoints:
-        """The fixed points for the rows of x; differentiable in u and x."""
+        """The fixed points for the rows of x, differentiable in u and x."""
         problem = FixedPointProblem(_no_outer, self.cell, inner_data=x)
         # How z is found carries no derivative, so that no solver needs one.
         fixed_u, fixed_x = jax.lax.stop_gradient((u, x))
@@ -101,9 +105,9 @@ def _no_outer(u: PyTree, w: PyTree, batch: Any) -> Array:
 def contracted(W: Float[Array, "width width"], norm: float) -> Float[Array, "width width"]:
     """`W / (1 + sum_j (s_j / norm)^8)^(1/8)`, s the singular values of W: spectral norm < `norm`.
 
-    Smooth, W itself as long as it is well below, and never far below the bound: a W of large norm
-    gets `width^(-1/8) norm` at least (0.59 at width 64). It takes two products of matrices,
-    since `sum_j s_j^8 = ||(W'W)^2||_F^2`.
+    The map is smooth. It leaves a W of small norm almost as it is, and a W of large norm gets a
+    spectral norm of at least `width^(-1/8) norm` (0.59 `norm` for width 64). Cost: two matrix
+    products, because `sum_j s_j^8 = ||(W'W)^2||_F^2`. Source: ours.
 
     >>> import jax.numpy as jnp
     >>> A = contracted(jnp.diag(jnp.array([0.1, 50.0])), 0.9)
@@ -142,17 +146,20 @@ def equilibrium_model(
     Args:
         num_features, num_outputs: sizes of a row and of a prediction.
         key: for the initial parameters.
-        width: units of a fixed point.
-        contraction: q, 0 < q < 1. `A = contracted(W, q)` has spectral norm below q whatever W is,
-            and |tanh'| <= 1, so the map contracts with q: there is one fixed point, every solver
-            finds it, and its error is at most `residual / (1 - q)`. `None` takes `A = W` as it
-            is: training may then leave the region where there is one, and the residual shows it.
+        width: the number of units of a fixed point.
+        contraction: q, 0 < q < 1. `A = contracted(W, q)` has a spectral norm below q for every W,
+            and |tanh'| <= 1, so the map is a contraction with constant q. There is then exactly one
+            fixed point, every solver finds it, and its error is at most `residual / (1 - q)`.
+            `None` takes `A = W`. Training may then leave the region in which a fixed point exists;
+            the residual shows it.
         solver, linear_solver: as in `EquilibriumModel`.
 
     The parameters are `u = {"W", "U", "b", "V", "c"}`.
 
     Raises:
         ValueError: `contraction` outside of (0, 1).
+
+    Source: Bai, Kolter and Koltun (2019), "Deep equilibrium models" [bai2019][].
 
     >>> import jax, jax.numpy as jnp
     >>> model = equilibrium_model(3, 2, key=jax.random.key(0), width=4)

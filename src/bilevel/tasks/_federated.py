@@ -1,4 +1,4 @@
-"""Problems whose rows live with clients: a simulation of federated bilevel optimization."""
+"""Problems whose rows are spread over clients: a simulation of federated bilevel optimization."""
 
 import dataclasses
 from typing import Any
@@ -24,29 +24,32 @@ class _ClientMean(eqx.Module):
 def federated(
     problem: BilevelProblem, inner_rows: Index, outer_rows: Index | None = None
 ) -> BilevelProblem:
-    """The same problem with its rows dealt out to clients, which become what a batch consists of.
+    """The same problem with its rows dealt out to clients; a batch then consists of clients.
 
         f(u, w) = mean_c f_c(u, w),   F(u, w) = mean_c F_c(u, w)
 
-    with f_c and F_c the problem's objectives on the rows of client c. The new problem's data have
-    one entry per client on axis 0, of shape `(clients, rows, ...)`: a sampler draws clients. Where
-    each row is with one client, f and F are those of the pooled rows, and so is the solution;
-    gradients, Hessian-vector and cross products are averages over clients of local ones.
+    with f_c and F_c the objectives of the problem on the rows of client c. The data of the new
+    problem have one entry per client on axis 0, of shape `(clients, rows, ...)`, so that a sampler
+    draws clients. If each row belongs to one client, f, F and the solution are those of the pooled
+    rows. Gradients, Hessian-vector products and mixed products are averages of the clients' own.
 
     Args:
-        problem: whose objectives are means over rows (all of this module's are, on a batch).
-        inner_rows: which rows of `inner_data` each client has; as many for all. `deal_rows` makes
-            such an index.
-        outer_rows: the same for `outer_data`; `None` where the server has those rows itself, such
-            as a trusted set.
+        problem: a problem whose objectives are means over rows, as those of this module are on a
+            batch.
+        inner_rows: the rows of `inner_data` that each client has, the same number for all clients.
+            `deal_rows` makes such an index.
+        outer_rows: the same for `outer_data`; `None` if the server has those rows itself, such as a
+            trusted set.
 
     The average of the clients' own hypergradients, each through its own inverse Hessian, is not the
-    hypergradient of the average; `AID` on this problem solves one linear system, whose products are
-    averages (Tarzanagh et al. 2022, FedIHGP). `FederatedInner` is the inner solver with local
-    steps.
+    hypergradient of the average. `AID` on this problem solves one linear system, whose products are
+    averages (FedIHGP). `FederatedInner` is the inner solver with local steps.
 
     Raises:
         ValueError: an index is out of range, or there are no data to deal out.
+
+    Source: Tarzanagh, Li, Thrampoulidis and Oymak (2022), "FedNest: Federated bilevel, minimax, and
+    compositional optimization" [tarzanagh2022][].
 
     >>> import jax.numpy as jnp
     >>> from bilevel.tasks import ridge
@@ -95,17 +98,17 @@ def deal_rows(
 
     Args:
         y: the labels, or other numbers by which clients are to differ.
-        num_clients: how many; all get `len(y) // num_clients` rows, and what is left over is
-            dropped.
-        heterogeneity: the share of the rows that is dealt out in the order of y, so that each
-            client gets few labels; the rest is shuffled. 0 is iid, 1 sorts all of them.
-        seed: of the shuffle.
+        num_clients: the number of clients. Each gets `len(y) // num_clients` rows, and the remaining
+            rows are left out.
+        heterogeneity: the share of the rows that is dealt out in the order of y, so that each client
+            gets few labels; the other rows are shuffled. 0 gives iid clients, and 1 sorts all rows.
+        seed: the seed of the shuffle.
 
     Returns:
-        Row numbers, `(clients, rows each)`, no row twice; an index for `federated`.
+        Row numbers of shape `(clients, rows each)`, each at most once; an index for `federated`.
 
     Raises:
-        ValueError: fewer rows than clients, or a share that is not in [0, 1].
+        ValueError: there are fewer rows than clients, or the share is not in [0, 1].
 
     >>> y = np.array([1, 0, 1, 0])
     >>> np.sort(y[deal_rows(y, 2, heterogeneity=1.0)]).tolist()

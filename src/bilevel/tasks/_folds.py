@@ -1,4 +1,4 @@
-"""K-fold cross-validation in place of a split: one model per fold, one outer variable for all."""
+"""K-fold cross-validation in place of a split: one model per fold, and one outer variable for all."""
 
 from typing import Any
 
@@ -49,17 +49,18 @@ def cross_validation(
                           + 1/2 sum_t exp(u_t) ||w_kt||^2 )
         F(u, w) = mean_k mean_{i in fold k} loss(predict(w_k, x_i), y_i)
 
-    The K inner problems share u and nothing else: the inner Hessian is block diagonal, and step
-    sizes are those of one model. F is the mean of the folds' means, as in scikit-learn's
-    `GridSearchCV` and `LassoCV`; it is the pooled mean over rows where the folds are of one size.
+    The K inner problems share only u: the inner Hessian is block diagonal, and step sizes are those
+    of one model. F is the mean of the means of the folds, as in scikit-learn's `GridSearchCV` and
+    `LassoCV`. If all folds have the same size, it is the mean over all rows.
 
     Args:
         X, y: all rows and their labels.
-        folds: an integer array `(rows,)` that says in which fold a row is held out (-1: in none); or
-            what scikit-learn takes as `cv`: a number K, a splitter such as
+        folds: an integer array `(rows,)` that says in which fold a row is held out (-1 means in
+            none), or what scikit-learn accepts as `cv`: a number K, a splitter such as
             `KFold(5, shuffle=True, random_state=0)`, or a list of `(training, held-out)` indices,
-            such as `list(GroupKFold(5).split(X, y, groups))`. It is split once. A number is
-            `StratifiedKFold(K)` for classes and `KFold(K)` with `squared_error`, neither shuffled.
+            such as `list(GroupKFold(5).split(X, y, groups))`. The rows are split once. A number
+            stands for `StratifiedKFold(K)` for classes and for `KFold(K)` with `squared_error`,
+            without shuffling.
         predict: `(w, x) -> (batch, outputs)` of *one* model; `linear_predict` makes this ridge
             (with `squared_error`, and `ridge_solution` for its closed form) or logistic regression
             (with `logistic_loss`, whose labels are the floats -1 and 1).
@@ -69,18 +70,22 @@ def cross_validation(
     `tensor_penalties`, a tree prefix of *one* model: `jnp.zeros(())`, `jnp.zeros(features)` and
     `log_penalties(w0)` are such.
 
-    The data carry the folds: `inner_data = (X, y, a)` with `a_ik = rows / (rows that train k)` for
-    those and 0 elsewhere, `outer_data` likewise, so that a batch's mean is an unbiased estimate.
-    Cost of f and F: K times that of one model on all rows.
+    The data contain the folds: `inner_data = (X, y, a)`, where `a_ik` is `rows / (rows that train
+    k)` for the rows that train model k and 0 for the others. `outer_data` has the same form. The
+    mean over a batch is therefore an unbiased estimate. Cost of f and F: K times that of one model
+    on all rows.
 
-    Phi is not convex, and can have several minima even in one penalty, so try some starts.
+    Phi is not convex, and it can have several minima even in one penalty, so try several starts.
 
-    The K models are there to judge u. For one to use, fit all rows with the u found:
+    The K models only judge u. To get a model for use, fit all rows with the u that was found:
     `tensor_penalties(X, y, X, y, predict, loss=loss).inner`.
 
     Raises:
-        ValueError: shapes that do not belong together; a fold without rows, or without any to train
-            on.
+        ValueError: shapes that do not belong together; a fold without held-out rows or without
+            training rows.
+
+    Source: Grazzi and Pontil, "Principled and efficient bilevel optimization for machine learning",
+    section on hyperparameter optimization, with K folds in place of a split [grazzi2023][].
 
     >>> import jax.numpy as jnp
     >>> from bilevel.tasks.models import linear_predict, squared_error

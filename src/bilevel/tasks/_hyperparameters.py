@@ -1,4 +1,4 @@
-"""Regularisation as the outer variable: one penalty, one per feature, or one per tensor."""
+"""Regularisation as the outer variable: one penalty in all, one per feature, or one per tensor."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def _penalty(u: Array, w: PyTree) -> Array:
 
 
 def check_rows(X: Any, y: Any, X_val: Any, y_val: Any) -> None:
-    """Refuse rows, labels and validation rows that do not belong together."""
+    """Refuse rows, labels and validation rows whose shapes do not match."""
     for name, x in [("X", X), ("X_val", X_val)]:
         if x.ndim != 2:
             raise ValueError(
@@ -86,22 +86,24 @@ def ridge(
 
     Args:
         X, y: training rows and their targets.
-        X_val, y_val: held-out rows, from the same distribution.
+        X_val, y_val: held-out rows from the same distribution.
 
-    `w` has shape `(features,)`; there is no intercept, so centre the columns or add one of ones.
-    `u` holds log-penalties, and its shape says how many: `()` for one penalty that all features
-    share, `(features,)` for one per feature. Start from `jnp.zeros(...)`, a penalty of 1, and
-    `w = jnp.zeros(features)`. A batch's mean is an unbiased estimate of either objective.
+    `w` has shape `(features,)`. There is no intercept, so centre the columns, or add a column of
+    ones. `u` holds log-penalties, and its shape decides how many: `()` for one penalty that all
+    features share, `(features,)` for one per feature. Start from `jnp.zeros(...)`, which is a
+    penalty of 1, and from `w = jnp.zeros(features)`. The mean over a batch is an unbiased estimate
+    of either objective.
 
-    With `S = X'X / rows`: `w*(u) = (S + diag(exp(u)))^-1 X'y / rows`, and f is strongly convex in w
-    with constant `min_j exp(u_j)` at least. Phi is not convex in u, and a feature that does not help
-    has its best penalty at infinity, where Phi is flat.
+    With `S = X'X / rows`, `w*(u) = (S + diag(exp(u)))^-1 X'y / rows`, and f is strongly convex in w
+    with constant `min_j exp(u_j)` at least. Phi is not convex in u. A feature that does not help
+    has its best penalty at infinity, where Phi is flat. Cost: two products with the rows per
+    objective.
 
     Raises:
         ValueError: shapes that do not belong together.
 
-    Source: Grazzi & Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", the
-    section on hyperparameter optimization.
+    Source: Grazzi and Pontil, "Principled and efficient bilevel optimization for machine learning",
+    section on hyperparameter optimization [grazzi2023][].
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([1.0, 2.0])
@@ -135,16 +137,19 @@ def logistic(
         X_val, y_val: held-out rows.
 
     The variables are those of `ridge`: `w` of shape `(features,)` without an intercept, and
-    log-penalties `u` of shape `()` (one that all share) or `(features,)` (one per feature: 22 for
-    ijcnn1, 784 for two digits of MNIST). f is strongly convex in w with constant
-    `min_j exp(u_j)` at least; Phi is not convex, and flat where a penalty is very large or small.
+    log-penalties `u` of shape `()` (one for all features) or `(features,)` (one per feature: 22 for
+    the data set ijcnn1, 784 for two digits of MNIST). f is strongly convex in w with constant
+    `min_j exp(u_j)` at least. Phi is not convex, and it is flat where a penalty is very large or
+    small.
 
-    For more than two classes, take `tensor_penalties` with a linear model.
+    For more than two classes, use `tensor_penalties` with a linear model.
 
     Raises:
-        ValueError: shapes that do not belong together; labels that are not in {-1, 1}.
+        ValueError: shapes that do not belong together, or labels that are not in {-1, 1}.
 
-    Source: `benchmark_bilevel`'s regularisation selection on ijcnn1 (Dagreou et al. 2022).
+    Source: the regularisation selection of `benchmark_bilevel`: Dagréou, Ablin, Vaiter and Moreau
+    (2022), "A framework for bilevel optimization that enables stochastic and global variance
+    reduction algorithms" [dagreou2022][].
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([1, -1])
@@ -170,29 +175,32 @@ def tensor_penalties(
     *,
     loss: Loss = softmax_cross_entropy,
 ) -> BilevelProblem:
-    """Any model with one penalty for each of its tensors as the outer variable.
+    """The penalties of any model, one per tensor, as the outer variable.
 
         f(u, w) = mean_i loss(predict(w, x_i), y_i) + 1/2 sum_t exp(u_t) ||w_t||^2
         F(u, w) = mean_j loss(predict(w, x_j), y_j)                            (validation rows)
 
-    With `mlp_model` this is the non-convex task: f has many local minima in w (with the hidden
-    units permuted, and others), Phi belongs to the one that the inner solver stays with, and the
-    implicit gradient to a local minimum where the inner Hessian is positive definite.
+    With `mlp_model` the inner problem is not convex: f has many local minima in w, among them those
+    with permuted hidden units. Phi is then defined by the minimum that the inner solver stays at,
+    and the implicit gradient is valid at a local minimum with a positive definite inner Hessian.
 
     Args:
         X, y: training rows and their labels (class codes for the default loss).
         X_val, y_val: held-out rows.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
-        loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`; there are
+        loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`. Others are
             `logistic_loss` for labels in {-1, 1} and `squared_error` for regression.
 
     `u` holds the log-penalties; start from `log_penalties(w0, 1e-2)`. It is a tree prefix of `w`: a
-    leaf stands for one tensor, or for all of a subtree. It may be an array that broadcasts against
-    its tensor with the same number of axes: `{"weight": jnp.zeros((1, features))}` for one
-    penalty per feature of `linear_model(..., bias=False)`, `(outputs, 1)` for one per class.
+    leaf stands for one tensor, or for a whole subtree. A leaf may be an array that broadcasts
+    against its tensor with the same number of axes: for `linear_model(..., bias=False)`,
+    `{"weight": jnp.zeros((1, features))}` gives one penalty per feature, and the shape `(outputs,
+    1)` gives one per class.
 
     Raises:
         ValueError: shapes that do not belong together.
+
+    Source: ours, a generalisation of `ridge` and `logistic`.
 
     >>> import jax, jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([0, 1])
@@ -221,6 +229,6 @@ def log_penalties(w0: PyTree[Array], penalty: float = 1e-2) -> PyTree[Array]:
     if not penalty > 0:
         raise ValueError(
             f"`penalty` must be > 0 to have a logarithm, got {penalty}; pass a small number such as "
-            "1e-6 for nearly none."
+            "1e-6 for almost no penalty."
         )
     return jax.tree.map(lambda w: jnp.full((), np.log(penalty), w.dtype), w0)

@@ -59,26 +59,29 @@ def kernel_ridge(
         X, y: the n training rows and their targets, centred (there is no intercept).
         X_val, y_val: held-out rows.
         kernel: `(theta, a, b) -> (rows of a, rows of b)`, positive semi-definite and differentiable
-            in theta, a pytree; by default `rbf_kernel`, whose theta are log length-scales of
+            in theta, a pytree; by default `rbf_kernel`, whose theta holds log length-scales of
             shape `()` or `(features,)`.
 
-    `w` has shape `(n,)`: the dual coefficients, `w*(u) = (K + n lambda I)^-1 y`, which are
-    scikit-learn's `KernelRidge(alpha=n * lambda).dual_coef_`; the model is `k(x, X) w`. Of the
-    functions with that minimiser this one is lambda-strongly convex and `(K_max + lambda)`-smooth,
-    K_max the largest eigenvalue of K / n, at most 1 for a kernel with `k(x, x) = 1`: gradient steps
-    of size 1 / (1 + lambda) converge, slowly for a small lambda. `ClosedForm(kernel_ridge_solution)`
-    is exact, `CG` does the linear system. (The minimiser in the space of functions is that of
-    `mean (g(x_i) - y_i)^2 / 2 + lambda / 2 ||g||^2`.)
+    `w` has shape `(n,)` and holds the dual coefficients. `w*(u) = (K + n lambda I)^-1 y` are
+    scikit-learn's `KernelRidge(alpha=n * lambda).dual_coef_`, and the model is `k(x, X) w`. Among
+    the functions with this minimiser, f is the one that is lambda-strongly convex and
+    `(K_max + lambda)`-smooth, with K_max the largest eigenvalue of K / n, which is at most 1 for a
+    kernel with `k(x, x) = 1`. Gradient steps of size 1 / (1 + lambda) therefore converge, but
+    slowly for a small lambda. `ClosedForm(kernel_ridge_solution)` is exact, and `CG` solves the
+    linear system. (In the space of functions, w* minimises `mean (g(x_i) - y_i)^2 / 2 + lambda / 2
+    ||g||^2`.)
 
-    Start from length-scales of the size of the features, `(jnp.zeros(features), jnp.log(1e-2))` for
-    standardised ones. Phi is not convex: it is flat at both ends of every length-scale, and an
-    irrelevant feature has its best one at infinity.
+    Start from length-scales of the size of the features: `(jnp.zeros(features), jnp.log(1e-2))` for
+    standardised features. Phi is not convex: it is flat at both ends of every length-scale, and the
+    best length-scale of an irrelevant feature is infinite.
 
-    The inner data are used whole, as each row has its coefficient; outer batches are unbiased.
-    Memory: n^2 for K, as often as there are length-scales where jax differentiates in them.
+    Use all inner data at once, because each row has its own coefficient; outer batches are
+    unbiased. Memory: n^2 for K, times the number of length-scales where jax differentiates in them.
 
     Raises:
         ValueError: shapes that do not belong together.
+
+    Source: ours; the inner problem is textbook kernel ridge regression.
 
     >>> import jax.numpy as jnp
     >>> from bilevel.tasks.reference import kernel_ridge_solution

@@ -1,4 +1,4 @@
-"""Meta-learning: a representation shared by many small tasks, each with a linear model of its own."""
+"""Meta-learning: many small tasks share a representation, and each has a linear model of its own."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ Rows = Shaped[Array | np.ndarray, "rows ..."]
 
 
 class Episodes(NamedTuple):
-    """Few-shot tasks, one per entry of axis 0: rows to fit on, and other rows to be judged by.
+    """Few-shot tasks along axis 0: support rows to fit a model on, and query rows to judge it by.
 
-    `support_x` has shape `(tasks, ways * shots, *row)`, `query_x` `(tasks, ways * queries, *row)`;
-    the labels `support_y`, `query_y` are 0 .. ways - 1 and mean something else in each task.
+    `support_x` has shape `(tasks, ways * shots, *row)`, and `query_x` has `(tasks, ways * queries,
+    *row)`. The labels `support_y` and `query_y` are 0 .. ways - 1 and have another meaning in each
+    task.
     """
 
     support_x: Shaped[Array, "tasks support ..."]
@@ -38,20 +39,25 @@ def episodes(
     seed: int = 0,
     classes: Sequence[Any] | np.ndarray | None = None,
 ) -> Episodes:
-    """Draw few-shot tasks from labelled rows (Vinyals et al. 2016, "N-way k-shot").
+    """Draw few-shot tasks ("N-way k-shot") from labelled rows.
 
-    Each task takes `ways` classes at random, in random order, and `shots + queries` rows of each, no
-    row twice. Tasks are independent of each other and may share rows.
+    Each task takes `ways` random classes in random order, and `shots + queries` different rows of
+    each. Tasks are independent of each other and may share rows.
 
     Args:
-        X, y: rows of any shape (images, say) and their labels, of any kind.
+        X, y: rows of any shape, such as images, and their labels of any kind.
         ways, shots, queries: classes per task, support rows per class, query rows per class.
-        num_tasks: how many.
-        seed: the same seed, the same tasks.
-        classes: those to draw from; by default all in `y`. For meta-test, pass those held out.
+        num_tasks: the number of tasks.
+        seed: the same seed gives the same tasks.
+        classes: the classes to draw from, by default all in `y`. For meta-test, pass those held
+            out.
 
     Raises:
-        ValueError: fewer classes than `ways`, or a class with fewer than `shots + queries` rows.
+        ValueError: there are fewer classes than `ways`, or a class has fewer than `shots + queries`
+            rows.
+
+    Source: Vinyals, Blundell, Lillicrap, Kavukcuoglu and Wierstra (2016), "Matching networks for
+    one shot learning" [vinyals2016][].
 
     >>> found = episodes(np.arange(20), np.arange(20) % 4, ways=3, shots=1, queries=2, num_tasks=5)
     >>> found.support_x.shape, found.query_x.shape, found.query_y[0].tolist()
@@ -91,10 +97,15 @@ def episodes(
 def rotated_classes(
     images: Shaped[np.ndarray, "rows size size ..."], y: Int[np.ndarray, " rows"]
 ) -> tuple[Shaped[np.ndarray, "_ size size ..."], Int[np.ndarray, " _"]]:
-    """Four times as many classes: each class turned by 0, 90, 180 and 270 degrees is one.
+    """Four classes in place of each class: its images turned by 0, 90, 180 and 270 degrees.
 
-    (As on Omniglot, Santoro et al. 2016; Li, Gu & Huang, C.2.) Quarter turn q of class c has the label
-    `4 c + q`. Axes 1 and 2 of `images` are height and width.
+    Quarter turn q of class c has the label `4 c + q`. Axes 1 and 2 of `images` are height and
+    width.
+
+    Source: Santoro, Bartunov, Botvinick, Wierstra and Lillicrap (2016), "Meta-learning with
+    memory-augmented neural networks" [santoro2016][], for Omniglot; Li, Gu and Huang (2020),
+    "Improved bilevel model: Fast and optimal algorithm with theoretical guarantee", appendix C.2
+    [li2020][].
 
     >>> turned, labels = rotated_classes(np.arange(4).reshape(1, 2, 2), np.array([7]))
     >>> turned.reshape(4, 4).tolist(), labels.tolist()
@@ -159,40 +170,50 @@ def meta_learning(
     l2: float = 1e-2,
     biased: bool = False,
 ) -> BilevelProblem:
-    """A representation learned so that linear models on top of it do well on new rows of their task.
+    """A representation with which linear models do well on new rows of their task.
 
         f(u, w) = sum_t [ mean_{support of t} loss(w_t phi(x; u), y) + l2 / 2 |w_t|^2 ]
         F(u, w) = mean_t  mean_{query of t}  outer_loss(w_t phi(x; u), y)
 
-    (Grazzi & Pontil, "Meta-learning"; Franceschi et al. 2018. With `one_hot_error` the inner problem
-    is ridge regression, Bertinetto et al. 2019.) It is separable, a model for each task.
+    The inner problem is separable, with one model per task. With `one_hot_error` it is ridge
+    regression.
 
     Args:
-        represent: phi, `(params, rows) -> (rows, features)`; any function, such as the `features` of
+        represent: phi, any function `(params, rows) -> (rows, features)`, such as the `features` of
             `conv4` and `mlp_representation`. A constant feature makes the linear models affine.
-        tasks: from `episodes`, or tasks of your own of this shape.
+        tasks: tasks from `episodes`, or your own of this shape.
         loss: `(logits, y) -> one loss per row`: `softmax_cross_entropy`, or `one_hot_error`, whose
             solution is the formula `meta_ridge_solution`.
-        outer_loss: of a query row; by default `loss`.
-        l2: > 0 makes f strongly convex in w with this constant. 0 leaves f with many minimisers
-            wherever there are more features than support rows.
-        biased: the penalty is `l2 / 2 |w_t - b|^2`, b learned too (Rajeswaran et al. 2019, iMAML, and
-            Denevi et al. 2019). It helps where label k means related things in all tasks; between
-            `episodes`, which number their classes at random, all rows of b are equal by symmetry.
+        outer_loss: the loss of a query row; by default `loss`.
+        l2: a value > 0 makes f strongly convex in w with this constant. With 0, f has many
+            minimisers where there are more features than support rows.
+        biased: whether the penalty is `l2 / 2 |w_t - b|^2` with a b that is learned too. This helps
+            where label k means related things in all tasks. Between `episodes`, which number their
+            classes at random, all rows of b are equal by symmetry.
 
-    `u` is the representation's `params`, or `{"representation": params, "bias": (ways, features)}` if
-    biased; `w` is an array `(tasks, ways, features)`; start it from zeros.
+    `u` is the `params` of the representation, or `{"representation": params, "bias": (ways,
+    features)}` if biased; `w` is an array `(tasks, ways, features)`; start it from zeros.
 
-    **Which tasks a batch holds.** The data have one row per task, its number i included, and the
-    objectives look up `w[i]`; from any batch of tasks they are unbiased estimates. So the inner and
-    the outer sampler need not draw the same tasks, and single-loop methods (`SOBA`, ..) keep the
-    models of a *fixed* set of tasks warm. To see ever new tasks, make the problem anew from fresh
-    `episodes` before each step of a cold-started `DoubleLoop` with the default `FullBatch` samplers,
-    and pass it to the compiled step as an argument: support and query are then of the same tasks,
-    and as long as the shapes stay nothing compiles again.
+    **Which tasks are in a batch.** The data have one row per task, which includes its number i, and
+    the objectives look up `w[i]`. On any batch of tasks they are unbiased estimates. The inner and
+    the outer sampler therefore need not draw the same tasks, and single-loop methods such as `SOBA`
+    keep the models of a *fixed* set of tasks warm. To train on new tasks in every step, make a new
+    problem from new `episodes` before each step of a cold-started `DoubleLoop` with the default
+    `FullBatch` samplers, and pass the problem to the compiled step as an argument. Support and
+    query rows then belong to the same tasks, and nothing compiles again as long as the shapes stay
+    the same.
 
     Raises:
-        ValueError: `l2` < 0; at trace time, w is not of one model per task.
+        ValueError: `l2` < 0; at trace time, w does not have one model per task.
+
+    Source: Grazzi and Pontil, "Principled and efficient bilevel optimization for machine learning",
+    section "Meta-learning" [grazzi2023][]; Franceschi, Frasconi, Salzo, Grazzi and Pontil (2018),
+    "Bilevel programming for hyperparameter optimization and meta-learning" [franceschi2018][];
+    ridge regression: Bertinetto, Henriques, Torr and Vedaldi (2019), "Meta-learning with
+    differentiable closed-form solvers" [bertinetto2019][]; `biased`: Rajeswaran, Finn, Kakade and
+    Levine (2019), "Meta-learning with implicit gradients" [rajeswaran2019][], and Denevi,
+    Ciliberto, Grazzi and Pontil (2019), "Learning-to-learn stochastic gradient descent with biased
+    regularization" [denevi2019][].
 
     >>> import jax.numpy as jnp
     >>> drawn = episodes(jnp.eye(6), np.arange(6) % 2, ways=2, shots=1, queries=2, num_tasks=3)
@@ -217,10 +238,10 @@ def meta_learning(
 def meta_accuracy(
     problem: BilevelProblem, u: PyTree[Array], w: Float[Array, "tasks ways features"]
 ) -> Float[Array, " tasks"]:
-    """The share of query rows that each task's model `w_t` gets right.
+    """The accuracy of the model `w_t` of each task on its query rows.
 
     Raises:
-        TypeError: the problem is not made by `meta_learning`.
+        TypeError: the problem was not made by `meta_learning`.
     """
     if not isinstance(problem.outer, _TaskRisk):
         raise TypeError("`meta_accuracy` needs a problem made by `meta_learning`.")

@@ -1,4 +1,4 @@
-"""The lasso and the elastic net: inner problems with a kink, as fixed points of a proximal step."""
+"""The lasso and the elastic net: non-smooth inner problems, as fixed points of a proximal step."""
 
 from functools import partial
 from typing import Any
@@ -46,7 +46,7 @@ def _proximal_step(
 
 
 def feature_penalties(u: LogPenalties, w: Float[Array, " features"]) -> tuple[Array, Array]:
-    """The two penalties of each feature; without a second log-penalty it is zero."""
+    """The two penalties of each feature; the second is zero if it is not given."""
     log_l1, *log_l2 = u if isinstance(u, tuple) else (u,)
     for log_penalty in (log_l1, *log_l2):
         if jnp.shape(log_penalty) not in ((), w.shape):
@@ -76,7 +76,7 @@ def elastic_net(
         w*(u) = argmin_w  ||Xw - y||^2 / 2n + sum_j exp(u1_j) |w_j| + 1/2 sum_j exp(u2_j) w_j^2
         F(u, w) = mean_j (x_j'w - y_j)^2 / 2                                     (validation rows)
 
-    as the fixed point of one proximal gradient step, with s = 1 / L from the data:
+    The solution is the fixed point of one proximal gradient step, with s = 1 / L from the data:
 
         map(u, w) = S_{s exp(u1)}(z) / (1 + s exp(u2)),    z = w - s X'(Xw - y) / n
         S_t(z)_j  = sign(z_j) max(|z_j| - t_j, 0)                      (soft thresholding)
@@ -85,40 +85,45 @@ def elastic_net(
         X, y: the n training rows and their targets.
         X_val, y_val: held-out rows.
 
-    `w` has shape `(features,)`; there is no intercept, so centre the columns of X and y, and those of
-    the held-out rows with the same means. `u = (u1, u2)`: log-penalties, each of shape `()` (one that
-    all features share) or `(features,)` (one per feature). scikit-learn's `alpha` and `l1_ratio` are
-    `exp(u1) = alpha l1_ratio` and `exp(u2) = alpha (1 - l1_ratio)`. Start u1 well below
-    `log max_j |x_j'y| / n`: from there on w is zero, Phi constant and its gradient zero.
+    `w` has shape `(features,)`. There is no intercept, so centre the columns of X and y, and centre
+    the held-out rows with the same means. `u = (u1, u2)` holds log-penalties, each of shape `()`
+    (one for all features) or `(features,)` (one per feature). scikit-learn's `alpha` and `l1_ratio`
+    correspond to `exp(u1) = alpha l1_ratio` and `exp(u2) = alpha (1 - l1_ratio)`. Start with a u1
+    well below `log(max_j |x_j'y| / n)`: at and above that value w is zero, Phi is constant and its
+    gradient is zero.
 
-    **The implicit gradient restricts itself to the support** S = {j: w*_j != 0}. The derivative of
-    soft thresholding is D = diag(1 on S, 0 off it), so that with G = X'X / n
+    **The implicit gradient is restricted to the support** S = {j: w*_j != 0}. The derivative of
+    soft thresholding is D, diagonal with 1 on S and 0 elsewhere. With G = X'X / n, the matrix
 
         d_w map = D (I - s G) / (1 + s exp(u2))
 
-    has no rows off S, and `(I - d_w map)^T v = grad_w F` gives the hypergradient of Bertrand et al.
-    (2020, 2022):
+    therefore has non-zero rows only on S, and `(I - d_w map)^T v = grad_w F` gives
 
         (G_SS + diag(exp(u2))_SS) v = (grad_w F)_S
         d Phi / d u1_j = -exp(u1_j) sign(w_j) v_j,    d Phi / d u2_j = -exp(u2_j) w_j v_j      (j in S)
 
-    and 0 for j off S. `AID` solves it with `lineax.GMRES` or `lineax.LU`; CG refuses, as the map's
-    derivative is not symmetric. `support_hypergradient` is the second form, by Cholesky. Inner
-    solver: `FISTA(rtol=1e-10)`, or ISTA, `GradientInner(optax.sgd(1.0), T)`, which `ITD` can unroll.
+    and 0 for j outside of S. `AID` solves the system with `lineax.GMRES` or `lineax.LU`; CG refuses
+    it, because the derivative of the map is not symmetric. `tasks.reference.support_hypergradient`
+    solves the second form by Cholesky. As the inner solver use `FISTA(rtol=1e-10)`, or ISTA, which
+    is `GradientInner(optax.sgd(1.0), T)` and can be unrolled by `ITD`.
 
-    **Before the support is identified the hypergradient is wrong**, by terms of order one and not of
-    the order of the inner residual: `check_support` says whether it is. Where a feature enters or
-    leaves, Phi is continuous but has a kink, and the hypergradient is that of one side.
-    In the non-degenerate case (strict complementarity) Phi is smooth around u.
+    **Before the support is identified the hypergradient is wrong**, by terms of order one and not
+    of the order of the inner residual. `tasks.reference.check_support` says whether it is
+    identified. Where a feature enters or leaves the support, Phi is continuous but has a kink, and
+    the hypergradient is that of one side. In the non-degenerate case (strict complementarity) Phi
+    is smooth around u.
 
-    The map needs all data: a minibatch's proximal step has another fixed point.
+    The map needs all data: the proximal step on a minibatch has another fixed point.
 
     Raises:
         ValueError: shapes that do not belong together.
 
-    Source: Grazzi & Pontil, the tutorial's "Recent Advances"; Bertrand, Klopfenstein, Blondel,
-    Vaiter, Gramfort & Salmon, "Implicit differentiation of Lasso-type models for hyperparameter
-    optimization", ICML 2020.
+    Source: Bertrand, Klopfenstein, Blondel, Vaiter, Gramfort and Salmon (2020), "Implicit
+    differentiation of Lasso-type models for hyperparameter optimization" [bertrand2020][];
+    Bertrand, Klopfenstein, Massias, Blondel, Vaiter, Gramfort and Salmon (2022), "Implicit
+    differentiation for fast hyperparameter selection in non-smooth convex learning"
+    [bertrand2022][]; Grazzi and Pontil, "Principled and efficient bilevel optimization for machine
+    learning", section "Recent Advances" [grazzi2023][].
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([8.0, 0.25])
@@ -146,15 +151,19 @@ def lasso(
         w*(u) = argmin_w  ||Xw - y||^2 / 2n + sum_j exp(u_j) |w_j|
         F(u, w) = mean_j (x_j'w - y_j)^2 / 2                                     (validation rows)
 
-    `u` holds log-penalties, of shape `()` (then `exp(u)` is scikit-learn's `alpha`) or `(features,)`:
-    the weighted lasso. All else is in `elastic_net`. A feature that has left the support has a zero
-    hypergradient, so that its own penalty moves no more (with folds, as soon as no fold has it); and
-    one penalty per feature can fit the held-out rows themselves where features are many (judge by
-    new rows). The solution is unique where the columns
-    on the support are linearly independent, as they are for almost all data.
+    `u` holds log-penalties, of shape `()` (then `exp(u)` is scikit-learn's `alpha`) or
+    `(features,)`, which is the weighted lasso. Everything else is as in `elastic_net`. A feature
+    that has left the support has a zero hypergradient, so that its own penalty no longer moves
+    (with folds, as soon as it is in the support of no fold). Where there are many features, one
+    penalty per feature can overfit the held-out rows, so judge the result by new rows. The solution
+    is unique where the columns on the support are linearly independent, as they are for almost all
+    data.
 
     Raises:
         ValueError: shapes that do not belong together.
+
+    Source: Bertrand, Klopfenstein, Blondel, Vaiter, Gramfort and Salmon (2020), "Implicit
+    differentiation of Lasso-type models for hyperparameter optimization" [bertrand2020][].
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([8.0, 0.25])
@@ -179,10 +188,15 @@ def elastic_net_cv(
         X, y: all rows and their targets.
         folds: as in `cross_validation`; a number K is `KFold(K)`, not shuffled.
 
-    `w` has shape `(folds, features)`, `u` is that of one model. Each fold has its own step 1 / L.
+    `w` has shape `(folds, features)`; `u` is that of one model. Each fold has its own step size 1 /
+    L.
 
     Raises:
         ValueError: shapes that do not belong together; a fold without rows.
+
+    Source: Bertrand, Klopfenstein, Massias, Blondel, Vaiter, Gramfort and Salmon (2022), "Implicit
+    differentiation for fast hyperparameter selection in non-smooth convex learning"
+    [bertrand2022][].
     """
     check_rows(X, y, X, y)
     training, held_out = fold_weights(X, y, folds, classes=False)

@@ -1,4 +1,4 @@
-"""Data poisoning: how much a model can be hurt through a few of its training rows."""
+"""Data poisoning: how much damage a few changed training rows can do to a model."""
 
 import math
 
@@ -46,7 +46,7 @@ def _shifted(
 def poisoned_rows(
     problem: BilevelProblem, u: Float[Array, "poisoned features"]
 ) -> Float[Array, "rows features"]:
-    """The training rows as `poisoning`'s outer variable shifts them, for a model to be trained on.
+    """The training rows after the shift by the outer variable of `poisoning`.
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.ones((3, 1)), jnp.array([0, 1, 0])
@@ -72,41 +72,46 @@ def poisoning(
     loss: Loss = softmax_cross_entropy,
     l2: float = 1e-2,
 ) -> BilevelProblem:
-    """How much an adversary who may shift a few training rows by `radius` can hurt a model.
+    """The damage that an adversary does who may shift a few training rows by at most `radius`.
 
         f(u, w) = mean_i loss(predict(w, x_i + u_i), y_i) + l2 / 2 ||w||^2     (training rows)
         F(u, w) = -mean_j loss(predict(w, x_j), y_j)                           (outer rows)
         U = {u : ||u_i||_p <= radius for each poisoned row i},  u_i = 0 for all others
 
-    (Grazzi & Pontil, "Data poisoning attacks"; Biggio, Nelson & Laskov 2012; Munoz-Gonzalez et al.
-    2017.) A measurement of robustness: the outer loss at the solution, next to the one at u = 0, says
-    what one can lose to whoever controls those rows; labels are not touched.
+    This measures robustness: the difference between the outer loss at the solution and at u = 0 is
+    the loss that an adversary with control of those rows can cause. Labels are not changed.
 
     Args:
         X, y: training rows and their labels (class codes for the default loss).
-        X_val, y_val: the rows that the adversary judges the damage on. What is found can fit them
-            too well: measure it on rows that are in neither set.
+        X_val, y_val: the rows on which the adversary measures the damage. The perturbation can
+            overfit them, so measure the damage on rows that are in neither set.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
-        poisoned: the indices of the rows of `X` that are the adversary's, each once.
+        poisoned: the indices of the rows of `X` that the adversary controls, each once.
         radius: > 0, in the units of `X`.
         p: 1, 2 or infinity (`jnp.inf`).
-        bounds: `(lower, upper)`, the range that features have by nature, such as (0, 1) for pixels;
-            poisoned rows stay in it. For `p = jnp.inf` only, where U is a box.
+        bounds: `(lower, upper)`, the natural range of the features, such as (0, 1) for pixels;
+            poisoned rows stay in it. This is possible for `p = jnp.inf` only, for which U is a box.
         loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`.
         l2: >= 0.
 
     The outer variable is `u` of shape `(poisoned, features)`; start from zeros. Phi is not convex,
-    so what a solver finds is a lower bound on the damage. The model is to be retrained from scratch
-    on `poisoned_rows(problem, u)` before it is judged (`retrain_check`): a warm-started w keeps what
-    earlier perturbations taught it.
+    so the result of a solver is a lower bound on the largest damage. Retrain the model from scratch
+    on `poisoned_rows(problem, u)` before you judge it (`retrain_check`), because a warm-started w
+    still contains the effects of earlier perturbations.
 
-    A batch of training rows carries each row's place in `u` (-1 for rows that are not poisoned), and
-    its mean is an unbiased estimate.
+    A batch of training rows carries the place of each row in `u` (-1 for rows that are not
+    poisoned), and its mean is an unbiased estimate.
 
     Raises:
         ValueError: shapes that do not belong together; an index that is repeated or out of range;
-            `radius` or `l2` out of range; `bounds` with another p, or that some poisoned row is out
-            of already.
+            `radius` or `l2` out of range; `bounds` with another p, or with poisoned rows that are
+            already outside of them.
+
+    Source: Biggio, Nelson and Laskov (2012), "Poisoning attacks against support vector machines"
+    [biggio2012][]; Muñoz-González, Biggio, Demontis, Paudice, Wongrassamee, Lupu and Roli (2017),
+    "Towards poisoning of deep learning algorithms with back-gradient optimization"
+    [munozgonzalez2017][]; Grazzi and Pontil, "Principled and efficient bilevel optimization for
+    machine learning", section "Data poisoning attacks" [grazzi2023][].
 
     >>> import jax.numpy as jnp
     >>> X, y = jnp.eye(2), jnp.array([0, 1])

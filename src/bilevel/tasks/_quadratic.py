@@ -1,4 +1,4 @@
-"""Quadratics with known constants, as finite sums."""
+"""Random quadratics with known constants, as finite sums."""
 
 import math
 
@@ -37,31 +37,33 @@ def quadratic(
         f(u, w) = mean_i [ (a_i'u + b_i'w)^2 / 2 + c_i'u + d_i'w ]             (inner rows)
         F(u, w) = mean_j [ (a_j'u + b_j'w)^2 / 2 + c_j'u + d_j'w ]             (outer rows)
 
-    so that with A = mean b b', B = mean b a' and d = mean d of the inner rows
-    `w*(u) = -A^-1 (B u + d)`, and Phi is a quadratic as well.
+    With A = mean b b', B = mean b a' and d = mean d over the inner rows, `w*(u) = -A^-1 (B u + d)`,
+    and Phi is a quadratic as well.
 
     Args:
-        key: for everything that is random; the same key gives the same problem.
+        key: the random key; the same key gives the same problem.
         num_inner_rows, num_outer_rows: summands of f and of F, at least `dim_u + dim_w` each.
         dim_u, dim_w: `u` has shape `(dim_u,)`, `w` has shape `(dim_w,)`; start both from zero.
-        condition: kappa >= 1. The mean of `(a, b)(a, b)'` has the eigenvalues `1 / kappa, ..., 1`,
-            evenly spaced on a logarithmic scale, exactly and not only in expectation, and random
-            eigenvectors.
+        condition: kappa >= 1. The mean of `(a, b)(a, b)'` has random eigenvectors and the
+            eigenvalues `1 / kappa, ..., 1`, evenly spaced on a logarithmic scale, exactly and not
+            only in expectation.
 
-    Hence, for every key: f is 1/kappa-strongly convex and 1-smooth in w, F and Phi are
-    1/kappa-strongly convex, and `||dw*/du|| <= (kappa - 1) / (2 sqrt(kappa))`. The linear terms are
-    a standard normal mean plus standard normal noise a row. A batch's mean is an unbiased estimate.
+    For every key, f is 1/kappa-strongly convex and 1-smooth in w, F and Phi are 1/kappa-strongly
+    convex, and `||dw*/du|| <= (kappa - 1) / (2 sqrt(kappa))`. The linear terms are a standard
+    normal mean plus standard normal noise per row. The mean over a batch is an unbiased estimate.
 
-    Cost: an objective takes two products with the rows, `O(rows (dim_u + dim_w))`, which is also
-    the memory.
+    Cost: an objective takes two products with the rows, `O(rows (dim_u + dim_w))`. The memory is of
+    the same order.
 
     Raises:
         ValueError: fewer rows than `dim_u + dim_w`, a dimension < 1, or `condition` < 1.
 
-    Source: the simulated quadratics of `benchmark_bilevel` (Dagreou et al. 2022). Departures: a
-    row's Hessian is jointly convex in (u, w), of rank one, and stored as the vector `(a, b)`, so
-    that Phi is convex by construction, where they draw until it is; the spectra are exact; the
-    linear terms have a mean, so that the solution does not shrink as rows are added.
+    Source: the simulated quadratics of `benchmark_bilevel`: Dagréou, Ablin, Vaiter and Moreau
+    (2022), "A framework for bilevel optimization that enables stochastic and global variance
+    reduction algorithms" [dagreou2022][]. Departures: the Hessian of a row is jointly convex in (u,
+    w), has rank one and is stored as the vector `(a, b)`, so that Phi is convex by construction,
+    where they draw until it is; the spectra are exact; the linear terms have a mean, so that the
+    solution does not shrink as rows are added.
 
     >>> import jax, jax.numpy as jnp
     >>> problem = quadratic(

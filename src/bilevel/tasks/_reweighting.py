@@ -14,7 +14,7 @@ from .models import Loss, Predict, softmax_cross_entropy
 
 
 def uniform_weights(num_rows: int, dtype: Any = None) -> Float[Array, " rows"]:
-    """The centre of the simplex: every row weighs `1 / num_rows`."""
+    """The centre of the simplex, where every row weighs `1 / num_rows`."""
     return jnp.full((num_rows,), 1 / num_rows, dtype)
 
 
@@ -55,25 +55,32 @@ def reweighting(
     loss: Loss = softmax_cross_entropy,
     l2: float = 1e-2,
 ) -> BilevelProblem:
-    """The reweighting problem on the simplex (Ivanova & Ablin, equations 1 and 2).
+    """The reweighting problem on the simplex: one weight per training row.
 
         f(u, w) = sum_i u_i loss(predict(w, x_i), y_i) + l2 / 2 ||w||^2        (training rows)
         F(u, w) = mean_j loss(predict(w, x_j), y_j)                            (trusted rows)
 
-    A batch B of training rows gives the unbiased estimate `n / |B| sum_{i in B} u_i loss_i`, each
-    term times its importance ratio if the sampler (`WeightedSampler`) gives one. The l2 term stays
-    outside of the weighted sum: on the simplex that is the same thing, and it adds no noise to a
-    batch.
+    A batch B of training rows gives the unbiased estimate `n / |B| sum_{i in B} u_i loss_i`. If the
+    sampler gives importance ratios (`WeightedSampler`), each term is multiplied by its ratio. The
+    l2 term stays outside of the weighted sum: on the simplex this makes no difference to f, and it
+    adds no noise to a batch.
 
     Args:
         X, y: training rows and their labels (class codes for the default loss).
-        X_trusted, y_trusted: the rows whose loss counts.
+        X_trusted, y_trusted: the trusted rows, which are a clean validation set; their loss is F.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
         loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`;
-            `squared_error` is there for regression.
-        l2: makes f strongly convex for a linear model, with this constant, for every u.
+            pass `squared_error` for regression.
+        l2: >= 0; for a linear model f is strongly convex with this constant, for every u.
 
-    The outer variable is `u` of shape `(rows,)`; start from `uniform_weights(rows)`.
+    The outer variable is `u` of shape `(rows,)`; start from `uniform_weights(rows)`. Cost: one
+    evaluation of the model per row of a batch.
+
+    Raises:
+        ValueError: `l2` < 0.
+
+    Source: Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization",
+    equations (1) and (2) [ivanova2023][].
 
     >>> import jax.numpy as jnp
     >>> from bilevel.tasks.models import linear_model
@@ -111,12 +118,12 @@ def weight_function(
         u_i = s_i / sum_j s_j,   s_i = sigmoid(x_0 + <x_{1:}, z_i>)
 
     Args:
-        problem: in weights on the simplex, such as `reweighting(...)`.
+        problem: a problem in weights on the simplex, such as `reweighting(...)`.
         features: z, one row per training row, of order one (`bilevel.trust_features` makes some).
 
-    The outer variable is now `x`, of one entry more than there are features; at `jnp.zeros`
-    the weights are uniform. With some hundred trusted rows, free weights for every row
-    overfit their loss; six coefficients cannot.
+    The outer variable is now `x`, which has one entry more than there are features; at `x = 0` the
+    weights are uniform. With about a hundred trusted rows, free weights for every row overfit the
+    trusted loss; a few coefficients do not. Source: ours.
 
     >>> import jax.numpy as jnp
     >>> from bilevel.tasks.models import linear_model

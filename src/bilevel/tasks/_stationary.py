@@ -1,4 +1,4 @@
-"""Solutions to compare with: the inner problem to rounding, the outer one to a small gradient."""
+"""Stationary points of Phi to high accuracy, for tests and benchmarks to compare with."""
 
 import math
 from collections import deque
@@ -32,7 +32,7 @@ Pairs = deque[tuple[Vector, Vector]]
 
 
 class Reference(NamedTuple):
-    """A stationary point of Phi, and how far from one it may be.
+    """A stationary point of Phi, and its residuals.
 
     Attributes:
         u, w: the outer variable and its inner solution.
@@ -78,36 +78,39 @@ def reference_solution(
         w+ = w - (H + lam I)^-1 grad_w f(u, w)       to rounding, then   H v = grad_w F
         u+ = u - t P (grad_u F - (d2_uw f)^T v)      until   ||grad Phi(u)|| <= tol
 
-    The inner solver is Newton's method from the last accepted `w`, with steps halved until f
-    decreases, damped by lam where H is not positive definite; a saddle point is left by a little
-    noise. P is that of L-BFGS with 50 pairs; t is bisected until the strong Wolfe conditions hold.
+    The inner solver is Newton's method from the last accepted `w`. It halves a step until f
+    decreases, damps by lam where H is not positive definite, and adds a little noise to leave a
+    saddle point. P is the preconditioner of L-BFGS with 50 pairs; t is bisected until the strong
+    Wolfe conditions hold.
 
     Args:
         problem: a problem whose `u` is unconstrained.
-        u0, w0: where to start. float64 is what this is for; see `tol`.
+        u0, w0: the start, in float64; see `tol`.
         linear_solver: for the Newton steps and the hypergradient, to a tight tolerance; by default
             `lineax.Cholesky()`, which forms H. For more than some thousand inner variables pass
             `CG(rtol=1e-12)`; it is slow where penalties differ by many orders of magnitude.
-        tol: the bound on `||grad Phi(u)||_2`; of the inner and the linear residual as well, which
-            mostly end near rounding.
-        max_steps: outer steps.
+        tol: the bound on `||grad Phi(u)||_2`. It also bounds the inner and the linear residual,
+            which are mostly close to rounding at the end.
+        max_steps: the largest number of outer steps.
 
-    What it states: `u` is stationary to `tol`, and `w` a strict local minimum of f (with the default
-    solver: its Hessian has a Cholesky factor). Where Phi is not convex it is *a* local solution.
-    Where f has several minima, Phi is taken along the branch of them that starts near `w0`, and
-    where that branch ends and Phi jumps, along the next one, ten times at most; there need not be a
-    stationary point then. Where Phi has no minimiser (`hyper_cleaning`, a penalty that wants to be
-    infinite), u stops at a finite point where the gradient has become small, and `value` is an upper
-    bound on the infimum. In float32, gradient norms of about 1e-4 times the size of F can be
-    reached.
+    **Valid**: `u` is stationary to `tol`, and `w` is a strict local minimum of f (with the default
+    solver, the Hessian at `w` has a Cholesky factor). Where Phi is not convex, the result is *a*
+    local solution. Where f has several minima, Phi is taken along the branch of minima that starts
+    near `w0`. Where that branch ends and Phi jumps, the function continues along the next branch,
+    ten times at most; a stationary point need not exist then. Where Phi has no minimiser (in
+    `hyper_cleaning`, or where the best penalty is infinite), u stops at a finite point with a small
+    gradient, and `value` is an upper bound on the infimum. In float32 the gradient norm can reach
+    about 1e-4 times the size of F.
 
     Cost: two to four Newton steps per evaluation of Phi, of which an outer step takes mostly one;
     with Cholesky `dim(w)` Hessian-vector products and `dim(w)^3 / 3` operations each.
 
     Raises:
-        TypeError: not a `BilevelProblem`.
-        ValueError: a geometry that is not `Euclidean`; a `tol` that the dtype does not resolve.
+        TypeError: the problem is not a `BilevelProblem`.
+        ValueError: the geometry is not `Euclidean`, or the dtype does not resolve `tol`.
         BilevelError: the tolerance was not reached. `error.solution` has the last point.
+
+    Source: ours, from textbook methods (Newton's method, L-BFGS, the strong Wolfe conditions).
 
     >>> import jax, jax.numpy as jnp
     >>> from bilevel.tasks import quadratic
@@ -203,7 +206,8 @@ def _newton(
 ) -> PyTree[Array]:
     """Newton steps until the residual is below `tol`, and one more.
 
-    A step is halved until f decreases; what is no direction of descent is damped ten times more.
+    A step is halved until f decreases. If the direction does not descend, the damping grows
+    tenfold.
     """
 
     def f(w: PyTree) -> Scalar:

@@ -45,8 +45,8 @@ Kernel = Callable[[PyTree, Array, Array], Array]
 class Model(NamedTuple):
     """A differentiable model: its starting parameters and its prediction function.
 
-    `predict(w, x)` maps parameters and rows `(batch, features)` to `(batch, outputs)`: logits, or
-    predicted targets. Any such pair will do; the builders below make the usual ones.
+    `predict(w, x)` maps parameters and rows `(batch, features)` to `(batch, outputs)`, which are
+    logits or predicted targets. Any such pair is a model; the functions below make the usual ones.
     """
 
     w0: PyTree[Array]
@@ -54,11 +54,11 @@ class Model(NamedTuple):
 
 
 def linear_model(num_features: int, num_outputs: int, *, bias: bool = True) -> Model:
-    """`x -> W x + b`, started at zero.
+    """The linear model `x -> W x + b`, which starts at zero.
 
     The weight matrix is stored class-major, `(outputs, features)`, so that the two products of a
-    training step, `W @ x.T` and `E @ x`, both stream the rows of `x`; on a CPU that is 1.3 to 1.8
-    times faster than the transposed layout.
+    training step, `W @ x.T` and `E @ x`, both stream the rows of `x`. On a CPU this is faster than
+    the transposed layout.
     """
     w0 = {"weight": jnp.zeros((num_outputs, num_features))}
     if bias:
@@ -78,7 +78,7 @@ def _affine(
 def linear_predict(
     w: Float[Array, " features"], x: Float[Array, "batch features"]
 ) -> Float[Array, "batch 1"]:
-    """`x'w` a row: the model of `ridge` and `logistic`, for builders that take any model."""
+    """`x'w` per row: the model of `ridge` and `logistic`, for builders that accept any model."""
     return (x @ w)[:, None]
 
 
@@ -94,7 +94,7 @@ def mlp_model(
 
     Args:
         num_features, num_outputs: sizes of a row and of a prediction.
-        key: for the initial parameters; a zero start would be a stationary point.
+        key: for the initial parameters (zero parameters would be a stationary point).
         width: units per hidden layer.
         depth: hidden layers.
     """
@@ -122,7 +122,7 @@ def mlp_representation(
     width: int = 64,
     depth: int = 1,
 ) -> Representation:
-    """A perceptron with `depth` hidden tanh layers, on rows of any shape laid flat."""
+    """A perceptron with `depth` hidden tanh layers, on rows of any shape, which are flattened."""
     net = eqx.nn.MLP(num_inputs, num_features, width, depth, activation=jnp.tanh, key=key)
     u0, static = eqx.partition(net, eqx.is_array)
 
@@ -159,22 +159,28 @@ def conv4(
     blocks: int = 4,
     groups: int = 1,
 ) -> Representation:
-    """The few-shot literature's four blocks of 3 x 3 convolution, norm, relu and 2 x 2 max-pooling.
+    """The convolutional net of the few-shot literature: four blocks with 3 x 3 filters.
+
+    A block is a convolution, a normalisation, a relu and 2 x 2 max-pooling.
 
     Args:
-        shape: of an image, `(height, width)` or `(channels, height, width)`.
+        shape: the shape of an image, `(height, width)` or `(channels, height, width)`.
         key: for the initial parameters.
-        width: filters per block (64 in Li, Gu & Huang, C.2).
-        blocks: each halves height and width, rounding down; 4 need 16 pixels. Features are
-            `width * (height >> blocks) * (width >> blocks)`, 64 for 28 x 28 images.
-        groups: of the group normalisation.
-
-    Departs from the literature: the norm is over the channels and pixels of *one* image (GroupNorm;
-    with one group, LayerNorm) and not over a batch, so that phi is a function of the row alone and f
-    and F are the functions of (u, w) that they claim to be.
+        width: filters per block; 64 in the literature.
+        blocks: the number of blocks. Each halves height and width, rounding down; four blocks need
+            16 pixels. There are `width * (height >> blocks) * (breadth >> blocks)` features: 64 for
+            28 x 28 images.
+        groups: the number of groups of the group normalisation.
 
     Raises:
         ValueError: the images are too small for the blocks, or `groups` does not divide `width`.
+
+    Source: Vinyals, Blundell, Lillicrap, Kavukcuoglu and Wierstra (2016), "Matching networks for
+    one shot learning" [vinyals2016][]; Li, Gu and Huang (2020), "Improved bilevel model: Fast and
+    optimal algorithm with theoretical guarantee", appendix C.2 [li2020][]. Departure: the
+    normalisation is over the channels and pixels of *one* image (GroupNorm; with one group it is
+    LayerNorm) and not over a batch. The representation is then a function of the row alone, and f
+    and F are functions of (u, w) only.
     """
     channels, height, breadth = (1, *shape) if len(shape) == 2 else shape
     if min(height, breadth) < 2**blocks:
@@ -202,7 +208,7 @@ def conv4(
 def augment(
     u: dict[str, Array], x: Float[Array, "batch features"]
 ) -> Float[Array, "batch features"]:
-    """The linear augmentation network: `x A^T + b`, with `u = {"matrix": A, "bias": b}`."""
+    """The linear augmentation network `x A^T + b`, with `u = {"matrix": A, "bias": b}`."""
     return x @ u["matrix"].T + u["bias"][None]
 
 
@@ -213,8 +219,9 @@ def rbf_kernel(
 ) -> Float[Array, "a b"]:
     """`exp(-1/2 sum_j (a_j - b_j)^2 / l_j^2)`, `l = exp(log_scale)`.
 
-    One length-scale, shape `()`, is scikit-learn's `rbf` with `gamma = 1 / 2 l^2`; one per feature is
-    automatic relevance determination (ARD): l_j of an irrelevant feature grows.
+    One length-scale, of shape `()`, gives scikit-learn's `rbf` with `gamma = 1 / (2 l^2)`. One
+    length-scale per feature is automatic relevance determination (ARD): l_j of an irrelevant
+    feature grows.
 
     >>> import jax.numpy as jnp
     >>> a = jnp.array([[0.0], [2.0]])
@@ -232,9 +239,8 @@ def softmax_cross_entropy(
 ) -> Float[Array, " batch"]:
     """`log sum_k exp(z_k) - z_y` per row, for integer labels.
 
-    Computed class-major, `(classes, batch)`: reductions over a short last axis, and the gather and
-    scatter of an indexed label, cost a CPU more than the matrix products around them (measured on
-    8000 x 784: 24 ms a Hessian-vector product with optax's loss, 10 ms with this one).
+    It is computed class-major, `(classes, batch)`: reductions over a short last axis, and the
+    gather and scatter of an indexed label, cost more on a CPU than the matrix products around them.
     """
     z = logits.T
     label = jnp.arange(z.shape[0], dtype=y.dtype)[:, None] == y[None, :]

@@ -43,8 +43,9 @@ def ridge_solution(
         batch: `problem.inner_data`: `(X, y)`, or `(X, y, a)` with the training weights a of shape
             `(rows, folds)`, and then the result has shape `(folds, features)`.
 
-    As `bilevel.ClosedForm(ridge_solution)` it is the inner solver; jax differentiates through it, so
-    that `ITD` with it is exact. By Cholesky: `features^3 / 3` operations per model.
+    `bilevel.ClosedForm(ridge_solution)` is an inner solver; jax differentiates through the formula,
+    so that `ITD` is exact with it. Cost: a Cholesky factorisation, `features^3 / 3` operations per
+    model.
 
     >>> import jax.numpy as jnp
     >>> ridge_solution(jnp.zeros(()), (jnp.eye(2), jnp.array([3.0, 6.0]))).round(4).tolist()
@@ -66,11 +67,12 @@ def ridge_solution(
 def kernel_ridge_solution(
     u: KernelVariable, batch: tuple[Array, Array], kernel: Any = rbf_kernel
 ) -> Float[Array, " rows"]:
-    """`(K + n lambda I)^-1 y` by Cholesky, the inner solution of `kernel_ridge`.
+    """The inner solution of `kernel_ridge`: `(K + n lambda I)^-1 y`, by Cholesky.
 
-    Use `bilevel.ClosedForm(kernel_ridge_solution)`; for another kernel
-    `bilevel.ClosedForm(functools.partial(kernel_ridge_solution, kernel=kernel))`. Not a number where
-    the matrix is not positive definite to rounding: then lambda is too small for the dtype.
+    Use `bilevel.ClosedForm(kernel_ridge_solution)`, and for another kernel
+    `bilevel.ClosedForm(functools.partial(kernel_ridge_solution, kernel=kernel))`. The result is NaN
+    where rounding makes the matrix indefinite, because lambda is too small for the dtype. Cost:
+    `n^3 / 3` operations.
     """
     gram, penalty, y = dual_system(kernel, u, batch)
     n = y.shape[0]
@@ -83,17 +85,21 @@ def meta_ridge_solution(problem: BilevelProblem, ways: int) -> Callable[[PyTree,
 
         w_t*(u) = b + (E - Phi b')' (Phi Phi' + n l2 I)^-1 Phi          (b = 0 unless biased)
 
-    with Phi the n support features of task t and E its one-hot labels. `bilevel.ClosedForm` of it is
-    an inner solver that `ITD` differentiates exactly (Bertinetto et al. 2019, R2-D2), and it fits new
-    tasks. A Cholesky factor of `n x n` or `features x features`, the smaller, for each task.
+    with Phi the n support features of task t and E its one-hot labels. `bilevel.ClosedForm` of the
+    result is an inner solver that `ITD` differentiates exactly; the result also fits new tasks.
+    Cost: one Cholesky factorisation per task, of `n x n` or `features x features`, whichever is
+    smaller.
 
     Args:
         problem: from `meta_learning`; its data are not used, so one solution serves all episodes.
         ways: classes per task.
 
     Raises:
-        ValueError: the loss is another one, or `l2` = 0, which has no unique solution.
-        TypeError: the problem is of another kind.
+        ValueError: the loss is another one, or `l2` = 0, for which the solution is not unique.
+        TypeError: the problem was not made by `meta_learning`.
+
+    Source: Bertinetto, Henriques, Torr and Vedaldi (2019), "Meta-learning with differentiable
+    closed-form solvers" (R2-D2) [bertinetto2019][].
     """
     inner = problem.inner
     if not isinstance(inner, SupportRisk):
@@ -131,14 +137,15 @@ class _MetaRidge(eqx.Module):
 
 
 def _solve(matrix: Float[Array, "n n"], right: Float[Array, "n ways"]) -> Float[Array, "n ways"]:
-    # Differentiated as a solve, with the same factor, and not through the factorisation.
+    # jax differentiates this as a solve, with the same factor, and not through the factorisation.
     return jax.scipy.linalg.solve(matrix, right, assume_a="pos")
 
 
 def min_norm_fit(u: Float[Array, " points"], batch: Rows) -> Float[Array, " features"]:
-    """`X^+ u`: where gradient descent from `w = 0` ends, of all w that fit the targets best.
+    """`X^+ u`, the end of gradient descent from `w = 0` on `anti_distillation` with the linear model.
 
-    For `ClosedForm`, of the default linear model; with `ITD` the hypergradient is then exact.
+    Among all w that fit the targets best, it is the one of minimum norm. Use it with `ClosedForm`;
+    the hypergradient of `ITD` is then exact.
     """
     X, i = batch
     return jnp.linalg.pinv(X) @ u[i]
@@ -151,23 +158,27 @@ def anti_distillation_limit(
     solved: Float[Array, "features original"],
     u0: Float[Array, " points"] | None = None,
 ) -> Float[Array, " points"]:
-    """Where cold-started gradient steps end, with an approximate inverse in the hypergradient.
+    """The limit of cold-started gradient steps with an approximate inverse in the hypergradient.
 
         u_{s+1} = u_s - b C (X_o X^+ u_s - y),   C = X A^-1 X_o^T        (A^-1 in place of H^-1)
         u_inf   = u_0 + C (X_o X^+ C)^-1 (y - X_o X^+ u_0)
 
-    whatever the step b > 0, as long as it is small enough and the eigenvalues of `X_o X^+ C` have
-    positive real parts. All of these fit the original points; with the exact `A^-1 = (X^T X)^+` it is
-    the one that is nearest to `u_0` (Theorem 3.1). For one original point the norm of `u_inf` from
-    `u_0 = 0` never grows as the filter `l / A` of the eigenvalues l of `X^T X` (1 for the exact
-    inverse) gets flatter, as it does for more Neumann terms and for less damping.
+    The limit is the same for every step b > 0 that is small enough, provided that the eigenvalues
+    of `X_o X^+ C` have positive real parts. All such limits fit the original points. With the exact
+    `A^-1 = (X^T X)^+` the limit is the one nearest to `u_0` (Theorem 3.1 of the paper). For one
+    original point and `u_0 = 0`, the norm of `u_inf` never grows as the filter `l / A` of the
+    eigenvalues l of `X^T X` (1 for the exact inverse) becomes flatter, which happens with more
+    Neumann terms and with less damping.
 
     Args:
         X, X_original, y_original: those of `anti_distillation` with the default linear model.
-        solved: `A^-1 X_original^T`, what the linear solver makes of the columns `X_original^T`.
-        u0: where the run starts, zero by default.
+        solved: `A^-1 X_original^T`, the solutions of the linear solver for the columns of
+            `X_original^T`.
+        u0: the start of the run, zero by default.
 
-    Not in the paper, which runs gradient descent.
+    Source: the formula is ours; the problem and Theorem 3.1 are from Vicol, Lorraine, Pedregosa,
+    Duvenaud and Grosse (2022), "On implicit bias in overparameterized bilevel optimization"
+    [vicol2022][], which runs gradient descent.
 
     >>> import jax.numpy as jnp
     >>> X, original, y = jnp.eye(2), jnp.array([[1.0, 3.0]]), jnp.array([10.0])
@@ -184,15 +195,19 @@ def anti_distillation_limit(
 def support_hypergradient(
     problem: FixedPointProblem, u: LogPenalties, w: Float[Array, "*folds features"]
 ) -> PyTree[Array]:
-    """The hypergradient of this module's problems by dense algebra on the support of `w`.
+    """The hypergradient of `lasso`, `elastic_net` and their cross-validated versions, on the support.
 
         (G_SS + diag(exp(u2))_SS) v = (grad_w F)_S,     S = {j: w_j != 0}
         grad Phi = grad_u F - d_u (exp(u1) sign(w) + exp(u2) w)^T v
 
-    By Cholesky on all features, with the identity off S: `features^3 / 3` operations per model, which
-    for some hundred features is faster than an iterative solver. Exact at an exact `w`, in
-    whose neighbourhood its error is of the order of `w`'s; on another support it is that one's
-    hypergradient. Not a number where the columns on S are dependent and exp(u2) is 0.
+    Cost: a Cholesky factorisation on all features, with the identity outside of S, which takes
+    `features^3 / 3` operations per model. For some hundred features this is faster than an
+    iterative solver. Error: none at an exact `w`, and of the order of the error of `w` near it.
+    With another support the result is the hypergradient of that support. It is NaN where the
+    columns on S are linearly dependent and exp(u2) is 0.
+
+    Source: Bertrand, Klopfenstein, Blondel, Vaiter, Gramfort and Salmon (2020), "Implicit
+    differentiation of Lasso-type models for hyperparameter optimization" [bertrand2020][].
     """
 
     def solve(x: Array, y: Array, w: Array, by_w: Array) -> Array:
@@ -216,16 +231,17 @@ def support_hypergradient(
 
 
 class SupportCheck(eqx.Module):
-    """What `check_support` found, one entry per fold where there are folds.
+    """What `check_support` found, with one entry per fold where there are folds.
 
     Attributes:
         support: the features with `w_j != 0`.
-        identified: it is certain that this is the support of w*, with these signs.
-        margin: `min_j (exp(u1_j) - |c_j|)` off the support: how strictly complementary w is, and how
-            near the next feature is to entering. Negative: one must enter. Infinite: all are in.
-        smallest: `min_j |w_j|` on the support, how near the next feature is to leaving; infinite
-            where the support is empty.
-        gap: the duality gap, an upper bound on what the inner objective is above its minimum.
+        identified: whether it is certain that this is the support of w*, with the same signs.
+        margin: `min_j (exp(u1_j) - |c_j|)` outside of the support: how strictly complementary w is,
+            and how near the next feature is to entering. If it is negative, a feature must enter;
+            it is infinite if all features are in the support.
+        smallest: `min_j |w_j|` on the support: how near the next feature is to leaving; infinite
+            if the support is empty.
+        gap: the duality gap, an upper bound on how far the inner objective is above its minimum.
         distance: an upper bound on `||w - w*||`; infinite where none is known.
     """
 
@@ -240,26 +256,30 @@ class SupportCheck(eqx.Module):
 def check_support(
     problem: FixedPointProblem, u: LogPenalties, w: Float[Array, "*folds features"]
 ) -> SupportCheck:
-    """Is the support of `w` that of the inner solution? A certificate, not a guess.
+    """A certificate that the support of `w` is the support of the inner solution.
 
     The objective P with its augmented residual `r = (y - Xw, -sqrt(n exp(u2)) w)` and correlations
-    `c = X'(y - Xw) / n - exp(u2) w` has the dual point t r, feasible for `|t c_j| <= exp(u1_j)`:
+    `c = X'(y - Xw) / n - exp(u2) w` has the dual point t r, which is feasible if `|t c_j| <=
+    exp(u1_j)`:
 
-        gap = P(w) - (t y'(y - Xw) - t^2 ||r||^2 / 2) / n          t the best feasible one
+        gap = P(w) - (t y'(y - Xw) - t^2 ||r||^2 / 2) / n          with the best feasible t
         w*_j = 0   where   |t c_j| + sqrt(2 n gap) ||x_j|| / n < exp(u1_j)
 
-    (x_j augmented too; the Gap Safe sphere of Ndiaye et al. 2017.) With E what this does not
-    exclude and mu the smallest eigenvalue of `G_EE + diag(exp(u2))_EE`,
-    `||w - w*|| <= sqrt(2 gap / mu)` for a w that is zero off E. The support is identified if E is the
-    support of w and all of it is larger than that distance.
+    with x_j augmented too. Let E be the features that this does not exclude, and mu the smallest
+    eigenvalue of `G_EE + diag(exp(u2))_EE`. Then `||w - w*|| <= sqrt(2 gap / mu)` for a w that is
+    zero outside of E. The support is identified if E is the support of w and all its entries are
+    larger than that distance.
 
     Args:
-        problem: of `lasso`, `elastic_net` or their cross-validated versions.
+        problem: from `lasso`, `elastic_net` or their cross-validated versions.
         u: log-penalties.
-        w: an approximate inner solution, with zeros in it as proximal steps leave them.
+        w: an approximate inner solution with exact zeros, as proximal steps produce them.
 
-    Near a kink of Phi it takes a more accurate w to be certain, at a kink none is. Cost: an
-    eigenvalue decomposition, of the order of `features^3` operations per model.
+    Near a kink of Phi a more accurate w is needed for a certificate; at a kink there is none. Cost:
+    an eigenvalue decomposition, of the order of `features^3` operations per model.
+
+    Source: the Gap Safe sphere of Ndiaye, Fercoq, Gramfort and Salmon (2017), "Gap safe screening
+    rules for sparsity enforcing penalties" [ndiaye2017][]; the test of the support is ours.
 
     >>> import jax.numpy as jnp
     >>> from bilevel.tasks import lasso
