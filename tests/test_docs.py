@@ -216,3 +216,13 @@ def test_the_api_pages_have_every_public_name():
         value = bilevel
         for part in path.split(".")[1:]:
             value = getattr(value, part)
+
+
+def test_every_key_that_a_page_cites_is_in_the_bibliography():
+    references = (DOCS.parent / "src" / "bilevel" / "references.bib").read_text()
+    known = set(re.findall(r"^@\w+\{(\w+),", references, re.MULTILINE))
+    cited = {
+        key for page in PAGES for key in re.findall(r"\[(\w+\d{4}\w?)\]\[\]", page.read_text())
+    }
+    assert len(cited) > 20
+    assert not cited - known
