@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel
-from bilevel.tasks import anti_distillation, anti_distillation_limit
+from bilevel.tasks import anti_distillation
+from bilevel.tasks.reference import anti_distillation_limit
 
 TARGET, OUTER_RATE = 2.0, 1e-2
 

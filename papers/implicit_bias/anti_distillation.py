@@ -33,12 +33,8 @@ import optax
 from matplotlib.figure import Figure
 
 import bilevel
-from bilevel.tasks import (
-    exponential_amplitudes,
-    fourier_features,
-    harmonic_amplitudes,
-    min_norm_fit,
-)
+from bilevel.tasks import exponential_amplitudes, fourier_features, harmonic_amplitudes
+from bilevel.tasks.reference import min_norm_fit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _bias import distance, hypergradient

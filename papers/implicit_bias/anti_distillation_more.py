@@ -26,7 +26,8 @@ import optax
 from matplotlib.figure import Figure
 
 import bilevel
-from bilevel.tasks import anti_distillation, min_norm_fit
+from bilevel.tasks import anti_distillation
+from bilevel.tasks.reference import min_norm_fit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _bias import distance, rollout
