@@ -47,15 +47,14 @@ def cifar10(
     where `fetch` puts them. The first place that holds all files of the split in one version is
     read. Nothing is downloaded without `download=True`.
 
-    A pickle can run code as it is loaded. These are read without: the names of NumPy's array
-    constructors and of `_codecs.encode` stand for records of what the file passes to them, and
-    every other name is refused.
+    Loading a pickle can run code. Here no code runs: the names of NumPy's array constructors and of
+    `_codecs.encode` only record what the file passes to them, and every other name is refused.
 
-    The checks are structural: sizes, shapes, dtypes, labels, the batch's name where the file
-    carries one (python version), and that no two batches are the same. Checksums are *not*
-    required, so files of your own in the same layout are read too; and two `.bin` files that
-    have changed names, or damaged pixels, go unnoticed. To know that you have the published
-    data, compare the md5 sums of the archives or of the unpacked python version:
+    The checks are structural: sizes, shapes, dtypes, labels, the name of the batch where the file
+    has one (python version), and that no two batches are the same. Checksums are *not*
+    required, so files of your own in the same layout are read too. Two `.bin` files with exchanged
+    names, and damaged pixels, are not noticed. To be sure that you have the published data, compare
+    the md5 sums of the archives or of the unpacked python version:
 
         data_batch_1  c99cafc152244af753f735de768cd75f
         data_batch_2  d4bba439e000b95fd0a9bffe97cbabec
@@ -66,21 +65,22 @@ def cifar10(
 
     Args:
         split: "train" or "test".
-        folder: the folder that holds the files; None leaves the other places.
-        download: let `fetch` have what is missing.
+        folder: the folder that holds the files; None means the other places only.
+        download: let `fetch` download what is missing.
 
     Returns:
         `LabelledImages(images, labels)`: uint8 (n, 32, 32, 3), that is row, column and red, green,
         blue, in 0..255, and uint8 (n,) in 0..9, in the published order.
 
     Raises:
-        FileNotFoundError: no place holds all files; says where they can be had.
-        OSError: `fetch` could not have them.
+        FileNotFoundError: no place holds all files; the message says where to get them.
+        OSError: `fetch` could not download them.
         ValueError: `split` is unknown, or a file is truncated, has a label above 9, is another
             file, or is a pickle that names anything but an array.
 
-    Source: A. Krizhevsky, Learning multiple layers of features from tiny images, technical
-    report, University of Toronto, 2009; layout: https://www.cs.toronto.edu/~kriz/cifar.html.
+    Source: Krizhevsky (2009), "Learning multiple layers of features from tiny images", technical
+    report, University of Toronto [krizhevsky2009][]; layout:
+    https://www.cs.toronto.edu/~kriz/cifar.html.
 
     Example (skipped where the data is absent):
         >>> images, labels = cifar10("test")  # doctest: +SKIP

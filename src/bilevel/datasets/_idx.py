@@ -35,7 +35,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """The array in an IDX file, compressed (gzip, xz) or plain.
 
     Compression is recognised by the file's first bytes, not by its name. The file is read
-    into memory whole, and must hold exactly one array: not a byte less, not a byte more.
+    into memory as a whole and must hold exactly one array, without missing or additional bytes.
 
     Args:
         path: the file.
@@ -48,8 +48,8 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is not IDX, is cut short or damaged, or goes on after the last element.
 
-    Source: "The IDX file format", Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST database of
-    handwritten digits, http://yann.lecun.com/exdb/mnist/.
+    Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", section "The IDX
+    file format", http://yann.lecun.com/exdb/mnist/.
 
     Example:
         >>> import pathlib, tempfile

@@ -1,4 +1,4 @@
-"""Images in folders of classes: decoding with Pillow, and the arrays that come of it."""
+"""Images in folders of classes: decoding with Pillow into arrays."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +41,7 @@ def pillow() -> Any:
 
 
 def check_size(size: int | None) -> None:
-    """Refuse what is not the side of an image."""
+    """Refuse a value that cannot be the side of an image."""
     if size is not None and size < 1:
         raise ValueError(f"size must be the side of the images in pixels, at least 1; got {size}.")
 

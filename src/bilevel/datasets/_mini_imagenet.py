@@ -1,4 +1,4 @@
-"""MiniImageNet: a hundred classes of ImageNet, in the two layouts in which it is passed on."""
+"""MiniImageNet: a hundred classes of ImageNet, in the two layouts in which it is common."""
 
 import csv
 import os
@@ -28,17 +28,17 @@ def mini_imagenet(
         train.csv, val.csv, test.csv, with the columns filename and label; images/*.jpg
 
     in `folder`, or in the sub-folder `mini-imagenet` of the folder that the environment variable
-    `BILEVEL_DATA` names. It cannot be downloaded: the images are ImageNet's, whose terms forbid to
-    pass them on. There are no checksums either, as everybody resizes ImageNet's images anew. Needs
-    Pillow.
+    `BILEVEL_DATA` names. It cannot be downloaded, because the terms of ImageNet forbid
+    redistribution of its images. There are no checksums either, because everybody resizes the
+    images again. Pillow is needed.
 
     Args:
         split: "train", "val" or "test".
-        folder: the folder that holds the split; None leaves `BILEVEL_DATA`.
+        folder: the folder that holds the split; None means `BILEVEL_DATA`.
         size: the side of the square to which images are resized, by Lanczos' filter and without
             regard to their aspect; None keeps them, if all have the same size.
-        complete: demand all classes with 600 images each; False reads what is there, any other
-            data set in one of the layouts too.
+        complete: require all classes with 600 images each; False reads what is there, also another
+            data set in one of the layouts.
 
     Returns:
         `ImagesOfClasses(images, labels, classes)`: uint8 (n, size, size, 3), red, green and blue
@@ -46,14 +46,14 @@ def mini_imagenet(
         are in the order of their names, images in that of their names (folders) or of the list.
 
     Raises:
-        FileNotFoundError: no place holds the split; says where it can be had.
+        FileNotFoundError: no place holds the split; the message says where to get it.
         ImportError: Pillow is not installed.
         ValueError: `split` is unknown; an image is missing, truncated or damaged, or of another
             size; classes or images are missing; a list has other columns; `size` is below 1.
 
-    Source: O. Vinyals, C. Blundell, T. Lillicrap, K. Kavukcuoglu and D. Wierstra, Matching networks
-    for one shot learning, NeurIPS 2016; the split: S. Ravi and H. Larochelle, Optimization as a
-    model for few-shot learning, ICLR 2017.
+    Source: Vinyals, Blundell, Lillicrap, Kavukcuoglu and Wierstra (2016), "Matching networks for
+    one shot learning" [vinyals2016][]; the split: Ravi and Larochelle (2017), "Optimization as a
+    model for few-shot learning" [ravi2017][].
 
     Example (skipped where the data is absent):
         >>> mini_imagenet("val").images.shape  # doctest: +SKIP

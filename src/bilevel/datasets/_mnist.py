@@ -41,20 +41,20 @@ def mnist(
 
     Args:
         split: "train" or "test".
-        folder: the folder that holds the files; None leaves the other two places.
-        download: let `fetch` have what is missing or damaged.
+        folder: the folder that holds the files; None means the other two places only.
+        download: let `fetch` download what is missing or damaged.
 
     Returns:
         `LabelledImages(images, labels)`: uint8 (n, 28, 28) in 0..255 and uint8 (n,) in 0..9, in
         the published order.
 
     Raises:
-        FileNotFoundError: a file is in none of the places; says where it can be had.
-        OSError: `fetch` could not have it.
+        FileNotFoundError: a file is in none of the places; the message says where to get it.
+        OSError: `fetch` could not download it.
         ValueError: `split` is unknown, or a file is not the published one (sha256).
 
-    Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, Gradient-based learning applied to
-    document recognition, Proc. IEEE 86(11), 1998.
+    Source: LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document
+    recognition" [lecun1998][].
 
     Example (skipped where the data is absent):
         >>> images, labels = mnist("test")  # doctest: +SKIP
@@ -70,27 +70,28 @@ def fashion_mnist(
     folder: str | os.PathLike[str] | None = None,
     download: bool = False,
 ) -> LabelledImages:
-    """Articles of clothing: the same sizes, file names and format as MNIST, a harder problem.
+    """Articles of clothing: a harder problem with the sizes, file names and format of MNIST.
 
-    As `mnist`, with the sub-folder `fashion-mnist` of `BILEVEL_DATA`. The classes are 0 T-shirt,
-    1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
+    The reader is that of `mnist`, with the sub-folder `fashion-mnist` of `BILEVEL_DATA`. The
+    classes are 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8
+    bag, 9 ankle boot.
 
     Args:
         split: "train" or "test".
-        folder: the folder that holds the files; None leaves the other two places.
-        download: let `fetch` have what is missing or damaged.
+        folder: the folder that holds the files; None means the other two places only.
+        download: let `fetch` download what is missing or damaged.
 
     Returns:
         `LabelledImages(images, labels)`: uint8 (n, 28, 28) in 0..255 and uint8 (n,) in 0..9, in
         the published order.
 
     Raises:
-        FileNotFoundError: a file is in none of the places; says where it can be had.
-        OSError: `fetch` could not have it.
+        FileNotFoundError: a file is in none of the places; the message says where to get it.
+        OSError: `fetch` could not download it.
         ValueError: `split` is unknown, or a file is not the published one (sha256).
 
-    Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST: a novel image dataset for
-    benchmarking machine learning algorithms, arXiv:1708.07747, 2017.
+    Source: Xiao, Rasul and Vollgraf (2017), "Fashion-MNIST: A novel image dataset for benchmarking
+    machine learning algorithms" [xiao2017][].
 
     Example (skipped where the data is absent):
         >>> images, labels = fashion_mnist("test")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Label noise with a known truth: noise models that papers tend not to tell apart.
+"""Label noise with a known truth: noise models that papers often do not distinguish.
 
 With K classes and rate p, three of them select exactly round(p n) rows, uniformly without
 replacement, and then shift each selected row's class by s places, modulo K:
@@ -9,9 +9,9 @@ replacement, and then shift each selected row's class by s places, modulo K:
 
 The rows are drawn before the shifts. So for one integer seed the three functions select the
 *same* rows, and `flip_to_different(...).changed` is also the set of rows that `redraw_uniform`
-drew anew, right ones included (the "pollution flag" against which some papers compute F1). In two
-more each row is drawn by itself, and what becomes of it depends on its class, `flip_by_matrix`, or
-on its class and its features, `flip_by_features`.
+drew again, including those whose label stayed right (some papers compute F1 against this set). In
+two more models each row is drawn independently, and its new label depends on its class,
+`flip_by_matrix`, or on its class and its features, `flip_by_features`.
 """
 
 from collections.abc import Callable
@@ -53,9 +53,9 @@ def flip_to_different(
             repeated ones, or a label that is not among them.
         TypeError: the labels cannot be sorted (numbers mixed with strings or None).
 
-    Source: section 4.2 "corrupted samples always have an incorrect label" of A. Ivanova and
-    P. Ablin, A challenge in reweighting data with bilevel optimization, 2023. There each row is
-    corrupted with probability `rate`, independently; here the count is exact.
+    Source: Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization",
+    section 4.2, "corrupted samples always have an incorrect label" [ivanova2023][]. There each row
+    is corrupted independently with probability `rate`; here the count is exact.
 
     Example:
         >>> noisy, changed = flip_to_different([0, 1, 2, 0, 1, 2], 0.5, seed=0)
@@ -91,9 +91,9 @@ def redraw_uniform(
         ValueError: as `flip_to_different`.
         TypeError: as `flip_to_different`.
 
-    Source: data hyper-cleaning after L. Franceschi, M. Donini, P. Frasconi and M. Pontil, Forward
-    and reverse gradient-based hyperparameter optimization, ICML 2017, and A. Shaban, C.-A. Cheng,
-    N. Hatch and B. Boots, Truncated back-propagation for bilevel optimization, AISTATS 2019, in
+    Source: data hyper-cleaning of Franceschi, Donini, Frasconi and Pontil (2017), "Forward and
+    reverse gradient-based hyperparameter optimization" [franceschi2017][] and of Shaban, Cheng,
+    Hatch and Boots (2019), "Truncated back-propagation for bilevel optimization" [shaban2019][], in
     the form that later benchmarks use.
 
     Example:
@@ -113,8 +113,9 @@ def flip_to_next(
 ) -> NoisyLabels:
     """Give round(rate n) random rows the next class: 0 -> 1, 1 -> 2, ..., K-1 -> 0.
 
-    "Next" is in the order of `classes`, or in sorted order if `classes` is None. Known as pair
-    (or pair-flip, or asymmetric) noise; from `rate` 1/2 on, the wrong class is the likelier one.
+    "Next" is in the order of `classes`, or in sorted order if `classes` is None. This is known as pair
+    (or pair-flip, or asymmetric) noise. From a `rate` of 1/2 on, the wrong class is the likelier
+    one.
 
     Args:
         labels: the true labels, shape (n,), of any dtype that can be sorted (integers, strings).
@@ -130,8 +131,9 @@ def flip_to_next(
         ValueError: as `flip_to_different`.
         TypeError: as `flip_to_different`.
 
-    Source: "pair flipping" of B. Han et al., Co-teaching: robust training of deep neural networks
-    with extremely noisy labels, NeurIPS 2018 (there per row with probability `rate`).
+    Source: "pair flipping" of Han, Yao, Yu, Niu, Xu, Hu, Tsang and Sugiyama (2018), "Co-teaching:
+    Robust training of deep neural networks with extremely noisy labels" [han2018][]. There each row
+    is flipped independently with probability `rate`.
 
     Example:
         >>> noisy, changed = flip_to_next(["a", "b", "c"], 1.0, seed=0)
@@ -148,12 +150,12 @@ def flip_by_matrix(
     seed: int | np.random.Generator,
     classes: ArrayLike | None = None,
 ) -> NoisyLabels:
-    """Draw each label anew from its class's row of a matrix: class-conditional noise.
+    """Draw each label again from the row of a matrix for its class: class-conditional noise.
 
-        P(new label = k | true label = j) = T_jk,    each row by itself
+        P(new label = k | true label = j) = T_jk,    independently for each row
 
-    So about `sum_j n_j (1 - T_jj)` labels change, n_j being the size of class j. The laws of a
-    single label under the other models are
+    About `sum_j n_j (1 - T_jj)` labels change, with n_j the size of class j. The other models have
+    the following matrices for a single label:
 
         flip_to_different   (1 - p) I + p (11' - I) / (K - 1)
         redraw_uniform      (1 - p) I + p 11' / K
@@ -175,9 +177,10 @@ def flip_by_matrix(
             to 1; and as `flip_to_different`.
         TypeError: as `flip_to_different`.
 
-    Source: the class-conditional model of N. Natarajan, I. Dhillon, P. Ravikumar and A. Tewari,
-    Learning with noisy labels, NeurIPS 2013, for K classes as in G. Patrini et al., Making deep
-    neural networks robust to label noise: a loss correction approach, CVPR 2017.
+    Source: the class-conditional model of Natarajan, Dhillon, Ravikumar and Tewari (2013),
+    "Learning with noisy labels" [natarajan2013][], for K classes as in Patrini, Rozza, Menon, Nock
+    and Qu (2017), "Making deep neural networks robust to label noise: A loss correction approach"
+    [patrini2017][].
 
     Example:
         >>> noisy, changed = flip_by_matrix(["cat", "dog"] * 500, [[1, 0], [0.3, 0.7]], seed=0)
@@ -215,11 +218,13 @@ def flip_by_features(
     """Give rows a wrong label that depends on their features: instance-dependent noise.
 
         q_i ~ N(rate, 0.1^2) given 0 <= q_i <= 1;   W_c (features, K) standard normal, one per class
-        label i changes with probability q_i, to class k != y_i with probability softmax(x_i W_{y_i})_k
+        label i changes with probability q_i, to class k != y_i with probability softmax(x_i
+        W_{y_i})_k
 
-    with the columns of X standardised first. Rows that look alike are mistaken for the same class.
-    The mean of q_i is `rate` to three digits for 0.3 <= rate <= 0.7. Nearer to the ends the condition
-    moves it inwards: to 0.2055 at 0.2, 0.129 at 0.1 and 0.080 at 0, and by as much from above.
+    The columns of X are standardised first. Similar rows get the same wrong class. The mean of q_i
+    is `rate` to three digits for 0.3 <= rate <= 0.7. Near the ends the condition moves the mean
+    inwards: to 0.2055 at 0.2, to 0.129 at 0.1 and to 0.080 at 0, and by the same amounts at the
+    upper end.
 
     Args:
         X: the features, shape (n, features), finite.
@@ -232,10 +237,11 @@ def flip_by_features(
         `NoisyLabels(labels, changed)`; about `E[q] n` True in `changed`.
 
     Raises:
-        ValueError: as in `flip_to_different`; X is no finite matrix of n rows.
+        ValueError: as in `flip_to_different`, or X is not a finite matrix of n rows.
 
-    Source: X. Xia et al., Part-dependent label noise: towards instance-dependent label noise, 2020,
-    appendix, with standardised features in place of images in [0, 1].
+    Source: Xia, Liu, Han, Wang, Gong, Liu, Niu, Tao and Sugiyama (2020), "Part-dependent label
+    noise: Towards instance-dependent label noise", appendix [xia2020][], with standardised features
+    in place of images in [0, 1].
 
     Example:
         >>> noisy, changed = flip_by_features(np.eye(6), [0, 1, 2, 0, 1, 2], 0.5, seed=0)

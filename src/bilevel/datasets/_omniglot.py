@@ -40,11 +40,12 @@ def omniglot(
 
     Args:
         split: "background" or "evaluation".
-        folder: the folder that holds the zip file or the folder of the split, or that folder itself.
-        download: let `fetch` have what is missing.
+        folder: the folder that holds the zip file or the folder of the split, or that folder
+            itself.
+        download: let `fetch` download what is missing.
         size: the side to which images are resized, by Lanczos' filter (28 is customary); None
             keeps 105.
-        complete: demand all characters with twenty drawings each; False reads what is there.
+        complete: require all characters with twenty drawings each; False reads what is there.
 
     Returns:
         `ImagesOfClasses(images, labels, classes)`: uint8 (n, size, size) as in the files, where the
@@ -52,15 +53,14 @@ def omniglot(
         `classes[label]` is "ALPHABET/characterNN".
 
     Raises:
-        FileNotFoundError: no place holds the split; says where it can be had.
-        OSError: `fetch` could not have it.
+        FileNotFoundError: no place holds the split; the message says where to get it.
+        OSError: `fetch` could not download it.
         ImportError: Pillow is not installed.
         ValueError: `split` is unknown; a file is truncated, damaged, or has not 105 x 105 pixels;
             characters or drawings are missing; `size` is below 1.
 
-    Source: B. M. Lake, R. Salakhutdinov and J. B. Tenenbaum, Human-level concept learning through
-    probabilistic program induction, Science 350, 2015; layout:
-    https://github.com/brendenlake/omniglot.
+    Source: Lake, Salakhutdinov and Tenenbaum (2015), "Human-level concept learning through
+    probabilistic program induction" [lake2015][]; layout: https://github.com/brendenlake/omniglot.
 
     Example (skipped where the data is absent):
         >>> images, labels, classes = omniglot("evaluation", size=28)  # doctest: +SKIP

@@ -35,11 +35,11 @@ def qmnist(
     folder: str | os.PathLike[str] | None = None,
     download: bool = False,
 ) -> QMNISTImages:
-    """Handwritten digits with their writers: MNIST's rows, and 50000 test digits more.
+    """Handwritten digits with their writers: the rows of MNIST, and 50000 more test digits.
 
     "train" has MNIST's 60000 training digits, row by row; the first 10000 of the 60000 of "test"
     are MNIST's test digits ("test10k"), the others are new ("test50k"); "nist" has all 402953
-    digits of NIST Special Database 19. The pixels are a reconstruction, near to MNIST's.
+    digits of NIST Special Database 19. The pixels are a reconstruction, close to those of MNIST.
 
     The files carry their original names (`qmnist-train-images-idx3-ubyte.gz`,
     `qmnist-train-labels-idx2-int.gz`, `qmnist-test-...`, `xnist-images-idx3-ubyte.xz`, ...),
@@ -52,18 +52,18 @@ def qmnist(
 
     Args:
         split: "train", "test", "test10k", "test50k" or "nist".
-        folder: the folder that holds the files; None leaves the other two places.
-        download: let `fetch` have what is missing.
+        folder: the folder that holds the files; None means the other two places only.
+        download: let `fetch` download what is missing.
 
     Returns:
         `QMNISTImages(images, labels, details)`, in the published order.
 
     Raises:
-        FileNotFoundError: no place holds both files; says where they can be had.
-        OSError: `fetch` could not have them.
+        FileNotFoundError: no place holds both files; the message says where to get them.
+        OSError: `fetch` could not download them.
         ValueError: `split` is unknown, or a file is truncated, damaged, or another one.
 
-    Source: C. Yadav and L. Bottou, Cold case: the lost MNIST digits, NeurIPS 2019; layout:
+    Source: Yadav and Bottou (2019), "Cold case: The lost MNIST digits" [yadav2019][]; layout:
     https://github.com/facebookresearch/qmnist.
 
     Example (skipped where the data is absent):

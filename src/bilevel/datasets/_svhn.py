@@ -34,22 +34,21 @@ def svhn(
 
     Args:
         split: "train", "test" or "extra" (1.3 GB, 1.6 GB in memory).
-        folder: the folder that holds the file; None leaves the other two places.
-        download: let `fetch` have what is missing or damaged.
+        folder: the folder that holds the file; None means the other two places only.
+        download: let `fetch` download what is missing or damaged.
 
     Returns:
         `LabelledImages(images, labels)`: uint8 (n, 32, 32, 3), that is row, column and red, green,
         blue, in 0..255, and uint8 (n,) in 0..9, in the published order.
 
     Raises:
-        FileNotFoundError: the file is in none of the places; says where it can be had.
-        OSError: `fetch` could not have it.
+        FileNotFoundError: the file is in none of the places; the message says where to get it.
+        OSError: `fetch` could not download it.
         ValueError: `split` is unknown, or the file is truncated, damaged, another one, or of
             MATLAB's version 7.3, which is HDF5.
 
-    Source: Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu and A. Y. Ng, Reading digits in natural
-    images with unsupervised feature learning, NIPS workshop, 2011; layout:
-    http://ufldl.stanford.edu/housenumbers/.
+    Source: Netzer, Wang, Coates, Bissacco, Wu and Ng (2011), "Reading digits in natural images with
+    unsupervised feature learning" [netzer2011][]; layout: http://ufldl.stanford.edu/housenumbers/.
 
     Example (skipped where the data is absent):
         >>> svhn("test").images.shape  # doctest: +SKIP

@@ -23,20 +23,20 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
                            + exp(u_1) ||w||_1 + 1/2 exp(u_2) ||w||^2
         Phi(u) = sum_k sum_{i in fold k} s_i (x_i'w_k(u) - y_i)^2  /  sum_i s_i
 
-    w_k is not differentiable in u where its support S changes; everywhere else S is constant nearby,
-    and the implicit function theorem holds for the coordinates in S alone:
+    w_k is not differentiable in u where its support S changes. Everywhere else S is constant in a
+    neighbourhood, and the implicit function theorem holds for the coordinates in S:
 
-        (X_S'X_S + exp(u_2) I) v_S = grad_S F,    v = 0 off S
+        (X_S'X_S + exp(u_2) I) v_S = grad_S F,    v = 0 outside of S
         dPhi/du_1 = -exp(u_1) sign(w_S)'v_S,      dPhi/du_2 = -exp(u_2) w_S'v_S
 
     Args:
         l1_ratio: `None` chooses both penalties. A number in (0, 1] chooses only their sum, with the
             ratio `exp(u_1) / (exp(u_1) + exp(u_2))` fixed; 1 is the lasso, whose optimum is the one
-            that `sklearn.linear_model.LassoCV` approaches as its grid becomes finer (if all folds
-            have the same number of rows: here each *row* counts the same).
+            that `sklearn.linear_model.LassoCV` approaches as its grid becomes finer, if all folds
+            have the same number of rows: here each *row* has the same weight.
         cv: number of folds, a scikit-learn splitter, or an iterable of splits.
-        fit_intercept: the intercept is not penalised.
-        max_iter: steps of the outer solver (L-BFGS-B on `u`, within bounds).
+        fit_intercept: whether there is an intercept, which is not penalised.
+        max_iter: the largest number of steps of the outer solver (L-BFGS-B on `u`, within bounds).
         tol: the outer solver stops where no entry of the hypergradient is above `tol` times the
             variance of y.
 
@@ -44,20 +44,21 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
         alpha_, l1_ratio_: in scikit-learn's units, `exp(u_1) = alpha l1_ratio` and
             `exp(u_2) = alpha (1 - l1_ratio)`.
         coef_, intercept_: the model fitted on all rows.
-        cv_loss_: `Phi` at the end, the mean squared error on rows not learned from.
-        grid_cv_loss_: the least `Phi` of the coarse grid that the search started from.
-        hypergradient_norm_: the largest entry of the hypergradient at the end. Phi has kinks, and at
-            a minimum that is one it is not small.
-        tuned_: the outer solver's result; `tuned_.values` is its history.
-        n_iter_: outer steps.
+        cv_loss_: `Phi` at the end, the mean squared error on the held-out rows.
+        grid_cv_loss_: the smallest `Phi` on the coarse grid that the search starts from.
+        hypergradient_norm_: the largest entry of the hypergradient at the end. It is not small if
+            the minimum is at a kink of Phi.
+        tuned_: the result of the outer solver; `tuned_.values` is its history.
+        n_iter_: the number of outer steps.
 
-    Cost: an evaluation is one warm-started coordinate descent a fold by scikit-learn, and one linear
-    solve of the size of the support. Phi is neither convex nor smooth: the search starts from the best
-    point of a grid of 20 strengths (and 4 ratios).
+    Cost: an evaluation is one warm-started coordinate descent per fold by scikit-learn, and one
+    linear solve of the size of the support. Phi is neither convex nor smooth: the search starts
+    from the best point of a grid of 20 strengths (and 4 ratios).
 
-    Source: Grazzi & Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning",
-    recent advances; Bertrand et al., "Implicit differentiation for fast hyperparameter selection in
-    non-smooth convex learning" (2022), theorem 1.
+    Source: Bertrand, Klopfenstein, Massias, Blondel, Vaiter, Gramfort and Salmon (2022), "Implicit
+    differentiation for fast hyperparameter selection in non-smooth convex learning", Theorem 1
+    [bertrand2022][]; Grazzi and Pontil, "Principled and efficient bilevel optimization for machine
+    learning", section "Recent Advances" [grazzi2023][].
 
     >>> from sklearn.datasets import load_diabetes
     >>> X, y = load_diabetes(return_X_y=True)
@@ -141,7 +142,7 @@ class _Fold:
 
     @property
     def most(self) -> float:
-        """The least l1 penalty at which no feature is used."""
+        """The smallest l1 penalty at which no feature is used."""
         return float(np.max(np.abs(self.right)))
 
     def solution(self, l1: float, l2: float) -> np.ndarray:
@@ -170,12 +171,12 @@ class _Fold:
         return self.w.copy()
 
     def _solve(self, support: np.ndarray, right: np.ndarray, l2: float) -> np.ndarray:
-        """`(X_S'X_S / rows + l2 I)^-1 right`; of several solutions the shortest."""
+        """`(X_S'X_S / rows + l2 I)^-1 right`; among several solutions the one of minimum norm."""
         matrix = self.gram[np.ix_(support, support)] + l2 * np.eye(int(support.sum()))
         return np.linalg.lstsq(matrix, right, rcond=None)[0]
 
     def value_and_hypergradient(self, l1: float, l2: float) -> tuple[float, np.ndarray]:
-        """The loss on the held rows, and its derivative in `(log l1, log l2)`."""
+        """The loss on the held-out rows, and its derivative in `(log l1, log l2)`."""
         w, part = self.solution(l1, l2), self.part
         support = w != 0
         error = part.X_held @ w - part.y_held

@@ -26,41 +26,43 @@ class LogisticRegressionBilevelCV(ClassifierMixin, AbstractPenalised):
 
         H_k v_k = grad_w F,     dPhi/du_j = -exp(u_j) sum_k <w_kj, v_kj>
 
-    with `l = -log p(y | x)`, the softmax over the classes (two classes have one logit), and an
-    intercept without penalty. `w_j` are feature j's coefficients, one per class.
+    with `l = -log p(y | x)` for the softmax over the classes (two classes have one logit), and an
+    intercept without penalty. `w_j` are the coefficients of feature j, one per class.
 
     Args:
-        penalties: `"feature"`, one penalty per feature; `"shared"`, one for all; an array of one group
-            label per feature, for one penalty per group; or `"auto"`: one per feature or one for all,
-            whichever does better on each fold when chosen on the others.
+        penalties: `"feature"`, one penalty per feature; `"shared"`, one for all; an array of one
+            group label per feature, for one penalty per group; or `"auto"`: one per feature or one
+            for all, whichever has the lower loss on each fold when it is chosen on the other folds.
         cv: number of (stratified) folds, a scikit-learn splitter, or an iterable of splits.
-        fit_intercept: the intercept is not penalised.
-        max_iter: steps of the outer solver (L-BFGS-B on `u`, within bounds).
-        tol: the outer solver stops where no entry of the hypergradient is above `tol` times the loss
-            of the best shared penalty (for that one, `tol`).
+        fit_intercept: whether there is an intercept, which is not penalised.
+        max_iter: the largest number of steps of the outer solver (L-BFGS-B on `u`, within bounds).
+        tol: the outer solver stops where no entry of the hypergradient is above `tol` times the
+            loss of the best shared penalty (for that one, `tol`).
 
     Attributes:
         classes_: the labels, in order.
-        alpha_: the penalties `exp(u)`, `1 / C` in the units of scikit-learn's `LogisticRegression`: a
-            number if shared, otherwise one per feature.
+        alpha_: the penalties `exp(u)`, `1 / C` in the units of scikit-learn's `LogisticRegression`:
+            a number if shared, otherwise one per feature.
         coef_, intercept_: the model fitted on all rows.
-        cv_loss_: `Phi` at `alpha_`, the mean log-loss on rows not learned from. **It is optimistic**,
-            the more the more penalties were chosen by it: judge by `cross_val_score` around it.
+        cv_loss_: `Phi` at `alpha_`, the mean log-loss on the held-out rows. **It is optimistic**,
+            and more so the more penalties were chosen by it. Judge the estimator by
+            `cross_val_score`.
         shared_alpha_, shared_cv_loss_: the best single penalty, and its loss.
-        nested_loss_: with `"auto"`, the losses of both kinds on each fold when all was chosen on the
-             other folds: not optimistic, but from fewer rows.
+        nested_loss_: with `"auto"`, the losses of both kinds on each fold if everything is chosen
+            on the other folds. These are not optimistic, but they come from fewer rows.
         hypergradient_norm_: the largest entry of the hypergradient at the end.
         inner_residual_: the largest entry of the gradient of the (mean) inner objective at the end.
-        tuned_: the outer solver's result; `tuned_.values` is its history.
-        n_iter_: outer steps.
+        tuned_: the result of the outer solver; `tuned_.values` is its history.
+        n_iter_: the number of outer steps.
 
-    Both problems are solved in the coordinates `z = exp(u / 2) w`, where the Hessian is at least the
-    identity: the inner one by warm-started, damped Newton steps to a mean gradient of 1e-11, every
-    linear one by conjugate gradients.
+    All problems are solved in the coordinates `z = exp(u / 2) w`, in which the Hessian is at least
+    the identity: the inner problem by warm-started, damped Newton steps to a mean gradient of
+    1e-11, and the linear systems by conjugate gradients. Cost: a few Newton steps per fold and
+    evaluation, each with products of the rows by conjugate gradients.
 
-    Source: Grazzi & Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", the
-    section on hyperparameter optimization; Pedregosa, "Hyperparameter optimization with approximate
-    gradient" (2016).
+    Source: Grazzi and Pontil, "Principled and efficient bilevel optimization for machine learning",
+    section on hyperparameter optimization [grazzi2023][]; Pedregosa (2016), "Hyperparameter
+    optimization with approximate gradient" [pedregosa2016][].
 
     >>> from sklearn.datasets import load_breast_cancer
     >>> from sklearn.preprocessing import StandardScaler
@@ -173,8 +175,8 @@ class _Fold:
     def solve(self, u: np.ndarray) -> tuple[np.ndarray, float]:
         """`z*(u)` and the largest entry of the gradient there, divided by the weights' sum.
 
-        By Newton steps from the last solution. A step is halved until it lowers the gradient's norm,
-        which a small one always does: along it the square falls at twice its own rate.
+        Newton steps start from the last solution. A step is halved until it lowers the norm of the
+        gradient, which a step that is small enough always does.
         """
         X, scale = self.part.X * np.exp(-u / 2), np.append(np.exp(u / 2), 1.0)
         z, total = self.w * scale, self.part.weight.sum()
@@ -223,7 +225,7 @@ class _Fold:
     def value_and_hypergradient(
         self, u: np.ndarray, penalties: PenaltyMap
     ) -> tuple[float, np.ndarray]:
-        """The log-loss on the held rows, and its derivative in the log-penalties."""
+        """The log-loss on the held-out rows, and its derivative in the log-penalties."""
         each, part = u[penalties.codes], self.part
         e, rows = np.exp(-each / 2), np.arange(len(part.y_held))
         z, _ = self.solve(each)
@@ -240,7 +242,7 @@ class _Fold:
 
 
 def _solve(hessian: LinearOperator, right: np.ndarray, rtol: float = LINEAR_TOL) -> np.ndarray:
-    """`hessian^-1 right` by conjugate gradients; the matrix is at least the identity."""
+    """`hessian^-1 right` by conjugate gradients, for a matrix that is at least the identity."""
     with np.errstate(all="ignore"):  # of what the caller finds to be no help
         x, _ = cg(hessian, right.ravel(), rtol=rtol, maxiter=10 * right.size)
     return x.reshape(right.shape)

@@ -10,50 +10,52 @@ from ._tuning import AbstractPenalised, Part, PenaltyMap
 
 
 class RidgeBilevelCV(RegressorMixin, AbstractPenalised):
-    """Ridge regression with one penalty per feature, chosen by gradients of the cross-validated loss.
+    """Ridge regression with one penalty per feature, chosen by cross-validation.
 
         w_k(u) = argmin_w  1/2 sum_{i not in fold k} s_i (x_i'w - y_i)^2 + 1/2 sum_j exp(u_j) w_j^2
         Phi(u) = sum_k sum_{i in fold k} s_i (x_i'w_k(u) - y_i)^2  /  sum_i s_i
 
         (X'SX + diag(exp(u))) v_k = grad_w F,     dPhi/du_j = -exp(u_j) sum_k w_kj v_kj
 
-    A grid for d penalties has `points^d` models to fit; the hypergradient costs one more linear solve
-    per fold than the value, whatever d. With `penalties="shared"` the optimum is the one that
-    `sklearn.linear_model.RidgeCV(alphas, cv=cv)` approaches as its grid becomes finer (if all folds
-    have the same number of rows: here each *row* counts the same).
+    A grid search over d penalties fits `points^d` models. The hypergradient costs one more linear
+    solve per fold than the value, for any d. With `penalties="shared"` the optimum is the one that
+    `sklearn.linear_model.RidgeCV(alphas, cv=cv)` approaches as its grid becomes finer, if all folds
+    have the same number of rows: here each *row* has the same weight.
 
     Args:
-        penalties: `"feature"`, one penalty per feature; `"shared"`, one for all; an array of one group
-            label per feature, for one penalty per group; or `"auto"`: one per feature or one for all,
-            whichever does better on each fold when chosen on the others.
+        penalties: `"feature"`, one penalty per feature; `"shared"`, one for all; an array of one
+            group label per feature, for one penalty per group; or `"auto"`: one per feature or one
+            for all, whichever has the lower loss on each fold when it is chosen on the other folds.
         cv: number of folds, a scikit-learn splitter, or an iterable of splits.
-        fit_intercept: the intercept is not penalised.
-        max_iter: steps of the outer solver (L-BFGS-B on `u`, within bounds).
-        tol: the outer solver stops where no entry of the hypergradient is above `tol` times the loss
-            of the best shared penalty (for that one, times the variance of y).
+        fit_intercept: whether there is an intercept, which is not penalised.
+        max_iter: the largest number of steps of the outer solver (L-BFGS-B on `u`, within bounds).
+        tol: the outer solver stops where no entry of the hypergradient is above `tol` times the
+            loss of the best shared penalty (for that one, times the variance of y).
 
     Attributes:
         alpha_: the penalties `exp(u)` in the units of `sklearn.linear_model.Ridge`: a number if
-            shared, otherwise one per feature. 1e5 times a feature's sum of squares is the upper bound,
-            and means that the feature is not used.
+            shared, otherwise one per feature. The upper bound is 1e5 times the sum of squares of a
+            feature; a penalty at the bound means that the feature is not used.
         coef_, intercept_: the model fitted on all rows.
-        cv_loss_: `Phi` at `alpha_`, the mean squared error on rows not learned from. **It is
-            optimistic**, the more the more penalties were chosen by it: judge the estimator by
-            `cross_val_score` around it.
+        cv_loss_: `Phi` at `alpha_`, the mean squared error on the held-out rows. **It is
+            optimistic**, and more so the more penalties were chosen by it. Judge the estimator by
+            `cross_val_score`.
         shared_alpha_, shared_cv_loss_: the best single penalty, and its loss.
-        nested_loss_: with `"auto"`, the losses of both kinds on each fold when all was chosen on the
-             other folds: not optimistic, but from fewer rows.
+        nested_loss_: with `"auto"`, the losses of both kinds on each fold if everything is chosen
+            on the other folds. These are not optimistic, but they come from fewer rows.
         hypergradient_norm_: the largest entry of the hypergradient at the end.
-        tuned_: the outer solver's result; `tuned_.values` is its history.
-        n_iter_: outer steps.
+        tuned_: the result of the outer solver; `tuned_.values` is its history.
+        n_iter_: the number of outer steps.
 
-    Cost: an evaluation solves `2 K` linear systems of size `min(features, rows)` by one Cholesky
-    factorisation a fold, `O(K min(d, n)^2 max(d, n))`; memory `K` copies of the rows and of the Gram
-    matrix. Phi is not convex in u: the search starts from the best of (at most) 13 shared penalties,
-    then from that one and from penalties of a tenth of each feature's sum of squares.
+    Cost: an evaluation solves `2 K` linear systems of size `min(features, rows)` with one Cholesky
+    factorisation per fold, `O(K min(d, n)^2 max(d, n))`. Memory: `K` copies of the rows and of the
+    Gram matrix. Phi is not convex in u: the search looks at 13 or fewer shared penalties, and then
+    starts from the best of them and from penalties of a tenth of the sum of squares of each
+    feature.
 
-    Source: Grazzi & Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", the
-    section on hyperparameter optimization.
+    Source: Grazzi and Pontil, "Principled and efficient bilevel optimization for machine learning",
+    section on hyperparameter optimization [grazzi2023][]; Pedregosa (2016), "Hyperparameter
+    optimization with approximate gradient" [pedregosa2016][].
 
     >>> from sklearn.datasets import load_diabetes
     >>> X, y = load_diabetes(return_X_y=True)
@@ -98,8 +100,8 @@ class RidgeBilevelCV(RegressorMixin, AbstractPenalised):
 class _Normal:
     """The normal equations of one fold, in the coordinates `z = exp(u / 2) w`.
 
-    There the matrix is `E X'SX E + I`, `E = diag(exp(-u / 2))`, which no penalty makes singular. With
-    more features than rows it is solved as a system of the rows (Woodbury).
+    In these coordinates the matrix is `E X'SX E + I` with `E = diag(exp(-u / 2))`, which is never
+    singular. With more features than rows, the system is solved in the rows (Woodbury).
     """
 
     def __init__(self, part: Part):
@@ -132,7 +134,7 @@ class _Normal:
     def value_and_hypergradient(
         self, u: np.ndarray, penalties: PenaltyMap
     ) -> tuple[float, np.ndarray]:
-        """The loss on the held rows, and its derivative in the log-penalties."""
+        """The loss on the held-out rows, and its derivative in the log-penalties."""
         solve = self.solver(u[penalties.codes])
         w = solve(self.right)
         part = self.part

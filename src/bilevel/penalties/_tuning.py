@@ -1,4 +1,4 @@
-"""Penalties by hypergradients: folds, the outer problem and what the estimators share."""
+"""Choosing penalties by hypergradients: folds, the outer problem and what the estimators share."""
 
 import abc
 import numbers
@@ -28,14 +28,14 @@ Phi = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
 class Part(NamedTuple):
-    """Rows with their weights, and which of them are learned from and which judge.
+    """The training rows and the held-out rows of one fold, with their weights.
 
     Attributes:
-        X, y, weight: the rows learned from, centred if there is an intercept (y if it holds numbers).
-        X_held, y_held, weight_held: the rows that judge, moved by the same means. The weights of all
-            held rows of all folds add up to 1.
-        kept, held: the numbers of the rows.
-        X_mean, y_mean: what was subtracted; zero of classes, and without an intercept.
+        X, y, weight: the training rows, centred if there is an intercept (y only if it is numeric).
+        X_held, y_held, weight_held: the held-out rows, from which the same means are subtracted.
+            The weights of the held-out rows of all folds add up to 1.
+        kept, held: the row numbers of both.
+        X_mean, y_mean: the means that were subtracted; zero without an intercept, and for classes.
     """
 
     X: np.ndarray
@@ -73,9 +73,9 @@ class Tuned(NamedTuple):
         u: the logarithms of the penalties.
         value: `Phi(u)`.
         residual: the largest entry of the hypergradient, where it does not point out of the bounds.
-        values: of Phi, after each step of the outer solver.
-        message: why that stopped.
-        converged: whether it says it has.
+        values: the values of Phi after each step of the outer solver.
+        message: the reason why the outer solver stopped.
+        converged: whether the outer solver reports convergence.
     """
 
     u: np.ndarray
@@ -96,13 +96,14 @@ def tune(
     unit: float = 1.0,
     patience: int | None = None,
 ) -> Tuned:
-    """`min_u Phi(u)` in a box: the best of the starts, and from there L-BFGS-B.
+    """`min_u Phi(u)` in a box, by L-BFGS-B from the best of the starts.
 
-    After `patience` starts in a row that were no better than the best, the others are not looked at.
+    If `patience` starts in a row are not better than the best one, the remaining starts are
+    skipped.
 
-    Phi has several local minima in general, and is nearly flat far out: the starts are what keeps the
-    search away from there. What is returned is the best point that was looked at. `tol` and the
-    outer solver see `Phi / unit`.
+    In general Phi has several local minima and is nearly flat for very large and small penalties;
+    the starts keep the search away from there. The function returns the best point that was
+    evaluated. `tol` and the outer solver see `Phi / unit`.
     """
     best, best_value, best_grad = None, np.inf, None
 
@@ -141,7 +142,7 @@ def tune(
 
 
 class AbstractTunedLinear(BaseEstimator, abc.ABC):
-    """A linear model that chooses its penalties: what the estimators share but their equations."""
+    """A linear model that chooses its penalties: everything that the estimators share."""
 
     cv: Any
     fit_intercept: bool
@@ -165,11 +166,11 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
         Args:
             X: `(rows, features)`.
             y: `(rows,)`.
-            sample_weight: `(rows,)`, >= 0; counts in the losses that are minimised and in those that
-                judge. A weight of 2 is the row twice, in the same fold.
+            sample_weight: `(rows,)`, >= 0, the weights of the rows in the training loss and in the
+                held-out loss. A weight of 2 means that the row counts twice, in the same fold.
 
         Raises:
-            ValueError: an argument is out of its range, a fold is left without rows.
+            ValueError: an argument is out of its range, or a fold has no rows.
         """
         regression = is_regressor(self)
         X, y = validate_data(
@@ -223,8 +224,8 @@ class PenaltyMap(NamedTuple):
 
     Attributes:
         codes: `(features,)`, the number of each feature's penalty.
-        number: how many penalties.
-        scale: `(features,)`, each feature's weighted sum of squares.
+        number: the number of penalties.
+        scale: `(features,)`, the weighted sum of squares of each feature.
     """
 
     codes: np.ndarray
@@ -274,17 +275,17 @@ def penalty_map(penalties: Any, whole: Part) -> PenaltyMap:
 
 
 class InnerProblem(Protocol):
-    """One fold's inner problem, for a map of penalties."""
+    """The inner problem of one fold, for a map of penalties."""
 
     def value_and_hypergradient(
         self, u: np.ndarray, penalties: PenaltyMap
     ) -> tuple[float, np.ndarray]:
-        """The loss on the held rows, and its derivative in the log-penalties."""
+        """The loss on the held-out rows, and its derivative in the log-penalties."""
         ...
 
 
 class AbstractPenalised(AbstractTunedLinear):
-    """What ridge and logistic regression share: penalties of features, and how many to have."""
+    """What ridge and logistic regression share: penalties of features, shared or separate."""
 
     penalties: Any
     alpha_: Any
