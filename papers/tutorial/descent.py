@@ -1,23 +1,28 @@
 """G8, G10: inexact hypergradient descent, on all data (IHD) and on single samples (SIHD).
 
-Grazzi & Pontil, "Inexact Hypergradient Descent" and "Stochastic Inexact Hypergradient Descent". The
-measure is the mean of `|grad Phi(u_s)|^2` over s < S, with outer step 1 / L_Phi:
+Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", sections
+"Inexact Hypergradient Descent" and "Stochastic Inexact Hypergradient Descent". The measure is
+the mean of `|grad Phi(u_s)|^2` over s < S, with the outer step 1 / L_Phi:
 
-G8:  with t_s = k_s = ceil(kappa log(s + 2)) inner and linear steps from zero, kappa = 1 / (1 - q), it
-     is at most C / S, an accuracy eps taking O(1 / eps log(1 / eps)) inner and linear steps.
-G10: with t = k = J = ceil(c S) steps and samples, S known in advance and inner and linear steps that
-     decrease within each loop, its expectation is at most C / S: eps takes O(1 / eps^2) samples.
+G8:  with t_s = k_s = ceil(kappa log(s + 2)) inner and linear steps from zero, kappa = 1 / (1 - q),
+     it is at most C / S, and an accuracy eps takes O(1 / eps log(1 / eps)) inner and linear steps.
+G10: with t = k = J = ceil(c S) steps and samples, where S is known in advance and the inner and
+     linear steps decrease within each loop, its expectation is at most C / S: eps takes O(1 / eps^2)
+     samples.
 
-Both are run on two problems of linear regression, a loss on outer rows of the solution on inner rows:
+Both are run on two problems of linear regression. The outer objective is the loss, on outer rows, of
+the solution on inner rows:
 
 pull:       f = loss + rho / 2 |w - u|^2. w*(u) is affine, Phi a strongly convex quadratic.
-penalties:  f = loss + 1 / 2 sum_i sigmoid(u_i) w_i^2. Phi is not convex, and flat far from zero, where
-            its infimum is for a feature that only matters on one side. f contracts uniformly in u.
+penalties:  f = loss + 1 / 2 sum_i sigmoid(u_i) w_i^2. Phi is not convex, and flat far from zero,
+            where its infimum is for a feature that only matters on one side. f contracts uniformly
+            in u.
 
 `grad Phi` is differentiated through the closed form of w*(u), in float64. The sum of all
-`|grad Phi(u_s)|^2` cannot decrease, so that a mean falls as 1 / S or slower, and as 1 / S exactly when
-the sum is bounded, which is what is said. All contrasts are to runs where it is not: a constant
-number of steps, a fourth of kappa, constant inner steps, numbers that do not grow with S.
+`|grad Phi(u_s)|^2` cannot decrease, so that the mean falls as 1 / S or slower, and it falls as 1 / S
+exactly when the sum is bounded, which is the statement. The contrasts are runs where the sum is not
+bounded: a constant number of steps, a fourth of kappa, constant inner steps, numbers that do not grow
+with S.
 """
 
 import sys
@@ -28,13 +33,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import matplotlib as mpl
 import numpy as np
 
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, Measured, panels
+from _frame import run as run_script
 
 ROWS, FEATURES = 200, 6
 PULL, PENALTY = 0.1, 1.0
@@ -172,7 +177,7 @@ def deterministic(case: Instance, num_steps: int) -> dict[str, dict[str, Any]]:
             "mean": mean[at].tolist(),
             "squares": squares[at].tolist(),
             "errors": errors[at].tolist(),
-            "steps": (2 * (calls - s))[at].tolist(),  # one call a step is the cross product's
+            "steps": (2 * (calls - s))[at].tolist(),  # One call per step is the mixed product's.
             "slope": slope(s[tail], mean[tail]),
             "error_slope": slope(s[tail], errors[tail]),
             "square_slope": slope(s[tail], squares[tail]),
@@ -211,7 +216,7 @@ def stochastic(case: Instance, horizons: list[int], num_seeds: int, contrasts: b
 
             begun = (state, 0.0, 0.0, 0.0)
             state, squares, errors, late = jax.lax.fori_loop(0, num_steps, advance, begun)
-            # Of the four counts only the joint passes' are counted twice.
+            # Of the four counts only those of the joint passes are counted twice.
             n = state.calls
             samples = n.outer_grad + n.inner_grad + n.hvp - n.mixed
             gain = case.phi(u0) - case.phi(state.u)
@@ -236,7 +241,7 @@ def stochastic(case: Instance, horizons: list[int], num_seeds: int, contrasts: b
             keys = jr.split(jr.fold_in(jr.key(number), horizon), num_seeds)
             rows.append(np.array([*map(np.asarray, run(keys, horizon, share))]))
         mean, errors, late, samples, over = np.moveaxis(np.array(rows), 1, 0)
-        # One line a seed, of the means over the samples, which are exact.
+        # One line per seed, of the means over the samples, which are exact.
         slopes = np.array([slope(samples[:, i], mean[:, i]) for i in range(num_seeds)])
         found[name] = {
             "S": lengths,
@@ -260,12 +265,42 @@ def stochastic(case: Instance, horizons: list[int], num_seeds: int, contrasts: b
     return found
 
 
-def draw(titles: dict, descents: dict, samples: dict, path: Path) -> None:
-    """The deterministic runs of both problems, what accuracy costs in steps, and in samples."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def measure(full: bool) -> Measured:
+    """Both methods on both problems; the stochastic contrasts on the strongly convex one only."""
+    num_steps = 100_000 if full else 3_000
+    horizons = [16, 32, 64, 128, 256] if full else [16, 32, 64, 128]
+    num_seeds = 24 if full else 8
+    with jax.enable_x64(True):
+        cases = instances()
+        descents = {name: deterministic(case, num_steps) for name, case in cases.items()}
+        samples = {
+            name: stochastic(case, horizons, num_seeds, name == "pull")
+            for name, case in cases.items()
+        }
+    settings = {
+        name: {
+            "mu": case.mu,
+            "L": case.top,
+            "kappa": case.kappa,
+            "L_row": case.batch_top,
+            "L_Phi": case.smoothness,
+        }
+        for name, case in cases.items()
+    }
+    settings |= {"S": num_steps, "horizons": horizons, "c": SHARE}
+    return {
+        "settings": settings,
+        "seeds": list(range(num_seeds)),
+        "deterministic": descents,
+        "stochastic": samples,
+    }
 
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
+
+def draw(measured: Measured):
+    """The deterministic runs of both problems; what an accuracy costs in steps, and in samples."""
+    titles = {"pull": r"strongly convex $\Phi$", "penalties": r"not convex, flat $\Phi$"}
+    descents, samples = measured["deterministic"], measured["stochastic"]
+    figure, axes = panels(2, 2, (11, 8.4))
     # All is relative to the squared gradient at u_0.
     first = {name: runs["kappa log"]["squares"][0] for name, runs in descents.items()}
     for axis, (name, runs) in zip(axes[0], descents.items(), strict=True):
@@ -322,133 +357,115 @@ def draw(titles: dict, descents: dict, samples: dict, path: Path) -> None:
     axes[0, 0].set_ylabel(r"$\frac{1}{S}\sum_{s<S}|\nabla\Phi(u_s)|^2\,/\,|\nabla\Phi(u_0)|^2$")
     for axis in axes.flat:
         axis.title.set_fontsize(10)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Run both methods on both problems, draw, judge."""
-    jax.config.update("jax_enable_x64", True)
-    num_steps = 100_000 if full else 3_000
-    horizons = [16, 32, 64, 128, 256] if full else [16, 32, 64, 128]
-    num_seeds = 24 if full else 8
-    cases = instances()
-    descents = {name: deterministic(case, num_steps) for name, case in cases.items()}
-    # What the stochastic method is not is told on the strongly convex problem.
-    samples = {
-        name: stochastic(case, horizons, num_seeds, name == "pull") for name, case in cases.items()
-    }
-    titles = {"pull": r"strongly convex $\Phi$", "penalties": r"not convex, flat $\Phi$"}
-    draw(titles, descents, samples, out / "descent.png")
-    settings = {
-        name: {
-            "mu": case.mu,
-            "L": case.top,
-            "kappa": case.kappa,
-            "L_row": case.batch_top,
-            "L_Phi": case.smoothness,
-        }
-        for name, case in cases.items()
-    }
-    settings |= {"S": num_steps, "horizons": horizons, "seeds": num_seeds, "c": SHARE}
-    numbers = {"deterministic": descents, "stochastic": samples}
-    return {"settings": settings, **numbers}, judge(descents, samples)
+def claims(measured: Measured) -> list[Claim]:
+    """One claim for each problem and statement."""
+    parts = {"deterministic": claims_of_ihd, "stochastic": claims_of_sihd}
+    return [
+        claim
+        for part, judge in parts.items()
+        for name, runs in measured[part].items()
+        for claim in judge(f"On the problem {name!r}", runs)
+    ]
 
 
-def judge(descents: dict, samples: dict) -> list[Claim]:
-    """One claim a problem and statement."""
-    claims = []
-    for name, runs in descents.items():
-        run = runs["kappa log"]
-        low, high = run["curvatures"]
-        constants = {label: r for label, r in runs.items() if label.startswith("t =")}
-        short, long = constants
-        stalled = [r["squares_last_decade"] for r in constants.values()]
-        finals = [r["squares"][-1] / r["errors"][-1] for r in constants.values()]
-        means = [r["last_decade"] for r in constants.values()]
-        tail = np.array(run["S"]) >= run["S"][-1] / 100
-        eps = np.array(run["mean"])[tail] / run["squares"][0]
-        cost = np.array(run["steps"])[tail] * eps / np.log(1 / eps)
-        claims += [
+def claims_of_ihd(where: str, runs: dict[str, Any]) -> list[Claim]:
+    """Row G8, on one problem."""
+    run = runs["kappa log"]
+    low, high = run["curvatures"]
+    constants = {label: r for label, r in runs.items() if label.startswith("t =")}
+    short, long = constants
+    stalled = [r["squares_last_decade"] for r in constants.values()]
+    finals = [r["squares"][-1] / r["errors"][-1] for r in constants.values()]
+    means = [r["last_decade"] for r in constants.values()]
+    tail = np.array(run["S"]) >= run["S"][-1] / 100
+    eps = np.array(run["mean"])[tail] / run["squares"][0]
+    cost = np.array(run["steps"])[tail] * eps / np.log(1 / eps)
+    return [
+        Claim(
+            "G8",
+            f"{where} the mean squared gradient falls as 1 / S with kappa log(s + 2) steps.",
+            "at most C / S",
+            f"slope {run['slope']:.3f} over two decades",
+            run["slope"] <= SLOPE,
+            f"The eigenvalues of the Hessian of Phi on the way are from {low:.2g} to {high:.2g}; "
+            f"|grad Phi(u_s)|^2 falls with slope {run['square_slope']:.2f}.",
+        ),
+        Claim(
+            "G8",
+            f"{where} the squared errors of the hypergradients fall as 1 / s^2 or faster.",
+            "slope at most -2",
+            f"slope {run['error_slope']:.2f}",
+            run["error_slope"] <= -1.95,
+        ),
+        Claim(
+            "G8",
+            f"{where} the mean is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + sum of errors) / S.",
+            "for all S",
+            f"at most {max(r['over_bound'] for r in runs.values()):.4f} times that",
+            max(r["over_bound"] for r in runs.values()) <= 1,
+            "This is over all runs, those with constant numbers of steps too.",
+        ),
+        Claim(
+            "G8",
+            f"{where} an accuracy eps takes O(1 / eps log(1 / eps)) inner and linear steps.",
+            "a constant factor",
+            f"a factor that varies by {cost.max() / cost.min():.2f} over two decades",
+            bool(cost.max() / cost.min() < 1.5),
+        ),
+        Claim(
+            "G8",
+            f"{where} the descent with {short} stalls at the error of the hypergradient.",
+            "no convergence",
+            f"from S / 10 to S |grad Phi(u_s)|^2 is multiplied by {stalled[0]:.2f} (with the "
+            f"logarithm by {run['squares_last_decade']:.1e}), to {finals[0]:.3f} of the squared error",
+            stalled[0] > 0.7 and abs(finals[0] - 1) < 0.05,
+            f"With {long} it is multiplied by {stalled[1]:.2f}, to {finals[1]:.3f}. The means are "
+            f"multiplied by {means[0]:.2f} and {means[1]:.2f} (with the logarithm by "
+            f"{run['last_decade']:.3f}).",
+        ),
+    ]
+
+
+def claims_of_sihd(where: str, runs: dict[str, Any]) -> list[Claim]:
+    """Row G10, on one problem."""
+    run = runs["t = k = J = cS"]
+    value, deviation = run["samples_slope"]
+    low, high = SAMPLES_SLOPE
+    found = [
+        Claim(
+            "G10",
+            f"{where} an accuracy eps of the mean squared gradient takes O(eps^-2) samples.",
+            "slope -2",
+            f"slope {value:.2f} +- {deviation:.2f} (deviation of one seed)",
+            low <= value <= high,
+            f"The mean squared gradient of the second half of the run falls with S as "
+            f"{run['second_half_slope']:.2f}, the mean squared error of the hypergradients as "
+            f"{run['mse_slope']:.2f} (-1 in theory, as upper bounds).",
+        ),
+        Claim(
+            "G10",
+            f"{where} the mean is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + sum of errors) / S.",
+            "for all S and seeds",
+            f"at most {run['over_bound']:.2f} times that",
+            run["over_bound"] <= 1,
+        ),
+    ]
+    for label in list(runs)[1:]:
+        kept = runs[label]["last_doubling"]
+        found.append(
             Claim(
-                "G8",
-                f"{name}: with kappa log(s + 2) steps the mean squared gradient falls as 1 / S",
-                "at most C / S",
-                f"slope {run['slope']:.3f} over two decades",
-                run["slope"] <= SLOPE,
-                f"The eigenvalues of Phi's Hessian on the way are from {low:.2g} to {high:.2g}; "
-                f"|grad Phi(u_s)|^2 falls with slope {run['square_slope']:.2f}.",
-            ),
-            Claim(
-                "G8",
-                f"{name}: the squared errors of the hypergradients fall as 1 / s^2 or faster",
-                "slope at most -2",
-                f"slope {run['error_slope']:.2f}",
-                run["error_slope"] <= -1.95,
-            ),
-            Claim(
-                "G8",
-                f"{name}: the mean is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + sum of errors) / S",
-                "for all S",
-                f"at most {max(r['over_bound'] for r in runs.values()):.4f} times that",
-                max(r["over_bound"] for r in runs.values()) <= 1,
-                "In all runs, those with constant numbers of steps too.",
-            ),
-            Claim(
-                "G8",
-                f"{name}: an accuracy eps takes O(1 / eps log(1 / eps)) inner and linear steps",
-                "a constant factor",
-                f"a factor that varies by {cost.max() / cost.min():.2f} over two decades",
-                bool(cost.max() / cost.min() < 1.5),
-            ),
-            Claim(
-                "G8",
-                f"{name}: with {short} it stalls at the error of the hypergradient",
+                "G10",
+                f"{where} an S twice as large hardly helps with {label}.",
                 "no convergence",
-                f"from S / 10 to S |grad Phi(u_s)|^2 times {stalled[0]:.2f} (with the logarithm "
-                f"{run['squares_last_decade']:.1e}), to {finals[0]:.3f} of the squared error",
-                stalled[0] > 0.7 and abs(finals[0] - 1) < 0.05,
-                f"With {long} times {stalled[1]:.2f}, to {finals[1]:.3f}. The means times "
-                f"{means[0]:.2f} and {means[1]:.2f} (with the logarithm {run['last_decade']:.3f}).",
-            ),
-        ]
-    for name, runs in samples.items():
-        run = runs["t = k = J = cS"]
-        value, deviation = run["samples_slope"]
-        low, high = SAMPLES_SLOPE
-        claims += [
-            Claim(
-                "G10",
-                f"{name}: an accuracy eps of the mean squared gradient takes O(eps^-2) samples",
-                "slope -2",
-                f"slope {value:.2f} +- {deviation:.2f} (deviation of a seed)",
-                low <= value <= high,
-                f"The mean squared gradient of the second half of the run falls with S as "
-                f"{run['second_half_slope']:.2f}, the mean squared error of the hypergradients as "
-                f"{run['mse_slope']:.2f} (-1 in theory, as upper bounds).",
-            ),
-            Claim(
-                "G10",
-                f"{name}: the mean is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + sum of errors) / S",
-                "for all S and seeds",
-                f"at most {run['over_bound']:.2f} times that",
-                run["over_bound"] <= 1,
-            ),
-        ]
-        for label in list(runs)[1:]:
-            kept = runs[label]["last_doubling"]
-            claims.append(
-                Claim(
-                    "G10",
-                    f"{name}, {label}: S twice as large hardly helps",
-                    "no convergence",
-                    f"times {kept:.2f} (in the method {run['last_doubling']:.2f})",
-                    kept > 0.8,
-                )
+                f"times {kept:.2f} (in the method {run['last_doubling']:.2f})",
+                kept > 0.8,
             )
-    return claims
+        )
+    return found
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run_script(__file__, measure, draw, claims)

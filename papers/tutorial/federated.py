@@ -1,20 +1,23 @@
 """G11: bilevel optimization over clients: what local steps save, and what they cost without care.
 
-Grazzi & Pontil name federated bilevel optimization among the recent advances; the method is that of
-Tarzanagh, Li, Thrampoulidis and Oymak, "FedNest" (2022), simulated: clients take `local_steps` inner
-gradient steps with the correction of FedInn, and the server averages; the linear system is solved with
+Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", name
+federated bilevel optimization among the recent advances. The method is that of Tarzanagh, Li,
+Thrampoulidis and Oymak (2022), "FedNest", simulated: clients take `local_steps` inner gradient
+steps with the correction of FedInn, and the server averages; the linear system is solved with
 averaged Hessian-vector products, and the outer step is on the averaged hypergradient.
 
-Logistic regression, odd against even digits on 16 principal components (scaled together), with one
-penalty a feature, `u` its logarithm, and a weak prior on u, without which some penalties run to
-infinity. Each outer step is one round of local steps and a hypergradient by five steps of CG, both
-from where the last ended. *Exchanges* counts every average that the server takes: two a round (of
-gradients, then of parameters; one without the correction or with one local step), and those of the
-hypergradient. The distance is `|u - u*| / |u*|`, u* the solution on the pooled rows.
+The problem is logistic regression, odd against even digits on 16 principal components (scaled
+together), with one penalty per feature, `u` its logarithm, and a weak prior on u, without which
+some penalties run to infinity. Each outer step is one round of local steps and a hypergradient by
+five steps of CG, both from where the last ones ended. *Exchanges* counts every average that the
+server takes: two per round (of gradients, then of parameters; one without the correction or with
+one local step), and those of the hypergradient. The distance is `|u - u*| / |u*|`, where u* is the
+solution on the pooled rows.
 
-Rows are dealt out at random (iid), or by digit, so that a client has one or a few (by digit).
+Rows are dealt out at random (iid), or by digit, so that a client has one digit or a few (by digit).
 
-Quick: scikit-learn's digits, 850 + 850 rows. Full: MNIST, 5000 + 5000 rows.
+Quick: scikit-learn's digits, 850 + 850 rows, and 1 and 10 local steps unless there are 10 clients.
+Full: MNIST, 5000 + 5000 rows, and 1, 2, 5 and 10 local steps throughout.
 """
 
 import sys
@@ -26,16 +29,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
 
 import bilevel
 from bilevel import FederatedInner, tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, Measured, panels
+from _frame import run as run_script
+from _tutorial import digits, inner_solution, mnist
 
 FEATURES, PRIOR, CENTER, OUTER_STEP = 16, 0.005, -3.0, 40.0
 NUM_STEPS, THIN, SHOWN = 1200, 4, 3000
@@ -43,24 +46,20 @@ SPLITS = {"iid": 0.0, "by digit": 1.0}
 REACHED, SOLVED, LOST = 1e-4, 1e-7, 1e6  # distances; the last is that of a run that diverged
 
 
-def rows(full: bool) -> tuple[Any, Any, Any, str]:
-    """Inner and outer rows with their labels; the digits of both, in this order; what they are."""
-    x, digits = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))[:1700]
-    x, digits, name = x[order] / 16, np.asarray(digits)[order], "digits"
+def rows(full: bool) -> tuple[Any, Any, Any]:
+    """Inner and outer rows with their labels; the digits of both, in this order."""
     if full:
-        try:
-            images, labels = bilevel.datasets.mnist("train")
-            x, digits = images[:10000].reshape(10000, -1) / 255, labels[:10000]
-            name = "MNIST"
-        except FileNotFoundError as missing:
-            print(f"MNIST is missing, digits are run in its place: {missing}")
+        x, codes = mnist("train", slice(10000))
+    else:
+        x, codes = digits()
+        order = np.random.default_rng(0).permutation(len(x))[:1700]
+        x, codes = x[order], codes[order]
     n = len(x) // 2
     x = x - x[:n].mean(axis=0)
     values, vectors = np.linalg.eigh(x[:n].T @ x[:n] / n)
     x = jnp.asarray(x @ vectors[:, -FEATURES:] * (2 / np.sqrt(values[-1])))
-    y = jnp.asarray(np.where(digits % 2 == 1, 1.0, -1.0))
-    return (x[:n], y[:n]), (x[n:], y[n:]), digits, name
+    y = jnp.asarray(np.where(codes % 2 == 1, 1.0, -1.0))
+    return (x[:n], y[:n]), (x[n:], y[n:]), codes
 
 
 def with_prior(problem: bilevel.BilevelProblem) -> bilevel.BilevelProblem:
@@ -73,7 +72,7 @@ def with_prior(problem: bilevel.BilevelProblem) -> bilevel.BilevelProblem:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def run(outer, inner, local_steps, corrected, num_steps, outer_data, inner_data, step, truth):
+def distances(outer, inner, local_steps, corrected, num_steps, outer_data, inner_data, step, truth):
     """`(distance of u, distance of w, products so far)` after each outer step."""
     problem = bilevel.BilevelProblem(outer, inner, outer_data, inner_data)
     method = bilevel.DoubleLoop(
@@ -109,29 +108,23 @@ def local_mean_gap(pooled, problem, u, w) -> float:
     return float(jnp.linalg.norm(local.mean(axis=0) - truth) / jnp.linalg.norm(truth))
 
 
-def at_start(pooled, u, w, step):
-    """The inner solution at the start of the runs."""
-    solver = bilevel.GradientInner(optax.sgd(step), 2000)
-    stream = bilevel.Stream(bilevel.FullBatch(), pooled.inner_data, ())
-    return jax.jit(lambda w: solver.solve(pooled, u, w, solver.init(pooled, u, w), stream)[0])(w)
-
-
-def measure(pooled, truth, digits, clients, local_steps, num_steps):
-    """All runs: `(curves, gaps of the mean of local hypergradients)`."""
+def run_all(pooled, truth, codes, clients, local_steps, num_steps):
+    """All runs: `(curves, their points, gaps of the mean of local hypergradients)`."""
     n = len(pooled.inner_data[0])
     u0, w0 = jnp.full(FEATURES, CENTER), jnp.zeros(FEATURES)
     hessian = jax.jit(jax.hessian(pooled.inner, 1))
 
-    def largest(data) -> float:  # at w = 0 the logistic loss is most curved
+    def largest(data) -> float:  # At w = 0 the logistic loss has its largest curvature.
         return float(np.linalg.eigvalsh(hessian(u0, w0, data))[-1])
 
     step = 1 / largest(pooled.inner_data)
-    w_start = at_start(pooled, u0, w0, step)
-    curves, gaps = [], {}
+    solver = bilevel.GradientInner(optax.sgd(step), 2000)
+    w_start = jax.jit(partial(inner_solution, pooled, solver, u0))(w0)
+    curves, paths, gaps = [], [], {}
     for num_clients in clients:
         for split, share in SPLITS.items():
             deal = partial(tasks.deal_rows, num_clients=num_clients, heterogeneity=share)
-            problem = tasks.federated(pooled, deal(digits[:n]), deal(digits[n:]))
+            problem = tasks.federated(pooled, deal(codes[:n]), deal(codes[n:]))
             gaps[f"{num_clients}, {split}"] = local_mean_gap(pooled, problem, u0, w_start)
             most = max(
                 largest(jax.tree.map(lambda x, i=i: x[i], problem.inner_data))
@@ -145,7 +138,7 @@ def measure(pooled, truth, digits, clients, local_steps, num_steps):
                 for way, (corrected, inner_step) in ways.items():
                     du, dw, products = map(
                         np.asarray,
-                        run(
+                        distances(
                             problem.outer,
                             problem.inner,
                             count,
@@ -160,9 +153,10 @@ def measure(pooled, truth, digits, clients, local_steps, num_steps):
                     du, dw = (np.minimum(np.nan_to_num(d, nan=LOST), LOST) for d in (du, dw))
                     averages = 2 if corrected and count > 1 else 1
                     exchanges = products + (averages + 2) * np.arange(1, num_steps + 1)
-                    # The first step after which it stays there.
+                    # The first step after which the distance stays below REACHED.
                     late = np.flatnonzero(~(du <= REACHED))
                     first = int(late[-1]) + 1 if late.size else 0
+                    paths.append((exchanges[::THIN], du[::THIN]))
                     curves.append(
                         {
                             "clients": num_clients,
@@ -170,8 +164,6 @@ def measure(pooled, truth, digits, clients, local_steps, num_steps):
                             "local_steps": count,
                             "way": way,
                             "step": inner_step,
-                            "exchanges": exchanges[::THIN].tolist(),
-                            "distance": du[::THIN].tolist(),
                             "last": float(du[-10:].max()),
                             "last_w": float(dw[-10:].max()),
                             "steps_to_reach": first + 1 if first < num_steps else None,
@@ -180,7 +172,7 @@ def measure(pooled, truth, digits, clients, local_steps, num_steps):
                             ),
                         }
                     )
-    return curves, gaps
+    return curves, paths, gaps
 
 
 def select(curves, **wanted) -> list[dict[str, Any]]:
@@ -188,23 +180,50 @@ def select(curves, **wanted) -> list[dict[str, Any]]:
     return [c for c in curves if all(c[key] == value for key, value in wanted.items())]
 
 
-def draw(curves: list[dict[str, Any]], clients: list[int], name: str, path: Path) -> None:
-    """Distance against exchanges, for ten clients; where runs end, against the number of clients."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def measure(full: bool) -> Measured:
+    """All runs, and the solution on the pooled rows."""
+    clients, all_counts = [2, 10, 50], (1, 2, 5, 10)
+    local_steps = {k: all_counts if full or k == 10 else (1, 10) for k in clients}
+    with jax.enable_x64(True):
+        inner, outer, codes = rows(full)
+        pooled = with_prior(tasks.logistic(*inner, *outer))
+        u0, w0 = jnp.full(FEATURES, CENTER), jnp.zeros(FEATURES)
+        solution = tasks.reference_solution(pooled, u0, w0, tol=1e-11)
+        truth = solution.u, solution.w
+        curves, paths, gaps = run_all(pooled, truth, codes, clients, local_steps, NUM_STEPS)
+    settings = {
+        "data": "MNIST" if full else "digits",
+        "rows": [len(inner[0]), len(outer[0])],
+        "clients": clients,
+        "outer_step": OUTER_STEP,
+        "outer_steps": NUM_STEPS,
+        "prior": PRIOR,
+        "log_penalties": solution.u,
+    }
+    return {
+        "settings": settings,
+        "seeds": [0],
+        "gaps": gaps,
+        "curves": curves,
+        "figure": {"paths": paths},
+    }
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+
+def draw(measured: Measured):
+    """Distance against exchanges, for ten clients; where runs end, against the number of clients."""
+    curves, settings = measured["curves"], measured["settings"]
+    clients = settings["clients"]
+    figure, axes = panels(1, 3, (14, 4.8))
     colors = {1: "k", 2: "C0", 5: "C1", 10: "C3"}
     lines = {"corrected": "-", "safe": "--", "plain": ":"}
     for axis, split in zip(axes, SPLITS, strict=False):
-        for curve in select(curves, clients=10, split=split):
+        for curve, path in zip(curves, measured["figure"]["paths"], strict=True):
             count, way = curve["local_steps"], curve["way"]
-            if way == "safe" and count != 10:
+            if (curve["clients"], curve["split"]) != (10, split) or (way == "safe" and count < 10):
                 continue
             label = {"corrected": "", "safe": ", step 1 / (10 L)", "plain": ", not corrected"}[way]
             axis.semilogy(
-                curve["exchanges"],
-                curve["distance"],
+                *path,
                 lines[way],
                 color=colors[count],
                 label=f"{count} local step{'s' if count > 1 else ''}{label}",
@@ -230,15 +249,16 @@ def draw(curves: list[dict[str, Any]], clients: list[int], name: str, path: Path
     axes[2].minorticks_off()
     axes[2].set(title="10 local steps, where it ends", xlabel="clients", ylim=(1e-12, 10))
     axes[2].legend(fontsize=8, loc="center right")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"Federated bilevel optimization, {name}: penalties of a logistic regression")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure.suptitle(
+        f"Federated bilevel optimization, {settings['data']}: penalties of a logistic regression"
+    )
+    return figure
 
 
-def judge(curves, gaps, clients) -> list[Claim]:
+def claims(measured: Measured) -> list[Claim]:
     """Row G11, the federated part."""
+    curves, gaps = measured["curves"], measured["gaps"]
+    clients = measured["settings"]["clients"]
 
     def last(**wanted) -> float:
         return max(curve["last"] for curve in select(curves, **wanted))
@@ -267,22 +287,23 @@ def judge(curves, gaps, clients) -> list[Claim]:
     return [
         Claim(
             "G11",
-            "corrected local steps of size 1 / (local_steps L): every run ends at the pooled solution",
+            "With corrected local steps of size 1 / (local_steps L) every run ends at the pooled "
+            "solution.",
             "no drift",
             f"distance at most {max(safe):.1g}",
             max(safe) < SOLVED,
         ),
         Claim(
             "G11",
-            "corrected local steps of size 1 / L: so do they",
+            "With corrected local steps of size 1 / L every run ends at the pooled solution.",
             "no drift",
             f"iid {bold['iid']:.1g}, by digit {bold['by digit']:.1g}",
             max(bold.values()) < SOLVED,
-            f"Not with these: {'; '.join(failed)}." if failed else "",
+            f"These runs do not: {'; '.join(failed)}." if failed else "",
         ),
         Claim(
             "G11",
-            "without the correction it ends elsewhere (10 clients, 2, 5, 10 local steps)",
+            "Without the correction runs of 10 clients with 2, 5 and 10 local steps end elsewhere.",
             "client drift",
             f"iid {numbers(plain['iid'])}; by digit {numbers(plain['by digit'])}",
             min(plain["by digit"]) > 1e-3
@@ -291,48 +312,24 @@ def judge(curves, gaps, clients) -> list[Claim]:
         ),
         Claim(
             "G11",
-            f"more local steps need fewer exchanges to a distance of {REACHED} (iid, 10 clients)",
+            f"With more local steps, 10 iid clients need fewer exchanges to a distance of {REACHED}.",
             "fewer rounds",
             f"1, 2, 5, 10 local steps: {counts(reach)}",
             None not in reach and all(a > b for a, b in pairwise(reach)),
-            f"By digit: {counts(c['exchanges_to_reach'] for c in by_digit)}. Of an outer step's "
-            "exchanges one or two are the inner round's, the others the hypergradient's.",
+            f"By digit they need {counts(c['exchanges_to_reach'] for c in by_digit)}. One or two of "
+            "the exchanges of an outer step are for the inner round, the others for its "
+            "hypergradient.",
         ),
         Claim(
             "G11",
-            "the mean of the clients' own hypergradients is not the hypergradient",
+            "The mean of the clients' own hypergradients is not the hypergradient.",
             "biased",
             ", ".join(f"{key}: {gap:.2g}" for key, gap in gaps.items()),
             all(gaps[f"{k}, by digit"] > max(0.1, gaps[f"{k}, iid"]) for k in clients),
-            "Relative distances, at the start.",
+            "These are relative distances, at the start of the runs.",
         ),
     ]
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Measure, draw, judge."""
-    jax.config.update("jax_enable_x64", True)
-    inner, outer, digits, name = rows(full)
-    pooled = with_prior(tasks.logistic(*inner, *outer))
-    u0, w0 = jnp.full(FEATURES, CENTER), jnp.zeros(FEATURES)
-    solution = tasks.reference_solution(pooled, u0, w0, tol=1e-11)
-    clients, all_counts = [2, 10, 50], (1, 2, 5, 10)
-    local_steps = {k: all_counts if full or k == 10 else (1, 10) for k in clients}
-    curves, gaps = measure(
-        pooled, (solution.u, solution.w), digits, clients, local_steps, NUM_STEPS
-    )
-    draw(curves, clients, name, out / "federated.png")
-    settings = {
-        "data": name,
-        "rows": [len(inner[0]), len(outer[0])],
-        "clients": clients,
-        "outer_step": OUTER_STEP,
-        "outer_steps": NUM_STEPS,
-        "prior": PRIOR,
-        "log_penalties": solution.u.tolist(),
-    }
-    return {"settings": settings, "gaps": gaps, "curves": curves}, judge(curves, gaps, clients)
-
-
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run_script(__file__, measure, draw, claims)

@@ -1,28 +1,30 @@
 """G3: how much a few shifted training rows can hurt a classifier, and whether one would see them.
 
-Grazzi & Pontil, "Data poisoning attacks": the outer variable is a perturbation `u_i` of each of k
-training rows, `|u_i|_2 <= eps`; the inner problem trains on the perturbed rows; the outer one
-maximises the loss on the adversary's own ("outer") rows. The slides say two things that are measured
-here: the damage can overfit the outer rows, so it is also measured on hold-out rows; and smaller eps
-and k are harder to detect.
+Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section
+"Data poisoning attacks": the outer variable is a perturbation `u_i` of each of k training rows,
+`|u_i|_2 <= eps`; the inner problem trains on the perturbed rows; the outer problem maximises the
+loss on the adversary's own ("outer") rows. The slides say two things that are measured here: the
+damage can overfit the outer rows, so that it is also measured on held-out rows; and a smaller eps
+or k is harder to detect.
 
-- Two models: multinomial regression and a perceptron with 32 tanh units. On the regression the inner
-  solution is unique: warm starts, AID. On the perceptron each hypergradient is that of a training run
-  from the adversary's own initial weights (ITD): a warm-started one would be damaged through what it
-  remembers of earlier perturbations, which retraining undoes.
-- Each eps starts where the next smaller one ended. All rows move by the same length a step.
-- Every number is of a model *retrained from scratch* on the poisoned rows, for the perceptron from
+- There are two models: multinomial regression and a perceptron with 32 tanh units. The inner
+  solution of the regression is unique: warm starts, AID. On the perceptron each hypergradient is
+  that of a training run from the adversary's own initial weights (ITD): a warm-started model would
+  be damaged through what it remembers of earlier perturbations, which retraining undoes.
+- Each eps starts where the next smaller one ended. All rows move by the same length in each step.
+- Every number is of a model *retrained from scratch* on the poisoned rows, the perceptron from
   initial weights that the adversary has not seen.
-- The control: random directions, row by row of the length that the attack used.
-- Transfer: rows poisoned with one model, used to train the other.
-- Detection: each training row's mean distance to its five nearest rows of the same label, in the
-  poisoned table; the AUROC is that of poisoned against other rows.
+- The control is random directions; each row moves by the length that the attack used.
+- Transfer: rows poisoned with one model are used to train the other.
+- Detection: the mean distance of each training row to its five nearest rows of the same label, in
+  the poisoned table. The AUROC is that of poisoned rows against other rows.
 
-Quick: scikit-learn's digits, 400 training, 400 outer and 997 hold-out rows. Full: MNIST, 1000
-training and 1000 outer rows, 10000 hold-out ones (its test split).
+Quick: scikit-learn's digits, 400 training, 400 outer and 997 held-out rows. Full: MNIST, 1000
+training and 1000 outer rows, 10000 held-out ones (its test split).
 """
 
 import sys
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,10 +33,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import matplotlib as mpl
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
@@ -42,7 +42,8 @@ import bilevel
 from bilevel import tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, Measured, panels, run
+from _tutorial import digits, mnist
 
 L2, TRAINING_STEPS, NEIGHBOURS = 1e-3, 600, 5
 
@@ -74,20 +75,17 @@ class Split(NamedTuple):
 
 def load(data: str, seed: int) -> Split:
     """One random split, in units of the largest pixel, centred at the training rows' mean."""
+    rng = np.random.default_rng(seed)
     if data == "digits":
-        x, y = load_digits(return_X_y=True)
-        order, n, scale = np.random.default_rng(seed).permutation(len(x)), 400, 16
+        (x, y), n = digits(), 400
+        order = rng.permutation(len(x))
         parts = order[:n], order[n : 2 * n], order[2 * n :]
         split = [(x[i], y[i]) for i in parts]
     else:
-        x, y = bilevel.datasets.mnist("train")
-        order, n, scale = np.random.default_rng(seed).permutation(len(x)), 1000, 255
-        split = [(x[i], y[i]) for i in (order[:n], order[n : 2 * n])]
-        x, y = bilevel.datasets.mnist("test")
-        split.append((x, y))
-    flat = [(x.reshape(len(x), -1) / scale, y) for x, y in split]
-    mean = flat[0][0].mean(axis=0)
-    return Split(*((jnp.asarray(x - mean, "float32"), jnp.asarray(y, "int32")) for x, y in flat))
+        order, n = rng.permutation(60_000), 1000
+        split = [mnist("train", i) for i in (order[:n], order[n : 2 * n])] + [mnist("test")]
+    mean = split[0][0].mean(axis=0)
+    return Split(*((jnp.asarray(x - mean, "float32"), jnp.asarray(y, "int32")) for x, y in split))
 
 
 def nesterov(step: float) -> optax.GradientTransformation:
@@ -164,7 +162,7 @@ def outlier_scores(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def other_class_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """The median distance from a row to the nearest row of another class: what eps compares to."""
+    """The median distance from a row to the nearest row of another class: the scale of eps."""
     squares = (x**2).sum(1)
     distances = squares[:, None] + squares - 2 * x @ x.T
     distances[y[:, None] == y] = np.inf
@@ -245,11 +243,12 @@ def measure_seed(settings: Settings, seed: int) -> tuple[list[dict[str, Any]], f
 class Table:
     """The records, to be asked for one number of each seed."""
 
-    def __init__(self, records: list[dict[str, Any]], settings: Settings):
-        self.records, self.settings = records, settings
+    def __init__(self, measured: Measured):
+        self.records = measured["records"]
+        self.settings = Settings(*(measured["settings"][name] for name in Settings._fields))
 
     def ask(self, attack: str, radius: float, *path: str, count: int | None = None) -> np.ndarray:
-        """One number a seed, such as that at `("MLP", "hold_out")`."""
+        """One number per seed, such as that at `("MLP", "hold_out")`."""
         count = self.settings.counts[-1] if count is None else count
         found = []
         for record in self.records:
@@ -265,129 +264,34 @@ class Table:
         """`(radii, seeds)`."""
         return np.array([self.ask(attack, radius, *path) for radius in self.settings.radii])
 
+    def by_count(self, attack: str, *path: str) -> list[float]:
+        """Means over the seeds, for each number of poisoned rows."""
+        settings = self.settings
+        return [
+            self.ask(attack, settings.radius, *path, count=count).mean()
+            for count in settings.counts
+        ]
+
     def clean(self, model: str, part: str = "hold_out") -> np.ndarray:
-        """One accuracy a seed."""
+        """One accuracy per seed."""
         return self.ask("none", 0.0, model, part, count=0)
 
 
-def judge_claims(table: Table) -> list[Claim]:
-    """Row G3, claim by claim."""
-    settings, claims = table.settings, []
-
-    def shown(values) -> str:
-        return ", ".join(f"{x:.3f}" for x in np.ravel(values))
-
-    for name, other in (("linear", "MLP"), ("MLP", "linear")):
-        clean = table.clean(name)
-        own, random = (
-            table.curve(name, name, "hold_out"),
-            table.curve(f"random as {name}", name, "hold_out"),
-        )
-        path = [clean.mean(), *own.mean(axis=1)]
-        seen = table.curve(name, "outer_loss_as_left").mean(axis=1)
-        claims.append(
-            Claim(
-                "G3",
-                f"{name}: a larger eps hurts more (hold-out accuracy at eps = 0, "
-                f"{', '.join(map(str, settings.radii))})",
-                "smaller eps, less damage",
-                shown(path),
-                all(a > b for a, b in pairwise(path)),
-                f"The outer loss that the attack itself saw last: {shown(seen)}.",
-            )
-        )
-        claims.append(
-            Claim(
-                "G3",
-                f"{name}: the attack hurts more than random rows of the same size, each eps and seed",
-                "control",
-                f"random {shown(random.mean(axis=1))}",
-                bool((own < random).all()),
-            )
-        )
-        by_count = [
-            table.ask(name, settings.radius, name, "hold_out", count=count).mean()
-            for count in settings.counts
-        ]
-        claims.append(
-            Claim(
-                "G3",
-                f"{name}: fewer poisoned rows hurt less ({settings.counts}, eps = {settings.radius})",
-                "fewer rows, less damage",
-                shown(by_count),
-                all(a > b for a, b in pairwise([clean.mean(), *by_count])),
-            )
-        )
-        auroc = table.curve(name, "auroc").mean(axis=1)
-        random_auroc = table.curve(f"random as {name}", "auroc").mean(axis=1)
-        claims.append(
-            Claim(
-                "G3",
-                f"{name}: a smaller eps is harder to detect (AUROC of the outlier score)",
-                "smaller eps, lower chance",
-                shown(auroc),
-                all(a < b for a, b in pairwise([0.5, *auroc])),
-                f"Random rows of the same size: {shown(random_auroc)}.",
-            )
-        )
-        flagged = [
-            table.ask(name, settings.radius, "flagged", count=count).mean()
-            for count in settings.counts
-        ]
-        per_row = [
-            table.ask(name, settings.radius, "auroc", count=count).mean()
-            for count in settings.counts
-        ]
-        claims.append(
-            Claim(
-                "G3",
-                f"{name}: fewer poisoned rows are harder to detect (how many score above 95 % of the "
-                "other rows)",
-                "fewer rows, lower chance",
-                ", ".join(f"{x:.1f} of {k}" for x, k in zip(flagged, settings.counts, strict=True)),
-                all(a < b for a, b in pairwise([0, *flagged])),
-                f"There are fewer to be seen; each row by itself: AUROC {shown(per_row)}.",
-            )
-        )
-        gap = [
-            (table.clean(name, "outer") - table.ask(name, radius, name, "outer")).mean()
-            - (clean - table.ask(name, radius, name, "hold_out")).mean()
-            for radius in settings.radii
-        ]
-        claims.append(
-            Claim(
-                "G3",
-                f"{name}: the damage overfits the outer rows (loss of accuracy there minus that on "
-                "hold-out rows)",
-                "possible",
-                shown(gap),
-                bool(min(gap) > 0),
-            )
-        )
-        transferred = table.curve(other, name, "hold_out")
-        control = table.curve(f"random as {other}", name, "hold_out")
-        share = (clean - transferred).mean(axis=1) / (clean - own).mean(axis=1)
-        claims.append(
-            Claim(
-                "G3",
-                f"rows poisoned with the {other} model hurt the {name} one more than random rows",
-                "control",
-                f"hold-out accuracy {shown(transferred.mean(axis=1))}, random "
-                f"{shown(control.mean(axis=1))}",
-                bool((transferred.mean(axis=1) < control.mean(axis=1)).all()),
-                f"In shares of its own attack's damage: {shown(share)}.",
-            )
-        )
-    return claims
+def measure(full: bool) -> Measured:
+    """The records of all seeds."""
+    settings = FULL if full else QUICK
+    seeds = list(range(settings.seeds))
+    runs = [measure_seed(settings, seed) for seed in seeds]
+    about = {**settings._asdict(), "l2": L2, "other_class_distance": np.mean([s for _, s in runs])}
+    records = [record for found, _ in runs for record in found]
+    return {"settings": about, "seeds": seeds, "records": records}
 
 
-def draw(table: Table, scale: float, path: Path) -> None:
+def draw(measured: Measured):
     """Accuracy of both models, and detection, against eps; accuracy against the number of rows."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    settings = table.settings
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.9), layout="constrained")
+    table = Table(measured)
+    settings, scale = table.settings, measured["settings"]["other_class_distance"]
+    figure, axes = panels(1, 4, (15, 3.9))
     x = [0.0, *settings.radii]
 
     def line(axis, values, label, style):
@@ -404,23 +308,20 @@ def draw(table: Table, scale: float, path: Path) -> None:
         ]:
             first = table.clean(name, part)[None]
             line(axis, np.concatenate([first, table.curve(attack, name, part)]), label, style)
-        axis.set(title=f"{name}, retrained", ylabel="accuracy on hold-out rows")
+        axis.set(title=f"{name}, retrained", ylabel="accuracy on held-out rows")
     low = min(axis.get_ylim()[0] for axis in axes[:2])
     for axis in axes[:2]:
         axis.set_ylim(bottom=low)
     axes[1].legend(fontsize=8, loc="lower left")
     for name, color in (("linear", "C0"), ("MLP", "C1")):
-        values = [table.clean(name).mean()] + [
-            table.ask(name, settings.radius, name, "hold_out", count=count).mean()
-            for count in settings.counts
-        ]
+        values = [table.clean(name).mean(), *table.by_count(name, name, "hold_out")]
         axes[2].plot([0, *settings.counts], values, color + "o-", ms=4, label=name)
         line(axes[3], table.curve(name, "auroc"), f"{name} attack", color + "o-")
         line(axes[3], table.curve(f"random as {name}", "auroc"), f"random as {name}", color + "o:")
     axes[2].set(
         title=f"eps = {settings.radius:g}",
         xlabel="poisoned rows",
-        ylabel="accuracy on hold-out rows",
+        ylabel="accuracy on held-out rows",
     )
     axes[3].axhline(0.5, color="k", lw=0.8, ls=":")
     axes[3].set(title="are the rows outliers?", ylabel="AUROC of the distance to neighbours")
@@ -429,35 +330,109 @@ def draw(table: Table, scale: float, path: Path) -> None:
     for axis in (axes[0], axes[1], axes[3]):
         axis.axvline(scale, color="0.6", lw=0.8, ls="--")
         axis.set_xlabel("eps (dashed: distance to another class)")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
     rows = {"digits": 400, "MNIST": 1000}[settings.data]
     figure.suptitle(
         f"{settings.data}: {settings.counts[-1]} of {rows} training rows shifted by at most eps; "
         f"{settings.seeds} seeds (mean, range)",
         fontsize=11,
     )
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Measure, draw, judge."""
-    settings = FULL if full else QUICK
-    if full:
-        try:
-            bilevel.datasets.mnist("test")
-        except FileNotFoundError as missing:
-            print(f"MNIST is missing, digits are run in its place: {missing}")
-            settings = QUICK._replace(seeds=3, radii=[0.5, 1.0, 2.0, 4.0])
-    runs = [measure_seed(settings, seed) for seed in range(settings.seeds)]
-    records = [record for found, _ in runs for record in found]
-    scale = float(np.mean([scale for _, scale in runs]))
-    table = Table(records, settings)
-    draw(table, scale, out / "poisoning.png")
-    about = {**settings._asdict(), "l2": L2, "other_class_distance": scale}
-    return {"settings": about, "records": records}, judge_claims(table)
+def claims(measured: Measured) -> list[Claim]:
+    """Row G3, claim by claim, for both models."""
+    table = Table(measured)
+    return [
+        claim
+        for name, other in (("linear", "MLP"), ("MLP", "linear"))
+        for claim in claims_of(table, name, other)
+    ]
+
+
+def claims_of(table: Table, name: str, other: str) -> Iterator[Claim]:
+    """The claims about one model, attacked through itself and through the other one."""
+    settings = table.settings
+
+    def shown(values) -> str:
+        return ", ".join(f"{x:.3f}" for x in np.ravel(values))
+
+    clean = table.clean(name)
+    own = table.curve(name, name, "hold_out")
+    random = table.curve(f"random as {name}", name, "hold_out")
+    path = [clean.mean(), *own.mean(axis=1)]
+    seen = table.curve(name, "outer_loss_as_left").mean(axis=1)
+    yield Claim(
+        "G3",
+        f"The {name} model: a larger eps hurts more (held-out accuracy at eps = 0, "
+        f"{', '.join(map(str, settings.radii))}).",
+        "smaller eps, less damage",
+        shown(path),
+        all(a > b for a, b in pairwise(path)),
+        f"The outer loss that the attack itself saw last is {shown(seen)}.",
+    )
+    yield Claim(
+        "G3",
+        f"The {name} model: at each eps and seed the attack hurts more than random moves of the "
+        "same length.",
+        "control",
+        f"random {shown(random.mean(axis=1))}",
+        bool((own < random).all()),
+    )
+    by_count = table.by_count(name, name, "hold_out")
+    yield Claim(
+        "G3",
+        f"The {name} model: fewer poisoned rows hurt less ({settings.counts}, eps = "
+        f"{settings.radius}).",
+        "fewer rows, less damage",
+        shown(by_count),
+        all(a > b for a, b in pairwise([clean.mean(), *by_count])),
+    )
+    auroc = table.curve(name, "auroc").mean(axis=1)
+    random_auroc = table.curve(f"random as {name}", "auroc").mean(axis=1)
+    yield Claim(
+        "G3",
+        f"The {name} model: a smaller eps is harder to detect (AUROC of the outlier score).",
+        "smaller eps, lower chance",
+        shown(auroc),
+        all(a < b for a, b in pairwise([0.5, *auroc])),
+        f"For random moves of the same length it is {shown(random_auroc)}.",
+    )
+    flagged, per_row = table.by_count(name, "flagged"), table.by_count(name, "auroc")
+    yield Claim(
+        "G3",
+        f"The {name} model: fewer poisoned rows are harder to detect (how many score above 95 % "
+        "of the other rows).",
+        "fewer rows, lower chance",
+        ", ".join(f"{x:.1f} of {k}" for x, k in zip(flagged, settings.counts, strict=True)),
+        all(a < b for a, b in pairwise([0, *flagged])),
+        f"There are fewer of them to be seen. The AUROC of a single row is {shown(per_row)}.",
+    )
+    gap = [
+        (table.clean(name, "outer") - table.ask(name, radius, name, "outer")).mean()
+        - (clean - table.ask(name, radius, name, "hold_out")).mean()
+        for radius in settings.radii
+    ]
+    yield Claim(
+        "G3",
+        f"The {name} model: the damage overfits the outer rows (loss of accuracy there minus that "
+        "on held-out rows).",
+        "possible",
+        shown(gap),
+        bool(min(gap) > 0),
+    )
+    transferred = table.curve(other, name, "hold_out")
+    control = table.curve(f"random as {other}", name, "hold_out")
+    share = (clean - transferred).mean(axis=1) / (clean - own).mean(axis=1)
+    yield Claim(
+        "G3",
+        f"Rows poisoned with the {other} model hurt the {name} model more than random moves do.",
+        "control",
+        f"held-out accuracy {shown(transferred.mean(axis=1))}, random "
+        f"{shown(control.mean(axis=1))}",
+        bool((transferred.mean(axis=1) < control.mean(axis=1)).all()),
+        f"The damage is {shown(share)} of that of the model's own attack.",
+    )
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)

@@ -1,9 +1,10 @@
 """G6: three ways to take a Hessian-vector product by automatic differentiation.
 
-Grazzi & Pontil, on the cost of AID: reverse over reverse (RR, the gradient of `<grad f, v>`), reverse
-over forward (RF, the gradient of the directional derivative of f) and forward over reverse (FR, the
-directional derivative of `grad f`) give the same vector, at a cost of a few gradients each. Here for
-the cross-entropy of a perceptron with two hidden layers, on synthetic data.
+Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", on the cost
+of AID: reverse over reverse (RR, the gradient of `<grad f, v>`), reverse over forward (RF, the
+gradient of the directional derivative of f) and forward over reverse (FR, the directional
+derivative of `grad f`) give the same vector, and each costs a few gradients. They are measured here
+for the cross-entropy of a perceptron with two hidden layers, on synthetic data.
 """
 
 import sys
@@ -16,13 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import matplotlib as mpl
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, Measured, panels, run
+from _tutorial import compiled, relative, temporary_bytes
 
 TOLERANCE = 1e-12
 
@@ -86,105 +86,81 @@ def instance(sizes: list[int], rows: int) -> tuple[Any, Any, Any]:
     return params, v, (x, jr.randint(next(keys), (rows,), 0, sizes[-1]))
 
 
-def measure(sizes: list[int], rows: int, rounds: int) -> tuple[dict[str, Any], float]:
-    """Time and memory of each way, and how far they are apart."""
-    args = instance(sizes, rows)
-    compiled = {name: jax.jit(way).lower(*args).compile() for name, way in WAYS.items()}
-    products = {
-        name: np.asarray(ravel_pytree(run(*args))[0])
-        for name, run in compiled.items()
-        if name != "gradient"
-    }
-    apart = max(
-        float(np.linalg.norm(a - b) / np.linalg.norm(b))
-        for a in products.values()
-        for b in products.values()
+def measure(full: bool) -> Measured:
+    """Time and memory of each way, and how far the products are apart."""
+    sizes, rows, rounds = (
+        ([784, 512, 512, 10], 1024, 60) if full else ([200, 128, 128, 10], 256, 60)
     )
-    seconds = {name: [] for name in compiled}
-    for _ in range(rounds):  # alternating, so that a busy moment of the machine meets all alike
-        for name, run in compiled.items():
-            start = perf_counter()
-            jax.block_until_ready(run(*args))
-            seconds[name].append(perf_counter() - start)
-    megabytes = {}
-    for name, run in compiled.items():
-        analysis = run.memory_analysis()
-        assert analysis is not None
-        megabytes[name] = analysis.temp_size_in_bytes / 1e6
+    with jax.enable_x64(True):
+        args = instance(sizes, rows)
+        runs = {name: compiled(way, *args) for name, way in WAYS.items()}
+        products = [run(*args) for name, run in runs.items() if name != "gradient"]
+        apart = max(relative(a, b) for a in products for b in products)
+        seconds = {name: [] for name in runs}
+        for _ in range(rounds):  # They alternate, so that a busy machine slows all of them alike.
+            for name, run in runs.items():
+                start = perf_counter()
+                jax.block_until_ready(run(*args))
+                seconds[name].append(perf_counter() - start)
     table = {
         name: {
-            "milliseconds": 1e3 * float(np.median(seconds[name])),
-            "milliseconds_quartiles": [1e3 * float(q) for q in np.quantile(times, [0.25, 0.75])],
-            "gradients": float(np.median(np.divide(times, seconds["gradient"]))),
-            "temporary_megabytes": megabytes[name],
+            "milliseconds": 1e3 * np.median(times),
+            "milliseconds_quartiles": 1e3 * np.quantile(times, [0.25, 0.75]),
+            "gradients": np.median(np.divide(times, seconds["gradient"])),
+            "temporary_megabytes": temporary_bytes(runs[name]) / 1e6,
         }
         for name, times in seconds.items()
     }
-    return table, apart
+    settings = {"sizes": sizes, "rows": rows, "rounds": rounds, "dtype": "float64"}
+    return {"settings": settings, "seeds": [0], "difference": apart, "table": table}
 
 
-def draw(table: dict[str, Any], title: str, path: Path) -> None:
+def draw(measured: Measured):
     """Bars: time and memory."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    names = list(table)
-    colors = ["0.7", "C0", "C1", "C2"]
+    table, settings = measured["table"], measured["settings"]
+    figure, axes = panels(1, 2, (9, 3.6))
     for axis, key, label, digits in [
         (axes[0], "milliseconds", "time (ms, median and quartiles)", 1),
         (axes[1], "temporary_megabytes", "temporary memory (MB)", 2),
     ]:
-        heights = [table[name][key] for name in names]
-        bars = axis.bar(names, heights, color=colors, width=0.65)
+        heights = [row[key] for row in table.values()]
+        names = [
+            f"{name}\n{height:.{digits}f}" for name, height in zip(table, heights, strict=True)
+        ]
+        axis.bar(names, heights, color=["0.7", "C0", "C1", "C2"], width=0.65)
         if key == "milliseconds":
-            quartiles = np.array([table[name]["milliseconds_quartiles"] for name in names]).T
+            quartiles = np.array([row["milliseconds_quartiles"] for row in table.values()]).T
             around = np.abs(quartiles - np.array(heights))
             axis.errorbar(names, heights, around, fmt="none", ecolor="k", capsize=4, lw=1)
-        axis.bar_label(bars, fmt=f"%.{digits}f", label_type="center")
         axis.set_ylabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Measure, print the table, draw, judge."""
-    jax.config.update("jax_enable_x64", True)
-    sizes, rows, rounds = (
-        ([784, 512, 512, 10], 1024, 60) if full else ([200, 128, 128, 10], 256, 60)
+    shape = "-".join(map(str, settings["sizes"]))
+    figure.suptitle(
+        f"Hessian-vector products, perceptron {shape}, {settings['rows']} rows", fontsize=11
     )
-    table, apart = measure(sizes, rows, rounds)
-    print("          time (ms)   in gradients   temporary memory (MB)")
-    for name, row in table.items():
-        print(
-            f"{name:9s}{row['milliseconds']:10.2f}{row['gradients']:15.2f}"
-            f"{row['temporary_megabytes']:24.2f}"
-        )
-    shape = "-".join(map(str, sizes))
-    draw(table, f"Hessian-vector products, perceptron {shape}, {rows} rows", out / "products.png")
-    slowest = max(row["gradients"] for row in table.values())
-    claims = [
+    return figure
+
+
+def claims(measured: Measured) -> list[Claim]:
+    """Equal values, and a price."""
+    slowest = max(row["gradients"] for row in measured["table"].values())
+    return [
         Claim(
             "G6",
-            "RR, RF and FR are the same vector",
+            "RR, RF and FR give the same vector.",
             "equal",
-            f"relative difference at most {apart:.1e}",
-            apart <= TOLERANCE,
+            f"relative difference at most {measured['difference']:.1e}",
+            measured["difference"] <= TOLERANCE,
         ),
         Claim(
             "G6",
-            "a product costs a few gradients",
+            "A Hessian-vector product costs a few gradients.",
             "at most about 5 gradients",
             f"at most {slowest:.1f} gradients",
             slowest <= 5,
-            "Median of the ratios of alternating runs, on this machine.",
+            "This is the median of the ratios of alternating runs, on this machine.",
         ),
     ]
-    settings = {"sizes": sizes, "rows": rows, "rounds": rounds, "dtype": "float64"}
-    return {"settings": settings, "difference": apart, "table": table}, claims
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)

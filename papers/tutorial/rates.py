@@ -1,15 +1,16 @@
 """G7: how fast iterative and implicit differentiation approach the hypergradient.
 
-Grazzi & Pontil, "Error Rates for AID and ITD":
-with an inner map that contracts with constant q, t inner steps and k = t
-steps for the linear system, the error is `O(t q^t)` for ITD and `O(q^t)` for AID-FP; conjugate
-gradients (AID-CG) need far fewer steps than the fixed-point method once the inner point is good; the
-memory of ITD grows with t, that of AID does not.
+Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section
+"Error Rates for AID and ITD": with an inner map that contracts with the constant q, t inner steps,
+and k = t steps for the linear system, the error is `O(t q^t)` for ITD and `O(q^t)` for AID-FP.
+Conjugate gradients (AID-CG) need far fewer steps than the fixed-point method once the inner point
+is good. The memory of ITD grows with t; that of AID does not.
 
-All problems have one penalty per feature, so the cross derivative (and for logistic regression the
-Hessian) depends on w: where both are constant, ITD and AID-FP are the same vector. The inner steps are
-gradient steps of size 1 / L, and q = 1 - mu / L with the extreme eigenvalues of the Hessian at the
-solution; the error of AID-FP is then c q^t once the other eigenvalues' share has died out.
+All problems have one penalty per feature, so that the mixed derivative (and for logistic regression
+the Hessian) depends on w: where both are constant, ITD and AID-FP are the same vector. The inner
+steps are gradient steps of size 1 / L, and q = 1 - mu / L with the extreme eigenvalues of the
+Hessian at the solution. The error of AID-FP is c q^t once the share of the other eigenvalues has
+died out.
 """
 
 import sys
@@ -20,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -28,13 +28,12 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, Measured, panels, run
+from _tutorial import compiled, estimate, fast, inner_solution, relative, temporary_bytes
 
 METHODS = ["ITD", "AID-FP", "AID-CG"]
 FIT = (1e-12, 1e-3)  # the relative errors of AID-FP that its rate is fitted to
 T_MEMORY = [10, 1000]
-# Each t is a compilation of its own, and a short run: this halves the time of the script.
-fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 K_CG = [1, 2, 3, 5, 7, 10, 13, 16, 20, 25, 30, 40, 60, 100]
 
 
@@ -54,22 +53,19 @@ class Case(NamedTuple):
     def q(self) -> float:
         return 1 - self.mu / self.top
 
-    def estimate(self, estimator, inner_solver, inner_data, outer_data, u, w0):
-        """One hypergradient on full data; what else an estimate has is not compiled."""
+    @property
+    def problem(self) -> bilevel.BilevelProblem:
+        return bilevel.BilevelProblem(self.outer, self.inner, self.outer_data, self.inner_data)
+
+    def estimate(self, estimator, solver, inner_data, outer_data, u, w0):
         problem = bilevel.BilevelProblem(self.outer, self.inner, outer_data, inner_data)
-        full = bilevel.FullBatch()
-        streams = bilevel.Streams(
-            bilevel.Stream(full, outer_data, ()), bilevel.Stream(full, inner_data, ())
-        )
-        state = estimator.init(problem, inner_solver, u, w0)
-        return estimator.estimate(problem, inner_solver, u, w0, state, streams)[0].grad
+        return estimate(problem, estimator, solver, u, w0)
 
     def args(self):
         return self.inner_data, self.outer_data, self.u, jnp.zeros_like(self.w_star)
 
     def gradient(self, w, solver):
-        problem = bilevel.BilevelProblem(self.outer, self.inner, self.outer_data, self.inner_data)
-        return bilevel.implicit_gradient(problem, self.u, w, solver).grad
+        return bilevel.implicit_gradient(self.problem, self.u, w, solver).grad
 
     def truth(self):
         return fast(lambda w: self.gradient(w, lx.Cholesky()))(self.w_star)
@@ -135,16 +131,18 @@ def real(name: str, penalty: float) -> Case:
     return solved(penalised(loss), loss, rows, outer_rows, jnp.asarray(np.log(penalty) + spread))
 
 
+def ridge_on_cancer() -> Case:
+    """Least squares on the labels of breast cancer, 30 features, condition number about 1e3."""
+    case = real("logistic", 0.01)
+    return solved(penalised(half_squares), half_squares, case.inner_data, case.outer_data, case.u)
+
+
 def estimator(method: str, step: float, t: int) -> bilevel.AbstractHypergradient:
     """The tutorial's methods, with k = t."""
     if method == "ITD":
         return bilevel.ITD()
     solver = bilevel.Neumann(step, t) if method == "AID-FP" else bilevel.CG(0.0, 0.0, t)
     return bilevel.AID(solver, warm_start=False)
-
-
-def relative(found, truth) -> float:
-    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
 def curves(case: Case, counts: list[int]) -> dict[str, Any]:
@@ -154,8 +152,7 @@ def curves(case: Case, counts: list[int]) -> dict[str, Any]:
     for method in METHODS:
         for t in counts:
             solver = bilevel.GradientInner(optax.sgd(step), t)
-            run = partial(case.estimate, estimator(method, step, t), solver)
-            run = fast(run)
+            run = fast(partial(case.estimate, estimator(method, step, t), solver))
             errors[method].append(relative(run(*case.args()), truth))
     fp = np.array(errors["AID-FP"])
     fitted = (fp > FIT[0]) & (fp < FIT[1])
@@ -175,12 +172,8 @@ def curves(case: Case, counts: list[int]) -> dict[str, Any]:
 def at_convergence(case: Case, t: int) -> dict[str, Any]:
     """Errors of the linear solvers alone, at the result of t inner steps."""
     truth, step = case.truth(), 1 / case.top
-    problem = bilevel.BilevelProblem(case.outer, case.inner, case.outer_data, case.inner_data)
     inner = bilevel.GradientInner(optax.sgd(step), t)
-    stream = bilevel.Stream(bilevel.FullBatch(), case.inner_data, ())
-    w0 = jnp.zeros_like(case.w_star)
-    state = inner.init(problem, case.u, w0)
-    w = jax.jit(lambda w0: inner.solve(problem, case.u, w0, state, stream)[0])(w0)
+    w = jax.jit(partial(inner_solution, case.problem, inner, case.u))(jnp.zeros_like(case.w_star))
     # Without a tolerance, Richardson's method from zero is the fixed-point method for any k.
     solvers = {
         "AID-FP": lambda k: bilevel.Richardson(step, rtol=0.0, max_steps=k),
@@ -210,24 +203,52 @@ def memory(case: Case) -> dict[str, list[int]]:
         found[method] = []
         for t in T_MEMORY:
             solver = bilevel.GradientInner(optax.sgd(step), t)
-            run = jax.jit(partial(case.estimate, estimator(method, step, t), solver))
-            analysis = run.lower(*case.args()).compile().memory_analysis()
-            assert analysis is not None
-            found[method].append(analysis.temp_size_in_bytes)
+            run = partial(case.estimate, estimator(method, step, t), solver)
+            found[method].append(temporary_bytes(compiled(run, *case.args())))
     return found
 
 
-def draw(rates: dict, converged: dict, bytes_used: dict, path: Path) -> None:
-    """One panel a problem, one for the linear solvers alone, one for memory."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def measure(full: bool) -> Measured:
+    """All curves. The quick run has fewer problems, and four t for each."""
+    with jax.enable_x64(True):
+        cases = {
+            f"synthetic {mu}": synthetic(np.r_[mu, np.linspace(2 * mu, 1, 19)])
+            for mu in ((0.02, 0.05, 0.1, 0.2) if full else (0.05, 0.2))
+        }
+        cases |= {"ridge": real("ridge", 0.05), "logistic": real("logistic", 0.02)}
+        # In units of the time constant of q.
+        times = np.linspace(1, 25, 25) if full else np.array([3, 9, 16, 24])
+        rates = {
+            name: curves(case, [round(x) for x in times / -np.log(case.q)])
+            for name, case in cases.items()
+        }
+        converged = {
+            "diabetes": at_convergence(real("ridge", 1e-4), 40_000),
+            "logistic": at_convergence(cases["logistic"], 5_000),
+            "breast cancer, least squares": at_convergence(ridge_on_cancer(), 40_000),
+        }
+        if full:
+            spread = synthetic(np.geomspace(1e-3, 1, 200))
+            converged["200 log-spaced eigenvalues"] = at_convergence(spread, 40_000)
+        used = memory(cases["logistic"])
+    return {
+        "settings": {"fit": FIT, "step": "1 / L", "t_memory": T_MEMORY},
+        "seeds": [0],
+        "rates": rates,
+        "converged": converged,
+        "temporary_bytes": used,
+    }
 
+
+def draw(measured: Measured):
+    """One panel for each problem, one for the linear solvers alone, one for memory."""
+    rates, converged = measured["rates"], measured["converged"]
     columns = -(-(len(rates) + 2) // 2)
-    figure, axes = plt.subplots(2, columns, figsize=(3.6 * columns, 6.6), layout="constrained")
-    panels = iter(axes.flat)
+    figure, axes = panels(2, columns, (3.6 * columns, 6.6))
+    unused = iter(axes.flat)
     styles = {"ITD": ("C3", "o"), "AID-FP": ("C0", "s"), "AID-CG": ("C2", "^")}
     for name, case in rates.items():
-        axis, t = next(panels), np.array(case["t"])
+        axis, t = next(unused), np.array(case["t"])
         for method, errors in case["errors"].items():
             color, marker = styles[method]
             axis.semilogy(t, errors, color=color, marker=marker, ms=4, lw=1.3, label=method)
@@ -235,7 +256,7 @@ def draw(rates: dict, converged: dict, bytes_used: dict, path: Path) -> None:
         guide = case["errors"]["AID-FP"][at] * case["q"] ** (t - float(t[at]))
         axis.semilogy(t, 0.1 * guide, "k:", lw=1, label="slope of $q^t$")
         axis.set(title=f"{name}, $q$ = {case['q']:.3f}", xlabel="$t = k$", ylim=(1e-14, 30))
-    axis = next(panels)
+    axis = next(unused)
     for (name, case), line in zip(converged.items(), ["-", "-.", "--", ":"], strict=False):
         for method, errors in case["errors"].items():
             axis.loglog(K_CG, errors, line, color=styles[method][0], lw=1.3)
@@ -243,106 +264,70 @@ def draw(rates: dict, converged: dict, bytes_used: dict, path: Path) -> None:
     axis.set(title="linear solvers at a converged inner point", xlabel="$k$", ylim=(1e-14, 30))
     axis.axvline(30, color="0.8", lw=1, zorder=0)
     axis.legend(fontsize=7, loc="lower left")
-    axis = next(panels)
-    for method, used in bytes_used.items():
+    axis = next(unused)
+    for method, used in measured["temporary_bytes"].items():
         color, marker = styles[method]
         axis.loglog(T_MEMORY, np.array(used) / 1e3, color=color, marker=marker, ms=4, label=method)
     axis.set(title="temporary memory (kB), logistic", xlabel="$t = k$")
-    for axis in panels:
+    for axis in unused:
         axis.axis("off")
     axes[0, 0].legend(fontsize=8)
     for row in axes:
         row[0].set_ylabel("relative error of the hypergradient")
     for axis in axes.flat:
         axis.title.set_fontsize(10)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Compute all curves, draw, judge."""
-    jax.config.update("jax_enable_x64", True)
-    cases = {
-        f"synthetic {mu}": synthetic(np.r_[mu, np.linspace(2 * mu, 1, 19)])
-        for mu in ((0.02, 0.05, 0.1, 0.2) if full else (0.05, 0.2))
-    }
-    cases |= {"ridge": real("ridge", 0.05), "logistic": real("logistic", 0.02)}
-    # In units of the time constant of q.
-    times = np.linspace(1, 25, 25) if full else np.array([3, 9, 16, 24])
-    rates = {
-        name: curves(case, [round(x) for x in times / -np.log(case.q)])
-        for name, case in cases.items()
-    }
-    converged = {
-        "diabetes": at_convergence(real("ridge", 1e-4), 40_000),
-        "logistic": at_convergence(cases["logistic"], 5_000),
-        "breast cancer, least squares": at_convergence(ridge_on_cancer(), 40_000),
-    }
-    if full:
-        spread = synthetic(np.geomspace(1e-3, 1, 200))
-        converged["200 log-spaced eigenvalues"] = at_convergence(spread, 40_000)
-    bytes_used = memory(cases["logistic"])
-    draw(rates, converged, bytes_used, out / "rates.png")
-    claims = judge(rates, converged, bytes_used)
-    settings = {"fit": FIT, "step": "1 / L", "t_memory": T_MEMORY}
-    numbers = {"rates": rates, "converged": converged, "temporary_bytes": bytes_used}
-    return {"settings": settings, **numbers}, claims
-
-
-def ridge_on_cancer() -> Case:
-    """Least squares on the labels of breast cancer, 30 features, condition number about 1e3."""
-    case = real("logistic", 0.01)
-    return solved(penalised(half_squares), half_squares, case.inner_data, case.outer_data, case.u)
-
-
-def judge(rates: dict, converged: dict, bytes_used: dict) -> list[Claim]:
-    """One claim a problem and statement."""
-    claims = []
-    for name, case in rates.items():
+def claims(measured: Measured) -> list[Claim]:
+    """One claim for each problem and statement."""
+    found = []
+    for name, case in measured["rates"].items():
         slope, ratio, t = case["slope_over_log_q"], case["itd_over_fp"], case["fitted_t"]
-        claims += [
+        found += [
             Claim(
                 "G7",
-                f"{name}: the error of AID-FP falls as q^t",
+                f"On the {name} problem the error of AID-FP falls as q^t.",
                 "slope log q",
                 f"slope {slope:.3f} log q",
                 0.9 <= slope <= 1.1,
-                f"log error = a + b t, fitted to {len(t)} t from {t[0]} to {t[-1]}.",
+                f"The line log error = a + b t is fitted to {len(t)} t from {t[0]} to {t[-1]}.",
             ),
             Claim(
                 "G7",
-                f"{name}: ITD has a factor that grows with t",
+                f"On the {name} problem the error of ITD has a factor that grows with t.",
                 "t q^t against q^t",
                 f"ITD / AID-FP {', '.join(f'{x:.3g}' for x in ratio[:: max(len(ratio) // 5, 1)])}",
                 bool(np.all(np.diff(ratio) > 0)),
             ),
         ]
     at = K_CG.index(30)
-    for name, case in converged.items():
+    for name, case in measured["converged"].items():
         cg, fp = (case["errors"][method][at] for method in ("AID-CG", "AID-FP"))
-        claims.append(
+        found.append(
             Claim(
                 "G7",
-                f"{name}: at a converged inner point and k = 30, AID-CG is accurate, AID-FP not",
+                f"At a converged inner point of {name} with k = 30, AID-CG is accurate, and AID-FP "
+                "is not.",
                 "far more accurate (our thresholds: 1e-6, 1e-2)",
                 f"{cg:.1e} against {fp:.1e}",
                 cg < 1e-6 and fp > 1e-2,
-                f"{case['features']} features, condition number {case['condition']:.0f}.",
+                f"There are {case['features']} features, and the condition number is "
+                f"{case['condition']:.0f}.",
             )
         )
-    growth = {name: used[-1] / used[0] for name, used in bytes_used.items()}
-    claims.append(
+    growth = {name: used[-1] / used[0] for name, used in measured["temporary_bytes"].items()}
+    found.append(
         Claim(
             "G7",
-            f"from t = {T_MEMORY[0]} to {T_MEMORY[-1]}, the memory of ITD grows and AID's does not",
+            f"From t = {T_MEMORY[0]} to {T_MEMORY[-1]} the memory of ITD grows; that of AID does not.",
             "O(t) against O(1)",
             ", ".join(f"{name} times {x:.2f}" for name, x in growth.items()),
             growth["ITD"] > 10 and max(growth["AID-FP"], growth["AID-CG"]) <= 1.01,
         )
     )
-    return claims
+    return found
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)

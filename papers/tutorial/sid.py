@@ -1,20 +1,22 @@
 """G9: the mean squared error of the stochastic hypergradient (SID), term by term.
 
-Grazzi & Pontil, "Stochastic Bilevel Optimization":
-with t stochastic inner steps and k stochastic linear steps of decreasing
-size and J samples of the rest, the mean squared error is of the order `1/t + 1/k + 1/J`; with constant
-steps it stalls. Logistic regression with one regularisation parameter, `u = log penalty`.
+Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section
+"Stochastic Bilevel Optimization": with t stochastic inner steps and k stochastic linear steps of
+decreasing size, and J samples of the rest, the mean squared error is of the order `1/t + 1/k +
+1/J`; with constant steps it stalls. The problem is logistic regression with one regularisation
+parameter, `u = log penalty`.
 
-The terms are separated by making the two others exact, and nothing is subtracted:
+Each term is measured alone, by making the other two exact; nothing is subtracted:
 
 t:  w_t by stochastic steps; then SID at w_t on full batches, with 150 deterministic linear steps.
-k:  SID at the inner solution, with full outer batches. (The cross derivative of a penalty,
+k:  SID at the inner solution, with full outer batches. (The mixed derivative of a penalty,
     `exp(u) w`, has no sample in it, so that J does not matter.)
 J:  SID at the inner solution, with full inner batches and 150 deterministic linear steps.
 all: SID as it is, from w = 0, with t = k = J and minibatches everywhere.
 
 The inner solution is that of 2000 full gradient steps, and "full" means `FullBatch`. The steps are
-`c / (i + d)` with c = 2 / mu and d = c L, mu and L the extreme eigenvalues of the inner Hessian.
+`c / (i + d)` with c = 2 / mu and d = c L, where mu and L are the extreme eigenvalues of the inner
+Hessian. `--full` takes odd against even digits of MNIST, the quick run synthetic rows.
 """
 
 import sys
@@ -25,20 +27,18 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
-import matplotlib as mpl
 import numpy as np
 import optax
 
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, run_script
+from _frame import Claim, Measured, panels, run
+from _tutorial import COMPILE_FAST, full_stream, inner_solution, mnist
 
 BATCH, EXACT_STEPS, INNER_STEPS = 10, 150, 2000
 RANGE = (1.6, 2.6)  # what a doubling may divide a mean squared error by
 STALLED = 0.8
-# Each count is a compilation of its own, which takes longer than a short run.
-COMPILE_FAST = {"xla_backend_optimization_level": 0}
 
 
 def outer(u, w, batch):
@@ -70,8 +70,10 @@ class Instance(NamedTuple):
     def stream(self, which: str, key=None) -> bilevel.Stream:
         """All rows of the data at each draw, or with a key `BATCH` of them."""
         data = self.problem.outer_data if which == "outer" else self.problem.inner_data
-        sampler = bilevel.FullBatch() if key is None else bilevel.WithReplacement(BATCH)
-        return bilevel.Stream(sampler, data, sampler.init(data, jr.key(0) if key is None else key))
+        if key is None:
+            return full_stream(data)
+        sampler = bilevel.WithReplacement(BATCH)
+        return bilevel.Stream(sampler, data, sampler.init(data, key))
 
     def sid(self, estimator, inner_solver, streams):
         """One hypergradient, from w = 0."""
@@ -120,9 +122,7 @@ def instance(inner_data, outer_data, penalty: float) -> Instance:
     u, w0 = jnp.log(penalty), jnp.zeros(inner_data[0].shape[1])
     top = np.linalg.eigvalsh(jax.hessian(inner, 1)(u, w0, inner_data))[-1]
     solver = bilevel.GradientInner(optax.sgd(1 / top), INNER_STEPS)
-    full = bilevel.Stream(bilevel.FullBatch(), inner_data, ())
-    state = solver.init(problem, u, w0)
-    w = jax.jit(lambda w0: solver.solve(problem, u, w0, state, full)[0])(w0)
+    w = jax.jit(lambda w0: inner_solution(problem, solver, u, w0))(w0)
     mu = np.linalg.eigvalsh(jax.hessian(inner, 1)(u, w, inner_data))[0]
     truth = jax.jit(lambda w: bilevel.implicit_gradient(problem, u, w, lx.Cholesky()))(w)
     assert float(truth.inner_residual) < 1e-12
@@ -138,15 +138,13 @@ def synthetic(seed: int = 0) -> Instance:
     return instance((x[:200], y[:200]), (x[200:], y[200:]), 0.2)
 
 
-def digits() -> Instance:
-    """MNIST, odd against even: 50 principal components, of 5000 inner and 5000 outer rows.
+def odd_digits() -> Instance:
+    """MNIST, odd against even: 50 principal components of 5000 inner and 5000 outer rows.
 
-    They are the first 10000 of the training split. The components are scaled together, so that the
-    largest has variance 4.
+    They are the first 10000 rows of the training split. The components are scaled together, so that
+    the largest has variance 4.
     """
-    images, labels = bilevel.datasets.mnist("train")
-    images, labels = images[:10000], labels[:10000]
-    x = images.reshape(len(images), -1) / 255
+    x, labels = mnist("train", slice(10000))
     x = x - x.mean(0)
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     x = x @ vectors[:, -50:] * (2 / np.sqrt(values[-1]))
@@ -165,9 +163,7 @@ def mean_squared_error(case: Instance, term, steps: int, schedule, keys, options
     return np.array([squares.mean(), squares.std() / squares.mean() / np.sqrt(len(squares))])
 
 
-def measure(
-    case: Instance, counts: list[int], num_seeds: int, options
-) -> dict[str, dict[str, Any]]:
+def curves_of(case: Instance, counts: list[int], num_seeds: int, options) -> dict[str, Any]:
     """The curves with decreasing steps; with constant ones at the last count and a fourth of it."""
     constant = 0.2 / case.top
     plan = {
@@ -197,12 +193,34 @@ def measure(
     return found
 
 
-def draw(curves: dict[str, dict[str, Any]], title: str, path: Path) -> None:
-    """The mean squared errors against steps."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def measure(full: bool) -> Measured:
+    """All terms on MNIST, or on synthetic rows."""
+    counts, num_seeds = [200, 400, 800, 1600, 3200] if full else [100, 200, 400], 1000
+    with jax.enable_x64(True):
+        case = odd_digits() if full else synthetic()
+        curves = curves_of(case, counts, num_seeds, None if full else COMPILE_FAST)
+        penalty = float(jnp.exp(case.u))
+    settings = {
+        "data": "MNIST odd/even, 5000 + 5000 rows, 50 principal components"
+        if full
+        else "synthetic, 200 + 200 rows, 10 features",
+        "repetitions": num_seeds,
+        "batch": BATCH,
+        "penalty": penalty,
+        "mu": case.mu,
+        "L": case.top,
+        "c": 2 / case.mu,
+        "d": 2 * case.top / case.mu,
+        "constant_step": 0.2 / case.top,
+        "hypergradient": case.truth,
+    }
+    return {"settings": settings, "seeds": list(range(len(curves))), "curves": curves}
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+
+def draw(measured: Measured):
+    """The mean squared errors against steps."""
+    curves, settings = measured["curves"], measured["settings"]
+    figure, axes = panels(1, 2, (10, 4.2), sharey=True)
     style = {"t": "C0o", "k": "C1s", "J": "C2^", "t = k = J": "kD"}
     for name, curve in curves.items():
         steps, mse = curve["steps"], curve["mse"]
@@ -224,56 +242,34 @@ def draw(curves: dict[str, dict[str, Any]], title: str, path: Path) -> None:
         axis.set_xticks(x, [f"{s:.0f}" for s in x])
         axis.minorticks_off()
         axis.legend(fontsize=8, loc="lower left", ncols=2)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(bottom=0.15 * min(min(curve["mse"]) for curve in curves.values()))
     axes[0].set_ylabel("relative mean squared error")
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    repeated = f"{settings['repetitions']} repetitions, batches of {settings['batch']}"
+    figure.suptitle(f"SID, {repeated}: {settings['data']}", fontsize=11)
+    return figure
 
 
-def main(full: bool, out: Path) -> tuple[dict[str, Any], list[Claim]]:
-    """Measure, draw, judge."""
-    jax.config.update("jax_enable_x64", True)
-    case, data = None, "synthetic, 200 + 200 rows, 10 features"
-    if full:
-        try:
-            case, data = digits(), "MNIST odd/even, 5000 + 5000 rows, 50 principal components"
-        except FileNotFoundError as missing:
-            print(f"MNIST is missing, the synthetic problem is run in its place: {missing}")
-    case = synthetic() if case is None else case
-    counts = [200, 400, 800, 1600, 3200] if full else [100, 200, 400]
-    num_seeds = 1000
-    curves = measure(case, counts, num_seeds, None if full else COMPILE_FAST)
-    draw(curves, f"SID, {num_seeds} seeds, batches of {BATCH}: {data}", out / "sid.png")
-    claims = []
-    for name, curve in curves.items():
-        ratios = curve["ratios"]
-        errors = curve["standard_errors"]
+def claims(measured: Measured) -> list[Claim]:
+    """One claim for each curve."""
+    found = []
+    for name, curve in measured["curves"].items():
+        ratios, errors = curve["ratios"], curve["standard_errors"]
         shown = ", ".join(f"{r:.2f} +- {e:.2f}" for r, e in zip(ratios, errors, strict=True))
         if "constant" in name:
             kept = [1 / r for r in ratios]
-            text = f"{name}: four times the steps leave the mean squared error where it was"
-            measured = f"times {kept[0]:.2f}"
-            claims.append(Claim("G9", text, "it stalls", measured, min(kept) > STALLED))
+            text = (
+                f"The error of {name}, stalls: four times the steps leave the mean squared error "
+                "where it was."
+            )
+            found.append(
+                Claim("G9", text, "it stalls", f"times {kept[0]:.2f}", min(kept) > STALLED)
+            )
         else:
             good = all(RANGE[0] <= r <= RANGE[1] for r in ratios)
-            text = f"{name}: each doubling halves the mean squared error"
-            claims.append(Claim("G9", text, "O(1/x)", f"divided by {shown}", good))
-    settings = {
-        "data": data,
-        "seeds": num_seeds,
-        "batch": BATCH,
-        "penalty": float(jnp.exp(case.u)),
-        "mu": case.mu,
-        "L": case.top,
-        "c": 2 / case.mu,
-        "d": 2 * case.top / case.mu,
-        "constant_step": 0.2 / case.top,
-        "hypergradient": float(case.truth),
-    }
-    return {"settings": settings, "curves": curves}, claims
+            text = f"Each doubling of {name} halves the mean squared error."
+            found.append(Claim("G9", text, "O(1/x)", f"divided by {shown}", good))
+    return found
 
 
 if __name__ == "__main__":
-    run_script(__file__, main)
+    run(__file__, measure, draw, claims)
