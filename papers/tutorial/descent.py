@@ -1,8 +1,8 @@
 """G8, G10: inexact hypergradient descent, on all data (IHD) and on single samples (SIHD).
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", sections
-"Inexact Hypergradient Descent" and "Stochastic Inexact Hypergradient Descent". The measure is
-the mean of `|grad Phi(u_s)|^2` over s < S, with the outer step 1 / L_Phi:
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], sections "Inexact Hypergradient Descent" and "Stochastic Inexact Hypergradient
+Descent". The measure is the mean of `|grad Phi(u_s)|^2` over s < S, with the outer step 1 / L_Phi:
 
 G8:  with t_s = k_s = ceil(kappa log(s + 2)) inner and linear steps from zero, kappa = 1 / (1 - q),
      it is at most C / S, and an accuracy eps takes O(1 / eps log(1 / eps)) inner and linear steps.

@@ -1,10 +1,10 @@
 """G5: equilibrium models, one fixed point per example.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", sections
-"Deep Equilibrium Models" and "Examples of Contractions": the hidden layer of a model is the fixed
-point `z_i = tanh(A z_i + U x_i + b)`, `||A|| < 1`, of each example, and training is a bilevel
-problem with a separable inner problem. Shown here, on the digits of scikit-learn (`--full`:
-training on MNIST as well):
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], sections "Deep Equilibrium Models" and "Examples of Contractions": the hidden layer
+of a model is the fixed point `z_i = tanh(A z_i + U x_i + b)`, `||A|| < 1`, of each example, and
+training is a bilevel problem with a separable inner problem. Shown here, on the digits of
+scikit-learn (`--full`: training on MNIST as well):
 
 a) the implicit gradient is that of unrolling to convergence, though the system is not symmetric;
 b) its memory does not grow with the number of solver steps;

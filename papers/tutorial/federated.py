@@ -1,8 +1,9 @@
 """G11: bilevel optimization over clients: what local steps save, and what they cost without care.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", name
-federated bilevel optimization among the recent advances. The method is that of Tarzanagh, Li,
-Thrampoulidis and Oymak (2022), "FedNest", simulated: clients take `local_steps` inner gradient
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], name federated bilevel optimization among the recent advances. The method is that
+of Tarzanagh, Li, Thrampoulidis and Oymak (2022), "FedNest: Federated bilevel, minimax, and
+compositional optimization" [tarzanagh2022][], simulated: clients take `local_steps` inner gradient
 steps with the correction of FedInn, and the server averages; the linear system is solved with
 averaged Hessian-vector products, and the outer step is on the averaged hypergradient.
 

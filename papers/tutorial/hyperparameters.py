@@ -1,7 +1,7 @@
 """G2: penalties by hypergradients, from 1 to 784 of them, against searches that use values alone.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section on
-hyperparameter optimization: ridge regression
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], section on hyperparameter optimization: ridge regression
 
     w*(u) = argmin_w mean_i (x_i'w - y_i)^2 / 2 + 1/2 sum_j exp(u_(group of j)) w_j^2
     Phi(u) = mean over validation rows of (x_j'w*(u) - y_j)^2 / 2

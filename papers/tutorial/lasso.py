@@ -1,8 +1,11 @@
 """G2, G11: hyperparameters of non-smooth inner problems, the lasso and the elastic net.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section
-"Recent Advances", with implicit differentiation on the support as in Bertrand et al. (2020, 2022).
-Four things are measured, on standardised data in float64:
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], section "Recent Advances", with implicit differentiation on the support as in
+Bertrand et al. (2020), "Implicit differentiation of Lasso-type models for hyperparameter
+optimization" [bertrand2020][], and Bertrand et al. (2022), "Implicit differentiation for fast
+hyperparameter selection in non-smooth convex learning" [bertrand2022][]. Four things are measured,
+on standardised data in float64:
 
 1. The hypergradient at the inner solution, by GMRES on the fixed point of the proximal step, against
    central differences of Phi.

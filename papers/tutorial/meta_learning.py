@@ -1,11 +1,12 @@
 """G4: meta-learning, a shared representation whose inner problems are one linear model per task.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section
-"Meta-learning": the outer variable is the parameters of a convolutional net phi; the inner problems
-are one ridge regression per task on the features of its support rows (in closed form, so that the
-hypergradient is exact); the outer objective is the error on the tasks' query rows. "lambda* is then
-tested on hold-out tasks (meta-test)": 5-way, 1- and 5-shot, 200 tasks of classes that meta-training
-has not seen, with 95 % intervals over tasks. It is compared with
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], section "Meta-learning": the outer variable is the parameters of a convolutional
+net phi; the inner problems are one ridge regression per task on the features of its support rows
+(in closed form, so that the hypergradient is exact); the outer objective is the error on the
+tasks' query rows. "lambda* is then tested on hold-out tasks (meta-test)": 5-way, 1- and 5-shot,
+200 tasks of classes that meta-training has not seen, with 95 % intervals over tasks. It is
+compared with
 
 - a random representation: the same net, as it was initialised;
 - raw pixels: each task by itself, with no representation;
@@ -15,9 +16,10 @@ The first two have the best of six penalties *in hindsight*, on the meta-test ta
 ones have the penalty that they were trained with. There is no early stopping.
 
 The second part takes the centre of the penalty as the outer variable (`biased=True`; Rajeswaran et
-al., 2019, "iMAML"; Denevi et al., 2019), without a net: tasks of the same five digits, whose images
-are tilted by an angle of each task's own. It is compared with no centre, and with the centre itself
-as the model of all tasks.
+al. (2019), "Meta-learning with implicit gradients" [rajeswaran2019][]; Denevi et al. (2019),
+"Learning-to-learn stochastic gradient descent with biased regularization" [denevi2019][]), without
+a net: tasks of the same five digits, whose images are tilted by an angle of each task's own. It is
+compared with no centre, and with the centre itself as the model of all tasks.
 
 Quick: scikit-learn's digits; training classes 0 to 4, each turned by four quarters (20 classes),
 meta-test on 5 to 9. Full: MNIST and Fashion-MNIST, images pooled to half their side; training

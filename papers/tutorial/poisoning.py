@@ -1,11 +1,11 @@
 """G3: how much a few shifted training rows can hurt a classifier, and whether one would see them.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section
-"Data poisoning attacks": the outer variable is a perturbation `u_i` of each of k training rows,
-`|u_i|_2 <= eps`; the inner problem trains on the perturbed rows; the outer problem maximises the
-loss on the adversary's own ("outer") rows. The slides say two things that are measured here: the
-damage can overfit the outer rows, so that it is also measured on held-out rows; and a smaller eps
-or k is harder to detect.
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], section "Data poisoning attacks": the outer variable is a perturbation `u_i` of
+each of k training rows, `|u_i|_2 <= eps`; the inner problem trains on the perturbed rows; the
+outer problem maximises the loss on the adversary's own ("outer") rows. The slides say two things
+that are measured here: the damage can overfit the outer rows, so that it is also measured on
+held-out rows; and a smaller eps or k is harder to detect.
 
 - There are two models: multinomial regression and a perceptron with 32 tanh units. The inner
   solution of the regression is unique: warm starts, AID. On the perceptron each hypergradient is
@@ -363,10 +363,9 @@ def claims_of(table: Table, name: str, other: str) -> Iterator[Claim]:
     seen = table.curve(name, "outer_loss_as_left").mean(axis=1)
     yield Claim(
         "G3",
-        f"The {name} model: a larger eps hurts more (held-out accuracy at eps = 0, "
-        f"{', '.join(map(str, settings.radii))}).",
+        f"The {name} model: a larger eps hurts more (held-out accuracy).",
         "smaller eps, less damage",
-        shown(path),
+        f"{shown(path)} at eps = 0, {', '.join(map(str, settings.radii))}",
         all(a > b for a, b in pairwise(path)),
         f"The outer loss that the attack itself saw last is {shown(seen)}.",
     )
@@ -381,10 +380,9 @@ def claims_of(table: Table, name: str, other: str) -> Iterator[Claim]:
     by_count = table.by_count(name, name, "hold_out")
     yield Claim(
         "G3",
-        f"The {name} model: fewer poisoned rows hurt less ({settings.counts}, eps = "
-        f"{settings.radius}).",
+        f"The {name} model: fewer poisoned rows hurt less (held-out accuracy).",
         "fewer rows, less damage",
-        shown(by_count),
+        f"{shown(by_count)} with {settings.counts} rows at eps = {settings.radius}",
         all(a > b for a, b in pairwise([clean.mean(), *by_count])),
     )
     auroc = table.curve(name, "auroc").mean(axis=1)

@@ -1,10 +1,11 @@
 """G6: three ways to take a Hessian-vector product by automatic differentiation.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", on the cost
-of AID: reverse over reverse (RR, the gradient of `<grad f, v>`), reverse over forward (RF, the
-gradient of the directional derivative of f) and forward over reverse (FR, the directional
-derivative of `grad f`) give the same vector, and each costs a few gradients. They are measured here
-for the cross-entropy of a perceptron with two hidden layers, on synthetic data.
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], on the cost of AID: reverse over reverse (RR, the gradient of `<grad f, v>`),
+reverse over forward (RF, the gradient of the directional derivative of f) and forward over reverse
+(FR, the directional derivative of `grad f`) give the same vector, and each costs a few gradients.
+They are measured here for the cross-entropy of a perceptron with two hidden layers, on synthetic
+data.
 """
 
 import sys

@@ -1,10 +1,10 @@
 """G7: how fast iterative and implicit differentiation approach the hypergradient.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section
-"Error Rates for AID and ITD": with an inner map that contracts with the constant q, t inner steps,
-and k = t steps for the linear system, the error is `O(t q^t)` for ITD and `O(q^t)` for AID-FP.
-Conjugate gradients (AID-CG) need far fewer steps than the fixed-point method once the inner point
-is good. The memory of ITD grows with t; that of AID does not.
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], section "Error Rates for AID and ITD": with an inner map that contracts with the
+constant q, t inner steps, and k = t steps for the linear system, the error is `O(t q^t)` for ITD
+and `O(q^t)` for AID-FP. Conjugate gradients (AID-CG) need far fewer steps than the fixed-point
+method once the inner point is good. The memory of ITD grows with t; that of AID does not.
 
 All problems have one penalty per feature, so that the mixed derivative (and for logistic regression
 the Hessian) depends on w: where both are constant, ITD and AID-FP are the same vector. The inner

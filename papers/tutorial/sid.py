@@ -1,10 +1,10 @@
 """G9: the mean squared error of the stochastic hypergradient (SID), term by term.
 
-Grazzi and Pontil, "Principled and Efficient Bilevel Optimization for Machine Learning", section
-"Stochastic Bilevel Optimization": with t stochastic inner steps and k stochastic linear steps of
-decreasing size, and J samples of the rest, the mean squared error is of the order `1/t + 1/k +
-1/J`; with constant steps it stalls. The problem is logistic regression with one regularisation
-parameter, `u = log penalty`.
+Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
+[grazzi2023][], section "Stochastic Bilevel Optimization": with t stochastic inner steps and k
+stochastic linear steps of decreasing size, and J samples of the rest, the mean squared error is of
+the order `1/t + 1/k + 1/J`; with constant steps it stalls. The problem is logistic regression with
+one regularisation parameter, `u = log penalty`.
 
 Each term is measured alone, by making the other two exact; nothing is subtracted:
 

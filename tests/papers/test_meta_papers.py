@@ -27,25 +27,6 @@ def report_of(script, out):
 
 
 @pytest.mark.slow
-def test_meta_learning(tmp_path):
-    report = report_of("tutorial/meta_learning.py", tmp_path)
-    assert set(report["data"]["digits"]) == {"1", "5"}
-    for found in report["data"]["digits"].values():
-        learned = found.pop("learned, all classes")
-        assert learned["classes"] == 20
-        for other in found.values():
-            gap, half = other["learned_minus_this"]
-            assert gap > half
-    for shots, found in report["centre"].items():
-        gap, half = found["no centre"]["learned_minus_this"]
-        assert gap > half
-        # With one row a class, a model for all tasks does as well.
-        gap, half = found["the centre, for all tasks"]["learned_minus_this"]
-        assert abs(gap) < 0.02 if shots == "1" else gap > 0.05
-    assert all(c["holds"] for c in report["claims"] if "centre, for all" not in c["claim"])
-
-
-@pytest.mark.slow
 def test_hyper_representation(tmp_path):
     report = report_of("improved_model/hyper_representation.py", tmp_path)
     assert set(report["runs"]) == {"1-shot, K = 10", "5-shot, K = 10"}
