@@ -177,6 +177,7 @@ def along(case: Case, num_steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "steps": steps.tolist(),
         "errors": {},
+        "runs": {},
         "support": int(np.count_nonzero(truth)),
         "constant": float(jnp.linalg.norm(slope) * jnp.linalg.norm(truth) / jnp.abs(exact)),
     }
@@ -196,7 +197,7 @@ def along(case: Case, num_steps: int) -> dict[str, Any]:
         error = np.nan_to_num(np.abs(gradient / float(exact) - 1), nan=np.inf)
         resolved = (np.arange(len(steps)) >= identified) & (error_w > 1e-9)  # above rounding
         found["errors"][name] = error, error_w
-        found[name] = {
+        found["runs"][name] = {
             "identified": int(steps[identified]),
             "certain": int(steps[np.argmax(certain)]) if certain.any() else None,
             "certain_of_a_wrong_one": int((certain & ~same).sum()),
@@ -353,7 +354,10 @@ def draw(measured: Measured):
         curves = measured["figure"][name]
         steps = curves["along"]["steps"]
         for color, method in [("C0", "ISTA"), ("C1", "FISTA")]:
-            run, (errors, errors_w) = case["along"][method], curves["along"]["errors"][method]
+            run, (errors, errors_w) = (
+                case["along"]["runs"][method],
+                curves["along"]["errors"][method],
+            )
             row[0].loglog(steps, errors, color=color, label=f"{method}: hypergradient")
             row[0].loglog(steps, errors_w, color=color, ls=":", lw=1, label=f"{method}: w")
             at = steps.index(run["identified"])
@@ -407,7 +411,7 @@ def claims_of(name: str, case: dict[str, Any]) -> Iterator[Claim]:
         worst <= 1e-5,
     )
     constant = case["along"]["constant"]
-    runs = {name: case["along"][name] for name in ("ISTA", "FISTA")}
+    runs = case["along"]["runs"]
     yield Claim(
         "G11",
         f"On {name} the hypergradient is wrong before that, and as accurate as w afterwards.",

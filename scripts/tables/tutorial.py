@@ -11,12 +11,14 @@ RESULTS = Path(__file__).resolve().parents[2] / "papers" / "results"
 def equilibrium_accuracy() -> str:
     """Test accuracies of the equilibrium model and of two nets with one layer."""
     rows = [
-        [data, name, found["parameters"], *_spread(found["accuracy"]), len(found["accuracy"])]
+        [data, name, found["parameters"], len(found["accuracy"]), *_spread(found["accuracy"])]
+        + [f"{median(found['seconds']):.1f} s"]
         for data, nets in _report("equilibrium")["training"].items()
         for name, found in nets.items()
     ]
     return _table(
-        ["data", "model", "parameters", "test accuracy", "least", "greatest", "runs"], rows
+        ["data", "model", "parameters", "runs", "test accuracy", "least", "greatest", "training"],
+        rows,
     )
 
 
