@@ -10,16 +10,15 @@ RESULTS = Path(__file__).resolve().parents[2] / "papers" / "results"
 
 def equilibrium_accuracy() -> str:
     """Test accuracies of the equilibrium model and of two nets with one layer."""
-    rows = [
-        [data, name, found["parameters"], len(found["accuracy"]), *_spread(found["accuracy"])]
-        + [f"{median(found['seconds']):.1f} s"]
-        for data, nets in _report("equilibrium")["training"].items()
-        for name, found in nets.items()
-    ]
-    return _table(
-        ["data", "model", "parameters", "runs", "test accuracy", "least", "greatest", "training"],
-        rows,
-    )
+    rows = []
+    for data, nets in _report("equilibrium")["training"].items():
+        for name, found in nets.items():
+            accuracy = found["accuracy"]
+            spread = (f"{x:.4f}" for x in (mean(accuracy), min(accuracy), max(accuracy)))
+            seconds = f"{median(found['seconds']):.1f} s"
+            rows.append([data, name, found["parameters"], len(accuracy), *spread, seconds])
+    header = ["data", "model", "parameters", "runs", "test accuracy", "least", "greatest"]
+    return _table([*header, "training"], rows)
 
 
 def equilibrium_memory() -> str:
@@ -119,10 +118,6 @@ def meta_learning_centre() -> str:
 
 def _report(script: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{script}.json").read_text())
-
-
-def _spread(values: list[float]) -> list[str]:
-    return [f"{x:.4f}" for x in (mean(values), min(values), max(values))]
 
 
 def _table(header: list[str], rows: Any) -> str:
