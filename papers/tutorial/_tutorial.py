@@ -1,7 +1,9 @@
-"""What several scripts of this folder share: images, estimates on all data, and what they cost."""
+"""What the scripts of this folder share: the frame, images, estimates on all data, and their cost."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -10,6 +12,14 @@ from jax.flatten_util import ravel_pytree
 from sklearn.datasets import load_digits
 
 import bilevel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _frame import Claim, Measured, panels, run
+
+__all__ = [
+    "COMPILE_FAST", "Claim", "Measured", "compiled", "digits", "estimate", "fast", "full_stream",
+    "inner_solution", "mnist", "panels", "relative", "run", "temporary_bytes",
+]  # fmt: skip
 
 # For functions that are compiled once and run once: compiling takes longer than running.
 COMPILE_FAST = {"xla_backend_optimization_level": 0}

@@ -25,21 +25,17 @@ bounded: a constant number of steps, a fourth of kappa, constant inner steps, nu
 with S.
 """
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from _tutorial import Claim, Measured, panels
+from _tutorial import run as run_script
 
 import bilevel
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels
-from _frame import run as run_script
 
 ROWS, FEATURES = 200, 6
 PULL, PENALTY = 0.1, 1.0

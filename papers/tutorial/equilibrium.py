@@ -15,9 +15,7 @@ d) what plain iteration, Anderson mixing, Broyden's method (of scipy, on all row
    derivative, which cost about the same; and in seconds.
 """
 
-import sys
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -29,24 +27,24 @@ import numpy as np
 import optax
 import optimistix as optx
 import scipy.optimize
-from sklearn.model_selection import train_test_split
-
-import bilevel
-from bilevel import Anderson, RootInner, tasks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels
-from _frame import run as run_script
 from _tutorial import (
+    Claim,
+    Measured,
     compiled,
     digits,
     estimate,
     fast,
     full_stream,
     mnist,
+    panels,
     relative,
     temporary_bytes,
 )
+from _tutorial import run as run_script
+from sklearn.model_selection import train_test_split
+
+import bilevel
+from bilevel import Anderson, RootInner, tasks
 
 WIDTH, CONTRACTION = 64, 0.9
 GMRES = lx.GMRES(rtol=1e-13, atol=1e-13)

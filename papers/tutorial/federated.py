@@ -21,10 +21,8 @@ Quick: scikit-learn's digits, 850 + 850 rows, and 1 and 10 local steps unless th
 Full: MNIST, 5000 + 5000 rows, and 1, 2, 5 and 10 local steps throughout.
 """
 
-import sys
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,14 +30,11 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
+from _tutorial import Claim, Measured, digits, inner_solution, mnist, panels
+from _tutorial import run as run_script
 
 import bilevel
 from bilevel import FederatedInner, tasks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels
-from _frame import run as run_script
-from _tutorial import digits, inner_solution, mnist
 
 FEATURES, PRIOR, CENTER, OUTER_STEP = 16, 0.005, -3.0, 40.0
 NUM_STEPS, THIN, SHOWN = 1200, 4, 3000

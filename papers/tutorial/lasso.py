@@ -24,12 +24,10 @@ this problem with 100 rows and 200 features, and diabetes; the full run also tak
 features, and breast cancer.
 """
 
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
@@ -38,17 +36,14 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
+from _tutorial import COMPILE_FAST, Claim, Measured, panels, run
+from _tutorial import inner_solution as solution_of
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNetCV, LassoCV
 
 import bilevel
 from bilevel import FISTA, tasks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels, run
-from _tutorial import COMPILE_FAST
-from _tutorial import inner_solution as solution_of
 
 FOLDS = 5
 STEP = 1e-5  # of the central differences

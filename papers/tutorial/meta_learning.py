@@ -28,9 +28,7 @@ test split of the first. The net has two of the four blocks of Conv-4: four leav
 images.
 """
 
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -39,14 +37,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from _tutorial import Claim, Measured, digits, panels, run
 from scipy.ndimage import rotate
 
 import bilevel
 from bilevel import tasks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels, run
-from _tutorial import digits
 
 WAYS, L2, PENALTIES = 5, 0.1, (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 TEST_TASKS, TEST_QUERIES, CHUNK = 200, 10, 50

@@ -23,11 +23,9 @@ Quick: scikit-learn's digits, 400 training, 400 outer and 997 held-out rows. Ful
 training and 1000 outer rows, 10000 held-out ones (its test split).
 """
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -35,15 +33,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from _tutorial import Claim, Measured, digits, mnist, panels, run
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 import bilevel
 from bilevel import tasks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels, run
-from _tutorial import digits, mnist
 
 L2, TRAINING_STEPS, NEIGHBOURS = 1e-3, 600, 5
 

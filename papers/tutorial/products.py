@@ -8,10 +8,8 @@ They are measured here for the cross-entropy of a perceptron with two hidden lay
 data.
 """
 
-import sys
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,10 +18,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels, run
-from _tutorial import compiled, relative, temporary_bytes
+from _tutorial import Claim, Measured, compiled, panels, relative, run, temporary_bytes
 
 TOLERANCE = 1e-12
 

@@ -13,9 +13,7 @@ Hessian at the solution. The error of AID-FP is c q^t once the share of the othe
 died out.
 """
 
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +21,21 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
+from _tutorial import (
+    Claim,
+    Measured,
+    compiled,
+    estimate,
+    fast,
+    inner_solution,
+    panels,
+    relative,
+    run,
+    temporary_bytes,
+)
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
 import bilevel
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels, run
-from _tutorial import compiled, estimate, fast, inner_solution, relative, temporary_bytes
 
 METHODS = ["ITD", "AID-FP", "AID-CG"]
 FIT = (1e-12, 1e-3)  # the relative errors of AID-FP that its rate is fitted to

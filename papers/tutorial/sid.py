@@ -19,8 +19,6 @@ The inner solution is that of 2000 full gradient steps, and "full" means `FullBa
 Hessian. `--full` takes odd against even digits of MNIST, the quick run synthetic rows.
 """
 
-import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,12 +27,9 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 import optax
+from _tutorial import COMPILE_FAST, Claim, Measured, full_stream, inner_solution, mnist, panels, run
 
 import bilevel
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels, run
-from _tutorial import COMPILE_FAST, full_stream, inner_solution, mnist
 
 BATCH, EXACT_STEPS, INNER_STEPS = 10, 150, 2000
 RANGE = (1.6, 2.6)  # what a doubling may divide a mean squared error by
