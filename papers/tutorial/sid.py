@@ -159,15 +159,15 @@ def mean_squared_error(case: Instance, term, steps: int, schedule, keys, options
 
 
 def curves_of(case: Instance, counts: list[int], num_seeds: int, options) -> dict[str, Any]:
-    """The curves with decreasing steps; with constant ones at the last count and a fourth of it."""
-    constant = 0.2 / case.top
+    """The curves with decreasing steps; those with constant steps at the last count and a fourth of it."""
+    constant, apart = 0.2 / case.top, [counts[-1] // 4, counts[-1]]
     plan = {
         "t": (case.of_t, case.decreasing, counts),
         "k": (case.of_k, case.decreasing, counts),
         "J": (case.of_j, None, counts),
         "t = k = J": (case.of_all, case.decreasing, counts),
-        "t, constant step": (case.of_t, constant, [counts[-3], counts[-1]]),
-        "k, constant step": (case.of_k, constant, [counts[-3], counts[-1]]),
+        "t, constant step": (case.of_t, constant, apart),
+        "k, constant step": (case.of_k, constant, apart),
     }
     found = {}
     for seed, (name, (term, schedule, steps)) in enumerate(plan.items()):
@@ -190,7 +190,7 @@ def curves_of(case: Instance, counts: list[int], num_seeds: int, options) -> dic
 
 def measure(full: bool) -> Measured:
     """All terms on MNIST, or on synthetic rows."""
-    counts, num_seeds = [200, 400, 800, 1600, 3200] if full else [100, 200, 400], 1000
+    counts, num_seeds = [200, 400, 800, 1600, 3200] if full else [200, 400], 1000
     with jax.enable_x64(True):
         case = odd_digits() if full else synthetic()
         curves = curves_of(case, counts, num_seeds, None if full else COMPILE_FAST)
@@ -200,6 +200,7 @@ def measure(full: bool) -> Measured:
         if full
         else "synthetic, 200 + 200 rows, 10 features",
         "repetitions": num_seeds,
+        "steps": counts,
         "batch": BATCH,
         "penalty": penalty,
         "mu": case.mu,
