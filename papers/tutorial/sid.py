@@ -159,7 +159,7 @@ def mean_squared_error(case: Instance, term, steps: int, schedule, keys, options
 
 
 def curves_of(case: Instance, counts: list[int], num_seeds: int, options) -> dict[str, Any]:
-    """The curves with decreasing steps; those with constant steps at the last count and a fourth of it."""
+    """The curves with decreasing steps; with constant ones at the last count and a fourth of it."""
     constant, apart = 0.2 / case.top, [counts[-1] // 4, counts[-1]]
     plan = {
         "t": (case.of_t, case.decreasing, counts),
