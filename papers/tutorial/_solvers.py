@@ -33,7 +33,7 @@ def maps(u, x) -> dict[str, tuple[np.ndarray, Any]]:
     slow = spread(-1, 1, 0.1)
     injection = x @ u["U"].T + u["b"]
     return {
-        "as trained": (np.asarray(tasks.contracted(u["W"], CONTRACTION)), injection),
+        "as trained": (np.asarray(tasks.models.contracted(u["W"], CONTRACTION)), injection),
         "slow contraction": (0.98 * slow / np.linalg.norm(slow, 2), 0.1 * injection),
         "no contraction, one fixed point": (spread(-2, 0, 0.2), 0.1 * injection),
     }
@@ -122,7 +122,7 @@ def compare_solvers(u, x, num_steps: int) -> dict[str, Any]:
 
 def seconds(u, x, rounds: int = 20) -> dict[str, float]:
     """The median wall time of one solve of the trained model to 1e-5, in float32."""
-    model = tasks.equilibrium_model(x.shape[1], 10, key=jr.key(0), width=WIDTH)
+    model = tasks.models.equilibrium_model(x.shape[1], 10, key=jr.key(0), width=WIDTH)
     problem = bilevel.FixedPointProblem(lambda u, w, _: jnp.sum(w), model.cell, inner_data=x)
     ways = {
         "plain": RootInner(optx.FixedPointIteration(1e-5, 1e-5)),

@@ -92,7 +92,7 @@ def differences(case: Case) -> dict[str, float]:
             w = jax.lax.map(lambda u: inner_solution(problem, u, w0), places)
             values = jax.vmap(problem.outer, in_axes=(0, 0, None))(places, w, problem.outer_data)
             u, w = jax.tree.map(lambda a: a[0], (places, w))
-            certain = tasks.check_support(problem, u, w).identified
+            certain = tasks.reference.check_support(problem, u, w).identified
             return values[1:], bilevel.implicit_gradient(problem, u, w, GMRES).grad, certain
 
         values, gradient, certain = run(jax.tree.map(lambda *a: jnp.stack(a), u, *places))
@@ -125,9 +125,9 @@ def along(case: Case, num_steps: int) -> dict[str, Any]:
         t_new = jnp.where(restart, 1.0, (1 + jnp.sqrt(1 + 4 * t**2)) / 2)
         return new, new + jnp.where(restart, 0.0, (t - 1) / t_new) * (new - w), t_new
 
-    exact = tasks.support_hypergradient(problem, u, truth)
+    exact = tasks.reference.support_hypergradient(problem, u, truth)
     # On one support the hypergradient is affine in w: its slope is the constant of the error bound.
-    slope = jax.grad(lambda w: tasks.support_hypergradient(problem, u, w))(truth)
+    slope = jax.grad(lambda w: tasks.reference.support_hypergradient(problem, u, w))(truth)
     found: dict[str, Any] = {
         "steps": steps.tolist(),
         "errors": {},
@@ -140,8 +140,8 @@ def along(case: Case, num_steps: int) -> dict[str, Any]:
         def iterate(carry, length, step=step):
             w, *_ = carry = jax.lax.fori_loop(0, length, step, carry)
             same = jnp.all(jnp.sign(w) == jnp.sign(truth))
-            certain = tasks.check_support(problem, u, w).identified
-            return carry, (w, tasks.support_hypergradient(problem, u, w), same, certain)
+            certain = tasks.reference.check_support(problem, u, w).identified
+            return carry, (w, tasks.reference.support_hypergradient(problem, u, w), same, certain)
 
         run = jax.jit(lambda start, f=iterate: jax.lax.scan(f, start, lengths)[1])
         w, gradient, same, certain = map(np.asarray, run((w0, w0, jnp.asarray(1.0))))

@@ -33,7 +33,7 @@ import jax.random as jr
 import numpy as np
 from _regressions import FEATURES, Instance, instances
 from _tutorial import Claim, Measured, panels
-from _tutorial import run as run_script
+from _tutorial import run as frame
 
 import bilevel
 
@@ -384,4 +384,4 @@ def claims_of_sihd(where: str, runs: dict[str, Any]) -> list[Claim]:
 
 
 if __name__ == "__main__":
-    run_script(__file__, measure, draw, claims)
+    frame(__file__, measure, draw, claims)

@@ -38,7 +38,7 @@ from _tutorial import (
     relative,
     temporary_bytes,
 )
-from _tutorial import run as run_script
+from _tutorial import run as frame
 from sklearn.model_selection import train_test_split
 
 import bilevel
@@ -89,7 +89,7 @@ def gradients(u, rows: int, counts: list[int], converged: int) -> dict[str, Any]
     """Every way to the gradient, relative to unrolling `converged` steps of the map."""
     data = split_digits(0)
     x, y = data.x[:rows], data.y[:rows]
-    model = tasks.equilibrium_model(x.shape[1], 10, key=jr.key(0), width=WIDTH)
+    model = tasks.models.equilibrium_model(x.shape[1], 10, key=jr.key(0), width=WIDTH)
     problem = tasks.equilibrium(x, y, model)
     w0 = jnp.zeros((rows, WIDTH))
 
@@ -104,10 +104,10 @@ def gradients(u, rows: int, counts: list[int], converged: int) -> dict[str, Any]
     w, truth, by_gmres = iterate(converged), unrolled(converged), implicit(GMRES)
     dense, skew = fast(partial(dense_gradient, problem))(u, w)
     tight = RootInner(Anderson(1e-13, 1e-13), by_row=True)
-    layer = tasks.EquilibriumModel(u, model.cell, model.readout, WIDTH, tight, GMRES)
+    layer = tasks.models.EquilibriumModel(u, model.cell, model.readout, WIDTH, tight, GMRES)
 
     def loss(u):
-        return jnp.mean(tasks.softmax_cross_entropy(layer.predict(u, x), y))
+        return jnp.mean(tasks.models.softmax_cross_entropy(layer.predict(u, x), y))
 
     ways = {
         "GMRES": by_gmres(w),
@@ -136,7 +136,7 @@ def memory(rows: int, counts: list[int]) -> dict[str, list[int]]:
     """Temporary bytes of the compiled gradients for T solver steps, the data being arguments."""
     data = split_digits(0)
     x, y = data.x[:rows], data.y[:rows]
-    model = tasks.equilibrium_model(x.shape[1], 10, key=jr.key(0), width=WIDTH)
+    model = tasks.models.equilibrium_model(x.shape[1], 10, key=jr.key(0), width=WIDTH)
     u, w = model.u0, jnp.zeros((rows, WIDTH))
     richardson = bilevel.AID(bilevel.Richardson(1.0))
 
@@ -165,11 +165,11 @@ def nets(num_features: int, width: int) -> dict[str, Any]:
     """Constructors of models, `key -> Model`: two of them have one layer and no fixed point."""
 
     def equilibrium(key):
-        model = tasks.equilibrium_model(num_features, 10, key=key, width=width)
-        return tasks.Model(model.u0, model.predict)
+        model = tasks.models.equilibrium_model(num_features, 10, key=key, width=width)
+        return tasks.models.Model(model.u0, model.predict)
 
     def layer(width, key):
-        return tasks.mlp_model(num_features, 10, key=key, width=width)
+        return tasks.models.mlp_model(num_features, 10, key=key, width=width)
 
     size = optax.tree.size(equilibrium(jr.key(0)).w0)
     return {
@@ -183,7 +183,7 @@ def trainer(predict, epochs: int, batch: int, learning_rate: float):
     """`(u0, data, key) -> (u, test accuracy)` by Adam with decoupled weight decay, compiled once."""
 
     def loss(u, x, y):
-        return jnp.mean(tasks.softmax_cross_entropy(predict(u, x), y))
+        return jnp.mean(tasks.models.softmax_cross_entropy(predict(u, x), y))
 
     @jax.jit
     def train(u0, data, key):
@@ -221,9 +221,9 @@ def train_all(splits: list[Data], width: int, **settings) -> tuple[dict[str, Any
         size = optax.tree.size(make(jr.key(0)).w0)
         found[name] = {"parameters": size, "accuracy": accuracies, "seconds": seconds}
     x_test = splits[0].x_test
-    model = tasks.equilibrium_model(x_test.shape[1], 10, key=jr.key(0), width=width)
+    model = tasks.models.equilibrium_model(x_test.shape[1], 10, key=jr.key(0), width=width)
     solved = jax.jit(lambda u: model.solve(u, x_test))(first)
-    A = np.asarray(tasks.contracted(first["W"], CONTRACTION))
+    A = np.asarray(tasks.models.contracted(first["W"], CONTRACTION))
     found["equilibrium"] |= {
         "residual": float(solved.residual.max()),
         "steps": int(solved.steps),
@@ -367,4 +367,4 @@ def claims(measured: Measured) -> list[Claim]:
 
 
 if __name__ == "__main__":
-    run_script(__file__, measure, draw, claims)
+    frame(__file__, measure, draw, claims)

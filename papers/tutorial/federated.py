@@ -31,7 +31,7 @@ import lineax as lx
 import numpy as np
 import optax
 from _tutorial import Claim, Measured, digits, fast, inner_solution, mnist, panels, relative
-from _tutorial import run as run_script
+from _tutorial import run as frame
 
 import bilevel
 from bilevel import FederatedInner, tasks
@@ -178,7 +178,7 @@ def measure(full: bool) -> Measured:
         inner, outer, codes = rows(full)
         pooled = with_prior(tasks.logistic(*inner, *outer))
         u0, w0 = jnp.full(FEATURES, CENTER), jnp.zeros(FEATURES)
-        solution = tasks.reference_solution(pooled, u0, w0, tol=1e-11)
+        solution = tasks.reference.reference_solution(pooled, u0, w0, tol=1e-11)
         truth = solution.u, solution.w
         curves, paths, gaps = run_all(pooled, truth, codes, clients, local_steps, NUM_STEPS)
     settings = {
@@ -322,4 +322,4 @@ def claims(measured: Measured) -> list[Claim]:
 
 
 if __name__ == "__main__":
-    run_script(__file__, measure, draw, claims)
+    frame(__file__, measure, draw, claims)

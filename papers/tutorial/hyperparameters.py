@@ -31,7 +31,7 @@ import lineax as lx
 import numpy as np
 from _race import BOX, SEARCHES, Digits, compare
 from _tutorial import Claim, Measured, digits, mnist, panels, relative
-from _tutorial import run as run_script
+from _tutorial import run as frame
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
@@ -39,7 +39,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 import bilevel
-from bilevel.tasks import ridge, ridge_solution
+from bilevel.tasks import ridge
+from bilevel.tasks.reference import ridge_solution
 
 
 def rows_of(load: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +99,9 @@ def against_closed_form() -> dict[str, float]:
                 grad = bilevel.implicit_gradient(problem, u, w, solver).grad
                 worst = max(worst, relative(grad, phi(u)[1]))
         errors[f"hypergradient, {name}"] = worst
-        ours = bilevel.tasks.reference_solution(problem, jnp.full(shape, -2.0), jnp.zeros(10))
+        ours = bilevel.tasks.reference.reference_solution(
+            problem, jnp.full(shape, -2.0), jnp.zeros(10)
+        )
         if shape == ():
             found: Any = minimize_scalar(
                 lambda u: float(phi(jnp.asarray(u))[0]), bounds=BOX, options={"xatol": 1e-12}
@@ -324,4 +327,4 @@ def claims_of_held_out(unseen: dict[str, Any]) -> Iterator[Claim]:
 
 
 if __name__ == "__main__":
-    run_script(__file__, measure, draw, claims)
+    frame(__file__, measure, draw, claims)

@@ -110,13 +110,13 @@ def classes_of(name: str, other: str) -> Data:
 
 def ridge_problem(represent, drawn: tasks.Episodes, l2: float) -> bilevel.BilevelProblem:
     """Ridge regression on one-hot labels for each task; the outer loss is the same."""
-    return tasks.meta_learning(represent, drawn, loss=tasks.one_hot_error, l2=l2)
+    return tasks.meta_learning(represent, drawn, loss=tasks.models.one_hot_error, l2=l2)
 
 
 @eqx.filter_jit
 def fit_and_score(problem, u):
     """Query accuracies of the tasks' ridge regressions."""
-    w = tasks.meta_ridge_solution(problem, WAYS)(u, problem.inner_data)
+    w = tasks.reference.meta_ridge_solution(problem, WAYS)(u, problem.inner_data)
     return tasks.meta_accuracy(problem, u, w)
 
 
@@ -140,7 +140,7 @@ def meta_train(net, draw, score, settings: Settings):
     drawn = draw(0)
     first = ridge_problem(net.features, drawn, L2)
     method = bilevel.DoubleLoop(
-        bilevel.ClosedForm(tasks.meta_ridge_solution(first, WAYS)),
+        bilevel.ClosedForm(tasks.reference.meta_ridge_solution(first, WAYS)),
         bilevel.ITD(),
         optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
     )
@@ -160,7 +160,9 @@ def meta_train(net, draw, score, settings: Settings):
 def run_all(data: Data, shots: int, settings: Settings) -> dict[str, Any]:
     """Accuracies of all representations on the same meta-test tasks."""
     images, labels = data.test
-    net = tasks.conv4(images.shape[1:], key=jr.key(1), width=settings.width, blocks=settings.blocks)
+    net = tasks.models.conv4(
+        images.shape[1:], key=jr.key(1), width=settings.width, blocks=settings.blocks
+    )
     test = tasks.episodes(
         images,
         labels,
@@ -218,7 +220,7 @@ def learn_centre(x, y, shots: int, l2: float) -> jax.Array:
         return centred(tilted(x, y, shots, 8, seed), l2)
 
     first = problem_of(0)
-    inner = bilevel.ClosedForm(tasks.meta_ridge_solution(first, WAYS))
+    inner = bilevel.ClosedForm(tasks.reference.meta_ridge_solution(first, WAYS))
     method = bilevel.DoubleLoop(inner, bilevel.ITD(), optax.adam(0.02))
     u = {"representation": (), "bias": jnp.zeros((WAYS, 64))}
     state = method.init(first, u, jnp.zeros((8, WAYS, 64)), jr.key(0))
@@ -230,7 +232,7 @@ def learn_centre(x, y, shots: int, l2: float) -> jax.Array:
 
 def centred(drawn: tasks.Episodes, l2: float) -> bilevel.BilevelProblem:
     """Ridge regression towards a centre, on raw pixels."""
-    return tasks.meta_learning(flat, drawn, loss=tasks.one_hot_error, l2=l2, biased=True)
+    return tasks.meta_learning(flat, drawn, loss=tasks.models.one_hot_error, l2=l2, biased=True)
 
 
 def centre(shots: int) -> dict[str, Any]:

@@ -97,11 +97,11 @@ class Victim(NamedTuple):
 
 def victims(num_features: int, settings: Settings) -> dict[str, Victim]:
     """The regression and the perceptron."""
-    linear = tasks.linear_model(num_features, 10)
-    perceptron = tasks.mlp_model(num_features, 10, key=jr.key(0))
+    linear = tasks.models.linear_model(num_features, 10)
+    perceptron = tasks.models.mlp_model(num_features, 10, key=jr.key(0))
 
     def initial(seed: int):
-        return tasks.mlp_model(num_features, 10, key=jr.key(seed)).w0
+        return tasks.models.mlp_model(num_features, 10, key=jr.key(seed)).w0
 
     rows = optax.stateless(lambda g, _: g / jnp.linalg.norm(g, axis=1, keepdims=True))
     step = optax.linear_schedule(settings.step, settings.step / 20, settings.outer_steps)
@@ -129,7 +129,7 @@ def train(predict, w0, rows, step: float):
     tx = nesterov(step)
 
     def loss(w):
-        risk = jnp.mean(tasks.softmax_cross_entropy(predict(w, x), y))
+        risk = jnp.mean(tasks.models.softmax_cross_entropy(predict(w, x), y))
         return risk + 0.5 * L2 * optax.tree.vdot(w, w)
 
     def iterate(carry, _):
