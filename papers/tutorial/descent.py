@@ -363,7 +363,8 @@ def claims_of_sihd(where: str, runs: dict[str, Any]) -> list[Claim]:
         ),
         Claim(
             "G10",
-            f"{where} the mean is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + sum of errors) / S.",
+            f"{where} the mean of the stochastic method is below (2 L_Phi (Phi(u_0) - Phi(u_S)) + "
+            "sum of errors) / S.",
             "for all S and seeds",
             f"at most {run['over_bound']:.2f} times that",
             run["over_bound"] <= 1,
