@@ -236,7 +236,7 @@ def train_all(splits: list[Data], width: int, **settings) -> tuple[dict[str, Any
 def measure(full: bool) -> Measured:
     """Train, then measure at the trained parameters."""
     large = all_mnist() if full else None
-    splits = [split_digits(seed) for seed in range(20 if full else 5)]
+    splits = [split_digits(seed) for seed in range(20 if full else 3)]
     settings = {"epochs": 30, "batch": 64, "learning_rate": 3e-3}
     training, u = train_all(splits, WIDTH, **settings)
     counts = [10, 30, 100, 300, 1000] if full else [10, 1000]

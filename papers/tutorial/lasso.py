@@ -172,7 +172,7 @@ def measure(full: bool) -> Measured:
             case.name: {
                 "differences": differences(case),
                 "along": along(case, 50_000 if full else 20_000),
-                "compare": compare(case, 60, 1000, 5 if full else 3),
+                "compare": compare(case, 60, 1000, 5 if full else 1),
             }
             for case in data
         }
@@ -186,7 +186,12 @@ def measure(full: bool) -> Measured:
         }
         for name, case in cases.items()
     }
-    settings = {"folds": FOLDS, "starts": STARTS, "ratios": RATIOS}
+    settings = {
+        "repetitions_of_times": 5 if full else 1,
+        "folds": FOLDS,
+        "starts": STARTS,
+        "ratios": RATIOS,
+    }
     return {"settings": settings, "seeds": [0], "cases": cases, "figure": curves}
 
 
