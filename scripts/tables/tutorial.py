@@ -15,7 +15,7 @@ def equilibrium_accuracy() -> str:
         for name, found in nets.items():
             accuracy = found["accuracy"]
             spread = (f"{x:.4f}" for x in (mean(accuracy), min(accuracy), max(accuracy)))
-            seconds = f"{median(found['seconds']):.1f} s"
+            seconds = f"{median(found['seconds']):.2f} s"
             rows.append([data, name, found["parameters"], len(accuracy), *spread, seconds])
     header = ["data", "model", "parameters", "runs", "test accuracy", "least", "greatest"]
     return _table([*header, "training"], rows)
