@@ -45,11 +45,13 @@ def paper_figure(script: str) -> str:
     )
 
 
-def measured(script: str, number: str) -> str:
-    """What the claim with that number (from 1, or from -1 backwards) of a script measured."""
+def measured(script: str, text: str) -> str:
+    """What a script measured for the claim that contains the text, for use within a sentence."""
     claims = json.loads((RESULTS / f"{script}.json").read_text())["claims"]
-    position = int(number)
-    return cell(claims[position - (position > 0)]["measured"])
+    found = [claim["measured"] for claim in claims if text in claim["claim"]]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} claims of {script} contain {text!r}")
+    return cell(found[0])
 
 
 def _reports(paper: str) -> list[dict[str, Any]]:
