@@ -4,6 +4,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+import lineax as lx
 import pytest
 
 import bilevel
@@ -33,11 +34,27 @@ def fields(entry: str) -> dict[str, str]:
 
 
 def cited() -> dict[str, set[str]]:
-    """The keys that each docstring, page or script of the project cites."""
+    """The keys that each module, page or script of the project cites."""
     files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
     for folder in ("src", "docs", "papers", "examples", "benchmarks"):
         files += [f for f in (ROOT / folder).rglob("*") if f.suffix in {".py", ".md"}]
     return {str(f): set(_KEY.findall(f.read_text(encoding="utf-8"))) for f in files if f.is_file()}
+
+
+CITED = cited()
+KINDS = (
+    bilevel.AbstractAlgorithm,
+    bilevel.AbstractHypergradient,
+    bilevel.AbstractInnerSolver,
+    lx.AbstractLinearSolver,
+)
+METHODS = [
+    name
+    for name in sorted(bilevel.__all__)  # pyright: ignore
+    if isinstance(value := getattr(bilevel, name), type)
+    and issubclass(value, KINDS)
+    and not name.startswith("Abstract")
+]
 
 
 def test_the_file_holds_comments_and_entries_and_nothing_else():
@@ -65,9 +82,19 @@ def test_an_entry_is_sound(key):
         assert re.sub(r"\D", "", key) == found["year"]
 
 
-@pytest.mark.parametrize("path", [f for f, keys in cited().items() if keys])
+@pytest.mark.parametrize("path", [f for f, keys in CITED.items() if keys])
 def test_every_key_that_is_cited_is_in_the_file(path):
-    assert cited()[path] <= set(bibliography())
+    assert CITED[path] <= set(bibliography())
+
+
+def test_every_entry_of_the_file_is_cited():
+    assert set(bibliography()) - set().union(*CITED.values()) == set()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_public_method_cites_its_papers_or_says_that_it_is_ours(name):
+    doc = getattr(bilevel, name).__doc__
+    assert _KEY.search(doc) or "Source: ours" in re.sub(r"\s+", " ", doc)
 
 
 def test_a_class_an_instance_a_function_and_a_name_are_looked_up():

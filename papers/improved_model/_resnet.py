@@ -1,9 +1,11 @@
-"""Residual nets as a `tasks.Model`: ResNet-18, which the paper cleans data with, and smaller ones.
+"""Residual nets as a `Model`: ResNet-18, which the paper cleans data with, and smaller ones.
 
-He, Zhang, Ren & Sun (2016), with the stem for small images: a 3 x 3 convolution, then stages of
-blocks with 1, 2, 4, .. times `width` channels. Group normalisation takes the place of batch
-normalisation, whose running averages are no function of the parameters and whose training mode ties
-the rows of a batch together; the number of parameters is the same.
+He, Zhang, Ren and Sun (2016), "Deep residual learning for image recognition" [he2016][], with the stem
+for small images: a 3 x 3 convolution, then stages of blocks with 1, 2, 4, ... times `width` channels.
+Group normalisation takes the place of batch normalisation, because running averages are not a function
+of the parameters, and because the training mode of batch normalisation couples the rows of a batch.
+The
+number of parameters is the same.
 """
 
 import equinox as eqx

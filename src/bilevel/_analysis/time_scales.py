@@ -60,7 +60,7 @@ class Regime(NamedTuple):
             else f"the model moves {_times(1 / max(self.ratio, 1e-12))} faster than the weights"
         )
         if self.theorem == "1":
-            verdict = "they follow the exact hypergradient (Ivanova & Ablin, Theorem 1)"
+            verdict = "they follow the exact hypergradient (Ivanova and Ablin, Theorem 1)"
         elif self.theorem == "2" and p < n:
             verdict = f"expect at most p = {p} rows to survive (Theorem 2 and Proposition 8)"
         elif self.theorem == "2":

@@ -101,6 +101,9 @@ def linearise_inner(
     forward-over-reverse pass, the derivative of `w -> grad_{(u, w)} f(u, w)` in the direction `v`
     (H is symmetric). For a fixed-point map they come from one reverse pass. A product that is not
     used is not computed.
+
+    Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian" [pearlmutter1994][], in
+    forward-over-reverse form.
     """
     if isinstance(problem, BilevelProblem):
 

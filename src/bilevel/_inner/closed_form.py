@@ -19,7 +19,7 @@ class ClosedForm(AbstractInnerSolver):
 
     The cost is that of the formula, which is evaluated on one batch per solve and counts as no
     oracle call. The formula is taken on trust: `inner_residual` shows whether it solves the inner
-    problem.
+    problem. Source: ours.
     """
 
     solution: Callable[[PyTree, Any], PyTree]

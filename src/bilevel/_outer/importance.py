@@ -79,6 +79,8 @@ class ImportanceSampling(AbstractAlgorithm):
     Args:
         algorithm: any whose `inner_sampler` is a `WeightedSampler`, with `u` one array of weights.
 
+    Source: ours.
+
     Raises:
         TypeError: its inner sampler is another one.
     """

@@ -168,21 +168,26 @@ def find_shared_rows(rows: Any, among: Any, *, near: bool = True) -> pd.DataFram
         z = arcsinh((x - median) / IQR)     (the standard deviation where the IQR is 0)
 
     With d1 <= d2 the distances of a row to its two nearest others, P(d1 < c d2) = c^D where the
-    data have D dimensions and the density is level (Facco et al., Sci. Rep. 7:12140, 2017). So D is
+    data have D dimensions and the density is level [facco2017][]. So D is
     log 2 / median log(d2 / d1), estimated from 1000 of the rows `among`; and a row is suspected
     when its distance is below
 
         c median(d1),     c = min(.01, (.01 / rows)^(1/D))
 
     and reported when it is also below c' times the distance to its 10th nearest, with
-    c' = min(.01, (.001 / rows)^(1/D')), and D' the dimension around it (Levina and Bickel, 2004): in
+    c' = min(.01, (.001 / rows)^(1/D')), and D' the dimension around it [levina2004][]: in
     dense regions too, fewer than .01 rows are expected by chance; only where nearly all values of a
     row are zero are there a few more. Copies that were changed by more, a picture compressed anew,
     say, are not found; nor is anything in tables with one or two numeric columns, unless it is much
     nearer.
 
     Cost: suspects come from a k-d tree over 8 random orthogonal projections, which lengthen no
-    distance, so that none is missed; seconds for 100 000 x 100. At most 2000 suspects are looked at.
+    distance, so that none is missed; seconds for 100 000 x 100. At most 2000 suspects are looked
+    at.
+
+    Source: Facco, d'Errico, Rodriguez and Laio (2017), "Estimating the intrinsic dimension of
+    datasets by a minimal neighborhood information", and Levina and Bickel (2004), "Maximum
+    likelihood estimation of intrinsic dimension", for the dimension; the thresholds are ours.
 
     Args:
         rows, among: data frames (ids are their index), or matrices (ids are row numbers).
@@ -190,7 +195,8 @@ def find_shared_rows(rows: Any, among: Any, *, near: bool = True) -> pd.DataFram
 
     Returns:
         A line a row that occurs, in order: `id`, `other_id` (of the first equal, or the nearest
-        row), `kind` ("exact" or "near"), `distance`. `attrs["note"]` says how near ones were searched.
+        row), `kind` ("exact" or "near"), `distance`. `attrs["note"]` says how near ones were
+        searched.
 
     Raises:
         InputError: the tables' columns are not the same.

@@ -55,32 +55,36 @@ def suggest(
         s  = E_{c ~ pi} |e_c - v|^2 |h|^2 = (1 + |v|^2 - 2 <pi, v>) |h|^2,    h = (x - mean, 1)
 
     with x scaled to [0, 1]. s is the expected squared change of the gradient of the logistic loss:
-    expected gradient length (Settles, Craven and Ray, Multiple-instance active learning, 2008) for
+    expected gradient length [settles2008][] for
     rows that have a label already. It is large where the label is in doubt and the model too. The
     rows of lowest label quality are not these: they are surely wrong, and weighted down already.
 
-    Rows are picked by farthest-first traversal (Gonzalez, 1985; Sener and Savarese, Active learning
-    for convolutional neural networks, 2018) of the points `z = h s^(1/2) / |h|` from the origin: the
-    first has the largest s, each next one the largest distance to the origin and all before. So every
-    beginning of the table is a good choice, without copies. Before them come rows of classes with
-    fewer than 5 trusted rows: those with the largest probability of the class under a model of all
-    rows, and half the budget at most.
+    Rows are picked by farthest-first traversal ([gonzalez1985][], [sener2018][]) of the points `z =
+    h s^(1/2) / |h|` from the origin: the first has the largest s, each next one the largest
+    distance to the origin and all before. So every beginning of the table is a good choice, without
+    copies. Before them come rows of classes with fewer than 5 trusted rows: those with the largest
+    probability of the class under a model of all rows, and half the budget at most.
 
     For regression, with the residual r under a model that has not seen the row's target, and the
     spread t of the residuals of right targets,
 
         s = [q (1 - q)^2 r^2 + (1 - q) (t^2 + q^2 r^2)] |h|^2
 
+    Source: Settles, Craven and Ray (2008), "Multiple-instance active learning", for the expected
+    gradient length; Gonzalez (1985), "Clustering to minimize the maximum intercluster distance",
+    and Sener and Savarese (2018), "Active learning for convolutional neural networks: A core-set
+    approach", for the traversal; the score of rows that have a label already is ours.
+
     Args:
         label_quality: a number a row, the larger the more its label is to be believed; or a result
-            with the attribute `label_quality`; or `None`. It is turned into q by isotonic regression
-            on an estimate of q from p, for which labels are wrong at a constant rate (fitted by
-            EM), uniformly over the other classes. Without it, that estimate is q.
+            with the attribute `label_quality`; or `None`. It is turned into q by isotonic
+            regression on an estimate of q from p, for which labels are wrong at a constant rate
+            (fitted by EM), uniformly over the other classes. Without it, that estimate is q.
         X, y: training rows as a finite matrix of numbers (encoded), and their given labels.
         X_trusted, y_trusted: the rows verified so far; there may be none.
-        probabilities: p, `(rows, classes)`, the classes sorted; by default from logistic regressions
-            on the trusted rows and those that agree with them, cross-fitted in halves. For
-            regression predictions `(rows,)`, by default of ridge regressions, likewise.
+        probabilities: p, `(rows, classes)`, the classes sorted; by default from logistic
+            regressions on the trusted rows and those that agree with them, cross-fitted in halves.
+            For regression predictions `(rows,)`, by default of ridge regressions, likewise.
         budget: number of rows to suggest.
         task: "classification", "regression", or "auto", which looks at `y`.
         seed: of the halves and of the rows that models are fitted to.

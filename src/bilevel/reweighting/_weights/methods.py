@@ -29,8 +29,9 @@ def near_exact(*, damping: float = 0.0) -> DoubleLoop:
     Each outer step solves the inner problem nearly (L-BFGS from the last solution), then the linear
     system nearly (conjugate gradients from the last `v`), then takes a mirror step within the trust
     radius. Nothing has a step size. Because the model keeps up with the weights, the run stays
-    in the regime where the weights follow the true hypergradient and do not collapse (Ivanova &
-    Ablin, Theorem 1).
+    in the regime where the weights follow the true hypergradient and do not collapse (Theorem 1 of
+    Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization"
+    [ivanova2023][]).
 
     Args:
         damping: added to the inner Hessian, for models whose inner objective is not convex.
@@ -79,8 +80,9 @@ def clipped_soba(
 
     The outer step of `soba` times 10^4, so that nearly every visit is at the clip: what counts
     is in which direction a row pulls, not how hard. Returns the problem with the clip in its
-    geometry, and the method. It beats the best tuned plain SOBA on 4 of 6 image problems, by far where
-    the model is an MLP; with a model of two parameters it still collapses (`docs/reweighting.md`).
+    geometry, and the method. It beats the best tuned plain SOBA on 4 of 6 image problems, by far
+    where the model is an MLP; with a model of two parameters it still collapses
+    (`docs/reweighting.md`).
     """
     method = soba(problem, u, w, batch_size=batch_size)
     clipped = TransformedGeometry(optax.clip(CLIP), problem.geometry)
