@@ -170,23 +170,3 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
     return plain(np.asarray(value).tolist())
-
-
-def run_script(
-    script: str, main: Callable[[bool, Path], tuple[dict[str, Any], list[Claim]]]
-) -> None:
-    """The old frame, of the scripts that have not moved to `run` yet."""
-    drawn: list[Path] = []
-
-    def measure(full: bool) -> Measured:
-        drawn.append(Path("out/papers"))
-        drawn[-1].mkdir(parents=True, exist_ok=True)
-        numbers, judged = main(full, drawn[-1])
-        return {**numbers, "figure": judged}
-
-    def draw(measured: Measured) -> "Figure":
-        from matplotlib.figure import Figure
-
-        return Figure()
-
-    run(script, measure, draw, lambda measured: measured["figure"])

@@ -11,11 +11,7 @@ import jax
 import pytest
 
 PAPERS = Path(__file__).parents[2] / "papers"
-SCRIPTS = [
-    path
-    for path in sorted(PAPERS.glob("*/[a-z]*.py"))
-    if "run_script" not in path.read_text()  # those that have not moved to measure, draw and claims
-]
+SCRIPTS = sorted(PAPERS.glob("*/[a-z]*.py"))
 # The scripts whose quick size takes less than about 10 CPU seconds; the others are slow.
 QUICK = {"products", "toy_mixture"}
 # Where the quick size judges a claim differently from the committed full one: script, claim, verdict.
