@@ -1,8 +1,11 @@
 """Strictness for every test: float64, no implicit promotion, checked annotations, fixed seeds."""
 
 import atexit
+import ctypes
+import gc
 import os
 import shutil
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,13 +66,32 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", message)
 
 
-@pytest.fixture(scope="module", autouse=True)
+MEGABYTE = 2**20
+ROOM = 1400 * MEGABYTE  # with what one test takes, a worker stays below 2 GB
+limit = ROOM
+
+
+@pytest.fixture(autouse=True)
 def room_for_compiled_functions():
-    """XLA maps memory for each function it compiles, and a process that has 65530 maps crashes."""
+    """What JAX has compiled is kept until it takes too much memory, then forgotten between two tests.
+
+    This also bounds the number of memory maps, of which a process may have 65530.
+    """
+    global limit
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_text().splitlines()) > 20_000:
-        jax.clear_caches()
+    if memory() < limit:
+        return
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # back to the system
+    limit = max(ROOM, memory() + 400 * MEGABYTE)
+
+
+def memory() -> int:
+    """The bytes that this process has in memory, where Linux says so."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 @pytest.fixture
