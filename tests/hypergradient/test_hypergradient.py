@@ -40,11 +40,20 @@ def test_formula_is_the_derivative_of_phi(case):
     assert norm_error(jax.grad(case.phi)(case.u), case.gradient(case.u)) < 1e-11
 
 
-# CG, LU and ITD on every case; the others, which compile slowly, on a case of each kind.
+# CG, LU and ITD on every case; the others, which compile slowly, on a case of each kind, two of which
+# are in the quick suite.
 EVERYWHERE = ["CG", "LU", "ITD"]
-KINDS = ["scalar", "isotropic", "ridge_per_feature", "logistic"]
+KINDS = {
+    "scalar": (),
+    "isotropic": pytest.mark.slow,
+    "ridge_per_feature": pytest.mark.slow,
+    "logistic": (),
+}
 PAIRS = [
-    (case, name) for case in CASES for name in ESTIMATORS if name in EVERYWHERE or case in KINDS
+    pytest.param(case, name, marks=() if name in EVERYWHERE else KINDS[case])
+    for case in CASES
+    for name in ESTIMATORS
+    if name in EVERYWHERE or case in KINDS
 ]
 
 

@@ -27,8 +27,8 @@ def train_model(problem, u, w0):
     return solver.solve(problem, u, w0, (), stream)[0]
 
 
-@pytest.fixture(scope="module")
-def runs():
+@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)])
+def runs(request):
     """Per seed: test accuracies of uniform, perfect and learned weights, and the ESS."""
     with np.load(SMALL) as file:
         data = dict(file)
@@ -63,7 +63,7 @@ def runs():
         }
 
     with jax.enable_x64(False):  # as users run it
-        return [run(seed) for seed in range(3)]
+        return [run(seed) for seed in range(request.param)]
 
 
 def test_retrained_accuracy_is_above_that_of_the_truly_clean_rows(runs):

@@ -96,7 +96,11 @@ def flat(tree):
     return np.hstack([np.ravel(a) for a in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+QUICK = ["lasso", "elastic net, one and eight"]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in PENALTIES if name not in QUICK]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *OTHERS])
 def test_solution_and_hypergradient(name):
     u = PENALTIES[name]
     value, gradient, w_star = by_hand(u, *rows())
@@ -137,30 +141,29 @@ def test_hypergradient_against_differences_of_coordinate_descent(name):
     np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
 
 
-def test_the_package_checks_it():
-    for u in (jnp.asarray(-1.5), as_jax((-2.0, np.linspace(-2, 0, 8)))):
-        problem = problem_of(u, rows())
-        for estimator, inner in [
-            (AID(lx.LU()), EXACT),
-            (ITD(), GradientInner(optax.sgd(1.0), 2000)),
-        ]:
-            check = bilevel.check_hypergradient(
-                problem,
-                u,
-                jnp.zeros(8),
-                estimator,
-                inner,
-                reference=EXACT,
-                num_directions=2,
-                step=1e-4,
-            )
-            assert check, str(check)
+@pytest.mark.parametrize(
+    "name", ["lasso", pytest.param("elastic net, one and eight", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    ("estimator", "inner"),
+    [(AID(lx.LU()), EXACT), (ITD(), GradientInner(optax.sgd(1.0), 2000))],
+    ids=["AID", "ITD"],
+)
+def test_the_package_checks_it(name, estimator, inner):
+    u = as_jax(PENALTIES[name])
+    problem, w0 = problem_of(u, rows()), jnp.zeros(8)
+    check = bilevel.check_hypergradient(
+        problem, u, w0, estimator, inner, reference=EXACT, num_directions=2, step=1e-4
+    )
+    assert check, str(check)
 
 
 # ---- folds
 
 
-@pytest.mark.parametrize("name", ["lasso", "elastic net, one and eight"])
+@pytest.mark.parametrize(
+    "name", ["elastic net, one and eight", pytest.param("lasso", marks=pytest.mark.slow)]
+)
 def test_folds_are_a_loop_over_folds(name):
     x, y, *_ = rows()
     u, splitter = PENALTIES[name], KFold(4, shuffle=True, random_state=2)
