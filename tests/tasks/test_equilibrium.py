@@ -134,7 +134,12 @@ def solve(inner, problem: Any = PROBLEM, u=U, w0=W0, data: Any = X):
     return w, stats
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+def some_slow(names, slow):
+    """All names, those of the second list in the slow suite only."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", some_slow(SOLVERS, ["plain, by row", "Anderson", "Newton-GMRES"]))
 def test_fixed_points_against_scipy(name):
     w, stats = solve(SOLVERS[name])
     np.testing.assert_allclose(w, Z, rtol=0, atol=1e-10)
@@ -245,7 +250,9 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "name", some_slow(ESTIMATORS, ["AID, LU", "AID, Neumann", "ITD, checkpointed"])
+)
 def test_hypergradient_by_hand(name):
     """Also: the implicit gradient is that of unrolling to convergence."""
     found = estimate(*ESTIMATORS[name])

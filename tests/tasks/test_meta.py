@@ -105,7 +105,7 @@ def test_ridge_solution_is_scikit_learns(d):
     ("d", "biased"),
     [
         (4, True),
-        (9, False),
+        pytest.param(9, False, marks=pytest.mark.slow),
         pytest.param(4, False, marks=pytest.mark.slow),
         pytest.param(9, True, marks=pytest.mark.slow),
     ],
