@@ -30,8 +30,8 @@ def test_logger_writes_the_trace(tmp_path):
         assert json.loads(line)["outer_value"] == value  # to the last bit
 
 
-def test_logger_appends_on_resume_and_drops_what_is_past_it(tmp_path):
-    """Interrupted at 7 with a checkpoint at 4: the lines 5 to 7 are written anew, once."""
+def test_logger_appends_on_resume_and_drops_later_lines(tmp_path):
+    """Interrupted at 7 with a checkpoint at 4, the lines 5 to 7 are written again, once each."""
     path, unbroken = tmp_path / "log.jsonl", tmp_path / "unbroken.jsonl"
     run(METHOD, 11, callbacks=[Logger(unbroken)])
     at_four = run(METHOD, 4, callbacks=[Logger(path)]).state
@@ -98,7 +98,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
             Checkpoint(path).load(state_of(name))
 
 
-def test_checkpoint_that_is_no_checkpoint(tmp_path):
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     path = tmp_path / "run.eqx"
     with pytest.raises(FileNotFoundError):
         Checkpoint(path).load(state_of("SOBA"))

@@ -43,7 +43,7 @@ def test_simplex_huge_steps_neither_overflow_nor_leave(dtype, size):
 
 
 def test_simplex_recovers_from_underflow():
-    """A weight pressed down by e^-1e6 stands at the smallest number and can come back."""
+    """A weight that a step multiplies by e^-1e6 stays at the smallest number and can grow again."""
     u = jnp.array([0.5, 0.5])
     low = retract(u, jnp.array([-1e6, 0.0]))
     assert float(low[0]) == TINY
@@ -83,7 +83,7 @@ def test_simplex_of_a_pytree_is_one_simplex():
 
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6))
 def test_simplex_projection_satisfies_kkt(point):
-    """p = max(x - t, 0) with one t, and sum p = 1: the optimality conditions, which are enough."""
+    """p = max(x - t, 0) with one t and sum p = 1 are sufficient optimality conditions."""
     x = np.array(point)
     p = np.asarray(project(jnp.asarray(x)))
     np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-12)
@@ -154,7 +154,7 @@ def test_box_bounds_may_be_traced():
     np.testing.assert_array_equal(np.asarray(found), [0.25, 1.0])
 
 
-def test_projections_of_extreme_points_end():
+def test_projections_of_extreme_points_terminate():
     assert np.all(np.isnan(project(jnp.array([jnp.inf, 0.0]))))
     assert np.all(np.isnan(project(jnp.array([jnp.nan, 0.0]))))
     np.testing.assert_array_equal(project(jnp.array([-jnp.inf, 0.0, 0.0])), [0.0, 0.5, 0.5])
@@ -166,7 +166,7 @@ def test_projections_of_extreme_points_end():
 
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 def test_ball_projection_is_the_nearest_point(p):
-    """By its variational inequality, on random points of the sphere."""
+    """The variational inequality holds on random points of the sphere."""
     center = {"x": jnp.array([0.1, -0.2]), "y": jnp.array(0.3)}
     ball = Ball(0.7, p, center)
     point = {"x": jnp.array([1.5, -0.9]), "y": jnp.array(-0.4)}

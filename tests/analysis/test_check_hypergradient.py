@@ -56,7 +56,7 @@ def test_defaults_need_nothing_but_the_problem():
 
 
 @pytest.mark.slow
-def test_a_fixed_point_problem_is_checked_with_its_defaults():
+def test_defaults_check_a_fixed_point_problem():
     """A map that is not symmetric and not affine, nor is its fixed point near the start."""
     jacobian = jnp.asarray([[0.3, -0.7, 0.0], [0.6, 0.2, 0.1], [0.0, 0.4, -0.3]])
     problem = bilevel.FixedPointProblem(
@@ -196,7 +196,7 @@ def test_report_is_readable():
     assert max(len(line) for line in lines) <= 100
 
 
-def test_key_picks_the_directions_and_step_the_width():
+def test_the_key_chooses_directions_and_step_sets_the_width():
     case = CASES["coupled"]
     options = {"reference": exact_inner(case), "num_directions": 2}
     one = check_hypergradient(case.problem, case.u, case.w0, key=jax.random.key(1), **options)

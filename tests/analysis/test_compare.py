@@ -1,4 +1,5 @@
-"""`compare`: its rows are those of `solve`, its seeds share batches, its figure shows its numbers."""
+"""`compare`: its rows are those of `solve`, its seeds share batches, its figure shows its
+numbers."""
 
 import functools
 import importlib.util
@@ -41,7 +42,7 @@ def two(**options: Any) -> Any:
 
 
 def small(**options: Any) -> Any:
-    """On a problem without data, which compiles sooner."""
+    """A problem without data, which compiles faster."""
     case, options = CASES["scalar"], {"num_steps": 7, "seeds": 2, "trace_every": 3} | options
     methods = {"SOBA": soba(0.3, 0.3, 0.01), "AmIGO": bilevel.AmIGO(0.3, 0.3, 0.01, 2, 2)}
     return compare(methods, case.problem, case.u, case.w0, **options)
@@ -59,7 +60,8 @@ def rows_of(frame: Any, algorithm: str, seed: int) -> Any:
 @pytest.mark.parametrize("vmap", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.slow
 def test_every_run_is_that_of_solve(vmap):
-    """With the seed as its key; 7 is no multiple of 3, so the last row is one step after the third."""
+    """The seed is the key. 7 is not a multiple of 3, so the last row is one step after the
+    third."""
     frame = three(vmap)
     assert list(frame.columns[:8]) == COLUMNS
     assert list(frame.algorithm.unique()) == list(THREE)
@@ -108,7 +110,7 @@ def test_the_start_is_a_row(vmap):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_batches():
-    """Of methods that stay where they are, outer values differ by the batch only."""
+    """If methods do not move, their outer values differ only by the batch."""
     still = {
         "SOBA": bilevel.SOBA(0.0, 0.0, 0.0, **REPLACED),
         "FSLA": bilevel.FSLA(0.0, 0.0, 0.0, **REPLACED),
@@ -236,7 +238,7 @@ def test_seeds_may_be_a_number():
 @pytest.mark.parametrize("vmap", [True, False])
 @pytest.mark.slow
 def test_cpu_seconds(vmap):
-    """They grow along a run, compilation is not in them, and a dear metric is not either."""
+    """They grow along a run, and they include neither compilation nor an expensive metric."""
 
     def dear(u, w):
         a = jnp.ones((400, 400)) / 400
@@ -255,7 +257,7 @@ def test_cpu_seconds(vmap):
     assert frame.cpu_seconds.max() < 0.03
 
 
-def test_compiles_once_an_algorithm(compilations):
+def test_each_algorithm_compiles_once(compilations):
     small(seeds=2, vmap=False)
     compilations.clear()
     small(seeds=4, vmap=False, num_steps=20)
@@ -348,7 +350,7 @@ def test_a_start_outside_of_the_set():
 
 
 @pytest.mark.slow
-def test_a_class_is_no_algorithm():
+def test_a_class_in_place_of_an_algorithm_is_refused():
     code = (
         "import bilevel\n"
         "try: bilevel.compare({'mine': bilevel.SOBA}, None, 0.0, 0.0, num_steps=3)\n"

@@ -20,7 +20,7 @@ from bilevel.tasks.models import linear_model, squared_error
 
 
 def low_rank(seed: int, n: int = 5, p: int = 3) -> dynamics.LowRankField:
-    """The random field of Ivanova & Ablin, Figure 3."""
+    """The random field of Figure 3 of Ivanova and Ablin (2023) [ivanova2023][]."""
     rng = np.random.default_rng(seed)
     gradients, outer, v = rng.normal(size=(n, p)), rng.normal(size=p), rng.normal(size=(n, p))
     hessians = v[:, :, None] * v[:, None, :] + 0.1 * np.eye(p)
@@ -121,7 +121,7 @@ def test_constant_field_is_mirror_descent():
 
 
 def test_constant_field_limit_needs_weight():
-    """A row that starts at 0 wins nothing, however small its entry."""
+    """A row that starts at 0 stays at 0, however small its entry is."""
     end = dynamics.constant_field_limit(jnp.array([-5.0, 1.0, 1.0]), jnp.array([0.0, 0.25, 0.75]))
     np.testing.assert_allclose(end, [0, 0.25, 0.75], rtol=1e-15)
 
@@ -147,8 +147,8 @@ def test_two_rows_that_attract_or_repel(c):
 RING = jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
 
 
-def test_a_flow_that_goes_round_does_not_converge():
-    """Of an antisymmetric matrix the product of the weights is conserved."""
+def test_a_periodic_flow_does_not_converge():
+    """The flow of an antisymmetric matrix conserves the product of the weights."""
     u0 = jnp.array([0.6, 0.3, 0.1])
     flow = dynamics.mirror_flow(
         Affine(RING, jnp.zeros(3)), u0, jnp.array([2.0, 4.0, 100.0]), tol=1e-3
@@ -160,7 +160,7 @@ def test_a_flow_that_goes_round_does_not_converge():
     assert np.ptp(flow.u[:, 0]) > 0.3
 
 
-def test_mirror_descent_is_its_discretisation():
+def test_mirror_descent_discretises_the_flow():
     field = low_rank(98)
     end = dynamics.mirror_flow(field, UNIFORM_5, jnp.array([0.5, 1.0, 2.0])).u[-1]
 
@@ -218,7 +218,7 @@ def test_rows_at_zero_stay_and_do_not_count():
     np.testing.assert_allclose(flow.u[:, on], again.u, atol=1e-8)
 
 
-def test_at_rest_the_last_state_is_repeated():
+def test_the_last_state_is_repeated_after_convergence():
     field = low_rank(98)
     flow = dynamics.mirror_flow(field, UNIFORM_5, jnp.array([0.0, 500.0, 1000.0]), tol=1e-8)
     assert bool(flow.converged)
@@ -244,7 +244,7 @@ def test_residual_by_hand():
     assert float(flow.residual) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_row_that_wants_in_is_no_rest():
+def test_an_unstable_vertex_is_not_at_rest():
     """At a vertex that is not stable, a share of 1e-9 elsewhere keeps the residual up."""
     u0 = jnp.array([1 - 1e-9, 1e-9, 0.0])
     flow = dynamics.mirror_flow(constant(1, 0, 0), u0, jnp.array([0.0, 1.0, 60.0]), tol=1e-6)
@@ -252,7 +252,7 @@ def test_a_row_that_wants_in_is_no_rest():
     assert bool(flow.converged)
 
 
-def test_out_of_steps():
+def test_running_out_of_steps_is_reported():
     ts = jnp.array([0.0, 100.0, 200.0])
     flow = dynamics.mirror_flow(low_rank(98), UNIFORM_5, ts, max_steps=10)
     assert not bool(flow.finished)
@@ -263,15 +263,16 @@ def test_out_of_steps():
     assert bool(jnp.all(jnp.isfinite(flow.u)))
 
 
-def test_no_tolerance_no_rest():
-    """Weights that are at rest to the last bit: it still runs, and does not say converged."""
+def test_without_a_tolerance_a_flow_does_not_stop_early():
+    """The weights do not change by a bit, but the flow runs to the end and does not report
+    convergence."""
     flow = dynamics.mirror_flow(constant(1, 1, 1), UNIFORM_3, LONG)
     assert not bool(flow.converged)
     assert float(flow.residual) < 1e-15
     assert int(flow.num_steps) > 0
 
 
-def test_vmap_is_a_loop():
+def test_vmap_equals_a_loop():
     fields = [low_rank(seed) for seed in (0, 1, 98)]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *fields)
     flows = eqx.filter_jit(
@@ -302,7 +303,7 @@ def joint(u0, w0, ts, alpha, beta, solver=None):
 
 
 def gradient_flow(u, ts):
-    """`w(t)` of `dw/dt = -grad_w f(u, w)` from W0 with u held, in closed form."""
+    """`w(t)` of `dw/dt = -grad_w f(u, w)` from W0 with u fixed, in closed form."""
     best = solution(u, PROBLEM.inner_data)["weight"][0]
     gap = W0["weight"][0] - best
     return np.array(
@@ -315,7 +316,7 @@ TIMES = jnp.array([0.5, 2.0, 8.0])
 
 @pytest.mark.slow
 def test_joint_flow_from_a_vertex():
-    """No weight can move there, and the model still does."""
+    """No weight can move there, but the model does."""
     u0 = jax.nn.one_hot(3, 6)
     flow = joint(u0, W0, TIMES, 0.7, 1.0)
     assert not bool(flow.converged)
@@ -342,7 +343,7 @@ def test_joint_flow_with_a_slow_model():
 
 @pytest.mark.slow
 def test_joint_flow_with_a_fast_model_is_exact():
-    """Theorem 1, and the stiff solver that it is integrated with."""
+    """Theorem 1, integrated with the stiff solver."""
     w0 = solution(UNIFORM, PROBLEM.inner_data)
     exact = dynamics.mirror_flow(
         dynamics.exact_field(PROBLEM, bilevel.ClosedForm(solution), w0), UNIFORM, TIMES
@@ -440,7 +441,7 @@ def test_is_stationary():
 
 
 def full_spectrum(field, u):
-    """Of `D(P phi)` on all tangent directions."""
+    """The eigenvalues of `D(P phi)` on all tangent directions."""
     jacobian = jax.jacfwd(lambda u: u * (field(u) - jnp.vdot(u, field(u))))(u)
     basis = scipy.linalg.null_space(np.ones((1, u.size)))
     return np.linalg.eigvals(basis.T @ jacobian @ basis)
@@ -505,8 +506,8 @@ def test_stability_needs_a_stationary_point():
 
 
 @pytest.mark.parametrize("seed", [0, 21])
-def test_decay_is_the_local_rate(seed):
-    """To a vertex the slowest row falls at the rate; on three rows a complex pair turns."""
+def test_the_decay_has_the_local_rate(seed):
+    """At a vertex the slowest row falls at the rate; on three rows a complex pair rotates."""
     field = low_rank(seed)
     u = limit(field)
     u = jnp.where(u > dynamics.SUPPORT, u, 0)
@@ -581,8 +582,9 @@ def test_flows_respect_the_bound():
         assert dynamics.may_be_stationary(field.gradients, support)
 
 
-def test_rank_deficient_gradients_bound_nothing_by_themselves():
-    """Gradients on a line, Hessians that turn: phi vanishes on two rows, more than the rank."""
+def test_rank_deficient_gradients_alone_give_no_bound():
+    """With gradients on a line and Hessians that rotate, phi vanishes on two rows, which is above
+    the rank."""
     gradients = jnp.array([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])
     hessians = jnp.array(
         [[[2.0, 1.0], [1.0, 2.0]], [[2.0, -1.0], [-1.0, 0.9]], [[1.0, 0], [0, 1.0]]]

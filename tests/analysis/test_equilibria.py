@@ -82,7 +82,7 @@ def warm_check(u, w, inner, estimator: Any = EXACT, problem=A.problem) -> Equili
     return is_warm_start_equilibrium(problem, u, w, inner, estimator, tol=1e-9)
 
 
-def test_a_cold_start_equilibrium_and_what_is_none():
+def test_a_cold_start_equilibrium_and_points_that_are_none():
     best = A.best_u()
     found = cold_check(best, A.cold(best))
     assert found.holds
@@ -116,7 +116,7 @@ def test_the_closed_form_is_an_inner_solver_of_the_check():
 @pytest.mark.parametrize("steps", [1, 3, 200])
 @pytest.mark.slow
 def test_warm_start_equilibria_do_not_depend_on_the_number_of_steps(steps):
-    """Statement 3.2, for one hypergradient: also where w is not the cold start's."""
+    """Statement 3.2 for one hypergradient, also where w is not the cold-started solution."""
     best = A.best_u()
     w = A.cold(best) + A.null @ [0.3, -2.0, 1.0]
     # F at this w is stationary in the directions that u moves w in only if u moves too.
@@ -131,7 +131,7 @@ def test_warm_start_equilibria_do_not_depend_on_the_number_of_steps(steps):
     assert cold_check(u, w).verdict == "another inner solution"
 
 
-def test_a_cycle_is_no_equilibrium():
+def test_a_cycle_is_not_an_equilibrium():
     """With a step of 2 / L two steps lead back, and one does not."""
     best = A.best_u()
     top = np.linalg.svd(A.x)[2][0]
@@ -156,7 +156,7 @@ def test_a_stationary_point_on_the_boundary():
     assert inside.outer_residual == 0.5
 
 
-def test_a_tolerance_that_is_none_is_refused():
+def test_a_tolerance_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match=r"`tol` must be > 0, got 0\.0"):
         is_warm_start_equilibrium(
             A.problem, jnp.asarray(A.u), jnp.asarray(A.w0), CONVERGED, EXACT, tol=0.0
@@ -229,7 +229,8 @@ def test_optimistic_searches_where_f_is_not_quadratic():
 
 @pytest.mark.parametrize("radius", [0.1, 3.0, 100.0])
 def test_pessimistic_is_the_trust_region_solution(radius):
-    """`max_z |G (c + N z) - s|^2 / 2`, `|z| = radius`: `(mu - Q) z = q` with mu above Q's spectrum."""
+    """`max_z |G (c + N z) - s|^2 / 2`, `|z| = radius`: `(mu - Q) z = q` with mu above Q's
+    spectrum."""
     g = A.g @ A.null
     values, vectors = np.linalg.eigh(g.T @ g)
     q = vectors.T @ (g.T @ (A.g @ A.cold(A.u) - A.s))
@@ -252,8 +253,8 @@ FLAT = {
 
 @pytest.mark.parametrize("name", FLAT)
 @pytest.mark.slow
-def test_where_there_is_nothing_to_choose_all_are_the_cold_start(name):
-    """And not rounding errors, blown up."""
+def test_all_concepts_agree_where_the_inner_solution_is_unique(name):
+    """Rounding errors are not amplified."""
     outer = A.outer if name == "one solution" else lambda u, w, _: 0.5 * jnp.sum((A.x @ w - 1) ** 2)
     problem = BilevelProblem(outer, FLAT[name])
     cold = at(cold_start_solution, problem)
@@ -294,7 +295,7 @@ def test_the_concepts_are_ordered_and_bad_radii_refused():
         at(pessimistic_solution, A.problem, 0.0)
 
 
-def test_other_inner_problems_are_noticed():
+def test_the_residual_shows_other_inner_problems():
     quartic = BilevelProblem(A.outer, lambda u, w, _: jnp.sum((w - 1.0) ** 4) + A.f(u, w, None))
     for function, args in [
         (cold_start_solution, ()),
@@ -347,7 +348,7 @@ def test_each_concept_has_its_own_outer_solution():
 
 
 def kaczmarz() -> tuple[BilevelProblem, dict, np.ndarray]:
-    """One point of data at a time, of two that are cycled through."""
+    """Two data points in turn, one at a time."""
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(2, 4)), rng.normal(size=2)
     problem = BilevelProblem(
@@ -383,7 +384,7 @@ def test_partial_warm_starts_take_steps():
         np.testing.assert_allclose(found.w[k], w, rtol=1e-9, atol=1e-12)
 
 
-def test_warm_is_cold_where_the_curvature_does_not_depend_on_u():
+def test_warm_equals_cold_if_the_curvature_does_not_depend_on_u():
     us = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
     found = warm_start_solution(A.problem, us, jnp.asarray(A.w0))
     for u, w in zip(us, found.w, strict=True):

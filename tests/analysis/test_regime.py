@@ -75,7 +75,7 @@ def test_ratio_grows_with_the_outer_step_and_names_the_theorem():
 
 
 @pytest.mark.slow
-def test_counts_what_survives():
+def test_surviving_rows_are_counted():
     found, run = report(0.02, 300.0)
     weights = np.asarray(run.u)
     assert found.surviving_rows == int(np.sum(weights >= 0.01 / N))

@@ -12,7 +12,7 @@ from bilevel import BilevelProblem, Solution
 
 
 def found(u, w) -> Solution:
-    """A solution to be judged, however it was come by."""
+    """A solution to be judged, from any method."""
     return Solution(u, w, bilevel.RESULTS.successful, None, {}, {})
 
 
@@ -33,7 +33,7 @@ def underdetermined():
 STEPS = bilevel.GradientInner(optax.sgd(0.5), 200)
 
 
-def test_a_determined_problem_keeps_all():
+def test_a_problem_with_one_inner_solution_loses_nothing():
     check = bilevel.retrain_check(
         determined(),
         found(jnp.full(2, 0.9), jnp.full(2, 0.9)),
@@ -61,7 +61,8 @@ def test_says_whether_retraining_converged(max_steps, converged):
 
 
 def test_what_lives_in_the_inner_variable_is_lost():
-    """Warm w = (1, 1) at u = 1 has F = 0; retrained from w_1 = -1 it is 2; at u = 0, 2.5."""
+    """F is 0 at u = 1 for the warm w = (1, 1), 2 for w retrained from w_1 = -1, and 2.5 at u =
+    0."""
     starts = jnp.array([0.0, -1.0])
     check = bilevel.retrain_check(
         underdetermined(),
@@ -110,7 +111,7 @@ def test_spread_over_the_starts():
     assert check.spread == pytest.approx(check.retrained.std(ddof=1) / gain, rel=1e-12)
 
 
-def test_no_improvement_has_no_share():
+def test_without_improvement_no_share_is_kept():
     check = bilevel.retrain_check(
         determined(), found(jnp.zeros(2), jnp.zeros(2)), jnp.zeros(2), lambda _: jnp.zeros(2)
     )
@@ -148,7 +149,7 @@ def test_another_value_and_the_path():
     assert check.retrained[0] == pytest.approx(expected[-1], rel=1e-9)
 
 
-def test_needs_a_start():
+def test_at_least_one_fresh_start_is_needed():
     with pytest.raises(ValueError, match="num_inits"):
         bilevel.retrain_check(
             determined(), found(jnp.zeros(2), jnp.zeros(2)), jnp.zeros(2), lambda _: 0, num_inits=0
@@ -184,7 +185,7 @@ def test_leak_in_closed_form():
     assert "rows told apart" in str(leak)
 
 
-def test_no_leak_where_rows_are_alike():
+def test_no_leak_if_all_rows_are_alike():
     rows = jax.random.normal(jax.random.key(0), (400, 1))
     problem = location(rows[:200])
     solution = found(jnp.array(0.0), jnp.array([[0.0], [0.3]]))

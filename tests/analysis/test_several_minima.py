@@ -1,4 +1,5 @@
-"""Several inner minimisers: the methods that reach the best one, and those that stay where w began."""
+"""Several inner minimisers: the methods that reach the best one, and those that stay where w
+began."""
 
 from typing import Any
 
@@ -25,12 +26,13 @@ def outer(u, w, batch):
 
 
 def inner(u, w, batch):
-    """Its minimisers are w_1 = u, with any w_2."""
+    """The minimisers have w_1 = u and any w_2."""
     return 0.5 * w[0] ** 2 - u * w[0]
 
 
 def priced(u, w, batch):
-    """`outer` with a price on u: best at u = w_1 = w_2 = 1/2, and F = 1/4, where grad F is not 0."""
+    """`outer` with a price on u: best at u = w_1 = w_2 = 1/2, and F = 1/4, where grad F is not
+    0."""
     return outer(u, w, batch) + 0.5 * u**2
 
 
@@ -79,8 +81,10 @@ def test_first_order_methods_reach_the_best_point(name, problem, best):
     ("problem", "u", "value"), [(FREE, 1.5, 0.25), (PRICED, 1.0, 1.0)], ids=["free", "priced"]
 )
 @pytest.mark.slow
-def test_hypergradients_keep_the_minimiser_that_w_began_at(problem, u, value, estimator, warm):
-    """They solve the problem with w_2 = 2: u is wrong by 1/2, and F by 1/4 and 3/4."""
+def test_hypergradient_methods_stay_at_the_minimiser_nearest_to_the_start(
+    problem, u, value, estimator, warm
+):
+    """They solve the problem with w_2 = 2; u has the error 1/2, and F the errors 1/4 and 3/4."""
     method = DoubleLoop(GradientInner(optax.sgd(0.5), 40), estimator, "auto", warm_start=warm)
     found = solve(method, problem)
     np.testing.assert_allclose(point(found), [u, u, 2.0], rtol=0, atol=1e-5)
@@ -137,7 +141,7 @@ def test_the_scale_of_an_objective_needs_no_other_setting(scale, off):
 
 @pytest.mark.slow
 def test_extrapolation_can_lock_the_multiplier():
-    """Where F has ten times the curvature of f: w swings, and what is extrapolated with it."""
+    """With ten times the curvature of f in F, w oscillates, and so does the extrapolation."""
     problem = BilevelProblem(lambda u, w, b: 10 * priced(u, w, b), inner)
     expected = relaxed(DELTA)[:3]
     assert norm_error(point(solve(PDBO(), problem)), expected) < 1e-9
@@ -157,8 +161,9 @@ def trajectory(algorithm, start, num_steps=1000) -> tuple[np.ndarray, np.ndarray
     return np.asarray(found[0]), np.asarray(found[1])
 
 
-def test_the_constraint_comes_to_hold():
-    """From 12500 times delta at the start, 305 times after one step, to delta from above."""
+def test_the_constraint_holds_in_the_end():
+    """f minus its minimum is 12500 delta at the start, 305 delta after one step, and tends to
+    delta from above."""
     multiplier, gap = trajectory(PDBO(), (0.0, [5.0, 2.0]))
     assert gap[0] > 90 * DELTA
     assert np.all(gap[10:] < 1.15 * DELTA)
@@ -168,7 +173,7 @@ def test_the_constraint_comes_to_hold():
 
 
 def test_the_multiplier_stays_in_its_bounds():
-    """At most 2, it is a penalty of 2: u = 2/5, where f is 0.02 above its minimum."""
+    """With the bound 2 it is a penalty of 2: u = 2/5, and f is 0.02 above its minimum."""
     multiplier, gap = trajectory(PDBO(max_multiplier=2.0), START)
     assert np.all((multiplier >= 0) & (multiplier <= 2))
     assert np.all(multiplier[-500:] == 2)
@@ -216,7 +221,8 @@ def solve_wide(algorithm, problem) -> np.ndarray:
 
 @pytest.mark.slow
 def test_wide():
-    """The best minimiser to 2.2 %, as delta, a multiplier and ten inner steps let it; AID is far."""
+    """The best minimiser up to 2.2 %, as delta, a multiplier and ten inner steps allow; AID is far
+    from it."""
     problem, best, expected = wide()
     assert 0.017 < norm_error(expected, best) < 0.019
     for algorithm in (PDBO(), bilevel.ValueFunctionPenalty(), bilevel.BOME()):
@@ -228,7 +234,8 @@ def test_wide():
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_inner", "error"), [(10, 5e-3), (20, 3e-4), (40, 1e-6)])
 def test_the_error_of_few_inner_steps(num_inner, error):
-    """The inner solve leaves `(1 - mu / L)^num_inner`: 0.056, 0.0032 and 1e-5, times less than 0.1."""
+    """The inner solve leaves `(1 - mu / L)^num_inner`: 0.056, 0.0032 and 1e-5, times less than
+    0.1."""
     problem, _, expected = wide()
     assert norm_error(solve_wide(PDBO(num_inner=num_inner), problem), expected) < error
 

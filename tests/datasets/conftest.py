@@ -1,4 +1,4 @@
-"""The cache of these tests is a folder of their own, and nothing of theirs asks a proxy."""
+"""These tests have a cache folder of their own and use no proxy."""
 
 import pytest
 

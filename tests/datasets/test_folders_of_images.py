@@ -24,13 +24,13 @@ def small(monkeypatch):
 
 
 def drawing(name: str, drawer: int) -> np.ndarray:
-    """Ink is False. Each character and drawer has its own."""
+    """Ink is False. The drawings of all characters and drawers differ."""
     rng = np.random.default_rng([CLASSES.index(name), drawer])
     return rng.random((105, 105)) < 0.9
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A bool array becomes a file of one bit a pixel, as the published ones are."""
+    """A bool array as a file with one bit per pixel, like the published files."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     return file.getvalue()
@@ -49,7 +49,7 @@ def write_omniglot(folder: Path, split: str = "background", classes=CLASSES) -> 
 
 
 def zipped(folder: Path) -> Path:
-    """The folder as a zip file in its place, with what macOS adds."""
+    """The folder as a zip file in its place, with the entries that macOS adds."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*")):
@@ -78,7 +78,7 @@ def test_the_published_one_bit_format():
         assert (image.mode, image.size) == ("1", (105, 105))
 
 
-def test_the_folder_of_the_split_itself_or_the_environments(tmp_path, monkeypatch):
+def test_the_folder_of_the_split_or_that_of_the_environment_is_found(tmp_path, monkeypatch):
     folder = write_omniglot(tmp_path / "omniglot")
     expected = omniglot("background", folder=folder).images
     monkeypatch.setenv("BILEVEL_DATA", str(tmp_path))
@@ -101,7 +101,7 @@ def test_the_published_numbers(monkeypatch):
     assert _mini_imagenet._PER_CLASS == 600
 
 
-def test_resizing_keeps_what_a_smooth_image_shows(tmp_path):
+def test_resizing_preserves_a_smooth_image(tmp_path):
     place = tmp_path / "images_background" / "Greek" / "character01"
     place.mkdir(parents=True)
     ramp = np.tile(np.arange(105, dtype=np.uint8) * 2, (105, 1))
@@ -137,7 +137,7 @@ def test_an_incomplete_omniglot_is_named(tmp_path, lost, message, packed):
         omniglot("background", folder=tmp_path)
 
 
-def test_what_is_there_can_be_read_on_demand(tmp_path):
+def test_an_incomplete_data_set_can_be_read_on_demand(tmp_path):
     folder = write_omniglot(tmp_path)
     shutil.rmtree(folder / "Greek")
     next(folder.glob("Armenian/character10/*.png")).unlink()
@@ -224,7 +224,7 @@ def test_a_size_below_one_is_refused(tmp_path, size):
             read()
 
 
-def test_without_pillow_it_is_named(tmp_path, monkeypatch):
+def test_a_missing_pillow_is_named(tmp_path, monkeypatch):
     write_omniglot(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r"decoded by Pillow, .* `pip install pillow`"):
@@ -250,7 +250,7 @@ def write_folders(folder: Path, suffix: str = ".png", shape=(84, 84, 3)) -> None
 
 
 def write_lists(folder: Path, suffix: str = ".png", shape=(84, 84, 3)) -> None:
-    """The lists go through the classes in turn, as none of the published ones does."""
+    """The lists alternate between the classes, unlike the published lists."""
     (folder / "images").mkdir(parents=True)
     for split, classes in SPLITS.items():
         lines = ["filename,label"]
@@ -292,7 +292,7 @@ def test_jpeg_files_of_another_size(tmp_path, write, suffix, monkeypatch):
     assert labels[4] == 1
 
 
-def test_grey_photographs_become_coloured_ones(tmp_path):
+def test_grey_photographs_get_three_channels(tmp_path):
     write_folders(tmp_path)
     grey = np.arange(84 * 84, dtype=np.uint8).reshape(84, 84)
     path = tmp_path / "val" / "n9" / "n900000000.png"

@@ -60,7 +60,7 @@ def test_any_rank(tmp_path, shape):
     assert array.ravel().tolist() == values
 
 
-def test_compression_is_seen_in_the_content_not_in_the_name(tmp_path):
+def test_compression_is_recognised_by_content_and_not_by_name(tmp_path):
     plain = write(tmp_path, TWO_BY_THREE, "plain.gz")
     packed = write(tmp_path, gzip.compress(TWO_BY_THREE), "packed")
     assert read_idx(plain).tolist() == read_idx(str(packed)).tolist() == [[1, 2, 3], [4, 5, 6]]

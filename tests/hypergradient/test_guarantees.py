@@ -1,4 +1,4 @@
-"""What an estimate says about itself: its error, its warnings, its memory."""
+"""What an estimate reports: its error, its warnings, its memory."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SLOW = pytest.mark.slow
 
 
 def errors(case, estimator, inner):
-    """The true error and the estimate of it."""
+    """The true error and its estimate."""
     state = estimator.init(case.problem, inner, case.u, case.w0)
     found = eqx.filter_jit(estimator.estimate)(
         case.problem, inner, case.u, case.w0, state, case.streams()
@@ -66,7 +66,7 @@ def test_error_estimate_of_itd(name, mode):
 
 @pytest.mark.slow
 def test_error_estimates_with_known_constants():
-    """With the true mu, or the true q of every step, the estimate is no guess of curvature."""
+    """With the true mu, or the true q of every step, the estimate guesses no curvature."""
     case = CASES["coupled"]
     mu, largest = case.bounds
     step = 1 / largest
@@ -85,7 +85,7 @@ def test_error_estimates_with_known_constants():
 
 
 def test_error_estimate_of_itd_from_the_solution():
-    """No step is left to make, and truncation still leaves its error."""
+    """No step is needed, and truncation still has its error."""
     case, step = CASES["coupled"], 0.2
     w = case.w_star(case.u)
     for steps in (5, 20):
@@ -171,8 +171,8 @@ def test_a_run_warns_once():
     assert len(seen) == 1
 
 
-def test_a_run_looks_for_its_step_size_once():
-    """20 products of power iteration at the first outer step, one at each other."""
+def test_a_run_searches_for_its_step_size_once():
+    """Power iteration takes 20 products in the first outer step and one in each later step."""
     case, terms = CASES["coupled"], 4
     method = bilevel.DoubleLoop(
         GradientInner(case.sgd(), 5), AID(bilevel.Neumann(num_terms=terms)), optax.sgd(0.1)
@@ -195,7 +195,7 @@ def test_unrolled_steps_from_the_optimum_are_neumann_terms(steps):
 
 
 def test_truncated_itd_stops_the_gradient_before_its_last_steps():
-    """The last K of T steps, against the recursion in numpy."""
+    """The last K of T steps, compared with the recursion in numpy."""
     case, step, q, u = CASES["coupled"], 0.2, COUPLED, flat(CASES["coupled"].u)
     estimator, inner = ITD(truncate=3), GradientInner(optax.sgd(step), 10)
     state = estimator.init(case.problem, inner, case.u, case.w0)
@@ -292,8 +292,9 @@ def test_memory_of_reverse_itd_grows_with_the_steps():
     ],
     ids=["gradient", "BiG-SAM"],
 )
-def test_unrolled_steps_do_not_keep_what_they_computed_of_many_rows(solver):
-    """A number a row is as much as 20 inner vectors, and a step's gradient has several."""
+def test_unrolled_steps_keep_no_intermediate_values_of_the_rows(solver):
+    """One number per row takes as much memory as 20 inner vectors, and the gradient of a step has
+    several."""
     few, many = (
         temporary_vectors(ITD(), steps, rows=2000, dim=100, inner=solver(steps))
         for steps in (50, 200)
@@ -301,7 +302,7 @@ def test_unrolled_steps_do_not_keep_what_they_computed_of_many_rows(solver):
     assert many - few <= 160
 
 
-def test_memory_of_checkpointed_itd_grows_with_their_root():
+def test_memory_of_checkpointed_itd_grows_with_the_root_of_the_steps():
     for steps in (50, 200, 400):
         assert temporary_vectors(ITD("checkpointed"), steps) <= 3 * np.sqrt(steps) + 10
 

@@ -147,7 +147,7 @@ def test_itd_with_any_inner_step_size(tx):
 
 
 def test_itd_is_the_derivative_of_the_truncated_problem():
-    """At three steps, against the unrolled recursion in numpy."""
+    """Three steps, compared with the unrolled recursion in numpy."""
     case, eta = CASES["coupled"], 0.2
     found = estimate(case, bilevel.ITD(), bilevel.GradientInner(optax.sgd(eta), 3))
     q, u = COUPLED, flat(case.u)

@@ -66,14 +66,14 @@ def test_vmap():
     np.testing.assert_allclose(found, np.stack([case.gradient(u) for u in us]), rtol=1e-9)
 
 
-def test_the_derivative_of_how_w_was_found_is_dropped():
+def test_the_derivative_through_the_inner_solver_is_dropped():
     problem = bilevel.BilevelProblem(lambda u, w, _: w, lambda u, w, _: 0.5 * (w - 3 * u) ** 2)
     slope = jax.grad(lambda u: implicit_layer(problem, u, 3 * u + 1e6 * (u - u)))(jnp.array(2.0))
     assert float(slope) == pytest.approx(3.0, rel=1e-6)
 
 
 def test_closures_are_differentiated():
-    """The inner objective closes over `a`, as inside of someone's larger program."""
+    """The inner objective closes over `a`, as in a larger program."""
 
     def model(a, u):
         problem = bilevel.BilevelProblem(

@@ -1,4 +1,4 @@
-"""SID: what it is on full batches, that it is consistent, and what it costs."""
+"""SID: its result on full batches, its consistency and its cost."""
 
 import equinox as eqx
 import jax
@@ -38,7 +38,7 @@ def estimate(case, estimator, inner, sampler=None, key=None, w0=None):
 
 @pytest.mark.parametrize("name", ["coupled", "pytree", "logistic"])
 @pytest.mark.slow
-def test_on_full_batches_it_is_the_fixed_point_method(name):
+def test_on_full_batches_sid_is_the_fixed_point_method(name):
     case = CASES[name]
     step = 1 / case.bounds[1]
     inner = GradientInner(case.sgd(), 15)
@@ -59,7 +59,7 @@ def test_closed_form_on_full_batches():
 
 @pytest.mark.slow
 def test_minibatches_converge_to_the_hypergradient():
-    """More of everything, less error; on rows drawn with replacement."""
+    """With rows drawn with replacement, the error falls as all numbers grow."""
     case, sampler = CASES["logistic"], WithReplacement(4)
     mu, largest = case.bounds
     truth = case.gradient(case.u)
@@ -78,7 +78,7 @@ def test_minibatches_converge_to_the_hypergradient():
 
 
 @pytest.mark.slow
-def test_each_sample_is_another_batch():
+def test_every_sample_uses_a_new_batch():
     """J = 2 on halves of the data, in order, is the full gradient of F; J = 1 is not."""
     case = CASES["logistic"]
     rows = bilevel.FullBatch().draw(case.problem.outer_data, ())[0].data[0].shape[0]
@@ -113,7 +113,7 @@ def test_calls_and_settings():
 
 
 @pytest.mark.slow
-def test_in_a_run_the_batches_go_on():
+def test_batches_continue_across_the_steps_of_a_run():
     """Two steps draw different batches, and a resumed run the same ones."""
     case = CASES["logistic"]
     method = bilevel.DoubleLoop(

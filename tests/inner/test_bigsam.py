@@ -95,14 +95,14 @@ class Wide:
         return w - np.linalg.pinv(self.a) @ (self.a @ w - self.b @ u - self.c)
 
     def best(self, u):
-        """The improved model's w(u): of the inner minimisers the one with the lowest F."""
+        """The w(u) of the improved model: the inner minimiser with the lowest F."""
         start = np.linalg.pinv(self.a) @ (self.b @ u + self.c)
         null = np.linalg.svd(self.a)[2][3:].T
         right = self.s @ u + self.t - self.r @ start
         return start + null @ np.linalg.lstsq(self.r @ null, right, rcond=None)[0]
 
     def nearest(self, u):
-        """The basic model's w(u): where gradient descent from zero ends."""
+        """The w(u) of the basic model: the end of gradient descent from zero."""
         return self.project(u, np.zeros(6))
 
     def outer_optimum(self, u):
@@ -110,7 +110,7 @@ class Wide:
         return np.linalg.solve(self.r, self.s @ u + self.t)
 
     def weighted_optimum(self, u, weight):
-        """Where the average of the two steps stands still, at a constant weight."""
+        """The fixed point of the average of the two steps, at a constant weight."""
         p, q = INNER_STEP * (1 - weight), OUTER_STEP * weight
         hessian = p * self.a.T @ self.a + q * self.r.T @ self.r
         right = p * self.a.T @ (self.b @ u + self.c) + q * self.r.T @ (self.s @ u + self.t)
@@ -125,7 +125,8 @@ class Wide:
         return u, self.outer(u, solution(u))
 
     def gradient(self, solution, u) -> np.ndarray:
-        """Of `u -> F(u, solution(u))`, which is quadratic, so that differences are exact."""
+        """The gradient of `u -> F(u, solution(u))`, by differences, which are exact for a
+        quadratic."""
         return central(lambda u: self.outer(u, solution(u)), u, 1e-2)
 
 
@@ -270,8 +271,9 @@ def test_unrolled_is_algorithm_five(name, mode):
     assert [int(n) for n in jax.tree.leaves(found.calls)[:2]] == [1 + 10, 1 + 10]
 
 
-def test_algorithm_five_as_printed_leaves_out_the_first_step():
-    """Its loop ends at k = 1: 13 % of the gradient at 3 steps, which later steps contract."""
+def test_algorithm_five_as_printed_omits_the_first_step():
+    """The loop ends at k = 1, which omits 13 % of the gradient at 3 steps; later steps contract
+    it."""
     _, weight = WEIGHTINGS["printed"]
     three, twelve = (
         norm_error(reverse_mode(weight, k, last=1), reverse_mode(weight, k)) for k in (3, 12)
@@ -322,7 +324,7 @@ def test_unrolled_on_a_problem_that_is_not_quadratic(name, every):
 
 @pytest.mark.slow
 def test_hypergradients_of_the_improved_model():
-    """Both estimators come to grad F(u, w(u)), as 1 / K; AID needs a solver for singular systems.
+    """Both estimators tend to grad F(u, w(u)) as 1 / K; AID needs a solver for singular systems.
 
     AID may leave out how the choice among the inner minimisers moves with u, as F is stationary
     along them. The basic model's hypergradient is another one.
@@ -401,8 +403,9 @@ def test_printed_weighting_drifts_to_the_outer_optimum():
         assert norm_error(w, WIDE.weighted_optimum(U, 1 - k**-0.25)) < 0.1 / k
 
 
-def test_every_is_a_way_from_the_improved_to_the_basic_model():
-    """Figure 2's trade, after 100 printed steps: the more often, the lower F and the higher f.
+def test_every_interpolates_between_the_improved_and_the_basic_model():
+    """The trade-off of Figure 2 after 100 printed steps: more BiG-SAM steps give a lower F and a
+    higher f.
 
     One BiG-SAM step does most of it, the last, in which F has the weight 0.68.
     """
@@ -467,8 +470,8 @@ def test_improved_model_is_not_above_the_basic_one():
 # The machinery
 
 
-def test_one_inner_batch_a_step_and_all_outer_data():
-    """With step 1/2 and b = 1/2 a step goes half the way to the row drawn and half to the mean."""
+def test_one_inner_batch_per_step_and_all_outer_data():
+    """With step 1/2 and b = 1/2, a step averages the row that was drawn and the mean."""
     rows, trusted = jnp.arange(5.0), jnp.array([10.0, 30.0])
     problem = BilevelProblem(
         outer=lambda u, w, y: jnp.mean((w - y) ** 2),

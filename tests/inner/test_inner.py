@@ -64,7 +64,7 @@ def test_gradient_inner_keeps_the_optimiser_state_when_warm(optax_promotion):
     np.testing.assert_allclose(np.asarray(w), np.asarray(whole), rtol=1e-13)
 
 
-def test_gradient_inner_draws_one_batch_a_step():
+def test_gradient_inner_draws_one_batch_per_step():
     """On sum_i (w - x_i)^2 with step 1/2 each step jumps to the row drawn."""
     data = jnp.arange(5.0)
     problem = BilevelProblem(
@@ -82,7 +82,7 @@ def test_gradient_inner_draws_one_batch_a_step():
     np.testing.assert_allclose(sorted(seen), [0.0, 1.0, 2.0, 3.0, 4.0], atol=1e-15)
 
 
-def test_gradient_inner_needs_a_step():
+def test_gradient_inner_needs_at_least_one_step():
     with pytest.raises(ValueError, match="needs num_steps >= 1, got 0"):
         GradientInner(optax.sgd(0.1), 0)
 
@@ -99,7 +99,7 @@ def test_minimiser_reaches_the_solution(name):
     assert bool(stats.result == RESULTS.successful)
 
 
-def test_minimiser_says_when_it_ran_out_of_steps():
+def test_minimiser_reports_that_it_ran_out_of_steps():
     inner = MinimiserInner(optx.BFGS(rtol=1e-9, atol=1e-9), max_steps=2)
     w, _, _, stats = solve(inner)
     assert bool(stats.result == RESULTS.inner_max_steps_reached)
@@ -174,7 +174,8 @@ def test_projected_inner_steps():
 
 
 def test_auto_inner_steps_are_one_over_the_largest_curvature():
-    """20 products find L, then one per solve follows it; the steps are those of sgd(1 / L)."""
+    """20 products find L, and then one per solve keeps it up to date; the steps are those of sgd(1
+    / L)."""
     case = CASES["coupled"]
     inner, stream = GradientInner("auto", 7), case.streams().inner
     state = inner.init(case.problem, case.u, case.w0)

@@ -98,7 +98,7 @@ def test_richardson_reaches_its_tolerance_from_any_start():
 
 
 def test_rate_of_richardson():
-    """The error shrinks by `1 - a mu` a step."""
+    """The error shrinks by the factor `1 - a mu` per step."""
     a, step = spd(1.0, 10.0), 0.1
     truth = np.linalg.solve(a, B)
     errors = [
@@ -142,7 +142,7 @@ SOLVERS = [
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
-def test_all_work_in_anyones_code(solver):
+def test_all_solvers_work_under_jax_transformations(solver):
     """jit, vmap, gradients through the solve, pytrees."""
     a = spd()
     truth = np.linalg.inv(a)
@@ -235,7 +235,7 @@ def test_smallest_curvature_of_cg():
 
 
 def noisy(a, sigma):
-    """`A x` plus noise of size `sigma |x|`, a fresh one each time."""
+    """`A x` plus noise of size `sigma |x|`, which is new each time."""
 
     def sample(x, key):
         key, sub = jr.split(key)

@@ -21,7 +21,8 @@ def benchmark():
 
 @pytest.mark.slow
 def test_rank_20_beats_20_neumann_terms():
-    """Where the Hessian is nearly of low rank and the damping is above its floor, for any columns."""
+    """The Hessian has nearly low rank, and the damping is above its small eigenvalues, for any
+    columns."""
     script = benchmark()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         case = script.decaying_logistic(ridge=1e-6, rotated=True)

@@ -1,4 +1,4 @@
-"""The parts that keep weights from going sparse: each against the formula it stands for."""
+"""The remedies against sparse weights, each compared with its formula."""
 
 from typing import Any
 
@@ -74,8 +74,8 @@ def test_kl_pull_is_the_proximal_step(reference):
         assert objective(found) < objective(other)
 
 
-def test_kl_pull_settles_where_it_says():
-    """At reference * exp(-(eta / s) phi), for a constant field."""
+def test_kl_pull_settles_at_its_fixed_point():
+    """The fixed point is reference * exp(-(eta / s) phi) for a constant field."""
     eta, s = 0.05, 0.1
     geometry = bilevel.TransformedGeometry(bilevel.kl_pull(s))
     u = U
@@ -85,7 +85,7 @@ def test_kl_pull_settles_where_it_says():
     assert_close(u, expected / expected.sum(), rtol=1e-9)
 
 
-def test_adjusted_composes_and_delegates():
+def test_transformed_geometry_composes_and_delegates():
     tx = optax.chain(optax.clip(0.5), bilevel.kl_pull(0.2))
     both = bilevel.TransformedGeometry(tx).retract(U, DELTA)
     by_hand = bilevel.TransformedGeometry(bilevel.kl_pull(0.2)).retract(
@@ -102,7 +102,7 @@ def test_adjusted_composes_and_delegates():
     assert_same(wrapped.magnitude(U, DELTA), SIMPLEX.magnitude(U, DELTA))
 
 
-def test_adjusted_refuses_a_transformation_with_state():
+def test_transformed_geometry_refuses_a_transformation_with_state():
     with pytest.raises(ValueError, match="without state"):
         bilevel.TransformedGeometry(optax.adam(0.1)).retract(U, DELTA)
 
@@ -115,7 +115,7 @@ def test_settings_must_be_positive(make, value):
 
 
 @pytest.mark.slow
-def test_adjusted_in_a_run_bounds_every_step():
+def test_transformed_geometry_bounds_every_step_of_a_run():
     radius = 0.01
     problem, w0, u0 = small_problem(
         geometry=bilevel.TransformedGeometry(bilevel.limit_log_step(radius))
@@ -132,7 +132,7 @@ def test_adjusted_in_a_run_bounds_every_step():
     assert 0.5 * radius < moved <= 2 * radius
 
 
-def test_batches_by_weight_are_drawn_as_they_say():
+def test_weighted_batches_have_their_distribution():
     n, batch, share = 6, 50_000, 0.75
     u = jnp.array([0.5, 0.3, 0.1, 0.1, 0.0, 0.0])
     sampler = bilevel.WeightedSampler(batch, share)
@@ -154,7 +154,8 @@ def test_batches_by_weight_are_drawn_as_they_say():
 
 
 def test_importance_ratios_leave_the_inner_objective_unbiased():
-    """The mean over all batches of one row, weighted by q, is the objective: value and gradients."""
+    """The mean over all batches of one row, weighted by q, is the objective: value and
+    gradients."""
     problem, w0, _ = small_problem(12)
     share = 0.6
     u = jax.random.dirichlet(jax.random.key(2), jnp.ones(12))
@@ -175,8 +176,9 @@ def test_importance_ratios_leave_the_inner_objective_unbiased():
 
 
 @pytest.mark.slow
-def test_curvature_of_batches_by_weight_is_bounded():
-    """One row with all the weight: a uniform batch sees n / |B| times its curvature, these twice."""
+def test_the_curvature_of_weighted_batches_is_bounded():
+    """One row has all the weight: a uniform batch sees n / |B| times its curvature, a weighted one
+    twice."""
     problem, w0, _ = small_problem(30)
     u = jnp.full(30, 1e-9).at[4].set(1.0)
     largest = {}
@@ -214,12 +216,12 @@ def test_importance_sampling_needs_its_sampler():
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 3, "share": 1.0}])
-def test_by_weight_refuses(options):
+def test_weighted_sampler_refuses_bad_settings(options):
     with pytest.raises(ValueError, match="WeightedSampler"):
         bilevel.WeightedSampler(**options)
 
 
-def test_by_weight_needs_a_tuple_of_data():
+def test_weighted_sampler_needs_a_tuple_of_data():
     with pytest.raises(ValueError, match="tuple of arrays"):
         bilevel.WeightedSampler(2).init(jnp.arange(3.0), jax.random.key(0))
 
@@ -240,7 +242,7 @@ def test_average_is_the_mean_of_the_iterates(start):
     np.testing.assert_allclose(method.average(run.state), expected, rtol=1e-11)
 
 
-def test_averaged_goes_on_where_it_stopped():
+def test_iterate_averaging_resumes_where_it_stopped():
     problem, w0, u0 = small_problem()
     method = bilevel.IterateAveraging(bilevel.SOBA(0.1, 0.1, 0.5, bilevel.Shuffled(5)), 2)
     unbroken = bilevel.solve(problem, method, u0, w0, num_steps=9)
@@ -298,7 +300,7 @@ def test_weight_function_against_the_chain_rule():
 
 
 def test_problems_of_equal_shape_share_a_compilation(compilations):
-    """Reparametrised problems are data: another one of the same kind compiles nothing."""
+    """Reparametrised problems are data: another problem of the same kind compiles nothing."""
     problem, w0, u0 = small_problem()
     geometry = bilevel.TransformedGeometry(optax.clip(0.1))
     method = bilevel.SOBA(0.1, 0.1, 0.5)

@@ -50,7 +50,7 @@ def test_a_weight_changes_by_at_most_a_factor_e_relative_to_the_average(seed):
     assert (np.argsort(-g) == np.argsort(change)).all()
 
 
-def test_equal_pulls_move_nothing():
+def test_a_constant_gradient_moves_nothing():
     update, state = step(log_trust_region(), np.full(4, 7.0))
     np.testing.assert_array_equal(update, np.zeros(4))
     assert float(state.radius) == 1.0

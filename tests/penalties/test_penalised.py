@@ -1,4 +1,5 @@
-"""Estimators that choose their penalties: their hypergradients, optima and scikit-learn's checks."""
+"""Estimators that choose their penalties: their hypergradients, optima and scikit-learn's
+checks."""
 
 import warnings
 from typing import Any
@@ -35,7 +36,7 @@ lasso_cv: Any = LassoCV
         ElasticNetBilevelCV(cv=3),
     ],
 )
-def test_scikit_learns_own_checks(estimator, check):
+def test_check_estimator_of_scikit_learn(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -55,13 +56,13 @@ def rows(load: Any) -> Any:
 
 
 def diabetes() -> tuple[np.ndarray, np.ndarray]:
-    """440 rows: five folds of the same size."""
+    """The diabetes data, cut to 440 rows for five folds of the same size."""
     X, y = rows(load_diabetes)
     return X[:440], y[:440]
 
 
 def split(X: np.ndarray, y: np.ndarray, intercept: bool = False) -> Part:
-    """Every second row learned from, the others judge, with weights of 1."""
+    """Every second row is a training row and the others are held out, with weights of 1."""
     kept, held = np.arange(0, len(y), 2), np.arange(1, len(y), 2)
     return make_part(X, y, np.ones(len(y)), kept, held, intercept, float(len(held)))
 
@@ -78,7 +79,7 @@ def library_gradient(problem: bilevel.BilevelProblem, u: np.ndarray, w: np.ndarr
 
 
 @pytest.mark.parametrize("features", [10, 60])  # fewer and more than the 20 rows
-def test_ridge_hypergradient_is_the_librarys(features):
+def test_ridge_hypergradient_is_that_of_the_library(features):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(40, features)), rng.normal(size=40)
     part = split(X, y)
@@ -93,7 +94,7 @@ def test_ridge_hypergradient_is_the_librarys(features):
     np.testing.assert_allclose(value, np.mean((part.X_held @ w - part.y_held) ** 2), rtol=1e-12)
 
 
-def test_logistic_hypergradient_is_the_librarys():
+def test_logistic_hypergradient_is_that_of_the_library():
     X, y = rows(load_breast_cancer)
     part = split(StandardScaler().fit_transform(X)[:, :8], y)
     penalties, fold = penalty_map("feature", part), LogisticFold(part, False, 2)
@@ -174,7 +175,7 @@ def test_the_lasso_is_that_of_lasso_cv():
 
 
 @pytest.mark.slow
-def test_one_logistic_penalty_is_the_grids():
+def test_one_logistic_penalty_is_that_of_a_grid_search():
     X, y = rows(load_wine)
     X = StandardScaler().fit_transform(X[:177])
     y = y[:177] > 0
@@ -237,7 +238,7 @@ def test_noise_columns_are_penalised_away():
 
 
 @pytest.mark.parametrize("model", [RidgeBilevelCV(penalties="shared"), ElasticNetBilevelCV()])
-def test_a_weight_of_two_is_the_row_twice(model: Any):
+def test_a_weight_of_two_equals_a_duplicate_row(model: Any):
     X, y = diabetes()
     fold = np.arange(440) % 5
     weight = np.where(np.arange(440) % 3 == 0, 2, np.where(np.arange(440) % 3 == 1, 1, 0))

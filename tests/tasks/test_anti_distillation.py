@@ -1,4 +1,4 @@
-"""Anti-distillation against numpy, its limits against runs, and the numbers that are known."""
+"""Anti-distillation: comparison with numpy, limits of runs, and the published numbers."""
 
 import inspect
 
@@ -27,7 +27,7 @@ AMPLITUDES = {
 
 
 def published(scheme: str):
-    """X, the original point's row, both as in the paper, and the inner learning rate."""
+    """X, the row of the original point, both as in the paper, and the inner learning rate."""
     amplitudes, rate = AMPLITUDES[scheme]
     a = jnp.asarray(amplitudes)
     return fourier_features(jnp.asarray(POINTS), a), fourier_features(jnp.zeros(1), a), rate
@@ -106,7 +106,7 @@ def test_objectives_are_their_sums():
         np.testing.assert_allclose(np.mean(parts), objective(*at, data), rtol=1e-12)
 
 
-def test_a_model_takes_the_place_of_the_regression():
+def test_any_model_can_replace_the_regression():
     model = mlp_model(1, 1, key=jax.random.key(0), width=3)
     X, y = jnp.linspace(-1, 1, 4)[:, None], jnp.ones(1)
     problem = anti_distillation(X, jnp.zeros((1, 1)), y, model.predict)
@@ -126,7 +126,7 @@ def test_shapes_that_do_not_belong_together_are_refused():
         builder(X, X_original[:, :8], y)
 
 
-def test_the_minimum_norm_fit_is_where_gradient_descent_ends():
+def test_gradient_descent_ends_at_the_minimum_norm_fit():
     X, *_ = small()
     u, data = jnp.arange(5.0), (X, jnp.arange(5))
     rate = 1 / np.linalg.norm(X, 2) ** 2
@@ -146,7 +146,7 @@ ESTIMATORS = {
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_runs_end_at_the_limit(name):
-    """With two original points and from targets that are not zero."""
+    """With two original points, and from targets that are not zero."""
     X, X_original, y = small()
     estimator = ESTIMATORS[name]
     u0 = jnp.arange(5.0) / 4
@@ -178,7 +178,7 @@ def test_the_exact_limit_is_the_nearest_solution():
     np.testing.assert_allclose(found, nearest, rtol=1e-9)
 
 
-def test_the_norms_that_are_known():
+def test_the_published_norms():
     """Exponential amplitudes, K = 1, 100, 1e4 and eps = 1 / (a K): two decimals."""
     X, original, rate = published("exponential")
     for terms, by_series, by_damping in [

@@ -57,7 +57,7 @@ def test_distillation_hypergradient_against_finite_differences():
 
 
 def test_one_step_from_zero_in_closed_form():
-    """w = -a grad f(u, 0) = a / 2 sum_j (t_j - 1/4) x_j^T: what a first warm step learns."""
+    """A first warm step gives w = -a grad f(u, 0) = a / 2 sum_j (t_j - 1/4) x_j^T."""
     a = 0.5
     problem = tasks.distillation(X, Y, predict)
     u = {"inputs": POINTS, "labels": LABELS}

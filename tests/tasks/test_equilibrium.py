@@ -1,4 +1,4 @@
-"""Equilibrium models: their fixed points, solvers and gradients, against dense linear algebra."""
+"""Equilibrium models: fixed points, solvers and gradients, compared with dense linear algebra."""
 
 from functools import partial
 from typing import Any
@@ -148,7 +148,7 @@ def test_fixed_points_against_scipy(name):
 
 
 def test_steps_are_counted():
-    """Those of plain iteration by numpy: the last one moved by less than the tolerance."""
+    """The steps of plain iteration in numpy: the last one moved by less than the tolerance."""
     A, b, z, steps = matrix(U), injection(U), np.zeros((ROWS, WIDTH)), 0
     while True:
         new = np.tanh(z @ A.T + b)
@@ -159,7 +159,7 @@ def test_steps_are_counted():
     assert int(stats.calls) == steps
 
 
-def test_rows_are_solved_by_themselves():
+def test_rows_are_solved_separately():
     """The slowest row counts, and a row does not see the others."""
     alone = [
         solve(TIGHT, tasks.equilibrium(X[i : i + 1], Y[i : i + 1], MODEL), U, W0[:1], X[i : i + 1])
@@ -171,14 +171,14 @@ def test_rows_are_solved_by_themselves():
         np.testing.assert_allclose(together[i], w[0], rtol=1e-12)
 
 
-def test_running_out_of_steps_is_said():
+def test_running_out_of_steps_has_a_result_code():
     _, stats = solve(RootInner(optx.FixedPointIteration(1e-12, 1e-12), max_steps=3))
     assert bool(stats.result == bilevel.RESULTS.inner_max_steps_reached)
     assert int(stats.calls) == 3
 
 
 def test_anderson_on_an_affine_map():
-    """GMRES's finite termination: n + 1 evaluations for the solution, from n + 1 iterates."""
+    """Finite termination as in GMRES: n + 1 evaluations give the solution from n + 1 iterates."""
     n = 5
     J, b = RNG.normal(size=(n, n)), jnp.asarray(RNG.normal(size=n))
     J = jnp.asarray(0.9 * J / np.linalg.norm(J, 2))
@@ -254,7 +254,7 @@ ESTIMATORS = {
     "name", some_slow(ESTIMATORS, ["AID, LU", "AID, Neumann", "ITD, checkpointed"])
 )
 def test_hypergradient_by_hand(name):
-    """Also: the implicit gradient is that of unrolling to convergence."""
+    """The implicit gradient is also that of unrolling to convergence."""
     found = estimate(*ESTIMATORS[name])
     assert_tree_close(found.grad, TRUTH, 1e-9)
     assert float(found.inner_residual) < 1e-11
@@ -289,7 +289,7 @@ def unrolled_loss(u, x, y):
 
 
 def test_layer():
-    """The same gradient; and the mean of those of minibatches."""
+    """The same gradient, also as the mean over minibatches."""
     gradient = jax.jit(jax.value_and_grad(layer_loss))
     value, found = gradient(U, X, Y)
     expected = PROBLEM.outer(U, jnp.asarray(Z), PROBLEM.outer_data)
@@ -324,7 +324,7 @@ def test_layer_in_its_input_and_in_second_derivatives():
 
 @pytest.mark.slow
 def test_a_model_for_other_tasks():
-    """Row weights for an equilibrium model, whose layer is a fixed point inside of the inner loss."""
+    """Weights of rows for an equilibrium model, with a fixed point inside of the inner loss."""
     light = tasks.models.EquilibriumModel(U, MODEL.cell, MODEL.readout, WIDTH, PICARD, RICHARDSON)
     model = tasks.models.Model(U, light.predict)
     weights = tasks.uniform_weights(ROWS)
@@ -373,7 +373,7 @@ def free(solver, linear_solver):
     )
 
 
-def test_no_contraction():
+def test_a_map_that_is_not_a_contraction():
     u = U | {"W": monotone(), "U": 0.1 * U["U"]}
     plain = free(RootInner(optx.FixedPointIteration(1e-9, 1e-9)), GMRES).solve(u, X)
     assert float(plain.residual.max()) > 0.1
@@ -410,8 +410,8 @@ def test_training_by_solve():
     assert solution.trace["inner_residual"][-1] < 1e-7
 
 
-def test_a_cell_of_ones_own():
-    """`z = x + a cos z`, with a readout of its own, in one unit."""
+def test_a_user_defined_cell():
+    """`z = x + a cos z` with one unit and another readout."""
     model = tasks.models.EquilibriumModel(
         jnp.array(0.5),
         cell=lambda u, z, x: x + u * jnp.cos(z),

@@ -1,4 +1,4 @@
-"""Federated problems: pooled and dealt out are one; rounds against closed forms; the solution."""
+"""Federated problems: equality with the pooled problem, rounds in closed form, and the solution."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def run(solver, w, problem=PROBLEM, sampler=None, key=KEY):
 
 
 @pytest.mark.parametrize("which", ["inner", "outer"])
-def test_dealt_out_or_pooled_is_one_problem(which):
+def test_the_federated_problem_equals_the_pooled_one(which):
     w = jnp.array([0.3, -0.2, 0.9])
     f, pooled = getattr(PROBLEM, which), getattr(POOLED, which)
     data, all_rows = getattr(PROBLEM, f"{which}_data"), getattr(POOLED, f"{which}_data")
@@ -98,8 +98,8 @@ def test_a_round_in_closed_form(local_steps):
     assert int(stats.calls) == local_steps
 
 
-def test_the_corrected_limit_is_the_solution_and_the_plain_one_its_own():
-    """FedAvg's limit solves mean_i (I - (I - a A_i)^T)(w - w_i*) = 0."""
+def test_the_corrected_limit_is_the_solution_and_the_uncorrected_one_is_not():
+    """The limit of FedAvg solves mean_i (I - (I - a A_i)^T)(w - w_i*) = 0."""
     w0, steps = jnp.zeros(FEATURES), 5
     assert_close(run(FederatedInner(STEP, steps, 400), w0)[0], solution(), rtol=1e-12)
     shrunk = jnp.eye(FEATURES)[None] - jnp.linalg.matrix_power(
@@ -120,8 +120,8 @@ def test_the_order_of_clients_does_not_matter():
     assert_close(run(solver, w0)[0], run(solver, w0, other)[0], rtol=1e-13)
 
 
-def test_some_clients_a_round():
-    """One client drawn a round, one round: its own local gradient descent."""
+def test_some_clients_per_round():
+    """One round with one client is local gradient descent on that client."""
     w0 = jnp.array([0.3, -0.2, 0.9])
     sampler = bilevel.WithReplacement(1)
     found, _, stream, _ = run(FederatedInner(STEP, 3, 1), w0, sampler=sampler)
@@ -137,7 +137,7 @@ def test_some_clients_a_round():
 @pytest.mark.slow
 @pytest.mark.parametrize("corrected", [True, False])
 def test_bilevel_solution(corrected):
-    """The pooled solution to 1e-6; without the correction another point, whatever the time."""
+    """The pooled solution up to 1e-6; without the correction the run tends to another point."""
     plain = tasks.logistic(X, LABELS, X_VAL, LABELS_VAL)
 
     def outer(u, w, batch):  # a weak prior, so that no penalty runs to infinity
@@ -189,7 +189,7 @@ def test_bad_calls(build, message):
         build()
 
 
-def test_no_data_no_clients():
+def test_a_problem_without_data_has_no_clients():
     problem = bilevel.BilevelProblem(lambda u, w, _: w @ w, lambda u, w, _: (w - u) @ (w - u))
     with pytest.raises(ValueError, match="clients"):
         FederatedInner(0.1, 1, 1).init(problem, U, U)

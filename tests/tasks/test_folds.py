@@ -1,4 +1,5 @@
-"""Cross-validation as one bilevel problem, against loops over folds in numpy and scikit-learn."""
+"""Cross-validation as one bilevel problem, compared with loops over folds in numpy and
+scikit-learn."""
 
 from typing import Any, cast
 
@@ -104,7 +105,8 @@ def test_ridge_over_folds_is_a_loop_over_folds(name, u):
 
 
 def test_equations_and_batches():
-    """f and F from the training rows of each fold; the mean over an epoch of batches is the value."""
+    """f and F from the training rows of each fold; the mean over an epoch of batches is the
+    value."""
     x, y = rows(24)
     folds = np.arange(24) % 3 * (np.arange(24) > 5)  # sizes 12, 6, 6
     problem = ridge_folds(x, y, folds)
@@ -142,7 +144,8 @@ def test_hypergradients_agree_with_differences_of_phi():
 
 
 def test_one_ridge_penalty_is_that_of_a_grid_search():
-    """scikit-learn minimises `||y - Xw||^2 + alpha ||w||^2`, whose alpha goes with the rows."""
+    """scikit-learn minimises `||y - Xw||^2 + alpha ||w||^2`, whose alpha scales with the number of
+    rows."""
     x, y = cast(Any, load_diabetes(return_X_y=True, scaled=False))
     x, y = (x - x.mean(0)) / x.std(0), y - y.mean()
     x, y = x[:440], y[:440]  # folds of one size, so that one alpha is one penalty for all of them
@@ -204,8 +207,8 @@ def softmax_losses(x, y, w):
 
 
 @pytest.mark.slow
-def test_one_softmax_penalty_a_class():
-    """A split and folds of it: `(outputs, 1)` against central differences of the formula."""
+def test_one_softmax_penalty_per_class():
+    """Penalties of shape `(outputs, 1)` for a split and for folds, against central differences."""
     x, y = cast(Any, load_iris(return_X_y=True))
     x = (x - x.mean(0)) / x.std(0)
     model = tasks.models.linear_model(4, 3, bias=False)
@@ -236,8 +239,8 @@ def test_one_softmax_penalty_a_class():
         assert check, str(check)
 
 
-def test_a_split_is_a_fold():
-    """Two folds, of which the first is held out once only, is `ridge`."""
+def test_a_split_equals_one_fold():
+    """Folds of which only the first is ever held out give `ridge`."""
     x, y = rows()
     split: Any = tasks.ridge(*(jnp.asarray(a) for a in (x[:15], y[:15], x[15:], y[15:])))
     folds = ridge_folds(x, y, [(np.arange(15), np.arange(15, 23))])
@@ -272,7 +275,7 @@ def test_a_run_from_the_first_step_to_the_best_penalties():
         ([(np.arange(22), np.arange(0))], "0 held out"),
     ],
 )
-def test_folds_that_are_none(folds, message):
+def test_invalid_folds_are_refused(folds, message):
     x, y = rows()
     with pytest.raises(ValueError, match=message):
         ridge_folds(x, y, folds)

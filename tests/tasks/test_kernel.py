@@ -47,7 +47,7 @@ def scikit_learn(u, x, y, x_val):
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_it_is_scikit_learns(name):
+def test_the_solution_is_that_of_scikit_learn(name):
     u, (x, y, x_val, y_val) = POINTS[name], rows()
     problem = problem_of()
     w, predicted = scikit_learn(u, x, y, x_val)
@@ -94,7 +94,7 @@ def test_hypergradient_is_the_derivative_of_the_closed_form(name):
     np.testing.assert_allclose(exact[1], (values[0] - values[1]) / 2e-4, rtol=1e-6)
 
 
-def test_the_package_checks_it():
+def test_check_hypergradient_agrees():
     problem = problem_of()
     for estimator in (ITD(), AID(bilevel.CG(rtol=1e-13))):
         check = bilevel.check_hypergradient(
@@ -139,7 +139,7 @@ def test_a_run_finds_the_irrelevant_feature():
     assert values[-1] < 0.8 * min(grid)
 
 
-def test_a_minibatch_of_dual_coefficients_is_none():
+def test_a_minibatch_of_dual_coefficients_is_refused():
     problem, u = problem_of(), POINTS["one length-scale"]
     with pytest.raises(ValueError, match="FullBatch"):
         problem.inner(u, jnp.zeros(N), jax.tree.map(lambda a: a[:5], problem.inner_data))

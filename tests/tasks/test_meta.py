@@ -90,7 +90,7 @@ def test_rotated_classes():
 
 # 9 features of 6 support rows take the dual formula, 4 the primal one.
 @pytest.mark.parametrize("d", [4, 9])
-def test_ridge_solution_is_scikit_learns(d):
+def test_ridge_solution_is_that_of_scikit_learn(d):
     problem, u = problem_of(d), NETS[d].u0
     w = tasks.reference.meta_ridge_solution(problem, WAYS)(u, problem.inner_data)
     assert w.shape == (TASKS, WAYS, d)
@@ -141,7 +141,7 @@ def test_softmax_hypergradient_agrees_with_differences():
 
 
 def test_inner_problems_are_separate():
-    """Task t of f sees row t of w alone; the hypergradient is the mean of the tasks' own."""
+    """Task t of f depends on row t of w only; the hypergradient is the mean over the tasks."""
     problem, u = problem_of(biased=True), variable(9, True)
     w = jnp.asarray(RNG.normal(size=(TASKS, WAYS, 9)))
     residual = problem.residual(u, w, problem.inner_data)
@@ -265,8 +265,9 @@ def test_conv4_in_one_block_by_hand():
 
 
 @pytest.mark.slow
-def test_conv_ridge_gradient_compiled_is_the_eager_one():
-    """In float32: XLA's CPU compiler returned infinities here for a product with a constant zero."""
+def test_the_compiled_conv_ridge_gradient_is_the_eager_one():
+    """In float32, XLA's CPU compiler returned infinities here for a product with a constant
+    zero."""
     images = RNG.uniform(size=(40, 8, 8)).astype(np.float32)
     drawn = tasks.episodes(
         images, np.arange(40) % 5, ways=5, shots=1, queries=5, num_tasks=8, seed=1

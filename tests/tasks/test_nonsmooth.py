@@ -1,4 +1,5 @@
-"""Lasso and elastic net against scikit-learn's coordinate descent and the formula on the support."""
+"""Lasso and elastic net against scikit-learn's coordinate descent and the formula on the
+support."""
 
 import inspect
 from functools import cache
@@ -39,7 +40,7 @@ def sides(u):
 
 
 def coordinate_descent(u, x, y):
-    """scikit-learn, with penalties that differ written into the rows and the columns.
+    """scikit-learn, with separate penalties encoded in the rows and the columns.
 
     `l1_j |w_j| = |v_j|` for `w_j = v_j / l1_j`, and squared penalties are rows with a target of 0.
     """
@@ -149,7 +150,7 @@ def test_hypergradient_against_differences_of_coordinate_descent(name):
     [(AID(lx.LU()), EXACT), (ITD(), GradientInner(optax.sgd(1.0), 2000))],
     ids=["AID", "ITD"],
 )
-def test_the_package_checks_it(name, estimator, inner):
+def test_check_hypergradient_agrees(name, estimator, inner):
     u = as_jax(PENALTIES[name])
     problem, w0 = problem_of(u, rows()), jnp.zeros(8)
     check = bilevel.check_hypergradient(
@@ -202,7 +203,7 @@ def test_phi_is_the_curve_of_lasso_cv():
 
 
 def test_certificate_along_the_iterations():
-    """It is never given to a wrong support, and always to an accurate solution."""
+    """A wrong support never gets a certificate, and an accurate solution always does."""
     u = as_jax(np.array(-1.5))
     problem = problem_of(u, rows())
     truth = by_hand(np.array(-1.5), *rows())[2]
@@ -240,8 +241,9 @@ def test_certificate_with_more_features_than_rows():
     np.testing.assert_allclose(found.margin, margin, rtol=1e-6)
 
 
-def test_at_a_kink_nothing_is_certain():
-    """Where a feature is about to enter, Phi has two slopes and w* no strict complementarity."""
+def test_there_is_no_certificate_at_a_kink():
+    """Where a feature is about to enter, Phi has two slopes, and w* is not strictly
+    complementary."""
     x, y, *_ = rows()
     problem = problem_of(np.array(0.0), rows())
     largest = np.log(np.abs(x.T @ y).max() / len(x))  # the first one enters here
@@ -268,7 +270,8 @@ def test_at_a_kink_nothing_is_certain():
 
 
 def test_fista_needs_the_root_of_the_steps():
-    """A condition number of 1e4: ISTA is far off after ten times the steps FISTA needs."""
+    """At a condition number of 1e4, ISTA is far from the solution after ten times the steps of
+    FISTA."""
     rng = np.random.default_rng(0)
     q, _ = np.linalg.qr(rng.normal(size=(50, 8)))
     x = np.sqrt(50) * q * np.sqrt(np.geomspace(1, 1e-4, 8))
@@ -284,7 +287,7 @@ def test_fista_needs_the_root_of_the_steps():
     assert np.linalg.norm(slow - truth) > 1e3 * np.linalg.norm(w - truth)
 
 
-def test_fista_says_how_it_ended():
+def test_fista_reports_how_it_ended():
     u = as_jax(PENALTIES["lasso"])
     problem = problem_of(u, rows())
     _, stats = solve(problem, u, jnp.zeros(8), FISTA(rtol=1e-12, max_steps=3))
@@ -305,7 +308,7 @@ def test_fista_says_how_it_ended():
         ITD().init(problem, EXACT, u, jnp.zeros(8))
 
 
-def test_fista_in_float32_stops_at_what_that_resolves():
+def test_fista_in_float32_stops_at_the_precision_of_the_dtype():
     u = as_jax(np.float32(-1.5))
     problem: Any = tasks.lasso(*as_jax([a.astype(np.float32) for a in rows()]))
     w, stats = solve(problem, u, jnp.zeros(8, jnp.float32), FISTA(rtol=1e-14))
@@ -318,7 +321,7 @@ def test_fista_in_float32_stops_at_what_that_resolves():
 
 
 def test_a_run_to_the_best_penalty():
-    """Warm-started, to where a fine grid of scikit-learn's has its minimum."""
+    """A warm-started run ends at the minimum of a fine grid of scikit-learn."""
     problem = problem_of(np.array(0.0), rows())
     method = bilevel.DoubleLoop(EXACT, AID(lx.LU()), optax.sgd(1.0), warm_start=True)
     solution = bilevel.solve(
@@ -341,8 +344,8 @@ def test_shapes_that_do_not_belong_together():
         problem.map(jnp.zeros(3), jnp.zeros(8), problem.inner_data)
 
 
-def test_scikit_learns_two_numbers():
-    """`alpha` and `l1_ratio` in the docstring's translation."""
+def test_alpha_and_l1_ratio_of_scikit_learn():
+    """`alpha` and `l1_ratio` as the docstring converts them."""
     x, y, *_ = rows()
     u = as_jax((np.log(0.3 * 0.4), np.log(0.3 * 0.6)))
     w, _ = solve(problem_of(u, rows()), u, jnp.zeros(8))

@@ -115,7 +115,7 @@ def test_each_row_stays_in_its_own_ball(p):
     np.testing.assert_allclose(geometry.retract(U, point - U), found, rtol=1e-12)
 
 
-def test_steps_measure_each_row_on_its_own():
+def test_auto_steps_measure_each_row_separately():
     grad = jnp.array([[3.0, -4.0, 0.0], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]])
     root_mean_square = np.sqrt([25 / 3, 3, 1])[:, None] * np.ones((3, 3))
     np.testing.assert_allclose(regression().geometry.magnitude(U, grad), root_mean_square)
@@ -135,7 +135,7 @@ def test_bounds_are_a_box():
 
 
 def test_ridge_attack_ends_at_a_stationary_point():
-    """Projected steps; the residual is zero there, every row at its bound, and Phi has fallen."""
+    """After projected steps the residual is zero, every row is at its bound, and Phi is lower."""
     problem = regression()
     method = bilevel.DoubleLoop(
         bilevel.ClosedForm(lambda u, _: ridge_solution(u)[None]), bilevel.AID(lx.Cholesky())

@@ -60,7 +60,7 @@ def test_the_mean_over_an_epoch_of_batches_is_the_full_value_and_gradient(batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), mean, full)
 
 
-def test_softmax_cross_entropy_is_optax_s_with_its_derivatives():
+def test_softmax_cross_entropy_and_its_derivatives_are_those_of_optax():
     z, dz = as_jax((3 * RNG.normal(size=(N, K)), RNG.normal(size=(N, K))))
     y, r = jnp.asarray(Y, jnp.int32), jnp.asarray(RNG.normal(size=N))
     ours = tasks.models.softmax_cross_entropy

@@ -72,7 +72,7 @@ def test_quadratic_is_its_equation():
 
 
 @pytest.mark.parametrize("condition", [1.0, 20.0, 1e4])
-def test_quadratic_has_the_spectrum_that_it_says(condition):
+def test_quadratic_has_the_stated_spectrum(condition):
     p = small_quadratic(1, condition)
     m, _ = moments(p.inner_data)
     np.testing.assert_allclose(
@@ -123,7 +123,7 @@ def test_quadratic_reference_solves_the_linear_system():
 
 
 def ridge_data(seed=7):
-    """Seed 7: all four best penalties are finite. Seed 0: two of them want to vanish."""
+    """With seed 7 all four best penalties are finite; with seed 0 two of them are zero."""
     rng = np.random.default_rng(seed)
     x, x_val = rng.normal(size=(30, 4)), rng.normal(size=(40, 4))
     w = np.array([1.0, -0.5, 0.3, 0.2])
@@ -184,8 +184,8 @@ def test_ridge_reference_is_the_best_penalty(shape):
             assert reference.value < ridge_phi(u + step * direction, *data)
 
 
-def test_ridge_reference_where_a_penalty_wants_to_vanish():
-    """Phi has no minimiser then: its values fall towards the one without that penalty."""
+def test_ridge_reference_where_the_best_penalty_is_zero():
+    """Phi has no minimiser: its values fall towards the value without that penalty."""
     data = ridge_data(seed=0)
     p = tasks.ridge(*as_jax(*data))
     references = [
@@ -220,7 +220,7 @@ def logistic_loss_gradient(w, x, y):
 
 
 def logistic_hypergradient(u, w, x, y, x_val, y_val):
-    """By Newton from `w`, in numpy; also the inner solution."""
+    """The hypergradient by Newton's method from `w` in numpy, and the inner solution."""
     penalty = np.exp(u) * np.ones(x.shape[1])
     hessian = np.eye(len(w))
     for _ in range(5):
@@ -422,7 +422,7 @@ def test_tensor_penalties_are_their_equation():
     assert_epoch_is_full(p.inner, (u, model.w0), p.inner_data, 5)
 
 
-def test_tensor_penalties_a_feature_or_for_a_whole_subtree():
+def test_tensor_penalties_per_feature_or_for_a_whole_subtree():
     x, y, x_val, y_val = cleaning_data()
     w0, predict = tasks.models.linear_model(D, K)
     p = tasks.tensor_penalties(*as_jax(x, y, x_val, y_val), predict=predict)
@@ -478,11 +478,11 @@ def test_mlp_reference_is_stationary_at_a_strict_minimum():
 
 
 def cubic(u, w, _):
-    """Two branches of minima, which end at |u| = 2 / sqrt(27): `w^3 - w = u`."""
+    """Two branches of minima of `w^3 - w = u`, which end at |u| = 2 / sqrt(27)."""
     return w**4 / 4 - w**2 / 2 - u * w
 
 
-def test_reference_goes_on_from_the_next_branch():
+def test_reference_continues_from_the_next_branch():
     problem = bilevel.BilevelProblem(
         outer=lambda u, w, _: (w + 0.3) ** 2 * ((w - 1.3) ** 2 + 0.2), inner=cubic
     )
@@ -492,8 +492,8 @@ def test_reference_goes_on_from_the_next_branch():
     np.testing.assert_allclose(reference.u, w**3 - w, atol=1e-7)
 
 
-def test_reference_says_so_where_phi_only_jumps():
-    """F wants w = -0.2, which is unstable: Phi goes round the hysteresis for ever."""
+def test_reference_reports_that_phi_only_jumps():
+    """The best w for F is -0.2, which is unstable: Phi cycles through the hysteresis for ever."""
     problem = bilevel.BilevelProblem(outer=lambda u, w, _: (w + 0.2) ** 2, inner=cubic)
     with pytest.raises(bilevel.BilevelError, match="Phi jumps") as error:
         tasks.reference.reference_solution(problem, jnp.array(-1.0), jnp.array(-1.0))
@@ -522,7 +522,7 @@ def test_reference_does_not_depend_on_the_linear_solver():
     np.testing.assert_allclose(one.value, two.value, rtol=1e-14)
 
 
-def test_reference_stops_at_once_where_it_already_is():
+def test_reference_stops_at_once_at_the_solution():
     p = small_quadratic()
     reference = tasks.reference.reference_solution(p, jnp.zeros(3), jnp.zeros(5), tol=1e-10)
     again = tasks.reference.reference_solution(p, reference.u, reference.w, tol=1e-9, max_steps=0)
@@ -584,7 +584,7 @@ def test_reference_refuses_what_it_cannot_do():
 
 
 def builders():
-    """Each builder without the run-time checks of annotations, which would come first."""
+    """Each builder without the run-time checks of annotations, which would fail first."""
     linear = tasks.models.linear_model(D, K).predict
 
     def with_model(build):
