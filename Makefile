@@ -18,7 +18,7 @@ demo: $(STAMP) ## the main job on real data that ship with scikit-learn
 	$(BIN)/bilevel demo
 
 test: $(STAMP) ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 check: $(STAMP) ## format, lint, types, doctests
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check

@@ -109,11 +109,3 @@ def compilations():
     monitoring.register_event_duration_secs_listener(listen)
     yield names
     monitoring.unregister_event_duration_listener(listen)
-
-
-def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup`, the laws of one method share a worker and its compiled chunks."""
-    for item in items:
-        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
-        if item.path.name == "test_laws.py" and name:
-            item.add_marker(pytest.mark.xdist_group(name))

@@ -35,8 +35,6 @@ FILES = [
 ]
 HARMLESS = FORMULAS[-3:]
 
-pytestmark = pytest.mark.xdist_group("weigh")
-
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Run:

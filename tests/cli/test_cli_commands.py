@@ -21,8 +21,6 @@ from bilevel.cli._estimate import Estimate
 from digits import TRAIN, TRUSTED, digits, plain_table, write_table, write_tables
 from runs import Run, Said, bilevel, formula_ids, full_run, weigh, write_sources
 
-pytestmark = pytest.mark.xdist_group("weigh")
-
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Run:
