@@ -18,7 +18,7 @@ FULL = object()
 
 
 class Hypergradient(eqx.Module):
-    """An estimate of `grad Phi(u)` with what is needed to judge it.
+    """An estimate of `grad Phi(u)`, with its residuals and its cost.
 
     Attributes:
         value: `F(u, w)`, on the outer batch.

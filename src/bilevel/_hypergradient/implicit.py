@@ -199,7 +199,7 @@ def _damped(product: PyTree, damping: ScalarLike, v: PyTree) -> PyTree:
 
 
 def _result(solution: lx.Solution, outer_w: PyTree) -> RESULTS:
-    """The linear solver's code, made more precise by what it says in its stats."""
+    """The code of the linear solver, made more precise by its stats."""
     result = RESULTS.promote(solution.result)
     for name, code in [
         ("negative_curvature", RESULTS.negative_curvature),
@@ -300,7 +300,7 @@ def warn_once(estimate: Hypergradient) -> None:
     if any(isinstance(x, Tracer) for x in numbers) or bool(estimate.result == RESULTS.successful):
         return
     warnings.warn(
-        f"the hypergradient is not what it should be. {RESULTS[estimate.result]} (inner residual "
+        f"the hypergradient is not reliable. {RESULTS[estimate.result]} (inner residual "
         f"{float(estimate.inner_residual):.2g}, linear residual "
         f"{float(estimate.linear_residual):.2g}.)",
         HypergradientWarning,

@@ -203,7 +203,7 @@ def _reverse(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, 
 
 
 def _forward(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, Any, Scalar]:
-    """Value, gradient in u, the rest, and what is left of a random unit step at the start."""
+    """Value, gradient in u, the rest, and the effect of a random unit step at the start on the end."""
     flat, unravel = ravel_pytree(u)
 
     def along(du: Array):

@@ -214,7 +214,7 @@ class BiGSAM(AbstractInnerSolver):
             return (w, following.state), None
 
         numbers = jnp.arange(1, self.num_steps + 1, dtype=jnp.int32)
-        # Unrolled, a step keeps w and not what its gradients kept of the data: that is computed anew.
+        # When unrolled, a step keeps only w; intermediate values of the gradients are computed again.
         step = jax.checkpoint(step, prevent_cse=False)
         (w, draws), _ = jax.lax.scan(step, (w, stream.state), numbers)
         stats = InnerStats(

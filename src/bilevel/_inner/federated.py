@@ -33,9 +33,10 @@ class FederatedInner(AbstractInnerSolver):
 
     Args:
         step_size: of the local steps. With all clients in each round, rounds on quadratics converge
-            for `step_size <= 1 / (local_steps L)`, L the largest eigenvalue of the clients' Hessians.
-            A larger step, up to `1 / L`, makes a round worth up to `local_steps` gradient steps
-            where the clients' Hessians are alike; where they are not, rounds may not converge.
+            for `step_size <= 1 / (local_steps L)`, L the largest eigenvalue of the clients'
+            Hessians. A larger step, up to `1 / L`, makes a round worth up to `local_steps` gradient
+            steps where the clients' Hessians are alike; where they are not, rounds may not
+            converge.
         local_steps: gradient steps per client and round, >= 1; with 1 the method is gradient
             descent.
         num_rounds: rounds per solve, >= 1. Each round draws its clients from the stream: all
@@ -127,7 +128,7 @@ class FederatedInner(AbstractInnerSolver):
             w = optax.tree.add(w, _mean(jax.vmap(shift)(clients, at_start)))
             return (w, following.state), None
 
-        # Unrolled, a round keeps w; the clients' steps are computed anew.
+        # When unrolled, a round keeps w, and the steps of the clients are computed again.
         one_round = jax.checkpoint(one_round, prevent_cse=False)
         (w, draws), _ = jax.lax.scan(one_round, (w, stream.state), length=self.num_rounds)
         calls = jnp.full((), self.num_rounds * self.local_steps, jnp.int32)

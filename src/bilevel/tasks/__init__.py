@@ -67,7 +67,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The old names of what is in `models` and `reference` now."""
+    """Find the old names of functions that are in `models` and `reference` now."""
     for module in (models, reference):
         if name in module.__all__:
             return getattr(module, name)

@@ -139,9 +139,9 @@ class _TaskRisk(eqx.Module):
     def logits(self, u: PyTree, w: Array, batch: tuple[Array, Array, Array]) -> Array:
         if w.shape[0] != self.num_tasks:
             raise ValueError(
-                f"`meta_learning` has {self.num_tasks} tasks and so many models on axis 0 of w, got "
-                f"{w.shape[0]}. `ClosedForm` knows the models of its batch only: use `FullBatch` "
-                "with it, and draw new episodes between the steps."
+                f"`meta_learning` needs one model for each of its {self.num_tasks} tasks on axis 0 "
+                f"of w, got {w.shape[0]}. `ClosedForm` knows the models of its batch only: use "
+                "`FullBatch` with it, and draw new episodes between the steps."
             )
         x, _, i = batch
         return jnp.einsum("tkd,trd->trk", w[i], self.shared.features(u, x))

@@ -35,7 +35,7 @@ class _WeightedRisk(eqx.Module):
 
 
 class MeanRisk(eqx.Module):
-    """The mean loss of a batch, whatever the outer variable."""
+    """The mean loss of a batch, which does not depend on the outer variable."""
 
     predict: Predict
     loss: Loss
