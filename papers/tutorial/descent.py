@@ -97,13 +97,10 @@ def deterministic(case: Instance, num_steps: int) -> dict[str, dict[str, Any]]:
             "slope": slope(s[tail], mean[tail]),
             "error_slope": slope(s[tail], errors[tail]),
             "square_slope": slope(s[tail], squares[tail]),
-            "sum_of_squares": float(np.sum(squares)),
-            "sum_of_errors": float(np.sum(errors)),
             "last_decade": float(mean[-1] / mean[num_steps // 10 - 1]),
             "squares_last_decade": float(squares[-1] / squares[num_steps // 10 - 1]),
             "over_bound": float(np.max(mean / bound)),
             "curvatures": [float(np.min(curvatures)), float(np.max(curvatures))],
-            "farthest": float(np.max(np.abs(u))),
         }
     return found
 
