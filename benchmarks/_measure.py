@@ -15,10 +15,9 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "papers"))
-from _frame import panels as panels
-from _frame import report
-from _frame import save as save
+import _frame  # pyright: ignore[reportMissingImports]
 
+panels, save = _frame.panels, _frame.save
 RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parents[1] / "docs" / "img"
 
@@ -40,7 +39,7 @@ def write(script: str, measured: dict[str, Any], *, full: bool = True) -> Path:
     `measured` holds `"settings"` and, where something is random, `"seeds"`. The report has the form of
     those of `papers/` without claims; the pages of the documentation take their numbers from it.
     """
-    written = report(script, measured, [], full=full, cpu_seconds=time.process_time())
+    written = _frame.report(script, measured, [], full=full, cpu_seconds=time.process_time())
     del written["claims"], written["paper"]
     written["machine"] = {"cores": os.cpu_count(), "processor": _processor()}
     RESULTS.mkdir(exist_ok=True)

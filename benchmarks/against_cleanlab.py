@@ -180,7 +180,7 @@ def main() -> None:
         print("cleanlab is not installed, so nothing is compared: pip install cleanlab")
         return
     warnings.simplefilter("ignore", ConvergenceWarning)
-    table = pd.concat([run(rate, seed) for rate in RATES for seed in range(options.seeds)])
+    table: Any = pd.concat([run(rate, seed) for rate in RATES for seed in range(options.seeds)])
     found: dict[str, dict[str, Any]] = {}
     for (method, rate), rows in table.groupby(["method", "noise"], sort=False):
         found.setdefault(str(method), {})[f"{rate:.0%}"] = {

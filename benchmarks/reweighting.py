@@ -168,7 +168,7 @@ def summary(table: Any) -> dict[str, Any]:
         }
         for key, row in means.iterrows()
     ]
-    found = pd.DataFrame(cells)
+    found: Any = pd.DataFrame(cells)
     many = found[found["trusted"] >= 100]
     middle = many[(many["trusted"] <= 1000) & many["rate"].isin([0.4, 0.6])]
     against = table.assign(over=table["ours"] - table["uniform"])

@@ -121,7 +121,7 @@ def one_run(problem: Any, method: Any, u0: Any, w0: jax.Array, steps: int, seed:
     return solution, watch
 
 
-def tx(inputs: float, labels: float, **betas: float) -> optax.GradientTransformation:
+def tx(inputs: float, labels: float, **betas: Any) -> optax.GradientTransformation:
     """Adam, with a rate of its own for the labels."""
     kinds: dict[Any, Any] = {
         "inputs": optax.adam(inputs, **betas),

@@ -51,24 +51,6 @@ def hypergradient_ratios() -> str:
     )
 
 
-def nystrom_errors(problem: str) -> str:
-    """Median relative error (and the worst key) after a number of Hessian-vector products."""
-    report = _report("nystrom")
-    products = report["settings"]["products"]
-    lines = []
-    for name, found in report["problems"][problem]["methods"].items():
-        random = "Nystrom" in name
-        lines.append(
-            [name]
-            + [
-                f"{found['median'][str(k)]:.2g}"
-                + (f" ({found['worst'][str(k)]:.2g})" if random else "")
-                for k in products
-            ]
-        )
-    return _table(["relative error after", *(f"{k} products" for k in products)], lines)
-
-
 def algorithm_values() -> str:
     """Final values of the stochastic methods, tuned and untuned, with the test error if any."""
     problems = _report("algorithms")["problems"]
