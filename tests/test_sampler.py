@@ -14,7 +14,7 @@ from bilevel import FullBatch, Shuffled, Stream, WithReplacement
 
 
 def draws(sampler, n, num_draws, seed=0):
-    """The indices of `num_draws` draws, one row a draw, checked against the data drawn."""
+    """The indices of `num_draws` draws, one row per draw, checked against the data drawn."""
     data = {"x": jnp.arange(n) * 10, "y": jnp.arange(2 * n).reshape(n, 2)}
 
     def step(state, _):
@@ -46,7 +46,7 @@ def compiled(size, n, num_draws):
 
 @given(st.sampled_from([(1, 1), (1, 5), (2, 6), (3, 7), (5, 8), (7, 7)]), st.integers(0, 9999))
 def test_shuffled_visits_each_index_once_an_epoch(sizes, seed):
-    """Divisors, non-divisors and one batch an epoch, whatever the key."""
+    """Divisors, non-divisors and one batch per epoch, whatever the key."""
     size, n = sizes
     epochs = 3
     index = np.asarray(compiled(size, n, -(-epochs * n // size))(seed)).ravel()[: epochs * n]

@@ -2,7 +2,7 @@
 
 Ivanova & Ablin, sections 3.1 and 3.2, on the random fields of Figure 3's caption,
 
-    phi(w) = -Gamma (sum_i w_i H_i)^-1 grad F,   H_i = u_i u_i^T + .1 I,
+    phi(w) = -Gamma (sum_i w_i H_i)^-1 grad F,   H_i = u_i u_i^T + 0.1 I,
 
 with Gaussian Gamma, grad F and u_i. The paper draws one trajectory with n = 5 and p = 3; we run
 500, and 100 with n = 50 and p = 10, and count on how many rows they end, and which do not end at

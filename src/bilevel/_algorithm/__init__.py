@@ -1,1 +1,1 @@
-"""Bilevel algorithms, one file a method."""
+"""Bilevel algorithms, one file per method."""

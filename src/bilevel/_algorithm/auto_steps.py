@@ -107,7 +107,7 @@ def first_control(
 def update_curvature(problem: Problem, state: S, inner: Stream) -> S:
     """The state with the curvature of `"auto"` brought up to date, by one product in 8 steps.
 
-    In the first 64 steps, when u moves most, it is one product a step.
+    In the first 64 steps, when u moves most, it is one product per step.
     """
     if state.control is None:
         return state
