@@ -92,7 +92,7 @@ def resnet(
     width: int = 64,
     stages: int = 4,
     depth: int = 2,
-) -> tasks.Model:
+) -> tasks.models.Model:
     """For rows of `side * side * channels` pixels, channels last; `stages` of `depth` blocks.
 
     The defaults are ResNet-18, with 11173962 parameters for colours and ten classes.
@@ -104,4 +104,4 @@ def resnet(
         images = jnp.moveaxis(x.reshape(-1, side, side, channels), -1, 1)
         return jax.vmap(eqx.combine(w, static))(images)
 
-    return tasks.Model(w0, predict)
+    return tasks.models.Model(w0, predict)

@@ -115,16 +115,16 @@ def rotate(data: Split) -> Split:
 
 
 @cache
-def linear(num_features: int) -> tasks.Model:
-    return tasks.linear_model(num_features, 10)
+def linear(num_features: int) -> tasks.models.Model:
+    return tasks.models.linear_model(num_features, 10)
 
 
 @cache
-def perceptron(num_features: int) -> tasks.Model:
-    return tasks.mlp_model(num_features, 10, key=jax.random.key(0))
+def perceptron(num_features: int) -> tasks.models.Model:
+    return tasks.models.mlp_model(num_features, 10, key=jax.random.key(0))
 
 
-def problem_of(data: Split, model: tasks.Model) -> bilevel.BilevelProblem:
+def problem_of(data: Split, model: tasks.models.Model) -> bilevel.BilevelProblem:
     """Means of the paper's sums."""
     return tasks.hyper_cleaning(
         jnp.asarray(data.X, jnp.float32),
@@ -166,7 +166,7 @@ def inner_solver(name: str, step: float, num_steps: int = INNER_STEPS, every: in
 
 
 def follow(
-    problem: bilevel.BilevelProblem, model: tasks.Model, inner: Any, num_steps: int
+    problem: bilevel.BilevelProblem, model: tasks.models.Model, inner: Any, num_steps: int
 ) -> tuple[list[np.ndarray], bilevel.Solution]:
     """u after each outer step."""
     n = len(problem.inner_data[0])  # pyright: ignore[reportOptionalSubscript]
@@ -212,7 +212,7 @@ def small(data: Split) -> Split:
 
 
 @cache
-def small_resnet(num_pixels: int) -> tasks.Model:
+def small_resnet(num_pixels: int) -> tasks.models.Model:
     """Three residual blocks for grey images, 19810 parameters."""
     key = jax.random.key(0)
     return resnet(1, isqrt(num_pixels), 10, key=key, width=8, stages=3, depth=1)

@@ -117,7 +117,7 @@ def all_rows(problem) -> bilevel.Stream:
     return bilevel.Stream(bilevel.FullBatch(), problem.inner_data, ())
 
 
-def meta_gradient(net: tasks.Representation, inner, u, drawn: tasks.Episodes):
+def meta_gradient(net: tasks.models.Representation, inner, u, drawn: tasks.Episodes):
     """The hypergradient of the truncated problem in the net's parameters, through its features."""
     images, problem = tabled(drawn)
     table, pull_back = jax.vjp(lambda u: net.features(u, images), u)
@@ -149,7 +149,7 @@ def features(net, u, images) -> jax.Array:
 def run(data, shots: int, num_steps: int, settings: Settings, seed: int) -> dict[str, Any]:
     """Curves of the three models on the same episodes, from the same net."""
     shape = data["train"][0].shape[1:]
-    net = tasks.conv4(shape, key=jr.key(seed), width=settings.width, blocks=settings.blocks)
+    net = tasks.models.conv4(shape, key=jr.key(seed), width=settings.width, blocks=settings.blocks)
 
     def episodes(rows, num_tasks, number):
         return tasks.episodes(

@@ -33,7 +33,8 @@ from matplotlib.figure import Figure
 
 import bilevel
 from bilevel import BilevelProblem, dynamics
-from bilevel.tasks import reweighting, squared_error, uniform_weights
+from bilevel.tasks import reweighting, uniform_weights
+from bilevel.tasks.models import squared_error
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import _frame

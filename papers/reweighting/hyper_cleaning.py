@@ -37,7 +37,7 @@ class Cleaning(NamedTuple):
     """The problem, the model's start, the official test set, and which labels are right."""
 
     problem: bilevel.BilevelProblem
-    model: tasks.Model
+    model: tasks.models.Model
     X_test: jax.Array
     y_test: np.ndarray
     clean: np.ndarray
@@ -53,7 +53,7 @@ def cleaning(seed: int, n: int = N, num_outer: int = OUTER, rate: float = RATE) 
     def pixels(images):
         return jnp.asarray(images.reshape(len(images), -1) / 255, jnp.float32)
 
-    model = tasks.linear_model(784, 10, bias=False)
+    model = tasks.models.linear_model(784, 10, bias=False)
     problem = tasks.reweighting(
         pixels(train.images[rows]),
         jnp.asarray(noisy, jnp.int32),

@@ -97,11 +97,11 @@ def images(name: str, seed: int) -> dict[str, Pair]:
     def random_features(x: np.ndarray) -> np.ndarray:
         return (np.sqrt(2 / FEATURES) * np.cos(x @ directions + phase)).astype(np.float32)
 
-    def mlp(key: int) -> tasks.Model:
-        return tasks.mlp_model(784, 10, key=jax.random.key(key), width=WIDTH)
+    def mlp(key: int) -> tasks.models.Model:
+        return tasks.models.mlp_model(784, 10, key=jax.random.key(key), width=WIDTH)
 
-    linear, wide = (tasks.linear_model(d, 10, bias=False) for d in (784, FEATURES))
-    kinds: dict[str, tuple[tasks.Model, tasks.Model, Callable, float]] = {
+    linear, wide = (tasks.models.linear_model(d, 10, bias=False) for d in (784, FEATURES))
+    kinds: dict[str, tuple[tasks.models.Model, tasks.models.Model, Callable, float]] = {
         "linear": (linear, linear, lambda x: x, 1e-2),
         "MLP": (mlp(seed), mlp(seed + 1), lambda x: x, 1e-3),
         "p >> n": (wide, wide, random_features, 1e-3),
@@ -126,13 +126,13 @@ def images(name: str, seed: int) -> dict[str, Pair]:
 def toy(seed: int) -> Pair:
     """The mixture of section 2.4, scored by R^2 on fresh rows of the right cluster."""
     data, other = toy_mixture.mixture(seed), toy_mixture.mixture(seed + 500)
-    model = tasks.linear_model(2, 1, bias=False)
+    model = tasks.models.linear_model(2, 1, bias=False)
     arrays = [np.asarray(x, np.float32) for x in (data.d, data.y, data.d_outer, data.y_outer)]
     rows, y, outer, y_outer = arrays
     problem = tasks.reweighting(
         *(jnp.asarray(rows), jnp.asarray(y), jnp.asarray(outer), jnp.asarray(y_outer)),
         model.predict,
-        loss=tasks.squared_error,
+        loss=tasks.models.squared_error,
         l2=1e-4,
     )
     features = bilevel.trust_features(Ridge(1e-3), rows, y, outer, y_outer).astype(np.float32)

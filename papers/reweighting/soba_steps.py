@@ -147,7 +147,7 @@ def _look(problem: bilevel.BilevelProblem, predict: Any, states: Any) -> dict[st
 
 def run_grid(
     problem: bilevel.BilevelProblem,
-    model: tasks.Model,
+    model: tasks.models.Model,
     way: Way,
     etas: Float[np.ndarray, " runs"],
     rhos: Float[np.ndarray, " runs"],
@@ -181,7 +181,7 @@ def drop_empty_pixels(data: Cleaning) -> Cleaning:
     problem = data.problem
     (X, y, _), (X_outer, y_outer) = problem.inner_data, problem.outer_data  # pyright: ignore[reportGeneralTypeIssues]
     used = np.flatnonzero(np.any(X != 0, axis=0) | np.any(X_outer != 0, axis=0))
-    model = tasks.linear_model(len(used), 10, bias=False)
+    model = tasks.models.linear_model(len(used), 10, bias=False)
     narrow = tasks.reweighting(X[:, used], y, X_outer[:, used], y_outer, model.predict, l2=L2)
     return data._replace(problem=narrow, model=model, X_test=data.X_test[:, used])
 

@@ -50,7 +50,7 @@ def test_the_hypergradient_through_a_table_of_features(monkeypatch):
     script = importlib.import_module("hyper_representation")
     x, y = script.images_of("digits", 50)["train"]
     x = x.astype(np.float64)
-    net = tasks.conv4((8, 8), key=jr.key(0), width=4, blocks=2)
+    net = tasks.models.conv4((8, 8), key=jr.key(0), width=4, blocks=2)
     drawn = tasks.episodes(x, y, ways=5, shots=1, queries=2, num_tasks=3)
     problem = tasks.meta_learning(net.features, drawn, l2=0.0)
     w0 = jnp.zeros((3, 5, 16))

@@ -20,7 +20,7 @@ def small(n=60, outer=30, features=5, seed=0):
 
     (X, y), (X_outer, y_outer) = rows(n), rows(outer)
     noisy = np.where(rng.random(n) < 0.5, rng.integers(0, 3, n), y)
-    model = tasks.linear_model(features + 2, 10, bias=False)
+    model = tasks.models.linear_model(features + 2, 10, bias=False)
     problem = tasks.reweighting(
         jnp.asarray(X),
         jnp.asarray(noisy, jnp.int32),

@@ -673,3 +673,11 @@ def test_problems_from_separate_calls_share_one_compilation(compilations):
         value(tasks.hyper_cleaning(*data, predict=predict), jnp.zeros(N), w)
         value(tasks.tensor_penalties(*data, predict=predict), tasks.log_penalties(w), w)
     assert len([name for name in compilations if "value" in name]) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("linear_model", tasks.models), ("ridge_solution", tasks.reference)]
+)
+def test_names_that_moved_warn_and_work(name, module):
+    with pytest.warns(DeprecationWarning, match=f"is `{module.__name__}.{name}` now"):
+        assert getattr(tasks, name) is getattr(module, name)

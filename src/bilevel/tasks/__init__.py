@@ -4,6 +4,7 @@ Models and losses are in `bilevel.tasks.models`, closed forms and other solution
 `bilevel.tasks.reference`.
 """
 
+import warnings
 from typing import Any
 
 from . import models, reference
@@ -67,8 +68,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Find the old names of functions that are in `models` and `reference` now."""
+    """Find the old names of functions that are in `models` and `reference` now, and warn."""
     for module in (models, reference):
         if name in module.__all__:
+            warnings.warn(
+                f"`bilevel.tasks.{name}` is `{module.__name__}.{name}` now; the old name goes with "
+                "version 0.2.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
             return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
