@@ -31,9 +31,19 @@ class Item:
     report: dict[str, Any] | None
 
     @property
+    def folder(self) -> str:
+        """The folder of the script, and of the page."""
+        return self.script.parent.name
+
+    @property
     def name(self) -> str:
-        """The name of the page."""
+        """The name of the script, and of the page."""
         return self.script.stem
+
+    @property
+    def image(self) -> str:
+        """The file name of the picture in the site: an example and a paper may share a name."""
+        return f"{self.folder}_{self.name}.png"
 
 
 def items(root: Path) -> dict[str, list[Item]]:
@@ -79,7 +89,7 @@ def homes(root: Path) -> dict[str, str]:
         for one in group:
             places[str(one.script.relative_to(root))] = page_of(one)
             if one.picture is not None:
-                places[str(one.picture.relative_to(root))] = f"gallery/img/{one.name}.png"
+                places[str(one.picture.relative_to(root))] = f"gallery/img/{one.image}"
             if one.report is not None:
                 report = f"papers/results/{one.name}.json"
                 places[report] = page_of(one)
@@ -88,7 +98,7 @@ def homes(root: Path) -> dict[str, str]:
 
 def page_of(one: Item) -> str:
     """The page of an item, within docs/."""
-    return f"gallery/{one.script.parent.name}/{one.name}.md"
+    return f"gallery/{one.folder}/{one.name}.md"
 
 
 def write(root: Path, docs: Path) -> str:
@@ -102,7 +112,7 @@ def write(root: Path, docs: Path) -> str:
         nav.append(f"      - {json.dumps(heading)}:")
         for one in group:
             if one.picture is not None:
-                shutil.copy(one.picture, docs / "gallery" / "img" / f"{one.name}.png")
+                shutil.copy(one.picture, docs / "gallery" / "img" / one.image)
             target = docs / page_of(one)
             target.parent.mkdir(exist_ok=True)
             target.write_text(page(root, one))
@@ -121,10 +131,10 @@ claim, our figure, the settings, the verdict and the script.
 
 def card(one: Item) -> str:
     """A picture, the title, the first sentence and the verdict, as one link."""
-    picture = f'<img src="img/{one.name}.png" alt="" loading="lazy">' if one.picture else ""
+    picture = f'<img src="img/{one.image}" alt="" loading="lazy">' if one.picture else ""
     first = one.text.split("\n\n")[0]
     verdict = f'<span class="verdict">{counted(one.report)}</span>' if one.report else ""
-    href = f"{one.script.parent.name}/{one.name}/"
+    href = f"{one.folder}/{one.name}/"
     return (
         f'<a href="{href}"><span class="picture">{picture}</span>'
         f'<span class="text"><b>{one.title}</b>{html_escape(first)} {verdict}</span></a>'
@@ -143,15 +153,15 @@ def page(root: Path, one: Item) -> str:
     first, _, rest = one.text.partition("\n\n")
     lines = [f"# {one.title}\n", first + "\n"]
     if one.picture is not None:
-        lines.append(f"![What {path} draws](../img/{one.name}.png)\n")
+        lines.append(f"![What {path} draws](../img/{one.image})\n")
     if one.report is not None:
         lines += [claims(one.report), settings(one.report, path)]
-    elif one.script.parent.name != "examples":
+    elif one.folder != "examples":
         lines.append("No report of this script is kept in the repository yet.\n")
     if rest:
         lines.append(f"```text\n{rest}\n```\n")
     code = "\n".join(f"    {line}" if line else "" for line in one.script.read_text().splitlines())
-    if one.script.parent.name == "examples":
+    if one.folder == "examples":
         lines.append(f"## The script\n\nRun it with `python {path}`.\n\n```python\n")
         lines.append(one.script.read_text().rstrip() + "\n```\n")
     else:
