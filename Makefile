@@ -35,6 +35,7 @@ docs: $(STAMP) ## the documentation site in out/site/site, with every link check
 
 docs-data: $(STAMP) ## the measured parts of README and docs, from the reports
 	$(BIN)/python scripts/docs_data
+	$(BIN)/python scripts/structure --write
 
 bench: $(STAMP) ## measured against hand-written floors; needs BILEVEL_DATA
 	$(BIN)/python benchmarks/soba_step.py
