@@ -128,7 +128,7 @@ def optimizer_fixed_point(
 
     The fixed points of the map are the inner solutions only if the state no longer moves w by
     itself, which holds at convergence (the momentum is zero there). The residual shows whether it
-    does.
+    does. Cost: one update of the optimiser per evaluation of the map. Source: ours.
     """
 
     def step(u: PyTree, w: PyTree, batch: Any) -> PyTree:

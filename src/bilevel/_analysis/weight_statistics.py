@@ -10,6 +10,8 @@ def effective_sample_size(weights: Float[np.ndarray, " rows"]) -> float:
     A mean of this many equally weighted rows has the same variance as the weighted mean. The scale
     of the weights does not matter.
 
+    Source: Kish (1965), "Survey Sampling" [kish1965][].
+
     >>> import numpy as np
     >>> effective_sample_size(np.array([1.0, 1.0, 0.0, 0.0]))
     2.0

@@ -22,8 +22,9 @@ class IterateAveraging(AbstractAlgorithm):
 
     Polyak and Juditsky (1992), "Acceleration of stochastic approximation by averaging"
     [polyak1992][]. The run itself is unchanged, and so is `solution.u`;
-    `IterateAveraging.average(solution.state)` is the mean of the iterates after the first `start`. If
-    weights wander from row to row, or oscillate, their average is far less sparse than any of them.
+    `IterateAveraging.average(solution.state)` is the mean of the iterates after the first `start`.
+    If weights wander from row to row, or oscillate, their average is far less sparse than any of
+    them.
 
     Args:
         algorithm: any.

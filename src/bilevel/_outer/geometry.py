@@ -21,6 +21,8 @@ class TransformedGeometry(AbstractGeometry):
 
     Raises:
         ValueError: `tx` has a state.
+
+    Source: ours.
     """
 
     tx: optax.GradientTransformation

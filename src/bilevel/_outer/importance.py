@@ -26,9 +26,9 @@ class WeightedSampler(AbstractSampler):
 
     The rows are drawn independently and with replacement, and the batch is `(*data, ratio)`. A mean
     over the batch with each term times its ratio is an unbiased estimate of the mean over all rows.
-    Its terms are bounded: a row of weight u_i counts at most `1 / share` times its share of the batch,
-    and any row counts at most `1 / (1 - share)` times as much as in a uniform draw. Uniform batches
-    see a dominating row n / |B| times as heavy as it is, or not at all.
+    Its terms are bounded: a row of weight u_i counts at most `1 / share` times its share of the
+    batch, and any row counts at most `1 / (1 - share)` times as much as in a uniform draw. Uniform
+    batches see a dominating row n / |B| times as heavy as it is, or not at all.
 
     It draws by the weights in its state: wrap the algorithm in `ImportanceSampling`.
 
