@@ -219,7 +219,7 @@ def _integrate(
     log_u0 = jnp.log(jnp.where(alive, u0, 1))
 
     def weights(log_u: Array) -> Weights:
-        # The flow conserves their sum; normalising takes out what the solver's errors add to it.
+        # The flow conserves the sum of the weights; normalising removes the errors of the solver.
         return jax.nn.softmax(log_u, where=alive)
 
     def velocity(_: Any, y: tuple[Array, PyTree], __: Any) -> tuple[Array, PyTree]:
@@ -233,8 +233,8 @@ def _integrate(
         return jnp.maximum(jnp.max(u * jnp.abs(c)), jnp.max(-c))
 
     def at_rest(_: Any, y: tuple[Array, PyTree], __: Any, **___: Any) -> Array:
-        # Without a tolerance the flow goes on even where the weights are at rest to the last bit: in a
-        # joint flow the model may still move, and take them along.
+        # Without a tolerance the flow continues even if the weights do not change by a bit: in a joint
+        # flow the model may still move, and move the weights with it.
         return (residual(*y) <= tol) & (jnp.asarray(tol) > 0)
 
     save = diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)

@@ -168,7 +168,7 @@ def _paces(
 
     def held(state: State, _: Any) -> tuple[State, tuple[Array, Array]]:
         following, _ = algorithm.step(problem, state)
-        # A weight that is 0 stays 0 and counts for nothing.
+        # A weight that is 0 stays 0 and does not count.
         move = jnp.log(jnp.where(u0 > 0, following.u, 1)) - jnp.log(jnp.where(u0 > 0, u0, 1))
         gap = optax.tree.norm(optax.tree.sub(following.w, target))
         return dataclasses.replace(following, u=u0), (gap, jnp.vdot(u0, jnp.abs(move)))

@@ -136,7 +136,7 @@ def matrix_free(
 ) -> Solve:
     """`(v -> (d_w r)^T v, b) ->` the solution of `((d_w r)^T + damping I) v = b` by lineax."""
     symmetric = isinstance(problem, BilevelProblem)
-    # Where the solver starts does not change the solution, so it carries no derivative.
+    # The start of the solver does not change the solution, so it carries no derivative.
     options = jax.lax.stop_gradient(options)
 
     def solve(product: Callable[[PyTree], PyTree], b: PyTree[Array]) -> Solved:
@@ -170,7 +170,7 @@ def estimate_at(
     residual, products = linearise_inner(problem, u, w, inner_batch)
     solution, num_products = solve(lambda v: products(v)[1], outer_w)
     v = solution.value
-    cross, product = products(v)
+    mixed, product = products(v)
     linear_error = optax.tree.sub(product, outer_w)
     if strong_convexity is None:
         mu = smallest_curvature(problem, u, w, inner_batch, residual, v, product)
@@ -180,13 +180,13 @@ def estimate_at(
     samples = jnp.full((), num_samples, jnp.int32)
     estimate = Hypergradient(
         value=value,
-        grad=optax.tree.sub(outer_u, cross),
+        grad=optax.tree.sub(outer_u, mixed),
         w=w,
         v=v,
         inner_residual=optax.tree.norm(residual),
         linear_residual=optax.tree.norm(linear_error),
         error_estimate=first_order_error(
-            problem, u, w, v, outer_batch, inner_batch, residual, cross, linear_error, mu
+            problem, u, w, v, outer_batch, inner_batch, residual, mixed, linear_error, mu
         ),
         result=_result(solution, outer_w),
         calls=Calls(samples, samples, num_products + samples, samples),
@@ -258,7 +258,7 @@ def first_order_error(
     outer_batch: Any,
     inner_batch: Any,
     residual: PyTree[Array],
-    cross: PyTree[Array],
+    mixed: PyTree[Array],
     linear_error: PyTree[Array],
     mu: Scalar,
 ) -> Scalar:
@@ -268,23 +268,23 @@ def first_order_error(
 
         L(u, w) = F(u, w) - <v, r(u, w)>          (its gradient in u is the estimate)
         d  = r(u, w) / mu                         (as long as w - w*(u) is if r lies along mu)
-        error = ||d2_uw L d|| + b / mu (||d2_ww L d|| + ||linear_error||),   b = ||cross|| / ||v||
+        error = ||d2_uw L d|| + b / mu (||d2_ww L d|| + ||linear_error||),   b = ||mixed|| / ||v||
     """
-    u, w, v, residual, cross, linear_error, mu = jax.lax.stop_gradient(
-        (u, w, v, residual, cross, linear_error, mu)
+    u, w, v, residual, mixed, linear_error, mu = jax.lax.stop_gradient(
+        (u, w, v, residual, mixed, linear_error, mu)
     )
     mu = jnp.where(mu == jnp.inf, 1, mu)  # no curvature was met: nothing is divided
 
     def lagrangian_gradient(w: PyTree) -> tuple[PyTree, PyTree]:
         by_u, by_w = jax.grad(problem.outer, argnums=(0, 1))(u, w, outer_batch)
         _, products = linearise_inner(problem, u, w, inner_batch)
-        cross, product = products(v)
-        return optax.tree.sub(by_u, cross), optax.tree.sub(by_w, product)
+        mixed, product = products(v)
+        return optax.tree.sub(by_u, mixed), optax.tree.sub(by_w, product)
 
     d = optax.tree.scale(1 / mu, residual)
     along_u, along_w = jax.jvp(lagrangian_gradient, (w,), (d,))[1]
     size_v = jnp.asarray(optax.tree.norm(v))
-    b = jnp.where(size_v > 0, optax.tree.norm(cross) / jnp.where(size_v > 0, size_v, 1), 0)
+    b = jnp.where(size_v > 0, optax.tree.norm(mixed) / jnp.where(size_v > 0, size_v, 1), 0)
     linear = optax.tree.norm(linear_error)
     error = optax.tree.norm(along_u) + b / mu * (optax.tree.norm(along_w) + linear)
     return jnp.where(mu > 0, error, jnp.inf)

@@ -73,7 +73,7 @@ class SID(AbstractHypergradient):
         """A stochastic inner solve, a stochastic linear solve, and J samples of everything else."""
         w, inner_state, inner_stream, stats = inner.solve(problem, u, w, state.inner, streams.inner)
         outer_batches, outer_stream = _draw_many(streams.outer, self.num_samples)
-        cross_batches, inner_stream = _draw_many(inner_stream, self.num_samples)
+        mixed_batches, inner_stream = _draw_many(inner_stream, self.num_samples)
         averaged = _averaged(problem, streams)
 
         def noisy_product(x: PyTree, draws: Any) -> tuple[PyTree, Any]:
@@ -100,7 +100,7 @@ class SID(AbstractHypergradient):
             u,
             w,
             outer_batches,
-            cross_batches,
+            mixed_batches,
             solve,
             self.strong_convexity,
             self.num_samples,

@@ -136,7 +136,7 @@ class ITD(AbstractHypergradient):
         )
 
         one = jnp.ones((), jnp.int32)
-        # A differentiated gradient step is one product with H and one with the cross derivative.
+        # A differentiated gradient step is one product with H and one with the mixed derivative.
         products = stats.calls * (optax.tree.size(u) if self.mode == "forward" else 1)
         replayed = stats.calls if self.mode == "checkpointed" else 0
         estimate = Hypergradient(
@@ -214,7 +214,7 @@ def _forward(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, 
 
     basis = jnp.eye(flat.size, dtype=flat.dtype)
     value, slopes, rest = jax.vmap(along, out_axes=(None, 0, None))(basis)
-    # A pass of its own, which is not compiled where the error estimate is not used.
+    # A separate pass, which is not compiled if the error estimate is not used.
     away = optax.tree.random_like(jr.key(0), w)
     away = optax.tree.scale(1 / optax.tree.norm(away), away)
     moved = jax.jvp(lambda w: function(u, w)[0][1], (w,), (away,))[1]

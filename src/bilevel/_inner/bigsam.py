@@ -246,6 +246,6 @@ def _rising(power: Setting, k: ArrayLike) -> Array:
 
 
 def _check(name: str, needed: str, value: Setting, holds: Callable[[float], bool]) -> None:
-    # A jax array may be traced, and is taken on trust.
+    # A jax array may be traced, so its value is not checked.
     if isinstance(value, np.ndarray) and not all(holds(x) for x in value.flat):
         raise ValueError(f"`{name}` needs {needed}, got {value}.")

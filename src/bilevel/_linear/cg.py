@@ -98,7 +98,7 @@ class CG(lx.AbstractLinearSolver[Any]):
         operator, preconditioner = state
         precondition = (lambda r: r) if preconditioner is None else preconditioner.mv
         max_steps = 10 * optax.tree.size(vector) if self.max_steps is None else self.max_steps
-        # In units of (a power of two near) its largest entry, no square under- or overflows.
+        # In units of its largest entry (of a power of two near it), no square under- or overflows.
         largest = optax.tree.norm(vector, ord=jnp.inf)
         scale = jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1] - 1)
         vector = _divided(vector, scale)

@@ -99,7 +99,7 @@ class Nystrom(lx.AbstractLinearSolver):
             signs = jr.rademacher(self.key, (self.rank, flat.size), flat.dtype)
             chosen = jax.lax.top_k(jnp.mean(signs * product(signs), axis=0), self.rank)[1]
         c = product(jax.nn.one_hot(chosen, flat.size, dtype=flat.dtype))
-        # A_S = B^T B with B = W^{-1/2} C, whose singular values give Woodbury without forming B B^T.
+        # A_S = B^T B with B = W^{-1/2} C; the singular values of B give Woodbury without B B^T.
         values, vectors = jnp.linalg.eigh(c[:, chosen])
         enough = values > self.rank * jnp.finfo(flat.dtype).eps * jnp.max(jnp.abs(values))
         root = jnp.where(enough, 1 / jnp.sqrt(jnp.where(enough, values, 1)), 0)

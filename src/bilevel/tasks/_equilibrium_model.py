@@ -81,7 +81,7 @@ class EquilibriumModel(eqx.Module):
     def solve(self, u: PyTree[Array], x: Float[Array, "batch features"]) -> FixedPoints:
         """The fixed points for the rows of x, differentiable in u and x."""
         problem = FixedPointProblem(_no_outer, self.cell, inner_data=x)
-        # How z is found carries no derivative, so that no solver needs one.
+        # The solve for z carries no derivative, so that no solver needs one.
         fixed_u, fixed_x = jax.lax.stop_gradient((u, x))
         z = jnp.zeros((len(x), self.width), x.dtype)
         stream = Stream(FullBatch(), fixed_x, ())

@@ -40,7 +40,7 @@ def _proximal_step(
     error = x @ w - y
     error = error if weight is None else weight * error
     z = w - step * (error @ x / x.shape[0])
-    # In this form its derivative is 1 where |z| is above the threshold, and 0 where it is not.
+    # In this form the derivative is 1 where |z| is above the threshold, and 0 elsewhere.
     shrunk = jnp.where(jnp.abs(z) > step * l1, z - step * l1 * jnp.sign(z), 0)
     return shrunk / (1 + step * l2)
 

@@ -100,7 +100,7 @@ def quadratic(
 def _rows(key: Array, num_rows: int, dim_u: int, dim_w: int, condition: float) -> Rows:
     rows_key, basis_key, mean_key, noise_key = jax.random.split(key, 4)
     dim = dim_u + dim_w
-    # Columns orthonormal, so that the mean of the rows' outer products is the identity exactly.
+    # The columns are orthonormal, so that the mean outer product of the rows is exactly the identity.
     rows = jnp.linalg.qr(jax.random.normal(rows_key, (num_rows, dim)))[0] * math.sqrt(num_rows)
     basis = jnp.linalg.qr(jax.random.normal(basis_key, (dim, dim)))[0]
     root = jnp.logspace(-0.5 * math.log10(condition), 0, dim)

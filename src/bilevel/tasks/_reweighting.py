@@ -106,7 +106,7 @@ class _NormalisedSigmoid(eqx.Module):
     features: Float[Array, "rows features"]
 
     def __call__(self, x: Float[Array, " coefficients"]) -> Float[Array, " rows"]:
-        # In logarithms, so that a row far out on the left keeps a gradient and all of them a sum.
+        # In logarithms, so that a very negative row keeps a gradient and the sum does not vanish.
         return jax.nn.softmax(jax.nn.log_sigmoid(x[0] + self.features @ x[1:]))
 
 

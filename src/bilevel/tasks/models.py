@@ -145,7 +145,7 @@ class _Conv4(eqx.Module):
 def _pool(
     x: Float[Array, "channels height width"],
 ) -> Float[Array, "channels half_height half_width"]:
-    # As a maximum over reshaped axes: on a CPU the derivative of a windowed maximum is far slower.
+    # A maximum over reshaped axes, because the derivative of a windowed maximum is slow on a CPU.
     channels, height, width = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
     cut = x[:, : 2 * height, : 2 * width]
     return jnp.max(cut.reshape(channels, height, 2, width, 2), axis=(2, 4))

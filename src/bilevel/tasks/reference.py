@@ -195,7 +195,7 @@ def anti_distillation_limit(
 def support_hypergradient(
     problem: FixedPointProblem, u: LogPenalties, w: Float[Array, "*folds features"]
 ) -> PyTree[Array]:
-    """The hypergradient of `lasso`, `elastic_net` and their cross-validated versions, on the support.
+    """The hypergradient of `lasso`, `elastic_net` and their mixed-validated versions, on the support.
 
         (G_SS + diag(exp(u2))_SS) v = (grad_w F)_S,     S = {j: w_j != 0}
         grad Phi = grad_u F - d_u (exp(u1) sign(w) + exp(u2) w)^T v
@@ -226,8 +226,8 @@ def support_hypergradient(
 
     by_u, by_w = jax.grad(problem.outer, argnums=(0, 1))(u, w, problem.outer_data)
     v = _each_model(solve, w, problem.inner_data, by_w)
-    (cross,) = jax.vjp(stationarity, u)[1](v)
-    return jax.tree.map(jnp.subtract, by_u, cross)
+    (mixed,) = jax.vjp(stationarity, u)[1](v)
+    return jax.tree.map(jnp.subtract, by_u, mixed)
 
 
 class SupportCheck(eqx.Module):
@@ -271,7 +271,7 @@ def check_support(
     larger than that distance.
 
     Args:
-        problem: from `lasso`, `elastic_net` or their cross-validated versions.
+        problem: from `lasso`, `elastic_net` or their mixed-validated versions.
         u: log-penalties.
         w: an approximate inner solution with exact zeros, as proximal steps produce them.
 
