@@ -1,8 +1,8 @@
 """Remedies that keep weights from becoming sparse. They wrap a geometry, an algorithm or a problem.
 
 When the weights move faster than the model, data reweighting collapses onto a few rows: Ivanova and
-Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 3. Each of these
-is one remedy in a few lines, and they can be combined:
+Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 3
+[ivanova2023][]. Each of these is one remedy in a few lines, and they can be combined:
 
     limit_log_step, kl_pull, optax.clip   transform an outer update; `TransformedGeometry` brings
                                           them into methods that have step sizes in place of optax
