@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 
 from bilevel import RESULTS, Checkpoint, Logger, ProgressBar, StopWhen
-from helpers import METHODS, assert_same, run
+from helpers import assert_same, run
+from methods import LAWS
 
-METHOD = METHODS["SOBA"]
+METHOD = LAWS["SOBA"]
 
 
 def state_of(name):
-    method = METHODS[name]
+    method = LAWS[name]
     return method.algorithm.init(method.problem, method.case.u, method.case.w0, jax.random.key(1))
 
 

@@ -12,7 +12,8 @@ import pytest
 
 import bilevel
 from bilevel import AID, ITD, BilevelProblem, Checkpoint, GradientInner
-from helpers import CASES, METHODS, assert_same, norm_error, run, soba
+from helpers import CASES, assert_same, norm_error, run, soba
+from methods import LAWS
 
 ZERO = jnp.zeros(())
 METHOD = soba(0.1, 0.1, 0.1)
@@ -93,7 +94,7 @@ def test_problem_arguments():
 
 
 def test_state_of_another_problem():
-    other = run(METHODS["SOBA"], 7)
+    other = run(LAWS["SOBA"], 7)
     with pytest.raises(
         ValueError, match=r"`state` does not belong to this problem: its `u` has sh"
     ):
@@ -101,7 +102,7 @@ def test_state_of_another_problem():
 
 
 def test_state_of_another_algorithm():
-    method, other = METHODS["AID cold"], run(METHODS["SOBA"], 7)
+    method, other = LAWS["AID cold"], run(LAWS["SOBA"], 7)
     with pytest.raises(ValueError, match="`state` does not belong to this algorithm"):
         run(method, state=other.state)
 
@@ -233,7 +234,7 @@ def test_derivative_through_algorithm_steps():
 
 def test_the_caller_keeps_what_it_passed():
     """Chunks reuse their state's memory; that of the caller's arrays must survive."""
-    method = METHODS["SOBA"]
+    method = LAWS["SOBA"]
     first = run(method, 3)
     before = jax.tree.map(lambda x: np.array(x), (first.u, first.w))
     second, third = run(method, state=first.state), run(method, state=first.state)
@@ -243,7 +244,7 @@ def test_the_caller_keeps_what_it_passed():
 
 
 def test_solution_describes_the_run():
-    solution = run(METHODS["SOBA"], 7)
+    solution = run(LAWS["SOBA"], 7)
     assert solution.stats == {
         "num_steps": 7,
         "calls": {"outer_grad": 7, "inner_grad": 7, "hvp": 7, "mixed": 7},
@@ -261,7 +262,7 @@ def test_solution_describes_the_run():
 
 
 def test_a_finished_run_stays_finished():
-    method = METHODS["SOBA"]
+    method = LAWS["SOBA"]
     first = run(method, 7)
     again = run(method, 7, state=first.state)
     assert_same(first.state, again.state)
@@ -269,8 +270,8 @@ def test_a_finished_run_stays_finished():
 
 
 def test_raw_keys_are_accepted():
-    solution = run(METHODS["SOBA replaced"], 7, key=jax.random.PRNGKey(3))
-    assert norm_error(solution.w, run(METHODS["SOBA replaced"], 7).w) == 0.0
+    solution = run(LAWS["SOBA replaced"], 7, key=jax.random.PRNGKey(3))
+    assert norm_error(solution.w, run(LAWS["SOBA replaced"], 7).w) == 0.0
 
 
 def test_a_weakly_typed_start_compiles_no_more(compilations, tmp_path):

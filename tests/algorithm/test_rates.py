@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bilevel
-from bilevel import Blocks, Shuffled, WithReplacement, decreasing_step
+from bilevel import Shuffled, decreasing_step
 from bilevel.tasks import quadratic
+from methods import METHODS, draws
 
 pytestmark = pytest.mark.slow
 
@@ -65,40 +66,27 @@ def squared_errors(algorithm: Any, steps: list[int], seeds: int) -> np.ndarray:
     return np.asarray(run(algorithm, jax.random.split(jax.random.key(0), seeds))).mean(axis=0)
 
 
-def draws(kind: Any) -> dict[str, Any]:
-    return {"inner_sampler": kind(BATCH), "outer_sampler": kind(BATCH)}
+LINEAR = {name: row.linear for name, row in METHODS.items() if row.linear}
+DECAYING = {name: row.decaying for name, row in METHODS.items() if row.decaying}
 
 
-VARIANCE_REDUCED = {
-    "SABA": bilevel.SABA(0.2, 0.2, 0.05, **draws(Blocks)),
-    "SRBA": bilevel.SRBA(0.2, 0.2, 0.05, period=16, **draws(Shuffled)),
-}
-
-
-@pytest.mark.parametrize("name", VARIANCE_REDUCED)
+@pytest.mark.parametrize("name", LINEAR)
 def test_variance_reduced_methods_converge_linearly_with_a_constant_step(name):
     """log error falls along a straight line, over six decades at least; plain SOBA stalls."""
     steps = [200, 300, 400, 500, 600]
-    errors = squared_errors(VARIANCE_REDUCED[name], steps, 4)
+    errors = squared_errors(LINEAR[name], steps, 4)
     slope, intercept = np.polyfit(steps, np.log(errors), 1)
     assert slope < -0.02
     assert np.max(np.abs(np.log(errors) - intercept - slope * np.array(steps))) < 1.5
     assert errors[-1] < 1e-6 * errors[0]
-    plain = squared_errors(bilevel.SOBA(0.2, 0.2, 0.05, **draws(Shuffled)), [2000, 4000], 4)
+    plain = squared_errors(bilevel.SOBA(0.2, 0.2, 0.05, **draws(Shuffled, BATCH)), [2000, 4000], 4)
     assert 0.3 < plain[1] / plain[0] < 3
     assert plain[1] > 1e4 * errors[-1]
 
 
-SGD = {
-    "SOBA": lambda s, t: bilevel.SOBA(s, s, t, **draws(WithReplacement)),
-    "FSLA": lambda s, t: bilevel.FSLA(s, s, t, 1.0, **draws(WithReplacement)),
-    "AmIGO": lambda s, t: bilevel.AmIGO(s, s, t, 2, 2, **draws(WithReplacement)),
-}
-
-
-@pytest.mark.parametrize("name", SGD)
+@pytest.mark.parametrize("name", DECAYING)
 def test_steps_of_one_over_k_give_a_squared_error_of_one_over_k(name):
-    method = SGD[name](decreasing_step(40.0, 100.0), decreasing_step(20.0, 100.0))
+    method = DECAYING[name](decreasing_step(40.0, 100.0), decreasing_step(20.0, 100.0))
     steps = [2000, 4000, 8000, 16000]
     errors = squared_errors(method, steps, 48)
     slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]

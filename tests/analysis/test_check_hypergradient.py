@@ -11,7 +11,8 @@ import pytest
 
 import bilevel
 from bilevel import check_hypergradient
-from helpers import CASES, converged_inner, exact_inner
+from helpers import CASES
+from solvers import converged_inner, exact_inner
 
 
 @pytest.mark.parametrize(

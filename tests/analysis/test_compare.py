@@ -17,7 +17,8 @@ import pytest
 
 import bilevel
 from bilevel import BilevelProblem, WithReplacement, compare, draw_comparison
-from helpers import CASES, METHODS, REPLACED, assert_same, soba
+from helpers import CASES, REPLACED, assert_same, soba
+from methods import LAWS
 from test_namespace import python
 
 CASE = CASES["logistic"]
@@ -25,7 +26,7 @@ START = (CASE.problem, CASE.u, CASE.w0)
 SEEDS = [3, 0, 7]
 NOISY, AMIGO = soba(0.3, 0.3, 0.1, **REPLACED), bilevel.AmIGO(0.3, 0.3, 0.1, 2, 2)
 TWO: dict[str, Any] = {"SOBA": NOISY, "AmIGO": AMIGO}
-THREE: dict[str, Any] = {name: METHODS[name].algorithm for name in ("BSA", "SABA auto")} | {
+THREE: dict[str, Any] = {name: LAWS[name].algorithm for name in ("BSA", "SABA auto")} | {
     "SOBA": NOISY
 }
 CALLS = ["outer_grads", "inner_grads", "hvps", "mixed"]

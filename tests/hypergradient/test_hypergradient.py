@@ -9,18 +9,8 @@ import optax
 import pytest
 
 import bilevel
-from helpers import (
-    CASES,
-    COUPLED,
-    ESTIMATORS,
-    ISOTROPIC,
-    ITERATIVE,
-    LINEAR_SOLVERS,
-    Case,
-    exact_inner,
-    flat,
-    norm_error,
-)
+from helpers import CASES, COUPLED, ISOTROPIC, Case, flat, norm_error
+from solvers import ESTIMATORS, ITERATIVE, LINEAR_SOLVERS, exact_inner
 
 
 def estimate(case, estimator, inner, v0=None):

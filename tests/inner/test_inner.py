@@ -20,6 +20,7 @@ from bilevel import (
     Stream,
 )
 from helpers import CASES, COUPLED, flat, norm_error
+from solvers import INNER_SOLVERS, solve_inner
 
 CASE = CASES["coupled"]
 STREAM = Stream(FullBatch(), None, ())
@@ -85,6 +86,15 @@ def test_gradient_inner_draws_one_batch_per_step():
 def test_gradient_inner_needs_at_least_one_step():
     with pytest.raises(ValueError, match="needs num_steps >= 1, got 0"):
         GradientInner(optax.sgd(0.1), 0)
+
+
+@pytest.mark.parametrize("name", INNER_SOLVERS)
+def test_every_inner_solver_reaches_the_solution(name):
+    row = INNER_SOLVERS[name]
+    w, _, _, stats = solve_inner(row)
+    assert norm_error(w, row.w_star) < row.tolerance
+    assert norm_error(row.w0, row.w_star) > 0.1
+    assert bool(stats.result == RESULTS.successful)
 
 
 @pytest.mark.parametrize("name", ["coupled", "pytree", "logistic"])

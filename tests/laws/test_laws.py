@@ -1,4 +1,4 @@
-"""What every algorithm must obey, over the table `METHODS`.
+"""What every algorithm must obey, over the table `LAWS` of `tests/methods.py`.
 
 All runs use chunks of 4 on the same problems, so that each method is compiled once.
 """
@@ -18,8 +18,6 @@ from bilevel._solve import RunOptions, Status, _own
 from helpers import (
     CASES,
     COUPLED,
-    DETERMINISTIC,
-    METHODS,
     assert_close,
     assert_same,
     flat,
@@ -29,26 +27,23 @@ from helpers import (
     soba,
     to_float32,
 )
+from methods import DETERMINISTIC, LAWS, row_of
 
 
 def core(*names: str) -> list[Any]:
     """All methods; those that are not among `names` are slow tests."""
-    return [
-        name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in METHODS
-    ]
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in LAWS]
 
 
-# Rows that share nearly all of their code with another one.
-ALIKE = ("SABA auto", "AmIGO auto", "BiGSAM", "SOBA replaced", "PDBO", "BSA", "MRBO", "AmIGO")
-every_method = pytest.mark.parametrize("name", core(*(n for n in METHODS if n not in ALIKE)))
+every_method = pytest.mark.parametrize("name", core(*(n for n, law in LAWS.items() if law.quick)))
 CHUNK = "jit(_compiled_chunk)"
-SOBAS = [name for name in METHODS if name.startswith("SOBA")]
+SOBAS = [name for name in LAWS if name.startswith("SOBA")]
 
 
 @functools.cache
 def unbroken(name: str) -> bilevel.Solution:
     """Seven steps in chunks of four."""
-    return run(METHODS[name])
+    return run(LAWS[name])
 
 
 def samplers(method) -> dict[str, Any]:
@@ -70,7 +65,7 @@ def two_steps_by_hand(method):
 @pytest.mark.parametrize("name", core("SOBA", "F2SA"))
 def test_jit_changes_nothing(name):
     """`step` called eagerly from a Python loop, against the compiled chunk."""
-    method = METHODS[name]
+    method = LAWS[name]
     jitted, by_hand = run(method, 2).state, two_steps_by_hand(method)
     assert_close(by_hand, jitted, rtol=1e-12, atol=1e-14)
     assert norm_error(by_hand.u, method.case.u) > 1e-4  # there was something to compare
@@ -79,7 +74,7 @@ def test_jit_changes_nothing(name):
 @pytest.mark.parametrize("name", core("ITD box", "SOBA"))
 def test_disabling_jit_changes_nothing(name):
     """Not even the loops inside are compiled."""
-    method = METHODS[name]
+    method = LAWS[name]
     with jax.disable_jit():
         by_hand = two_steps_by_hand(method)
     assert_close(by_hand, run(method, 2).state, rtol=1e-12, atol=1e-14)
@@ -90,7 +85,7 @@ def test_chunk_size_changes_nothing(name, compilations):
     """Bit for bit; and three chunks, the last one partial, are one compilation."""
     one = unbroken(name)
     compilations.clear()
-    two = run(METHODS[name], chunk_size=3)
+    two = run(LAWS[name], chunk_size=3)
     assert compilations.count(CHUNK) == 1
     assert_same(one.state, two.state)
     assert_same(one.trace, two.trace)
@@ -99,7 +94,7 @@ def test_chunk_size_changes_nothing(name, compilations):
 
 @every_method
 def test_trace_every_thins_the_trace_and_nothing_else(name):
-    one, two = unbroken(name), run(METHODS[name], trace_every=3)
+    one, two = unbroken(name), run(LAWS[name], trace_every=3)
     assert_same(one.state, two.state)
     np.testing.assert_array_equal(two.trace["step"], [3, 6, 7])
     for column in one.trace:
@@ -108,7 +103,7 @@ def test_trace_every_thins_the_trace_and_nothing_else(name):
 
 @every_method
 def test_save_load_and_go_on(name, tmp_path):
-    method, path = METHODS[name], tmp_path / "run.eqx"
+    method, path = LAWS[name], tmp_path / "run.eqx"
     first = run(method, 5, callbacks=[Checkpoint(path)])
     loaded = Checkpoint(path).load(initial(method, key=99))
     assert_same(loaded, first.state)
@@ -122,7 +117,7 @@ def test_save_load_and_go_on(name, tmp_path):
 @every_method
 def test_compiles_once(name, tmp_path, compilations):
     """Nothing is traced or compiled for more steps, another tolerance, key or start, or a resume."""
-    method, path = METHODS[name], tmp_path / "run.eqx"
+    method, path = LAWS[name], tmp_path / "run.eqx"
     unbroken(name)
     run(method, 5, callbacks=[Checkpoint(path)])
     loaded = Checkpoint(path).load(initial(method))
@@ -143,7 +138,7 @@ def test_compiles_once(name, tmp_path, compilations):
 
 @pytest.mark.parametrize("name", core("AID warm", "SOBA shuffled"))
 def test_vmap_over_seeds_is_a_loop(name):
-    method = METHODS[name]
+    method = LAWS[name]
     never: Any = [jnp.array(-1.0)] * 3
     options = RunOptions(jnp.array(7, jnp.int32), jnp.array(1, jnp.int32), Tolerances(*never))
 
@@ -165,7 +160,7 @@ def test_vmap_over_seeds_is_a_loop(name):
 
 
 def test_vmap_over_step_sizes_is_a_loop():
-    method = METHODS["SOBA"]
+    method = LAWS["SOBA"]
     sizes = np.array([0.1, 0.2, 0.3])
 
     @eqx.filter_jit
@@ -195,7 +190,7 @@ def test_vmap_over_step_sizes_is_a_loop():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @every_method
 def test_dtypes_are_stable(name, dtype):
-    method = METHODS[name]
+    method = LAWS[name]
     problem, u, w = method.problem, method.case.u, method.case.w0
     if dtype == "float32":
         u, w = to_float32((u, w))
@@ -219,7 +214,7 @@ def test_dtypes_are_stable(name, dtype):
 
 @pytest.mark.parametrize("name", ["AID cold", "SOBA"])
 def test_float32_converges_to_its_precision(name):
-    method = METHODS[name]
+    method = LAWS[name]
     u, w = to_float32((method.case.u, method.case.w0))
     algorithm = method.algorithm
     if name == "AID cold":
@@ -233,7 +228,7 @@ def test_float32_converges_to_its_precision(name):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_converges_to_the_solution(name):
-    method = METHODS[name]
+    method = LAWS[name]
     solution = run(method, 1200)
     np.testing.assert_allclose(flat(solution.u), flat(method.case.u_star), atol=1e-8, rtol=0)
     w_star = method.case.w_star(method.case.u_star)
@@ -242,7 +237,7 @@ def test_converges_to_the_solution(name):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_stops_when_all_residuals_are_small(name):
-    solution = run(METHODS[name], 1200, tol=1e-5)
+    solution = run(LAWS[name], 1200, tol=1e-5)
     assert solution.stats["converged"]
     assert bool(solution.result == RESULTS.successful)
     assert 5 < solution.stats["num_steps"] < 1200
@@ -251,21 +246,20 @@ def test_stops_when_all_residuals_are_small(name):
     assert max(residuals) <= 1e-5
     before = [solution.trace[f"{k}_residual"][-2] for k in ("outer", "inner", "linear")]
     assert max(before) > 1e-5
-    np.testing.assert_allclose(flat(solution.u), flat(METHODS[name].case.u_star), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(flat(solution.u), flat(LAWS[name].case.u_star), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_does_not_move_at_the_solution(name):
-    method = METHODS[name]
+    method = LAWS[name]
     case, u = method.case, method.case.u_star
     w = case.w_star(u)
     state = initial(method, w0=w)
     state = eqx.tree_at(lambda s: s.u, state, u)
-    if name.startswith(("SOBA", "SRBA", "FSLA", "AmIGO")):
+    if (place_of_v := row_of(name).place_of_v) is not None:
         outer_w = jax.grad(case.problem.outer, argnums=1)(u, w, None)
         v = jnp.asarray(np.linalg.solve(case.hessian, flat(outer_w)))
-        place = (lambda s: s.aux.v) if name in ("SRBA", "FSLA") else (lambda s: s.aux)
-        state = eqx.tree_at(place, state, v)
+        state = eqx.tree_at(place_of_v, state, v)
     solution = run(method, 4, state=state)
     np.testing.assert_allclose(flat(solution.u), flat(u), atol=1e-13, rtol=0)
     np.testing.assert_allclose(flat(solution.w), flat(w), atol=1e-13, rtol=0)
@@ -277,7 +271,7 @@ def test_does_not_move_at_the_solution(name):
 )
 def test_stays_in_the_set(name):
     """Also with a step so large that most weights underflow."""
-    method, seen = METHODS[name], []
+    method, seen = LAWS[name], []
     look = StopWhen(lambda chunk: bool(seen.append(flat(chunk.state.u))))
     run(method, 12, callbacks=[look])
     if name in SOBAS:
@@ -303,7 +297,7 @@ def test_stays_in_the_set(name):
 
 @pytest.mark.parametrize("name", ["SOBA shuffled", "SOBA replaced"])
 def test_the_key_decides_the_run(name):
-    method = METHODS[name]
+    method = LAWS[name]
     assert_same(unbroken(name).state, run(method, key=jax.random.key(3)).state)
     other = run(method, key=jax.random.key(4))
     assert norm_error(other.w, unbroken(name).w) > 1e-3

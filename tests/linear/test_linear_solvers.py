@@ -17,6 +17,7 @@ from bilevel import (
     diagonal_preconditioner,
     nystrom_preconditioner,
 )
+from solvers import APPROXIMATE
 
 N = 8
 RNG = np.random.default_rng(1)
@@ -32,6 +33,15 @@ def spd(low: float = 1.0, high: float = 50.0, n: int = N, seed: int = 0) -> np.n
 def operator(matrix, tags=SYMMETRIC) -> lx.AbstractLinearOperator:
     matrix = np.asarray(matrix)
     return lx.MatrixLinearOperator(jnp.asarray(0.5 * (matrix + matrix.T)), tags)
+
+
+@pytest.mark.parametrize("name", APPROXIMATE)
+def test_the_error_that_stays(name):
+    """On a diagonal matrix, from the formula of each."""
+    solver, error = APPROXIMATE[name]
+    diagonal = np.array([1.0, 1.5, 2.0])
+    found = np.asarray(solve(np.diag(diagonal), np.ones(3), solver).value)
+    assert np.linalg.norm(found - 1 / diagonal) < 2 * error + 1e-14
 
 
 def solve(matrix, b, solver, **options):
