@@ -55,7 +55,7 @@ def hv(w, v, i):
     return A[i].mean(0) @ v + S[i].mean() * w**2 * v
 
 
-def cross(v, i):
+def mixed_product(v, i):
     return -B[i].mean(0).T @ v
 
 
@@ -90,7 +90,7 @@ def soba(i, j):
     u, w, v = U0, W0, np.zeros(P)
     while True:
         jj, ii = j(), i()
-        d = (g_u(u, w, jj) - cross(v, ii), f_w(u, w, ii), hv(w, v, ii) - g_w(u, w, jj))
+        d = (g_u(u, w, jj) - mixed_product(v, ii), f_w(u, w, ii), hv(w, v, ii) - g_w(u, w, jj))
         u, w, v = u - GAMMA * d[0], w - RHO * d[1], v - SIGMA * d[2]
         yield u, w
 
@@ -98,7 +98,10 @@ def soba(i, j):
 def saba(i, j):
     u, w, v = U0, W0, np.zeros(P)
     tables = [
-        [(f_w(u, w, r), hv(w, v, r), cross(v, r)) for r in np.split(np.arange(N), N // BATCH)],
+        [
+            (f_w(u, w, r), hv(w, v, r), mixed_product(v, r))
+            for r in np.split(np.arange(N), N // BATCH)
+        ],
         [(g_w(u, w, r), g_u(u, w, r)) for r in np.split(np.arange(M), M // BATCH)],
     ]
 
@@ -110,7 +113,7 @@ def saba(i, j):
 
     while True:
         jj, ii = j(), i()
-        new = (f_w(u, w, ii), hv(w, v, ii), cross(v, ii))
+        new = (f_w(u, w, ii), hv(w, v, ii), mixed_product(v, ii))
         d_w, product, mixed = saga(tables[0], ii[0] // BATCH, new)
         by_w, by_u = saga(tables[1], jj[0] // BATCH, (g_w(u, w, jj), g_u(u, w, jj)))
         u, w, v = u - GAMMA * (by_u - mixed), w - RHO * d_w, v - SIGMA * (product - by_w)
@@ -123,8 +126,8 @@ def fsla(i, j):
         i1, i2, i3, j2, j3 = i(), i(), i(), j(), j()
         w_new = w - RHO * f_w(u, w, i1)
         v_new = v - SIGMA * (hv(w_new, v, i2) - g_w(u, w_new, j2))
-        p = g_u(u, w_new, j3) - cross(v_new, i3)
-        p_old = g_u(u_old, w, j3) - cross(v, i3)
+        p = g_u(u, w_new, j3) - mixed_product(v_new, i3)
+        p_old = g_u(u_old, w, j3) - mixed_product(v, i3)
         d = p if d is None else p + (1 - ETA) * (d - p_old)
         u, w, v, u_old = u - GAMMA * d, w_new, v_new, u
         yield u, w
@@ -137,7 +140,7 @@ def srba(i, j):
     def directions(z, jj, ii):
         u, w, v = z
         return np.concatenate(
-            [g_u(u, w, jj) - cross(v, ii), f_w(u, w, ii), hv(w, v, ii) - g_w(u, w, jj)]
+            [g_u(u, w, jj) - mixed_product(v, ii), f_w(u, w, ii), hv(w, v, ii) - g_w(u, w, jj)]
         )
 
     for step in range(STEPS):
@@ -162,7 +165,7 @@ def momentum(i, j, linear):
         def directions(z, replay, jj=jj, i0=i0, step=step):
             u, w = z
             v = linear(u, w, g_w(u, w, jj), replay, step)
-            return np.concatenate([g_u(u, w, jj) - cross(v, i0), f_w(u, w, i0)])
+            return np.concatenate([g_u(u, w, jj) - mixed_product(v, i0), f_w(u, w, i0)])
 
         new = directions(z, lambda later=later: later.append(i()) or later[-1])
         again = iter(later)
@@ -195,7 +198,7 @@ def two_loops(i, j, solve):
             w = w - RHO * f_w(u, w, i())
         v = solve(u, w, g_w(u, w, jj), v, step)
         ii = i()
-        u = u - GAMMA * (g_u(u, w, jj) - cross(v, ii))
+        u = u - GAMMA * (g_u(u, w, jj) - mixed_product(v, ii))
         yield u, w
 
 
@@ -222,7 +225,7 @@ def vrbo(i, j):
     def directions(z, jj, i0, draw):
         u, w = z
         v = neumann(u, w, g_w(u, w, jj), draw, K)
-        return np.concatenate([g_u(u, w, jj) - cross(v, i0), f_w(u, w, i0)])
+        return np.concatenate([g_u(u, w, jj) - mixed_product(v, i0), f_w(u, w, i0)])
 
     for step in range(STEPS):
         z_old = (u, w)
@@ -332,6 +335,6 @@ def inexact(i, j):
         b = np.mean([g_w(u, w, jj) for jj in js], axis=0)
         for k in range(steps):
             v = v - 3 / (k + 20) * (hv(w, v, i()) - b)
-        mixed = np.mean([cross(v, i()) for _ in range(2)], axis=0)
+        mixed = np.mean([mixed_product(v, i()) for _ in range(2)], axis=0)
         u = u - GAMMA * (np.mean([g_u(u, w, jj) for jj in js], axis=0) - mixed)
         yield u, w

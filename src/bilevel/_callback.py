@@ -93,7 +93,7 @@ class ProgressBar(AbstractCallback):
 
 
 class Logger(AbstractCallback):
-    """Appends the trace to a file, one JSON object a line.
+    """Appends the trace to a file, with one JSON object per line.
 
     Args:
         path: the file. Lines already in it are kept, except those at or after the step where this

@@ -1,4 +1,4 @@
-"""Which rows an oracle call sees: the full data, a random draw, or the next block of an epoch."""
+"""Which rows an oracle sees: all data, a random draw, or the next block of an epoch."""
 
 import abc
 import math
@@ -25,7 +25,7 @@ class Batch(eqx.Module):
 
 
 class AbstractSampler(eqx.Module):
-    """A rule for drawing batches; its state is a pytree of arrays and goes into checkpoints."""
+    """A rule for drawing batches; its state is a pytree of arrays and is part of checkpoints."""
 
     @abc.abstractmethod
     def init(self, data: PyTree[Array] | None, key: Key[Array, ""]) -> Any:
@@ -80,8 +80,8 @@ class _Draws(NamedTuple):
 class WithReplacement(AbstractSampler):
     """Each draw is `batch_size` rows, independent and uniform, with replacement.
 
-    The k-th draw depends on the key and on k alone. Every batch mean is an unbiased estimate of
-    the full mean.
+    The k-th draw depends only on the key and on k. Every batch mean is an unbiased estimate of the
+    mean over all rows.
 
     Raises:
         ValueError: `batch_size` < 1, or there is no data to draw from.
@@ -114,15 +114,16 @@ class _Epoch(NamedTuple):
 class Shuffled(AbstractSampler):
     """Contiguous blocks of `batch_size` from a random order that is redrawn every epoch.
 
-    The draws, laid end to end, are one pseudo-random permutation of the rows after the other, so
-    each index occurs exactly once an epoch whatever the batch size; where `batch_size` does not
-    divide the number of rows, a batch takes the end of one epoch and the start of the next (nothing
-    is dropped, repeated or masked).
+    The draws, laid end to end, are one pseudo-random permutation of the rows after the other. So each
+    index occurs exactly once per epoch, whatever the batch size. If `batch_size` does not divide the
+    number of rows, a batch takes the end of one epoch and the start of the next; nothing is dropped,
+    repeated or masked.
 
-    A permutation is computed where it is needed and never stored: a Feistel network on pairs of
-    digits in base ceil(sqrt(n)), with cycle walking for the few numbers above n (Luby & Rackoff
-    1988; Black & Rogaway 2002). A draw costs O(batch_size), the state is three numbers, and there
-    is no sort of all rows between epochs, which at 8000 rows costs as much as 20 SOBA steps.
+    A permutation is computed when it is needed and never stored: a Feistel network on pairs of digits
+    in base ceil(sqrt(n)), with cycle walking for the few numbers above n: Luby and Rackoff (1988),
+    "How to construct pseudorandom permutations from pseudorandom functions" [luby1988][]; Black and
+    Rogaway (2002), "Ciphers with arbitrary finite domains" [black2002][]. A draw costs
+    O(batch_size), the state is three numbers, and no rows are sorted between epochs.
 
     Raises:
         ValueError: `batch_size` < 1 or above the number of rows, or there is no data.
@@ -160,8 +161,8 @@ class Shuffled(AbstractSampler):
 class Blocks(AbstractSampler):
     """Each draw is one of the fixed blocks of `batch_size` consecutive rows, independent and uniform.
 
-    For methods that remember something of every block, such as `SABA`. Blocks of sorted data are
-    no samples of it: shuffle the rows once before.
+    For methods that remember something of every block, such as `SABA`. Blocks of sorted data are not
+    samples of it: shuffle the rows once before.
 
     Raises:
         ValueError: `batch_size` < 1, it does not divide the number of rows, or there is no data.

@@ -27,7 +27,7 @@ class RESULTS(lx.RESULTS):  # pyright: ignore
     )
     not_contracting = (
         "The Neumann or fixed-point iteration on the linear system does not contract, so its result "
-        "is no approximation of the inverse: the step size is above 2 / L, or the inner Hessian has "
+        "does not approximate the inverse: the step size is above 2 / L, or the inner Hessian has "
         "a negative eigenvalue. Use step_size='auto', solve the inner problem further, or damp."
     )
     linear_divergence = (

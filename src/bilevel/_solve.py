@@ -185,19 +185,20 @@ def solve(
         algorithm: how.
         u0: the starting outer variable, a point of `problem.geometry`'s set.
         w0: the starting inner variable.
-        num_steps: the number of outer steps *in all*; a run resumed at step 40 of 100 makes 60.
+        num_steps: the number of outer steps *in all*; a run that is resumed at step 40 of 100 makes
+            60 more.
         key: for the samplers, `jax.random.key(0)` by default; ignored when `state` is given.
         tol: stop when the outer, the inner *and* the linear residual are all at or below it, at the
             point that the last step started from; a float or `Tolerances`. `None`: make all steps.
             The three residuals are absolute, in the units of the gradients; with minibatches they
             are noisy.
         callbacks: called in order after each chunk, see `ProgressBar`, `Logger`, `Checkpoint`,
-            `StopWhen`. They are not given a chance in the middle of a chunk.
+            `StopWhen`. They are never called in the middle of a chunk.
         state: go on from here in place of `u0`, `w0` (which then only give the structure); it is
             copied and stays usable.
-        trace_every: record every so many steps, and the last one. Convergence is tested at these
+        trace_every: record one step in so many, and the last one. Convergence is tested at these
             trace points only. Recording costs a projection onto U.
-        chunk_size: steps a chunk. It never changes the result.
+        chunk_size: the number of steps per chunk. It never changes the result.
         throw: raise `BilevelError` on a failure; if False, look at `solution.result`.
 
     Returns:
@@ -210,7 +211,7 @@ def solve(
     Raises:
         BilevelError: a number became non-finite, or `tol` was not met (with `throw`); the partial
             solution is its attribute `solution`.
-        ValueError: `u0` is not in U, an objective is no scalar, a count is below 1.
+        ValueError: `u0` is not in U, an objective is not a scalar, or a count is below 1.
         TypeError: an array is not floating-point, or `solve` is called under a jax transformation.
 
     >>> import jax.numpy as jnp, lineax as lx, optax
@@ -293,7 +294,7 @@ def solve(
 
 
 def _warn_of_linear_solves(trace: dict[str, np.ndarray]) -> None:
-    """One warning for a run whose linear systems were not what the solver needs."""
+    """Warn once of a run whose linear systems were not what the solver needs."""
     for code in (RESULTS.negative_curvature, RESULTS.not_contracting):
         met = trace["result"] == int(code._value)
         if met.any():
@@ -313,7 +314,7 @@ _UNDER_TRANSFORMATION = (
 
 
 def _typed_key(key: Any) -> Key[Array, ""]:
-    """The key given, in the new style; an integer is a seed, and 0 the default."""
+    """The given key as a typed key; an integer is a seed, and the default is 0."""
     if key is None or isinstance(key, int):
         return jr.key(0 if key is None else key)
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.wrap_key_data(key)

@@ -1,18 +1,21 @@
 """Step sizes: numbers, schedules of the outer step, or `"auto"`.
 
-`"auto"` needs no knowledge of the problem but that u is of order one (log-penalties, logits,
-log-weights):
+`"auto"` assumes of the problem only that u is of order one (log-penalties, logits, log-weights):
 
-    inner, linear   1 / (L sqrt(1 + T k / 20)) at outer step k of T inner steps each; 1 / L on full
-                    batches and for a series of products; 1 / 3L with variance reduction (as SAGA
-                    needs: Defazio, Bach & Lacoste-Julien 2014). L is the curvature `|H x|` met by
-                    power iteration, which goes on along the run with one product in eight steps.
-    outer           d u_i = -d_i / sqrt(s_i + mean(s)), s_i the sum of all d_i^2 so far (AdaGrad,
-                    Duchi, Hazan & Singer 2011), with a floor that keeps coordinates that hardly
-                    matter from moving like the others. s starts at the mean square of the
-                    two terms that d is made of. A direction ten times as long as usual is cut.
+    inner, linear   1 / (L sqrt(1 + T k / 20)) at outer step k, with T inner steps in each; 1 / L on
+                    full batches and for a series of products; 1 / 3L with variance reduction, as SAGA
+                    needs. L is the curvature `|H x|` that power iteration meets. It goes on during
+                    the run with one product in eight steps.
+    outer           d u_i = -d_i / sqrt(s_i + mean(s)), with s_i the sum of all d_i^2 so far (AdaGrad).
+                    The mean is a floor that keeps coordinates that hardly matter from moving like
+                    the others. s starts at the mean square of the two terms that d is made of. A
+                    direction that is more than ten times as long as usual is cut to that length.
 
-Where a step leads to a point that is not finite it is not taken, and all steps are halved.
+A step that leads to a point that is not finite is not taken, and all step sizes are halved.
+
+Defazio, Bach and Lacoste-Julien (2014), "SAGA: A fast incremental gradient method with support for
+non-strongly convex composite objectives" [defazio2014][]. Duchi, Hazan and Singer (2011), "Adaptive
+subgradient methods for online learning and stochastic optimization" [duchi2011][].
 """
 
 from typing import Any, NamedTuple, TypeVar
@@ -35,16 +38,16 @@ RADIUS = 1.0  # of the first outer step, in every coordinate at most
 OUTLIER = 10.0  # times the usual length of an outer direction
 NEGLIGIBLE = 1e-3  # of v / w, in what the sums of squares begin at
 DECAY = 0.05  # a noisy inner step: how fast it decreases
-MEMORY = 0.9  # what a product leaves of the largest curvature
+MEMORY = 0.9  # the part of the largest curvature that a product leaves
 MIX = 0.3  # how much of a new random vector enters a product
 
 
 class Control(NamedTuple):
     """What the step sizes `"auto"` are made of.
 
-    `curvature` is the largest one met lately and `eigenvector` the direction it was met in; `first` is
-    the first inner step in units of its inverse and `decay` how fast they decrease; `squares` are the
-    sums s of the squared outer directions.
+    `curvature` is the largest curvature met lately, and `eigenvector` the direction it was met in.
+    `first` is the first inner step in units of its inverse, and `decay` says how fast inner steps
+    decrease. `squares` are the sums s of the squared outer directions.
     """
 
     curvature: Scalar
@@ -70,11 +73,11 @@ def first_control(
     first: float = 1.0,
     decay: float = 0.0,
 ) -> tuple[Control, int]:
-    """Power iteration with a new batch a product, and the number of products.
+    """Power iteration with a new batch per product, and the number of products.
 
     The sums of squares begin at what one term of the Neumann series gives for the two parts of the
-    hypergradient, so that a start at the solution, where they cancel, is not left. That takes an outer
-    gradient and two joint products more.
+    hypergradient. So a run that starts at the solution, where the two parts cancel, stays there. This
+    takes an outer gradient and two joint products more.
     """
     inner = streams.inner
 
@@ -105,9 +108,9 @@ def first_control(
 
 
 def update_curvature(problem: Problem, state: S, inner: Stream) -> S:
-    """The state with the curvature of `"auto"` brought up to date, by one product in 8 steps.
+    """The state with the curvature of `"auto"` brought up to date, by one product in eight steps.
 
-    In the first 64 steps, when u moves most, it is one product per step.
+    In the first 64 steps, when u moves most, there is one product per step.
     """
     if state.control is None:
         return state
@@ -149,7 +152,7 @@ def step_size_at(step_size: StepSize, step: Int[Array, ""], control: Control | N
 
 
 def series_step(step_size: StepSize, step: Int[Array, ""], control: Control | None) -> Any:
-    """The same for the step of a series of products, which has to stay of the order of 1 / L."""
+    """The same for a series of products, whose step size has to stay of the order of 1 / L."""
     if isinstance(step_size, str):
         assert control is not None
         return 1 / control.curvature
@@ -180,7 +183,7 @@ def move_outer(
 
 
 def _cut_outlier(sizes: PyTree[Array], squares: PyTree[Array], step: Int[Array, ""]) -> Scalar:
-    """What makes a direction ten times as long as those before, in root mean square, if longer."""
+    """The factor that cuts a direction to ten times the root mean square of those before it."""
     size = jnp.asarray(optax.tree.norm(sizes))
     usual = jnp.sqrt(optax.tree.sum(squares) / jnp.maximum(step, 1).astype(size.dtype))
     outlier = (step > 0) & (usual > 0) & (size > OUTLIER * usual)

@@ -52,7 +52,8 @@ def compare(
         num_steps: outer steps, of all algorithms or by name. A step of one method may cost ten of
             another: compare along the oracle calls or the CPU time, and give a cheap method more.
         seeds: the runs' seeds; n stands for 0, ..., n - 1.
-        trace_every: a row every so many steps, and at the last; by default some 50 rows per run.
+        trace_every: the number of steps from one row to the next; the last step has a row, too. By
+            default a run has about 50 rows.
         metrics: functions `(u, w) -> scalar` (that jax can compile), evaluated at the trace points
             on top of the default `objective`, which is F(u, w) on all outer data. It is not
             Phi(u) = F(u, w*(u)): a w that is not solved for, or has seen the outer data, can make
@@ -85,7 +86,7 @@ def compare(
     and a large table in the state (`SABA`) is copied at every step, which has cost 25 times the
     step. Publish times measured without it. Work on an accelerator is no CPU time.
 
-    Cost: that of the runs, one compilation an algorithm, and the metrics at each trace point.
+    Cost: that of the runs, one compilation per algorithm, and the metrics at each trace point.
     Memory: with `vmap` as many states as seeds, and the metrics of all seeds at once.
 
     Raises:
