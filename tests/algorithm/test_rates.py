@@ -11,7 +11,8 @@ import pytest
 import bilevel
 from bilevel import Shuffled, decreasing_step
 from bilevel.tasks import quadratic
-from methods import METHODS, draws
+from methods import METHODS
+from rows import draws
 
 pytestmark = pytest.mark.slow
 
