@@ -78,7 +78,7 @@ class Draw:
 
 
 def series(u, w, b, draw, state):
-    """K terms of the Neumann series, a new batch a product."""
+    """K terms of the Neumann series, with a new batch per product."""
     total = term = b
     for _ in range(K - 1):
         batch, state = draw(state)
@@ -144,7 +144,7 @@ def saba(start, inner, outer):
 
 
 def at_two(terms, new, old):
-    """`terms` of two points, one a row."""
+    """`terms` of two points, one in each row."""
     both = terms(*(jnp.concatenate(pair) for pair in zip(new, old, strict=True)))
     return [x[:1] for x in both], [x[1:] for x in both]
 

@@ -188,7 +188,7 @@ def regression_data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def ridge_case(name: str, u: jax.Array) -> Case:
-    """Ridge regression; `u` is the logarithm of the penalty, one or one a feature."""
+    """Ridge regression; `u` is the logarithm of the penalty, one or one per feature."""
     x, y, xv, yv = regression_data()
     n, m = len(x), len(xv)
 
@@ -219,7 +219,7 @@ def ridge_case(name: str, u: jax.Array) -> Case:
 
 
 def logistic_case() -> Case:
-    """Logistic regression with one weight a row on the simplex; no closed form, but Newton."""
+    """Logistic regression with one weight per row on the simplex; no closed form, but Newton."""
     rng = np.random.default_rng(7)
     x, xv = rng.normal(size=(12, 3)), rng.normal(size=(8, 3))
     y, yv = np.sign(x[:, 0] + 0.5 * rng.normal(size=12)), np.sign(xv[:, 0])
