@@ -13,11 +13,18 @@ def method_costs() -> str:
     sys.path.insert(0, str(ROOT / "tests"))
     from methods import METHODS
 
-    head = ["", "outer gradients", "inner gradients", "products", "mixed products", "memory"]
-    lines = [[*head, "rate", "bias that stays", "remark"]]
+    head = [
+        "",
+        "outer gradients",
+        "inner gradients",
+        "Hessian-vector products",
+        "mixed products",
+        "memory",
+    ]
+    lines = [[*head, "rate", "error that stays", "remark"]]
     for name, row in METHODS.items():
         if row.per_step is not None:
-            calls = [each.replace(" * ", " ") for each in row.per_step]
+            calls = [f"${each.replace(' * ', ' ')}$" for each in row.per_step]
             link = f"[`{name}`](methods/{row.page}.md)"
             lines.append([link, *calls, row.memory, row.rate, row.bias, row.note])
     return _table(lines)
