@@ -218,8 +218,8 @@ def flip_by_features(
     """Give rows a wrong label that depends on their features: instance-dependent noise.
 
         q_i ~ N(rate, 0.1^2) given 0 <= q_i <= 1;   W_c (features, K) standard normal, one per class
-        label i changes with probability q_i, to class k != y_i with probability softmax(x_i
-        W_{y_i})_k
+        label i changes with probability q_i, to class k != y_i with probability
+            softmax(x_i W_{y_i})_k
 
     The columns of X are standardised first. Similar rows get the same wrong class. The mean of q_i
     is `rate` to three digits for 0.3 <= rate <= 0.7. Near the ends the condition moves the mean
