@@ -14,11 +14,11 @@ from sklearn.datasets import load_digits
 import bilevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _frame import Claim, Measured, panels, run
+from _frame import Claim, Measured, panels, run, slope
 
 __all__ = [
     "COMPILE_FAST", "Claim", "Measured", "compiled", "digits", "estimate", "fast", "full_stream",
-    "inner_solution", "mnist", "panels", "relative", "run", "temporary_bytes",
+    "inner_solution", "mnist", "panels", "relative", "run", "slope", "temporary_bytes",
 ]  # fmt: skip
 
 # For functions that are compiled once and run once: compiling takes longer than running.

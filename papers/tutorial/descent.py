@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _regressions import FEATURES, Instance, instances
-from _tutorial import Claim, Measured, panels
+from _tutorial import Claim, Measured, panels, slope
 from _tutorial import run as frame
 
 import bilevel
@@ -45,11 +45,6 @@ SAMPLES_SLOPE = (-2.3, -1.7)
 def thinned(num_steps: int) -> np.ndarray:
     """Some thirty log-spaced S."""
     return np.unique(np.geomspace(1, num_steps, 33).round().astype(int))
-
-
-def slope(x, y) -> float:
-    """Of a line through the logarithms."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def deterministic(case: Instance, num_steps: int) -> dict[str, dict[str, Any]]:
