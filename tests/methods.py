@@ -224,7 +224,7 @@ ROWS = [
         by_hand=(equations.bsa, {"num_inner": T, "num_terms": K}),
         **costs(
             "1, T + 1, p + 1, 1",
-            "0",
+            "$0$",
             r"$\varepsilon^{-3}$ (TTSA $\varepsilon^{-2.5}$)",
             SHORT,
             T="num_inner",
@@ -308,7 +308,7 @@ ROWS = [
                 "num_inner": T,
             },
         ),
-        **costs("1, T + 2, 0, 0", "2 numbers", "", r"$\sqrt{\delta}$", T="num_inner"),
+        **costs("1, T + 2, 0, 0", "two numbers", "", r"$\sqrt{\delta}$", T="num_inner"),
         quick=False,
         lengths={"num_inner": 3},
     ),
@@ -319,7 +319,7 @@ ROWS = [
         by_hand=(equations.pzobo, {"radius": 1e-2, "num_inner": T, "num_directions": K}),
         **costs(
             "1, (Q + 1) * T + 1, 0, 0",
-            "0",
+            "$0$",
             "",
             r"$(1 - \mu / L)^T$, radius$^2$",
             T="num_inner",
