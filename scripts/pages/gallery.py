@@ -131,7 +131,7 @@ claim, our figure, the settings, the verdict and the script.
 
 def card(one: Item) -> str:
     """A picture, the title, the first sentence and the verdict, as one link."""
-    picture = f'<img src="img/{one.image}" alt="" loading="lazy">' if one.picture else ""
+    picture = f'<img src="img/{one.image}" alt="" loading="lazy">' if one.picture else code(one)
     first = one.text.split("\n\n")[0]
     verdict = f'<span class="verdict">{counted(one.report)}</span>' if one.report else ""
     href = f"{one.folder}/{one.name}/"
@@ -139,6 +139,13 @@ def card(one: Item) -> str:
         f'<a href="{href}"><span class="picture">{picture}</span>'
         f'<span class="text"><b>{one.title}</b>{html_escape(first)} {verdict}</span></a>'
     )
+
+
+def code(one: Item) -> str:
+    """The first lines of the script's main function, where there is no picture."""
+    text = one.script.read_text()
+    start = max(text.find("def main"), 0)
+    return f"<code>{html_escape(chr(10).join(text[start:].splitlines()[:14]))}</code>"
 
 
 def counted(report: dict[str, Any]) -> str:
