@@ -82,7 +82,7 @@ def test_summary(plain):
     weights = plain.weights
     assert summary["task"] == "classification"
     assert summary["score"] == "accuracy"
-    assert (summary["rows"], summary["trusted_rows"], summary["seed"]) == (TRAIN, TRUSTED, 0)
+    assert (summary["train_rows"], summary["trusted_rows"], summary["seed"]) == (TRAIN, TRUSTED, 0)
     assert summary["trusted_weight"] == pytest.approx(weights["weight"].max(), rel=1e-12)
     assert summary["keep"] == weights["keep"].sum()
     ess = weights["weight"].sum() ** 2 / (weights["weight"] ** 2).sum()
@@ -214,7 +214,7 @@ def test_without_json_stdout_has_the_table_and_the_checks(mixed):
         assert name in mixed.stdout
     text = " ".join(mixed.stdout.split())
     assert "the trusted loss fell: " in text
-    assert "weighting pays on the hold-out: it " in text
+    assert "weighting pays on the hold-out: weighting " in text
     assert "fitting the final model" not in mixed.stdout
     assert "fitting the final model" in mixed.stderr
 

@@ -189,7 +189,7 @@ def test_the_report_says_the_verdict_of_the_run(full):
     assert f"is {summary['baselines']['reweighted']['score']:.3f} on" in page.text
     assert evidence["winner"] == summary["winner"]
     assert evidence["checks"] == summary["checks"]
-    assert (evidence["rows"], evidence["trusted_rows"]) == (TRAIN, TRUSTED)
+    assert (evidence["train_rows"], evidence["trusted_rows"]) == (TRAIN, TRUSTED)
     assert {row["name"] for row in evidence["effects"]["groups"]} == {"a", "b", "guesses"}
     worst = [row["id"] for row in evidence["worst"]["rows"]]
     lowest = full.weights.sort_values("label_quality", kind="stable")["id"].tolist()

@@ -247,7 +247,7 @@ def test_audit_finds_nothing_wrong_with_clean_tables(tmp_path):
     assert "training rows among the hold-out rows: none (near: at a distance below" in text
 
 
-def test_audit_finds_a_row_of_the_training_rows_in_the_hold_out(tmp_path):
+def test_audit_finds_a_row_of_the_training_rows_in_the_holdout(tmp_path):
     command = write_tables(tmp_path)
     train, holdout = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("train", "holdout"))
     pixels = [f"p{i}" for i in range(64)]
@@ -481,7 +481,7 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path):
     said = bilevel(*command, "--dry-run", "--json")
     assert said.code == 0
     cost = json.loads(said.stdout)
-    sizes = {"rows": TRAIN, "trusted": TRUSTED, "columns": 64, "outputs": 10}
+    sizes = {"train_rows": TRAIN, "trusted_rows": TRUSTED, "columns": 64, "outputs": 10}
     assert {name: cost[name] for name in sizes} == sizes
     assert set(cost) == {*sizes, "seconds", "bytes"}
     assert 1 < cost["seconds"] < 600  # about 20 on two cores
@@ -572,5 +572,5 @@ def test_groups_may_be_dates_and_the_control_is_in_the_report(tmp_path):
     weights = list(run.summary["group_weights"].values())
     assert weights[2] < 0.3 * min(weights[:2])
     evidence = json.loads((run.out / "report.json").read_text(encoding="utf-8"))
-    assert evidence["gauge"]["control"]["winner"] in {*run.summary["candidates"]}
-    assert "shuffled trusted labels" in evidence["gauge"]["sentence"]
+    assert evidence["overfitting"]["control"]["winner"] in {*run.summary["candidates"]}
+    assert "shuffled trusted labels" in evidence["overfitting"]["sentence"]

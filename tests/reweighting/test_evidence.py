@@ -131,7 +131,7 @@ def candidates(**lines: tuple[float, float, float]) -> pd.DataFrame:
     return table.set_axis(["loss", "difference", "standard_error"], axis=1).rename(names)
 
 
-def test_without_a_hold_out_the_folds_of_the_trusted_rows_decide_and_it_says_so():
+def test_without_a_holdout_the_folds_of_the_trusted_rows_decide_and_it_says_so():
     table = candidates(
         all_rows=(0.30, 0, 0), weights=(0.22, -0.08, 0.03), filter=(0.28, -0.02, 0.01)
     )
@@ -148,7 +148,7 @@ def test_without_a_hold_out_the_folds_of_the_trusted_rows_decide_and_it_says_so(
     assert "against 0.220 of weights, step 20: +0.080" in found["sentence"]
 
 
-def test_with_neither_hold_out_nor_candidates_nothing_is_proven():
+def test_with_neither_holdout_nor_candidates_nothing_is_proven():
     found = verdict_of(None)
     assert found["headline"] == "Weighting is not proven"
     assert "there is no hold-out" in found["sentence"]
@@ -221,7 +221,7 @@ def test_zero_weights_raise_no_alarm_about_weights():
     found = gather_evidence(GaussianNB(), X, y, X_trusted, y_trusted, result)
     assert found["alarms"] == []
     assert found["weights"]["top_share"] is None
-    assert found["gauge"]["trusted"]["drop"] == 0.0
+    assert found["overfitting"]["trusted"]["drop"] == 0.0
     assert found["effects"]["classes"][0]["share_of_weight"] is None
 
 
@@ -244,7 +244,7 @@ def test_shares_sum_to_one_and_scores_average_to_the_whole(found):
     assert [c["name"] for c in classes] == [str(k) for k in range(10)]
     for share in ("share_of_rows", "share_of_weight"):
         assert sum(c[share] for c in classes) == pytest.approx(1.0)
-    assert sum(c["rows"] for c in classes) == TRAIN
+    assert sum(c["train_rows"] for c in classes) == TRAIN
     for c in classes:  # the mean weight is 1
         assert c["mean_weight"] == pytest.approx(c["share_of_weight"] / c["share_of_rows"])
     both = np.r_[data.X, data.X_trusted] / 16, np.r_[data.y, data.y_trusted]
@@ -255,7 +255,7 @@ def test_shares_sum_to_one_and_scores_average_to_the_whole(found):
     assert sizes @ reweighted / sizes.sum() > accuracy + 0.02
 
 
-def test_groups_have_scores_where_the_hold_out_has_groups():
+def test_groups_have_scores_where_the_holdout_has_groups():
     groups = {g["name"]: g for g in iris_evidence(HARMLESS)["effects"]["groups"]}
     assert list(groups) == HARMLESS
     assert sum(g["holdout_rows"] for g in groups.values()) == 30
@@ -315,12 +315,13 @@ def test_many_rows_are_thinned_out_and_it_says_so(monkeypatch):
     X, y, X_trusted, y_trusted, result = two_blobs()
     found = gather_evidence(Counting(), X, y, X_trusted, y_trusted, result)
     fits = np.array(Counting.sizes)
-    # 2 of the gauge; 5 of suggestions, beside the 20 trusted rows; 1 + 6 * 4 of the removal curve.
+    # 2 of the overfitting check; 5 of suggestions, beside the 20 trusted rows; 1 + 6 * 4 of the
+    # removal curve.
     assert sorted(fits[fits > 70]) == [200, 200]
     assert np.sum(fits == 70) == 5
     assert len(fits) == 2 + 5 + 25
     assert "on 50 rows drawn at random" in found["worst"]["note"]
-    assert found["removal"]["training_rows"] == 50
+    assert found["removal"]["train_rows"] == 50
 
 
 # -- removal --------------------------------------------------------------------------------------
@@ -344,7 +345,7 @@ def test_removing_the_lowest_quality_raises_the_score_and_removing_at_random_doe
     assert found["removal"]["judged_on"] == "hold-out"
 
 
-def test_without_a_hold_out_the_curve_says_that_it_is_optimistic():
+def test_without_a_holdout_the_curve_says_that_it_is_optimistic():
     X, y, X_trusted, y_trusted, result = two_blobs(n=40)
     found = gather_evidence(GaussianNB(), X, y, X_trusted, y_trusted, result)
     assert "optimistic" in found["removal"]["judged_on"]
@@ -361,24 +362,24 @@ def test_a_training_set_without_a_second_class_has_no_score():
     assert table[-2]["lowest"] is not None
 
 
-# -- the gauge ------------------------------------------------------------------------------------
+# -- overfitting ----------------------------------------------------------------------------------
 
 
-def test_the_gauge_compares_the_trusted_rows_with_the_hold_out(found):
-    data, gauge = digits(), found["gauge"]
+def test_the_overfitting_check_compares_the_trusted_rows_with_the_holdout(found):
+    data, check = digits(), found["overfitting"]
     model = LINEAR.fit(data.X / 16, data.y)
     for part, X, y in [
         ("trusted", data.X_trusted, data.y_trusted),
         ("holdout", data.X_holdout, data.y_holdout),
     ]:
-        assert gauge[part]["equal"] == pytest.approx(log_loss(y, model.predict_proba(X / 16)))
-        drop = gauge[part]["equal"] - gauge[part]["weights"]
-        assert gauge[part]["drop"] == pytest.approx(drop)
+        assert check[part]["equal"] == pytest.approx(log_loss(y, model.predict_proba(X / 16)))
+        drop = check[part]["equal"] - check[part]["weights"]
+        assert check[part]["drop"] == pytest.approx(drop)
         assert drop > 0.2
-    gap = gauge["trusted"]["drop"] - gauge["holdout"]["drop"]
-    assert gauge["gap"] == pytest.approx(gap)
-    assert gauge["share"] == pytest.approx(max(gap, 0) / gauge["trusted"]["drop"])
-    assert gauge["control"] is None
+    gap = check["trusted"]["drop"] - check["holdout"]["drop"]
+    assert check["gap"] == pytest.approx(gap)
+    assert check["share"] == pytest.approx(max(gap, 0) / check["trusted"]["drop"])
+    assert check["control"] is None
 
 
 @pytest.mark.parametrize("estimator", [GaussianNB(), RidgeClassifier(), LinearRegression()])
@@ -411,25 +412,25 @@ def test_the_control_is_given_shuffled_labels_and_its_overfit_is_measured():
 
     tree = DecisionTreeClassifier(random_state=0)
     args = tree, X_trusted[source], y, X_trusted, y_trusted, agreeing(y_trusted)
-    gauge = gather_evidence(*args, control=agreeing)["gauge"]
+    check = gather_evidence(*args, control=agreeing)["overfitting"]
     assert sorted(given[1]) == sorted(y_trusted)
     assert not np.array_equal(given[1], y_trusted)
     # A leaf holds a row's copies: its probabilities are the shares of their weight.
     share = np.array([np.mean(y[source == j] == y_trusted[j]) for j in range(20)])
     drop = np.mean(np.log(share / (share + 0.1 * (1 - share)) / share))
-    assert gauge["trusted"]["drop"] == pytest.approx(drop)
+    assert check["trusted"]["drop"] == pytest.approx(drop)
     share = np.array([np.mean(y[source == j] == given[1][j]) for j in range(20)])
     weighted = share / (share + 0.1 * (1 - share))
     fitted = np.log(weighted / share)
     usual = np.mean(np.log([weighted / share, (1 - weighted) / (1 - share)]), axis=0)
-    control = gauge["control"]
+    control = check["control"]
     assert control["overfit"] == pytest.approx(np.mean(fitted - usual))
     assert control["standard_error"] == pytest.approx(np.std(fitted - usual, ddof=1) / np.sqrt(20))
     assert control["at_most"] == pytest.approx(control["overfit"] / drop)
-    assert f"{control['at_most']:.0%} of the drop: a worst case" in gauge["sentence"]
-    gauge = gather_evidence(*args, control=declining)["gauge"]
-    assert gauge["control"]["overfit"] == gauge["control"]["at_most"] == 0.0
-    assert gauge["sentence"].endswith(
+    assert f"{control['at_most']:.0%} of the drop: a worst case" in check["sentence"]
+    check = gather_evidence(*args, control=declining)["overfitting"]
+    assert check["control"]["overfit"] == check["control"]["at_most"] == 0.0
+    assert check["sentence"].endswith(
         'no weights were found better than "uniform": none follow noise.'
     )
 

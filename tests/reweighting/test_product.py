@@ -52,7 +52,12 @@ def test_a_polars_table_gives_polars_weights(fitted):
     assert clf.predict_proba(held).shape == (H, 2)
     scored = clf.score_rows(held, y_held)
     assert (scored["predicted_label"] == y_held).mean() > 0.9
-    assert clf.baselines_.index[0] == "uniform"
+    assert list(clf.baselines_.index) == [
+        *("uniform", "all rows + trusted", "trusted only", "filter")
+    ]
+    assert "weights" in clf.candidates_.index
+    pd.testing.assert_frame_equal(clf.baselines_, clf.candidates_.loc[clf.baselines_.index])
+    pd.testing.assert_frame_equal(clf.candidates_, clf.result_.candidates)
     table = clf.compare_baselines(held, y_held)
     assert table.loc["reweighted", "score"] == pytest.approx((clf.predict(held) == y_held).mean())
 
@@ -69,9 +74,14 @@ def test_the_report_of_an_estimator(fitted, tmp_path):
     report.save(tmp_path / "report.json")
     page = report.save(tmp_path / "report.html").read_text()
     evidence = json.loads((tmp_path / "report.json").read_text())
-    assert evidence["rows"] == N
+    assert evidence["train_rows"] == N
     assert evidence["winner"] == clf.winner_
     assert evidence["verdict"]["headline"] in page
+    # The verdict is about the hold-out, which took no part in `fit`.
+    assert f"on {H} hold-out rows" in evidence["verdict"]["detail"]
+    table = clf.compare_baselines(held, y_held)
+    assert {row["name"]: row["score"] for row in evidence["baselines"]} == table["score"].to_dict()
+    assert evidence["checks"][-1]["name"] == "the choice holds on the hold-out"
     worst = [int(row["id"]) for row in evidence["worst"]["rows"][:30]]
     assert flip[worst].mean() > 0.9
 

@@ -164,8 +164,8 @@ def test_charts_show_the_numbers_of_the_evidence(harmless, charts):
     removal = [r["score"] for r in charts["removal"].rows if r["removed"] == "lowest label quality"]
     assert removal == [t["lowest"] for t in harmless["removal"]["table"]]
     assert [r["drop"] for r in charts["drops"].rows] == [
-        harmless["gauge"]["trusted"]["drop"],
-        harmless["gauge"]["holdout"]["drop"],
+        harmless["overfitting"]["trusted"]["drop"],
+        harmless["overfitting"]["holdout"]["drop"],
     ]
 
 
@@ -290,8 +290,8 @@ def test_a_file_is_written_whole_or_not_at_all(harmless, tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("{", "not a report saved as JSON: Expecting"),
-        ("[1]", "has no line \"format\": 'bilevel report 1'"),
-        ('{"format": "bilevel report 1", "rows": 3}', "lacks alarms, baselines,"),
+        ("[1]", "has no line \"format\": 'bilevel report 2'"),
+        ('{"format": "bilevel report 2", "rows": 3}', "lacks alarms, baselines,"),
     ],
 )
 def test_other_files_are_refused(text, message, tmp_path):
@@ -304,7 +304,7 @@ def test_other_files_are_refused(text, message, tmp_path):
 # -- other results --------------------------------------------------------------------------------
 
 
-def test_a_page_without_hold_out_leaks_or_history():
+def test_a_page_without_holdout_leaks_or_history():
     X, y = load_iris(return_X_y=True)
     table = pd.DataFrame(
         {

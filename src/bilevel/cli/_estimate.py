@@ -16,13 +16,14 @@ class Estimate(NamedTuple):
     """What a run will cost.
 
     Attributes:
-        rows, trusted, columns, outputs: the size of the problem as numbers; one output a class.
+        train_rows, trusted_rows, columns, outputs: the size of the problem as numbers; one output
+            per class.
         seconds: of the default method, on this machine as busy as it is now.
         bytes: of memory at the peak.
     """
 
-    rows: int
-    trusted: int
+    train_rows: int
+    trusted_rows: int
     columns: int
     outputs: int
     seconds: float
@@ -30,9 +31,9 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.rows} training and {self.trusted} trusted rows, {self.columns} numeric columns, "
-            f"{self.outputs} outputs: about {_duration(self.seconds)} and {self.bytes / 1e9:.1f} GB "
-            "of memory with the default method. Nothing was written."
+            f"{self.train_rows} training and {self.trusted_rows} trusted rows, {self.columns} numeric "
+            f"columns, {self.outputs} outputs: about {_duration(self.seconds)} and "
+            f"{self.bytes / 1e9:.1f} GB of memory with the default method. Nothing was written."
         )
 
 

@@ -22,7 +22,7 @@ from ..reweighting._audit.duplicates import find_shared_rows
 from ..reweighting._inputs.checks import (
     InputError,
     check_labels,
-    check_overlap,
+    check_overlaps,
     check_same_columns,
     named,
 )
@@ -30,12 +30,13 @@ from ..reweighting._inputs.columns import check_values, vectorise
 from ..reweighting._inputs.containers import as_internal
 from ..reweighting._inputs.files import digest, read_table, split_label
 from ..reweighting._inputs.prepare import is_regression, prepare
-from ..reweighting._learn import check_choice, learn_weights
+from ..reweighting._learn import check_choice, is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
 from ..reweighting._report.page import Report
 from ..reweighting._report.thumbnails import thumbnails
 from ..reweighting._weights.baselines import fit_weighted, stack_rows
 from ..reweighting._weights.result import WeightsResult
+from ..reweighting._weights.weight_function import FOLDS
 from ._activity import Activity
 from ._artifacts import write_json, write_scorer, write_weights
 from ._estimate import Estimate, estimate_cost
@@ -144,8 +145,11 @@ def estimate(config: WeighConfig) -> Estimate:
     _check_folder(out, out.with_name(out.name + ".partial"), resume=False)
     tables = _read(config)
     _, tidied, features = vectorise(tables.features)
-    _check_overlaps(config, tidied)
+    if config.overlap == "error":
+        check_overlaps(tidied)
     rows = {name: (features[name], np.asarray(y)) for name, y in tables.labels.items()}
+    groups = tables.groups.get("train")
+    check_choice(config.method, config.model, config.num_steps, groups)
     data = prepare(
         *rows["train"],
         *rows["trusted"],
@@ -153,15 +157,8 @@ def estimate(config: WeighConfig) -> Estimate:
         scaler=None,
         holdout=rows.get("holdout"),
         overlap="keep",
-    )
-    groups = tables.groups.get("train")
-    check_choice(
-        config.method,
-        config.model,
-        config.num_steps,
-        None if groups is None else np.asarray(groups),
-        len(features["train"]),
-        len(features["trusted"]),
+        groups=groups,
+        folds=FOLDS if is_cross_validated(config.method, config.model) else None,
     )
     return estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
 
@@ -298,23 +295,16 @@ def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     return ordered + [c for c in other.columns if c not in train.columns]
 
 
-def _check_overlaps(config: WeighConfig, tidied: dict[str, pd.DataFrame]) -> None:
-    if config.overlap == "error":
-        check_overlap(tidied["train"], tidied["trusted"], "training", "trusted")
-        if "holdout" in tidied:
-            check_overlap(tidied["holdout"], tidied["trusted"], "hold-out", "trusted")
-            check_overlap(tidied["holdout"], tidied["train"], "hold-out", "training")
-
-
 def _work(
     config: WeighConfig, tables: _Tables, folder: Path, progress: bool
 ) -> tuple[WeightsResult, dict[str, Any]]:
     start = time.monotonic()
     encoder, tidied, features = vectorise(tables.features)
-    _check_overlaps(config, tidied)
+    if config.overlap == "error":
+        check_overlaps(tidied)
     labels = {name: np.asarray(y) for name, y in tables.labels.items()}
     regression = is_regression(config.task, labels["train"])
-    rows = features["train"], labels["train"]
+    train = features["train"], labels["train"]
     trusted = features["trusted"], labels["trusted"]
     holdout = (features["holdout"], labels["holdout"]) if "holdout" in features else None
     groups = tables.groups.get("train")
@@ -322,7 +312,7 @@ def _work(
 
     def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
         return learn_weights(
-            *rows,
+            *train,
             trusted[0],
             y_trusted,
             task="regression" if regression else "classification",
@@ -343,23 +333,23 @@ def _work(
         activity.say("fitting the final model")
         fitted = fit_weighted(
             final,
-            stack_rows(rows[0], trusted[0]),
-            stack_rows(rows[1], trusted[1]),
+            stack_rows(train[0], trusted[0]),
+            stack_rows(train[1], trusted[1]),
             result.sample_weight(len(trusted[1])),
         )
         model = Pipeline([*encoder.steps, (type(fitted).__name__.lower(), fitted)])
         ids = np.asarray(tidied["train"].index)
-        write_weights(result, ids, labels["train"], fitted.predict(rows[0]), folder)
+        write_weights(result, ids, labels["train"], fitted.predict(train[0]), folder)
         skops.io.dump(model, folder / "model.skops")
         write_scorer(result, folder)
-        summary = _summary(config, result, len(rows[1]), len(trusted[1]), regression)
+        summary = _summary(config, result, {name: len(y) for name, y in labels.items()}, regression)
         write_json(summary, folder / "summary.json")
         if not config.report:
             return result, summary
         activity.say("gathering the evidence for the report")
         evidence = gather_evidence(
             final,
-            *rows,
+            *train,
             *trusted,
             result,
             holdout=holdout,
@@ -406,12 +396,11 @@ def _final_step(regression: bool) -> Any:
 
 
 def _summary(
-    config: WeighConfig, result: WeightsResult, n: int, m: int, regression: bool
+    config: WeighConfig, result: WeightsResult, sizes: dict[str, int], regression: bool
 ) -> dict[str, Any]:
     return {
         "task": "regression" if regression else "classification",
-        "rows": n,
-        "trusted_rows": m,
+        **{f"{name}_rows": size for name, size in sizes.items()},
         "seed": config.seed,
         "winner": result.winner,
         "trusted_weight": result.trusted_weight,

@@ -96,13 +96,13 @@ def bench_cell(name: str, n: int, m: int, noise: float, seed: int) -> tuple[floa
     order = np.random.default_rng(seed).permutation(len(y))
     train, trusted, holdout = np.split(order, [n, n + m])
     noisy = flip_to_different(y[train], noise, seed=seed)[0] if noise else y[train]
-    rows = X[train], noisy, X[trusted], y[trusted]
-    held = X[holdout], y[holdout]
-    result = learn_weights(*rows, overlap="keep", seed=seed)
+    learnable = X[train], noisy, X[trusted], y[trusted]
+    judge = X[holdout], y[holdout]
+    result = learn_weights(*learnable, overlap="keep", seed=seed)
     final = default_estimator(regression=False)
     weights = result.sample_weight(m)
-    ours = compare_baselines(final, *rows, weights[:n], weights[-1], *held)["score"]
+    ours = compare_baselines(final, *learnable, weights[:n], weights[-1], *judge)["score"]
     right = (noisy == y[train]).astype(float)
-    oracle = compare_baselines(final, *rows, right, 1.0, *held)["score"]["reweighted"]
+    oracle = compare_baselines(final, *learnable, right, 1.0, *judge)["score"]["reweighted"]
     best = ours.drop("reweighted").max()
     return float(np.subtract(ours["reweighted"], best)), float(np.subtract(oracle, best))

@@ -8,12 +8,14 @@ from ._audit.suggest import suggest
 from ._estimator import ReweightedClassifier, ReweightedRegressor
 from ._inputs.checks import InputError
 from ._inputs.columns import load_model
+from ._inputs.prepare import Encoding
 from ._learn import learn_weights
 from ._report.page import Report
 from ._weights.baselines import compare_baselines
 from ._weights.cross_validated import CrossValidatedWeights, cross_validated_weights
 from ._weights.diagnostics import Check
 from ._weights.features import trust_features
+from ._weights.labels import RowScorer
 from ._weights.methods import clipped_soba, near_exact, soba
 from ._weights.result import WeightsResult
 
@@ -21,11 +23,13 @@ __all__ = [
     "Audit",
     "Check",
     "CrossValidatedWeights",
+    "Encoding",
     "Finding",
     "InputError",
     "Report",
     "ReweightedClassifier",
     "ReweightedRegressor",
+    "RowScorer",
     "WeightsResult",
     "audit",
     "clipped_soba",

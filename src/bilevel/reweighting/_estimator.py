@@ -19,18 +19,13 @@ from sklearn.utils import check_random_state, column_or_1d, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._inputs.checks import InputError, check_aligned
+from ._inputs.checks import InputError, check_aligned, check_estimator_fits
 from ._inputs.containers import as_rows, feature_rows, like
 from ._learn import default_estimator, learn_weights
 from ._report.evidence import gather_evidence
 from ._report.page import Report
-from ._weights.baselines import (
-    check_estimator_fits,
-    compare_baselines,
-    fit_weighted,
-    stack_rows,
-    take_rows,
-)
+from ._weights.baselines import compare_baselines, fit_weighted, stack_rows, take_rows
+from ._weights.cross_validated import BASELINES
 from ._weights.result import WeightsResult
 
 
@@ -119,7 +114,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             return self._fit_without_trust(estimator, X, y)
         X, y = as_rows(X, y)
         self._check_features(X, reset=True)
-        rows, trusted, mask = _split(X, y, is_trusted, X_trusted, y_trusted)
+        train, trusted, mask = _split(X, y, is_trusted, X_trusted, y_trusted)
         if groups is not None:
             check_aligned(X, groups, "groups")
             groups = np.asarray(groups)
@@ -130,7 +125,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
                 )
             groups = groups[~mask]
         result = learn_weights(
-            *rows,
+            *train,
             *trusted,
             task=self._task(),  # pyright: ignore[reportArgumentType]
             model=self.model,
@@ -144,11 +139,11 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         )
         if not isinstance(self.estimator, Pipeline):  # which has its own way with tables
             self._encoding = result.encoding
-            rows, trusted = ((result.encoding.encode(X, "X"), y) for X, y in (rows, trusted))
+            train, trusted = ((result.encoding.encode(X, "X"), y) for X, y in (train, trusted))
         self.estimator_ = fit_weighted(
             estimator,
-            stack_rows(rows[0], trusted[0]),
-            stack_rows(rows[1], trusted[1]),
+            stack_rows(train[0], trusted[0]),
+            stack_rows(train[1], trusted[1]),
             result.sample_weight(len(trusted[1])),
             drop_zero=self.drop_zero,
         )
@@ -162,11 +157,14 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.trusted_weight_ = result.trusted_weight
         self.group_weights_ = result.group_weights
         self.n_effective_ = result.effective_sample_size
-        self.baselines_ = result.candidates
+        self.candidates_ = result.candidates
+        self.baselines_ = None
+        if result.candidates is not None:
+            self.baselines_ = result.candidates.loc[list(BASELINES)]
         self.winner_ = result.winner
         self.history_ = result.history
         self.result_ = result
-        self._rows, self._trusted, self._groups = rows, trusted, groups
+        self._train, self._trusted, self._groups = train, trusted, groups
         return self._finish()
 
     def _fit_without_trust(self, estimator: Any, X: Any, y: Any) -> Self:
@@ -185,7 +183,8 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.label_quality_ = None
         self.keep_mask_ = np.ones(n, bool)
         self.trusted_weight_, self.n_effective_ = 1.0, float(n)
-        self.group_weights_ = self.baselines_ = self.history_ = self.result_ = None
+        self.candidates_ = self.baselines_ = self.group_weights_ = None
+        self.history_ = self.result_ = None
         self.winner_ = "uniform"
         return self._finish()
 
@@ -248,22 +247,24 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         Cost: 35 fits of the final estimator; with `control` another search for weights.
         """
         result = self._learned()
-        held = None if X_holdout is None else (self._checked(X_holdout), np.asarray(y_holdout))
+        holdout = None
+        if X_holdout is not None:
+            holdout = self._checked(X_holdout), np.asarray(y_holdout)
 
         def learn(y_trusted: np.ndarray) -> WeightsResult:
             clone_: Any = clone(self)
-            X, y = self._rows
+            X, y = self._train
             return clone_.fit(X, y, X_trusted=self._trusted[0], y_trusted=y_trusted).result_
 
         return Report(
             gather_evidence(
                 clone(self.estimator_),
-                self._rows[0],
-                np.asarray(self._rows[1]),
+                self._train[0],
+                np.asarray(self._train[1]),
                 self._trusted[0],
                 np.asarray(self._trusted[1]),
                 result,
-                holdout=held,
+                holdout=holdout,
                 groups=self._groups,
                 images=images,
                 control=learn if control else None,
@@ -276,7 +277,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         result = self._learned()
         return compare_baselines(
             clone(self.estimator_),
-            *self._rows,
+            *self._train,
             *self._trusted,
             result.scale * np.asarray(result.weights),
             result.scale * result.trusted_weight,
@@ -326,9 +327,9 @@ def _split(
             "and some must be in need of a weight."
         )
 
-    rows, trusted = np.flatnonzero(~mask), np.flatnonzero(mask)
+    train, trusted = np.flatnonzero(~mask), np.flatnonzero(mask)
     return (
-        (take_rows(X, rows), take_rows(y, rows)),
+        (take_rows(X, train), take_rows(y, train)),
         (take_rows(X, trusted), take_rows(y, trusted)),
         mask,
     )
@@ -352,7 +353,9 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
         label_quality_: in [0, 1], one a row of X; the lowest are most likely to be wrong.
         keep_mask_: False for the rows to look at.
         winner_: what was chosen: weights, or one of the baselines.
-        baselines_: the table of what it was chosen from, judged on held-out trusted rows.
+        candidates_: the table of what it was chosen from, judged on held-out trusted rows; None for
+            free weights.
+        baselines_: the lines of that table for the four baselines: what can be had without weights.
         group_weights_: the mean weight of each group, if there are groups.
         trusted_weight_: what a trusted row weighs beside them.
         n_effective_: the effective sample size of the untrusted rows' weights.

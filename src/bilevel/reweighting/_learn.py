@@ -7,19 +7,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from .._algorithm.base import AbstractAlgorithm
 from .._callback import AbstractCallback
 from ..tasks.models import Model
-from ._inputs.checks import InputError
 from ._inputs.prepare import MIN_MAX, prepare
 from ._weights.auto import auto_weights
-from ._weights.baselines import check_estimator_fits, compare_baselines
-from ._weights.cross_validated import check_trusted_count
+from ._weights.baselines import compare_baselines
 from ._weights.free_weights import free_weights
 from ._weights.result import WeightsResult
+from ._weights.weight_function import FOLDS
 
 
 def learn_weights(
@@ -114,7 +113,9 @@ def learn_weights(
     >>> round(float(np.mean(result.weights)), 6)
     1.0
     """
-    data = prepare(
+    by_folds = is_cross_validated(method, model)
+    check_choice(method, model, num_steps, groups)
+    tables = prepare(
         X,
         y,
         X_trusted,
@@ -123,32 +124,29 @@ def learn_weights(
         scaler=scaler,
         holdout=holdout,
         overlap=overlap,
-        raw=isinstance(estimator, Pipeline),
-        judge_all=method != "auto" or model != "linear",
+        groups=groups,
+        estimator=estimator,
+        folds=FOLDS if by_folds else None,
     )
-    regression = data.classes is None
-    if estimator is not None:
-        check_estimator_fits(estimator, regression)
 
     def compare(weights: np.ndarray, trusted_weight: float) -> pd.DataFrame | None:
-        if data.holdout is None:
+        if tables.holdout is None:
             return None
         return compare_baselines(
-            default_estimator(regression) if estimator is None else estimator,
-            data.X,
-            data.y,
-            data.X_trusted,
-            data.y_trusted,
+            default_estimator(tables.classes is None) if estimator is None else estimator,
+            tables.train.X,
+            tables.train.y,
+            tables.trusted.X,
+            tables.trusted.y,
             weights,
             trusted_weight,
-            *data.holdout,
+            tables.holdout.X,
+            tables.holdout.y,
         )
 
-    chosen = check_choice(method, model, num_steps, groups, len(data.rows[1]), len(data.trusted[1]))
-    if is_cross_validated(method, model):
+    if by_folds:
         return auto_weights(
-            data,
-            groups=chosen,
+            tables,
             estimator=estimator,
             seed=seed,
             callbacks=callbacks,
@@ -156,7 +154,7 @@ def learn_weights(
             compare=compare,
         )
     return free_weights(
-        data,
+        tables,
         model=model,
         method="near-exact" if method == "auto" else method,
         num_steps=num_steps,
@@ -173,14 +171,11 @@ def is_cross_validated(method: Any, model: Any) -> bool:
     return method == "auto" and model == "linear"
 
 
-def check_choice(
-    method: Any, model: Any, num_steps: int | None, groups: Any, rows: int, trusted: int
-) -> np.ndarray | None:
-    """Refuse what does not fit the method, before anything is computed; return the groups.
+def check_choice(method: Any, model: Any, num_steps: int | None, groups: Any) -> None:
+    """Refuse what does not fit the method, before anything is computed.
 
     Raises:
         ValueError: `num_steps` or `groups` for a method that does not have them.
-        InputError: too few trusted rows, groups that weights cannot be learned for.
     """
     if is_cross_validated(method, model):
         if num_steps is not None:
@@ -188,32 +183,8 @@ def check_choice(
                 "`num_steps` has no meaning for method='auto', which chooses where to stop; leave "
                 "it out, or choose method='near-exact'."
             )
-        check_trusted_count(trusted)
-        return None if groups is None else _check_groups(groups, rows)
-    if groups is not None:
+    elif groups is not None:
         raise ValueError("`groups` need method='auto' and model='linear'.")
-    return None
-
-
-def _check_groups(groups: Any, n: int) -> np.ndarray:
-    values = np.asarray(groups)
-    if values.shape != (n,):
-        raise InputError(
-            f"`groups` must have one entry per training row ({n}), got shape {values.shape}."
-        )
-    if pd.isna(values).any():
-        raise InputError(
-            f"`groups` has {int(pd.isna(values).sum())} missing entries; give these rows a group "
-            "of their own, such as 'unknown'."
-        )
-    values = values.astype(str) if values.dtype == object else values
-    number = len(np.unique(values))
-    if not 2 <= number <= n / 2:
-        raise InputError(
-            f"`groups` has {number} distinct values for {n} rows; weights of groups need at least "
-            "2 groups, and two rows a group on average."
-        )
-    return values
 
 
 def default_estimator(regression: bool) -> Any:

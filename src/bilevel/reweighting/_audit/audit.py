@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from .._inputs.checks import InputError
+from .._inputs.checks import PROSE, InputError
 from .._inputs.prepare import is_regression
 from .duplicates import (
     Table,
@@ -73,20 +73,22 @@ def audit(
     >>> print([(f.title, f.ids) for f in found.findings if f.severity == "problem"])
     [('training rows among the trusted rows', (7,))]
     """
-    given = {"training": (train, y), "trusted": (trusted, y_trusted)}
+    given = {"train": (train, y), "trusted": (trusted, y_trusted)}
     if holdout is not None:
-        given["hold-out"] = holdout, y_holdout
+        given["holdout"] = holdout, y_holdout
     frames = {name: as_frame(rows) for name, (rows, _) in given.items()}
     for name, frame in frames.items():
         if len(frame) == 0:
-            raise InputError(f"there are zero {name} rows; nothing can be learned from them.")
+            raise InputError(
+                f"there are zero {PROSE[name]} rows; nothing can be learned from them."
+            )
     labels = {
-        name: as_labels(values, frames[name], f"{name} labels")
+        name: as_labels(values, frames[name], f"{PROSE[name]} labels")
         for name, (_, values) in given.items()
     }
-    regression = is_regression(task, labels["training"].dropna())
+    regression = is_regression(task, labels["train"].dropna())
     findings = _columns(frames)
-    common = [c for c in frames["training"].columns if all(c in f.columns for f in frames.values())]
+    common = [c for c in frames["train"].columns if all(c in f.columns for f in frames.values())]
     if not common:
         raise InputError("the tables have no column in common; check that they belong together.")
     tables = dict(
@@ -95,7 +97,7 @@ def audit(
     codes = dict(zip(tables, row_codes(*tables.values()), strict=True))
     rng = np.random.default_rng(seed)
 
-    for one, other in (("training", "trusted"), ("training", "hold-out"), ("trusted", "hold-out")):
+    for one, other in (("train", "trusted"), ("train", "holdout"), ("trusted", "holdout")):
         if other in tables:
             shared = match_rows(tables[one], tables[other], codes[one], codes[other])
             findings += _overlap(shared, tables, labels, one, other)
@@ -106,28 +108,28 @@ def audit(
         conflicts = group_conflicts(table.ids, codes[name], labels[name], regression)
         findings += _at_odds(conflicts, name)
         findings += _missing_labels(labels[name], table.ids, name)
-    findings += _constant(tables["training"])
-    for name in ("training", "trusted"):  # wrong labels hide the leak of right ones
+    findings += _constant(tables["train"])
+    for name in ("train", "trusted"):  # wrong labels hide the leak of right ones
         findings += _leaks(tables[name], labels[name], name, regression, rng)
     if regression:
         findings += _target_shift(labels)
     else:
         findings += [*_spelling(labels), *_class_shares(labels)]
-    for one, other in (("training", "trusted"), ("hold-out", "trusted")):
+    for one, other in (("train", "trusted"), ("holdout", "trusted")):
         if one in tables:
             findings += _shift(tables[one], tables[other], one, other, rng)
     return Audit(findings)
 
 
 def _columns(frames: dict[str, pd.DataFrame]) -> list[Finding]:
-    train, title = frames["training"], "columns"
+    train, title = frames["train"], "columns"
     found = []
     for name, frame in list(frames.items())[1:]:
         missing = [c for c in train.columns if c not in frame.columns]
         extra = [c for c in frame.columns if c not in train.columns]
         if missing or extra:
-            parts = [f"the {name} rows lack {listed(missing)}"] * bool(missing)
-            parts += [f"only the {name} rows have {listed(extra)}"] * bool(extra)
+            parts = [f"the {PROSE[name]} rows lack {listed(missing)}"] * bool(missing)
+            parts += [f"only the {PROSE[name]} rows have {listed(extra)}"] * bool(extra)
             detail = "; ".join(parts) + ". Mend the names, or drop these columns."
             found.append(Finding("problem", title, detail, (*missing, *extra)))
         common = [c for c in train.columns if c in frame.columns]
@@ -139,7 +141,7 @@ def _columns(frames: dict[str, pd.DataFrame]) -> list[Finding]:
         if mixed:
             detail = (
                 f"{counted(mixed, 'column')} of numbers in one and text in the other of training and "
-                f"{name} rows: {listed(mixed)}. Look for stray text (a decimal comma, 'n/a')."
+                f"{PROSE[name]} rows: {listed(mixed)}. Look for stray text (a decimal comma, 'n/a')."
             )
             found.append(Finding("warning", title, detail, tuple(mixed)))
     detail = f"all tables have the same {train.shape[1]} columns, of the same kinds."
@@ -153,7 +155,7 @@ def _overlap(
     one: str,
     other: str,
 ) -> list[Finding]:
-    title = f"{one} rows among the {other} rows"
+    title = f"{PROSE[one]} rows among the {PROSE[other]} rows"
     row, place = shared["row"].to_numpy(), shared["other"].to_numpy()
     given, verified = (labels[name].to_numpy(dtype=object) for name in (one, other))
     differ = given[row] != verified[place]
@@ -167,10 +169,10 @@ def _overlap(
         ids = tuple(tables[one].ids[row[lines]])
         if ids:
             detail = (
-                f"{counted(ids, one + ' row')} {what} to a {other} row ({why}), "
+                f"{counted(ids, PROSE[one] + ' row')} {what} to a {PROSE[other]} row ({why}), "
                 f"{int(differ[lines].sum())} with another label: {listed(ids)} (there: "
-                f"{listed(tables[other].ids[place[lines]])}). Remove them from the {one} rows, unless "
-                "distinct rows can be so alike."
+                f"{listed(tables[other].ids[place[lines]])}). Remove them from the "
+                f"{PROSE[one]} rows, unless distinct rows can be so alike."
             )
             found.append(Finding(severity, title, detail, ids))
     return found or [Finding("ok", title, f"none ({shared.attrs['note']}).")]
@@ -179,13 +181,13 @@ def _overlap(
 def _shared_ids(index: pd.Index, others: pd.Index, one: str, other: str) -> list[Finding]:
     if isinstance(index, pd.RangeIndex) or isinstance(others, pd.RangeIndex):
         return []  # they were counted, not given
-    title = f"ids of {one} and {other} rows"
+    title = f"ids of {PROSE[one]} and {PROSE[other]} rows"
     ids = tuple(index[index.isin(others)].unique())
     if not ids:
         return [Finding("ok", title, "no id occurs in both.")]
     detail = (
         f"{counted(ids, 'id')} in both tables: {listed(ids)}. If they name the same thing, remove it "
-        f"from the {one} rows; if not, give the tables distinct ids."
+        f"from the {PROSE[one]} rows; if not, give the tables distinct ids."
     )
     return [Finding("warning", title, detail, ids)]
 
@@ -193,11 +195,11 @@ def _shared_ids(index: pd.Index, others: pd.Index, one: str, other: str) -> list
 def _repeated_ids(index: pd.Index, name: str) -> list[Finding]:
     ids = tuple(index[index.duplicated()].unique())
     detail = f"{counted(ids, 'id')} of several rows: {listed(ids)}. Give each row its own."
-    return [Finding("warning", f"ids of the {name} rows", detail, ids)] if ids else []
+    return [Finding("warning", f"ids of the {PROSE[name]} rows", detail, ids)] if ids else []
 
 
 def _repeated(duplicates: pd.DataFrame, name: str, n: int) -> list[Finding]:
-    title = f"repeated {name} rows"
+    title = f"repeated {PROSE[name]} rows"
     later = tuple(duplicates.loc[duplicates["group"].duplicated(), "id"])
     if not later:
         return [Finding("ok", title, f"the {n} rows differ from each other.")]
@@ -209,7 +211,7 @@ def _repeated(duplicates: pd.DataFrame, name: str, n: int) -> list[Finding]:
 
 
 def _at_odds(conflicts: pd.DataFrame, name: str) -> list[Finding]:
-    title = f"equal {name} rows with different labels"
+    title = f"equal {PROSE[name]} rows with different labels"
     if len(conflicts) == 0:
         return [Finding("ok", title, "none.")]
     ids = tuple(i for group in conflicts["ids"] for i in group)
@@ -220,7 +222,7 @@ def _at_odds(conflicts: pd.DataFrame, name: str) -> list[Finding]:
     )
     if "spread" in conflicts:
         detail += f"The targets of equal rows differ by up to {first['spread']:.4g}. "
-    severity = "warning" if name == "training" else "problem"
+    severity = "warning" if name == "train" else "problem"
     detail += (
         "One label at least is wrong: weights will tell which."
         if severity == "warning"
@@ -232,7 +234,11 @@ def _at_odds(conflicts: pd.DataFrame, name: str) -> list[Finding]:
 def _missing_labels(labels: pd.Series, ids: np.ndarray, name: str) -> list[Finding]:
     missing = tuple(ids[np.asarray(labels.isna())])
     detail = f"{counted(missing, 'row')} without one: {listed(missing)}. Label or drop them."
-    return [Finding("problem", f"labels of the {name} rows", detail, missing)] if missing else []
+    return (
+        [Finding("problem", f"labels of the {PROSE[name]} rows", detail, missing)]
+        if missing
+        else []
+    )
 
 
 def _constant(table: Table) -> list[Finding]:
@@ -253,7 +259,7 @@ def _leaks(
     table: Table, labels: pd.Series, name: str, regression: bool, rng: np.random.Generator
 ) -> list[Finding]:
     """Columns that determine the label alone."""
-    title = f"columns that give the label away, {name} rows"
+    title = f"columns that give the label away, {PROSE[name]} rows"
     known = rng.permutation(np.flatnonzero(labels.notna()))[:CAP]
     if len(known) < 50:
         return []
@@ -349,8 +355,12 @@ def _class_shares(labels: dict[str, pd.Series]) -> list[Finding]:
     mend = "Add rows, mend the spelling of the labels, or remove the class."
     for name in list(counts)[1:]:
         severity = "problem" if name == "trusted" else "warning"
-        here, train = counts[name] > 0, counts["training"] > 0
-        report(severity, train & ~here, f"in the training but not in the {name} rows: {{}}. {mend}")
+        here, train = counts[name] > 0, counts["train"] > 0
+        report(
+            severity,
+            train & ~here,
+            f"in the training but not in the {PROSE[name]} rows: {{}}. {mend}",
+        )
         report(
             "problem", here & ~train, f"in the {name} but not in the training rows: {{}}. {mend}"
         )
@@ -358,10 +368,10 @@ def _class_shares(labels: dict[str, pd.Series]) -> list[Finding]:
     detail = f"with fewer than {FEW} trusted rows: {{}}. Verify more; `bilevel suggest` names some."
     report("warning", few, detail)
 
-    both = (counts["training"] > 0) & (counts["trusted"] > 0)
+    both = (counts["train"] > 0) & (counts["trusted"] > 0)
     if both.sum() < 2:
         return found
-    pair = np.stack([counts["training"][both], counts["trusted"][both]])
+    pair = np.stack([counts["train"][both], counts["trusted"][both]])
     test: Any = chi2_contingency(pair, correction=False)
     p = float(test.pvalue)
     train, trusted = pair / pair.sum(axis=1, keepdims=True)
@@ -385,7 +395,7 @@ def _class_shares(labels: dict[str, pd.Series]) -> list[Finding]:
 
 
 def _target_shift(labels: dict[str, pd.Series]) -> list[Finding]:
-    y, y_trusted = (labels[name].dropna().to_numpy(float) for name in ("training", "trusted"))
+    y, y_trusted = (labels[name].dropna().to_numpy(float) for name in ("train", "trusted"))
     if not (len(y) and len(y_trusted)):
         return []
     test: Any = ks_2samp(y, y_trusted)
@@ -407,7 +417,7 @@ def _shift(
     one: Table, other: Table, name: str, other_name: str, rng: np.random.Generator
 ) -> list[Finding]:
     """Whether a logistic model tells the rows of two tables apart."""
-    title = f"distribution of {name} and {other_name} rows"
+    title = f"distribution of {PROSE[name]} and {PROSE[other_name]} rows"
     one, other = (t.take(rng.permutation(len(t.ids))[:CAP]) for t in (one, other))
     n, m = len(one.ids), len(other.ids)
     if min(n, m) < 10:

@@ -1,11 +1,18 @@
-"""Checks on the arrays that come in, each with the rows or columns at fault in its message."""
+"""Checks of what comes in, each with the rows or columns at fault in its message."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Shaped
+from sklearn.base import is_classifier
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import has_fit_parameter
+
+# What prose calls the rows of the three tables.
+PROSE = {"train": "training", "trusted": "trusted", "holdout": "hold-out"}
 
 
 class InputError(ValueError):
@@ -93,7 +100,7 @@ def check_same_columns(X: Any, other: Any, name: str, other_name: str) -> None:
 
 
 def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
-    """`y` as a vector with one known label a row of `X`.
+    """`y` as a vector with one known label per row of `X`.
 
     Raises:
         InputError: another length than `X`, more than one column, missing labels.
@@ -201,23 +208,79 @@ def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
     return values
 
 
-def check_overlap(X: Any, other: Any, name: str, other_name: str, ids: Any = None) -> None:
-    """Refuse rows whose features occur on both sides.
+def check_overlaps(tables: Mapping[str, Any], ids: Mapping[str, Any] | None = None) -> None:
+    """Refuse rows whose features occur in two of the tables `train`, `trusted` and `holdout`.
 
     A row that is also trusted judges itself; one that is also in the hold-out is no test. `ids` name
-    the rows of X where it has no index.
+    the rows of tables that have no index.
 
     Raises:
-        InputError: with the ids of the rows of `X`.
+        InputError: with the ids of the rows.
     """
-    shared = _occurs(np.asarray(X), np.asarray(other))
-    if shared.any():
-        ids = row_ids(X) if ids is None else ids
+    for name, other in (("train", "trusted"), ("holdout", "trusted"), ("holdout", "train")):
+        if name not in tables:
+            continue
+        shared = _occurs(np.asarray(tables[name]), np.asarray(tables[other]))
+        if shared.any():
+            named_by = row_ids(tables[name]) if ids is None else ids[name]
+            raise InputError(
+                f"{int(shared.sum())} {PROSE[name]} rows also occur among the {PROSE[other]} rows "
+                f"({PROSE[name]} ids {named(named_by[shared])}): a row must not judge itself. Remove "
+                f"them from the {PROSE[name]} rows; if your rows are so coarse that distinct ones "
+                'coincide, allow it with overlap="keep" (on the command line: --overlap keep).'
+            )
+
+
+def check_trusted_count(trusted: int, folds: int) -> None:
+    """Refuse fewer trusted rows than two per fold.
+
+    Raises:
+        InputError: with the number.
+    """
+    if trusted < 2 * folds:
         raise InputError(
-            f"{int(shared.sum())} {name} rows also occur among the {other_name} rows ({name} ids "
-            f"{named(ids[shared])}): a row must not judge itself. Remove them from the {name} "
-            "rows; if your rows are so coarse that distinct ones coincide, allow it with "
-            'overlap="keep" (on the command line: --overlap keep).'
+            f"weights are judged on {folds} folds of the trusted rows: got {trusted} trusted "
+            f"rows, at least {2 * folds} are needed."
+        )
+
+
+def check_groups(groups: Any, n: int) -> np.ndarray:
+    """`groups` as a vector with one known entry per training row, of at least two groups.
+
+    Raises:
+        InputError: of another length, with missing entries, or of too few or too many groups.
+    """
+    values = np.asarray(groups)
+    if values.shape != (n,):
+        raise InputError(
+            f"`groups` must have one entry per training row ({n}), got shape {values.shape}."
+        )
+    if pd.isna(values).any():
+        raise InputError(
+            f"`groups` has {int(pd.isna(values).sum())} missing entries; give these rows a group "
+            "of their own, such as 'unknown'."
+        )
+    values = values.astype(str) if values.dtype == object else values
+    number = len(np.unique(values))
+    if not 2 <= number <= n / 2:
+        raise InputError(
+            f"`groups` has {number} distinct values for {n} rows; weights of groups need at least "
+            "2 groups, and on average at least two rows per group."
+        )
+    return values
+
+
+def check_estimator_fits(estimator: Any, regression: bool) -> None:
+    """Refuse an estimator of the other kind, or one that cannot be fitted with weights."""
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    if is_classifier(last) == regression:
+        wanted = "regressor" if regression else "classifier"
+        raise ValueError(f"`estimator` must be a {wanted} here, got {type(last).__name__}.")
+    if not has_fit_parameter(last, "sample_weight"):
+        raise ValueError(
+            f"`estimator` must accept sample_weight, and {type(last).__name__} does not: its fit "
+            "would ignore the weights. Choose one that does, such as LogisticRegression, Ridge, "
+            "RandomForestClassifier or HistGradientBoostingClassifier."
         )
 
 

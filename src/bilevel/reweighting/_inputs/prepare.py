@@ -13,9 +13,12 @@ from .checks import (
     InputError,
     as_features,
     as_targets,
+    check_estimator_fits,
+    check_groups,
     check_labels,
-    check_overlap,
+    check_overlaps,
     check_same_columns,
+    check_trusted_count,
     find_classes,
     named,
     row_ids,
@@ -81,28 +84,47 @@ class Encoding(NamedTuple):
         return self.classes[outputs.argmax(1)]
 
 
+class PreparedTable(NamedTuple):
+    """One of the three tables.
+
+    Attributes:
+        X, y: an array, a data frame or a sparse matrix for the final estimator, and the labels.
+        features: X as numbers, scaled.
+        targets: y as class codes (integers), or standardised by the mean and the standard deviation
+            of the trusted rows' targets.
+    """
+
+    X: Any
+    y: Any
+    features: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """(features, targets)."""
+        return self.features, self.targets
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.targets)
+
+
 class Prepared(NamedTuple):
-    """The rows as they were given, and as numbers.
+    """The three tables, checked, as they were given and as numbers.
 
     Attributes:
         given: the training rows as they came, whatever they are.
-        X, y, X_trusted, y_trusted: arrays, data frames or sparse matrices for the final estimator.
-        holdout: `(X, y)` likewise, or None.
-        rows, trusted, held: pairs of scaled features and class codes (integers), or targets, these
-            standardised by the trusted rows' mean and standard deviation.
-        encoding: how they were made.
+        train, trusted, holdout: the tables; `holdout` may be None.
+        encoding: how features and labels became numbers.
+        groups: a group for each training row, or None.
     """
 
     given: Any
-    X: Any
-    y: Any
-    X_trusted: Any
-    y_trusted: Any
-    holdout: tuple[Any, Any] | None
-    rows: tuple[np.ndarray, np.ndarray]
-    trusted: tuple[np.ndarray, np.ndarray]
-    held: tuple[np.ndarray, np.ndarray] | None
+    train: PreparedTable
+    trusted: PreparedTable
+    holdout: PreparedTable | None
     encoding: Encoding
+    groups: np.ndarray | None
 
     @property
     def classes(self) -> np.ndarray | None:
@@ -115,6 +137,10 @@ class Prepared(NamedTuple):
         return 1 if self.classes is None else len(self.classes)
 
 
+# The arguments that hold a table end in this.
+_ENDINGS = {"train": "", "trusted": "_trusted", "holdout": "_holdout"}
+
+
 def prepare(
     X: Any,
     y: Any,
@@ -125,86 +151,86 @@ def prepare(
     scaler: Any,
     holdout: tuple[Any, Any] | None,
     overlap: str,
-    raw: bool = False,
-    judge_all: bool = False,
+    groups: Any = None,
+    estimator: Any = None,
+    folds: int | None = None,
 ) -> Prepared:
     """Check everything that can be checked without computing, scale the features, code the labels.
 
     Rows of every kind that `as_internal` knows. Tables with text, dates or gaps become numbers by
-    `vectorise`; with `raw` the final estimator gets the tables themselves. With `judge_all` every
-    class must have a trusted row.
+    `vectorise`; an `estimator` that is a pipeline gets the tables themselves.
+
+    Args:
+        X, y, X_trusted, y_trusted, task, scaler, holdout, overlap, groups, estimator: see
+            `learn_weights`.
+        folds: on how many folds of the trusted rows the weights are judged. With `None`, every class
+            must have a trusted row.
 
     Raises:
         InputError: with the rows or columns at fault.
-        ValueError: an unknown `task` or `overlap`.
+        ValueError: an unknown `task` or `overlap`, or an `estimator` that cannot be used.
     """
     if overlap not in ("error", "keep"):
         raise ValueError(f"`overlap` must be 'error' or 'keep', got {overlap!r}.")
     tables, labels = {}, {}
-    pairs = {"": (X, y), "_trusted": (X_trusted, y_trusted)}
-    pairs |= {} if holdout is None else {"_holdout": holdout}
-    for part, (rows, values) in pairs.items():
-        tables[part], labels[part] = as_rows(rows, values, f"X{part}", f"y{part}")
-    regression = is_regression(task, labels[""])
-    for part in list(tables)[1:]:
-        check_same_columns(tables[""], tables[part], "X", f"X{part}")
-    codes = {part: check_labels(labels[part], tables[part], f"y{part}") for part in tables}
+    pairs = {"train": (X, y), "trusted": (X_trusted, y_trusted)}
+    pairs |= {} if holdout is None else {"holdout": holdout}
+    x_names, y_names = ({name: a + _ENDINGS[name] for name in pairs} for a in "Xy")
+    for name, (rows, values) in pairs.items():
+        tables[name], labels[name] = as_rows(rows, values, x_names[name], y_names[name])
+    regression = is_regression(task, labels["train"])
+    for name in list(tables)[1:]:
+        check_same_columns(tables["train"], tables[name], "X", x_names[name])
+    checked = {name: check_labels(labels[name], tables[name], y_names[name]) for name in tables}
 
     pipeline = None
     if any(isinstance(table, pd.DataFrame) and is_messy(table) for table in tables.values()):
-        named_tables = {f"X{part}": pd.DataFrame(table) for part, table in tables.items()}
-        pipeline, tidied, _ = vectorise(named_tables)
-        tables = {part: tidied[f"X{part}"] for part in tables}
+        frames = {x_names[name]: pd.DataFrame(table) for name, table in tables.items()}
+        pipeline, tidied, _ = vectorise(frames)
+        tables = {name: tidied[x_names[name]] for name in tables}
         scaler = None if scaler is MIN_MAX else scaler
     encoding = Encoding(pipeline, None, None)
     numbers = {
-        part: as_features(densify(encoding.encode(table, f"X{part}"), f"X{part}"), f"X{part}")
-        for part, table in tables.items()
+        name: as_features(
+            densify(encoding.encode(table, x_names[name]), x_names[name]), x_names[name]
+        )
+        for name, table in tables.items()
     }
     if overlap == "error":
-        names = {"": "training", "_trusted": "trusted", "_holdout": "hold-out"}
-        for one, other in (("", "_trusted"), ("_holdout", "_trusted"), ("_holdout", "")):
-            if one in tables:
-                ids = row_ids(tables[one])
-                check_overlap(numbers[one], numbers[other], names[one], names[other], ids)
+        check_overlaps(numbers, {name: row_ids(table) for name, table in tables.items()})
 
     if scaler is MIN_MAX:
         scaler = MinMaxScaler()
     if scaler is not None:
         fresh: Any = clone(scaler)
-        scaler = fresh.fit(numbers[""])
+        scaler = fresh.fit(numbers["train"])
     if regression:
-        target = as_targets(codes["_trusted"], "y_trusted")
-        encoding = Encoding(
-            pipeline, scaler, None, float(target.mean()), float(target.std()) or 1.0
-        )
+        target = as_targets(checked["trusted"], "y_trusted")
+        mean, spread = float(target.mean()), float(target.std()) or 1.0
+        encoding = Encoding(pipeline, scaler, None, mean, spread)
     else:
-        encoding = Encoding(
-            pipeline, scaler, find_classes(codes[""], codes["_trusted"], judge_all=judge_all)
-        )
+        every = folds is None
+        classes = find_classes(checked["train"], checked["trusted"], judge_all=every)
+        encoding = Encoding(pipeline, scaler, classes)
 
     floating = jax.dtypes.canonicalize_dtype(float)
     scaled = {
-        part: (
+        name: (
             np.asarray(a if scaler is None else scaler.transform(a), floating),
-            encoding.labels(codes[part], f"y{part}"),
+            encoding.labels(checked[name], y_names[name]),
         )
-        for part, a in numbers.items()
+        for name, a in numbers.items()
     }
-    if pipeline is not None and not raw:
-        tables = {part: pd.DataFrame(numbers[part], table.index) for part, table in tables.items()}
-    return Prepared(
-        X,
-        tables[""],
-        labels[""],
-        tables["_trusted"],
-        labels["_trusted"],
-        None if holdout is None else (tables["_holdout"], labels["_holdout"]),
-        scaled[""],
-        scaled["_trusted"],
-        scaled.get("_holdout"),
-        encoding,
-    )
+    if estimator is not None:
+        check_estimator_fits(estimator, regression)
+    if folds is not None:
+        check_trusted_count(len(checked["trusted"]), folds)
+    if groups is not None:
+        groups = check_groups(groups, len(checked["train"]))
+    if pipeline is not None and not isinstance(estimator, Pipeline):
+        tables = {name: pd.DataFrame(numbers[name], table.index) for name, table in tables.items()}
+    whole = {name: PreparedTable(tables[name], labels[name], *scaled[name]) for name in tables}
+    return Prepared(X, whole["train"], whole["trusted"], whole.get("holdout"), encoding, groups)
 
 
 def is_regression(task: str, y: Any) -> bool:

@@ -86,7 +86,7 @@ def draw_charts(evidence: dict[str, Any]) -> dict[str, Chart]:
         gains(evidence),
         histogram(evidence["weights"]),
         *over_the_run(evidence["history"]),
-        drops(evidence["gauge"]),
+        drops(evidence["overfitting"]),
         removal(evidence),
     ]
     for kind, table in evidence["effects"].items():
@@ -242,7 +242,7 @@ def over_the_run(history: dict[str, list[Any]]) -> list[Chart]:
 def weight_of_each(kind: str, table: list[dict[str, Any]]) -> Chart:
     """The mean weight of each class or group."""
     rows = [
-        {"name": t["name"], "mean_weight": t["mean_weight"], "rows": t["rows"]}
+        {"name": t["name"], "mean_weight": t["mean_weight"], "rows": t["train_rows"]}
         for t in _most(table)
     ]
     tips = _tips(name="Name", mean_weight=".3f|Mean weight", rows=",d|Rows")
@@ -291,13 +291,13 @@ def _most(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All, or the 30 with the most rows, in the table's order."""
     if len(table) <= MOST_NAMES:
         return table
-    least = sorted((t["rows"] for t in table), reverse=True)[MOST_NAMES - 1]
-    return [t for t in table if t["rows"] >= least][:MOST_NAMES]
+    least = sorted((t["train_rows"] for t in table), reverse=True)[MOST_NAMES - 1]
+    return [t for t in table if t["train_rows"] >= least][:MOST_NAMES]
 
 
-def drops(gauge: dict[str, Any]) -> Chart:
+def drops(found: dict[str, Any]) -> Chart:
     """How far the loss fell where weights were fitted to the labels, and where they were not."""
-    rows = [{"name": "trusted rows", "drop": gauge["trusted"]["drop"]}]
+    rows = [{"name": "trusted rows", "drop": found["trusted"]["drop"]}]
     colour = alt.Color(
         "name:N",
         scale=alt.Scale(
@@ -306,11 +306,11 @@ def drops(gauge: dict[str, Any]) -> Chart:
         ),
         legend=None,
     )
-    if gauge["holdout"] is not None:
-        rows.append({"name": "hold-out", "drop": gauge["holdout"]["drop"]})
-    if gauge["control"] is not None:
-        rows.append({"name": "fitted to shuffled labels", "drop": gauge["control"]["overfit"]})
-    what = f"drop of the {gauge['loss']}"
+    if found["holdout"] is not None:
+        rows.append({"name": "hold-out", "drop": found["holdout"]["drop"]})
+    if found["control"] is not None:
+        rows.append({"name": "fitted to shuffled labels", "drop": found["control"]["overfit"]})
+    what = f"drop of the {found['loss']}"
     chart = (
         alt.Chart(height=_height(rows, 28))
         .mark_bar(height=14)

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from .._weights.cross_validated import BASELINES, SIMPLEST
-from .._weights.result import verdict
-from .refits import Rows, effects_by, gauge, removal, worst_rows
+from .._weights.result import holdout_check, verdict
+from .refits import Rows, effects_by, overfitting, removal, worst_rows
 
-FORMAT = "bilevel report 1"
+FORMAT = "bilevel report 2"
 Z95 = 1.96
 
 
@@ -53,7 +53,7 @@ def gather_evidence(
         shared: what `find_shared_rows` found, by pair of tables, such as
             `{"trusted/holdout": {"exact": 2, "near": 1, "ids": ["r1", "r7", "r9"]}}`.
         control: learns weights as `result` was learned, but against the trusted labels it is given,
-            which are shuffled; brings the overfit gauge, and costs as much as the first run.
+            which are shuffled; it completes the overfitting check, and costs as much as the first run.
         seed: for random removal and the shuffle.
         seconds, peak_memory: of the run, peak memory in bytes.
 
@@ -64,7 +64,8 @@ def gather_evidence(
     Raises:
         ValueError: `ids`, `groups`, `holdout_groups` or `images` do not match the rows.
 
-    Cost: 35 fits of `estimator` on at most n + m rows; those for the suggested labels and the
+    Cost: 35 fits of `estimator` on at most n + m rows, and 5 more if `result` has no table of
+    baselines and there is a hold-out; those for the suggested labels and the
     removal curve use at most 20000 training rows.
     """
     n, m = len(y), len(y_trusted)
@@ -80,15 +81,21 @@ def gather_evidence(
             raise ValueError(
                 f"`{name}` must have one entry for each of {wanted} rows, got {len(given)}."
             )
-    held = None if holdout is None else (holdout[0], np.asarray(holdout[1]))
-    models = None if held is None else (rows.equal_model(), rows.final_model())
+    baselines, checks = result.baselines, list(result.checks)
+    holdout_rows, models = None, None
+    if holdout is not None:
+        holdout = holdout[0], np.asarray(holdout[1])
+        holdout_rows, models = len(holdout[1]), (rows.equal_model(), rows.final_model())
+        if baselines is None:
+            baselines = rows.compare_baselines(*holdout)
+            checks.append(holdout_check(baselines, result.winner, result.candidates is not None))
 
     classes = None if rows.regression else rows.y
-    held_classes = None if rows.regression or held is None else held[1]
+    holdout_classes = None if rows.regression or holdout is None else holdout[1]
     effects = {
-        kind: None if inside is None else effects_by(rows, inside, held, held_inside, models)
-        for kind, inside, held_inside in [
-            ("classes", classes, held_classes),
+        kind: None if inside is None else effects_by(rows, inside, holdout, inside_holdout, models)
+        for kind, inside, inside_holdout in [
+            ("classes", classes, holdout_classes),
             ("groups", groups, holdout_groups),
         ]
     }
@@ -99,23 +106,23 @@ def gather_evidence(
             "format": FORMAT,
             "task": "regression" if rows.regression else "classification",
             "score": rows.metric,
-            "rows": n,
+            "train_rows": n,
             "trusted_rows": m,
-            "holdout_rows": None if held is None else len(held[1]),
+            "holdout_rows": holdout_rows,
             "winner": result.winner,
-            "verdict": _verdict(result, rows, None if held is None else len(held[1])),
+            "verdict": _verdict(result, baselines, rows, holdout_rows),
             "alarms": _alarms(weights, result, effects, leaks),
-            "checks": [check._asdict() for check in result.checks],
-            "baselines": _table(result.baselines),
+            "checks": [check._asdict() for check in checks],
+            "baselines": _table(baselines),
             "candidates": _table(result.candidates),
             "scores": _table(result.scores),
             "weights": weights,
             "history": _history(result.history),
             "leaks": leaks,
-            "gauge": gauge(rows, held, control, seed),
+            "overfitting": overfitting(rows, holdout, control, seed),
             "worst": worst_rows(rows, ids, groups, images, seed),
             "effects": effects,
-            "removal": removal(rows, held, seed),
+            "removal": removal(rows, holdout, seed),
             "provenance": {
                 "seed": seed,
                 "seconds": seconds,
@@ -179,10 +186,15 @@ def _number(x: float) -> str:
     return f"{x:+.3f}" if abs(x) >= 5e-4 else f"{x:+.1e}" if x else "0"
 
 
-def _verdict(result: Any, rows: Rows, num_held: int | None) -> dict[str, Any]:
+def _verdict(
+    result: Any, baselines: pd.DataFrame | None, rows: Rows, holdout_rows: int | None
+) -> dict[str, Any]:
     """Whether weighting paid, in one sentence, with a 95% interval of the gain."""
-    on_holdout = result.baselines is not None and bool(num_held)
-    found = _on_holdout(result, rows, num_held or 0) if on_holdout else _on_folds(result, rows)
+    on_holdout = baselines is not None and bool(holdout_rows)
+    if baselines is not None and holdout_rows:
+        found = _on_holdout(baselines, result.winner, rows, holdout_rows)
+    else:
+        found = _on_folds(result, rows)
     if found is None:
         return _said(
             "is not proven",
@@ -226,26 +238,28 @@ def _said(outcome: str, detail: str) -> dict[str, Any]:
     }
 
 
-def _on_holdout(result: Any, rows: Rows, num_held: int) -> dict[str, Any]:
+def _on_holdout(
+    baselines: pd.DataFrame, winner: str, rows: Rows, holdout_rows: int
+) -> dict[str, Any]:
     """The result against the best baseline in hindsight, on the hold-out."""
-    others = result.baselines.drop(index=["reweighted", result.winner], errors="ignore")
-    other = "other " if result.winner in result.baselines.index else ""
+    others = baselines.drop(index=["reweighted", winner], errors="ignore")
+    other = "other " if winner in baselines.index else ""
     best = str(others["score"].idxmax())
     line = others.loc[best].astype(float)
     error = line["standard_error"]
-    plain = result.baselines.loc["uniform"].astype(float)
+    plain = baselines.loc["uniform"].astype(float)
     # Where no two predictions differ in being right: the rule of three bounds how many could.
     exact = error == 0 and not rows.regression
     return {
         "measure": rows.metric,
-        "where": f"{num_held} hold-out rows",
+        "where": f"{holdout_rows} hold-out rows",
         "against": best,
         "rival": f"the best {other}baseline ({best})",
-        "ours": float(result.baselines.loc["reweighted", "score"]),
+        "ours": float(baselines.loc["reweighted", "score"]),
         "theirs": line["score"],
         "gain": line["difference"],
         "standard_error": error,
-        "half": 3 / num_held if exact else Z95 * error,
+        "half": 3 / holdout_rows if exact else Z95 * error,
         "over_uniform": {
             "gain": plain["difference"],
             "low": plain["difference"] - Z95 * plain["standard_error"],

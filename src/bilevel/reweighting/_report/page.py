@@ -16,13 +16,31 @@ from markupsafe import Markup
 from .evidence import FORMAT
 
 PRINTED_ROWS = 40
-# fmt: off
-SECTIONS = frozenset((
-    "task", "score", "rows", "trusted_rows", "holdout_rows", "winner", "verdict", "alarms", "checks",
-    "baselines", "candidates", "scores", "weights", "history", "leaks", "gauge", "worst", "effects",
-    "removal", "provenance",
-))
-# fmt: on
+SECTIONS = frozenset(
+    [
+        *(
+            "task",
+            "score",
+            "train_rows",
+            "trusted_rows",
+            "holdout_rows",
+            "winner",
+            "verdict",
+            "alarms",
+        ),
+        *(
+            "checks",
+            "baselines",
+            "candidates",
+            "scores",
+            "weights",
+            "history",
+            "leaks",
+            "overfitting",
+        ),
+        *("worst", "effects", "removal", "provenance"),
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)

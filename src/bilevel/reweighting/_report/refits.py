@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.base import is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 
-from .._weights.baselines import fit_weighted, stack_rows, take_rows
+from .._weights.baselines import compare_baselines, fit_weighted, stack_rows, take_rows
 from .._weights.cross_validated import BASELINES
 from .thumbnails import thumbnails
 
@@ -76,12 +77,27 @@ class Rows:
         trusted_weight = scale * float(self.result.trusted_weight)
         return self.fit_beside(index, scale * self.weights[index], trusted_weight)
 
+    def compare_baselines(self, X_holdout: Any, y_holdout: np.ndarray) -> pd.DataFrame:
+        """The reweighted fit beside the baselines, on rows that took no part in learning."""
+        scale = float(self.result.scale)
+        return compare_baselines(
+            self.estimator,
+            self.X,
+            self.y,
+            self.X_trusted,
+            self.y_trusted,
+            scale * self.weights,
+            scale * float(self.result.trusted_weight),
+            X_holdout,
+            y_holdout,
+        )
+
 
 def effects_by(
     rows: Rows,
     membership: np.ndarray,
-    held: tuple[Any, np.ndarray] | None,
-    held_membership: np.ndarray | None,
+    holdout: tuple[Any, np.ndarray] | None,
+    holdout_membership: np.ndarray | None,
     models: tuple[Any, Any] | None,
 ) -> list[dict[str, Any]]:
     """What weighting does to each class or group: rows, weight, hold-out score before and after."""
@@ -91,7 +107,7 @@ def effects_by(
         inside = membership == name
         line = {
             "name": str(name),
-            "rows": inside.sum(),
+            "train_rows": inside.sum(),
             "mean_weight": weights[inside].mean(),
             "share_of_rows": inside.mean(),
             "share_of_weight": weights[inside].sum() / total if total else None,
@@ -99,19 +115,19 @@ def effects_by(
             "equal": None,
             "reweighted": None,
         }
-        if held is not None and held_membership is not None and models is not None:
-            index = np.flatnonzero(held_membership == name)
+        if holdout is not None and holdout_membership is not None and models is not None:
+            index = np.flatnonzero(holdout_membership == name)
             line["holdout_rows"] = len(index)
             if len(index):
-                part = take_rows(held[0], index), held[1][index]
+                part = take_rows(holdout[0], index), holdout[1][index]
                 line["equal"], line["reweighted"] = (rows.score(fit, *part) for fit in models)
         table.append(line)
     return table
 
 
-def gauge(
+def overfitting(
     rows: Rows,
-    held: tuple[Any, np.ndarray] | None,
+    holdout: tuple[Any, np.ndarray] | None,
     control: Callable[[np.ndarray], Any] | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -148,8 +164,8 @@ def gauge(
     drop = trusted["drop"]
     found: dict[str, Any] = {"loss": name, "trusted": trusted, "holdout": None, "share": None}
     sentence = f"From equal weights to these the {name} on the trusted rows went {_moved(drop)}"
-    if held is not None:
-        found["holdout"], error_there = change(*held)
+    if holdout is not None:
+        found["holdout"], error_there = change(*holdout)
         gap, gap_error = drop - found["holdout"]["drop"], float(np.hypot(error, error_there))
         found |= {"gap": gap, "gap_error": gap_error}
         sentence += f", on the hold-out {_moved(found['holdout']['drop'])}"
@@ -291,14 +307,14 @@ def worst_rows(rows: Rows, ids: list[str], groups: Any, images: Any, seed: int) 
     }
 
 
-def removal(rows: Rows, held: tuple[Any, np.ndarray] | None, seed: int) -> dict[str, Any]:
+def removal(rows: Rows, holdout: tuple[Any, np.ndarray] | None, seed: int) -> dict[str, Any]:
     """The score without the k% of rows of lowest label quality, and without as many at random."""
     rng = np.random.default_rng(seed)
     n = len(rows.y)
     index = np.sort(rng.choice(n, MAX_ROWS, replace=False)) if n > MAX_ROWS else np.arange(n)
     by_quality = index[np.argsort(rows.quality[index], kind="stable")]
     at_random = [rng.permutation(index) for _ in range(NUM_RANDOM)]
-    judge = (rows.X_trusted, rows.y_trusted) if held is None else held
+    judge = (rows.X_trusted, rows.y_trusted) if holdout is None else holdout
 
     def score_without(order: np.ndarray, percent: int) -> float:
         kept = np.sort(order[round(len(order) * percent / 100) :])
@@ -320,6 +336,8 @@ def removal(rows: Rows, held: tuple[Any, np.ndarray] | None, seed: int) -> dict[
             }
         )
     judged = (
-        "hold-out" if held is not None else "trusted rows, which also chose the order: optimistic"
+        "hold-out"
+        if holdout is not None
+        else "trusted rows, which also chose the order: optimistic"
     )
-    return {"table": table, "judged_on": judged, "draws": NUM_RANDOM, "training_rows": len(index)}
+    return {"table": table, "judged_on": judged, "draws": NUM_RANDOM, "train_rows": len(index)}

@@ -13,21 +13,20 @@ from ..._analysis.weight_statistics import effective_sample_size, entropy
 from ..._callback import AbstractCallback
 from .._inputs.containers import like
 from .._inputs.fingerprint import check_fingerprint, fingerprint
-from .._inputs.prepare import Prepared
+from .._inputs.prepare import Prepared, PreparedTable
 from .baselines import fit_weighted, stack_rows, take_rows
 from .cross_validated import BASELINES, SIMPLEST, Candidate, Search, at, choose, make_folds, search
 from .diagnostics import Check
 from .labels import mean_outputs
-from .result import WeightsResult, ask_hold_out
+from .result import WeightsResult, holdout_check
 from .weight_function import FOLDS, Folds
 
 LEAST = 1e-3  # the least probability that a candidate's model may give
 
 
 def auto_weights(
-    data: Prepared,
+    tables: Prepared,
     *,
-    groups: np.ndarray | None,
     estimator: Any,
     seed: int,
     callbacks: Sequence[AbstractCallback],
@@ -38,12 +37,14 @@ def auto_weights(
 
     `compare` makes the table of baselines from the weights and the weight of a trusted row.
     """
+    groups = tables.groups
     names, codes = (None, None) if groups is None else np.unique(groups, return_inverse=True)
-    folds = make_folds(*data.rows, *data.trusted, codes, seed)
+    folds = make_folds(*tables.train.numbers, *tables.trusted.numbers, codes, seed)
     if folder is not None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = [*data.rows, *data.trusted, *([] if codes is None else [codes])]
+        arrays = [*tables.train.numbers, *tables.trusted.numbers]
+        arrays += [] if codes is None else [codes]
         check_fingerprint(folder, fingerprint(("auto", seed), arrays))
     found = search(folds, callbacks, folder)
     linear, winner = choose(found.judged)
@@ -51,7 +52,7 @@ def auto_weights(
     if estimator is not None and not _is_the_linear_model(estimator):
         finalists = [*BASELINES, *(name for name in found.judged if name not in BASELINES)]
         judged = {
-            name: judge_with(estimator, data, folds, found.candidates[name]) for name in finalists
+            name: judge_with(estimator, tables, folds, found.candidates[name]) for name in finalists
         }
         table, winner = choose(judged)
         transfer = _transfer(estimator, linear, table)
@@ -62,15 +63,15 @@ def auto_weights(
     baselines = compare(scale * weights, scale * trusted)
     final = folds.fit(chosen.lines(folds)[FOLDS:])
     described = folds.described[FOLDS]
-    scores = _scores(found, winner, data.held)
-    checks = [_choice(table, winner), *_checks(found, scores, weights, data.num_outputs)]
+    scores = _scores(found, winner, tables.holdout)
+    checks = [_choice(table, winner), *_checks(found, scores, weights, tables.num_outputs)]
     checks += [] if transfer is None else [transfer]
-    checks += [] if baselines is None else [ask_hold_out(baselines, winner)]
+    checks += [] if baselines is None else [holdout_check(baselines, winner, judged=True)]
     group_weights = None
     if names is not None and codes is not None:
         group_weights = pd.Series(np.bincount(codes, weights) / np.bincount(codes), names)
     return WeightsResult(
-        weights=like(weights, data.given, "weight"),
+        weights=like(weights, tables.given, "weight"),
         trusted_weight=trusted,
         keep=folds.kind.agrees(described.outputs, folds.y) | folds.unjudged,
         effective_sample_size=effective_sample_size(weights) if weights.any() else 0.0,
@@ -83,15 +84,15 @@ def auto_weights(
         stats={"num_steps": found.path.steps[-1]},
         winner=winner,
         candidates=table,
-        label_quality=like(found.label_quality, data.given, "label_quality"),
+        label_quality=like(found.label_quality, tables.given, "label_quality"),
         scale=scale,
         group_weights=group_weights,
         scorer=described.scorer,
-        encoding=data.encoding,
+        encoding=tables.encoding,
     )
 
 
-def _scores(found: Search, winner: str, held: tuple[np.ndarray, np.ndarray] | None) -> pd.DataFrame:
+def _scores(found: Search, winner: str, holdout: PreparedTable | None) -> pd.DataFrame:
     """The weighting model on uniform weights, as the path left it, retrained there, and as chosen."""
     folds, path = found.data, found.path
     end = Candidate(
@@ -108,10 +109,11 @@ def _scores(found: Search, winner: str, held: tuple[np.ndarray, np.ndarray] | No
     for name, w in models.items():
         losses, score = folds.judge_models(w)
         table[name] = {"trusted_loss": float(losses.mean()), "trusted_score": score}
-        if held is not None:
+        if holdout is not None:
             # Of the model of all trusted rows; the path leaves one a fold, whose outputs are averaged.
             last = {key: value[FOLDS:] if len(value) > FOLDS else value for key, value in w.items()}
-            losses, score = folds.kind.judge(mean_outputs(last, held[0]), held[1])
+            outputs = mean_outputs(last, holdout.features)
+            losses, score = folds.kind.judge(outputs, holdout.targets)
             table[name] |= {"holdout_loss": float(losses.mean()), "holdout_score": score}
     return pd.DataFrame.from_dict(table, orient="index")
 
@@ -126,31 +128,32 @@ def _is_the_linear_model(estimator: Any) -> bool:
 
 
 def judge_with(
-    estimator: Any, data: Prepared, folds: Folds, candidate: Candidate
+    estimator: Any, tables: Prepared, folds: Folds, candidate: Candidate
 ) -> tuple[np.ndarray, float]:
     """Held-out losses of the trusted rows, and accuracy or R2, of any estimator fitted a fold."""
     lines = candidate.lines(folds)
-    X = stack_rows(take_rows(data.X, folds.sub), data.X_trusted)
-    y = stack_rows(take_rows(data.y, folds.sub), data.y_trusted)
-    outputs = np.full((folds.m, data.num_outputs), np.log(LEAST))
+    X = stack_rows(take_rows(tables.train.X, folds.sub), tables.trusted.X)
+    y = stack_rows(take_rows(tables.train.y, folds.sub), tables.trusted.y)
+    outputs = np.full((folds.m, tables.num_outputs), np.log(LEAST))
     for k in range(FOLDS):
-        held = folds.fold == k
+        held_out = folds.fold == k
         model = fit_weighted(estimator, X, y, lines[k])
-        outputs[held] = _outputs(model, take_rows(data.X_trusted, np.flatnonzero(held)), data)
+        part = take_rows(tables.trusted.X, np.flatnonzero(held_out))
+        outputs[held_out] = _outputs(model, part, tables)
     return folds.kind.judge(outputs, folds.y_trusted)
 
 
-def _outputs(model: Any, X: Any, data: Prepared) -> np.ndarray:
-    """Log-probabilities in the order of `data.classes`, or predictions in units of the targets."""
-    if data.classes is None:
-        target = np.asarray(data.y_trusted, float)
+def _outputs(model: Any, X: Any, tables: Prepared) -> np.ndarray:
+    """Log-probabilities in the order of `tables.classes`, or predictions in units of the targets."""
+    if tables.classes is None:
+        target = np.asarray(tables.trusted.y, float)
         return ((model.predict(X) - target.mean()) / (target.std() or 1.0))[:, None]
-    outputs = np.full((len(X), len(data.classes)), np.log(LEAST))
+    outputs = np.full((len(X), len(tables.classes)), np.log(LEAST))
     if hasattr(model, "predict_proba"):
-        where = np.searchsorted(data.classes, model.classes_)
+        where = np.searchsorted(tables.classes, model.classes_)
         outputs[:, where] = np.log(np.maximum(model.predict_proba(X), LEAST))
     else:
-        outputs[np.arange(len(X)), np.searchsorted(data.classes, model.predict(X))] = 0.0
+        outputs[np.arange(len(X)), np.searchsorted(tables.classes, model.predict(X))] = 0.0
     return outputs
 
 

@@ -10,23 +10,9 @@ from sklearn.base import clone, is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import has_fit_parameter
 
 from ..._analysis.weight_statistics import effective_sample_size
-
-
-def check_estimator_fits(estimator: Any, regression: bool) -> None:
-    """Refuse an estimator of the other kind, or one that cannot be fitted with weights."""
-    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-    if is_classifier(last) == regression:
-        wanted = "regressor" if regression else "classifier"
-        raise ValueError(f"`estimator` must be a {wanted} here, got {type(last).__name__}.")
-    if not has_fit_parameter(last, "sample_weight"):
-        raise ValueError(
-            f"`estimator` must accept sample_weight, and {type(last).__name__} does not: its fit "
-            "would ignore the weights. Choose one that does, such as LogisticRegression, Ridge, "
-            "RandomForestClassifier or HistGradientBoostingClassifier."
-        )
+from .._inputs.checks import check_estimator_fits
 
 
 def fit_weighted(

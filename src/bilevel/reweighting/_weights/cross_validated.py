@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from ..._analysis.weight_statistics import effective_sample_size, entropy
 from ..._callback import AbstractCallback
-from .._inputs.checks import InputError
+from .._inputs.checks import InputError, check_trusted_count
 from .features import centred_ranks
 from .labels import Classes, Numbers
 from .row_weights import allowed, free_row_weights
@@ -336,19 +336,6 @@ def cross_validated_weights(
     )
 
 
-def check_trusted_count(trusted: int) -> None:
-    """Refuse fewer trusted rows than two a fold.
-
-    Raises:
-        InputError: with the number.
-    """
-    if trusted < 2 * FOLDS:
-        raise InputError(
-            f"weights are judged on {FOLDS} folds of the trusted rows: got {trusted} trusted "
-            f"rows, at least {2 * FOLDS} are needed."
-        )
-
-
 def make_folds(
     X: Any, y: np.ndarray, X_trusted: Any, y_trusted: np.ndarray, groups: Any, seed: int
 ) -> Folds:
@@ -357,7 +344,7 @@ def make_folds(
     Raises:
         InputError: fewer than 6 trusted rows, or codes that are no codes.
     """
-    check_trusted_count(len(y_trusted))
+    check_trusted_count(len(y_trusted), FOLDS)
     kinds = y.dtype.kind + y_trusted.dtype.kind
     if kinds == "ff":
         kind: Classes | Numbers = Numbers()

@@ -67,7 +67,7 @@ class _History(AbstractCallback):
 
 
 def free_weights(
-    data: Prepared,
+    tables: Prepared,
     *,
     model: Any,
     method: str | AbstractAlgorithm,
@@ -82,17 +82,18 @@ def free_weights(
 
     `compare` makes the table of baselines from the weights and the weight of a trusted row.
     """
-    regression = data.classes is None
-    w0, predict = _build_model(model, data.rows[0].shape[1], data.num_outputs, seed)
+    regression = tables.classes is None
+    w0, predict = _build_model(model, tables.train.features.shape[1], tables.num_outputs, seed)
     loss = squared_error if regression else softmax_cross_entropy
-    to_jax = jax.tree.map(jnp.asarray, (data.rows, data.trusted, data.held))
-    (x, y), (x_trusted, y_trusted), held = to_jax
+    parts = tables.train, tables.trusted, tables.holdout
+    numbers = [None if part is None else part.numbers for part in parts]
+    (x, y), (x_trusted, y_trusted), holdout = jax.tree.map(jnp.asarray, numbers)
     problem = reweighting(x, y, x_trusted, y_trusted, predict, loss=loss, l2=l2)
     solution, history, stats = _run(
         problem, w0, method, num_steps, model == "linear", seed, callbacks, folder
     )
 
-    n = len(data.rows[1])
+    n = len(tables.train)
     weights, trusted_weight = final = row_weights(np.asarray(solution.u))
     fits = {
         name: _retrain(problem, jnp.asarray(p, x.dtype), w0)
@@ -106,13 +107,13 @@ def free_weights(
     all_trained = retrained.converged and all(
         bool(result == RESULTS.successful) for _, result in fits.values()
     )
-    scores = score_models(problem, models, predict, loss, held)
+    scores = score_models(problem, models, predict, loss, holdout)
     scores = scores.loc[["uniform", "warm", "retrained", "capped"]]
     baselines = compare(weights, trusted_weight)
     raw_ess = effective_sample_size(np.asarray(solution.u))
-    checks = ask(scores, baselines, retrained, raw_ess, n, data.num_outputs, all_trained)
+    checks = ask(scores, baselines, retrained, raw_ess, n, tables.num_outputs, all_trained)
     return WeightsResult(
-        weights=like(weights, data.given, "weight"),
+        weights=like(weights, tables.given, "weight"),
         trusted_weight=trusted_weight,
         keep=final.keep,
         effective_sample_size=effective_sample_size(weights),
@@ -125,11 +126,11 @@ def free_weights(
         stats=stats,
         winner="weights",
         candidates=None,
-        label_quality=like((centred_ranks(weights) + 1) / 2, data.given, "label_quality"),
+        label_quality=like((centred_ranks(weights) + 1) / 2, tables.given, "label_quality"),
         scale=1.0,
         group_weights=None,
         scorer=None,
-        encoding=data.encoding,
+        encoding=tables.encoding,
     )
 
 
