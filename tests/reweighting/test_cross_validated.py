@@ -21,13 +21,8 @@ from bilevel.datasets import flip_to_different
 from bilevel.reweighting import cross_validated_weights, effective_sample_size
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._weights import weight_function as _weight_function
-from bilevel.reweighting._weights.cross_validated import (
-    SIMPLEST,
-    Candidate,
-    choose,
-    make_folds,
-    mixture,
-)
+from bilevel.reweighting._weights.baselines import SIMPLEST
+from bilevel.reweighting._weights.candidates import Candidate, mixture
 from bilevel.reweighting._weights.labels import Classes, Numbers, RowScorer
 from bilevel.reweighting._weights.weight_function import (
     FOLDS,
@@ -38,6 +33,7 @@ from bilevel.reweighting._weights.weight_function import (
     Rows,
     effective_weights,
     fit_model,
+    make_folds,
     penalised_risk,
     sample_weights,
 )
@@ -303,9 +299,11 @@ def test_a_mixture_by_hand():
 
 def test_rows_of_a_class_that_no_trusted_row_has_weigh_like_the_others():
     candidate = Candidate(np.array([[1.0, 3.0, 9.0], [0.0, 0.0, 9.0]]), np.ones(2))
-    weights = candidate.neutral(np.array([False, False, True])).weights
+    weights = candidate.with_neutral_rows(np.array([False, False, True])).weights
     np.testing.assert_allclose(weights, [[1, 3, 2], [0, 0, 0]])
-    np.testing.assert_array_equal(candidate.neutral(np.zeros(3, bool)).weights, candidate.weights)
+    np.testing.assert_array_equal(
+        candidate.with_neutral_rows(np.zeros(3, bool)).weights, candidate.weights
+    )
 
 
 @pytest.mark.parametrize(("errors", "winner"), [(0.45, SIMPLEST), (0.55, "weights")])
@@ -394,11 +392,11 @@ def test_models_of_a_subsample_say_about_the_same_of_all_rows(monkeypatch):
         assert roc_auc_score(~wrong, q) > 0.95  # measured .983 and .979
     # Each of the 150 rows stands for 400 / 150: lines have the totals that they had.
     equal = Candidate(np.ones((FOLDS + 1, 400)), np.ones(FOLDS + 1))
-    np.testing.assert_allclose(equal.lines(part)[:, :150].sum(axis=1), 400, rtol=1e-12)
+    np.testing.assert_allclose(equal.fit_weights(part)[:, :150].sum(axis=1), 400, rtol=1e-12)
     uneven = equal._replace(weights=np.stack([d.quality for d in whole.described]))
-    totals = [uneven.lines(folds)[:, : folds.size].sum(axis=1) for folds in (whole, part)]
+    totals = [uneven.fit_weights(folds)[:, : folds.size].sum(axis=1) for folds in (whole, part)]
     np.testing.assert_allclose(totals[1], totals[0], rtol=0.1)
-    np.testing.assert_array_equal(uneven.lines(part)[:, 150:], part.others)
+    np.testing.assert_array_equal(uneven.fit_weights(part)[:, 150:], part.others)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bilevel import effective_sample_size, entropy
-from bilevel.reweighting._weights.diagnostics import row_weights
+from bilevel.reweighting._weights.row_weights import row_weights
 
 ROWS = arrays(
     np.float64,

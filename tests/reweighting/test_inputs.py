@@ -13,12 +13,11 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 
-from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.checks import InputError, densify
 from bilevel.reweighting._inputs.columns import tidy, vectorise
 from bilevel.reweighting._inputs.containers import (
     as_internal,
     as_rows,
-    densify,
     feature_rows,
     image_shape,
     like,

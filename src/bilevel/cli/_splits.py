@@ -7,9 +7,9 @@ import pandas as pd
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from ..datasets import flip_to_different
-from ..reweighting._learn import default_estimator, learn_weights
-from ..reweighting._weights.baselines import compare_baselines
-from ..reweighting._weights.result import verdict
+from ..reweighting._learn import learn_weights
+from ..reweighting._weights.baselines import compare_baselines, default_estimator
+from ..reweighting._weights.diagnostics import verdict
 
 NUM_TRAIN, NUM_TRUSTED, RATE, NUM_SPLITS = 1000, 200, 0.4, 10
 

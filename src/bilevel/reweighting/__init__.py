@@ -12,12 +12,12 @@ from ._inputs.prepare import Encoding
 from ._learn import learn_weights
 from ._report.page import Report
 from ._weights.baselines import compare_baselines
-from ._weights.cross_validated import CrossValidatedWeights, cross_validated_weights
+from ._weights.cross_validated import cross_validated_weights
 from ._weights.diagnostics import Check
 from ._weights.features import trust_features
 from ._weights.labels import RowScorer
 from ._weights.methods import clipped_soba, near_exact, soba
-from ._weights.result import WeightsResult
+from ._weights.result import CrossValidatedWeights, WeightsResult
 
 __all__ = [
     "Audit",

@@ -21,11 +21,17 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._inputs.checks import InputError, check_aligned, check_estimator_fits
 from ._inputs.containers import as_rows, feature_rows, like
-from ._learn import default_estimator, learn_weights
+from ._learn import learn_weights
 from ._report.evidence import gather_evidence
 from ._report.page import Report
-from ._weights.baselines import compare_baselines, fit_weighted, stack_rows, take_rows
-from ._weights.cross_validated import BASELINES
+from ._weights.baselines import (
+    BASELINES,
+    compare_baselines,
+    default_estimator,
+    fit_weighted,
+    stack_rows,
+    take_rows,
+)
 from ._weights.result import WeightsResult
 
 

@@ -4,21 +4,18 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
-
 from .._algorithm.base import AbstractAlgorithm
 from .._callback import AbstractCallback
 from ..tasks.models import Model
+from ._inputs.containers import like
 from ._inputs.prepare import MIN_MAX, prepare
-from ._weights.auto import auto_weights
-from ._weights.baselines import compare_baselines
+from ._weights.baselines import compare_on_holdout
+from ._weights.candidates import choose, explain, search
+from ._weights.diagnostics import holdout_check
 from ._weights.free_weights import free_weights
+from ._weights.judge import is_the_linear_model
 from ._weights.result import WeightsResult
-from ._weights.weight_function import FOLDS
+from ._weights.weight_function import FOLDS, make_folds
 
 
 def learn_weights(
@@ -113,8 +110,10 @@ def learn_weights(
     >>> round(float(np.mean(result.weights)), 6)
     1.0
     """
-    by_folds = is_cross_validated(method, model)
     check_choice(method, model, num_steps, groups)
+    by_folds = is_cross_validated(method, model)
+
+    # What came in, checked and as numbers.
     tables = prepare(
         X,
         y,
@@ -128,42 +127,42 @@ def learn_weights(
         estimator=estimator,
         folds=FOLDS if by_folds else None,
     )
-
-    def compare(weights: np.ndarray, trusted_weight: float) -> pd.DataFrame | None:
-        if tables.holdout is None:
-            return None
-        return compare_baselines(
-            default_estimator(tables.classes is None) if estimator is None else estimator,
-            tables.train.X,
-            tables.train.y,
-            tables.trusted.X,
-            tables.trusted.y,
-            weights,
-            trusted_weight,
-            tables.holdout.X,
-            tables.holdout.y,
-        )
-
     if by_folds:
-        return auto_weights(
+        # What models that have not seen a row say of its label, without each fold of trusted rows.
+        folds = make_folds(*tables.train.numbers, *tables.trusted.numbers, tables.groups, seed)
+        # Candidates made of that, and the best one on the trusted rows that it has not seen.
+        found = search(folds, callbacks, folder, seed)
+        judge = None if estimator is None or is_the_linear_model(estimator) else estimator
+        chosen = choose(found, tables, judge)
+        learned = explain(found, chosen, tables, judge)
+    else:
+        learned = free_weights(
             tables,
-            estimator=estimator,
+            model=model,
+            method="near-exact" if method == "auto" else method,
+            num_steps=num_steps,
+            l2=l2,
             seed=seed,
             callbacks=callbacks,
             folder=folder,
-            compare=compare,
         )
-    return free_weights(
+
+    # Whether it paid, on rows that took no part in it.
+    baselines = compare_on_holdout(
+        estimator,
         tables,
-        model=model,
-        method="near-exact" if method == "auto" else method,
-        num_steps=num_steps,
-        l2=l2,
-        seed=seed,
-        callbacks=callbacks,
-        folder=folder,
-        compare=compare,
+        learned.scale * learned.weights,
+        learned.scale * learned.trusted_weight,
     )
+    checks = learned.checks
+    if baselines is not None:
+        checks = [*checks, holdout_check(baselines, learned.winner, judged=by_folds)]
+    parts = learned._asdict() | {
+        "weights": like(learned.weights, tables.given, "weight"),
+        "label_quality": like(learned.label_quality, tables.given, "label_quality"),
+        "checks": checks,
+    }
+    return WeightsResult(**parts, baselines=baselines, encoding=tables.encoding)
 
 
 def is_cross_validated(method: Any, model: Any) -> bool:
@@ -185,10 +184,3 @@ def check_choice(method: Any, model: Any, num_steps: int | None, groups: Any) ->
             )
     elif groups is not None:
         raise ValueError("`groups` need method='auto' and model='linear'.")
-
-
-def default_estimator(regression: bool) -> Any:
-    """What weights are compared on, and finally fitted with, when the user names no estimator."""
-    if regression:
-        return make_pipeline(MinMaxScaler(), Ridge())
-    return make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 from jaxtyping import Float, Shaped
 from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
@@ -31,11 +32,30 @@ def row_ids(X: Any) -> np.ndarray:
     return np.asarray(X.index) if isinstance(X, pd.DataFrame) else np.arange(np.shape(X)[0])
 
 
-def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
-    """`X` as a finite float matrix.
+def densify(a: Any, name: str, limit_bytes: int = 2 * 10**9) -> np.ndarray | Any:
+    """A sparse matrix as a dense array of its dtype; anything else as it is.
 
     Raises:
-        InputError: not two-dimensional, zero rows, a column that is not numeric, NaN or infinity.
+        InputError: the dense matrix would take more than `limit_bytes`.
+    """
+    if not scipy.sparse.issparse(a):
+        return a
+    size = a.shape[0] * a.shape[1] * a.dtype.itemsize
+    if size > limit_bytes:
+        raise InputError(
+            f"`{name}` is a sparse matrix of shape {a.shape}, which takes {size / 1e9:.1f} GB when "
+            f"dense, more than {limit_bytes / 1e9:g} GB. Reduce it first: "
+            "`sklearn.decomposition.TruncatedSVD(100).fit_transform(X)`, fitted on the training rows."
+        )
+    return a.toarray()
+
+
+def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
+    """`X` as a finite float matrix, dense.
+
+    Raises:
+        InputError: too large to be made dense, not two-dimensional, zero rows, a column that is not
+            numeric, NaN or infinity.
     """
     if isinstance(X, pd.DataFrame):
         bad = [c for c in X.columns if not pd.api.types.is_numeric_dtype(X[c])]
@@ -46,6 +66,7 @@ def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
             )
         values = X.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
+        X = densify(X, name)
         try:
             values = np.asarray(X, dtype=np.float64)
         except (TypeError, ValueError) as error:

@@ -37,16 +37,16 @@ def as_internal(a: Any, name: str) -> Internal:
         if a.ndim != 2:
             raise InputError(f"`{name}` is a sparse array of shape {a.shape}; give a matrix.")
         return a.tocsr()
-    if isinstance(a, (str, os.PathLike)):
-        return _from_path(Path(a), name)
     if _is_a(a, "torch", "Tensor"):
         return _from_torch(a, name)
     if _is_dataset(a):
         return _from_dataset(a, name)
     if isinstance(a, np.ma.MaskedArray):
         return np.ma.filled(a.astype(np.float64), np.nan)
-    table = _from_arrow_or_narwhals(a)
-    return _from_rest(a, name) if table is None else table
+    if not isinstance(a, (str, os.PathLike)):
+        table = _from_arrow_or_narwhals(a)
+        return _from_rest(a, name) if table is None else table
+    return _from_path(Path(a), name)
 
 
 def feature_rows(X: Any, name: str) -> Any:
@@ -85,20 +85,20 @@ def as_rows(X: Any, y: Any, name: str = "X", y_name: str = "y") -> tuple[Any, An
     Raises:
         InputError: as `feature_rows`; no such column; or a dataset that still holds the labels.
     """
-    if isinstance(y, str) and Path(y).suffix.lower() != ".npy":
+    if not isinstance(y, str) or Path(y).suffix.lower() == ".npy":
+        features, labels = feature_rows(X, name), as_internal(y, y_name)
         if _is_dataset(X):
-            return split_dataset(X, y, name)
-        table = as_internal(X, name)
-        if not isinstance(table, pd.DataFrame):
-            raise InputError(
-                f"`{y_name}` is {y!r}, the name of a column, but `{name}` is no table that could "
-                "have one; give the labels themselves."
-            )
-        return _take_out(table, y, name)
-    features, labels = feature_rows(X, name), as_internal(y, y_name)
+            _check_without_labels(X, features, np.asarray(labels), y_name)
+        return features, labels
     if _is_dataset(X):
-        _check_without_labels(X, features, np.asarray(labels), y_name)
-    return features, labels
+        return split_dataset(X, y, name)
+    table = as_internal(X, name)
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(
+            f"`{y_name}` is {y!r}, the name of a column, but `{name}` is no table that could "
+            "have one; give the labels themselves."
+        )
+    return _take_out(table, y, name)
 
 
 def split_dataset(dataset: Any, label: str, name: str = "X") -> tuple[Any, pd.Series]:
@@ -152,24 +152,6 @@ def like(values: Any, original: Any, name: str) -> Any:
     if isinstance(frame, (nw.DataFrame, nw.Series)):
         return nw.new_series(name, values, backend=frame.implementation).to_native()
     return values
-
-
-def densify(a: Any, name: str, limit_bytes: int = 2 * 10**9) -> np.ndarray | Any:
-    """A sparse matrix as a dense array of its dtype; anything else as it is.
-
-    Raises:
-        InputError: the dense matrix would take more than `limit_bytes`.
-    """
-    if not scipy.sparse.issparse(a):
-        return a
-    size = a.shape[0] * a.shape[1] * a.dtype.itemsize
-    if size > limit_bytes:
-        raise InputError(
-            f"`{name}` is a sparse matrix of shape {a.shape}, which takes {size / 1e9:.1f} GB when "
-            f"dense, more than {limit_bytes / 1e9:g} GB. Reduce it first: "
-            "`sklearn.decomposition.TruncatedSVD(100).fit_transform(X)`, fitted on the training rows."
-        )
-    return a.toarray()
 
 
 def _is_a(a: Any, module: str, kind: str) -> bool:

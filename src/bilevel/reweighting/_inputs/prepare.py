@@ -24,7 +24,7 @@ from .checks import (
     row_ids,
 )
 from .columns import is_messy, tidy, vectorise
-from .containers import as_rows, densify, feature_rows
+from .containers import as_rows, feature_rows
 
 MIN_MAX = object()
 
@@ -47,7 +47,7 @@ class Encoding(NamedTuple):
 
     def features(self, X: Any, name: str) -> np.ndarray:
         """Scaled, in the floating type of JAX."""
-        values = as_features(densify(self.encode(X, name), name), name)
+        values = as_features(self.encode(X, name), name)
         scaled = values if self.scaler is None else self.scaler.transform(values)
         return np.asarray(scaled, jax.dtypes.canonicalize_dtype(float))
 
@@ -183,19 +183,17 @@ def prepare(
         check_same_columns(tables["train"], tables[name], "X", x_names[name])
     checked = {name: check_labels(labels[name], tables[name], y_names[name]) for name in tables}
 
-    pipeline = None
+    pipeline, encoded = None, tables
     if any(isinstance(table, pd.DataFrame) and is_messy(table) for table in tables.values()):
         frames = {x_names[name]: pd.DataFrame(table) for name, table in tables.items()}
-        pipeline, tidied, _ = vectorise(frames)
+        pipeline, tidied, matrices = vectorise(frames)
         tables = {name: tidied[x_names[name]] for name in tables}
+        encoded = {
+            name: pd.DataFrame(matrices[x_names[name]], table.index)
+            for name, table in tables.items()
+        }
         scaler = None if scaler is MIN_MAX else scaler
-    encoding = Encoding(pipeline, None, None)
-    numbers = {
-        name: as_features(
-            densify(encoding.encode(table, x_names[name]), x_names[name]), x_names[name]
-        )
-        for name, table in tables.items()
-    }
+    numbers = {name: as_features(table, x_names[name]) for name, table in encoded.items()}
     if overlap == "error":
         check_overlaps(numbers, {name: row_ids(table) for name, table in tables.items()})
 
@@ -213,6 +211,12 @@ def prepare(
         classes = find_classes(checked["train"], checked["trusted"], judge_all=every)
         encoding = Encoding(pipeline, scaler, classes)
 
+    if estimator is not None:
+        check_estimator_fits(estimator, regression)
+    if folds is not None:
+        check_trusted_count(len(checked["trusted"]), folds)
+    if groups is not None:
+        groups = check_groups(groups, len(checked["train"]))
     floating = jax.dtypes.canonicalize_dtype(float)
     scaled = {
         name: (
@@ -221,12 +225,6 @@ def prepare(
         )
         for name, a in numbers.items()
     }
-    if estimator is not None:
-        check_estimator_fits(estimator, regression)
-    if folds is not None:
-        check_trusted_count(len(checked["trusted"]), folds)
-    if groups is not None:
-        groups = check_groups(groups, len(checked["train"]))
     if pipeline is not None and not isinstance(estimator, Pipeline):
         tables = {name: pd.DataFrame(numbers[name], table.index) for name, table in tables.items()}
     whole = {name: PreparedTable(tables[name], labels[name], *scaled[name]) for name in tables}

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pandas as pd
 
-from .._weights.cross_validated import BASELINES, SIMPLEST
-from .._weights.result import holdout_check, verdict
+from .._weights.baselines import BASELINES, SIMPLEST
+from .._weights.diagnostics import holdout_check, verdict
 from .refits import Rows, effects_by, overfitting, removal, worst_rows
 
 FORMAT = "bilevel report 2"

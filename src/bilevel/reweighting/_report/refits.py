@@ -9,8 +9,13 @@ import pandas as pd
 from sklearn.base import is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 
-from .._weights.baselines import compare_baselines, fit_weighted, stack_rows, take_rows
-from .._weights.cross_validated import BASELINES
+from .._weights.baselines import (
+    BASELINES,
+    compare_baselines,
+    fit_weighted,
+    stack_rows,
+    take_rows,
+)
 from .thumbnails import thumbnails
 
 NUM_WORST, MAX_ROWS, NUM_FOLDS, NUM_RANDOM = 200, 20_000, 5, 3

@@ -7,12 +7,25 @@ import pandas as pd
 import scipy.sparse
 from sklearn import config_context
 from sklearn.base import clone, is_classifier
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils import _safe_indexing
 
 from ..._analysis.weight_statistics import effective_sample_size
 from .._inputs.checks import check_estimator_fits
+from .._inputs.prepare import Prepared
+
+SIMPLEST = "all rows + trusted"
+BASELINES = ("uniform", SIMPLEST, "trusted only", "filter")
+
+
+def default_estimator(regression: bool) -> Any:
+    """What weights are compared on, and finally fitted with, when the user names no estimator."""
+    if regression:
+        return make_pipeline(MinMaxScaler(), Ridge())
+    return make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000))
 
 
 def fit_weighted(
@@ -107,6 +120,22 @@ def compare_baselines(
         ValueError: the estimator does not accept `sample_weight`.
     """
     check_estimator_fits(estimator, not is_classifier(estimator))
+    return _compare(
+        estimator, X, y, X_trusted, y_trusted, weights, trusted_weight, X_holdout, y_holdout
+    )
+
+
+def _compare(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    X_trusted: Any,
+    y_trusted: Any,
+    weights: np.ndarray,
+    trusted_weight: float,
+    X_holdout: Any,
+    y_holdout: Any,
+) -> pd.DataFrame:
     n, m = len(y), len(y_trusted)
     ones, trusted_ones = np.ones(n), np.ones(m)
     both = stack_rows(X, X_trusted), stack_rows(y, y_trusted)
@@ -151,3 +180,22 @@ def compare_baselines(
             "standard_error": float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fitted on")
+
+
+def compare_on_holdout(
+    estimator: Any, tables: Prepared, weights: np.ndarray, trusted_weight: float
+) -> pd.DataFrame | None:
+    """`compare_baselines` on the hold-out, with the default estimator for `None`."""
+    if tables.holdout is None:
+        return None
+    return _compare(
+        default_estimator(tables.classes is None) if estimator is None else estimator,
+        tables.train.X,
+        tables.train.y,
+        tables.trusted.X,
+        tables.trusted.y,
+        weights,
+        trusted_weight,
+        tables.holdout.X,
+        tables.holdout.y,
+    )

@@ -1,47 +1,11 @@
-"""Numbers that say whether weights can be believed."""
+"""Questions asked of weights, whose answers say whether to believe them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Bool, Float
+import pandas as pd
 
-from ..._analysis.weight_statistics import effective_sample_size
-
-
-class RowWeights(NamedTuple):
-    """Weights of mean 1 for the training rows, and the weight of a trusted row beside them."""
-
-    weights: Float[np.ndarray, " rows"]
-    trusted_weight: float
-
-    @property
-    def keep(self) -> Bool[np.ndarray, " rows"]:
-        """The rows worth at least half a trusted row."""
-        return self.weights >= 0.5 * self.trusted_weight
-
-
-def row_weights(u: Float[np.ndarray, " rows"]) -> RowWeights:
-    """From a point of the simplex to sample weights: no row counts more than a trusted one.
-
-        cap = n / (2 ESS(p)),   p = u normalised to mean 1
-        w_i = c min(p_i, cap),  c such that the mean is 1;   a trusted row weighs c cap
-
-    The weights that a bilevel run finds have a long upper tail: rows that happen to pull the way the
-    trusted loss wants. With some hundred trusted rows that tail is where the overfitting is, and a
-    training row has no claim to be worth more than a row that is known to be right. The cap is half
-    of what each row would weigh if `ESS(p)` rows shared all the weight equally; uniform weights, and
-    weights that are zero or equal, come out as they went in.
-
-    >>> import numpy as np
-    >>> row_weights(np.array([0.5, 0.5, 0.0, 0.0]))
-    RowWeights(weights=array([2., 2., 0., 0.]), trusted_weight=2.0)
-    """
-    p = np.asarray(u, dtype=np.float64)
-    p = p * (len(p) / p.sum())
-    cap = 0.5 * len(p) / effective_sample_size(p)
-    capped = np.minimum(p, cap)
-    scale = len(p) / capped.sum()
-    return RowWeights(scale * capped, float(scale * cap))
+from ..._analysis.retrain import RetrainCheck
+from .baselines import BASELINES, SIMPLEST
 
 
 class Check(NamedTuple):
@@ -50,3 +14,143 @@ class Check(NamedTuple):
     name: str
     passed: bool
     detail: str
+
+
+def check_choice(
+    winner: str,
+    candidates: pd.DataFrame,
+    effective_rows: float,
+    n: int,
+    scores: pd.DataFrame,
+    num_outputs: int,
+) -> list[Check]:
+    """The questions asked of weights that were chosen on held-out trusted rows.
+
+    Args:
+        winner: the candidate that was chosen.
+        candidates: how the candidates did.
+        effective_rows: the effective sample size of the weights; 0 if all are zero.
+        n: the number of training rows.
+        scores: the table of `WeightsResult.scores`.
+        num_outputs: the number of classes, or 1.
+    """
+    checks = [_choice(candidates, winner)]
+    least = min(max(10 * num_outputs, 0.02 * n), n / 2)
+    if effective_rows:
+        detail = (
+            f"effective sample size {effective_rows:.0f} of {n} rows (asked for: {least:.0f} or "
+            "more)"
+        )
+        checks.append(Check("the weights did not collapse", bool(effective_rows >= least), detail))
+    uniform, warm, again = scores["trusted_loss"].loc[["uniform", "warm", "retrained"]]
+    kept = again <= warm + 1e-3 or uniform - again >= 0.9 * (uniform - warm)
+    detail = (
+        f"held-out loss {warm:.4g} of the models as the run left them, {again:.4g} retrained from "
+        "scratch on its last weights"
+    )
+    return [*checks, Check("retraining keeps the gain", bool(kept), detail)]
+
+
+def _choice(table: pd.DataFrame, winner: str) -> Check:
+    """What was chosen, against the best of the others that a user could have without weights."""
+    name = "the choice on held-out trusted rows"
+    rivals = [b for b in BASELINES if b in table.index and b != winner]
+    best = str(table.loc[rivals, "loss"].idxmin())
+    numbers = (
+        f"held-out loss {table.loc[winner, 'loss']:.4g}, score {table.loc[winner, 'score']:.4f}; "
+        f"the best other baseline ({best}) has {table.loc[best, 'loss']:.4g} and "
+        f"{table.loc[best, 'score']:.4f}"
+    )
+    if winner == SIMPLEST:
+        return Check(name, True, f"no weights are clearly better than {SIMPLEST}: {numbers}")
+    return Check(name, True, f"{winner}: {numbers}")
+
+
+def check_transfer(estimator: Any, linear: pd.DataFrame, table: pd.DataFrame) -> Check:
+    """Whether what the linear model finds better is better for the estimator too."""
+    name = type(estimator).__name__
+    ours = [c for c in table.index if c not in BASELINES]
+    best = str(linear.loc[ours, "loss"].idxmin())
+    gains = [t.loc[best, "difference"] for t in (linear, table)]
+    detail = (
+        f"{best} against {SIMPLEST}, held-out loss: {gains[0]:+.4g} with the linear model that "
+        f"learned it, {gains[1]:+.4g} (standard error {table.loc[best, 'standard_error']:.2g}) with "
+        f"{name}; all candidates were judged with {name}"
+    )
+    carried = gains[0] >= 0 or gains[1] < table.loc[best, "standard_error"]
+    return Check(f"the weights transfer to {name}", bool(carried), detail)
+
+
+def check_free_weights(
+    scores: pd.DataFrame,
+    retrained: RetrainCheck,
+    raw_ess: float,
+    n: int,
+    num_outputs: int,
+    all_trained: bool,
+) -> list[Check]:
+    """The questions whose answers decide whether to believe the weights.
+
+    Args:
+        scores: the table of `WeightsResult.scores`.
+        retrained: the run's `retrain_check`, measured from uniform weights.
+        raw_ess: the effective sample size before `row_weights` caps, which could hide a collapse.
+        n: the number of training rows.
+        num_outputs: the number of classes, or 1.
+        all_trained: whether every retrained model reached its tolerance.
+    """
+    uniform, capped = scores["trusted_loss"].loc[["uniform", "capped"]]
+    again = retrained.retrained.mean()
+    least = min(max(10 * num_outputs, 0.02 * n), n / 2)
+    unfinished = "" if all_trained else " (retraining stopped before its tolerance was met)"
+    return [
+        Check(
+            "the trusted loss fell",
+            bool(capped < 0.999 * uniform),
+            f"{uniform:.4g} trained on uniform weights, {capped:.4g} on the weights",
+        ),
+        Check(
+            "the weights did not collapse",
+            bool(raw_ess >= least),
+            f"effective sample size {raw_ess:.0f} of {n} rows before capping (asked for: "
+            f"{least:.0f} or more)",
+        ),
+        Check(
+            "retraining keeps the gain",
+            all_trained and bool(retrained.verdict == "holds" or again <= retrained.warm + 1e-3),
+            f"trusted loss {retrained.warm:.4g} as the run left the model, {again:.4g} retrained from "
+            f"scratch on the same weights{unfinished}",
+        ),
+    ]
+
+
+def holdout_check(baselines: pd.DataFrame, winner: str, judged: bool) -> Check:
+    """Whether the weights are as good on the hold-out as the best baseline.
+
+    Args:
+        baselines: the table of `compare_baselines`.
+        winner: what the weights are.
+        judged: whether they were chosen on held-out trusted rows; then a baseline must be better by
+            more than two standard errors to fail the check. Free weights must gain something.
+    """
+    others = baselines.drop(index="reweighted")
+    best = str(others["score"].idxmax())
+    gain, error = (float(x) for x in others.loc[best, ["difference", "standard_error"]])
+    paid = f"weighting {verdict(gain, error)}"
+    if winner in others.index:
+        paid = f"weighting was left out ({winner} was chosen)"
+    detail = (
+        f"{paid}: {baselines.loc['reweighted', 'score']:.4f} against "
+        f"{others.loc[best, 'score']:.4f} of the best baseline ({best}): {gain:+.4f} (standard "
+        f"error {error:.4f})"
+    )
+    if judged:
+        return Check("the choice holds on the hold-out", gain >= -2 * error, detail)
+    return Check("weighting pays on the hold-out", gain > 0, detail)
+
+
+def verdict(gain: float, error: float) -> str:
+    """Paid: a gain of more than two standard errors; may have paid: a smaller one; else not."""
+    if gain <= 0:
+        return "did not pay"
+    return "paid" if gain > 2 * error else "may have paid"

@@ -1,8 +1,8 @@
-"""Free weights, one a row: the bilevel problem on the simplex, and checks of its solution."""
+"""Free weights, one per row: the bilevel problem on the simplex, and checks of its solution."""
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from ..._solution import RESULTS, Solution
 from ..._solve import solve
 from ...tasks import reweighting, uniform_weights
 from ...tasks.models import Model, linear_model, mlp_model, softmax_cross_entropy, squared_error
-from .._inputs.containers import like
 from .._inputs.fingerprint import check_fingerprint, fingerprint
 from .._inputs.prepare import Prepared
-from .diagnostics import row_weights
+from .diagnostics import check_free_weights
 from .features import centred_ranks
 from .methods import build_method
-from .result import WeightsResult, ask, score_models
+from .result import Learned
+from .row_weights import row_weights
 
 _RETRAIN = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-6), max_steps=1000)
 
@@ -76,12 +76,8 @@ def free_weights(
     seed: int,
     callbacks: Sequence[AbstractCallback],
     folder: str | os.PathLike | None,
-    compare: Callable[[np.ndarray, float], pd.DataFrame | None],
-) -> WeightsResult:
-    """One weight a row, by a bilevel algorithm on the simplex; arguments as in `learn_weights`.
-
-    `compare` makes the table of baselines from the weights and the weight of a trusted row.
-    """
+) -> Learned:
+    """One weight per row, by a bilevel algorithm on the simplex; arguments as in `learn_weights`."""
     regression = tables.classes is None
     w0, predict = _build_model(model, tables.train.features.shape[1], tables.num_outputs, seed)
     loss = squared_error if regression else softmax_cross_entropy
@@ -107,30 +103,26 @@ def free_weights(
     all_trained = retrained.converged and all(
         bool(result == RESULTS.successful) for _, result in fits.values()
     )
-    scores = score_models(problem, models, predict, loss, holdout)
+    scores = _score_models(problem, models, predict, loss, holdout)
     scores = scores.loc[["uniform", "warm", "retrained", "capped"]]
-    baselines = compare(weights, trusted_weight)
     raw_ess = effective_sample_size(np.asarray(solution.u))
-    checks = ask(scores, baselines, retrained, raw_ess, n, tables.num_outputs, all_trained)
-    return WeightsResult(
-        weights=like(weights, tables.given, "weight"),
+    return Learned(
+        weights=weights,
         trusted_weight=trusted_weight,
+        scale=1.0,
+        label_quality=(centred_ranks(weights) + 1) / 2,
         keep=final.keep,
-        effective_sample_size=effective_sample_size(weights),
-        entropy=entropy(weights),
-        history=history,
-        scores=scores,
-        baselines=baselines,
-        checks=checks,
-        parameters=models["capped"],
-        stats=stats,
         winner="weights",
         candidates=None,
-        label_quality=like((centred_ranks(weights) + 1) / 2, tables.given, "label_quality"),
-        scale=1.0,
+        effective_sample_size=effective_sample_size(weights),
+        entropy=entropy(weights),
+        checks=check_free_weights(scores, retrained, raw_ess, n, tables.num_outputs, all_trained),
+        scores=scores,
+        parameters=models["capped"],
+        history=history,
+        stats=stats,
         group_weights=None,
         scorer=None,
-        encoding=tables.encoding,
     )
 
 
@@ -202,3 +194,28 @@ def _retrain(problem: BilevelProblem, u: jax.Array, w0: PyTree) -> tuple[PyTree,
     stream = Stream(FullBatch(), problem.inner_data, ())
     w, _, _, stats = _RETRAIN.solve(problem, u, w0, (), stream)
     return w, stats.result
+
+
+def _score_models(
+    problem: BilevelProblem, models: dict[str, PyTree], predict: Any, loss: Any, holdout: Any
+) -> pd.DataFrame:
+    """Losses, and scores (accuracy or R2), of the weighting model under several parameters."""
+    table: dict[str, dict[str, float]] = {name: {} for name in models}
+    for name, w in models.items():
+        for part, rows in [("trusted", problem.outer_data), ("holdout", holdout)]:
+            if rows is not None:
+                measured = _evaluate(predict, loss, w, *rows)
+                table[name] |= {f"{part}_{key}": float(x) for key, x in measured.items()}
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+@eqx.filter_jit
+def _evaluate(
+    predict: Any, loss: Any, w: PyTree, x: jax.Array, y: jax.Array
+) -> dict[str, jax.Array]:
+    outputs = predict(w, x)
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        score = jnp.mean(jnp.argmax(outputs, axis=1).astype(y.dtype) == y)
+    else:
+        score = 1 - jnp.mean((outputs[:, 0] - y) ** 2) / jnp.var(y)
+    return {"loss": jnp.mean(loss(outputs, y)), "score": score}

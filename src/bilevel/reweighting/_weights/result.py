@@ -1,21 +1,77 @@
-"""What `learn_weights` returns, and the questions asked of it."""
+"""What `learn_weights` returns."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, PyTree
+from jaxtyping import Bool, Float, PyTree
 
-from ..._analysis.retrain import RetrainCheck
-from ..._problem import BilevelProblem
 from .._inputs.containers import as_rows
 from .._inputs.prepare import Encoding
 from .diagnostics import Check
 from .labels import RowScorer
+
+
+class CrossValidatedWeights(NamedTuple):
+    """What `cross_validated_weights` returns.
+
+    Attributes:
+        weights: one a training row, mean 1; all zero if the trusted rows alone are best.
+        trusted_weight: what a trusted row weighs beside them.
+        scale: fit the final model with `scale * weights` and `scale * trusted_weight`: then the
+            training rows count as their effective sample size, which a penalised model notices.
+        winner: the candidate that was chosen.
+        candidates: a table with a line a candidate: `loss` and `score` (accuracy or R2) on the trusted
+            rows, each judged by models that have not seen it, and the `difference` of the loss to
+            "all rows + trusted" with its `standard_error`, paired over the rows.
+        experts: what "weights" is a mixture of: held-out `loss` of each, and its `share`.
+        label_quality: in [0, 1], one a training row; the lowest are most likely to be wrong. It is
+            there whichever candidate won.
+        keep: False for the rows whose label a model that has not seen them disputes.
+        shifted: whether the trusted rows are distributed otherwise than the training rows.
+    """
+
+    weights: Float[np.ndarray, " rows"]
+    trusted_weight: float
+    scale: float
+    winner: str
+    candidates: pd.DataFrame
+    experts: pd.DataFrame
+    label_quality: Float[np.ndarray, " rows"]
+    keep: Bool[np.ndarray, " rows"]
+    shifted: bool
+
+    def __str__(self) -> str:
+        row = self.candidates.loc[self.winner]
+        return (
+            f"{self.winner}: held-out loss {row['loss']:.4g}, {row['difference']:+.4g} (standard "
+            f"error {row['standard_error']:.2g}) against all rows + trusted"
+        )
+
+
+class Learned(NamedTuple):
+    """Weights of any method, with all that is known of them before the hold-out is looked at.
+
+    See `WeightsResult` for the attributes; here `weights` and `label_quality` are arrays.
+    """
+
+    weights: Float[np.ndarray, " rows"]
+    trusted_weight: float
+    scale: float
+    label_quality: Float[np.ndarray, " rows"]
+    keep: Bool[np.ndarray, " rows"]
+    winner: str
+    candidates: pd.DataFrame | None
+    effective_sample_size: float
+    entropy: float
+    checks: list[Check]
+    scores: pd.DataFrame
+    parameters: PyTree
+    history: pd.DataFrame
+    stats: dict[str, Any]
+    group_weights: pd.Series | None
+    scorer: RowScorer | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,108 +200,3 @@ _ADVICE = {
     "trusted only": "Use the trusted rows alone: no choice of training rows did better.",
     "filter": "Use the trusted rows, and the training rows whose label their model agrees with.",
 }
-
-
-def score_models(
-    problem: BilevelProblem, models: dict[str, PyTree], predict: Any, loss: Any, holdout: Any
-) -> pd.DataFrame:
-    """Losses, and scores (accuracy or R2), of the weighting model under several parameters."""
-    table: dict[str, dict[str, float]] = {name: {} for name in models}
-    for name, w in models.items():
-        for part, rows in [("trusted", problem.outer_data), ("holdout", holdout)]:
-            if rows is not None:
-                measured = _evaluate(predict, loss, w, *rows)
-                table[name] |= {f"{part}_{key}": float(x) for key, x in measured.items()}
-    return pd.DataFrame.from_dict(table, orient="index")
-
-
-@eqx.filter_jit
-def _evaluate(
-    predict: Any, loss: Any, w: PyTree, x: jax.Array, y: jax.Array
-) -> dict[str, jax.Array]:
-    outputs = predict(w, x)
-    if jnp.issubdtype(y.dtype, jnp.integer):
-        score = jnp.mean(jnp.argmax(outputs, axis=1).astype(y.dtype) == y)
-    else:
-        score = 1 - jnp.mean((outputs[:, 0] - y) ** 2) / jnp.var(y)
-    return {"loss": jnp.mean(loss(outputs, y)), "score": score}
-
-
-def ask(
-    scores: pd.DataFrame,
-    baselines: pd.DataFrame | None,
-    retrained: RetrainCheck,
-    raw_ess: float,
-    n: int,
-    num_outputs: int,
-    all_trained: bool,
-) -> list[Check]:
-    """The questions whose answers decide whether to believe the weights.
-
-    Args:
-        scores: the table of `WeightsResult.scores`.
-        baselines: the table of `compare_baselines`, if there is a hold-out.
-        retrained: the run's `retrain_check`, measured from uniform weights.
-        raw_ess: the effective sample size before `row_weights` caps, which could hide a collapse.
-        n: the number of training rows.
-        num_outputs: the number of classes, or 1.
-        all_trained: whether every retrained model reached its tolerance.
-    """
-    uniform, capped = scores["trusted_loss"].loc[["uniform", "capped"]]
-    again = retrained.retrained.mean()
-    least = min(max(10 * num_outputs, 0.02 * n), n / 2)
-    unfinished = "" if all_trained else " (retraining stopped before its tolerance was met)"
-    checks = [
-        Check(
-            "the trusted loss fell",
-            bool(capped < 0.999 * uniform),
-            f"{uniform:.4g} trained on uniform weights, {capped:.4g} on the weights",
-        ),
-        Check(
-            "the weights did not collapse",
-            bool(raw_ess >= least),
-            f"effective sample size {raw_ess:.0f} of {n} rows before capping (asked for: "
-            f"{least:.0f} or more)",
-        ),
-        Check(
-            "retraining keeps the gain",
-            all_trained and bool(retrained.verdict == "holds" or again <= retrained.warm + 1e-3),
-            f"trusted loss {retrained.warm:.4g} as the run left the model, {again:.4g} retrained from "
-            f"scratch on the same weights{unfinished}",
-        ),
-    ]
-    if baselines is not None:
-        checks.append(holdout_check(baselines, "weights", judged=False))
-    return checks
-
-
-def holdout_check(baselines: pd.DataFrame, winner: str, judged: bool) -> Check:
-    """Whether the weights are as good on the hold-out as the best baseline.
-
-    Args:
-        baselines: the table of `compare_baselines`.
-        winner: what the weights are.
-        judged: whether they were chosen on held-out trusted rows; then a baseline must be better by
-            more than two standard errors to fail the check. Free weights must gain something.
-    """
-    others = baselines.drop(index="reweighted")
-    best = str(others["score"].idxmax())
-    gain, error = (float(x) for x in others.loc[best, ["difference", "standard_error"]])
-    paid = f"weighting {verdict(gain, error)}"
-    if winner in others.index:
-        paid = f"weighting was left out ({winner} was chosen)"
-    detail = (
-        f"{paid}: {baselines.loc['reweighted', 'score']:.4f} against "
-        f"{others.loc[best, 'score']:.4f} of the best baseline ({best}): {gain:+.4f} (standard "
-        f"error {error:.4f})"
-    )
-    if judged:
-        return Check("the choice holds on the hold-out", gain >= -2 * error, detail)
-    return Check("weighting pays on the hold-out", gain > 0, detail)
-
-
-def verdict(gain: float, error: float) -> str:
-    """Paid: a gain of more than two standard errors; may have paid: a smaller one; else not."""
-    if gain <= 0:
-        return "did not pay"
-    return "paid" if gain > 2 * error else "may have paid"

@@ -24,6 +24,7 @@ from ..._linear.cg import CG
 from ..._problem import BilevelProblem
 from ..._solve import solve
 from ...tasks.models import linear_model, softmax_cross_entropy, squared_error
+from .._inputs.checks import InputError, check_trusted_count
 from .features import centred_ranks
 from .labels import Classes, Numbers, RowScorer, dispute_spread
 
@@ -388,3 +389,29 @@ class Folds:
         models = zip(w["weight"][:FOLDS], w["bias"][:FOLDS], strict=True)
         outputs = np.stack([self.x_trusted @ a.T + b for a, b in models])
         return self.kind.judge(outputs[self.fold, np.arange(self.m)], self.y_trusted)
+
+
+def make_folds(
+    X: Any, y: np.ndarray, X_trusted: Any, y_trusted: np.ndarray, groups: Any, seed: int
+) -> Folds:
+    """Check what only this method needs, and fit the models that describe the rows.
+
+    Raises:
+        InputError: fewer than 6 trusted rows, or codes that are no codes.
+    """
+    check_trusted_count(len(y_trusted), FOLDS)
+    kinds = y.dtype.kind + y_trusted.dtype.kind
+    if kinds == "ff":
+        kind: Classes | Numbers = Numbers()
+    elif set(kinds) <= set("iu") and min(y.min(), y_trusted.min()) >= 0:
+        kind = Classes(int(max(y.max(), y_trusted.max())) + 1)
+    else:
+        raise InputError(
+            "`y` and `y_trusted` must both be class codes 0, 1, ... or both floating targets, got "
+            f"{y.dtype} and {y_trusted.dtype} from {min(y.min(), y_trusted.min())}; "
+            "`sklearn.preprocessing.LabelEncoder` makes codes."
+        )
+    floating = jax.dtypes.canonicalize_dtype(float)
+    x, x_trusted = np.asarray(X, floating), np.asarray(X_trusted, floating)
+    codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    return Folds(x, y, x_trusted, y_trusted, kind, codes, np.random.default_rng(seed))
