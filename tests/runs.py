@@ -12,8 +12,7 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 from typer.testing import CliRunner
 
-from bilevel.cli import _job as _run
-from bilevel.cli import app
+from bilevel.cli import _weigh_work, app
 from bilevel.reweighting._inputs.columns import load_model
 from digits import TRAIN, arguments, digits, plain_table, write_table
 
@@ -80,7 +79,7 @@ def interrupt_at(call: int) -> type:
     """An `Activity` that is interrupted when it is told of a step for the `call`th time."""
     count = 0
 
-    class Interrupting(_run.Activity):
+    class Interrupting(_weigh_work.Activity):
         def __call__(self, chunk):
             nonlocal count
             count += 1
@@ -94,7 +93,7 @@ def interrupt_at(call: int) -> type:
 def record(seen: list[int]) -> type:
     """An `Activity` that notes the steps that it is told of."""
 
-    class Recording(_run.Activity):
+    class Recording(_weigh_work.Activity):
         def __call__(self, chunk):
             seen.append(chunk.step)
             super().__call__(chunk)

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from bilevel import learn_weights
-from bilevel.cli import _job as _run
+from bilevel.cli import _weigh_work
 from bilevel.cli._activity import Activity
 from bilevel.reweighting._report.thumbnails import thumbnails
 from digits import (
@@ -334,7 +334,7 @@ def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monk
     command = [*write_tables(tmp_path), "--id", "row"]
     out, partial = tmp_path / "run", tmp_path / "run.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(_run, "Activity", interrupt_at(6))
+        patch.setattr(_weigh_work, "Activity", interrupt_at(6))
         run = invoke(command, out)
     assert run.code == 130
     assert "interrupted; the same command with --resume goes on" in " ".join(run.stderr.split())
@@ -355,7 +355,7 @@ def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monk
     assert (partial / "checkpoint.eqx").exists()
 
     seen = []
-    monkeypatch.setattr(_run, "Activity", record(seen))
+    monkeypatch.setattr(_weigh_work, "Activity", record(seen))
     resumed = invoke([*command, "--resume"], out)
     assert resumed.code == 0
     assert seen == list(range(6, 21))  # it went on and did not start anew
@@ -373,13 +373,13 @@ def test_ctrl_c_in_the_final_fits_loses_no_step(tmp_path, plain, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_run.skops.io, "dump", stop)
+        patch.setattr(_weigh_work.skops.io, "dump", stop)
         run = invoke(command, tmp_path / "run")
     assert run.code == 130
     assert "the same command with --resume goes on" in " ".join(run.stderr.split())
     assert not (tmp_path / "run").exists()
     seen = []
-    monkeypatch.setattr(_run, "Activity", record(seen))
+    monkeypatch.setattr(_weigh_work, "Activity", record(seen))
     resumed = invoke([*command, "--resume"], tmp_path / "run")
     assert resumed.code == 0
     assert seen == [20]  # no step was made again
@@ -390,7 +390,7 @@ def test_ctrl_c_in_the_final_fits_loses_no_step(tmp_path, plain, monkeypatch):
 def test_a_changed_input_file_is_noticed_on_resume(tmp_path, monkeypatch):
     command = [*write_tables(tmp_path), "--id", "row"]
     with monkeypatch.context() as patch:
-        patch.setattr(_run, "Activity", interrupt_at(2))
+        patch.setattr(_weigh_work, "Activity", interrupt_at(2))
         assert invoke(command, tmp_path / "run").code == 130
     path = tmp_path / "train.csv"
     write_table(pd.read_csv(path).iloc[::-1], path)

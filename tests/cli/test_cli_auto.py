@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from bilevel.cli import _artifacts
-from bilevel.cli import _job as _run
-from bilevel.cli._artifacts import harmless
+from bilevel.cli import _run_folder, _weigh_work
+from bilevel.cli._run_folder import harmless
 from bilevel.reweighting._report.page import Report
 from digits import TRAIN, TRUSTED, arguments, digits, mixed_table, plain_table, write_table
 from runs import (
@@ -218,7 +217,7 @@ def test_ctrl_c_in_the_third_path_then_resume_gives_bitwise_the_same(full, tmp_p
     command = [*write_sources(tmp_path), "--no-report"]
     out, partial = tmp_path / "run", tmp_path / "run.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(_run, "Activity", interrupt_at(12))
+        patch.setattr(_weigh_work, "Activity", interrupt_at(12))
         run = weigh(command, out)
     assert run.code == 130
     assert "interrupted; the same command with --resume goes on" in " ".join(run.stderr.split())
@@ -228,8 +227,8 @@ def test_ctrl_c_in_the_third_path_then_resume_gives_bitwise_the_same(full, tmp_p
         *("config.toml", "fingerprint", "path-features-0.npz", "path-features-1.npz")
     ]
     seen: list[int] = []
-    monkeypatch.setattr(_run, "Activity", record(seen))
-    monkeypatch.setattr(_artifacts, "WORST", 7)
+    monkeypatch.setattr(_weigh_work, "Activity", record(seen))
+    monkeypatch.setattr(_run_folder, "WORST", 7)
     resumed = weigh([*command, "--resume"], out)
     assert resumed.code == 0
     # Two paths of features are left and four of groups; the one that was broken off starts anew.
@@ -243,7 +242,7 @@ def test_ctrl_c_in_the_third_path_then_resume_gives_bitwise_the_same(full, tmp_p
 
 
 def test_at_most_a_thousand_worst_rows_are_written():
-    assert _artifacts.WORST == 1000
+    assert _run_folder.WORST == 1000
 
 
 # -- data that mean harm ----------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_dates_vectors_and_free_text_are_no_bad_input(case, monkeypatch):
         shapes.extend([X.shape, X_trusted.shape])
         raise InputError("enough is known.")
 
-    monkeypatch.setattr("bilevel.cli._job.learn_weights", stop)
+    monkeypatch.setattr("bilevel.cli._weigh_work.learn_weights", stop)
     case.refuse(3, "enough is known.")
     # a, b; two colours; two numbers of a vector; 30 of text; year, month, day, hour, weekday, time
     assert shapes == [(60, 42), (M, 42)]
@@ -299,7 +299,7 @@ def test_a_path_below_a_file(case):
 def test_a_read_only_folder(case, monkeypatch):
     with monkeypatch.context() as patch:
         unwritable = SimpleNamespace(access=lambda *_: False, W_OK=os.W_OK)
-        patch.setattr("bilevel.cli._job.os", unwritable)
+        patch.setattr("bilevel.cli._run_folder.os", unwritable)
         case.refuse(2, f"cannot be written ({case.folder} is read-only); choose another --out.")
 
     def refused(*_, **__):

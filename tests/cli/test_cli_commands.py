@@ -14,10 +14,8 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from bilevel import datasets
-from bilevel.cli import _job as _run
-from bilevel.cli import _splits as _demo
-from bilevel.cli import app
-from bilevel.cli._estimate import Estimate
+from bilevel.cli import _demo_work, _weigh_work, app
+from bilevel.cli._weigh_work import Estimate
 from digits import TRAIN, TRUSTED, digits, plain_table, write_table, write_tables
 from runs import Run, Said, bilevel, formula_ids, full_run, weigh, write_sources
 
@@ -334,22 +332,22 @@ def write_config(folder: Path, values: dict[str, Any], extra: str = "") -> Path:
     return path
 
 
-def config(**changes: Any) -> _run.WeighConfig:
+def config(**changes: Any) -> _weigh_work.WeighConfig:
     values: dict[str, Any] = {**EVERYTHING, "drop": ("p", "q"), **changes}
-    return _run.WeighConfig(**values)
+    return _weigh_work.WeighConfig(**values)
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[tuple[_run.WeighConfig, bool]]:
+def asked(monkeypatch) -> list[tuple[_weigh_work.WeighConfig, bool]]:
     """What `weigh` was called with: it makes no run, whose result would not be believable."""
     calls = []
 
-    def make_no_run(config: _run.WeighConfig, resume: bool) -> Any:
+    def make_no_run(config: _weigh_work.WeighConfig, resume: bool) -> Any:
         calls.append((config, resume))
         result = SimpleNamespace(believable=False)
         return SimpleNamespace(result=result, folder=Path(config.out), summary={"rows": 3})
 
-    monkeypatch.setattr(_run, "weigh", make_no_run)
+    monkeypatch.setattr(_weigh_work, "weigh", make_no_run)
     return calls
 
 
@@ -379,11 +377,11 @@ def test_names_have_dashes_or_underscores(tmp_path, asked, monkeypatch, dashed):
     names = {key: key.replace("_", "-") if dashed else key for key in values}
     estimated = []
 
-    def estimate(config: _run.WeighConfig) -> Estimate:
+    def estimate(config: _weigh_work.WeighConfig) -> Estimate:
         estimated.append(config)
         return Estimate(1, 2, 3, 4, 50.0, 6e9)
 
-    monkeypatch.setattr(_run, "estimate", estimate)
+    monkeypatch.setattr(_weigh_work, "estimate", estimate)
     path = write_config(tmp_path, {names[key]: value for key, value in values.items()})
     said = bilevel("weigh", "-c", path)
     assert said.code == 0
@@ -545,13 +543,13 @@ def test_bench_shows_means_over_the_seeds(monkeypatch):
         calls.append((data, rows, trusted, noise, seed))
         return 0.01 * (seed + 1), trusted / 1000
 
-    monkeypatch.setattr(_demo, "bench_cell", cell)
+    monkeypatch.setattr(_demo_work, "bench_cell", cell)
     said = bilevel("bench", "--seeds", "3")
     assert said.code == 0
-    assert calls == [(*line, seed) for line in _demo.BENCH for seed in range(3)]
+    assert calls == [(*line, seed) for line in _demo_work.BENCH for seed in range(3)]
     lines = [line.split("│") for line in said.stdout.splitlines() if "%" in line]
-    assert len(lines) == len(_demo.BENCH) == 18
-    for line, (data, rows, trusted, noise) in zip(lines, _demo.BENCH, strict=True):
+    assert len(lines) == len(_demo_work.BENCH) == 18
+    for line, (data, rows, trusted, noise) in zip(lines, _demo_work.BENCH, strict=True):
         assert [cell.strip() for cell in line[1:-1]] == [
             *(data, str(rows), str(trusted), f"{noise:.0%}", "+0.0200", f"{trusted / 1000:+.4f}")
         ]

@@ -1,12 +1,26 @@
-"""The command line: `bilevel weigh` and its friends. Nothing heavy is imported until one runs."""
+"""The command line: `bilevel weigh` and the commands beside it.
 
-from ._app import app
+The modules `_x` hold the options of the commands and import nothing heavy; what a command does is in
+`_x_work`, which is imported when it runs.
+"""
+
+from ._app import RunFolderError, app
+from ._commands import audit, report, score, suggest
 from ._demo import bench, demo
-from ._run import report, score, suggest
-from ._tables import audit
 from ._weigh import weigh
 
-__all__ = ["app", "audit", "bench", "demo", "main", "report", "score", "suggest", "weigh"]
+__all__ = [
+    "RunFolderError",
+    "app",
+    "audit",
+    "bench",
+    "demo",
+    "main",
+    "report",
+    "score",
+    "suggest",
+    "weigh",
+]
 
 for command in (weigh, demo, audit, score, suggest, report, bench):
     app.command()(command)

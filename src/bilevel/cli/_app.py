@@ -22,6 +22,10 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 
+class RunFolderError(ValueError):
+    """The output folder cannot be used; nothing was written."""
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Say what is wrong on stderr, and exit."""
     # Messages quote the user's data, which must not be taken for markup, nor wrapped mid-path.
@@ -34,7 +38,6 @@ def failures(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator
     """Turn the library's errors into messages and exit codes."""
     from .._solution import BilevelError
     from ..reweighting._inputs.checks import InputError
-    from ._job import RunFolderError
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         err.print(

@@ -19,7 +19,7 @@ def demo(
     """Run the job on real digits that ship with scikit-learn, with labels corrupted on purpose."""
     from rich.progress import track
 
-    from ._splits import DEMO_TEXT, NUM_SPLITS, run_demo
+    from ._demo_work import DEMO_TEXT, NUM_SPLITS, run_demo
 
     out.print(DEMO_TEXT)
     bar = iter(track(range(NUM_SPLITS), description="splits", console=err))
@@ -69,7 +69,7 @@ def bench(
     """Where does weighting pay? The default on digits and breast cancer data, over the noise."""
     from rich.progress import track
 
-    from ._splits import BENCH, bench_cell
+    from ._demo_work import BENCH, bench_cell
 
     lines = [(*line, seed) for line in BENCH for seed in range(seeds)]
     gains: dict[tuple, list[tuple[float, float]]] = {}

@@ -120,8 +120,9 @@ def weigh(
             param_hint="--num-steps",
         )
 
-    from ._job import WeighConfig, estimate
-    from ._job import weigh as run
+    from ._run_folder import WeighConfig
+    from ._weigh_work import estimate
+    from ._weigh_work import weigh as run
 
     settings = WeighConfig(
         train=str(train),

@@ -1,13 +1,15 @@
-"""Commands about a run folder: `bilevel score`, `bilevel suggest`, `bilevel report`."""
+"""The commands beside `weigh`: `bilevel audit`, `score`, `suggest` and `report`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from ._app import Config, Json, failures
+from ._app import NOT_BELIEVABLE, Config, Json, failures
 from ._app import out as console
 
 if TYPE_CHECKING:
@@ -18,6 +20,38 @@ Output = Annotated[
     Path | None, typer.Option("--out", help="CSV or Parquet file to write the table to.")
 ]
 SHOWN = 20
+MARKS = {"problem": "[red]NO[/red]", "warning": "[yellow]??[/yellow]", "ok": "[green]ok[/green]"}
+
+
+def audit(
+    train: Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")],
+    label: Annotated[str, typer.Option(help="Name of the label column.")],
+    trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
+    holdout: Annotated[Path | None, typer.Option(help="Rows to judge the result on.")] = None,
+    id: Annotated[str | None, typer.Option(help="Column with the rows' ids.")] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
+    ] = None,
+    json_: Json = False,
+    strict: Annotated[bool, typer.Option(help="Exit with 4 if a problem is found.")] = False,
+    config: Config = None,
+) -> None:
+    """Look for what would make weights, or their proof, worthless: leaks, duplicates, conflicts."""
+    with failures():
+        from ._commands_work import audit_tables
+
+        found = audit_tables(train, label, trusted, holdout, id, drop or [])
+    if json_:
+        sys.stdout.write(json.dumps(found.to_dict(), indent=2) + "\n")
+    else:
+        for finding in found.findings:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(
+                f" {MARKS[finding.severity]}", f"{escape(finding.title)}: {escape(finding.detail)}"
+            )
+            console.print(line)
+    if strict and not found.passed:
+        raise typer.Exit(NOT_BELIEVABLE)
 
 
 def score(
@@ -37,7 +71,7 @@ def score(
     with failures():
         import numpy as np
 
-        from ._files import score_table, write_table
+        from ._commands_work import score_table, write_table
 
         scores = score_table(run, table, label, id).sort_values("label_quality", kind="stable")
         if out is not None:
@@ -55,7 +89,7 @@ def suggest(
 ) -> None:
     """Say which training rows to verify next, and why; it reads the run's own tables again."""
     with failures():
-        from ._files import suggest_rows, write_table
+        from ._commands_work import suggest_rows, write_table
 
         rows = suggest_rows(run, budget)
         if out is not None:
@@ -71,7 +105,7 @@ def report(
 ) -> None:
     """Write a run's report again from its report.json."""
     with failures():
-        from ._files import write_report
+        from ._commands_work import write_report
 
         path = write_report(run, out)
     console.print(f"written to {path}", highlight=False, markup=False, soft_wrap=True)
@@ -96,6 +130,4 @@ def _show(rows: "pd.DataFrame", json_: bool, title: str, out: Path | None) -> No
 
 
 def _cell(value: object) -> str:
-    from rich.markup import escape
-
     return f"{value:.3f}" if isinstance(value, float) else escape(str(value))

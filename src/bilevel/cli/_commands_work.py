@@ -1,8 +1,6 @@
 """What the commands beside `weigh` do: from files to tables."""
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,27 +12,7 @@ from ..reweighting._inputs.checks import InputError, named
 from ..reweighting._inputs.columns import load_model, tidy
 from ..reweighting._inputs.files import digest, read_table, split_label
 from ..reweighting._report.page import Report
-from ._artifacts import read_scorer, write_csv
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """The settings of a run, from its `config.toml`.
-
-    Raises:
-        InputError: it is no run folder.
-    """
-    path = run / "config.toml"
-    if not path.is_file():
-        raise InputError(f"{run} is no run folder of `bilevel weigh`: it has no config.toml.")
-    try:
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
-        raise InputError(
-            f"{run} is no run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
-        )
-    return config
+from ._run_folder import read_config, read_scorer, write_csv
 
 
 def score_table(run: Path, table: Path, label: str | None, identifier: str | None) -> pd.DataFrame:

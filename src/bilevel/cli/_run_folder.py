@@ -1,7 +1,12 @@
-"""The files of a run folder: Parquet, CSV, NPZ, JSON, HTML and skops; nothing in them is unpickled."""
+"""The run folder: made, checked, written and read; nothing in its files is unpickled."""
 
+import contextlib
 import csv
+import dataclasses
 import json
+import os
+import shutil
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +20,125 @@ from ..reweighting._inputs.columns import check_values, load_model, tidy
 from ..reweighting._inputs.prepare import Encoding
 from ..reweighting._weights.labels import Classes, Numbers, RowScorer
 from ..reweighting._weights.result import WeightsResult
+from ._app import RunFolderError
 
 WORST = 1000  # rows in worst.csv
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the same in full width
+
+
+@dataclasses.dataclass(frozen=True)
+class WeighConfig:
+    """What `bilevel weigh` was asked to do; written to `config.toml`."""
+
+    train: str
+    label: str
+    trusted: str
+    out: str
+    holdout: str | None = None
+    id: str | None = None
+    groups: str | None = None
+    drop: tuple[str, ...] = ()
+    images: str | None = None
+    task: str = "auto"
+    method: str = "auto"
+    model: str = "linear"
+    num_steps: int | None = None
+    l2: float = 1e-2
+    overlap: str = "error"
+    report: bool = True
+    control: bool = False
+    seed: int = 0
+
+    def to_toml(self, digests: dict[str, str]) -> str:
+        """The settings and the inputs' sha256 sums as TOML (whose scalars are written as JSON's)."""
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        lines = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()
+        ]
+        lines += ["", "[sha256]", *(f"{k} = {json.dumps(v)}" for k, v in digests.items())]
+        return "\n".join(lines) + "\n"
+
+
+def check_folder(out: Path, partial: Path, resume: bool) -> None:
+    if out.exists():
+        raise RunFolderError(
+            f"the run folder {out} exists; its results are not overwritten. Choose another --out, "
+            "or remove it."
+        )
+    if resume and not (partial / "config.toml").exists():
+        raise RunFolderError(
+            f"there is no interrupted run to resume in {partial}; start it without --resume."
+        )
+    if not resume and partial.exists():
+        raise RunFolderError(
+            f"an interrupted run is in {partial}: go on with it by --resume, or remove that folder "
+            "to start anew."
+        )
+    parent = next(p for p in (partial, *partial.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunFolderError(
+            f"the folder {partial} cannot be written ({parent} is "
+            f"{'read-only' if parent.is_dir() else 'a file'}); choose another --out."
+        )
+
+
+def check_same_run(path: Path, toml: str) -> None:
+    before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(toml)
+    different = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    if different:
+        raise RunFolderError(
+            f"the interrupted run in {path.parent} differs from this call in {named(different)}: "
+            f"{ {k: before.get(k) for k in different} } then, { {k: now.get(k) for k in different} } "
+            "now. Repeat the call that was interrupted, or remove that folder."
+        )
+
+
+def create_folder(partial: Path, new_parents: list[Path], toml: str) -> None:
+    """Make the folder with its `config.toml`, or nothing."""
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"the folder {partial} cannot be written ({error.strerror}); choose another --out."
+        ) from error
+    try:
+        (partial / "config.toml").write_text(toml, encoding="utf-8")
+    except OSError as error:
+        remove_folder(partial, new_parents)
+        raise RunFolderError(
+            f"the folder {partial} cannot be written ({error.strerror}); choose another --out."
+        ) from error
+
+
+def remove_folder(partial: Path, new_parents: list[Path]) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in new_parents:
+        with contextlib.suppress(OSError):  # it is in use by another run
+            folder.rmdir()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return [*folder.glob("checkpoint.eqx"), *folder.glob("path-*.npz")]
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The settings of a run, from its `config.toml`.
+
+    Raises:
+        InputError: it is no run folder.
+    """
+    path = run / "config.toml"
+    if not path.is_file():
+        raise InputError(f"{run} is no run folder of `bilevel weigh`: it has no config.toml.")
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
+        raise InputError(
+            f"{run} is no run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
+        )
+    return config
 
 
 def write_weights(
