@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
-from bilevel import datasets
+from bilevel import datasets, learn_weights
 
 TRAIN, TRUSTED, RATE = 400, 150, 0.4
 
@@ -45,6 +45,13 @@ def digits(seed: int = 0) -> Digits:
     train, trusted, rest = np.split(order, [TRAIN, TRAIN + TRUSTED])
     noisy, wrong = datasets.flip_to_different(y[train], RATE, seed=seed)
     return Digits(X[train], noisy, X[trusted], y[trusted], X[rest], y[rest], wrong)
+
+
+@functools.cache
+def learned(method: str = "auto") -> Any:
+    """The weights of these rows by `method`, with the hold-out: one result for all tests."""
+    data = digits()
+    return learn_weights(*data.learnable, holdout=data.holdout, method=method)
 
 
 def plain_table(X: np.ndarray, y: np.ndarray, first_id: int = 0) -> pd.DataFrame:

@@ -213,6 +213,7 @@ def test_report_reads_what_weigh_wrote(full, tmp_path):
 # -- Ctrl-C -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # quick: that of free weights
 def test_ctrl_c_in_the_third_path_then_resume_gives_bitwise_the_same(full, tmp_path, monkeypatch):
     command = [*write_sources(tmp_path), "--no-report"]
     out, partial = tmp_path / "run", tmp_path / "run.partial"

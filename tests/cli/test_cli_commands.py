@@ -163,7 +163,7 @@ def test_score_refuses_rows_it_cannot_judge(full, tmp_path):
     )
 
 
-def test_score_refuses_files_it_cannot_read_or_write(full, again, copied, tmp_path):
+def test_score_refuses_files_it_cannot_read_or_write(full, copied, tmp_path):
     table, _ = new_rows(40)
     said = bilevel("score", full.out, tmp_path / "none.csv")
     refused(3, "none.csv does not exist; check the path.", said=said)
@@ -178,7 +178,6 @@ def test_score_refuses_files_it_cannot_read_or_write(full, again, copied, tmp_pa
     (copied / "scorer.npz").unlink()
     message = "holds no scorer.npz", "Free weights say nothing of new rows."
     refused(3, *message, said=score(copied, table, tmp_path))
-    assert score(again.out, table, tmp_path).code == 0
 
 
 # -- suggest ----------------------------------------------------------------------------------------
@@ -290,15 +289,14 @@ def test_report_writes_the_page_again(full, copied):
     assert sorted(path.name for path in copied.iterdir()) == full.files
 
 
-def test_report_needs_a_run_with_one(again, copied, tmp_path):
+def test_report_needs_a_run_with_one(copied, tmp_path):
     refused(3, "is no run folder of `bilevel weigh`", said=bilevel("report", tmp_path))
-    refused(
-        3, "no report.json: it was weighed with --no-report.", said=bilevel("report", again.out)
-    )
     said = bilevel("report", copied, "--out", tmp_path / "x.pdf")
     refused(3, "a report is saved as .html or .json, got 'x.pdf'.", said=said)
     (copied / "report.json").write_text('{"format": "another"}')
     refused(3, "report.json is not a report saved as JSON", said=bilevel("report", copied))
+    (copied / "report.json").unlink()
+    refused(3, "no report.json: it was weighed with --no-report.", said=bilevel("report", copied))
 
 
 # -- configuration files ----------------------------------------------------------------------------
@@ -460,6 +458,7 @@ def test_other_commands_read_such_files_too(full, tmp_path):
     refused(2, "sets budget, which `score` has not; it has id, json, label, out, run,", said=said)
 
 
+@pytest.mark.slow  # quick: `test_config_mirrors_the_flags`
 def test_a_runs_own_file_gives_the_same_weights(full, again):
     assert again.code == 0
     assert (again.out / "weights.parquet").read_bytes() == (
@@ -482,7 +481,7 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path):
     sizes = {"train_rows": TRAIN, "trusted_rows": TRUSTED, "columns": 64, "outputs": 10}
     assert {name: cost[name] for name in sizes} == sizes
     assert set(cost) == {*sizes, "seconds", "bytes"}
-    assert 1 < cost["seconds"] < 600  # about 20 on two cores
+    assert cost["seconds"] >= 25  # what it takes to start and to compile
     assert 1e8 < cost["bytes"] < 2e9
     said = bilevel(*command, "--dry-run")
     assert said.code == 0

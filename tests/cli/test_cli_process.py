@@ -1,4 +1,4 @@
-"""The `bilevel` command as a process: start-up time, exit codes, a real Ctrl-C."""
+"""The `bilevel` command as a process: what it imports, exit codes, a real Ctrl-C."""
 
 import signal
 import subprocess
@@ -14,26 +14,19 @@ from digits import digits, plain_table, write_table, write_tables
 PYTHON = [sys.executable, "-c"]
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys\n"
         "from bilevel.cli import app\n"
         "try:\n    app(['--help'])\n"
         "except SystemExit as e:\n    code = e.code\n"
-        "heavy = {'jax', 'pandas', 'sklearn', 'equinox', 'skops', 'numpy', 'scipy'}\n"
+        "heavy = {'jax', 'pandas', 'sklearn', 'equinox', 'skops', 'numpy', 'scipy', 'pyarrow', 'jinja2'}\n"
         "print(code, sorted(heavy & set(sys.modules)))\n"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([*PYTHON, code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-        assert done.stdout.splitlines()[-1] == "0 []"
-        for command in ("weigh", "demo", "audit", "score", "suggest", "report", "bench"):
-            assert f" {command} " in done.stdout
-        if seconds[-1] < 1:
-            break
-    assert min(seconds) < 1
+    done = subprocess.run([*PYTHON, code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    for command in ("weigh", "demo", "audit", "score", "suggest", "report", "bench"):
+        assert f" {command} " in done.stdout
 
 
 def test_exit_codes_of_the_real_command(tmp_path):

@@ -16,13 +16,12 @@ import bilevel
 from bilevel import learn_weights
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._weights.baselines import fit_weighted, stack_rows
-from digits import TRAIN, TRUSTED, digits
+from digits import TRAIN, TRUSTED, digits, learned
 
 
 @pytest.fixture(scope="module")
 def result() -> Any:
-    data = digits()
-    return learn_weights(*data.learnable, holdout=data.holdout)
+    return learned()
 
 
 def test_noisy_digits(result):
@@ -98,6 +97,7 @@ def test_training_rows_score_about_as_they_did(result):
     assert np.corrcoef(again, result.label_quality)[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_useless_labels_leave_the_trusted_rows_alone():
     data = digits()
     y = np.random.default_rng(0).permutation(data.y)
@@ -123,6 +123,7 @@ def test_an_estimator_of_ones_own_judges_the_candidates():
     assert result.baselines.loc["reweighted", "score"] > scores["uniform"] + 0.1
 
 
+@pytest.mark.slow  # quick: the sources of `runs.full_run`
 def test_bad_sources_lose_their_weight():
     """Ten annotators, as many as the row's features are (one compilation); three of them guess."""
     data = digits()

@@ -19,7 +19,7 @@ import bilevel
 from bilevel import learn_weights, tasks
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._weights import methods as _methods
-from digits import TRAIN, digits
+from digits import TRAIN, digits, learned
 
 HISTORY = [
     "step",
@@ -42,8 +42,7 @@ free_weights = functools.partial(learn_weights, method="near-exact")
 
 @pytest.fixture(scope="module")
 def result():
-    data = digits()
-    return free_weights(*data.learnable, holdout=data.holdout)
+    return learned("near-exact")
 
 
 def test_noisy_rows_get_lower_weights():
@@ -191,7 +190,7 @@ class _Interrupt(bilevel.AbstractCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", [1, 7, 20])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7, 20])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, result, step):
     data = digits()
     folder = tmp_path / "new" / "run"
