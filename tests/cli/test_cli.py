@@ -50,13 +50,13 @@ def mixed(tmp_path_factory) -> Run:
     return invoke([*write_tables(folder, mixed_table), "--id", "row"], folder / "run")
 
 
-def test_the_folder_holds_five_files_and_nothing_else_is_left(plain):
+def test_the_folder_holds_five_files_and_nothing_else(plain):
     assert plain.code == 0
     assert plain.files == FILES
     assert not plain.out.with_name("run.partial").exists()
 
 
-def test_weights_have_a_line_a_row_in_order(plain):
+def test_weights_have_one_line_per_row_in_order(plain):
     weights, data = plain.weights, digits()
     assert list(weights.columns) == COLUMNS
     assert weights["id"].tolist() == [f"r{i}" for i in range(TRAIN)]
@@ -324,7 +324,7 @@ def test_regression(tmp_path):
 @pytest.mark.parametrize(("seed", "believable"), [(0, True), (1, False)])
 @pytest.mark.slow
 def test_strict_says_whether_to_believe_it(tmp_path, seed, believable):
-    """On split 1 the filter baseline is better on the hold-out: .9214 against .9150."""
+    """On split 1 the filter baseline is better on the hold-out: 0.9214 against 0.9150."""
     command = [*write_tables(tmp_path, seed=seed), "--id", "row"]
     run = invoke([*command, "--strict"], tmp_path / "run")
     assert run.summary["believable"] is believable
@@ -349,7 +349,7 @@ def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monk
 
     refused = invoke(command, out)
     assert refused.code == 2
-    assert f"aninterruptedrunisin{partial}:goonwithitby--resume" in refused.squeezed
+    assert f"aninterruptedrunisin{partial}:continueitwith--resume" in refused.squeezed
     assert partial.exists()
 
     changed = invoke([*command, "--resume", "--l2", "0.5", "--seed", "3"], out)

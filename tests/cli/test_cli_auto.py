@@ -48,7 +48,7 @@ def cells(path: Path) -> list[list[str]]:
 # -- the run folder ---------------------------------------------------------------------------------
 
 
-def test_the_folder_holds_these_files_and_nothing_else_is_left(full):
+def test_the_folder_holds_these_files_and_nothing_else(full):
     assert full.code == 0
     assert full.files == FILES
     tables = ["holdout.csv", "run", "train.csv", "trusted.csv"]
@@ -59,7 +59,7 @@ def test_the_folder_holds_these_files_and_nothing_else_is_left(full):
     assert "gathering the evidence for the report" in full.stderr
 
 
-def test_weights_have_a_line_a_row_and_wrong_labels_have_low_quality(full):
+def test_weights_have_one_line_per_row_and_wrong_labels_have_low_quality(full):
     weights, wrong = full.weights, digits().wrong
     assert list(weights.columns) == [
         *("id", "weight", "rank", "label_quality", "keep", "given_label", "predicted_label")
@@ -68,11 +68,11 @@ def test_weights_have_a_line_a_row_and_wrong_labels_have_low_quality(full):
     np.testing.assert_array_equal(weights["given_label"], digits().y)
     assert weights["weight"].mean() == pytest.approx(1.0, rel=1e-12)
     assert weights["label_quality"].between(0, 1).all()
-    assert roc_auc_score(~wrong, weights["label_quality"]) >= 0.97  # .994
+    assert roc_auc_score(~wrong, weights["label_quality"]) >= 0.97  # 0.994
     by_rank = weights.set_index("rank")["weight"].sort_index()
     assert by_rank.index.tolist() == list(range(1, TRAIN + 1))
     assert (np.diff(by_rank) <= 0).all()
-    assert np.mean(weights["keep"] != wrong) >= 0.92  # .96
+    assert np.mean(weights["keep"] != wrong) >= 0.92  # 0.96
     assert full.summary["keep"] == weights["keep"].sum()
 
 
@@ -89,7 +89,9 @@ def test_the_summary_names_the_choice_among_all_candidates(full):
     assert list(baselines) == [
         *("uniform", "all rows + trusted", "trusted only", "filter", "reweighted")
     ]
-    assert baselines["reweighted"]["score"] > baselines["uniform"]["score"] + 0.12  # .935 and .773
+    assert (
+        baselines["reweighted"]["score"] > baselines["uniform"]["score"] + 0.12
+    )  # 0.935 and 0.773
 
 
 def test_the_score_in_the_table_is_that_of_the_model_in_the_folder(full):

@@ -169,7 +169,7 @@ def test_missing_labels_with_their_ids(case):
 
 def test_one_class_only(case):
     case.train["label"] = case.trusted["label"] = "yes"
-    case.refuse(3, "`y` has one class only ('yes'); there is nothing to classify")
+    case.refuse(3, "`y` has only one class ('yes'); there is nothing to classify")
 
 
 def test_fewer_trusted_rows_than_classes(case):
@@ -202,7 +202,7 @@ def test_columns_that_are_neither_numbers_nor_text(case, values):
     case.refuse(3, "the train columns 'when' are neither numbers, booleans, dates nor text: conv")
 
 
-def test_dates_vectors_and_free_text_are_no_bad_input(case, monkeypatch):
+def test_dates_vectors_and_free_text_are_accepted(case, monkeypatch):
     case.suffix = ".parquet"
     case.train = table(60, 0)
     for frame in (case.train, case.trusted):
@@ -231,7 +231,7 @@ def test_vectors_of_unequal_length_with_their_ids(case):
     )
 
 
-def test_what_is_no_date_where_the_training_rows_have_dates(case):
+def test_values_that_are_not_dates_where_the_training_rows_have_dates(case):
     case.train["when"] = pd.date_range("2026-01-01", periods=N).astype(str)
     case.trusted["when"] = ["2026-01-01"] * (M - 1) + ["soon"]
     case.refuse(3, "'when' holds dates in the training rows, and something else in the rows with")
@@ -284,7 +284,7 @@ def test_only_the_label_column(case):
 
 def test_names_in_brackets_are_printed_as_they_are(case):
     case.trusted["x[mm]"] = 1
-    case.refuse(3, "it has 'x[mm]', which `train` has not")
+    case.refuse(3, "it has 'x[mm]', which `train` does not have")
 
 
 def test_a_path_below_a_file(case):

@@ -69,9 +69,9 @@ def test_score_finds_wrong_labels_of_new_rows(full, tmp_path):
     assert scores["label_quality"].is_monotonic_increasing
     scores = scores.set_index("id").loc[table["row"]]
     np.testing.assert_array_equal(scores["given_label"], table["digit"])
-    assert roc_auc_score(~wrong, scores["label_quality"]) >= 0.98  # .996
+    assert roc_auc_score(~wrong, scores["label_quality"]) >= 0.98  # 0.996
     assert np.mean(~scores["keep"][wrong]) >= 0.97  # all of them
-    assert np.mean(scores["keep"][~wrong]) >= 0.85  # .90
+    assert np.mean(scores["keep"][~wrong]) >= 0.85  # 0.90
     np.testing.assert_array_equal(
         scores["keep"], scores["given_label"] == scores["predicted_label"]
     )
@@ -83,7 +83,7 @@ def test_score_says_what_the_model_predicts(full, tmp_path):
     said = score(full.out, table, tmp_path, "--json")
     scores = pd.DataFrame(json.loads(said.stdout)).set_index("id").loc[table["row"]]
     predicted = full.model().predict(table.drop(columns=["row", "digit"]))
-    assert np.mean(scores["predicted_label"] == predicted) >= 0.93  # .957
+    assert np.mean(scores["predicted_label"] == predicted) >= 0.93  # 0.957
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
@@ -124,7 +124,7 @@ def test_score_reads_labels_as_the_training_rows_had_them(full, tmp_path):
     spoilt = table.astype({"digit": object})
     spoilt.loc[3, "digit"] = "seven"
     said = score(full.out, spoilt, tmp_path)
-    refused(3, "`digit` has labels that are no numbers as those of", "rows: 'seven'.", said=said)
+    refused(3, "`digit` has labels that are not numbers, as those of", "rows: 'seven'.", said=said)
     as_text = write_table(table.astype({"digit": str}), tmp_path / "new.parquet")
     said = bilevel("score", full.out, as_text, "--json")
     assert json.loads(said.stdout) == json.loads(score(full.out, table, tmp_path, "--json").stdout)
@@ -172,11 +172,11 @@ def test_score_refuses_files_it_cannot_read_or_write(full, copied, tmp_path):
         refused(3, f"x.{ending} must end in .csv or .parquet.", said=said)
         assert not (tmp_path / f"x.{ending}").exists()
     refused(1, "none", said=score(full.out, table, tmp_path, "--out", tmp_path / "none" / "x.csv"))
-    refused(3, "is no run folder of `bilevel weigh`", said=score(tmp_path, table, tmp_path))
+    refused(3, "is not a run folder of `bilevel weigh`", said=score(tmp_path, table, tmp_path))
     (copied / "scorer.npz").write_bytes(b"PK\x03\x04 no arrays")
     refused(3, "scorer.npz cannot be read", said=score(copied, table, tmp_path))
     (copied / "scorer.npz").unlink()
-    message = "holds no scorer.npz", "Free weights say nothing of new rows."
+    message = "holds no scorer.npz", "Free weights cannot judge new rows."
     refused(3, *message, said=score(copied, table, tmp_path))
 
 
@@ -195,14 +195,14 @@ def test_suggest_names_rows_to_verify_within_the_budget(full):
     train = pd.Series(np.arange(TRAIN), index=formula_ids())
     place = train.loc[rows["id"]].to_numpy()
     np.testing.assert_array_equal(rows["given_label"], digits().y[place])
-    assert digits().wrong[place].mean() >= 0.75  # .93; of all rows .4
+    assert digits().wrong[place].mean() >= 0.75  # 0.93; of all rows 0.4
     order = np.random.default_rng(0).permutation(1797)[:TRAIN]
     truth = load_digits(return_X_y=True)[1][order][place]
-    assert np.mean(rows["suggested_label"] == truth) >= 0.65  # .80
-    assert np.mean(rows["given_label"] == truth) <= 0.25  # .07
+    assert np.mean(rows["suggested_label"] == truth) >= 0.65  # 0.80
+    assert np.mean(rows["given_label"] == truth) <= 0.25  # 0.07
 
 
-def test_suggestions_start_alike_whatever_the_budget(full, tmp_path):
+def test_suggestions_start_alike_for_any_budget(full, tmp_path):
     said = bilevel("suggest", full.out, "--budget", "3", "--out", tmp_path / "few.parquet")
     assert "the 3 rows to verify next" in said.stdout
     bilevel("suggest", full.out, "--budget", "30", "--out", tmp_path / "many.csv")
@@ -213,7 +213,7 @@ def test_suggestions_start_alike_whatever_the_budget(full, tmp_path):
 
 def test_suggest_refuses_tables_that_have_changed(full, copied, tmp_path):
     refused(2, "'--budget'", said=bilevel("suggest", full.out, "--budget", "0"))
-    refused(3, "is no run folder of `bilevel weigh`", said=bilevel("suggest", tmp_path))
+    refused(3, "is not a run folder of `bilevel weigh`", said=bilevel("suggest", tmp_path))
     config = (copied / "config.toml").read_text()
     train = full.out.parent / "train.csv"
     (copied / "config.toml").write_text(config.replace(str(train), str(tmp_path / "train.csv")))
@@ -290,7 +290,7 @@ def test_report_writes_the_page_again(full, copied):
 
 
 def test_report_needs_a_run_with_one(copied, tmp_path):
-    refused(3, "is no run folder of `bilevel weigh`", said=bilevel("report", tmp_path))
+    refused(3, "is not a run folder of `bilevel weigh`", said=bilevel("report", tmp_path))
     said = bilevel("report", copied, "--out", tmp_path / "x.pdf")
     refused(3, "a report is saved as .html or .json, got 'x.pdf'.", said=said)
     (copied / "report.json").write_text('{"format": "another"}')
@@ -402,8 +402,11 @@ def test_the_command_line_wins(tmp_path, asked):
 @pytest.mark.parametrize(
     ("extra", "messages"),
     [
-        ("lern-rate = 3", ["settings.toml sets lern-rate, which `weigh` has not; it has control,"]),
-        ("[weigh]\nl1 = 3", ["settings.toml sets weigh, which `weigh` has not"]),
+        (
+            "lern-rate = 3",
+            ["settings.toml sets lern-rate, which `weigh` does not have; it has control,"],
+        ),
+        ("[weigh]\nl1 = 3", ["settings.toml sets weigh, which `weigh` does not have"]),
         (
             "id2 =\n",
             [
@@ -455,7 +458,9 @@ def test_other_commands_read_such_files_too(full, tmp_path):
     said = bilevel("suggest", "-c", write_config(tmp_path, values), "--budget", "2")
     assert len(json.loads(said.stdout)) == 2
     said = bilevel("score", "-c", write_config(tmp_path, values))
-    refused(2, "sets budget, which `score` has not; it has id, json, label, out, run,", said=said)
+    refused(
+        2, "sets budget, which `score` does not have; it has id, json, label, out, run,", said=said
+    )
 
 
 @pytest.mark.slow  # quick: `test_config_mirrors_the_flags`

@@ -88,7 +88,7 @@ CROWDED = {
 
 
 @pytest.mark.parametrize("name", CROWDED)
-def test_crowded_rows_are_no_near_duplicates(name):
+def test_crowded_rows_are_not_near_duplicates(name):
     rng = np.random.default_rng(6)
     rows, among = (CROWDED[name](rng, n) for n in (2000, 1000))
     near = np.asarray(find_shared_rows(rows, among)["kind"] == "near")
@@ -98,7 +98,7 @@ def test_crowded_rows_are_no_near_duplicates(name):
 # --- shared rows
 
 
-def test_exact_rows_whatever_the_order_of_columns_the_sign_of_zero_and_the_gaps():
+def test_equal_rows_for_any_order_of_columns_sign_of_zero_and_gaps():
     rows, among = mixed(60, 1), mixed(50, 2)
     rows.loc["1-7", ["a", "b"]] = 0.0, np.nan
     among.iloc[[3, 11, 20]] = rows.loc[["1-7", "1-30", "1-30"]].to_numpy()
@@ -248,7 +248,7 @@ def test_planted_copies_are_found_with_their_ids():
     assert "are labelled 0, 0, 1" in details["equal training rows with different labels"]
 
 
-def test_columns_that_say_nothing_and_columns_that_say_all():
+def test_constant_columns_and_columns_that_give_the_label_away():
     X, y, X_trusted, y_trusted, _, _ = cancer()
     flipped = np.where(RNG.permutation(len(y)) < 0.3 * len(y), 1 - y, y)
     for table, labels, truth in [(X, flipped, y), (X_trusted, y_trusted, y_trusted)]:

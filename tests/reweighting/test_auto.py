@@ -110,7 +110,7 @@ def test_useless_labels_leave_the_trusted_rows_alone():
         assert result.effective_sample_size == 0
 
 
-def test_an_estimator_of_ones_own_judges_the_candidates():
+def test_an_own_estimator_judges_the_candidates():
     data = digits()
     tree = DecisionTreeClassifier(min_samples_leaf=3, random_state=0)
     result = learn_weights(*data.learnable, holdout=data.holdout, estimator=tree)
@@ -171,7 +171,7 @@ def test_regression_finds_corrupted_targets():
     by_hand = make_pipeline(MinMaxScaler(), Ridge()).fit(X[train], noisy)
     assert scores["uniform"] == pytest.approx(by_hand.score(*holdout), abs=1e-12)
     scored = result.score_rows(*holdout)
-    assert np.corrcoef(scored["predicted_label"], y[rest])[0, 1] > 0.55  # measured .588
+    assert np.corrcoef(scored["predicted_label"], y[rest])[0, 1] > 0.55  # measured 0.588
     assert scored["keep"].mean() > 0.9
 
 

@@ -127,7 +127,7 @@ def test_an_index_in_another_order_and_sparse_matrices():
 
 
 def test_one_class_only():
-    refuse(r"`y` has one class only \(1\); there is nothing to classify", y=np.ones(N, int))
+    refuse(r"`y` has only one class \(1\); there is nothing to classify", y=np.ones(N, int))
 
 
 def test_labels_on_one_side_only():
@@ -172,7 +172,7 @@ def test_different_columns():
         X_trusted=np.zeros((M, 4)),
     )
     refuse(
-        "`X_trusted` must have the same columns as `X`: it lacks 'c'; it has 'd', which `X` has not",
+        "`X_trusted` must have the same columns as `X`: it lacks 'c'; it has 'd', which `X` does not",
         X=frame(),
         X_trusted=frame(M, "abd"),
     )

@@ -387,9 +387,9 @@ def test_models_of_a_subsample_say_about_the_same_of_all_rows(monkeypatch):
     part = make_folds(*data, None, 0)
     assert (whole.size, part.size, part.n) == (400, 150, 400)
     quality = [folds.described[FOLDS].quality for folds in (whole, part)]
-    assert np.corrcoef(quality)[0, 1] > 0.95  # measured .994
+    assert np.corrcoef(quality)[0, 1] > 0.95  # measured 0.994
     for q in quality:
-        assert roc_auc_score(~wrong, q) > 0.95  # measured .983 and .979
+        assert roc_auc_score(~wrong, q) > 0.95  # measured 0.983 and 0.979
     # Each of the 150 rows stands for 400 / 150: lines have the totals that they had.
     equal = Candidate(np.ones((FOLDS + 1, 400)), np.ones(FOLDS + 1))
     np.testing.assert_allclose(equal.fit_weights(part)[:, :150].sum(axis=1), 400, rtol=1e-12)
@@ -410,7 +410,7 @@ def test_weights_of_a_subsample_are_about_the_same(monkeypatch):
         assert found.weights.shape == (400,)
         assert found.weights.mean() == pytest.approx(1.0, rel=1e-6)
         assert roc_auc_score(~wrong, found.weights) > 0.9
-    assert np.corrcoef(whole.weights, part.weights)[0, 1] > 0.9  # measured .939
+    assert np.corrcoef(whole.weights, part.weights)[0, 1] > 0.9  # measured 0.939
 
 
 @pytest.mark.slow

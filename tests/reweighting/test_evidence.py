@@ -140,7 +140,7 @@ def test_without_a_holdout_the_folds_of_the_trusted_rows_decide_and_it_says_so()
     assert found["sentence"] == (
         "Weighting paid: loss is 0.220 on held-out folds of the 20 trusted rows, against 0.300 of all "
         "rows + trusted: -0.080 (95% interval -0.139 to -0.021, paired over the rows). The same rows "
-        "chose the winner, which flatters it: keep a hold-out for proof."
+        "chose the winner, so the gain is optimistic: keep a hold-out to prove it."
     )
     # Where nothing beats all rows + trusted, the best of the others is what it is compared with.
     found = verdict_of(None, candidates=table, winner="all rows + trusted")
@@ -467,7 +467,7 @@ def test_regression_has_groups_but_no_classes():
     # Against the true line: 8 too high; each suggestion is nearly that line.
     row = found["worst"]["rows"][0]
     assert row["given"] - row["suggested"] == pytest.approx(8, abs=0.5)
-    assert row["sure"] is None
+    assert row["probability"] is None
 
 
 @pytest.mark.parametrize("shape", [(25,), (5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 4)])

@@ -49,10 +49,10 @@ def test_noisy_rows_get_lower_weights():
     for seed in range(3):
         data = digits(seed)
         weights = free_weights(*data.learnable).weights
-        assert roc_auc_score(~data.wrong, weights) >= 0.9  # measured: .981, .954, .968
+        assert roc_auc_score(~data.wrong, weights) >= 0.9  # measured: 0.981, 0.954, 0.968
 
 
-def test_weights_are_one_a_row_with_mean_one_and_none_above_a_trusted_row(result):
+def test_one_weight_per_row_with_mean_one_and_none_above_a_trusted_row(result):
     assert isinstance(result.weights, np.ndarray)
     assert result.weights.shape == (TRAIN,)
     assert result.weights.mean() == pytest.approx(1.0, rel=1e-12)
@@ -97,7 +97,7 @@ def test_data_frames_keep_their_index_and_give_the_same_weights(result):
     np.testing.assert_array_equal(np.asarray(framed.weights), result.weights)
 
 
-def test_history_has_a_line_a_step(result):
+def test_history_has_one_line_per_step(result):
     assert list(result.history.columns) == HISTORY
     np.testing.assert_array_equal(result.history["step"], np.arange(1, 21))
     values = result.history["outer_value"]
@@ -168,8 +168,8 @@ def test_checks_and_summary(result):
     )
 
 
-def test_free_weights_say_nothing_of_new_rows(result):
-    with pytest.raises(ValueError, match="free weights say nothing of new rows"):
+def test_free_weights_cannot_judge_new_rows(result):
+    with pytest.raises(ValueError, match="free weights cannot judge new rows"):
         result.score_rows(*digits().holdout)
 
 
@@ -278,7 +278,7 @@ def test_regression_finds_corrupted_targets():
 def test_soba_by_name():
     data = digits()
     result = learn_weights(*data.learnable, method="soba", num_steps=1000)
-    assert roc_auc_score(~data.wrong, result.weights) >= 0.9  # measured .968
+    assert roc_auc_score(~data.wrong, result.weights) >= 0.9  # measured 0.968
     np.testing.assert_array_equal(result.history["step"], [500, 1000])
     assert result.stats["num_steps"] == 1000
 
@@ -293,7 +293,7 @@ def test_mlp_and_soba_with_their_defaults(arguments):
 
 
 @pytest.mark.slow
-def test_a_model_of_ones_own_with_a_configured_algorithm_and_seeds():
+def test_own_model_with_a_configured_algorithm_and_seeds():
     data = digits()
     model = tasks.models.mlp_model(64, 10, key=jax.random.key(0), width=16)
     batches = bilevel.Shuffled(32)
@@ -304,7 +304,7 @@ def test_a_model_of_ones_own_with_a_configured_algorithm_and_seeds():
     )
     assert len(first.history) == 50  # a line every ten steps
     assert jax.tree.leaves(first.parameters)[0].shape == (16, 64)
-    assert roc_auc_score(~data.wrong, first.weights) >= 0.9  # measured .977
+    assert roc_auc_score(~data.wrong, first.weights) >= 0.9  # measured 0.977
     np.testing.assert_array_equal(first.weights, again.weights)
     assert not np.array_equal(first.weights, other.weights)
 

@@ -109,7 +109,7 @@ def test_rows_of_a_class_without_trusted_rows_count_as_average_ones():
     noisy = np.where(np.arange(300) % 10 == 0, (y[:300] + 1) % 3, y[:300])
     verified = np.flatnonzero(y[300:] < 2) + 300
     with pytest.warns(
-        UserWarning, match=r"labels that no trusted row has: 2\. Nothing can be said"
+        UserWarning, match=r"labels that no trusted row has: 2\. These rows cannot be judged"
     ):
         result = learn_weights(X[:300], noisy, X[verified], y[verified])
     weights, third = np.asarray(result.weights), noisy == 2
@@ -122,7 +122,7 @@ def test_a_class_without_trusted_rows_is_refused_or_warned_of():
     y, trusted = np.array([0, 1, 2, 2]), np.array([0, 1, 1])
     with pytest.raises(InputError, match=r"no trusted row has: 2\. Every row of such a class"):
         find_classes(y[:3], trusted, judge_all=True)
-    with pytest.warns(UserWarning, match=r"no trusted row has: 2\. Nothing can be said"):
+    with pytest.warns(UserWarning, match=r"no trusted row has: 2\. These rows cannot be judged"):
         assert find_classes(y[:3], trusted, judge_all=False).tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="no trusted row has: 0, 2"):
         find_classes(y, np.ones(4, int), judge_all=False)

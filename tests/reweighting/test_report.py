@@ -110,7 +110,7 @@ def test_the_verdict_comes_first_then_alarms_then_tables(page, harmless):
         "it gains +0.100 (+0.041 to +0.159).",
         "Read these before using the weights.",
         "Tables share rows Name 7: 1 exact and 2 near duplicates.",
-        "Not so: name 3 Name 4.",
+        "Failed: name 3 Name 4.",
         "Scores on the hold-out",
         "all rows + trusted 120 0.8500 +0.0500 0.0200",
         "Worst rows",
@@ -322,11 +322,11 @@ def test_a_page_without_holdout_leaks_or_history():
     args = X[train], y[train], X[trusted], y[trusted], result
     page = Page(Report(gather_evidence(GaussianNB(), *args)).to_html())
     for said in [
-        "None: every question below was answered well.",
+        "There are none: every check below passed.",
         "There is no hold-out",
         "weights 0.2500 0.9100 \N{MINUS SIGN}0.0500 0.0200",
         "The control with shuffled trusted labels was not run.",
-        "Not checked",
+        "This was not checked",
         "Time not measured",
         "Gain over all rows + trusted, with 95% interval",
     ]:

@@ -84,7 +84,7 @@ def test_grid_search_and_pipelines(routing):
     assert search.score(*digits().holdout) > 0.7
 
 
-def test_two_is_a_row_twice_and_zero_is_no_row():
+def test_weight_two_is_two_rows_and_weight_zero_is_no_row():
     """`drop_zero` leaves out what has no weight: not even a scaler sees it."""
     data = digits()
     clf: Any = ReweightedClassifier(**FEW).fit(

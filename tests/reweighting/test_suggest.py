@@ -216,11 +216,11 @@ def test_scores_of_a_regression_are_those_of_the_equation():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label_quality": np.ones(3)}, r"`label_quality` must have a finite number a row"),
+        ({"label_quality": np.ones(3)}, r"`label_quality` must have one finite number per row"),
         ({"label_quality": np.full(400, np.nan)}, r"`label_quality` must have a finite number"),
         ({"probabilities": np.ones((400, 9)) / 9}, r"`probabilities` must be \(400, 10\)"),
         ({"probabilities": np.ones((400, 10))}, r"must sum to 1"),
-        ({"y": np.zeros(400, int)}, r"one class only, 0"),
+        ({"y": np.zeros(400, int)}, r"only one class, 0"),
         ({"y": DATA.y[:-1]}, r"one label per row"),
         ({"X_trusted": DATA.X_trusted[:, 1:]}, r"same columns"),
         ({"X": np.full((400, 64), np.nan)}, r"NaN or infinite"),

@@ -172,7 +172,7 @@ def test_dates_of_any_kind_are_the_same_dates():
         pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
-def test_what_is_no_date_in_a_column_of_dates_is_refused():
+def test_values_that_are_not_dates_are_refused_in_a_column_of_dates():
     train = messy()
     for column, value in [("when", "yesterday"), ("day", "2026-31-12"), ("day", "yesterday")]:
         other = messy().astype({column: object})
@@ -262,8 +262,10 @@ def test_vectors_of_unequal_length_are_refused_with_their_rows():
         tidy(messy().assign(emb_0=1))
 
 
-def test_a_word_a_row_is_taken_for_an_id_and_a_sentence_is_not():
-    message = "the train columns 'key' have another word in every row, from which nothing can be"
+def test_one_word_per_row_is_taken_for_an_id_and_a_sentence_is_not():
+    message = (
+        "the train columns 'key' have a different word in every row, from which nothing can be"
+    )
     with pytest.raises(InputError, match=message):
         check_values(pd.DataFrame({"key": [f"k{i}" for i in ROWS]}), "train")
     with pytest.raises(
@@ -328,7 +330,7 @@ def test_formats(tmp_path):
         read_table(tmp_path / "t.csv.gz", "train")
 
 
-def test_folder_names_above_a_file_are_no_columns(tmp_path):
+def test_folder_names_above_a_file_are_not_columns(tmp_path):
     folder = write_parts(tmp_path / "run=3", pd.DataFrame({"a": [1, 2]}))
     assert list(read_table(folder / "part-0.parquet", "train").columns) == ["a"]
     assert list(read_table(folder, "train").columns) == ["a"]

@@ -75,7 +75,7 @@ def _load(context: typer.Context, path: Path | None) -> Path | None:
     settings: dict[str, Any] = {names[key]: value for key, value in values.items()}
     if unknown:
         raise typer.BadParameter(
-            f"{path} sets {', '.join(unknown)}, which `{context.command.name}` has not; it has "
+            f"{path} sets {', '.join(unknown)}, which `{context.command.name}` does not have; it has "
             f"{', '.join(sorted(name.rstrip('_') for name in known))}."
         )
     context.default_map = {**(context.default_map or {}), **settings}

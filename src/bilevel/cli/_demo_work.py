@@ -23,7 +23,7 @@ DEMO_TEXT = (
 class DemoOutcome(NamedTuple):
     """What the splits gave.
 
-    `table` has a line a baseline: mean score, mean gain of the reweighted fit over it with its
+    `table` has one line per baseline: mean score, mean gain of the reweighted fit over it with its
     standard error over the splits, and in how many splits it gained. `found`, `flagged` and `wrong`
     count rows over all splits: corrupted and flagged, flagged, corrupted.
     """

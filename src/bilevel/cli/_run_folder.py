@@ -71,8 +71,8 @@ def check_folder(out: Path, partial: Path, resume: bool) -> None:
         )
     if not resume and partial.exists():
         raise RunFolderError(
-            f"an interrupted run is in {partial}: go on with it by --resume, or remove that folder "
-            "to start anew."
+            f"an interrupted run is in {partial}: continue it with --resume, or remove that folder "
+            "to start again."
         )
     parent = next(p for p in (partial, *partial.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -129,14 +129,14 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.toml"
     if not path.is_file():
-        raise InputError(f"{run} is no run folder of `bilevel weigh`: it has no config.toml.")
+        raise InputError(f"{run} is not a run folder of `bilevel weigh`: it has no config.toml.")
     try:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
         raise InputError(
-            f"{run} is no run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
+            f"{run} is not a run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
         )
     return config
 
@@ -144,7 +144,7 @@ def read_config(run: Path) -> dict[str, Any]:
 def write_weights(
     result: WeightsResult, ids: np.ndarray, given: np.ndarray, predicted: np.ndarray, folder: Path
 ) -> None:
-    """`weights.parquet`, a line a training row in order, and `worst.csv`, the lowest label quality."""
+    """`weights.parquet`, one line per training row; `worst.csv`, the lowest label quality first."""
     weights = np.asarray(result.weights)
     rank = pd.Series(weights).rank(ascending=False, method="first").astype(int)
     table = pd.DataFrame(
@@ -188,10 +188,10 @@ class Scorer(NamedTuple):
     encoding: Encoding
 
     def __call__(self, features: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
-        """A line a row, with its id as index: weight of evidence against the label first.
+        """One line per row, with its id as index.
 
         Raises:
-            InputError: columns or labels that the training rows had not.
+            InputError: columns or labels that the training rows did not have.
         """
         rows = tidy(features, like=self.model)
         check_values(rows, "new")
@@ -219,8 +219,8 @@ def _read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.
     numbers = np.asarray(pd.to_numeric(pd.Series(labels), errors="coerce"))
     if len(unread := np.unique(labels[np.isnan(numbers)].astype(str))):
         raise InputError(
-            f"`{name}` has labels that are no numbers as those of the training rows: {named(unread)}. "
-            "Remove these rows or mend the labels."
+            f"`{name}` has labels that are not numbers, as those of the training rows are: "
+            f"{named(unread)}. Remove these rows or mend the labels."
         )
     return numbers
 
@@ -258,8 +258,8 @@ def read_scorer(folder: Path) -> Scorer:
     path = folder / "scorer.npz"
     if not path.is_file():
         raise InputError(
-            f"{folder} holds no scorer.npz: it is no run folder of `bilevel weigh` with "
-            "method='auto'. Free weights say nothing of new rows."
+            f"{folder} holds no scorer.npz: it is not a run folder of `bilevel weigh` with "
+            "method='auto'. Free weights cannot judge new rows."
         )
     model = load_model(folder / "model.skops")
     try:

@@ -101,7 +101,7 @@ def weigh(
     ] = False,
     config: Config = None,
 ) -> None:
-    """Learn one weight a training row from a table and a few trusted rows.
+    """Learn one weight per training row from a table and a few trusted rows.
 
     Writes weights.parquet, worst.csv, report.html and more to OUT.
 

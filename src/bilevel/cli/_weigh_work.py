@@ -25,7 +25,7 @@ from ..reweighting._inputs.columns import check_values, vectorise
 from ..reweighting._inputs.containers import as_internal
 from ..reweighting._inputs.files import digest, read_table, split_label
 from ..reweighting._inputs.prepare import is_regression, prepare
-from ..reweighting._learn import check_choice, is_cross_validated, learn_weights
+from ..reweighting._learn import check_method, is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
 from ..reweighting._report.page import Report
 from ..reweighting._report.thumbnails import thumbnails
@@ -168,7 +168,7 @@ def estimate(config: WeighConfig) -> Estimate:
         check_overlaps(tidied)
     rows = {name: (features[name], np.asarray(y)) for name, y in tables.labels.items()}
     groups = tables.groups.get("train")
-    check_choice(config.method, config.model, config.num_steps, groups)
+    check_method(config.method, config.model, config.num_steps, groups)
     data = prepare(
         *rows["train"],
         *rows["trusted"],

@@ -44,7 +44,7 @@ def _final_has(name: str) -> Any:
 
 
 class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
-    """What the classifier and the regressor share: all but their name, kind and default."""
+    """What the classifier and the regressor share: everything except their name, kind and default."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             is_trusted: a boolean mask over the rows of `X`. It is split with the rows by
                 cross-validation, once it is requested: `set_fit_request(is_trusted=True)`.
             X_trusted, y_trusted: the trusted rows, where they are not part of `X`.
-            groups: what each row of `X` belongs to; one weight a group is then learned too.
+            groups: what each row of `X` belongs to; one weight per group is then learned too.
 
         Without any trusted rows there is nothing to learn weights from: every row gets weight 1, and a
         `UserWarning` says so.
@@ -153,7 +153,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             result.sample_weight(len(trusted[1])),
             drop_zero=self.drop_zero,
         )
-        # One weight a row of X: where X holds trusted rows, theirs is the trusted weight.
+        # One weight per row of X: where X holds trusted rows, theirs is the trusted weight.
         self.weights_ = like(
             _everywhere(result.trusted_weight, result.weights, mask), given, "weight"
         )
@@ -208,7 +208,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         check_is_fitted(self)
         if self._encoding is None:
             one_dimensional = isinstance(X, np.ndarray) and X.ndim == 1
-            if not one_dimensional:  # what to say of that, the final estimator knows
+            if not one_dimensional:  # the final estimator has a message about that
                 self._check_features(X, reset=False)
             return X
         X = feature_rows(X, "X")
@@ -219,7 +219,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         check_is_fitted(self)
         if self.result_ is None:
             raise ValueError(
-                "this estimator was fitted without trusted rows, so it has nothing to say about "
+                "this estimator was fitted without trusted rows, so it cannot judge "
                 "labels; fit it with `is_trusted=` or `X_trusted=`."
             )
         return self.result_
@@ -228,9 +228,9 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         """What the fitted models say of labelled rows that they have never seen.
 
         Returns:
-            A table with a line a row, with the index of X if it is a data frame: `label_quality` (in
-            [0, 1]: the share of training rows whose label fits less well), `predicted_label`, and
-            `keep`, whether the label is not disputed.
+            A table with one line per row, with the index of X if it is a data frame: `label_quality`
+            (in [0, 1]: the share of training rows whose label fits less well), `predicted_label`,
+            and `keep`, whether the model does not dispute the label.
         """
         return self._learned().score_rows(X, y)
 
@@ -293,7 +293,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
 
 
 def _everywhere(trusted: Any, values: Any, mask: np.ndarray) -> np.ndarray:
-    """One value a row of X: `trusted` where the mask says so, and `values` elsewhere."""
+    """One value per row of X: `trusted` where the mask says so, and `values` elsewhere."""
     values = np.asarray(values)
     full = np.full(len(mask), trusted, values.dtype)
     full[~mask] = values
@@ -342,7 +342,7 @@ def _split(
 
 
 class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
-    """Any classifier, fitted on rows weighted by what trusted rows say they are worth.
+    """Any classifier, fitted on rows that are weighted by what they are worth for the trusted rows.
 
     Args:
         estimator: a scikit-learn classifier that accepts `sample_weight`, or a pipeline ending in
@@ -354,14 +354,14 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
         random_state: an integer seed, a `RandomState`, or `None` for a random one.
 
     Attributes:
-        weights_: one a row of X, mean 1 over the untrusted rows, with the index of X; a
+        weights_: one per row of X, mean 1 over the untrusted rows, with the index of X; a
             `sample_weight` for any estimator.
-        label_quality_: in [0, 1], one a row of X; the lowest are most likely to be wrong.
+        label_quality_: in [0, 1], one per row of X; the lowest are most likely to be wrong.
         keep_mask_: False for the rows to look at.
         winner_: what was chosen: weights, or one of the baselines.
         candidates_: the table of what it was chosen from, judged on held-out trusted rows; None for
             free weights.
-        baselines_: the lines of that table for the four baselines: what can be had without weights.
+        baselines_: the rows of that table for the four baselines, which need no weights.
         group_weights_: the mean weight of each group, if there are groups.
         trusted_weight_: what a trusted row weighs beside them.
         n_effective_: the effective sample size of the untrusted rows' weights.
@@ -398,7 +398,7 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
 
 
 class ReweightedRegressor(RegressorMixin, _AbstractReweighted):
-    """Any regressor, fitted on rows weighted by what trusted rows say they are worth.
+    """Any regressor, fitted on rows that are weighted by what they are worth for the trusted rows.
 
     Arguments and attributes are those of `ReweightedClassifier`; the weighting model is least
     squares, the default final estimator ridge regression on scaled features.

@@ -51,39 +51,38 @@ def learn_weights(
             torch tensor or JAX array; a table of pandas, polars, pyarrow or Hugging Face's datasets;
             or the path of a `.npy` file or a table. Text, dates and gaps in a table become numbers
             (for `estimator` too, unless it is a pipeline of its own).
-        y: their labels, or targets, or the name of the column of X that holds them; noisy ones are
-            what this is for.
-        X_trusted, y_trusted: rows whose labels are right and whose distribution is the one that
-            counts; 50 to 1000 are worth most.
+        y: their labels or targets, which may be noisy, or the name of the column of X that holds them.
+        X_trusted, y_trusted: the trusted rows, a clean validation set: their labels are right, and
+            their distribution is the one that counts. 50 to 1000 rows are worth most.
         task: classification, regression, or `"auto"`: regression if `y` holds numbers that are not
             integers, or more than 50 distinct ones that on average occur less than ten times.
         model: the differentiable model whose loss is used: `"linear"` (softmax, or least squares),
             `"mlp"`, or any `bilevel.tasks.models.Model`.
         method: `"auto"`, which tries uniform weights, the trusted rows alone or beside the others, the
             rows that a model of the trusted rows agrees with, a weight function of rankings, the ratio
-            of densities where the trusted rows are distributed otherwise, and with ten trusted rows a
-            parameter or more a weight of its own for each row. Or free weights by `"near-exact"`,
-            `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`: with fewer than some
-            thousand trusted rows they overfit their loss. With another model than the linear one,
-            `"auto"` means `"near-exact"`.
+            of densities where the trusted rows have another distribution, and free weights, one per
+            row, where there are ten trusted rows or more per parameter. Free weights alone are learned
+            by `"near-exact"`, `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`; with
+            fewer than about a thousand trusted rows they overfit the trusted loss. With another model
+            than the linear one, `"auto"` means `"near-exact"`.
         groups: what each training row belongs to (its source, its annotator); `"auto"` then also
-            learns one weight a group. A vector of labels.
+            learns one weight per group. A vector of labels.
         num_steps: outer steps for free weights; by default 20 near-exact ones, with 1000 trusted rows
             or more 60, or 10000 of SOBA.
         l2: for free weights, the strength of the model's l2 penalty.
         scaler: a scikit-learn transformer for the features, fitted on the training rows; by default
             `MinMaxScaler()`. `None` takes the features as they are.
         holdout: `(X, y)` never used in learning; brings the table of baselines and the verdict.
-        estimator: what the weights are for, any scikit-learn estimator that accepts `sample_weight`;
-            by default `LogisticRegression` or `Ridge` on scaled features. `"auto"` learns with the
-            linear model and judges its candidates with this one, three fits each; the baselines on the
-            hold-out are fitted with it.
+        estimator: the estimator that the weights are for: any scikit-learn estimator that accepts
+            `sample_weight`; by default `LogisticRegression` or `Ridge` on scaled features. `"auto"`
+            learns with the linear model and judges its candidates with this estimator, with three
+            fits each; the baselines on the hold-out are fitted with it.
         overlap: what to do about training rows that also occur among the trusted rows: refuse
             (`"error"`), or go on (`"keep"`).
         seed: for batches and initial parameters. Equal calls with equal seeds give equal results.
         callbacks: more callbacks for `solve`, such as `bilevel.ProgressBar()`.
         folder: where to keep a checkpoint and the history; if it holds those of an equal call,
-            interrupted or complete, that is gone on with (also for more `num_steps`).
+            interrupted or complete, the run continues from there (also for more `num_steps`).
 
     Returns:
         A `WeightsResult`.
@@ -110,7 +109,7 @@ def learn_weights(
     >>> round(float(np.mean(result.weights)), 6)
     1.0
     """
-    check_choice(method, model, num_steps, groups)
+    check_method(method, model, num_steps, groups)
     by_folds = is_cross_validated(method, model)
 
     # What came in, checked and as numbers.
@@ -170,7 +169,7 @@ def is_cross_validated(method: Any, model: Any) -> bool:
     return method == "auto" and model == "linear"
 
 
-def check_choice(method: Any, model: Any, num_steps: int | None, groups: Any) -> None:
+def check_method(method: Any, model: Any, num_steps: int | None, groups: Any) -> None:
     """Refuse what does not fit the method, before anything is computed.
 
     Raises:

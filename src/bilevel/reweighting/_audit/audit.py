@@ -28,7 +28,7 @@ from .duplicates import (
 )
 from .finding import Audit, Finding, Severity, counted, listed
 
-CAP = 4000  # rows of the checks that fit a model a column
+CAP = 4000  # rows of the checks that fit one model per column
 FEW = 5  # trusted rows of a class
 ALONE, SHIFTED, UNLIKELY = 0.99, 0.6, 1e-3  # accuracy, AUC, p-value
 
@@ -50,10 +50,10 @@ def audit(
     nearly (`find_shared_rows`); repeated rows; equal rows with different labels; missing labels,
     and labels that differ only in case or spaces; constant columns; a single column that determines
     the label, of the training or of the trusted rows (a decision tree of depth log2(classes) + 2, 5
-    folds, accuracy .99 or more where the largest class has less than .9; for regression, a rank
-    correlation of .999); class shares, trusted against training rows (chi-squared, p < .001; targets
+    folds, accuracy 0.99 or more where the largest class has less than 0.9; for regression, a rank
+    correlation of 0.999); class shares, trusted against training rows (chi-squared, p < 0.001; targets
     by Kolmogorov and Smirnov); classes with fewer than 5 trusted rows; and a logistic model that
-    tells two tables apart (5 folds, AUC of .6, and 4 standard errors above .5). Checks that fit
+    tells two tables apart (5 folds, AUC of 0.6, and 4 standard errors above 0.5). Checks that fit
     models see at most 4000 rows, drawn with the seed.
 
     Args:
@@ -65,7 +65,7 @@ def audit(
 
     Raises:
         InputError: a table without rows or with repeated column names, no column that all tables
-            share, or not one label a row.
+            share, or not one label per row.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(300, 4)); y = (X @ [1, 1, 1, 1] > 0).astype(int)
@@ -204,8 +204,8 @@ def _repeated(duplicates: pd.DataFrame, name: str, n: int) -> list[Finding]:
     if not later:
         return [Finding("ok", title, f"the {n} rows differ from each other.")]
     detail = (
-        f"{counted(later, 'row')} ({len(later) / n:.1%}) equal to an earlier one: {listed(later)}. "
-        "Each counts again; remove them unless they were measured anew."
+        f"{counted(later, 'row')} ({len(later) / n:.1%}) equal to an earlier row: {listed(later)}. "
+        "Each of them counts again; remove them unless they were measured again."
     )
     return [Finding("warning", title, detail, later)]
 
@@ -224,9 +224,9 @@ def _at_odds(conflicts: pd.DataFrame, name: str) -> list[Finding]:
         detail += f"The targets of equal rows differ by up to {first['spread']:.4g}. "
     severity = "warning" if name == "train" else "problem"
     detail += (
-        "One label at least is wrong: weights will tell which."
+        "At least one label is wrong: weights will tell which."
         if severity == "warning"
-        else "One label at least is wrong, and these are to be right: verify them."
+        else "At least one label is wrong, and these must be right: verify them."
     )
     return [Finding(severity, title, detail, ids)]
 
@@ -250,7 +250,7 @@ def _constant(table: Table) -> list[Finding]:
         return [Finding("ok", "constant columns", "none.")]
     detail = (
         f"{counted(columns, 'column')} with one value in all training rows: {listed(columns)}. "
-        "Nothing can be learned from them: drop them, or look why they are empty."
+        "Nothing can be learned from them: drop them, or find out why they are constant."
     )
     return [Finding("warning", "constant columns", detail, columns)]
 
@@ -332,7 +332,7 @@ def _spelling(labels: dict[str, pd.Series]) -> list[Finding]:
     for text in sorted(texts):
         same.setdefault(" ".join(text.casefold().split()), []).append(text)
     alike = tuple(x for group in same.values() if len(group) > 1 for x in group)
-    detail = f"labels that differ only in case or spaces: {listed(alike)}. Make them one."
+    detail = f"labels that differ only in case or spaces: {listed(alike)}. Give them one spelling."
     return [Finding("warning", "spelling of the labels", detail, alike)] if alike else []
 
 
@@ -442,9 +442,9 @@ def _shift(
         f"a logistic model tells them apart with an AUC of {area:.3f} (standard error {error:.3f})"
     )
     if area < max(SHIFTED, 0.5 + 4 * error):
-        return [Finding("ok", title, f"{detail}; .5 is by chance.")]
+        return [Finding("ok", title, f"{detail}; 0.5 is chance.")]
     detail += (
-        "; .5 is by chance. Weights will prefer rows that look like the trusted ones: right if those "
-        "are what the model will meet, wrong if they were picked for being easy to verify."
+        "; 0.5 is chance. Weights will prefer rows that look like the trusted ones: that is right if "
+        "the model will meet such rows, and wrong if they were chosen because they are easy to verify."
     )
     return [Finding("warning", title, detail)]

@@ -172,11 +172,11 @@ def find_shared_rows(rows: Any, among: Any, *, near: bool = True) -> pd.DataFram
     log 2 / median log(d2 / d1), estimated from 1000 of the rows `among`; and a row is suspected
     when its distance is below
 
-        c median(d1),     c = min(.01, (.01 / rows)^(1/D))
+        c median(d1),     c = min(0.01, (0.01 / rows)^(1/D))
 
     and reported when it is also below c' times the distance to its 10th nearest, with
-    c' = min(.01, (.001 / rows)^(1/D')), and D' the dimension around it [levina2004][]: in
-    dense regions too, fewer than .01 rows are expected by chance; only where nearly all values of a
+    c' = min(0.01, (0.001 / rows)^(1/D')), and D' the dimension around it [levina2004][]: in
+    dense regions too, fewer than 0.01 rows are expected by chance; only where nearly all values of a
     row are zero are there a few more. Copies that were changed by more, a picture compressed anew,
     say, are not found; nor is anything in tables with one or two numeric columns, unless it is much
     nearer.
@@ -194,9 +194,8 @@ def find_shared_rows(rows: Any, among: Any, *, near: bool = True) -> pd.DataFram
         near: whether to look for near duplicates too.
 
     Returns:
-        A line a row that occurs, in order: `id`, `other_id` (of the first equal, or the nearest
-        row), `kind` ("exact" or "near"), `distance`. `attrs["note"]` says how near ones were
-        searched.
+        One line per row that occurs, in order: `id`, `other_id` (of the first equal, or the nearest
+        row), `kind` ("exact" or "near"), `distance`. `attrs["note"]` says how near ones were searched.
 
     Raises:
         InputError: the tables' columns are not the same.
@@ -315,7 +314,7 @@ def find_duplicates(rows: Any) -> pd.DataFrame:
     """The rows that occur more than once in a table, whatever their labels.
 
     Returns:
-        A line a row that has an equal one: `group` (0, 1, ...; equal rows share it) and `id`,
+        One line per row that has an equal one: `group` (0, 1, ...; equal rows share it) and `id`,
         group by group, in the order of the table.
 
     >>> import numpy as np
@@ -341,11 +340,11 @@ def find_conflicting_labels(rows: Any, labels: Any, *, task: str = "auto") -> pd
 
     Args:
         rows: a data frame or a matrix.
-        labels: one a row; missing ones are left out.
+        labels: one per row; missing ones are left out.
         task: "classification", "regression", or "auto", which looks at the labels.
 
     Returns:
-        A line a group of equal rows: `ids` and their `labels`, two tuples of the same length; for
+        One line per group of equal rows: `ids` and their `labels`, two tuples of the same length; for
         regression also `spread`, the largest target less the smallest, and the widest come first.
 
     >>> import numpy as np

@@ -29,10 +29,10 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What `audit` found; print it for a line a check.
+    """What `audit` found; print it for one line per check.
 
     Attributes:
-        findings: one or more a check, in the order in which the checks were made.
+        findings: one or more per check, in the order in which the checks were made.
     """
 
     findings: list[Finding]
@@ -53,7 +53,7 @@ class Audit:
         }
 
     def __str__(self) -> str:
-        """The number of problems and warnings, then a line a finding."""
+        """The number of problems and warnings, then one line per finding."""
         count = {s: sum(f.severity == s for f in self.findings) for s in ("problem", "warning")}
         lines = [f"{count['problem']} problems, {count['warning']} warnings"]
         return "\n".join(lines + [f"[{f.severity}] {f.title}: {f.detail}" for f in self.findings])

@@ -76,10 +76,10 @@ def suggest(
     approach", for the traversal; the score of rows that have a label already is ours.
 
     Args:
-        label_quality: a number a row, the larger the more its label is to be believed; or a result
-            with the attribute `label_quality`; or `None`. It is turned into q by isotonic
-            regression on an estimate of q from p, for which labels are wrong at a constant rate
-            (fitted by EM), uniformly over the other classes. Without it, that estimate is q.
+        label_quality: one number per row, larger for labels more likely to be right; or a result
+            with the attribute `label_quality`; or `None`. It is turned into q by isotonic regression
+            on an estimate of q from p, for which labels are wrong at a constant rate (fitted by
+            EM), uniformly over the other classes. Without it, that estimate is q.
         X, y: training rows as a finite matrix of numbers (encoded), and their given labels.
         X_trusted, y_trusted: the rows verified so far; there may be none.
         probabilities: p, `(rows, classes)`, the classes sorted; by default from logistic
@@ -90,9 +90,9 @@ def suggest(
         seed: of the halves and of the rows that models are fitted to.
 
     Returns:
-        A line a row, the most urgent first: `id`; `score`, its s in units of the largest; `reason`,
-        a sentence; `given_label`; `suggested_label`, the model's. Rows that are among the trusted
-        ones already are left out, and of equal rows one is suggested.
+        One line per row, the most urgent first: `id`; `score`, its s in units of the largest;
+        `reason`, a sentence; `given_label`; `suggested_label`, the model's. Rows that are already
+        among the trusted ones are left out, and of equal rows only one is suggested.
 
     Raises:
         InputError: matrices or labels that cannot be used, or do not fit together.
@@ -123,8 +123,8 @@ def suggest(
     quality = None if quality is None else np.asarray(quality, np.float64)
     if quality is not None and (quality.shape != y.shape or not np.isfinite(quality).all()):
         raise InputError(
-            f"`label_quality` must have a finite number a row of `X`: got shape {quality.shape} for "
-            f"{len(y)} rows."
+            f"`label_quality` must have one finite number per row of `X`: got shape "
+            f"{quality.shape} for {len(y)} rows."
         )
     rng = np.random.default_rng(seed)
     scaler = MinMaxScaler().fit(np.concatenate([x, x_trusted]))
@@ -186,7 +186,9 @@ def _believe_classes(
         raise InputError("the labels mix text and numbers; convert them all to text.") from error
     i, k = np.arange(len(y)), len(classes)
     if k < 2:
-        raise InputError(f"there is one class only, {_short(classes[0])}; nothing to verify.")
+        raise InputError(
+            f"there is only one class, {_short(classes[0])}; there is nothing to verify."
+        )
     y, y_trusted = np.searchsorted(classes, y), np.searchsorted(classes, y_trusted)
     if probabilities is None:
         p = _cross_fitted(x, y, x_trusted, y_trusted, k, rng)
@@ -198,7 +200,7 @@ def _believe_classes(
             or not np.allclose(p.sum(axis=1), 1, 0, 1e-3)
         ):
             raise InputError(
-                f"`probabilities` must be ({len(y)}, {k}), one column a class in sorted order, and "
+                f"`probabilities` must be ({len(y)}, {k}), one column per class in sorted order, and "
                 f"each row must sum to 1: got shape {p.shape}."
             )
     p = np.clip(p, 1e-9, 1)

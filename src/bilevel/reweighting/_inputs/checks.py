@@ -104,7 +104,7 @@ def check_same_columns(X: Any, other: Any, name: str, other_name: str) -> None:
         extra = [c for c in other.columns if c not in X.columns]
         if missing or extra:
             parts = [f"it lacks {named(missing)}"] * bool(missing)
-            parts += [f"it has {named(extra)}, which `{name}` has not"] * bool(extra)
+            parts += [f"it has {named(extra)}, which `{name}` does not have"] * bool(extra)
             raise InputError(
                 f"`{other_name}` must have the same columns as `{name}`: {'; '.join(parts)}."
             )
@@ -165,7 +165,7 @@ def find_classes(
     """The class labels, sorted.
 
     Raises:
-        InputError: one class only, on either side; fewer trusted rows than classes; or a label that
+        InputError: only one class, on either side; fewer trusted rows than classes; or a label that
             occurs among the trusted rows only; with `judge_all` also one that never occurs there, of
             which a warning is given otherwise.
     """
@@ -180,7 +180,7 @@ def find_classes(
     labels = np.unique(y)
     if len(labels) == 1:
         raise InputError(
-            f"`y` has one class only ({labels.tolist()[0]!r}); there is nothing to classify. Check "
+            f"`y` has only one class ({labels.tolist()[0]!r}); there is nothing to classify. Check "
             "that the label column is the right one."
         )
     if len(y_trusted) < len(labels):
@@ -200,12 +200,12 @@ def find_classes(
     message = f"the training rows have labels that no trusted row has: {named(unseen.tolist())}. "
     if len(unseen) and (judge_all or len(unseen) == len(labels) - 1):
         raise InputError(
-            f"{message}Every row of such a class would be weighted down as useless: verify a few rows "
+            f"{message}Every row of such a class would get a low weight: verify a few rows "
             "of it, or remove the class from the training rows."
         )
     if len(unseen):
         warnings.warn(
-            f"{message}Nothing can be said of these rows, which count as average ones: verify a few.",
+            f"{message}These rows cannot be judged and count as average ones: verify a few of them.",
             UserWarning,
             stacklevel=4,
         )

@@ -35,7 +35,7 @@ def check_values(features: pd.DataFrame, name: str) -> None:
 
     Raises:
         InputError: repeated column names, infinite numbers (with columns and row ids), columns of
-            objects, vectors of unequal length, or texts that are one other word in every row.
+            objects, vectors of unequal length, or texts that are a different word in every row.
     """
     check_unique(features, f"the {name} table")
     kinds = {c: _kind(pd.Series(features[c])) for c in features.columns}
@@ -69,7 +69,7 @@ def check_values(features: pd.DataFrame, name: str) -> None:
     ]
     if identifiers:
         raise InputError(
-            f"the {name} columns {named(identifiers)} have another word in every row, from which "
+            f"the {name} columns {named(identifiers)} have a different word in every row, from which "
             "nothing can be learned. If they are the rows' ids, name them with --id (a data frame: "
             "`X.set_index(...)`); else leave them out with --drop."
         )
@@ -189,7 +189,7 @@ def tidy(features: pd.DataFrame, like: "pd.DataFrame | Pipeline | None" = None) 
 
 
 def _expand(features: pd.DataFrame) -> pd.DataFrame:
-    """Columns named by text, and those that hold vectors replaced by a column a number."""
+    """Columns named by text; those that hold vectors are replaced by one column per number."""
     features = features.rename(columns=str)
     check_unique(features, "the table")
     parts = []
@@ -297,7 +297,7 @@ def table_pipeline(features: pd.DataFrame) -> Pipeline:
 
     Numbers: the median for missing values with a flag beside it (in columns without gaps: the mean
     for gaps that new rows have, and no flag). Text of at most 50 values and
-    categories: one column a value, missing values among them; a value never seen in fitting counts
+    categories: one column per value, also for missing ones; a value never seen in fitting counts
     as infrequent. Other text: 30 components of its tf-idf weighted character n-grams. Dates: year,
     month, day, weekday, hour where there is one, and seconds since 1970, then as numbers. All but
     the columns of categories is then scaled to [0, 1].

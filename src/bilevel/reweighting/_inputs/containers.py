@@ -1,4 +1,4 @@
-"""Data of every kind people have, as numpy, pandas or scipy.sparse; results in the kind they had."""
+"""Data of every kind as numpy, pandas or scipy.sparse; results of the kind that came in."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ Internal = np.ndarray | pd.DataFrame | pd.Series | scipy.sparse.csr_array | scip
 
 
 def as_internal(a: Any, name: str) -> Internal:
-    """`a` as an array, a pandas object or a CSR matrix, one entry or row a data row.
+    """`a` as an array, a pandas object or a CSR matrix, with one entry or row per data row.
 
     pandas passes through. polars, pyarrow and whatever else narwhals reads becomes pandas, as does
     a Hugging Face dataset (class labels by name). Torch tensors, JAX arrays and lists become numpy;
@@ -131,7 +131,7 @@ def image_shape(X: Any) -> tuple[int, ...] | None:
 
 
 def like(values: Any, original: Any, name: str) -> Any:
-    """A vector with a value a row of `original`, in the kind that `original` has.
+    """A vector with one value per row of `original`, of the same kind as `original`.
 
     A pandas series with the index of a data frame or series; a polars series or a pyarrow (chunked)
     array; a torch tensor on the same device or a JAX array, if the values are numbers; else numpy.

@@ -1,4 +1,4 @@
-"""From what the user passes to checked numbers: the part that every method shares."""
+"""From what the user passes to checked numbers, for every method."""
 
 from typing import Any, NamedTuple
 
@@ -113,7 +113,7 @@ class Prepared(NamedTuple):
     """The three tables, checked, as they were given and as numbers.
 
     Attributes:
-        given: the training rows as they came, whatever they are.
+        given: the training rows as the user gave them.
         train, trusted, holdout: the tables; `holdout` may be None.
         encoding: how features and labels became numbers.
         groups: a group for each training row, or None.

@@ -1,4 +1,4 @@
-"""Everything the report says, computed once, as plain data that JSON can hold."""
+"""Everything that the report says, computed once, as plain data that JSON can hold."""
 
 import math
 import platform
@@ -46,7 +46,7 @@ def gather_evidence(
         result: the `WeightsResult`.
         holdout: `(X, y)` never used in learning. Without it scores that need fresh rows are left
             out, and the verdict rests on held-out folds of the trusted rows.
-        ids: a name for each training row; by default a data frame's index, or the row's number.
+        ids: a name for each training row; by default the index of a data frame, or the row number.
         groups, holdout_groups: a group for each training row, and for each row of the hold-out.
         images: pictures of the training rows, shape `(n, h, w)`, `(n, h, w, 1 | 3 | 4)` or
             `(n, h * h)`; shown beside the worst rows, darkest value black.
@@ -198,7 +198,7 @@ def _verdict(
     if found is None:
         return _said(
             "is not proven",
-            "there is no hold-out, and no comparison on held-out folds of the trusted rows. Keep a "
+            "there is no hold-out and no comparison on held-out folds of the trusted rows. Keep a "
             "hold-out.",
         )
     gain, half, sign = found["gain"], found.pop("half"), found.pop("sign")
@@ -224,7 +224,8 @@ def _verdict(
         change, low, high = (_number(over[key]) for key in ("gain", "low", "high"))
         detail += f" Over uniform weights it gains {change} ({low} to {high})."
     if not on_holdout:
-        detail += " The same rows chose the winner, which flatters it: keep a hold-out for proof."
+        detail += " The same rows chose the winner, so the gain is optimistic: keep a hold-out to "
+        detail += "prove it."
     return _said(outcome, detail) | found
 
 
@@ -343,7 +344,7 @@ def _alarms(
     effects: dict[str, Any],
     leaks: list[dict[str, Any]] | None,
 ) -> list[dict[str, Any]]:
-    """What should worry a reader; each says its numbers, whether it fired or not."""
+    """What should worry a reader; each alarm gives its numbers, whether it fired or not."""
     alarms = []
 
     def alarm(name: str, fired: Any, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""The report: one self-contained page that proves what weighting did, or says that it did not."""
+"""The report: one self-contained page that proves what weighting did, or says that it did nothing."""
 
 import base64
 import dataclasses

@@ -145,10 +145,10 @@ def overfitting(
         share = (D - D_h) / D, between 0 and 1
 
     The control learns weights against shuffled trusted labels, and the drop is `D_s`. A model that
-    is less sure does better on *any* shuffle, which is no overfitting; the mean `E_s` of the drop
-    over all shuffles has a closed form, and `D_s - E_s` is fitted to labels that hold nothing to
-    learn. True labels leave less to fit, so `at_most = (D_s - E_s) / D` is a worst case, useful
-    where it is small.
+    is less confident does better on *any* shuffle, which is not overfitting. The mean `E_s` of the
+    drop over all shuffles has a closed form, so `D_s - E_s` is what was fitted to labels from which
+    there is nothing to learn. True labels leave less noise to fit, so `at_most = (D_s - E_s) / D` is a
+    worst case; it is useful where it is small.
     """
     everything, y = np.arange(len(rows.y)), rows.y_trusted
     equal = rows.fit_alone(everything, np.ones(len(rows.y)))
@@ -301,7 +301,7 @@ def worst_rows(rows: Rows, ids: list[str], groups: Any, images: Any, seed: int) 
                 "id": ids[i],
                 "given": rows.y[i],
                 "suggested": suggested[k],
-                "sure": sure[k],
+                "probability": sure[k],
                 "weight": rows.weights[i],
                 "label_quality": rows.quality[i],
                 "group": None if groups is None else groups[i],

@@ -106,7 +106,7 @@ def compare_baselines(
         estimator: any scikit-learn estimator that accepts `sample_weight`; it is cloned.
         X, y: the training rows.
         X_trusted, y_trusted: the trusted rows.
-        weights: one a training row.
+        weights: one per training row.
         trusted_weight: the weight of a trusted row.
         X_holdout, y_holdout: the rows to score on: accuracy, or R2 for a regressor.
 

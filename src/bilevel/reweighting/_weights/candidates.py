@@ -339,7 +339,7 @@ def _score_weighting_model(
         losses, score = folds.judge_models(w)
         table[name] = {"trusted_loss": float(losses.mean()), "trusted_score": score}
         if holdout is not None:
-            # Of the model of all trusted rows; the path leaves one a fold, whose outputs are averaged.
+            # The model of all trusted rows; the path leaves one per fold, whose outputs are averaged.
             last = {key: value[FOLDS:] if len(value) > FOLDS else value for key, value in w.items()}
             outputs = mean_outputs(last, holdout.features)
             losses, score = folds.kind.judge(outputs, holdout.targets)

@@ -17,16 +17,16 @@ class CrossValidatedWeights(NamedTuple):
     """What `cross_validated_weights` returns.
 
     Attributes:
-        weights: one a training row, mean 1; all zero if the trusted rows alone are best.
+        weights: one per training row, mean 1; all zero if the trusted rows alone are best.
         trusted_weight: what a trusted row weighs beside them.
         scale: fit the final model with `scale * weights` and `scale * trusted_weight`: then the
             training rows count as their effective sample size, which a penalised model notices.
         winner: the candidate that was chosen.
-        candidates: a table with a line a candidate: `loss` and `score` (accuracy or R2) on the trusted
-            rows, each judged by models that have not seen it, and the `difference` of the loss to
-            "all rows + trusted" with its `standard_error`, paired over the rows.
+        candidates: a table with one line per candidate: `loss` and `score` (accuracy or R2) on the
+            trusted rows, each judged by models that have not seen it, and the `difference` of the
+            loss to "all rows + trusted" with its `standard_error`, paired over the rows.
         experts: what "weights" is a mixture of: held-out `loss` of each, and its `share`.
-        label_quality: in [0, 1], one a training row; the lowest are most likely to be wrong. It is
+        label_quality: in [0, 1], one per training row; the lowest are most likely to be wrong. It is
             there whichever candidate won.
         keep: False for the rows whose label a model that has not seen them disputes.
         shifted: whether the trusted rows are distributed otherwise than the training rows.
@@ -79,17 +79,17 @@ class WeightsResult:
     """What `learn_weights` returns; print it for a summary.
 
     Attributes:
-        weights: one a training row, in order, mean 1: 0 is ignored, 1 an average row; in the kind that
-            the rows came in, such as a pandas series with their index. All zero if the trusted rows
-            alone are best.
+        weights: one per training row, in order, mean 1: a row of weight 0 is ignored, a row of weight
+            1 counts as an average one. They are of the kind of the rows, such as a pandas series
+            with their index. All are zero if the trusted rows alone are best.
         trusted_weight: what a trusted row weighs beside them.
         keep: False for the rows to look at: those whose label a model that has not seen them disputes
             (of free weights: that are worth less than half a trusted row).
         effective_sample_size: `(sum w)^2 / sum w^2`.
         entropy: of the normalised weights, in nats.
-        history: a table with a line a recorded outer step: outer value, the three residuals, oracle
-            calls, effective sample size and entropy of the weights so far.
-        scores: the weighting model itself, a table with a line a model: `uniform` (trained on
+        history: a table with one line per recorded outer step: outer value, the three residuals,
+            oracle calls, effective sample size and entropy of the weights so far.
+        scores: the weighting model itself, a table with one line per model: `uniform` (trained on
             uniform weights), `warm` (its parameters as the bilevel run left them), `retrained` (from
             scratch on the weights the run found) and `capped` (from scratch on the weights returned,
             see `row_weights`: the one to believe); columns: loss and score (accuracy or R2) on the
@@ -99,10 +99,10 @@ class WeightsResult:
         parameters: the weighting model trained from scratch on the weights returned.
         stats: numbers of steps and oracle calls.
         winner: what the weights are: `"weights"`, `"groups"`, ... or one of the baselines.
-        candidates: with `method="auto"`, a line a candidate that was judged on held-out folds of the
-            trusted rows: `loss` and `score` there, and the `difference` of the loss to "all rows +
+        candidates: with `method="auto"`, one line per candidate that was judged on held-out folds of
+            the trusted rows: `loss` and `score` there, and the `difference` of the loss to "all rows +
             trusted" with its `standard_error`, paired over the rows.
-        label_quality: in [0, 1], one a training row: the lowest are most likely to be wrong. It is
+        label_quality: in [0, 1], one per training row: the lowest are most likely to be wrong. It is
             there whichever candidate won.
         scale: fit a final model with `scale * weights` and `scale * trusted_weight`, see
             `sample_weight`.
@@ -134,8 +134,8 @@ class WeightsResult:
         """What the models that weighed the training rows say of labelled rows never seen.
 
         Returns:
-            A table with a line a row, with the index of X if it is a data frame: `label_quality` (in
-            [0, 1]: the share of training rows whose label fits less well), `predicted_label`, and
+            A table with one line per row, with the index of X if it is a data frame: `label_quality`
+            (in [0, 1]: the share of training rows whose label fits less well), `predicted_label`, and
             `keep`: whether the label is not disputed.
 
         Raises:
@@ -144,7 +144,7 @@ class WeightsResult:
         """
         if self.scorer is None:
             raise ValueError(
-                "free weights say nothing of new rows; learn the weights with method='auto'."
+                "free weights cannot judge new rows; learn the weights with method='auto'."
             )
         X, y = as_rows(X, y)
         x, labels = self.encoding.features(X, "X"), self.encoding.labels(y, "y")

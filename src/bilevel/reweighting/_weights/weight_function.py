@@ -136,7 +136,7 @@ def fit_model(rows: Rows, sample_weight: Float[Array, " all"], num_outputs: int)
 
 
 class Path(NamedTuple):
-    """One run of the weight function, from its start: a line a recorded step."""
+    """One run of the weight function, from its start, at the recorded steps."""
 
     steps: list[int]
     us: list[Coefficients]
@@ -181,8 +181,8 @@ class Folds:
     """The data with their folds, and everything that is computed once from them.
 
     `rows` hold the training rows that models are fitted on (at most `MAX_ROWS` of the `n`), then the
-    trusted rows; `x`, `y` all `n` training rows. A line of weights is over `rows`; lines come in
-    fours: one a fold, without its trusted rows, and one with all of them.
+    trusted rows; `x`, `y` all `n` training rows. Sample weights are over `rows` and come in fours: for
+    each fold, without its trusted rows, and for all trusted rows.
     """
 
     def __init__(
@@ -222,11 +222,15 @@ class Folds:
         self.described = [self._describe(k, by_all, half) for k in range(FOLDS + 1)]
 
     def fit(self, weights: np.ndarray, rows: Rows | None = None, outputs: int = 0) -> PyTree:
-        """Models for lines of weights; their parameters are stacked on a first axis."""
+        """A model for each row of `weights`; their parameters are stacked on a first axis."""
         rows = self.rows if rows is None else rows
         models = []
-        for line in weights:  # one after the other: however many there are, one compilation
-            w = fit_model(rows, jnp.asarray(line, rows.x.dtype), outputs or self.kind.number)
+        for (
+            sample_weight
+        ) in weights:  # one after the other, so that all of them share one compilation
+            w = fit_model(
+                rows, jnp.asarray(sample_weight, rows.x.dtype), outputs or self.kind.number
+            )
             models.append(jax.tree.map(np.asarray, w))
         return self.centred(jax.tree.map(lambda *leaves: np.stack(leaves), *models), back=True)
 
@@ -265,8 +269,8 @@ class Folds:
         agree = self.kind.agrees(by_trusted, y) | self.unjudged
 
         def by_halves(keep: Bool[np.ndarray, " n"]) -> tuple[PyTree, np.ndarray]:
-            lines = [np.r_[(keep & (half != h))[self.sub], others] for h in range(HALVES)]
-            w = self.fit(np.stack(lines))
+            weights = [np.r_[(keep & (half != h))[self.sub], others] for h in range(HALVES)]
+            w = self.fit(np.stack(weights))
             return w, self._outputs(w, half)
 
         agreeing, by_agreeing = by_halves(agree)
@@ -314,8 +318,8 @@ class Folds:
         for k, others in enumerate(self.others):
             share = others.sum() / self.size  # both sides weigh the same
             parts = range(CROSS_FITS)
-            lines = np.stack([np.r_[share * (part[self.sub] != p), others] for p in parts])
-            w = self.fit(lines, rows, 2)
+            weights = np.stack([np.r_[share * (part[self.sub] != p), others] for p in parts])
+            w = self.fit(weights, rows, 2)
             ratio = np.diff(self._outputs(w, part))[:, 0]
             ratios.append(np.clip(ratio, -STEEPEST, STEEPEST) / 2)
             if k < FOLDS:
@@ -380,12 +384,12 @@ class Folds:
             self.centred(jax.tree.map(np.asarray, solution.w), back=True),
         )
 
-    def judge(self, lines: Float[np.ndarray, "folds all"]) -> tuple[np.ndarray, float]:
-        """Held-out loss of each trusted row, and accuracy or R2, of the models of the first lines."""
-        return self.judge_models(self.fit(lines[:FOLDS]))
+    def judge(self, weights: Float[np.ndarray, "folds all"]) -> tuple[np.ndarray, float]:
+        """Held-out loss of each trusted row, and accuracy or R2, of the models of the folds."""
+        return self.judge_models(self.fit(weights[:FOLDS]))
 
     def judge_models(self, w: PyTree) -> tuple[np.ndarray, float]:
-        """The same of models, one a fold."""
+        """The same for models, one per fold."""
         models = zip(w["weight"][:FOLDS], w["bias"][:FOLDS], strict=True)
         outputs = np.stack([self.x_trusted @ a.T + b for a, b in models])
         return self.kind.judge(outputs[self.fold, np.arange(self.m)], self.y_trusted)
