@@ -165,13 +165,13 @@ def _overlap(
         (~exact, "warning", "nearly equal", f"perhaps copies; {shared.attrs['note']}"),
     ]
     found = []
-    for lines, severity, what, why in kinds:
-        ids = tuple(tables[one].ids[row[lines]])
+    for which, severity, what, why in kinds:
+        ids = tuple(tables[one].ids[row[which]])
         if ids:
             detail = (
                 f"{counted(ids, PROSE[one] + ' row')} {what} to a {PROSE[other]} row ({why}), "
-                f"{int(differ[lines].sum())} with another label: {listed(ids)} (there: "
-                f"{listed(tables[other].ids[place[lines]])}). Remove them from the "
+                f"{int(differ[which].sum())} with another label: {listed(ids)} (there: "
+                f"{listed(tables[other].ids[place[which]])}). Remove them from the "
                 f"{PROSE[one]} rows, unless distinct rows can be so alike."
             )
             found.append(Finding(severity, title, detail, ids))
