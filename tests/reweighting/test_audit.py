@@ -60,7 +60,9 @@ def mixed(n: int, seed: int) -> pd.DataFrame:
 # --- nothing on clean data
 
 
-@pytest.mark.parametrize("loader", [load_breast_cancer, load_wine, load_digits])
+@pytest.mark.parametrize(
+    "loader", [load_breast_cancer, load_wine, pytest.param(load_digits, marks=pytest.mark.slow)]
+)
 def test_clean_tables_give_no_finding(loader):
     result = audit(*split(loader))
     constant = {"constant columns"} if loader is load_digits else set()  # the pixels of the corners
@@ -131,7 +133,9 @@ def test_near_rows_need_equal_text_and_equal_gaps():
     assert len(find_shared_rows(rows, among, near=False)) == 0
 
 
-@pytest.mark.parametrize("loader", [load_breast_cancer, load_wine, load_digits])
+@pytest.mark.parametrize(
+    "loader", [load_breast_cancer, load_wine, pytest.param(load_digits, marks=pytest.mark.slow)]
+)
 def test_near_rows_of_real_tables(loader):
     X, _, _, _, other, _ = split(loader)
     copies = RNG.permutation(len(X))[:9]

@@ -98,7 +98,7 @@ def test_effective_weights_sum_to_the_effective_sample_size():
     np.testing.assert_allclose(hard, [1, 0, 1], atol=1e-12)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_classifier_is_scikit_learns(classes):
     rng = np.random.default_rng(1)
     X, y, weights = rng.normal(size=(60, 3)), rng.integers(0, classes, 60), rng.uniform(0, 2, 60)
@@ -122,7 +122,13 @@ def test_the_regression_is_ridge():
     np.testing.assert_allclose(ours["bias"], theirs.intercept_, atol=5e-3)
 
 
-@pytest.mark.parametrize("kind", [Classes(2), Numbers()], ids=["classes", "numbers"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(Classes(2), id="classes"),
+        pytest.param(Numbers(), id="numbers", marks=pytest.mark.slow),
+    ],
+)
 def test_hypergradient_against_differences(kind):
     """Of the objective in the coefficients, through the inner solutions of all folds."""
     rng = np.random.default_rng(0)

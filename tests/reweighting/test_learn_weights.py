@@ -190,7 +190,9 @@ class _Interrupt(bilevel.AbstractCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7, 20])
+@pytest.mark.parametrize(
+    "step", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, result, step):
     data = digits()
     folder = tmp_path / "new" / "run"

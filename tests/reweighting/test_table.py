@@ -411,7 +411,7 @@ def fitted(regression: bool = False) -> tuple[Any, pd.DataFrame]:
     return make_pipeline(table_pipeline(table), final).fit(table, y), table
 
 
-@pytest.mark.parametrize("regression", [False, True])
+@pytest.mark.parametrize("regression", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_loaded_model_predicts_bitwise_the_same(tmp_path, regression):
     model, table = fitted(regression)
     skops.io.dump(model, tmp_path / "model.skops")
