@@ -126,7 +126,8 @@ def test_the_table_of_worst_rows_holds_the_evidence(page, harmless):
     rows, cells = harmless["worst"]["rows"], page.text
     assert len(rows) == 96
     for row in rows[:10]:
-        line = f"{row['id']} {row['given']} {row['suggested']} {row['sure']:.2f} {row['group']}"
+        line = f"{row['id']} {row['given']} {row['suggested']} {row['probability']:.2f}"
+        line += f" {row['group']}"
         assert line in cells
     pictures = page.named("img")
     assert [p["src"] for p in pictures] == [row["thumbnail"] for row in rows]
@@ -348,7 +349,8 @@ def test_a_regression_page():
             )
         ).to_html()
     )
-    assert "A regression without groups: there is nothing to divide the rows by." in page.text
+    said = "This is a regression without groups, so there is nothing to divide the rows by."
+    assert said in page.text
     assert "R2 without some rows" in page.text
     assert f"0 {_show(y[0], '.4g')}" in page.text
 
