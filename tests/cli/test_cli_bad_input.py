@@ -261,7 +261,7 @@ def test_different_columns(case):
     case.refuse(
         3,
         "`trusted` must have the same columns as `train`: it lacks 'b'; it has 'c', which `train` "
-        "has not.",
+        "does not have.",
     )
 
 
