@@ -217,7 +217,7 @@ def test_scores_of_a_regression_are_those_of_the_equation():
     ("change", "message"),
     [
         ({"label_quality": np.ones(3)}, r"`label_quality` must have one finite number per row"),
-        ({"label_quality": np.full(400, np.nan)}, r"`label_quality` must have a finite number"),
+        ({"label_quality": np.full(400, np.nan)}, r"`label_quality` must have one finite number"),
         ({"probabilities": np.ones((400, 9)) / 9}, r"`probabilities` must be \(400, 10\)"),
         ({"probabilities": np.ones((400, 10))}, r"must sum to 1"),
         ({"y": np.zeros(400, int)}, r"only one class, 0"),
