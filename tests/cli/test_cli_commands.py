@@ -124,7 +124,9 @@ def test_score_reads_labels_as_the_training_rows_had_them(full, tmp_path):
     spoilt = table.astype({"digit": object})
     spoilt.loc[3, "digit"] = "seven"
     said = score(full.out, spoilt, tmp_path)
-    refused(3, "`digit` has labels that are not numbers, as those of", "rows are: 'seven'.", said=said)
+    refused(
+        3, "`digit` has labels that are not numbers, as those of", "rows are: 'seven'.", said=said
+    )
     as_text = write_table(table.astype({"digit": str}), tmp_path / "new.parquet")
     said = bilevel("score", full.out, as_text, "--json")
     assert json.loads(said.stdout) == json.loads(score(full.out, table, tmp_path, "--json").stdout)
