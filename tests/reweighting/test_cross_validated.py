@@ -22,7 +22,12 @@ from bilevel.reweighting import cross_validated_weights, effective_sample_size
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._weights import weight_function as _weight_function
 from bilevel.reweighting._weights.baselines import SIMPLEST
-from bilevel.reweighting._weights.candidates import Candidate, mixture
+from bilevel.reweighting._weights.candidates import (
+    Candidate,
+    best_candidate,
+    candidate_table,
+    mixture,
+)
 from bilevel.reweighting._weights.labels import Classes, Numbers, RowScorer
 from bilevel.reweighting._weights.weight_function import (
     FOLDS,
@@ -324,8 +329,8 @@ def test_a_gain_within_half_a_standard_error_is_not_enough(errors, winner):
         "filter": (simplest + spread, 0.65),
         "weights": (simplest + spread - errors * error, 0.7),
     }
-    table, chosen = choose(judged)
-    assert chosen == winner
+    table = candidate_table(judged)
+    assert best_candidate(table) == winner
     assert str(table["loss"].idxmin()) == "weights"
     assert table.loc["weights", "difference"] == pytest.approx(-errors * error, rel=1e-9)
     assert table.loc["weights", "standard_error"] == pytest.approx(error, rel=1e-9)
