@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 
 def thumbnails(images: np.ndarray) -> list[str]:
-    """Each image as a PNG in a data URI, at most 64 pixels a side, darkest value black."""
+    """Each image as a PNG in a data URI, at most 64 pixels per side, darkest value black."""
     if images.ndim == 2:
         side = math.isqrt(images.shape[1])
         if side * side != images.shape[1]:
