@@ -278,7 +278,7 @@ def check_groups(groups: Any, n: int) -> np.ndarray:
         )
     if pd.isna(values).any():
         raise InputError(
-            f"`groups` has {int(pd.isna(values).sum())} missing entries; give these rows per group "
+            f"`groups` has {int(pd.isna(values).sum())} missing entries; give these rows a group "
             "of their own, such as 'unknown'."
         )
     values = values.astype(str) if values.dtype == object else values
