@@ -18,7 +18,7 @@ def demo() -> str:
         "|---|---|---|---|",
     ]
     for row in report["table"]:
-        if "gain" not in row:
+        if row["fitted on"] == "reweighted":
             lines.append(f"| **{row['fitted on']}** | **{row['score']:.4f}** | | |")
             continue
         gain = f"{row['gain']:+.4f} ± {row['standard_error']:.4f}"
