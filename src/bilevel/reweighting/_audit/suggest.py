@@ -28,7 +28,7 @@ from .._inputs.prepare import is_regression
 from .duplicates import find_duplicates, find_shared_rows
 
 FEW = 5  # trusted rows of a class
-MOST = 5000  # rows per model is fitted to, besides the trusted ones
+MOST = 5000  # training rows that a model is fitted to, besides the trusted ones
 SURE = 0.8
 
 
