@@ -473,11 +473,11 @@ def test_a_model_file_of_other_types_is_refused_by_their_names(tmp_path):
 def test_skrub_is_imported_for_columns_that_need_it_only():
     code = (
         "import sys, pandas as pd\n"
-        "from bilevel.reweighting import _inputs, _vectorise\n"
+        "from bilevel.reweighting._inputs import columns, containers\n"
         "t = pd.DataFrame({'a': [1.0, None], 'b': ['x', 'y']})\n"
-        "_vectorise.vectorise({'train': t})\n"
+        "columns.vectorise({'train': t})\n"
         "assert not {'skrub', 'torch', 'datasets', 'polars'} & sys.modules.keys()\n"
-        "_vectorise.vectorise({'train': t.assign(c=['2026-01-01', '2026-01-02'])})\n"
+        "columns.vectorise({'train': t.assign(c=['2026-01-01', '2026-01-02'])})\n"
         "assert 'skrub' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
