@@ -86,6 +86,45 @@ def cleanlab_table(value: str) -> str:
     return _table([first, *rates], lines)
 
 
+def real_errors() -> str:
+    """The areas under the curve and the refits on label errors that people made."""
+    found = _report("real_errors")
+    lines = [
+        [
+            x["data"],
+            str(x["trusted"]),
+            f"{max(x[rival] for rival in ('given', 'cross-fitted', 'trusted model')):.4f}",
+            f"{x['ours']:.4f} ({x['ranking gain']:+.4f})",
+            f"{x['ours, with probabilities']:.4f} ({x['ranking gain, with probabilities']:+.4f})",
+            f"{x['accuracy']:.4f} ({x['refit gain']:+.4f})",
+            f"{x['flagged precision']:.2f} / {x['flagged recall']:.2f}",
+            f"{x['cpu']:.1f}",
+        ]
+        for x in found["cells"]
+    ]
+    settings = found["settings"]
+    intro = (
+        f"CIFAR-10N: {settings['rows']} training rows, whose features are the log-probabilities of a "
+        f"network that was trained on the given labels; {settings['test_rows']} test rows; means over "
+        f"{len(found['seeds'])} seeds. Ranking: the area under the ROC curve for right against wrong "
+        "labels; the best other ranking is the best, for each cell, of the given probabilities, a "
+        "cross-fitted model of all rows and a model of the trusted rows. Refit: test accuracy; in "
+        "brackets, minus the best of the four baselines in hindsight. Flagged: the precision and the "
+        "recall of the rows with `keep == False`. `benchmarks/real_errors.py` writes this table."
+    )
+    head = [
+        "labels",
+        "trusted rows",
+        "best other ranking",
+        "ranking",
+        "ranking with `pred_probs`",
+        "refit",
+        "flagged",
+        "CPU s",
+    ]
+    return f"{intro}\n\n{_table(head, lines)}"
+
+
 def weighting_gains() -> str:
     """Gain over the best baseline in hindsight by cell, with the room of the oracle in brackets."""
     cells = _report("reweighting")["cells"]

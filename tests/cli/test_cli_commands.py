@@ -70,11 +70,9 @@ def test_score_finds_wrong_labels_of_new_rows(full, tmp_path):
     scores = scores.set_index("id").loc[table["row"]]
     np.testing.assert_array_equal(scores["given_label"], table["digit"])
     assert roc_auc_score(~wrong, scores["label_quality"]) >= 0.98  # 0.996
-    assert np.mean(~scores["keep"][wrong]) >= 0.97  # all of them
-    assert np.mean(scores["keep"][~wrong]) >= 0.85  # 0.90
-    np.testing.assert_array_equal(
-        scores["keep"], scores["given_label"] == scores["predicted_label"]
-    )
+    assert np.mean(~scores["keep"][wrong]) >= 0.88  # 0.92
+    assert np.mean(scores["keep"][~wrong]) >= 0.95
+    assert scores["keep"][scores["given_label"] == scores["predicted_label"]].all()
 
 
 def test_score_says_what_the_model_predicts(full, tmp_path):
@@ -96,10 +94,10 @@ def test_score_writes_all_rows_and_shows_some(full, tmp_path, name):
     printed = json.loads(score(full.out, table, tmp_path, "--json").stdout)
     assert written["id"].tolist() == [row["id"] for row in printed]
     np.testing.assert_allclose(
-        written["label_quality"], [row["label_quality"] for row in printed], rtol=1e-9
+        written["label_quality"], [row["label_quality"] for row in printed], atol=1e-9
     )
     disputed = int((~written["keep"]).sum())
-    assert f"{disputed} of 300 labels are disputed" in said.stdout
+    assert f"{disputed} of 300 labels are more likely wrong than right" in said.stdout
     assert str(tmp_path / name) in said.stdout
     assert [row["id"] in said.stdout for row in printed[:21]] == [True] * 20 + [False]
 
@@ -488,7 +486,7 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path):
     sizes = {"train_rows": TRAIN, "trusted_rows": TRUSTED, "columns": 64, "outputs": 10}
     assert {name: cost[name] for name in sizes} == sizes
     assert set(cost) == {*sizes, "seconds", "bytes"}
-    assert cost["seconds"] >= 25  # what it takes to start and to compile
+    assert cost["seconds"] >= 10  # what it takes to start
     assert 1e8 < cost["bytes"] < 2e9
     said = bilevel(*command, "--dry-run")
     assert said.code == 0

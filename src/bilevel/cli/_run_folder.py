@@ -18,8 +18,10 @@ from sklearn.pipeline import Pipeline
 from ..reweighting._inputs.checks import InputError, check_labels, named
 from ..reweighting._inputs.columns import check_values, load_model, tidy
 from ..reweighting._inputs.prepare import Encoding
-from ..reweighting._weights.labels import Classes, Numbers, RowScorer
+from ..reweighting._weights.labels import Classes, Numbers
+from ..reweighting._weights.pool import ClassPool, NumberPool
 from ..reweighting._weights.result import WeightsResult
+from ..reweighting._weights.scorer import LinearOutputs, RowScorer
 from ._app import RunFolderError
 
 WORST = 1000  # rows in worst.csv
@@ -198,11 +200,11 @@ class Scorer(NamedTuple):
         x = self.encoding.features(self.model[:-1].transform(rows), "the new rows")
         name = str(labels.name)
         y = _read_like(check_labels(labels, features, name), self.encoding.classes, name)
-        quality, undisputed = self.scorer(x, self.encoding.labels(y, name))
+        quality, right = self.scorer(x, self.encoding.labels(y, name))
         return pd.DataFrame(
             {
                 "label_quality": quality,
-                "keep": undisputed,
+                "keep": right,
                 "given_label": y,
                 "predicted_label": self.encoding.decode(self.scorer.predict(x)),
             },
@@ -230,22 +232,16 @@ def write_scorer(result: WeightsResult, folder: Path) -> bool:
     if result.scorer is None:
         return False
     scorer, encoding = result.scorer, result.encoding
-    models = {
-        f"{part} {name}": value
-        for part, model in zip(("first", "best"), scorer.models, strict=True)
-        for name, value in model.items()
+    arrays: dict[str, Any] = {
+        f"pool {name}": np.asarray(value) for name, value in scorer.pool._asdict().items()
     }
+    for k, member in enumerate(scorer.members):
+        linear = [model for model in member if isinstance(model, LinearOutputs)]
+        arrays[f"member {k} weight"] = np.stack([model.weight for model in linear])
+        arrays[f"member {k} bias"] = np.stack([model.bias for model in linear])
     if encoding.classes is not None:
-        models["classes"] = _plain(encoding.classes)
-    arrays: dict[str, Any] = models
-    np.savez(
-        folder / "scorer.npz",
-        **arrays,
-        first_fits=scorer.fits[0],
-        best_fits=scorer.fits[1],
-        sums=scorer.sums,
-        numbers=np.array([scorer.spread, encoding.centre, encoding.spread]),
-    )
+        arrays["classes"] = _plain(encoding.classes)
+    np.savez(folder / "scorer.npz", **arrays, numbers=np.array([encoding.centre, encoding.spread]))
     return True
 
 
@@ -265,22 +261,25 @@ def read_scorer(folder: Path) -> Scorer:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}
-        spread, centre, target_spread = (float(x) for x in arrays["numbers"])
+        centre, spread = (float(x) for x in arrays["numbers"])
         classes = arrays.get("classes")
-        models = tuple(
-            {name: arrays[f"{part} {name}"] for name in ("weight", "bias")}
-            for part in ("first", "best")
-        )
-        scorer = RowScorer(
-            Numbers() if classes is None else Classes(len(classes)),
-            (models[0], models[1]),
-            (arrays["first_fits"], arrays["best_fits"]),
-            arrays["sums"],
-            spread,
-        )
+        kind = NumberPool if classes is None else ClassPool
+        fields = {name: arrays[f"pool {name}"] for name in kind._fields}
+        numbers: Any = {name: x if x.ndim else float(x) for name, x in fields.items()}
+        pool = kind(**numbers)
+        members = [
+            [
+                LinearOutputs(weight, bias)
+                for weight, bias in zip(
+                    arrays[f"member {k} weight"], arrays[f"member {k} bias"], strict=True
+                )
+            ]
+            for k in range(len(pool.coefficients))
+        ]
+        scorer = RowScorer(Numbers() if classes is None else Classes(len(classes)), members, pool)
     except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    return Scorer(model, scorer, Encoding(None, None, classes, centre, target_spread))
+    return Scorer(model, scorer, Encoding(None, None, classes, centre, spread))
 
 
 def write_json(value: dict[str, Any], path: Path) -> None:

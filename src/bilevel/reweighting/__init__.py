@@ -15,9 +15,9 @@ from ._weights.baselines import compare_baselines
 from ._weights.cross_validated import cross_validated_weights
 from ._weights.diagnostics import Check
 from ._weights.features import trust_features
-from ._weights.labels import RowScorer
 from ._weights.methods import clipped_soba, near_exact, soba
 from ._weights.result import CrossValidatedWeights, WeightsResult
+from ._weights.scorer import RowScorer
 
 __all__ = [
     "Audit",

@@ -93,6 +93,9 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         X_trusted: Any = None,
         y_trusted: Any = None,
         groups: Any = None,
+        pred_probs: Any = None,
+        pred_probs_trusted: Any = None,
+        given_labels_trusted: Any = None,
     ) -> Self:
         """Learn the weights, then fit the final estimator with them.
 
@@ -103,6 +106,9 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
                 cross-validation, once it is requested: `set_fit_request(is_trusted=True)`.
             X_trusted, y_trusted: the trusted rows, where they are not part of `X`.
             groups: what each row of `X` belongs to; one weight per group is then learned too.
+            pred_probs, pred_probs_trusted: out-of-fold probabilities, see `learn_weights`. With
+                `is_trusted`, `pred_probs` has one row per row of `X`, trusted rows included.
+            given_labels_trusted: the labels that the trusted rows had before they were verified.
 
         Without any trusted rows there is nothing to learn weights from: every row gets weight 1, and a
         `UserWarning` says so.
@@ -130,6 +136,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
                     f"{groups.shape}."
                 )
             groups = groups[~mask]
+        if pred_probs is not None and is_trusted is not None:
+            pred_probs, pred_probs_trusted = _split_probabilities(
+                pred_probs, pred_probs_trusted, mask
+            )
         result = learn_weights(
             *train,
             *trusted,
@@ -137,6 +147,9 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             model=self.model,
             method=self.method,
             groups=groups,
+            pred_probs=pred_probs,
+            pred_probs_trusted=pred_probs_trusted,
+            given_labels_trusted=given_labels_trusted,
             num_steps=self.num_steps,
             l2=self.l2,
             overlap=self.overlap,  # pyright: ignore[reportArgumentType]
@@ -230,7 +243,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         Returns:
             A table with one line per row, with the index of X if it is a data frame: `label_quality`
             (in [0, 1]: the share of training rows whose label fits less well), `predicted_label`,
-            and `keep`, whether the model does not dispute the label.
+            and `keep`, whether the label is more likely right than wrong.
         """
         return self._learned().score_rows(X, y)
 
@@ -304,6 +317,20 @@ def _seed(random_state: Any) -> int:
     if isinstance(random_state, numbers.Integral):
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _split_probabilities(values: Any, trusted: Any, mask: np.ndarray) -> tuple[Any, Any]:
+    """Of the training rows and of the trusted rows, from one table of all rows."""
+    if trusted is not None:
+        raise InputError(
+            "with `is_trusted`, `pred_probs` has one row per row of X, trusted rows included; leave "
+            "`pred_probs_trusted` out."
+        )
+    if len(values) != len(mask):
+        raise InputError(
+            f"`pred_probs` must have one row per row of X ({len(mask)}), got {len(values)}."
+        )
+    return take_rows(values, np.flatnonzero(~mask)), take_rows(values, np.flatnonzero(mask))
 
 
 def _split(

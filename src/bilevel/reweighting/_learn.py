@@ -1,21 +1,21 @@
 """`learn_weights`: from arrays to weights, with what is needed to judge them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from .._algorithm.base import AbstractAlgorithm
 from .._callback import AbstractCallback
 from ..tasks.models import Model
 from ._inputs.containers import like
-from ._inputs.prepare import MIN_MAX, prepare
+from ._inputs.prepare import MIN_MAX, check_verified, prepare
+from ._inputs.probabilities import check_probabilities
 from ._weights.baselines import compare_on_holdout
 from ._weights.candidates import choose, explain, search
 from ._weights.diagnostics import holdout_check
 from ._weights.free_weights import free_weights
-from ._weights.judge import is_the_linear_model
+from ._weights.label_models import FOLDS, few_threads
 from ._weights.result import WeightsResult
-from ._weights.weight_function import FOLDS, make_folds
 
 
 def learn_weights(
@@ -28,6 +28,9 @@ def learn_weights(
     model: Literal["linear", "mlp"] | Model = "linear",
     method: str | AbstractAlgorithm = "auto",
     groups: Any = None,
+    pred_probs: Any = None,
+    pred_probs_trusted: Any = None,
+    given_labels_trusted: Any = None,
     num_steps: int | None = None,
     l2: float = 1e-2,
     scaler: Any = MIN_MAX,
@@ -40,11 +43,12 @@ def learn_weights(
 ) -> WeightsResult:
     """Learn what each training row is worth, judged by the loss on trusted rows.
 
-    Weights are the outer variable of a bilevel problem: a model trained with them should do well on
-    the trusted rows. The default learns them as a function of a few features of a row and chooses, on
-    held-out folds of the trusted rows, how far to go, and whether to weigh at all: see
-    `bilevel.reweighting.cross_validated_weights`. The other methods give each row a weight
-    of its own on the simplex (`bilevel.tasks.reweighting`). None has a step size to choose.
+    The default asks several label models, the estimator's own kind among them, how likely each label
+    is to be right. None of them has seen the row. What they say is pooled with coefficients that
+    trusted rows decide, and held-out folds of the trusted rows decide whether the weights are used, or
+    one of the simple alternatives: see `bilevel.reweighting.cross_validated_weights`. The other
+    methods give each row a weight of its own: the outer variable of a bilevel problem on the simplex
+    (`bilevel.tasks.reweighting`). None has a step size to choose.
 
     Args:
         X: the training rows: a matrix `(rows, features)` of numbers; images; a scipy.sparse matrix; a
@@ -58,15 +62,20 @@ def learn_weights(
             integers, or more than 50 distinct ones that on average occur less than ten times.
         model: the differentiable model whose loss is used: `"linear"` (softmax, or least squares),
             `"mlp"`, or any `bilevel.tasks.models.Model`.
-        method: `"auto"`, which tries uniform weights, the trusted rows alone or beside the others, the
-            rows that a model of the trusted rows agrees with, a weight function of rankings, the ratio
-            of densities where the trusted rows have another distribution, and free weights, one per
-            row, where there are ten trusted rows or more per parameter. Free weights alone are learned
-            by `"near-exact"`, `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`; with
-            fewer than about a thousand trusted rows they overfit the trusted loss. With another model
-            than the linear one, `"auto"` means `"near-exact"`.
+        method: `"auto"`, which judges uniform weights, the trusted rows alone or beside the others,
+            the rows that a model of the trusted rows agrees with, the probabilities of the pool, the
+            rows that the pool finds clean, and the ratio of densities where the trusted rows have
+            another distribution. Free weights, one per row, are learned by `"near-exact"`, `"soba"`, or
+            a configured algorithm such as `bilevel.SOBA(...)`; with fewer than about a thousand trusted
+            rows they overfit the trusted loss. With another model than the linear one, `"auto"` means
+            `"near-exact"`.
         groups: what each training row belongs to (its source, its annotator); `"auto"` then also
             learns one weight per group. A vector of labels.
+        pred_probs, pred_probs_trusted: probabilities of the classes (in sorted order) for the
+            training and for the trusted rows, from a model of any framework that was *not* trained on
+            the row it judges (out of fold). They join the pool of label models. Both or neither.
+        given_labels_trusted: the labels that the trusted rows had before they were verified: pairs
+            that say how labels go wrong.
         num_steps: outer steps for free weights; by default 20 near-exact ones, with 1000 trusted rows
             or more 60, or 10000 of SOBA.
         l2: for free weights, the strength of the model's l2 penalty.
@@ -74,15 +83,16 @@ def learn_weights(
             `MinMaxScaler()`. `None` takes the features as they are.
         holdout: `(X, y)` never used in learning; brings the table of baselines and the verdict.
         estimator: the estimator that the weights are for: any scikit-learn estimator that accepts
-            `sample_weight`; by default `LogisticRegression` or `Ridge` on scaled features. `"auto"`
-            learns with the linear model and judges its candidates with this estimator, with three
-            fits each; the baselines on the hold-out are fitted with it.
+            `sample_weight`; by default `LogisticRegression` or `Ridge` on scaled features. With
+            `"auto"`, labels are judged by models of this kind too, and so are the candidates; the
+            baselines on the hold-out are fitted with it.
         overlap: what to do about training rows that also occur among the trusted rows: refuse
             (`"error"`), or go on (`"keep"`).
         seed: for batches and initial parameters. Equal calls with equal seeds give equal results.
-        callbacks: more callbacks for `solve`, such as `bilevel.ProgressBar()`.
-        folder: where to keep a checkpoint and the history; if it holds those of an equal call,
-            interrupted or complete, the run continues from there (also for more `num_steps`).
+        callbacks: for free weights, more callbacks for `solve`, such as `bilevel.ProgressBar()`.
+        folder: for free weights, where to keep a checkpoint and the history; if it holds those of an
+            equal call, interrupted or complete, the run continues from there (also for more
+            `num_steps`).
 
     Returns:
         A `WeightsResult`.
@@ -109,7 +119,13 @@ def learn_weights(
     >>> round(float(np.mean(result.weights)), 6)
     1.0
     """
-    check_method(method, model, num_steps, groups)
+    extras = {
+        "groups": groups,
+        "pred_probs": pred_probs,
+        "pred_probs_trusted": pred_probs_trusted,
+        "given_labels_trusted": given_labels_trusted,
+    }
+    check_method(method, model, num_steps, extras)
     by_folds = is_cross_validated(method, model)
 
     # What came in, checked and as numbers.
@@ -127,13 +143,22 @@ def learn_weights(
         folds=FOLDS if by_folds else None,
     )
     if by_folds:
-        # What models that have not seen a row say of its label, without each fold of trusted rows.
-        folds = make_folds(*tables.train.numbers, *tables.trusted.numbers, tables.groups, seed)
-        # Candidates made of that, and the best one on the trusted rows that it has not seen.
-        found = search(folds, callbacks, folder, seed)
-        judge = None if estimator is None or is_the_linear_model(estimator) else estimator
-        chosen = choose(found, tables, judge)
-        learned = explain(found, chosen, tables, judge)
+        probabilities = check_probabilities(
+            pred_probs, pred_probs_trusted, tables.classes, len(tables.train), len(tables.trusted)
+        )
+        # Label models, the pool that they make, and candidates judged on held-out trusted rows.
+        with few_threads(tables.train.features.size):
+            found = search(
+                *tables.train.numbers,
+                *tables.trusted.numbers,
+                groups=tables.groups,
+                tables=tables,
+                estimator=estimator,
+                probabilities=probabilities,
+                verified=check_verified(given_labels_trusted, tables),
+                seed=seed,
+            )
+            learned = explain(found, choose(found), tables)
     else:
         learned = free_weights(
             tables,
@@ -169,11 +194,11 @@ def is_cross_validated(method: Any, model: Any) -> bool:
     return method == "auto" and model == "linear"
 
 
-def check_method(method: Any, model: Any, num_steps: int | None, groups: Any) -> None:
+def check_method(method: Any, model: Any, num_steps: int | None, extras: Mapping[str, Any]) -> None:
     """Refuse what does not fit the method, before anything is computed.
 
     Raises:
-        ValueError: `num_steps` or `groups` for a method that does not have them.
+        ValueError: `num_steps`, or one of the `extras`, for a method that does not have it.
     """
     if is_cross_validated(method, model):
         if num_steps is not None:
@@ -181,5 +206,7 @@ def check_method(method: Any, model: Any, num_steps: int | None, groups: Any) ->
                 "`num_steps` has no meaning for method='auto', which chooses where to stop; leave "
                 "it out, or choose method='near-exact'."
             )
-    elif groups is not None:
-        raise ValueError("`groups` need method='auto' and model='linear'.")
+        return
+    for name, value in extras.items():
+        if value is not None:
+            raise ValueError(f"`{name}` needs method='auto' and model='linear'.")

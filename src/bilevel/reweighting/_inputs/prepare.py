@@ -231,6 +231,26 @@ def prepare(
     return Prepared(X, whole["train"], whole["trusted"], whole.get("holdout"), encoding, groups)
 
 
+def check_verified(labels: Any, tables: Prepared) -> np.ndarray | None:
+    """Codes of the labels that the trusted rows had before they were verified.
+
+    Raises:
+        InputError: a regression, another number of labels than trusted rows, or unknown labels.
+    """
+    if labels is None:
+        return None
+    name = "given_labels_trusted"
+    if tables.classes is None:
+        raise InputError(f"`{name}` are class labels, and this task is a regression.")
+    values = np.asarray(labels)
+    if values.shape != (len(tables.trusted),):
+        raise InputError(
+            f"`{name}` must have one label per trusted row ({len(tables.trusted)}), got shape "
+            f"{values.shape}."
+        )
+    return tables.encoding.labels(values, name)
+
+
 def is_regression(task: str, y: Any) -> bool:
     """Whether the labels are numbers to predict; see `task` of `learn_weights`."""
     if task not in ("auto", "classification", "regression"):

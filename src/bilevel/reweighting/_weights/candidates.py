@@ -1,76 +1,275 @@
 """The candidates: weights that are judged on the trusted rows that each has not seen."""
 
-import os
-from collections.abc import Sequence
-from pathlib import Path as FilePath
+import dataclasses
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, PyTree
+from jaxtyping import Float, Int
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from ..._analysis.weight_statistics import effective_sample_size, entropy
-from ..._callback import AbstractCallback
-from .._inputs.fingerprint import check_fingerprint, fingerprint
-from .._inputs.prepare import Prepared, PreparedTable
-from .baselines import BASELINES, SIMPLEST
-from .diagnostics import check_choice, check_transfer
-from .features import centred_ranks
-from .judge import judge_with
-from .labels import mean_outputs
+from .._inputs.prepare import Prepared
+from .._inputs.probabilities import Probabilities
+from .baselines import SIMPLEST
+from .diagnostics import check_choice
+from .label_models import (
+    FOLDS,
+    PARTS,
+    Folds,
+    LabelModel,
+    Member,
+    cross_fitted,
+    from_outside,
+    is_the_linear_model,
+    linear_label_model,
+    make_folds,
+    own_label_model,
+    second_round,
+    trusted_only,
+)
+from .pool import ClassPool, NumberPool, fit_pool
 from .result import CrossValidatedWeights, Learned
-from .row_weights import allowed, free_row_weights
-from .weight_function import FOLDS, Folds, Path, effective_weights
+from .scorer import RowScorer
 
-CLEAR = 0.5  # standard errors by which "all rows + trusted" must be beaten
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+CLEAR = 0.5  # standard errors by which one candidate must beat another that is preferred to it
+PREFERRED = "weights"  # where nothing is clearly better than it
+STEEPEST = 4.0  # log density ratios are clipped here
+JUDGES = FOLDS + 1
 
 
 class Candidate(NamedTuple):
-    """Weights of all training rows, for each fold and for all trusted rows; and of a trusted row."""
+    """Weights of all training rows, for each choice of trusted rows; and of a trusted row."""
 
-    weights: Float[np.ndarray, "folds n"]
-    trusted: Float[np.ndarray, " folds"]
-
-    def fit_weights(self, data: Folds) -> Float[np.ndarray, "folds all"]:
-        """The weights of the rows that models are fitted on, for each fold."""
-        training = data.inflate * self.weights[:, data.sub]
-        return np.hstack([training, self.trusted[:, None] * data.others])
-
-    def with_neutral_rows(self, unjudged: Bool[np.ndarray, " n"]) -> "Candidate":
-        """Rows whose class no trusted row has get the mean weight of the others."""
-        weights = self.weights
-        if unjudged.any():
-            mean = weights[:, ~unjudged].mean(axis=1, keepdims=True)
-            weights = np.where(unjudged, mean, weights)
-        return Candidate(weights, self.trusted)
+    weights: Float[np.ndarray, "choices n"]
+    trusted: float
 
 
-class Search(NamedTuple):
-    """The data with their folds; the candidates and how they did; what they were made of."""
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The label models, the pool that they make, and the candidates with their judgements.
 
-    data: Folds
+    Attributes:
+        folds: labels and folds.
+        linear: the linear label model, which takes scaled numbers.
+        judge: the kind of model that judges the candidates: the user's own, or `linear`.
+        members, pool: of the last round.
+        right: the probability that each training row's label is right.
+        quality: what training rows are ranked by.
+        candidates, judged: the weights, and (held-out losses of the trusted rows, score) of each.
+        history: a table with a line per round.
+        shifted: whether the trusted rows are distributed otherwise than the training rows.
+    """
+
+    folds: Folds
+    linear: LabelModel
+    judge: LabelModel
+    members: list[Member]
+    pool: ClassPool | NumberPool
+    right: Float[np.ndarray, " n"]
+    quality: Float[np.ndarray, " n"]
     candidates: dict[str, Candidate]
-    judged: dict[str, tuple[Float[np.ndarray, " trusted"], float]]
-    experts: pd.DataFrame
-    path: Path
+    judged: dict[str, tuple[Float[np.ndarray, " m"], float]]
+    history: pd.DataFrame
+    shifted: bool
 
     @property
-    def table(self) -> pd.DataFrame:
-        """How the candidates did, see `candidate_table`."""
-        return candidate_table(self.judged)
+    def member_table(self) -> pd.DataFrame:
+        """Held-out loss and score of the members of the pool and of the pool; the coefficients."""
+        outputs = [member.trusted[FOLDS] for member in self.members]
+        named = {member.name: o for member, o in zip(self.members, outputs, strict=True)}
+        named["pool"] = self.pool.outputs(outputs)
+        table = {name: _judge(self.folds, o) for name, o in named.items()}
+        coefficients = [*self.pool.coefficients, np.nan]
+        frame = pd.DataFrame.from_dict(table, orient="index", columns=["loss", "score"])
+        return frame.assign(coefficient=coefficients)
 
-    @property
-    def history(self) -> pd.DataFrame:
-        """The trace of the path learned on all folds, with the weights' size and entropy."""
-        z = self.data.described[FOLDS].features
-        weights = [at(u, z) for u in self.path.us]
-        return self.path.trace.assign(
-            effective_sample_size=[effective_sample_size(w) for w in weights],
-            entropy=[entropy(w) for w in weights],
-        )
+
+def search(
+    features: np.ndarray,
+    y: np.ndarray,
+    features_trusted: np.ndarray,
+    y_trusted: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    tables: Prepared | None = None,
+    estimator: Any = None,
+    probabilities: Probabilities | None = None,
+    verified: Int[np.ndarray, " m"] | None = None,
+    seed: int = 0,
+) -> Search:
+    """Fit the label models, pool them, make candidates of what they say, and judge these.
+
+    First round: each label model (the linear one, and the user's own kind if there is one) out of
+    fold on all training rows, and on the trusted rows alone; the pool; the candidates, which are
+    judged on each fold of the trusted rows by models that have not seen it. Second round: models of
+    the rows weighted by the first pool's probabilities join the pool, whose probabilities are the
+    weights in the end.
+
+    `probabilities` of the user's are one more member. `verified` are the labels that the trusted rows
+    had before they were verified: pairs from which the noise matrix is estimated too.
+    """
+    folds = make_folds(y, y_trusted, seed)
+    linear = judge = linear_label_model(folds, features, features_trusted)
+    kinds = [linear]
+    if estimator is not None and tables is not None and not is_the_linear_model(estimator):
+        judge = own_label_model(folds, tables, estimator)
+        kinds.append(judge)
+
+    members = [fit(kind) for kind in kinds for fit in (cross_fitted, trusted_only)]
+    members += [] if probabilities is None else [from_outside(probabilities)]
+    pools = [_pool(folds, members, verified, k) for k in range(JUDGES)]
+    right = np.stack([_right(folds, pools[k], members, k) for k in range(JUDGES)])
+    rounds = [_round(folds, pools[FOLDS], members, right[FOLDS])]
+
+    agrees = np.stack(
+        [folds.kind.agrees(members[1].train[k], y) | folds.unjudged for k in range(JUDGES)]
+    )
+    ones = np.ones((JUDGES, folds.n))
+    candidates = {
+        "uniform": Candidate(ones, 0.0),
+        SIMPLEST: Candidate(ones, 1.0),
+        "trusted only": Candidate(0 * ones, 1.0),
+        "filter": Candidate(agrees.astype(float), 1.0),
+        PREFERRED: Candidate(right, 1.0),
+        "clean rows": Candidate((right >= 0.5).astype(float), 1.0),
+    }
+    if groups is not None:
+        candidates["groups"] = Candidate(np.stack([_by_group(r, groups) for r in right]), 1.0)
+    ratio = _density_ratio(folds, features, features_trusted, seed)
+    if ratio is not None:
+        candidates["density ratio"] = Candidate(_effective(ratio), 1.0)
+        candidates["weights by density ratio"] = Candidate(_effective(ratio * right), 1.0)
+    judged = {name: _judge_candidate(judge, candidate) for name, candidate in candidates.items()}
+
+    members += [second_round(kind, right[FOLDS]) for kind in kinds]
+    pool = _pool(folds, members, verified, FOLDS)
+    last = _right(folds, pool, members, FOLDS)
+    rounds.append(_round(folds, pool, members, last))
+    final = {PREFERRED: last, "clean rows": (last >= 0.5).astype(float)}
+    final |= {} if groups is None else {"groups": _by_group(last, groups)}
+    if ratio is not None:
+        final["weights by density ratio"] = _effective(ratio[FOLDS:] * last)[0]
+    for name, weights in final.items():
+        kept = candidates[name].weights
+        candidates[name] = Candidate(np.concatenate([kept[:FOLDS], weights[None]]), 1.0)
+    train = [member.train[FOLDS] for member in members]
+    quality = np.where(folds.unjudged, 1.0, pool.quality(train, y))
+    history = pd.DataFrame(rounds)
+    return Search(
+        folds,
+        linear,
+        judge,
+        members,
+        pool,
+        last,
+        quality,
+        candidates,
+        judged,
+        history.assign(step=np.arange(1, len(history) + 1)),
+        ratio is not None,
+    )
+
+
+def _pool(
+    folds: Folds, members: list[Member], verified: np.ndarray | None, k: int
+) -> ClassPool | NumberPool:
+    """The pool of the members that have not seen fold k of the trusted rows."""
+    rows = np.flatnonzero(folds.others[k])
+    trusted = [member.trusted[k][rows] for member in members]
+    train = [member.train[k] for member in members]
+    known = ~folds.unjudged
+    return fit_pool(
+        folds.kind,
+        trusted,
+        folds.y_trusted[rows],
+        [outputs[known] for outputs in train],
+        folds.y[known],
+        None if verified is None else verified[rows],
+    )
+
+
+def _right(
+    folds: Folds, pool: ClassPool | NumberPool, members: list[Member], k: int
+) -> Float[np.ndarray, " n"]:
+    """The probability that each label is right; of rows that no model can judge, the mean."""
+    right = pool.right([member.train[k] for member in members], folds.y)
+    if folds.unjudged.any():
+        right[folds.unjudged] = right[~folds.unjudged].mean() if not folds.unjudged.all() else 1.0
+    return right
+
+
+def _round(
+    folds: Folds, pool: ClassPool | NumberPool, members: list[Member], right: np.ndarray
+) -> dict[str, float]:
+    """What a round has come to."""
+    outputs = pool.outputs([member.trusted[FOLDS] for member in members])
+    return {
+        "outer_value": _judge(folds, outputs)[0],
+        "wrong": float(1 - right.mean()),
+        "effective_sample_size": effective_sample_size(right),
+        "entropy": entropy(right),
+    }
+
+
+def _judge(folds: Folds, outputs: np.ndarray) -> tuple[float, float]:
+    losses, score = folds.kind.judge(outputs, folds.y_trusted)
+    return float(losses.mean()), score
+
+
+def _judge_candidate(
+    model: LabelModel, candidate: Candidate
+) -> tuple[Float[np.ndarray, " m"], float]:
+    """Losses and score of the trusted rows, each by a model fitted without its fold."""
+    folds = model.folds
+    outputs = np.zeros((folds.m, folds.kind.number))
+    for k in range(FOLDS):
+        rows = np.flatnonzero(~folds.others[k])
+        fit = model.fit(candidate.weights[k], candidate.trusted * folds.others[k])
+        outputs[rows] = model.on_trusted(fit, rows)
+    return folds.kind.judge(outputs, folds.y_trusted)
+
+
+def _by_group(right: Float[np.ndarray, " n"], groups: np.ndarray) -> Float[np.ndarray, " n"]:
+    """The share of right labels in each row's group, with one row's worth of the overall share."""
+    _, codes = np.unique(groups, return_inverse=True)
+    share = (np.bincount(codes, right) + right.mean()) / (np.bincount(codes) + 1)
+    return share[codes]
+
+
+def _effective(weights: Float[np.ndarray, "choices n"]) -> Float[np.ndarray, "choices n"]:
+    """Scaled to sum to the effective sample size, for each choice."""
+    return weights * (weights.sum(1) / np.sum(weights**2, axis=1))[:, None]
+
+
+def _density_ratio(
+    folds: Folds, X: np.ndarray, X_trusted: np.ndarray, seed: int
+) -> Float[np.ndarray, "choices n"] | None:
+    """The density of the trusted over that of the training rows, if they differ.
+
+    From a logistic classifier that tells one from the other, out of fold. They differ if it ranks
+    trusted rows of the fold that it has not seen above training rows, by three standard errors (of
+    the area under the curve of a coin).
+    """
+    ratios, areas = np.zeros((JUDGES, folds.n)), []
+    domain = np.repeat([0, 1], [len(folds.sub), folds.m])
+    both = np.concatenate([X[folds.sub], X_trusted])
+    for k, others in enumerate(folds.others):
+        share = others.sum() / len(folds.sub)  # both sides weigh the same
+        held_out = np.zeros(folds.m)
+        for p in range(PARTS):
+            weights = np.concatenate([share * (folds.part[folds.sub] != p), others.astype(float)])
+            fitted = LogisticRegression(tol=1e-2).fit(both, domain, sample_weight=weights)
+            rows = np.flatnonzero(folds.part == p)
+            ratios[k, rows] = fitted.decision_function(X[rows])
+            held_out += fitted.decision_function(X_trusted) / PARTS
+        if k < FOLDS:
+            labels = np.repeat([0, 1], [folds.n, np.sum(~others)])
+            areas.append(roc_auc_score(labels, np.concatenate([ratios[k], held_out[~others]])))
+    error = np.sqrt((folds.n + folds.m + 1) / (12 * folds.n * folds.m))
+    differ = np.mean(areas) > 0.5 + 3 * error
+    return np.exp(np.clip(ratios, -STEEPEST, STEEPEST)) if differ else None
 
 
 def candidate_table(judged: dict[str, tuple[np.ndarray, float]]) -> pd.DataFrame:
@@ -85,216 +284,60 @@ def candidate_table(judged: dict[str, tuple[np.ndarray, float]]) -> pd.DataFrame
                 "loss": losses.mean(),
                 "score": score,
                 "difference": (losses - simplest).mean(),
-                "standard_error": (losses - simplest).std(ddof=1) / np.sqrt(len(losses)),
+                "standard_error": _standard_error(losses - simplest),
             }
             for name, (losses, score) in judged.items()
         }
     ).T
 
 
-def best_candidate(table: pd.DataFrame) -> str:
-    """The one with the least loss, if it is clearly better than "all rows + trusted"; else that.
+def best_candidate(judged: dict[str, tuple[np.ndarray, float]]) -> str:
+    """The candidate with the least loss, unless a preferred one is as good.
 
-    Clearly: by more than half a standard error of the paired difference.
+    As good: the paired difference is at most half of its standard error. "All rows + trusted" is
+    preferred to all others, then the soft weights.
     """
-    best = str(table["loss"].idxmin())
-    clear = table.loc[best, "difference"] < -CLEAR * table.loc[best, "standard_error"]
-    return best if clear else SIMPLEST
+    best = min(judged, key=lambda name: judged[name][0].mean())
+
+    def clear(name: str, rival: str) -> bool:
+        gap = judged[rival][0] - judged[name][0]
+        return bool(gap.mean() > CLEAR * _standard_error(gap))
+
+    if best != PREFERRED and not clear(best, PREFERRED):
+        best = PREFERRED
+    return best if clear(best, SIMPLEST) else SIMPLEST
 
 
-def at(u: dict[str, Any], z: np.ndarray) -> Float[np.ndarray, " n"]:
-    """The weight function with these coefficients, of these features."""
-    z = z[:, : len(u["slope"])]
-    return np.asarray(
-        effective_weights(jax.tree.map(jnp.asarray, u), jnp.asarray(z, u["slope"].dtype)),
-        np.float64,
-    )
+def _standard_error(difference: Float[np.ndarray, " m"]) -> float:
+    return float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
-def effective(weights: Float[np.ndarray, "folds n"]) -> Float[np.ndarray, "folds n"]:
-    """Scaled, for each fold, to sum to the effective sample size."""
-    return weights * (weights.sum(1) / np.sum(weights**2, axis=1))[:, None]
-
-
-def mixture(experts: dict[str, Candidate], judged: dict[str, float]) -> tuple[Candidate, pd.Series]:
-    """`sum_e p_e w_e`, `p_e ~ exp(-deviance_e)`: exponential weights on held-out losses."""
-    deviance = pd.Series(judged)
-    share = np.exp(deviance.min() - deviance)
-    share /= share.sum()
-    return (
-        Candidate(
-            sum(p * experts[name].weights for name, p in share.items()),  # pyright: ignore
-            sum(p * experts[name].trusted for name, p in share.items()),  # pyright: ignore
-        ),
-        share,
-    )
-
-
-def search(
-    data: Folds,
-    callbacks: Sequence[AbstractCallback] = (),
-    folder: str | os.PathLike | None = None,
-    seed: int = 0,
-) -> Search:
-    """Build the candidates and judge them on the trusted rows that each has not seen.
-
-    With ten trusted rows or more for each parameter of the model, free row weights are one too.
-
-    Experts of "weights": the best rows by what models say of their labels, at eight shares and by two
-    rankings; the points along the path of the learned weight function; and three baselines. Where the
-    trusted rows are distributed otherwise, also the rankings times the density ratio.
-
-    A `folder` keeps the learned paths, for an equal call (with this `seed`) to go on with.
-    """
-    folder = None if folder is None else FilePath(folder)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = [data.x, data.y, data.x_trusted, data.y_trusted]
-        arrays += [] if data.groups is None else [data.groups]
-        check_fingerprint(folder, fingerprint(("auto", seed), arrays))
-    fits = FOLDS + 1
-    one, none = np.ones(fits), np.zeros(fits)
-    everything = np.ones((fits, data.n))
-    candidates = {
-        "uniform": Candidate(everything, none),
-        SIMPLEST: Candidate(everything, one),
-        "trusted only": Candidate(0 * everything, one),
-        "filter": Candidate(np.stack([d.agree for d in data.described]).astype(float), one),
-    }
-    judged: dict[str, tuple[np.ndarray, float]] = {}
-
-    def judge(some: dict[str, Candidate]) -> None:
-        for name in some:
-            some[name] = some[name].with_neutral_rows(data.unjudged)
-            if name not in judged:
-                judged[name] = data.judge(some[name].fit_weights(data))
-
-    judge(candidates)
-    a, _, c, d = np.moveaxis(np.stack([d.fits for d in data.described]), 1, 0)
-    rankings = {"early": a + d, "late": c + d}
-    ranks = {
-        name: np.stack([(centred_ranks(values) + 1) / 2 for values in q])
-        for name, q in rankings.items()
-    }
-    ranked = {
-        f"best {share:.0%}, {name}": Candidate((q >= 1 - share).astype(float), one)
-        for name, q in ranks.items()
-        for share in SHARES
-    }
-    experts = {name: candidates[name] for name in (SIMPLEST, "trusted only", "filter")} | ranked
-    start = data.start()
-    if data.shift is not None:
-        ratio = np.stack([np.exp(2 * half) for half in data.shift])
-        candidates["density ratio"] = Candidate(effective(ratio), one)
-        judge({"density ratio": candidates["density ratio"]})
-        experts |= {
-            f"{name}, by density ratio": Candidate(effective(e.weights * ratio), one)
-            for name, e in ranked.items()
-        } | {"density ratio": candidates["density ratio"]}
-        gain = judged[SIMPLEST][0] - judged["density ratio"][0]
-        if gain.mean() > gain.std(ddof=1) / np.sqrt(data.m):
-            start = data.start(ratio=True)
-
-    features = [d.features for d in data.described]
-    path, points = _path(data, features, start, callbacks, folder, "features")
-    experts |= points
-    judge(experts)
-    deviance = {name: data.kind.deviance(judged[name][0]) for name in experts}
-    candidates["weights"], share = mixture(experts, deviance)
-    if data.groups is not None:
-        indicators = [np.eye(data.groups.max() + 1)[data.groups]] * fits
-        _, points = _path(data, indicators, None, callbacks, folder, "groups")
-        judge(points)
-        deviance = {name: data.kind.deviance(judged[name][0]) for name in points}
-        candidates["groups"], _ = mixture(points, deviance)
-    if allowed(data):
-        free = [free_row_weights(data, k, callbacks) for k in range(fits)]
-        candidates["row weights"] = Candidate(
-            np.stack([w for w, _ in free]), np.array([t for _, t in free])
-        )
-    judge(candidates)
-    table = pd.DataFrame(
-        {"loss": {e: judged[e][0].mean() for e in experts}, "share": share.to_dict()}
-    )
-    final = {name: judged[name] for name in candidates}
-    return Search(data, candidates, final, table, path)
-
-
-def _path(
-    data: Folds,
-    features: list[np.ndarray],
-    start: dict[str, Any] | None,
-    callbacks: Sequence[AbstractCallback],
-    folder: FilePath | None,
-    name: str,
-) -> tuple[Path, dict[str, Candidate]]:
-    """The path learned on all folds, and its points; those of a fold are of the path without it."""
-    start = data.start(features[0].shape[1]) if start is None else start
-    paths = []
-    for k in (*range(FOLDS), None):
-        file = None if folder is None else folder / f"path-{name}-{k}.npz"
-        if file is not None and file.exists():
-            paths.append(Path.load(file))
-            continue
-        paths.append(data.path(features, k, start, callbacks))
-        if file is not None:
-            paths[-1].save(file)
-    points = {}
-    for t, step in enumerate(paths[-1].steps):
-        us = [path.us[t] for path in paths]
-        points[f"{name}, step {step}"] = Candidate(
-            np.stack([at(u, z) for u, z in zip(us, features, strict=True)]),
-            np.array([np.exp(u["log_trusted"]) for u in us], float),
-        )
-    return paths[-1], points
-
-
-def choose(
-    found: Search, tables: Prepared | None = None, judge: Any = None
-) -> CrossValidatedWeights:
-    """Judge the candidates and return the weights of the one to use.
-
-    The linear model that found the candidates has judged them already; a `judge`, any scikit-learn
-    estimator, judges them all again.
-    """
-    table = found.table
-    if tables is not None and judge is not None:
-        names = [*BASELINES, *(name for name in found.judged if name not in BASELINES)]
-        table = candidate_table(
-            {
-                n: judge_with(
-                    judge, tables, found.data, found.candidates[n].fit_weights(found.data)
-                )
-                for n in names
-            }
-        )
-    winner = best_candidate(table)
-    chosen, folds = found.candidates[winner], found.data
-    weights, trusted = chosen.weights[FOLDS], float(chosen.trusted[FOLDS])
+def choose(found: Search) -> CrossValidatedWeights:
+    """The weights of the candidate to use."""
+    winner, folds = best_candidate(found.judged), found.folds
+    weights, trusted = found.candidates[winner].weights[FOLDS], found.candidates[winner].trusted
     scale = float(weights.mean()) or 1.0
     return CrossValidatedWeights(
         weights=weights / scale,
         trusted_weight=trusted / scale,
         scale=scale,
         winner=winner,
-        candidates=table,
-        experts=found.experts,
-        label_quality=folds.described[FOLDS].quality,
-        keep=folds.kind.agrees(folds.described[FOLDS].outputs, folds.y) | folds.unjudged,
-        shifted=folds.shift is not None,
+        candidates=candidate_table(found.judged),
+        members=found.member_table,
+        label_quality=found.quality,
+        keep=(found.right >= 0.5) | folds.unjudged,
+        wrong=float(1 - found.right.mean()),
+        shifted=found.shifted,
     )
 
 
-def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared, judge: Any) -> Learned:
+def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> Learned:
     """The chosen weights, the weighting model that they give, and the questions asked of them."""
     weights = chosen.weights
-    scores = _score_weighting_model(found, chosen.winner, tables.holdout)
-    parameters = _weighting_model(found, chosen.winner)
+    model = found.linear
+    candidate = found.candidates[chosen.winner]
+    fitted = model.fit(candidate.weights[FOLDS], np.full(found.folds.m, candidate.trusted))
     size = effective_sample_size(weights) if weights.any() else 0.0
-    checks = check_choice(
-        chosen.winner, chosen.candidates, size, len(weights), scores, tables.num_outputs
-    )
-    checks += [] if judge is None else [check_transfer(judge, found.table, chosen.candidates)]
     group_weights = None
     if tables.groups is not None:
         names, codes = np.unique(tables.groups, return_inverse=True)
@@ -309,46 +352,29 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared, judg
         candidates=chosen.candidates,
         effective_sample_size=size,
         entropy=entropy(weights) if weights.any() else 0.0,
-        checks=checks,
-        scores=scores,
-        parameters=parameters,
+        checks=check_choice(
+            chosen.winner, chosen.candidates, size, len(weights), tables.num_outputs
+        ),
+        scores=_score_weighting_model(found, chosen.winner, tables),
+        parameters=RowScorer.linear_parameters(fitted, found.folds.kind),
         history=found.history,
-        stats={"num_steps": found.path.steps[-1]},
+        stats={"num_steps": len(found.history)},
         group_weights=group_weights,
-        scorer=found.data.described[FOLDS].scorer,
+        scorer=RowScorer.of(found.members, found.pool, found.folds.kind),
     )
 
 
-def _score_weighting_model(
-    found: Search, winner: str, holdout: PreparedTable | None
-) -> pd.DataFrame:
-    """The weighting model on uniform weights, as the path left it, retrained there, and as chosen."""
-    folds, path = found.data, found.path
-    end = Candidate(
-        np.stack([at(path.us[-1], d.features) for d in folds.described]),
-        np.full(FOLDS + 1, np.exp(path.us[-1]["log_trusted"])),
-    )
-    models = {
-        "uniform": folds.fit(found.candidates["uniform"].fit_weights(folds)),
-        "warm": path.w,
-        "retrained": folds.fit(end.fit_weights(folds)),
-        "chosen": folds.fit(found.candidates[winner].fit_weights(folds)),
-    }
+def _score_weighting_model(found: Search, winner: str, tables: Prepared) -> pd.DataFrame:
+    """The linear model on uniform weights and on the chosen ones: held-out loss and score."""
+    folds, model = found.folds, found.linear
     table: dict[str, dict[str, float]] = {}
-    for name, w in models.items():
-        losses, score = folds.judge_models(w)
-        table[name] = {"trusted_loss": float(losses.mean()), "trusted_score": score}
-        if holdout is not None:
-            # The model of all trusted rows; the path leaves one per fold, whose outputs are averaged.
-            last = {key: value[FOLDS:] if len(value) > FOLDS else value for key, value in w.items()}
-            outputs = mean_outputs(last, holdout.features)
-            losses, score = folds.kind.judge(outputs, holdout.targets)
-            table[name] |= {"holdout_loss": float(losses.mean()), "holdout_score": score}
+    for line, name in {"uniform": "uniform", "chosen": winner}.items():
+        candidate = found.candidates[name]
+        losses, score = _judge_candidate(model, candidate)
+        table[line] = {"trusted_loss": float(losses.mean()), "trusted_score": score}
+        if tables.holdout is not None:
+            fitted = model.fit(candidate.weights[FOLDS], np.full(folds.m, candidate.trusted))
+            outputs = model.outputs(fitted, tables.holdout.features)
+            losses, score = folds.kind.judge(outputs, tables.holdout.targets)
+            table[line] |= {"holdout_loss": float(losses.mean()), "holdout_score": score}
     return pd.DataFrame.from_dict(table, orient="index")
-
-
-def _weighting_model(found: Search, winner: str) -> PyTree:
-    """The parameters of the weighting model, trained from scratch on the winner's weights."""
-    fit_weights = found.candidates[winner].fit_weights(found.data)
-    models = found.data.fit(fit_weights[FOLDS:])
-    return {name: value[0] for name, value in models.items()}

@@ -1,6 +1,6 @@
 """Questions asked of weights, whose answers say whether to believe them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -21,7 +21,6 @@ def check_choice(
     candidates: pd.DataFrame,
     effective_rows: float,
     n: int,
-    scores: pd.DataFrame,
     num_outputs: int,
 ) -> list[Check]:
     """The questions asked of weights that were chosen on held-out trusted rows.
@@ -31,7 +30,6 @@ def check_choice(
         candidates: how the candidates did.
         effective_rows: the effective sample size of the weights; 0 if all are zero.
         n: the number of training rows.
-        scores: the table of `WeightsResult.scores`.
         num_outputs: the number of classes, or 1.
     """
     checks = [_choice(candidates, winner)]
@@ -42,13 +40,7 @@ def check_choice(
             "more)"
         )
         checks.append(Check("the weights did not collapse", bool(effective_rows >= least), detail))
-    uniform, warm, again = scores["trusted_loss"].loc[["uniform", "warm", "retrained"]]
-    kept = again <= warm + 1e-3 or uniform - again >= 0.9 * (uniform - warm)
-    detail = (
-        f"held-out loss {warm:.4g} of the models as the run left them, {again:.4g} retrained from "
-        "scratch on its last weights"
-    )
-    return [*checks, Check("retraining keeps the gain", bool(kept), detail)]
+    return checks
 
 
 def _choice(table: pd.DataFrame, winner: str) -> Check:
@@ -64,21 +56,6 @@ def _choice(table: pd.DataFrame, winner: str) -> Check:
     if winner == SIMPLEST:
         return Check(name, True, f"no weights are clearly better than {SIMPLEST}: {numbers}")
     return Check(name, True, f"{winner}: {numbers}")
-
-
-def check_transfer(estimator: Any, linear: pd.DataFrame, table: pd.DataFrame) -> Check:
-    """Whether what the linear model finds better is better for the estimator too."""
-    name = type(estimator).__name__
-    ours = [c for c in table.index if c not in BASELINES]
-    best = str(linear.loc[ours, "loss"].idxmin())
-    gains = [t.loc[best, "difference"] for t in (linear, table)]
-    detail = (
-        f"{best} against {SIMPLEST}, held-out loss: {gains[0]:+.4g} with the linear model that "
-        f"learned it, {gains[1]:+.4g} (standard error {table.loc[best, 'standard_error']:.2g}) with "
-        f"{name}; all candidates were judged with {name}"
-    )
-    carried = gains[0] >= 0 or gains[1] < table.loc[best, "standard_error"]
-    return Check(f"the weights transfer to {name}", bool(carried), detail)
 
 
 def check_free_weights(

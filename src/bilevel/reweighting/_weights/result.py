@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, PyTree
 from .._inputs.containers import as_rows
 from .._inputs.prepare import Encoding
 from .diagnostics import Check
-from .labels import RowScorer
+from .scorer import RowScorer
 
 
 class CrossValidatedWeights(NamedTuple):
@@ -25,10 +25,12 @@ class CrossValidatedWeights(NamedTuple):
         candidates: a table with one line per candidate: `loss` and `score` (accuracy or R2) on the
             trusted rows, each judged by models that have not seen it, and the `difference` of the
             loss to "all rows + trusted" with its `standard_error`, paired over the rows.
-        experts: what "weights" is a mixture of: held-out `loss` of each, and its `share`.
+        members: the label models of the pool, and the pool itself: `loss` and `score` on trusted rows
+            that each has not seen, and `coefficient` in the pool.
         label_quality: in [0, 1], one per training row; the lowest are most likely to be wrong. It is
             there whichever candidate won.
-        keep: False for the rows whose label a model that has not seen them disputes.
+        keep: False for the rows whose label is more likely wrong than right.
+        wrong: the estimated share of wrong labels.
         shifted: whether the trusted rows are distributed otherwise than the training rows.
     """
 
@@ -37,9 +39,10 @@ class CrossValidatedWeights(NamedTuple):
     scale: float
     winner: str
     candidates: pd.DataFrame
-    experts: pd.DataFrame
+    members: pd.DataFrame
     label_quality: Float[np.ndarray, " rows"]
     keep: Bool[np.ndarray, " rows"]
+    wrong: float
     shifted: bool
 
     def __str__(self) -> str:
@@ -83,7 +86,7 @@ class WeightsResult:
             1 counts as an average one. They are of the kind of the rows, such as a pandas series
             with their index. All are zero if the trusted rows alone are best.
         trusted_weight: what a trusted row weighs beside them.
-        keep: False for the rows to look at: those whose label a model that has not seen them disputes
+        keep: False for the rows to look at: those whose label is more likely wrong than right
             (of free weights: that are worth less than half a trusted row).
         effective_sample_size: `(sum w)^2 / sum w^2`.
         entropy: of the normalised weights, in nats.
@@ -136,7 +139,7 @@ class WeightsResult:
         Returns:
             A table with one line per row, with the index of X if it is a data frame: `label_quality`
             (in [0, 1]: the share of training rows whose label fits less well), `predicted_label`, and
-            `keep`: whether the label is not disputed.
+            `keep`: whether the label is more likely right than wrong.
 
         Raises:
             InputError: rows that cannot be used, or labels that no training row has.
@@ -144,15 +147,18 @@ class WeightsResult:
         """
         if self.scorer is None:
             raise ValueError(
-                "free weights cannot judge new rows; learn the weights with method='auto'."
+                "nothing here can judge new rows: free weights say nothing of them, and probabilities "
+                "from outside (`pred_probs`) are for the rows that they came with. Learn the weights "
+                "with method='auto' and without `pred_probs`."
             )
         X, y = as_rows(X, y)
         x, labels = self.encoding.features(X, "X"), self.encoding.labels(y, "y")
-        quality, undisputed = self.scorer(x, labels)
+        rows = X if self.scorer.takes_tables else self.encoding.encode(X, "X")
+        quality, right = self.scorer(x, labels, rows)
         columns = {
             "label_quality": quality,
-            "predicted_label": self.encoding.decode(self.scorer.predict(x)),
-            "keep": undisputed,
+            "predicted_label": self.encoding.decode(self.scorer.predict(x, rows)),
+            "keep": right,
         }
         return pd.DataFrame(columns, X.index if isinstance(X, pd.DataFrame) else None)
 

@@ -1,0 +1,253 @@
+"""A pool of label models: what they say together of the true label, and of the given one."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax, logsumexp
+from scipy.stats import t as student
+
+from .labels import Classes, Numbers
+
+STRENGTH = 2.0  # of the pull of the coefficients to equal ones, in rows of trusted loss
+BACKGROUND = (1e-4, 0.5)  # the range of the background's share
+PRIOR_ROWS = 2.0  # rows' worth of belief that labels are right, per true class
+LABELS_ARE_RIGHT = 0.9  # the share of right labels in that belief
+ROUNDS = 60  # of expectation and maximisation
+TAMPER = 0.5  # the power of the noise matrix by which rows are ranked
+TAILS = 4  # degrees of freedom of a residual's distribution
+
+Outputs = Sequence[np.ndarray]  # of each label model, (rows, outputs)
+
+
+class ClassPool(NamedTuple):
+    """A log-linear pool of classifiers, and the noise of the given labels under it.
+
+        log p(y | x) = sum_k c_k log p_k(y | x) - log Z(x),   then  (1 - d) p(y | x) + d prior(y)
+        P(true = y | x, given) ~ p(y | x) T[y, given]
+
+    The coefficients `c_k >= 0` and then the background's share `d` minimise the log loss of trusted
+    rows that the members have not seen, with `c_k` pulled to `1 / k`:
+
+        sum_j -log p(y_j | x_j) + strength / 2 sum_k log(k c_k)^2
+
+    The background says how often the members are surely wrong; without it their own errors on clean
+    labels would be read as noise. The noise matrix `T[true, given]` is estimated from the given labels
+    by expectation maximisation, as in Dawid and Skene (1979), "Maximum likelihood estimation of
+    observer error-rates using the EM algorithm" [dawid1979][], with the pool in place of the class
+    shares.
+
+    Attributes:
+        coefficients: `c`, one per member.
+        background: `d`.
+        shares: the prior, the shares of the classes among the trusted rows.
+        noise: `T`; each row sums to 1.
+    """
+
+    coefficients: Float[np.ndarray, " members"]
+    background: float
+    shares: Float[np.ndarray, " classes"]
+    noise: Float[np.ndarray, "classes classes"]
+
+    @classmethod
+    def fit(
+        cls,
+        kind: Classes,
+        trusted: Outputs,
+        y_trusted: Int[np.ndarray, " m"],
+        train: Outputs,
+        y: Int[np.ndarray, " n"],
+        verified: Int[np.ndarray, " m"] | None = None,
+    ) -> "ClassPool":
+        """From out-of-fold outputs of each member on the trusted and on the training rows.
+
+        `verified`: the labels that the trusted rows had before they were verified, if they are known.
+
+        Cost: some ten passes over the trusted rows, and `ROUNDS` over the training rows.
+        """
+        rows = np.arange(len(y_trusted))
+        members = np.stack(trusted)
+        of_label = members[:, rows, y_trusted].sum(axis=1)
+
+        def loss(log_c: np.ndarray) -> tuple[float, np.ndarray]:
+            c = np.exp(log_c)
+            score = np.tensordot(c, members, 1)
+            normaliser = np.asarray(logsumexp(score, axis=1))
+            p = np.exp(score - normaliser[:, None])
+            slope = np.array([np.vdot(p, outputs) for outputs in members]) - of_label
+            away = log_c - start
+            value = normaliser.sum() - c @ of_label + STRENGTH / 2 * away @ away
+            return value, slope * c + STRENGTH * away
+
+        start = np.full(len(members), -np.log(len(members)))
+        coefficients = np.exp(minimize(loss, start, jac=True, method="L-BFGS-B").x)
+        shares = (np.bincount(y_trusted, minlength=kind.number) + 1.0) / (len(rows) + kind.number)
+        p = np.exp(_log_linear(coefficients, trusted)[rows, y_trusted])
+        share = shares[y_trusted]
+        background: Any = minimize_scalar(
+            lambda d: -np.sum(np.log((1 - d) * p + d * share)) - 0.5 * np.log(d),
+            bounds=BACKGROUND,
+            method="bounded",
+        )
+        pairs = np.zeros((kind.number, kind.number))
+        if verified is not None:
+            np.add.at(pairs, (y_trusted, verified), 1.0)
+        blank = cls(coefficients, float(background.x), shares, np.eye(kind.number))
+        return blank._replace(noise=_noise_matrix(np.exp(blank.outputs(train)), y, pairs))
+
+    def outputs(self, members: Outputs) -> Float[np.ndarray, "rows classes"]:
+        """Log-probabilities of the true label."""
+        p = np.exp(_log_linear(self.coefficients, members))
+        return np.log((1 - self.background) * p + self.background * self.shares)
+
+    def right(self, members: Outputs, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+        """The probability that the given label is the true one."""
+        return _posterior(np.exp(self.outputs(members)), self.noise, y)
+
+    def quality(self, members: Outputs, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+        """What rows are ranked by: the same with the square root of the noise matrix.
+
+        People's errors lie on hard rows and are not all explained by the pair of classes: half of
+        the evidence of the matrix ranks them better, and errors that it explains hardly worse.
+        """
+        p = np.exp(_log_linear(self.coefficients, members))
+        tempered = self.noise**TAMPER
+        return _posterior(p, tempered / tempered.sum(axis=1, keepdims=True), y)
+
+
+class NumberPool(NamedTuple):
+    """A non-negative combination of regressions, and how many given targets lie far from it.
+
+        y = sum_k c_k mu_k(x) + s e,   e of Student's distribution with 4 degrees of freedom
+        P(right | x, given) = (1 - q) f(r / s) / s / ((1 - q) f(r / s) / s + q f(r / b) / b)
+
+    with `r` the given target minus the combination and `f` the density of e. The coefficients and the
+    scale `s` have the greatest likelihood on trusted rows that the members have not seen, with `c_k`
+    pulled to `1 / k` as in `ClassPool`; the share `q` of wrong targets and their scale `b >= 2 s` come
+    from the given targets, by expectation maximisation.
+
+    Attributes:
+        coefficients: `c`, one per member.
+        scale: `s`, in units of the targets.
+        wrong: `q`.
+        wrong_scale: `b`.
+    """
+
+    coefficients: Float[np.ndarray, " members"]
+    scale: float
+    wrong: float
+    wrong_scale: float
+
+    @classmethod
+    def fit(
+        cls,
+        kind: Numbers,
+        trusted: Outputs,
+        y_trusted: Float[np.ndarray, " m"],
+        train: Outputs,
+        y: Float[np.ndarray, " n"],
+    ) -> "NumberPool":
+        """From out-of-fold outputs of each member on the trusted and on the training rows."""
+        members = np.stack(trusted)[:, :, 0].astype(float)
+        y_trusted = y_trusted.astype(float)
+        start = np.full(len(members), -np.log(len(members)))
+
+        def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+            c, scale = np.exp(x[:-1]), np.exp(x[-1])
+            r = (y_trusted - c @ members) / scale
+            away = x[:-1] - start
+            value = (TAILS + 1) / 2 * np.log1p(r**2 / TAILS).sum() + len(r) * x[-1]
+            d_r = (TAILS + 1) * r / (TAILS + r**2)
+            d_c = -(members @ d_r) / scale * c + STRENGTH * away
+            return value + STRENGTH / 2 * away @ away, np.r_[d_c, len(r) - d_r @ r]
+
+        spread = np.log(np.std(y_trusted - members.mean(axis=0)) + 1e-6)
+        found = minimize(
+            loss,
+            np.r_[start, spread],
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(None, None)] * len(start) + [(np.log(1e-6), None)],
+        ).x
+        pool = cls(np.exp(found[:-1]), float(np.exp(found[-1])), 0.1, 0.0)
+        return pool._explain(y - pool.outputs(train)[:, 0])
+
+    def _explain(self, residuals: Float[np.ndarray, " n"]) -> "NumberPool":
+        """The share of wrong targets and their scale."""
+        least = 2 * self.scale
+        share, scale = 0.1, max(3 * self.scale, float(np.sqrt(np.mean(residuals**2))))
+        for _ in range(ROUNDS):
+            right = _right(residuals, self.scale, share, scale)
+            share = (np.sum(1 - right) + PRIOR_ROWS * 0.1) / (len(right) + PRIOR_ROWS)
+            pull = (TAILS + 1) / (
+                TAILS + (residuals / scale) ** 2
+            )  # Student's, as reweighted squares
+            weight = (1 - right) * pull
+            scale = max(np.sqrt(weight @ residuals**2 / max(np.sum(1 - right), 1e-12)), least)
+        return self._replace(wrong=float(share), wrong_scale=float(scale))
+
+    def outputs(self, members: Outputs) -> Float[np.ndarray, "rows 1"]:
+        """Predictions of the true target."""
+        return np.tensordot(self.coefficients, np.stack(members), 1)
+
+    def right(self, members: Outputs, y: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+        """The probability that the given target is right."""
+        r = y - self.outputs(members)[:, 0]
+        return _right(r, self.scale, self.wrong, self.wrong_scale)
+
+    quality = right  # a function of the residual's size alone, which ranks the rows
+
+
+def fit_pool(
+    kind: Classes | Numbers,
+    trusted: Outputs,
+    y_trusted: np.ndarray,
+    train: Outputs,
+    y: np.ndarray,
+    verified: np.ndarray | None = None,
+) -> ClassPool | NumberPool:
+    """The pool for this kind of label."""
+    if isinstance(kind, Classes):
+        return ClassPool.fit(kind, trusted, y_trusted, train, y, verified)
+    return NumberPool.fit(kind, trusted, y_trusted, train, y)
+
+
+def _log_linear(coefficients: np.ndarray, members: Outputs) -> np.ndarray:
+    score = sum(c * outputs for c, outputs in zip(coefficients, members, strict=True))
+    return log_softmax(np.asarray(score), axis=1)
+
+
+def _noise_matrix(
+    p: Float[np.ndarray, "n classes"], y: np.ndarray, pairs: Float[np.ndarray, "classes classes"]
+) -> Float[np.ndarray, "classes classes"]:
+    """`T[true, given]` by expectation maximisation, begun at labels that are mostly right.
+
+    `pairs`: how often each pair was seen among verified rows, which need no expectation.
+    """
+    classes = p.shape[1]
+    believed = np.full((classes, classes), (1 - LABELS_ARE_RIGHT) / max(classes - 1, 1))
+    np.fill_diagonal(believed, LABELS_ARE_RIGHT if classes > 1 else 1.0)
+    order = np.argsort(y, kind="stable")
+    p, y = p[order], y[order]
+    present, first = np.unique(y, return_index=True)
+    noise = believed
+    for _ in range(ROUNDS):
+        joint = p * noise[:, y].T
+        joint /= joint.sum(axis=1, keepdims=True)
+        counts = PRIOR_ROWS * believed + pairs
+        counts[:, present] += np.add.reduceat(joint, first, axis=0).T
+        noise = counts / counts.sum(axis=1, keepdims=True)
+    return noise
+
+
+def _posterior(p: np.ndarray, noise: np.ndarray, y: np.ndarray) -> np.ndarray:
+    joint = p * noise[:, y].T
+    return joint[np.arange(len(y)), y] / joint.sum(axis=1)
+
+
+def _right(residuals: np.ndarray, scale: float, share: float, wrong_scale: float) -> np.ndarray:
+    fits = (1 - share) * student.pdf(residuals / scale, TAILS) / scale
+    far = share * student.pdf(residuals / wrong_scale, TAILS) / wrong_scale
+    return fits / (fits + far)

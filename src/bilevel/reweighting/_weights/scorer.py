@@ -1,0 +1,135 @@
+"""What the pool says of labelled rows that it has never seen."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.special import log_softmax
+from sklearn.pipeline import Pipeline
+
+from .label_models import LEAST, LabelModel, Member
+from .labels import Classes, Numbers
+from .pool import ClassPool, NumberPool
+
+IMPOSSIBLE = -1e9  # the score of a class that a model has not seen
+
+
+class LinearOutputs(NamedTuple):
+    """A linear model of scaled numbers, as arrays.
+
+    Attributes:
+        weight: one row per output; `bias`: one number per output.
+    """
+
+    weight: Float[np.ndarray, "outputs features"]
+    bias: Float[np.ndarray, " outputs"]
+
+
+class OwnModel(NamedTuple):
+    """A fitted model of the user's kind, which takes rows as its estimator does.
+
+    Attributes:
+        kind: the label model it belongs to.
+        fitted: the estimator.
+    """
+
+    kind: LabelModel
+    fitted: Any
+
+
+class RowScorer(NamedTuple):
+    """The fitted label models and their pool: they judge rows that were not there when it was made.
+
+    Attributes:
+        kind: what kind of label.
+        members: the models of each member, whose outputs are averaged.
+        pool: how the members are put together, and the noise of the labels.
+    """
+
+    kind: Classes | Numbers
+    members: Sequence[Sequence[LinearOutputs | OwnModel]]
+    pool: ClassPool | NumberPool
+
+    @classmethod
+    def of(
+        cls, members: list[Member], pool: ClassPool | NumberPool, kind: Classes | Numbers
+    ) -> "RowScorer | None":
+        """From the members of a search; None where one came from outside, as new rows have none."""
+        if any(member.kind is None for member in members):
+            return None
+        return cls(
+            kind,
+            [
+                [
+                    cls.linear_parameters(model, kind)
+                    if member.kind is None or member.kind.name == "linear"
+                    else OwnModel(member.kind, model)
+                    for model in member.models
+                ]
+                for member in members
+            ],
+            pool,
+        )
+
+    @staticmethod
+    def linear_parameters(model: Any, kind: Classes | Numbers) -> LinearOutputs:
+        """Of a fitted `LogisticRegression` (one row per class), `Ridge`, or constant classifier."""
+        if isinstance(kind, Numbers):
+            return LinearOutputs(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
+        width = model.n_features_in_
+        weight = np.zeros((kind.number, width))
+        bias = np.full(kind.number, IMPOSSIBLE)
+        known = np.asarray(model.classes_)
+        if not hasattr(model, "coef_"):
+            bias[known] = 0.0
+        elif len(known) == 2:  # one row, of the second class against the first
+            weight[known[1]], bias[known[1]] = model.coef_[0], model.intercept_[0]
+            bias[known[0]] = 0.0
+        else:
+            weight[known], bias[known] = model.coef_, model.intercept_
+        return LinearOutputs(weight, bias)
+
+    def outputs(
+        self, x: Float[np.ndarray, "rows features"], rows: Any = None
+    ) -> list[Float[np.ndarray, "rows outputs"]]:
+        """Of each member, averaged over its models.
+
+        Args:
+            x: the rows as scaled numbers.
+            rows: the rows as the user's own kind of model takes them.
+        """
+        return [
+            self.kind.average(np.stack([self._of_model(model, x, rows) for model in member]))
+            for member in self.members
+        ]
+
+    def _of_model(self, model: LinearOutputs | OwnModel, x: np.ndarray, rows: Any) -> np.ndarray:
+        if isinstance(model, OwnModel):
+            return model.kind.outputs(model.fitted, rows)
+        outputs = x @ model.weight.T + model.bias
+        if isinstance(self.kind, Numbers):
+            return outputs
+        return log_softmax(np.maximum(log_softmax(outputs, axis=1), np.log(LEAST)), axis=1)
+
+    def predict(
+        self, x: Float[np.ndarray, "rows features"], rows: Any = None
+    ) -> Float[np.ndarray, "rows outputs"]:
+        """Log-probabilities of the true label, or predictions."""
+        return self.pool.outputs(self.outputs(x, rows))
+
+    def __call__(
+        self, x: Float[np.ndarray, "rows features"], y: np.ndarray, rows: Any = None
+    ) -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        """(label quality, whether the label is more likely right than wrong)."""
+        outputs = self.outputs(x, rows)
+        return self.pool.quality(outputs, y), self.pool.right(outputs, y) >= 0.5
+
+    @property
+    def takes_tables(self) -> bool:
+        """Whether a member is a pipeline, which takes the rows as the user has them."""
+        return any(
+            isinstance(model, OwnModel) and isinstance(model.kind.estimator, Pipeline)
+            for member in self.members
+            for model in member
+        )
