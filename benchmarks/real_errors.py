@@ -6,8 +6,9 @@ labels (Kuan and Mueller 2022). Features are the logarithms of the probabilities
 trusted rows and seed: 5000 training rows, m trusted rows and 8000 test rows of a seeded permutation.
 
 Ranking: the area under the ROC curve with which the label quality, and each of the rankings that a
-user has without it, tell wrong labels from right ones. Refit: the test accuracy of logistic regression on
-the weights and on each baseline. "With probabilities" passes the probabilities as `pred_probs` too.
+user has without it, tell wrong labels from right ones. Refit: the test accuracy of logistic
+regression on the weights and on each baseline. "With probabilities" passes the probabilities as
+`pred_probs` too.
 
 Needs the sets in BILEVEL_DATA/human-noise. Results: `results/real_errors.json`.
 """
@@ -79,7 +80,7 @@ def cell(name: str, m: int, seed: int) -> dict[str, Any]:
     line["flagged precision"] = float(np.mean(~right[~found.keep]))
     line["flagged recall"] = float(np.mean(~found.keep[~right]))
     for key, result in (("accuracy", found), ("accuracy, with probabilities", shown)):
-        table = compare_baselines(
+        table: Any = compare_baselines(
             final,
             *rows,
             result.scale * np.asarray(result.weights),
@@ -96,7 +97,9 @@ def cell(name: str, m: int, seed: int) -> dict[str, Any]:
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """Means over the seeds, and how far ours is above the best other (in the mean over the seeds)."""
     baselines = ["uniform", "all rows + trusted", "trusted only", "filter"]
-    means = runs.drop(columns=["seed", "winner"]).groupby(["data", "trusted"], sort=False).mean()
+    means: Any = (
+        runs.drop(columns=["seed", "winner"]).groupby(["data", "trusted"], sort=False).mean()
+    )
     best = means[list(RIVALS)].max(axis=1)
     return means.assign(
         **{

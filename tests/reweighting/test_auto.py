@@ -115,13 +115,14 @@ def test_useless_labels_leave_the_trusted_rows_alone():
 def test_an_own_estimator_judges_the_candidates():
     data = digits()
     tree = DecisionTreeClassifier(min_samples_leaf=3, random_state=0)
+    fresh: Any = clone(tree)
     result = learn_weights(*data.learnable, holdout=data.holdout, estimator=tree)
     folds = make_folds(*(data.y, data.y_trusted), 0)
     # The table's scores are this tree's, fitted on the other folds.
     by_hand = [
-        clone(tree)
-        .fit(data.X_trusted[folds.fold != k], data.y_trusted[folds.fold != k])
-        .predict(data.X_trusted[folds.fold == k])
+        fresh.fit(data.X_trusted[folds.fold != k], data.y_trusted[folds.fold != k]).predict(
+            data.X_trusted[folds.fold == k]
+        )
         == data.y_trusted[folds.fold == k]
         for k in range(FOLDS)
     ]

@@ -77,7 +77,12 @@ def score(
         if out is not None:
             write_table(scores.reset_index(), out)
     disputed = len(scores) - int(np.sum(np.asarray(scores["keep"])))
-    _show(scores.reset_index(), json_, f"{disputed} of {len(scores)} labels are more likely wrong than right", out)
+    _show(
+        scores.reset_index(),
+        json_,
+        f"{disputed} of {len(scores)} labels are more likely wrong than right",
+        out,
+    )
 
 
 def suggest(

@@ -65,10 +65,10 @@ def learn_weights(
         method: `"auto"`, which judges uniform weights, the trusted rows alone or beside the others,
             the rows that a model of the trusted rows agrees with, the probabilities of the pool, the
             rows that the pool finds clean, and the ratio of densities where the trusted rows have
-            another distribution. Free weights, one per row, are learned by `"near-exact"`, `"soba"`, or
-            a configured algorithm such as `bilevel.SOBA(...)`; with fewer than about a thousand trusted
-            rows they overfit the trusted loss. With another model than the linear one, `"auto"` means
-            `"near-exact"`.
+            another distribution. Free weights, one per row, are learned by `"near-exact"`,
+            `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`; with fewer than about a
+            thousand trusted rows they overfit the trusted loss. With another model than the linear
+            one, `"auto"` means `"near-exact"`.
         groups: what each training row belongs to (its source, its annotator); `"auto"` then also
             learns one weight per group. A vector of labels.
         pred_probs, pred_probs_trusted: probabilities of the classes (in sorted order) for the
