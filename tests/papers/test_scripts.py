@@ -42,7 +42,7 @@ TIMED: dict[str, set[str]] = {
 def as_run(script):
     """jax has the precision and the compiler with which scripts run; the suite's come back."""
     optimise = "jax_disable_most_optimizations"
-    before = getattr(jax.config, optimise)
+    before = jax.config.read(optimise)
     jax.config.update(optimise, False)
     try:
         with jax.enable_x64(False):
