@@ -149,7 +149,7 @@ ROWS = [
         on_batches=(bilevel.FSLA(**draws(Shuffled, 32)), 0.05),
         decaying=lambda s, t: bilevel.FSLA(s, s, t, 1.0, **draws(WithReplacement, 32)),
         place_of_v=lambda state: state.aux.v,
-        floor=("FSLA", lambda b: bilevel.FSLA(*b.SIZES, b.ETA, **b.SHUFFLED), "fsla"),
+        floor=("FSLA", lambda b: bilevel.FSLA(*b.SIZES, momentum=b.ETA, **b.SHUFFLED), "fsla"),
     ),
     single_loop(
         bilevel.MRBO,
@@ -160,7 +160,11 @@ ROWS = [
         quick=False,
         lengths={"num_terms": 4},
         untuned=(1e-4, {"num_terms": 100}),
-        floor=("MRBO", lambda b: bilevel.MRBO(*b.SIZES, b.ETA, b.K, **b.SHUFFLED), "mrbo"),
+        floor=(
+            "MRBO",
+            lambda b: bilevel.MRBO(*b.SIZES, momentum=b.ETA, num_terms=b.K, **b.SHUFFLED),
+            "mrbo",
+        ),
     ),
     single_loop(
         bilevel.SUSTAIN,
@@ -177,7 +181,11 @@ ROWS = [
         ),
         lengths={"num_terms": 4},
         untuned=(RANDOM, {}),
-        floor=("SUSTAIN", lambda b: bilevel.SUSTAIN(*b.SIZES, b.ETA, b.K, **b.SHUFFLED), "sustain"),
+        floor=(
+            "SUSTAIN",
+            lambda b: bilevel.SUSTAIN(*b.SIZES, momentum=b.ETA, num_terms=b.K, **b.SHUFFLED),
+            "sustain",
+        ),
     ),
     single_loop(
         bilevel.VRBO,
@@ -234,7 +242,11 @@ ROWS = [
         quick=False,
         lengths={"num_inner": 3, "num_terms": 4},
         untuned=(RANDOM, {}),
-        floor=("TTSA", lambda b: bilevel.BSA(*b.SIZES, 1, b.K, **b.SHUFFLED), "ttsa"),
+        floor=(
+            "TTSA",
+            lambda b: bilevel.BSA(*b.SIZES, num_inner=1, num_terms=b.K, **b.SHUFFLED),
+            "ttsa",
+        ),
     ),
     single_loop(
         bilevel.AmIGO,

@@ -14,9 +14,8 @@ from methods import METHODS
 
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.oracle])
 def test_fifty_steps_are_the_equations(name):
-    assert METHODS[name].oracle is not None
-    algorithm: Any
-    algorithm, equations = METHODS[name].oracle
+    oracle: Any = METHODS[name].oracle
+    algorithm, equations = oracle
     outer_key, inner_key = jr.split(KEY)
     rows = [
         Rows(sampler, data, key)
