@@ -56,7 +56,9 @@ ROWS = [
                     **REPLACED,
                 ),
             ),
-            "double loop auto": Law(_coupled, DoubleLoop(GradientInner("auto", 120), _accurate)),
+            "double loop auto": Law(
+                _coupled, DoubleLoop(GradientInner("auto", 120), _accurate), quick=False
+            ),
             "BiGSAM": Law(
                 _logistic,
                 _loop(ITD(), 0.1, inner=bilevel.BiGSAM(0.3, 0.3, 6, every=2), **SHUFFLED),
@@ -268,6 +270,7 @@ ROWS = [
         bilevel.F2SA,
         "f2sa",
         tried=(_logistic, 0.3, 0.1, SHUFFLED),
+        quick=False,
         by_hand=(equations.f2sa, {"multiplier": lambda step: 5 + step, "num_inner": T}),
         **costs(
             "T + 1, 2 * T + 2, 0, 0",

@@ -32,7 +32,12 @@ def load(name: str) -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+SLOW = {"federated", "meta_learning"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CLAIMS]
+)
 def test_example(name):
     # As its readers run it, in float32: in float64 it starts from another random net.
     single = name == "meta_learning"

@@ -15,7 +15,7 @@ from methods import METHODS, ROWS
 
 UNTUNED = {name: each for row in ROWS for name, each in row.untuned.items()}
 ON_BATCHES = {name: row.on_batches for name, row in METHODS.items() if row.on_batches}
-FAST = [("SOBA", "coupled"), ("F2SA", "coupled"), ("DoubleLoop", "coupled"), ("SOBA", "simplex")]
+FAST = [("SOBA", "coupled"), ("F2SA", "coupled"), ("SOBA", "simplex")]
 ROWS = [
     row if row in FAST else pytest.param(*row, marks=pytest.mark.slow)
     for row in [(name, case) for name in UNTUNED for case in ("coupled", "simplex", "box")]

@@ -400,6 +400,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_example_is_a_method_in_under_60_lines(tmp_path, capsys):
     assert len(EXAMPLE.read_text().splitlines()) < 60
     example = load(EXAMPLE)

@@ -37,6 +37,7 @@ def test_phi_in_closed_form(descent):
         assert np.max(np.abs(curvatures)) <= case.smoothness * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_descent_small(descent):
     case = descent.instances()["pull"]
     runs = descent.deterministic(case, 300)

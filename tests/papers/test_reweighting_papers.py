@@ -36,6 +36,7 @@ def test_proposition_2_small(script):
     assert run["gaps"]["library"] != run["gaps"]["printed"]
 
 
+@pytest.mark.slow
 def test_omega(script):
     """Where Theorem 2's instance starts: on two rows, and so is its end."""
     flows = script("flows")
@@ -63,6 +64,7 @@ def test_a_period_is_found(script):
     assert frozen.goes_round(np.full((5001, 3), 1 / 3), t[1]) is None
 
 
+@pytest.mark.slow
 def test_stationary_points_are_polished(script):
     frozen = script("frozen_flow")
     batch = frozen.fields(frozen.SMALL, range(97, 99))

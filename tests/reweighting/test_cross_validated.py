@@ -169,9 +169,7 @@ def test_the_users_own_kind_of_model_judges_labels():
     y = (X[:, 0] * X[:, 1] > 0).astype(int)
     wrong = rng.random(700) < 0.3
     noisy = np.where(wrong, 1 - y[:700], y[:700])
-    trees = HistGradientBoostingClassifier(
-        max_iter=30, random_state=0
-    )  # too few rows to stop early
+    trees = HistGradientBoostingClassifier(max_iter=10, random_state=0)
     result = learn_weights(X[:700], noisy, X[700:], y[700:], estimator=trees)
     linear = learn_weights(X[:700], noisy, X[700:], y[700:])
     assert roc_auc_score(~wrong, result.label_quality) > 0.95

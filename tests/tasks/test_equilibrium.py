@@ -299,6 +299,7 @@ def test_layer():
     assert_tree_close(jax.tree.map(lambda a, b: (a + b) / 2, *halves), TRUTH, 1e-9)
 
 
+@pytest.mark.slow
 def test_default_solvers_of_the_layer():
     model = tasks.models.equilibrium_model(
         FEATURES, CLASSES, key=jax.random.key(0), width=WIDTH, contraction=0.8

@@ -169,6 +169,7 @@ def test_one_ridge_penalty_is_that_of_a_grid_search():
     assert abs(float(near.u) - np.log(search.best_params_["alpha"] / 352)) < 0.05
 
 
+@pytest.mark.slow
 def test_logistic_over_stratified_folds_is_that_of_scikit_learn():
     x, y = cast(Any, load_iris(return_X_y=True))
     x, y = ((x - x.mean(0)) / x.std(0))[50:], np.where(y[50:] == 1, -1.0, 1.0)
