@@ -225,7 +225,13 @@ def _scatter(model: LabelModel, models: list[Any]) -> Float[np.ndarray, "n outpu
 
 
 def linear_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> LabelModel:
-    """Softmax or least squares with scikit-learn's default penalty, on scaled numbers."""
+    """Softmax or least squares with scikit-learn's default penalty, on scaled numbers.
+
+    Small tables are taken in double precision: a solver that stops early then stops at the same place,
+    whatever the precision of JAX.
+    """
+    if X.size <= SMALL:
+        X, X_trusted = X.astype(np.float64), X_trusted.astype(np.float64)
     if isinstance(folds.kind, Classes):
         estimator, classes = LogisticRegression(tol=TOLERANCE), np.arange(folds.kind.number)
     else:
