@@ -156,7 +156,7 @@ def report(
 
 
 def plain(value: Any) -> Any:
-    """The same as dicts, lists, strings and numbers of `DIGITS` significant digits."""
+    """The same as dicts, lists, strings and numbers of `DIGITS` significant digits; NaN is None."""
     if isinstance(value, dict):
         return {str(key): plain(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
@@ -166,7 +166,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
-        return float(f"{float(value):.{DIGITS}g}")
+        return None if np.isnan(value) else float(f"{float(value):.{DIGITS}g}")
     if value is None or isinstance(value, str):
         return value
     return plain(np.asarray(value).tolist())

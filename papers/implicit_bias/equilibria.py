@@ -148,7 +148,13 @@ def theorem(cases: Quadratic, draws: list[Quadratic]) -> tuple[np.ndarray, dict[
         way.append(errors[:, :: STEPS // 100])
         checks = [
             is_cold_start_equilibrium(
-                case.problem, u, w, w0, bilevel.GradientInner(GRADIENT, CONVERGED), EXACT, tol=1e-8
+                case.problem,
+                jnp.asarray(u),
+                jnp.asarray(w),
+                jnp.asarray(w0),
+                bilevel.GradientInner(GRADIENT, CONVERGED),
+                EXACT,
+                tol=1e-8,
             )
             # The method's w belongs to the u before its last step, from which u has converged.
             for case, u, w, w0 in zip(draws, us[:, -1], ws[:, -1], starts, strict=True)
@@ -191,7 +197,9 @@ def statement(cases: Quadratic, draws: list[Quadratic]) -> dict[str, Any]:
         us, ws = (x[:, -1] for x in run(cases))
         for with_ in CHECKED_WITH:
             checks = [
-                is_warm_start_equilibrium(case.problem, u, w, inner[with_], EXACT, tol=1e-10)
+                is_warm_start_equilibrium(
+                    case.problem, jnp.asarray(u), jnp.asarray(w), inner[with_], EXACT, tol=1e-10
+                )
                 for case, u, w in zip(draws, us, ws, strict=True)
             ]
             verdicts += [check.verdict for check in checks]
@@ -199,7 +207,12 @@ def statement(cases: Quadratic, draws: list[Quadratic]) -> dict[str, Any]:
             if found_with == FOUND_WITH[-1]:
                 checks = [
                     is_warm_start_equilibrium(
-                        case.problem, u, w, inner[with_], bilevel.ITD(), tol=1e-10
+                        case.problem,
+                        jnp.asarray(u),
+                        jnp.asarray(w),
+                        inner[with_],
+                        bilevel.ITD(),
+                        tol=1e-10,
                     )
                     for case, u, w in zip(draws, us, ws, strict=True)
                 ]
@@ -208,7 +221,9 @@ def statement(cases: Quadratic, draws: list[Quadratic]) -> dict[str, Any]:
     case, u, w = draws[0], us[0], ws[0]
     away = jnp.linalg.svd(case.inner.x)[2][0]
     cycle = bilevel.GradientInner(optax.sgd(2.0), 2)
-    to_and_fro = is_warm_start_equilibrium(case.problem, u, w + away, cycle, EXACT)
+    to_and_fro = is_warm_start_equilibrium(
+        case.problem, jnp.asarray(u), jnp.asarray(w + away), cycle, EXACT
+    )
     return {
         "exact": exact,
         "equilibria": verdicts.count("equilibrium"),
