@@ -203,7 +203,7 @@ def shifted(n: int, m: int, shift: float, seed: int) -> tuple[Any, ...]:
 
 def test_a_shift_is_found_where_there_is_one():
     X, y, X_trusted, y_trusted = shifted(6000, 2000, 1.0, 0)
-    ratio = _density_ratio(make_folds(y, y_trusted, 0), X, X_trusted, 0)
+    ratio = _density_ratio(make_folds(y, y_trusted, 0), X, X_trusted)
     assert ratio is not None
     # Of two normal distributions with unit variance, the log ratio has the slope of the shift.
     slope = np.polyfit(X[:, 0], np.log(ratio[FOLDS]), 1)[0]
@@ -215,7 +215,7 @@ def test_a_shift_is_seldom_found_where_there_is_none():
     found = 0
     for seed in range(20):
         X, y, X_trusted, y_trusted = shifted(500, 100, 0.0, seed)
-        found += _density_ratio(make_folds(y, y_trusted, seed), X, X_trusted, seed) is not None
+        found += _density_ratio(make_folds(y, y_trusted, seed), X, X_trusted) is not None
     assert found <= 1
 
 

@@ -120,7 +120,7 @@ def remove_folder(partial: Path, new_parents: list[Path]) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    return [*folder.glob("checkpoint.eqx"), *folder.glob("path-*.npz")]
+    return [*folder.glob("checkpoint.eqx")]
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def search(
     }
     if groups is not None:
         candidates["groups"] = Candidate(np.stack([_by_group(r, groups) for r in right]), 1.0)
-    ratio = _density_ratio(folds, features, features_trusted, seed)
+    ratio = _density_ratio(folds, features, features_trusted)
     if ratio is not None:
         candidates["density ratio"] = Candidate(_effective(ratio), 1.0)
         candidates["weights by density ratio"] = Candidate(_effective(ratio * right), 1.0)
@@ -244,7 +244,7 @@ def _effective(weights: Float[np.ndarray, "choices n"]) -> Float[np.ndarray, "ch
 
 
 def _density_ratio(
-    folds: Folds, X: np.ndarray, X_trusted: np.ndarray, seed: int
+    folds: Folds, X: np.ndarray, X_trusted: np.ndarray
 ) -> Float[np.ndarray, "choices n"] | None:
     """The density of the trusted over that of the training rows, if they differ.
 

@@ -13,10 +13,11 @@ from .labels import Classes, Numbers
 
 STRENGTH = 2.0  # of the pull of the coefficients to equal ones, in rows of trusted loss
 BACKGROUND = (1e-4, 0.5)  # the range of the background's share
+BACKGROUND_PULL = 0.5  # in rows: keeps a share that no trusted row asks for from vanishing
 PRIOR_ROWS = 2.0  # rows' worth of belief that labels are right, per true class
 LABELS_ARE_RIGHT = 0.9  # the share of right labels in that belief
 ROUNDS = 60  # of expectation and maximisation
-TAMPER = 0.5  # the power of the noise matrix by which rows are ranked
+TEMPER = 0.5  # the power of the noise matrix by which rows are ranked
 TAILS = 4  # degrees of freedom of a residual's distribution
 
 Outputs = Sequence[np.ndarray]  # of each label model, (rows, outputs)
@@ -87,7 +88,7 @@ class ClassPool(NamedTuple):
         p = np.exp(_log_linear(coefficients, trusted)[rows, y_trusted])
         share = shares[y_trusted]
         background: Any = minimize_scalar(
-            lambda d: -np.sum(np.log((1 - d) * p + d * share)) - 0.5 * np.log(d),
+            lambda d: -np.sum(np.log((1 - d) * p + d * share)) - BACKGROUND_PULL * np.log(d),
             bounds=BACKGROUND,
             method="bounded",
         )
@@ -113,7 +114,7 @@ class ClassPool(NamedTuple):
         the evidence of the matrix ranks them better, and errors that it explains hardly worse.
         """
         p = np.exp(_log_linear(self.coefficients, members))
-        tempered = self.noise**TAMPER
+        tempered = self.noise**TEMPER
         return _posterior(p, tempered / tempered.sum(axis=1, keepdims=True), y)
 
 
