@@ -29,6 +29,23 @@ def test_help_imports_nothing_heavy():
         assert f" {command} " in done.stdout
 
 
+def test_weigh_imports_only_what_it_uses(tmp_path):
+    """Neither JAX, which free weights need, nor what reads dates and text, nor what draws pictures."""
+    command = [*write_tables(tmp_path), "--id", "row", "--out", str(tmp_path / "run")]
+    code = (
+        "import sys\n"
+        "from bilevel.cli import app\n"
+        f"try:\n    app({command!r})\n"
+        "except SystemExit as e:\n    code = e.code\n"
+        "unused = {'jax', 'jaxlib', 'equinox', 'optax', 'optimistix', 'lineax', 'diffrax', 'skrub',\n"
+        "          'matplotlib', 'torch', 'polars', 'datasets', 'PIL'}\n"
+        "print(code, sorted(unused & set(sys.modules)))\n"
+    )
+    done = subprocess.run([*PYTHON, code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert (tmp_path / "run" / "report.html").stat().st_size > 500_000
+
+
 def test_exit_codes_of_the_real_command(tmp_path):
     command = [str(Path(sys.executable).with_name("bilevel"))]
     usage = subprocess.run([*command, "weigh"], capture_output=True, text=True, check=False)

@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
+from bilevel.reweighting._learn import learn_weights
 from bilevel.reweighting._weights.label_models import (
     FOLDS,
     cross_fitted,
@@ -233,3 +234,52 @@ def test_the_linear_regression_is_ridge():
     folds = make_folds(y, y, 0)
     fitted = linear_label_model(folds, X, X).fit(np.ones(60), np.zeros(60))
     np.testing.assert_allclose(fitted.coef_, Ridge().fit(X, y).coef_, rtol=1e-12)
+
+
+def test_the_noise_matrix_is_that_of_expectation_maximisation_row_by_row():
+    """The products of whole classes are the sums over rows of Dawid and Skene, written out."""
+    rng = np.random.default_rng(3)
+    n, classes = 60, 4
+    p = rng.dirichlet(np.ones(classes), n)
+    y = rng.integers(0, classes - 1, n)  # the last class is never given
+    pairs = np.diag([3.0, 0.0, 1.0, 2.0])
+    believed = np.full((classes, classes), 0.1 / (classes - 1))
+    np.fill_diagonal(believed, 0.9)
+    noise = believed
+    for _ in range(60):
+        counts = 2.0 * believed + pairs
+        for i in range(n):
+            posterior = p[i] * noise[:, y[i]]
+            counts[:, y[i]] += posterior / posterior.sum()
+        noise = counts / counts.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(_noise_matrix(p, y, pairs), noise, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sharp", [0.05, 0.5, 1.0, 3.0, 40.0])
+def test_losses_are_at_the_best_temperature_of_the_grid(sharp):
+    rng = np.random.default_rng(4)
+    y = rng.integers(0, 3, 50)
+    outputs = log_softmax(sharp * (np.eye(3)[y] + 0.5 * rng.normal(size=(50, 3))), axis=1)
+    every = [
+        -log_softmax(np.exp(t) * outputs, axis=1)[np.arange(50), y] for t in np.linspace(-2, 2, 33)
+    ]
+    losses, score = Classes(3).judge(outputs, y)
+    np.testing.assert_allclose(losses, min(every, key=np.mean), rtol=1e-9)
+    assert score == np.mean(outputs.argmax(axis=1) == y)
+
+
+def test_classes_of_fewer_rows_than_folds():
+    """40 classes, two training and four trusted rows each: models that lack a class judge it too."""
+    rng = np.random.default_rng(5)
+    classes = 40
+    centres = 3 * rng.normal(size=(classes, 8))
+    y, trusted = np.repeat(np.arange(classes), 2), np.repeat(np.arange(classes), 4)
+    X = centres[y] + 0.3 * rng.normal(size=(len(y), 8))
+    wrong = np.arange(len(y)) % 10 == 0
+    noisy = np.where(wrong, (y + 7) % classes, y)
+    result = learn_weights(
+        X, noisy, centres[trusted] + 0.3 * rng.normal(size=(len(trusted), 8)), trusted
+    )
+    quality = np.asarray(result.label_quality)
+    assert np.isfinite(quality).all()
+    assert roc_auc_score(~wrong, quality) > 0.9

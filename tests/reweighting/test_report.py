@@ -8,13 +8,17 @@ import json
 import re
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
+from jsonschema import ValidationError
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LinearRegression
 from sklearn.naive_bayes import GaussianNB
 
+from bilevel.reweighting._report import bundle
 from bilevel.reweighting._report.charts import Chart, draw_charts
 from bilevel.reweighting._report.evidence import gather_evidence
 from bilevel.reweighting._report.page import Report, _show
@@ -368,3 +372,26 @@ def test_a_regression_page():
 )
 def test_values_are_shown_as_people_read_them(value, form, text):
     assert _show(value, form) == text
+
+
+def test_every_chart_keeps_to_the_schema_of_vega_lite():
+    """They are made without this check, which takes longer than making them."""
+    charts = draw_charts(iris_evidence(HARMLESS)).values()
+    specs = [{k: v for k, v in chart.spec.items() if k != "config"} for chart in charts]
+    assert len(specs) > 5
+    for spec in specs:
+        assert alt.Chart.from_dict(spec).to_dict()["width"] == "container"
+        with pytest.raises(ValidationError):
+            alt.Chart.from_dict(spec | {"width": "sideways"})
+
+
+def test_the_bundle_is_read_as_it_was_built_and_else_made(tmp_path, monkeypatch):
+    built = tmp_path / "vega.js"
+    monkeypatch.setattr(bundle, "BUILT", built)
+    monkeypatch.setattr(
+        vl_convert, "javascript_bundle", lambda snippet: f"'</script><!--';{snippet}"
+    )
+    read = bundle.read_bundle.__wrapped__
+    assert read() == r"'<\/script><\!--';window.vegaEmbed = vegaEmbed;"
+    built.write_text("already built")
+    assert read() == "already built"

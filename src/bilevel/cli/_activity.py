@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from .._callback import AbstractCallback
 
-
-class Activity(AbstractCallback):
+class Activity:
     """A spinner with the time elapsed, what is being done, and the step of a run.
 
-    A callback for `solve`, and a context manager. The spinner moves in a thread of its own, so it
-    does while a long compiled computation runs too.
+    A context manager; `Steps` makes it a callback for `solve`. The spinner moves in a thread of its
+    own, so it does while a long compiled computation runs too.
 
     Args:
         description: what is being done at first.

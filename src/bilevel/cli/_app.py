@@ -36,7 +36,6 @@ def fail(message: str, code: int) -> NoReturn:
 @contextlib.contextmanager
 def failures(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
     """Turn the library's errors into messages and exit codes."""
-    from .._solution import BilevelError
     from ..reweighting._inputs.checks import InputError
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -54,7 +53,13 @@ def failures(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator
         fail(interrupted(), INTERRUPTED)
     except InputError as error:
         fail(str(error), BAD_INPUT)
-    except (BilevelError, OSError) as error:
+    except OSError as error:
+        fail(str(error), FAILURE)
+    except RuntimeError as error:
+        from .._solution import BilevelError  # which imports JAX
+
+        if not isinstance(error, BilevelError):
+            raise
         fail(str(error), FAILURE)
 
 

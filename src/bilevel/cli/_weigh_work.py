@@ -30,7 +30,7 @@ from ..reweighting._report.evidence import gather_evidence
 from ..reweighting._report.page import Report
 from ..reweighting._report.thumbnails import thumbnails
 from ..reweighting._weights.baselines import fit_weighted, stack_rows
-from ..reweighting._weights.label_models import FOLDS, MAX_ROWS
+from ..reweighting._weights.label_models import FOLDS, MAX_ROWS, few_threads
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._run_folder import (
@@ -288,9 +288,14 @@ def _work(
             **options,
         )
 
-    with Activity("learning weights", progress) as activity:
-        options = {"holdout": holdout, "estimator": final, "folder": folder}
-        result = learn(trusted[1], callbacks=[activity], **options)
+    size = features["train"].size
+    with few_threads(size), Activity("learning weights", progress) as activity:
+        options: dict[str, Any] = {"holdout": holdout, "estimator": final, "folder": folder}
+        if not is_cross_validated(config.method, config.model):
+            from ._steps import Steps  # which imports JAX
+
+            options["callbacks"] = [Steps(activity)]
+        result = learn(trusted[1], **options)
         activity.say("fitting the final model")
         fitted = fit_weighted(
             final,

@@ -1,4 +1,11 @@
-"""The product: what training rows are worth, judged by a few that can be trusted."""
+"""The product: what training rows are worth, judged by a few that can be trusted.
+
+Nothing here imports JAX except the algorithms for free weights, which are imported on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader as _lazy
 
 from .._analysis.weight_statistics import effective_sample_size, entropy
 from ._audit.audit import audit
@@ -15,9 +22,15 @@ from ._weights.baselines import compare_baselines
 from ._weights.cross_validated import cross_validated_weights
 from ._weights.diagnostics import Check
 from ._weights.features import trust_features
-from ._weights.methods import clipped_soba, near_exact, soba
 from ._weights.result import CrossValidatedWeights, WeightsResult
 from ._weights.scorer import RowScorer
+
+if TYPE_CHECKING:
+    from ._weights.methods import clipped_soba, near_exact, soba
+
+__getattr__, _, _ = _lazy.attach(
+    __name__, submod_attrs={"_weights.methods": ["clipped_soba", "near_exact", "soba"]}
+)
 
 __all__ = [
     "Audit",

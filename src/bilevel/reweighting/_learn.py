@@ -2,20 +2,23 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from .._algorithm.base import AbstractAlgorithm
-from .._callback import AbstractCallback
-from ..tasks.models import Model
 from ._inputs.containers import like
 from ._inputs.prepare import MIN_MAX, check_verified, prepare
 from ._inputs.probabilities import check_probabilities
 from ._weights.baselines import compare_on_holdout
 from ._weights.candidates import choose, explain, search
 from ._weights.diagnostics import holdout_check
-from ._weights.free_weights import free_weights
 from ._weights.label_models import FOLDS, few_threads
 from ._weights.result import WeightsResult
+
+if TYPE_CHECKING:
+    from .._algorithm.base import AbstractAlgorithm
+    from .._callback import AbstractCallback
+    from ..tasks.models import Model
+else:  # free weights alone need JAX
+    AbstractAlgorithm = AbstractCallback = Model = Any
 
 
 def learn_weights(
@@ -160,6 +163,8 @@ def learn_weights(
             )
             learned = explain(found, choose(found), tables)
     else:
+        from ._weights.free_weights import free_weights
+
         learned = free_weights(
             tables,
             model=model,

@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
 import pandas as pd
@@ -144,8 +142,8 @@ def like(values: Any, original: Any, name: str) -> Any:
     if values.dtype.kind in "fiub":
         if _is_a(original, "torch", "Tensor"):
             return sys.modules["torch"].as_tensor(values, device=original.device)
-        if isinstance(original, jax.Array):
-            return jnp.asarray(values)
+        if _is_a(original, "jax", "Array"):
+            return sys.modules["jax"].numpy.asarray(values)
     frame = nw.from_native(original, pass_through=True, allow_series=True)
     if isinstance(frame, nw.LazyFrame):
         frame = frame.head(0).collect()  # a lazy frame's rows come as polars or pyarrow

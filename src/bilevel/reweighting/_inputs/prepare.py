@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pandas as pd
 from sklearn.base import clone
@@ -27,6 +26,7 @@ from .columns import is_messy, tidy, vectorise
 from .containers import as_rows, feature_rows
 
 MIN_MAX = object()
+DOUBLE = 1_000_000  # numbers that are taken in double precision: features, or outputs, of a table
 
 
 class Encoding(NamedTuple):
@@ -46,10 +46,10 @@ class Encoding(NamedTuple):
     spread: float = 1.0
 
     def features(self, X: Any, name: str) -> np.ndarray:
-        """Scaled, in the floating type of JAX."""
+        """Scaled, in the precision for their number."""
         values = as_features(self.encode(X, name), name)
         scaled = values if self.scaler is None else self.scaler.transform(values)
-        return np.asarray(scaled, jax.dtypes.canonicalize_dtype(float))
+        return np.asarray(scaled, precision(values))
 
     def encode(self, X: Any, name: str) -> Any:
         """Rows of any kind as an array, a sparse matrix, or a data frame of numbers."""
@@ -67,8 +67,7 @@ class Encoding(NamedTuple):
         """
         values = np.asarray(y)
         if self.classes is None:
-            targets = (as_targets(values, name) - self.centre) / self.spread
-            return targets.astype(jax.dtypes.canonicalize_dtype(float))
+            return (as_targets(values, name) - self.centre) / self.spread
         unknown = np.setdiff1d(values, self.classes)
         if len(unknown):
             raise InputError(
@@ -217,7 +216,7 @@ def prepare(
         check_trusted_count(len(checked["trusted"]), folds)
     if groups is not None:
         groups = check_groups(groups, len(checked["train"]))
-    floating = jax.dtypes.canonicalize_dtype(float)
+    floating = precision(numbers["train"], np.size(encoding.classes))
     scaled = {
         name: (
             np.asarray(a if scaler is None else scaler.transform(a), floating),
@@ -229,6 +228,15 @@ def prepare(
         tables = {name: pd.DataFrame(numbers[name], table.index) for name, table in tables.items()}
     whole = {name: PreparedTable(tables[name], labels[name], *scaled[name]) for name in tables}
     return Prepared(X, whole["train"], whole["trusted"], whole.get("holdout"), encoding, groups)
+
+
+def precision(X: Any, outputs: int = 1) -> type:
+    """The floating type for the features of a table, of which a model makes this many outputs.
+
+    On a small table a solver that stops early then stops at the same place on every machine; a large
+    one takes half the memory.
+    """
+    return np.float64 if X.shape[0] * max(X.shape[1], outputs) <= DOUBLE else np.float32
 
 
 def check_verified(labels: Any, tables: Prepared) -> np.ndarray | None:

@@ -2,16 +2,17 @@
 
 import math
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 
 from .._weights.baselines import BASELINES, SIMPLEST
 from .._weights.diagnostics import holdout_check, verdict
+from .._weights.scorer import LinearOutputs
 from .refits import Rows, effects_by, overfitting, removal, worst_rows
 
 FORMAT = "bilevel report 2"
@@ -133,7 +134,7 @@ def gather_evidence(
                     "python": platform.python_version(),
                     **{name: version(name) for name in ("bilevel", "jax", "numpy", "scikit-learn")},
                 },
-                "device": jax.default_backend(),
+                "device": _device(),
             },
         }
     )
@@ -338,6 +339,21 @@ def _leaks(shared: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def _device() -> str:
+    """What JAX computed on, where anything did."""
+    jax = sys.modules.get("jax")
+    return "cpu" if jax is None else jax.default_backend()
+
+
+def _count_numbers(parameters: Any) -> int:
+    """In a linear model, or in whatever JAX knows as a tree."""
+    if isinstance(parameters, LinearOutputs):
+        return parameters.weight.size + parameters.bias.size
+    import jax
+
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(parameters))
+
+
 def _alarms(
     weights: dict[str, Any],
     result: Any,
@@ -351,7 +367,7 @@ def _alarms(
         alarms.append({"name": name, "fired": bool(fired), "detail": detail})
 
     if weights["total"]:
-        parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(result.parameters))
+        parameters = _count_numbers(result.parameters)
         ess, share = weights["effective_sample_size"], weights["top_share"]
         alarm(
             "few effective rows for the model",

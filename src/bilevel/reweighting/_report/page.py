@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from .bundle import read_bundle
 from .evidence import FORMAT
 
 PRINTED_ROWS = 40
@@ -64,9 +65,9 @@ class Report:
             charts=charts,
             specs={name: chart.spec for name, chart in charts.items()},
             style=Markup(_packaged("report.css")),
-            bundle=Markup(_bundle()),
+            bundle=Markup(read_bundle()),
             script=Markup(_packaged("report.js")),
-            hashes=[_csp_hash(_bundle()), _csp_hash(_packaged("report.js"))],
+            hashes=[_csp_hash(read_bundle()), _csp_hash(_packaged("report.js"))],
             percentiles=[
                 {"name": name, "value": value}
                 for name, value in self.evidence["weights"]["quantiles"].items()
@@ -162,15 +163,6 @@ def _is_picture(value: Any) -> bool:
 @functools.cache
 def _packaged(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-@functools.cache
-def _bundle() -> str:
-    """Vega, Vega-Lite and vega-embed, as one script that ends no HTML element early."""
-    import vl_convert
-
-    code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return code.replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 
 def _csp_hash(code: str) -> str:

@@ -370,7 +370,8 @@ def _score_weighting_model(found: Search, winner: str, tables: Prepared) -> pd.D
     table: dict[str, dict[str, float]] = {}
     for line, name in {"uniform": "uniform", "chosen": winner}.items():
         candidate = found.candidates[name]
-        losses, score = _judge_candidate(model, candidate)
+        judged = model is found.judge
+        losses, score = found.judged[name] if judged else _judge_candidate(model, candidate)
         table[line] = {"trusted_loss": float(losses.mean()), "trusted_score": score}
         if tables.holdout is not None:
             fitted = model.fit(candidate.weights[FOLDS], np.full(folds.m, candidate.trusted))

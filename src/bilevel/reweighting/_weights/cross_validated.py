@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from .._inputs.checks import check_trusted_count
+from .._inputs.prepare import precision
 from .candidates import choose, search
 from .label_models import FOLDS, few_threads
 from .result import CrossValidatedWeights
@@ -60,7 +60,9 @@ def cross_validated_weights(
     >>> bool(found.weights[:100].mean() < 0.2), round(float(found.weights.mean()), 6)
     (True, 1.0)
     """
-    floating = jax.dtypes.canonicalize_dtype(float)
+    floating = precision(
+        np.asarray(X), int(np.max(y)) + 1 if np.asarray(y).dtype.kind in "iu" else 1
+    )
     X, X_trusted = np.asarray(X, floating), np.asarray(X_trusted, floating)
     groups = None if groups is None else np.asarray(groups)
     check_trusted_count(len(y_trusted), FOLDS)

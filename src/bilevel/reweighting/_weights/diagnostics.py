@@ -1,11 +1,15 @@
 """Questions asked of weights, whose answers say whether to believe them."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from ..._analysis.retrain import RetrainCheck
 from .baselines import BASELINES, SIMPLEST
+
+if TYPE_CHECKING:
+    from ..._analysis.retrain import RetrainCheck
+else:  # free weights alone need JAX
+    RetrainCheck = Any
 
 
 class Check(NamedTuple):

@@ -83,7 +83,7 @@ def free_weights(
     loss = squared_error if regression else softmax_cross_entropy
     parts = tables.train, tables.trusted, tables.holdout
     numbers = [None if part is None else part.numbers for part in parts]
-    (x, y), (x_trusted, y_trusted), holdout = jax.tree.map(jnp.asarray, numbers)
+    (x, y), (x_trusted, y_trusted), holdout = jax.tree.map(_as_jax, numbers)
     problem = reweighting(x, y, x_trusted, y_trusted, predict, loss=loss, l2=l2)
     solution, history, stats = _run(
         problem, w0, method, num_steps, model == "linear", seed, callbacks, folder
@@ -124,6 +124,11 @@ def free_weights(
         group_weights=None,
         scorer=None,
     )
+
+
+def _as_jax(a: np.ndarray) -> jax.Array:
+    """Class codes as they are, numbers in the floating type of JAX."""
+    return jnp.asarray(a, float if a.dtype.kind == "f" else None)
 
 
 def _build_model(model: Any, num_features: int, num_outputs: int, seed: int) -> Model:

@@ -108,16 +108,20 @@ class LabelModel:
             estimator = DummyClassifier()  # many classifiers refuse a single class
         with warnings.catch_warnings():  # an opinion needs no last digit
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
             return fit_weighted(estimator, X, y, weights)
 
     def outputs(self, model: Any, X: Any) -> Float[np.ndarray, "rows outputs"]:
         """Log-probabilities in the order of `classes`, or predictions in standardised units."""
         if self.classes is None:
             return ((np.asarray(model.predict(X)) - self.centre) / self.spread)[:, None]
-        p = np.full((len_rows(X), len(self.classes)), LEAST)
+        shape = len_rows(X), len(self.classes)
         if hasattr(model, "predict_proba"):
-            p[:, np.searchsorted(self.classes, model.classes_)] = model.predict_proba(X)
+            known = model.predict_proba(X)
+            p = np.full(shape, LEAST, known.dtype)
+            p[:, np.searchsorted(self.classes, model.classes_)] = known
         else:
+            p = np.full(shape, LEAST)
             p[np.arange(len(p)), np.searchsorted(self.classes, model.predict(X))] = 0.9
         return log_softmax(np.log(np.maximum(p, LEAST)), axis=1)
 
@@ -225,13 +229,7 @@ def _scatter(model: LabelModel, models: list[Any]) -> Float[np.ndarray, "n outpu
 
 
 def linear_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> LabelModel:
-    """Softmax or least squares with scikit-learn's default penalty, on scaled numbers.
-
-    Small tables are taken in double precision: a solver that stops early then stops at the same place,
-    whatever the precision of JAX.
-    """
-    if X.size <= SMALL:
-        X, X_trusted = X.astype(np.float64), X_trusted.astype(np.float64)
+    """Softmax or least squares with scikit-learn's default penalty, on scaled numbers."""
     if isinstance(folds.kind, Classes):
         estimator, classes = LogisticRegression(tol=TOLERANCE), np.arange(folds.kind.number)
     else:

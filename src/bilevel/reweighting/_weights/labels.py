@@ -1,10 +1,13 @@
 """What models say of a label: of a class, and of a number."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import log_softmax
+from scipy.special import logsumexp
+
+TEMPERATURES = np.linspace(-2, 2, 33)  # logarithms of the scales that are tried
 
 
 class Classes(NamedTuple):
@@ -19,10 +22,17 @@ class Classes(NamedTuple):
         predictions too.
         """
         rows = np.arange(len(y))
-        scaled = (
-            -log_softmax(np.exp(t) * outputs, axis=1)[rows, y] for t in np.linspace(-2, 2, 33)
-        )
-        return min(scaled, key=np.mean), float(np.mean(self.agrees(outputs, y)))
+
+        @functools.cache
+        def losses(k: int) -> np.ndarray:
+            scale = np.exp(TEMPERATURES[k])
+            return logsumexp(scale * outputs, axis=1) - scale * outputs[rows, y]
+
+        low, high = 0, len(TEMPERATURES) - 1  # the mean is convex in the scale: by halves
+        while low < high:
+            k = (low + high) // 2
+            low, high = (low, k) if losses(k).mean() <= losses(k + 1).mean() else (k + 1, high)
+        return losses(low), float(np.mean(self.agrees(outputs, y)))
 
     def agrees(self, outputs: Float[np.ndarray, "r c"], y: np.ndarray) -> Bool[np.ndarray, " r"]:
         """Whether the label is the predicted one."""

@@ -69,7 +69,7 @@ class ClassPool(NamedTuple):
         Cost: some ten passes over the trusted rows, and `ROUNDS` over the training rows.
         """
         rows = np.arange(len(y_trusted))
-        members = np.stack(trusted)
+        members = np.stack(trusted).astype(float)
         of_label = members[:, rows, y_trusted].sum(axis=1)
 
         def loss(log_c: np.ndarray) -> tuple[float, np.ndarray]:
@@ -233,12 +233,13 @@ def _noise_matrix(
     order = np.argsort(y, kind="stable")
     p, y = p[order], y[order]
     present, first = np.unique(y, return_index=True)
+    given = dict(zip(present, np.split(p, first[1:]), strict=True))  # the rows of each given class
     noise = believed
     for _ in range(ROUNDS):
-        joint = p * noise[:, y].T
-        joint /= joint.sum(axis=1, keepdims=True)
         counts = PRIOR_ROWS * believed + pairs
-        counts[:, present] += np.add.reduceat(joint, first, axis=0).T
+        for label, rows in given.items():  # sums of p * noise / sum(p * noise), by two products
+            column = noise[:, label]
+            counts[:, label] += column * ((1 / (rows @ column)) @ rows)
         noise = counts / counts.sum(axis=1, keepdims=True)
     return noise
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, PyTree
+from jaxtyping import Bool, Float
 
 from .._inputs.containers import as_rows
 from .._inputs.prepare import Encoding
@@ -70,7 +70,7 @@ class Learned(NamedTuple):
     entropy: float
     checks: list[Check]
     scores: pd.DataFrame
-    parameters: PyTree
+    parameters: Any
     history: pd.DataFrame
     stats: dict[str, Any]
     group_weights: pd.Series | None
@@ -123,7 +123,7 @@ class WeightsResult:
     scores: pd.DataFrame
     baselines: pd.DataFrame | None
     checks: list[Check]
-    parameters: PyTree
+    parameters: Any
     stats: dict[str, Any]
     winner: str
     candidates: pd.DataFrame | None
