@@ -35,6 +35,17 @@ def papers_table(paper: str) -> str:
     return "\n".join([*lines, "", *(_folded(report) for report in reports)])
 
 
+def papers_sizes() -> str:
+    """How many reports are of each size, and what that means for the quick ones."""
+    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    full = [f"`{report['script']}`" for report in reports if report["size"] == "full"]
+    return (
+        f"{len(full)} of the {len(reports)} reports are of the full size ({', '.join(full)}). The "
+        "other scripts were run in the quick size only, because of the time that their full size "
+        "takes: their verdicts are those of the quick size, not of the published one."
+    )
+
+
 def paper_figure(script: str) -> str:
     """The picture that a script drew, with the size of the run below it."""
     report = json.loads((RESULTS / f"{script}.json").read_text())
