@@ -116,6 +116,12 @@ def test_unparsable_parquet(case):
 def test_unparsable_csv(case):
     case.write()
     case.path("train").write_text('a,b\n1,2\n3,4,5,6\n"')
+    case.refuse(
+        3,
+        "train.csv has 4 fields; the first line names 2 columns: '3,4,5,6'. Name every column",
+        write=False,
+    )
+    case.path("train").write_bytes("a,b\n1,\u00e9\n".encode("latin-1"))
     case.refuse(3, "train.csv cannot be read as csv:", write=False)
 
 
@@ -156,7 +162,7 @@ def test_labels_on_one_side_only(case):
 
 def test_labels_of_different_kinds(case):
     case.trusted["label"] = np.arange(M) % 2
-    case.refuse(3, "the labels mix types (int64, str) and cannot be compared; convert them all to")
+    case.refuse(3, "the trusted rows have labels that the training rows lack: '0', '1'. No weight")
 
 
 def test_missing_labels_with_their_ids(case):

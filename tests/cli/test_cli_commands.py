@@ -485,7 +485,7 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path):
     cost = json.loads(said.stdout)
     sizes = {"train_rows": TRAIN, "trusted_rows": TRUSTED, "columns": 64, "outputs": 10}
     assert {name: cost[name] for name in sizes} == sizes
-    assert set(cost) == {*sizes, "seconds", "bytes"}
+    assert set(cost) == {*sizes, "seconds", "bytes", "notes"}
     assert cost["seconds"] >= 10  # what it takes to start
     assert 1e8 < cost["bytes"] < 2e9
     said = bilevel(*command, "--dry-run")

@@ -318,7 +318,7 @@ def test_formats(tmp_path):
         "t.pq": lambda p: table.to_parquet(p, index=False),
     }.items():
         write(tmp_path / name)
-        pd.testing.assert_frame_equal(read_table(tmp_path / name, "train"), table)
+        pd.testing.assert_frame_equal(read_table(tmp_path / name, "train").frame, table)
     (tmp_path / "t.gz").write_bytes(b"x")
     formats = r"\.csv, \.csv\.gz, \.tsv, \.parquet, \.pq and folders of Parquet files"
     with pytest.raises(
@@ -332,8 +332,8 @@ def test_formats(tmp_path):
 
 def test_folder_names_above_a_file_are_not_columns(tmp_path):
     folder = write_parts(tmp_path / "run=3", pd.DataFrame({"a": [1, 2]}))
-    assert list(read_table(folder / "part-0.parquet", "train").columns) == ["a"]
-    assert list(read_table(folder, "train").columns) == ["a"]
+    assert list(read_table(folder / "part-0.parquet", "train").frame.columns) == ["a"]
+    assert list(read_table(folder, "train").frame.columns) == ["a"]
 
 
 def test_a_folder_of_parquet_files_is_one_table_in_the_order_of_its_paths(tmp_path):
@@ -343,7 +343,7 @@ def test_a_folder_of_parquet_files_is_one_table_in_the_order_of_its_paths(tmp_pa
     (folder / "_SUCCESS").touch()
     (folder / "README.txt").write_text("about")
     write_parts(folder / "_tmp", pd.DataFrame({"c": [1]}))
-    table = read_table(folder, "train")
+    table = read_table(folder, "train").frame
     assert table["a"].tolist() == [1.0, 2.0, 0.5]
     assert table["b"].tolist()[0] == "x"
     assert table["b"].isna().tolist() == [False, True, True]
@@ -351,7 +351,7 @@ def test_a_folder_of_parquet_files_is_one_table_in_the_order_of_its_paths(tmp_pa
 
     for year, values in (2024, [1, 2]), (2025, [3]):
         write_parts(tmp_path / "hive" / f"year={year}", pd.DataFrame({"a": values}))
-    table = read_table(tmp_path / "hive", "train")
+    table = read_table(tmp_path / "hive", "train").frame
     assert table["a"].tolist() == [1, 2, 3]
     assert table["year"].tolist() == [2024, 2024, 2025]
 
@@ -384,7 +384,7 @@ def test_vectors_are_read_from_parquet(tmp_path):
     for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float64())):
         table = pa.table({"a": [1, 2], "emb": pa.array(vectors, kind)})
         pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-        read = read_table(tmp_path / "t.parquet", "train")
+        read = read_table(tmp_path / "t.parquet", "train").frame
         check_values(read, "train")
         tidied = tidy(read)
         assert list(tidied.columns) == ["a", "emb_0", "emb_1"]

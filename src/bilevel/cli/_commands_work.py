@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from ..reweighting._audit.audit import audit
-from ..reweighting._audit.finding import Audit
+from ..reweighting._audit.finding import Audit, Finding
 from ..reweighting._audit.suggest import suggest
 from ..reweighting._inputs.checks import InputError, named
 from ..reweighting._inputs.columns import load_model, tidy
-from ..reweighting._inputs.files import digest, read_table, split_label
+from ..reweighting._inputs.files import digest, read_table, read_tables, split_label
 from ..reweighting._report.page import Report
 from ._run_folder import read_config, read_scorer, write_csv
 
@@ -19,8 +19,9 @@ def score_table(run: Path, table: Path, label: str | None, identifier: str | Non
     """What a run says of the labels in a table of rows it has not seen, see `Scorer`."""
     config = read_config(run)
     scorer = read_scorer(run)
-    read = read_table(table, "new")
     usual = config.get("id")
+    ids = [c for c in (identifier, usual) if c]
+    read = read_table(table, "new", label=label or config["label"], ids=ids).frame
     identifier = identifier or (usual if usual in read.columns else None)
     features, labels = split_label(read, label or config["label"], identifier, "new")
     features = features.drop(columns=config.get("drop", []), errors="ignore")
@@ -36,17 +37,17 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
     config = read_config(run)
     features, labels = {}, {}
     model = load_model(run / "model.skops")
-    for name in ("train", "trusted"):
-        path = Path(config[name])
+    paths = {name: Path(config[name]) for name in ("train", "trusted")}
+    for name, path in paths.items():
         if not path.exists():
             raise InputError(f"the {name} file {path} that this run was made from is not there.")
         if digest(path) != config["sha256"][name]:
             raise InputError(
                 f"the {name} file {path} has changed since this run was made from it; weigh again."
             )
-        table, labels[name] = split_label(
-            read_table(path, name), config["label"], config.get("id"), name
-        )
+    ids = [c for c in (config.get("id"), config.get("groups")) if c]
+    for name, read in read_tables(paths, label=config["label"], ids=ids).items():
+        table, labels[name] = split_label(read.frame, config["label"], config.get("id"), name)
         tidied = tidy(table, like=model)
         features[name] = pd.DataFrame(model[:-1].transform(tidied), index=tidied.index)
     quality = pd.read_parquet(run / "weights.parquet")["label_quality"]
@@ -90,13 +91,19 @@ def audit_tables(
     paths = {"train": train, "trusted": trusted}
     paths |= {} if holdout is None else {"holdout": holdout}
     tables = []
-    for name, path in paths.items():
-        features, labels = split_label(read_table(path, name), label, identifier, name)
+    read = read_tables(paths, label=label, ids=[identifier] if identifier else [])
+    for name, table in read.items():
+        features, labels = split_label(table.frame, label, identifier, name)
         unknown = [c for c in drop if c not in features.columns]
         if name == "train" and unknown:
             raise InputError(f"the train file has no column {named(unknown)} to --drop.")
         tables += [features.drop(columns=drop, errors="ignore"), labels]
-    return audit(*tables)
+    notes = [
+        Finding("warning", "how the files are read", f"{note}.")
+        for table in read.values()
+        for note in table.notes
+    ]
+    return Audit([*notes, *audit(*tables).findings])
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -165,6 +165,8 @@ def weigh(
     if json_:
         sys.stdout.write(json.dumps({**done.summary, "folder": str(done.folder)}, indent=2) + "\n")
     else:
+        for note in done.summary["reading"]:
+            console.print(f"{note}.", highlight=False, markup=False, soft_wrap=True)
         _show(done.result)
         console.print(
             f"written to {done.folder}: {' '.join(done.files)}",

@@ -23,7 +23,7 @@ from ..reweighting._inputs.checks import (
 )
 from ..reweighting._inputs.columns import check_values, vectorise
 from ..reweighting._inputs.containers import as_internal
-from ..reweighting._inputs.files import digest, read_table, split_label
+from ..reweighting._inputs.files import digest, read_tables, split_label
 from ..reweighting._inputs.prepare import is_regression, prepare
 from ..reweighting._learn import check_method, is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
@@ -58,6 +58,7 @@ class Estimate(NamedTuple):
             per class.
         seconds: of the default method, on this machine as busy as it is now.
         bytes: of memory at the peak.
+        notes: how the files are read, where that is worth saying.
     """
 
     train_rows: int
@@ -66,12 +67,15 @@ class Estimate(NamedTuple):
     outputs: int
     seconds: float
     bytes: float
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        notes = "".join(f"{note}.\n" for note in self.notes)
         return (
-            f"{self.train_rows} training and {self.trusted_rows} trusted rows, {self.columns} numeric "
-            f"columns, {self.outputs} outputs: about {_duration(self.seconds)} and "
-            f"{self.bytes / 1e9:.1f} GB of memory with the default method. Nothing was written."
+            f"{notes}{self.train_rows} training and {self.trusted_rows} trusted rows, "
+            f"{self.columns} numeric columns, {self.outputs} outputs: about "
+            f"{_duration(self.seconds)} and {self.bytes / 1e9:.1f} GB of memory with the default "
+            "method. Nothing was written."
         )
 
 
@@ -179,7 +183,8 @@ def estimate(config: WeighConfig) -> Estimate:
         groups=groups,
         folds=FOLDS if is_cross_validated(config.method, config.model) else None,
     )
-    return estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
+    cost = estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
+    return cost._replace(notes=tables.notes)
 
 
 def _inputs(config: WeighConfig) -> dict[str, str]:
@@ -190,22 +195,25 @@ def _inputs(config: WeighConfig) -> dict[str, str]:
 class _Tables(NamedTuple):
     """The tables of a run: features with the row ids as index, labels, and the groups of the rows.
 
-    And the pictures of the training rows, mapped from their file.
+    And the pictures of the training rows, mapped from their file; and what is worth saying about how
+    the files are read.
     """
 
     features: dict[str, pd.DataFrame]
     labels: dict[str, pd.Series]
     groups: dict[str, pd.Series]
     images: np.ndarray | None
+    notes: tuple[str, ...]
 
 
 def _read(config: WeighConfig) -> _Tables:
     """All checks on the tables that need no computing, and the tables."""
     read, labels, groups = {}, {}, {}
-    for name, path in _inputs(config).items():
-        table, labels[name] = split_label(
-            read_table(Path(path), name), config.label, config.id, name
-        )
+    paths = {name: Path(path) for name, path in _inputs(config).items()}
+    ids = [c for c in (config.id, config.groups) if c is not None]
+    tables = read_tables(paths, label=config.label, ids=ids)
+    for name, one in tables.items():
+        table, labels[name] = split_label(one.frame, config.label, config.id, name)
         unknown = [c for c in config.drop if c not in table.columns]
         if name == "train" and unknown:
             raise InputError(f"the train file has no column {named(unknown)} to --drop.")
@@ -228,7 +236,8 @@ def _read(config: WeighConfig) -> _Tables:
     for name, table in read.items():
         check_same_columns(train, table[_common(train, table)], "train", name)
     features = {name: table[list(train.columns)] for name, table in read.items()}
-    return _Tables(features, labels, groups, _pictures(config.images, len(train)))
+    notes = tuple(note for one in tables.values() for note in one.notes)
+    return _Tables(features, labels, groups, _pictures(config.images, len(train)), notes)
 
 
 def _pictures(path: str | None, n: int) -> np.ndarray | None:
@@ -309,6 +318,7 @@ def _work(
         skops.io.dump(model, folder / "model.skops")
         write_scorer(result, folder)
         summary = _summary(config, result, {name: len(y) for name, y in labels.items()}, regression)
+        summary["reading"] = list(tables.notes)
         write_json(summary, folder / "summary.json")
         if not config.report:
             return result, summary

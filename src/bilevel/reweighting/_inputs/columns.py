@@ -21,6 +21,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
 
 from .checks import InputError, named
+from .csv import as_texts
 from .files import check_unique
 
 # skrub and skops take a second to import each: they are imported where they are needed.
@@ -232,8 +233,7 @@ def _read_by(pipeline: Pipeline) -> dict[str, Any]:
 
 def _read_as(column: pd.Series, expected: Any) -> pd.Series:
     if expected == "text":
-        text = [_as_text(x) for x in column.astype(object).where(column.notna(), np.nan)]
-        return pd.Series(text, column.index, dtype=object)
+        return as_texts(column)
     if expected == "number":
         values = pd.Series(pd.to_numeric(column, errors="coerce")).astype("float64")
     elif _kind(column) == "number" and column.notna().any():
@@ -249,13 +249,6 @@ def _read_as(column: pd.Series, expected: Any) -> pd.Series:
             "empty these values."
         )
     return values
-
-
-def _as_text(value: Any) -> Any:
-    # A gap makes pandas read the codes 1, 2 as 1.0, 2.0: they are still the texts "1", "2".
-    if isinstance(value, float):
-        return value if np.isnan(value) else str(int(value) if value.is_integer() else value)
-    return str(value)
 
 
 def _read_dates(column: pd.Series, parser: Any) -> pd.Series:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,10 @@ def _is_dataset(a: Any) -> bool:
 
 def _from_path(path: Path, name: str) -> np.ndarray | pd.DataFrame:
     if path.suffix.lower() != ".npy":
-        return read_table(path, f"`{name}`")
+        table = read_table(path, f"`{name}`")
+        for note in table.notes:
+            warnings.warn(note, UserWarning, stacklevel=5)
+        return table.frame
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:

@@ -2,10 +2,11 @@
 
 import difflib
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -13,59 +14,149 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from .checks import InputError, named
+from .csv import (
+    TEXT,
+    Reading,
+    Texts,
+    as_texts,
+    find_label_reading,
+    find_reading,
+    read_column,
+    read_texts,
+)
+
+_UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
+_SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
+_PARQUET = (".parquet", ".pq")
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
-    # Without partitioning: folder names above the file are not columns of the table.
-    return pd.read_parquet(path, partitioning=None)
+class Table(NamedTuple):
+    """A table as it was read, and what is worth saying about how."""
+
+    frame: pd.DataFrame
+    notes: tuple[str, ...]
 
 
-_read_csv = partial(pd.read_csv, low_memory=False)
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".tsv": partial(pd.read_csv, low_memory=False, sep="\t"),
-    ".parquet": _read_parquet,
-    ".pq": _read_parquet,
-}
+def read_table(
+    path: Path, name: str, *, label: str | None = None, ids: Sequence[str] = ()
+) -> Table:
+    """One table, see `read_tables`."""
+    return read_tables({name: path}, label=label, ids=ids)[name]
 
 
-def read_table(path: Path, name: str) -> pd.DataFrame:
-    """A CSV, TSV or Parquet file, or a folder of Parquet files, as a data frame.
+def read_tables(
+    paths: Mapping[str, Path], *, label: str | None = None, ids: Sequence[str] = ()
+) -> dict[str, Table]:
+    """CSV, TSV or Parquet files, or folders of Parquet files, as data frames.
 
-    The files of a folder are read in the order of their paths; parts of paths like `year=2025`
-    become columns.
+    A CSV file has no types: how its columns are read (see `csv.py`) is decided by the first table, for
+    the label column by all of them; columns in `ids` stay text. The files of a folder are read in the
+    order of their paths; parts of paths like `year=2025` become columns. A named index that pandas
+    wrote to Parquet is a column where `label` or `ids` ask for it. A first column without a name that
+    numbers or names the rows is left out.
 
     Raises:
-        InputError: no such file, an unknown ending, a file that cannot be parsed, no rows, or files
-            of one folder with different columns.
+        InputError: no such file, an unknown ending, a file that cannot be parsed, no rows, repeated
+            column names, rows with more or fewer fields than there are columns, or files of one folder
+            with different columns.
     """
+    read = {name: _read(Path(path), name) for name, path in paths.items()}
+    texts = {name: one for name, one in read.items() if isinstance(one, Texts)}
+    readings: dict[str, Reading] = dict.fromkeys(ids, TEXT)
+    if label is not None:
+        labels = [one.columns[label] for one in texts.values() if label in one.columns]
+        if labels:
+            readings[label] = find_label_reading(labels, label)
+    tables = {}
+    for name, one in read.items():
+        if isinstance(one, Texts):
+            frame, notes = _interpret(one, readings, {label, *ids})
+        else:
+            wanted = [c for c in dict.fromkeys((label, *ids)) if c and c in one.index.names]
+            frame, notes = one.reset_index(wanted) if wanted else one, []
+        frame, more = _without_row_numbers(frame, {label, *ids})
+        check_unique(frame, f"the {name} file {paths[name]}")
+        if len(frame) == 0:
+            raise InputError(f"the {name} file {paths[name]} has a header and zero rows.")
+        tables[name] = Table(frame, tuple(f"{name}: {note}" for note in [*notes, *more]))
+    if texts and label is not None:
+        _as_texts_if_any_is(label, [one.frame for one in tables.values()])
+    return tables
+
+
+def _as_texts_if_any_is(label: str, frames: list[pd.DataFrame]) -> None:
+    """Labels of CSV files beside those of typed ones: the class 1 of one is "1" of the other."""
+    frames = [frame for frame in frames if label in frame]
+    if len({pd.api.types.is_numeric_dtype(frame[label]) for frame in frames}) > 1:
+        for frame in frames:
+            frame[label] = as_texts(pd.Series(frame[label]))
+
+
+def _interpret(
+    one: Texts, readings: dict[str, Reading], verbatim: Container[str | None]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The columns as they are read; `readings` are those of earlier tables, and grow."""
+    columns, notes = {}, [*one.notes]
+    for c, texts in one.columns.items():
+        if c not in readings:
+            readings[c] = find_reading(texts)
+        reading = readings[c]
+        columns[c] = read_column(texts, reading, verbatim=c in verbatim)
+        if not reading.plain:
+            notes.append(reading.describe(c, texts))
+    return pd.DataFrame(columns), notes
+
+
+def _read(path: Path, name: str) -> Texts | pd.DataFrame:
+    what = f"the {name} file {path}"
     if path.is_dir():
         reader, kind = partial(_read_folder, name=name), "a folder of Parquet files"
     elif not path.is_file():
-        raise InputError(f"the {name} file {path} does not exist; check the path.")
+        raise InputError(f"{what} does not exist; check the path.")
     else:
-        kind = next((end for end in _READERS if path.name.lower().endswith(end)), "")
+        endings = (*_SEPARATORS, *_PARQUET)
+        kind = next((end for end in endings if path.name.lower().endswith(end)), "")
         if not kind:
             raise InputError(
-                f"the {name} file {path} ends in {path.suffix or 'nothing'!r}; the formats read "
-                f"are {', '.join(_READERS)} and folders of Parquet files. Convert it, or rename it "
+                f"{what} ends in {path.suffix or 'nothing'!r}; the formats read are "
+                f"{', '.join(endings)} and folders of Parquet files. Convert it, or rename it "
                 "if it is one of these."
             )
-        reader, kind = _READERS[kind], kind[1:]
         if path.stat().st_size == 0:
-            raise InputError(f"the {name} file {path} is empty (0 bytes).")
+            raise InputError(f"{what} is empty (0 bytes).")
+        reader = (
+            # Without partitioning: folder names above the file are not columns of the table.
+            partial(pd.read_parquet, partitioning=None)
+            if kind in _PARQUET
+            else partial(read_texts, separator=_SEPARATORS[kind], what=what)
+        )
     try:
         table = reader(path)
     except InputError:
         raise
     except Exception as error:  # parsers raise many kinds; each means the same to the user
-        raise InputError(f"the {name} file {path} cannot be read as {kind}: {error}") from error
-    if len(table) == 0:
-        raise InputError(f"the {name} file {path} has a header and zero rows.")
-    table.columns = table.columns.astype(str)
-    check_unique(table, f"the {name} file {path}")
+        raise InputError(f"{what} cannot be read as {kind.lstrip('.')}: {error}") from error
+    if isinstance(table, pd.DataFrame):
+        table.columns = table.columns.astype(str)
     return table
+
+
+def _without_row_numbers(
+    frame: pd.DataFrame, wanted: Container[str | None]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Without a first column that has no name and holds integers, or a different text per row."""
+    notes = []
+    while frame.shape[1] and _UNNAMED.fullmatch(first := str(frame.columns[0])):
+        column = pd.Series(frame.iloc[:, 0])
+        names = not pd.api.types.is_numeric_dtype(column) and column.is_unique
+        if first in wanted or not (names or pd.api.types.is_integer_dtype(column)):
+            break
+        notes.append(
+            f"the first column, {first!r}, has no name of its own and numbers or names the rows: it "
+            "is left out (name it and give it as --id to find the rows by it)"
+        )
+        frame = frame.iloc[:, 1:]
+    return frame, notes
 
 
 def _parquet_files(folder: Path) -> list[Path]:

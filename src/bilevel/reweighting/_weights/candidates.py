@@ -295,9 +295,11 @@ def best_candidate(judged: dict[str, tuple[np.ndarray, float]]) -> str:
     """The candidate with the least loss, unless a preferred one is as good.
 
     As good: the paired difference is at most half of its standard error. "All rows + trusted" is
-    preferred to all others, then the soft weights.
+    preferred to all others, then the soft weights. "Uniform" is judged and not chosen: it forgets the
+    trusted rows, which can only be luck where it is better.
     """
-    best = min(judged, key=lambda name: judged[name][0].mean())
+    able = [name for name in judged if name != "uniform"]
+    best = min(able, key=lambda name: judged[name][0].mean())
 
     def clear(name: str, rival: str) -> bool:
         gap = judged[rival][0] - judged[name][0]

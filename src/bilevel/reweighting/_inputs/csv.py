@@ -1,0 +1,316 @@
+"""CSV files by declared rules: every cell is text until all cells of its column say otherwise.
+
+- The first line names the columns. A row with another number of fields is an error, except where all
+  rows end in one separator too many.
+- Labels and ids: only an empty cell is a gap. Ids stay text. Labels are numbers only where every
+  label, of all tables, is a number in its plain form (`7`, `-2.5`, `1e-3`), so that the codes `01`,
+  `02`, and `1`, `2`, `other` are classes named by their text.
+- Other columns: an empty cell and the words in `GAPS` are gaps. A column is numbers where every
+  other cell is one; a leading zero (`00123`) makes it text. Thousands separators, a decimal comma, a
+  per cent sign, a currency or a unit are understood where the whole column is written in one way.
+- `true` and `false`, in any case, are booleans.
+"""
+
+import csv
+import gzip
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+
+from .checks import InputError, named
+
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
+GAPS = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>", "?")
+SEPARATORS = ",;\t|"
+MANY_VALUES = 50  # distinct labels above which numbers with a mark are a target and no classes
+STRAY = 0.05  # a share of labels that are words, below which a target is taken to have stray words
+SAMPLE = 1000  # distinct values that are looked at before all of them are
+
+_PLAIN = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_LEADING_ZERO = r"^[+-]?0[0-9]"
+_CURRENCY = "$€£¥₹"
+_MARKED = re.compile(
+    rf"(?P<sign>[+-]?)(?P<before>[{_CURRENCY}]?|(?:USD|EUR|GBP|CHF|JPY)\s?)\s*(?P<sign2>[+-]?)"
+    r"(?P<number>(?:[0-9][0-9.,' ]*|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?)\s*"
+    rf"(?P<after>[%‰{_CURRENCY}]?|[^\W\d_]{{1,5}}[²³]?)"
+)
+_SPACES = str.maketrans({"\u2212": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2019": "'"})
+
+
+class Reading(NamedTuple):
+    """How the cells of one column are read.
+
+    Attributes:
+        kind: "text", "number" or "boolean".
+        thousands, decimal: the separators of its numbers, where they are not written plainly.
+        mark: what stands before and after each number.
+    """
+
+    kind: str
+    thousands: str = ""
+    decimal: str = "."
+    mark: tuple[str, str] = ("", "")
+
+    @property
+    def plain(self) -> bool:
+        """Whether any reader would read the column so."""
+        return self == Reading(self.kind)
+
+    def describe(self, column: str, texts: Any) -> str:
+        """What is worth saying about it, with the first cell that is no gap."""
+        example = next(x for x in texts.to_pylist() if x.strip() not in GAPS)
+        parts = [f"without {self.mark[0] + self.mark[1]!r}"] * any(self.mark)
+        parts += [f"{self.thousands!r} separates thousands"] * bool(self.thousands)
+        parts += ["a comma is the decimal point"] * (self.decimal == ",")
+        value = self.numbers([example])[0]
+        how = ", ".join(parts)
+        return f"the column {column!r} is read as numbers ({how}): {example!r} is {value:g}"
+
+    def numbers(self, texts: Sequence[str]) -> np.ndarray:
+        """Numbers of texts that are written in this way; others are NaN."""
+        values = np.full(len(texts), np.nan)
+        for i, text in enumerate(texts):
+            found = _MARKED.fullmatch(text.strip().translate(_SPACES))
+            if found is None or (found["before"].strip(), found["after"]) != self.mark:
+                continue
+            digits = found["number"].strip()
+            if self.thousands and self.thousands in digits:
+                groups = rf"[0-9]{{1,3}}(?:{re.escape(self.thousands)}[0-9]{{3}})+"
+                if not re.fullmatch(rf"{groups}(?:{re.escape(self.decimal)}[0-9]*)?", digits):
+                    continue
+                digits = digits.replace(self.thousands, "")
+            digits = digits.replace(self.decimal, ".")
+            if re.fullmatch(r"[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?", digits):
+                negative = (found["sign"] + found["sign2"]).count("-") == 1
+                values[i] = -float(digits) if negative else float(digits)
+        return values
+
+
+TEXT, NUMBER, BOOLEAN = Reading("text"), Reading("number"), Reading("boolean")
+
+
+class Texts(NamedTuple):
+    """A CSV file as it stands: its columns as texts, and what was noticed in reading it."""
+
+    columns: dict[str, Any]  # of pyarrow's strings
+    notes: list[str]
+
+
+def read_texts(path: Path, separator: str | None, what: str) -> Texts:
+    """The cells of a CSV file as texts; with `separator=None` the header tells the separator.
+
+    Raises:
+        InputError: repeated column names; rows with more or fewer fields than the header.
+    """
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    notes = []
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        text = file.readline()
+        while text.count('"') % 2 and (more := file.readline()):  # a line break within quotes
+            text += more
+    if separator is None:
+        separator = "," if "," in text else next((s for s in SEPARATORS if s in text), ",")
+        if separator != ",":
+            notes.append(f"the columns of {what} are separated by {separator!r}")
+    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    repeated = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{what} has repeated column names: {named(repeated)}.")
+
+    lines = len(text.splitlines())
+    table, bad = _parse(path, separator, len(names), lines)
+    if bad is not None and bad.actual_columns == len(names) + 1:
+        table, worse = _parse(path, separator, len(names) + 1, lines)
+        if worse is None and pc.all(pc.equal(table.columns[-1], "")).as_py():
+            names = [*names, ""]
+            notes.append(
+                f"every row of {what} ends in one {separator!r} too many, which is ignored"
+            )
+            bad = None
+    if bad is not None:
+        raise InputError(
+            f"a row of {what} has {bad.actual_columns} fields; the first line names {len(names)} "
+            f"columns: {bad.text[:80]!r}. Name every column, and put text that holds a "
+            f"{separator!r} in double quotes."
+        )
+    columns = {}
+    for k, (name, column) in enumerate(zip(names, table.columns, strict=True)):
+        if name or not pc.all(pc.equal(column, "")).as_py():  # else a separator at each line's end
+            columns[name or f"Unnamed: {k}"] = column
+    return Texts(columns, notes)
+
+
+def _parse(path: Path, separator: str, fields: int, skip: int) -> tuple[pa.Table, Any]:
+    """(the table, the first row with another number of fields if there is one)."""
+    bad = []
+
+    def note(row: Any) -> str:
+        bad.append(row)
+        return "skip"
+
+    names = [str(k) for k in range(fields)]
+    table = pyarrow.csv.read_csv(
+        path,
+        pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip),
+        pyarrow.csv.ParseOptions(
+            delimiter=separator, newlines_in_values=True, invalid_row_handler=note
+        ),
+        pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
+        ),
+    )
+    return table, bad[0] if bad else None
+
+
+def find_reading(texts: Any) -> Reading:
+    """How a column of features is read."""
+    values = _without_gaps(pc.utf8_trim_whitespace(texts))
+    if values is not None and _are_plain_numbers(values):
+        return TEXT if _any(values, _LEADING_ZERO) else NUMBER
+    distinct = [x for x in pc.unique(texts).to_pylist() if x.strip() not in GAPS]
+    if not distinct:
+        return NUMBER
+    if {x.strip().lower() for x in distinct[:3]} <= {"true", "false"}:
+        words = {x.strip().lower() for x in distinct}
+        return BOOLEAN if words <= {"true", "false"} else TEXT
+    reading = _marked_numbers(distinct[:SAMPLE])
+    return reading if len(distinct) <= SAMPLE or reading == TEXT else _marked_numbers(distinct)
+
+
+def find_label_reading(texts: Sequence[Any], column: str) -> Reading:
+    """How the labels of all tables are read.
+
+    Raises:
+        InputError: a target with stray words.
+    """
+    distinct = [x for x in pc.unique(pa.chunked_array([*_chunks(texts)])).to_pylist() if x != ""]
+    plain = [x for x in distinct if re.match(_PLAIN, x.strip())]
+    if len(plain) == len(distinct):
+        return NUMBER
+    if {x.strip().lower() for x in distinct} <= {"true", "false"}:
+        return BOOLEAN
+    marked = _marked_numbers(distinct)
+    if len(distinct) > MANY_VALUES and marked.kind == "number":
+        return marked
+    words = [x for x in distinct if x not in set(plain)]
+    if len(plain) > max(MANY_VALUES, len(words) / STRAY) and any("." in x for x in plain):
+        raise InputError(
+            f"the label column {column!r} holds {len(plain)} different numbers, and besides them "
+            f"{named(words)}. Empty or mend these cells."
+        )
+    return TEXT
+
+
+def read_column(texts: Any, reading: Reading, *, verbatim: bool = False) -> pd.Series:
+    """The column as it is read; where a cell cannot be read so, the texts.
+
+    `verbatim`, for labels and ids: only an empty cell is a gap.
+    """
+    gaps = pa.array(("",) if verbatim else GAPS, pa.large_string())
+    trimmed = pc.utf8_trim_whitespace(texts)
+    if reading.kind != "text":
+        present = pc.if_else(pc.is_in(trimmed, value_set=gaps), None, trimmed)
+        values = _read_numbers(present) if reading == NUMBER else None
+        values = _read_distinct(present, reading) if values is None else values
+        if values is not None:
+            return values
+    return pc.if_else(pc.is_in(texts, value_set=gaps), None, texts).to_pandas()
+
+
+def _read_numbers(present: Any) -> pd.Series | None:
+    """Numbers that are written plainly: integers where all are."""
+    integers = present.null_count == 0 and not _any(present, r"[^0-9-]")
+    try:
+        return pc.cast(present, pa.int64() if integers else pa.float64()).to_pandas()
+    except pa.ArrowInvalid:  # written otherwise, or beyond 64 bits
+        return None
+
+
+def _read_distinct(present: Any, reading: Reading) -> pd.Series | None:
+    """Booleans, or numbers with marks and separators."""
+    codes, distinct = pd.factorize(np.asarray(present.to_pandas(), object))
+    if reading == BOOLEAN:
+        words = [text.lower() for text in distinct]
+        if not {*words} <= {"true", "false"}:
+            return None
+        values = np.array([*(word == "true" for word in words), None], object)[codes]
+        return pd.Series(values.astype(bool) if (codes >= 0).all() else values)
+    numbers = reading.numbers(list(distinct))
+    if not np.isfinite(numbers).all():
+        return None
+    return pd.Series(np.append(numbers, np.nan)[codes])
+
+
+def as_texts(column: pd.Series) -> pd.Series:
+    """Texts, with gaps; integers that a gap has made floating are still written as integers."""
+    known = column.astype(object).where(column.notna(), np.nan)
+    return pd.Series([_as_text(x) for x in known], column.index, dtype=object)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if np.isnan(value) else str(int(value) if value.is_integer() else value)
+    return str(value)
+
+
+def _chunks(texts: Sequence[Any]) -> Any:
+    for column in texts:
+        yield from column.chunks
+
+
+def _any(values: Any, pattern: str) -> bool:
+    return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
+
+
+def _without_gaps(trimmed: Any) -> Any:
+    missing = pc.is_in(trimmed, value_set=pa.array(GAPS, pa.large_string()))
+    return pc.if_else(missing, None, trimmed)
+
+
+def _are_plain_numbers(values: Any) -> bool:
+    try:
+        pc.cast(values, pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _marked_numbers(distinct: list[str]) -> Reading:
+    """Numbers that all have the same marks and separators, or text."""
+    found = [_MARKED.fullmatch(x.strip().translate(_SPACES)) for x in distinct]
+    marks = {(m["before"].strip(), m["after"]) for m in found if m is not None}
+    if None in found or len(marks) != 1:
+        return TEXT
+    digits = [m["number"].strip() for m in found if m is not None]
+    if any(re.match("0[0-9]", x) for x in digits):
+        return TEXT
+    mark = marks.pop()
+    separators = {c for x in digits for c in x if not c.isdigit()}
+    for thousands, decimal in _styles(digits, separators):
+        reading = Reading("number", thousands, decimal, mark)
+        if np.isfinite(reading.numbers(distinct)).all():
+            return reading
+    return TEXT
+
+
+def _styles(digits: list[str], separators: set[str]) -> list[tuple[str, str]]:
+    """(thousands separator, decimal separator), the most likely first."""
+    spaced = [s for s in "' " if s in separators]
+    if len(spaced) > 1:
+        return []
+    if spaced:
+        return [(spaced[0], ".")] if "," not in separators else [(spaced[0], ",")]
+    if "," not in separators:
+        return [("", "."), (".", ",")]
+    if "." in separators:
+        return [(",", "."), (".", ",")]
+    # 1,234 may be either: with three digits after every comma it is taken for thousands.
+    return [(",", "."), ("", ",")]
