@@ -261,16 +261,18 @@ def vrbo(start, inner, outer):
         d = jax.lax.cond(k % PERIOD == 0, exact, lambda: d)
         old, u = (u, w), u - GAMMA * d[0]
 
-        def loop(carry, _):
-            old, w, d, (oo, ii) = carry
+        def loop(carry, step):
+            old, d, (oo, ii) = carry
+            new = u, old[1] - step * d[1]
             ob, oo = outer(oo)
             ib, ii = inner(ii)
             left: list[Any] = [None]
-            new, before = at_two(terms_on(ob, ib, inner, ii, left), (u, w), old)
-            d = tuple(a - b + c for a, b, c in zip(new, before, d, strict=True))
-            return ((u, w), w - RHO * d[1], d, (oo, left[0])), None
+            after, before = at_two(terms_on(ob, ib, inner, ii, left), new, old)
+            d = tuple(a - b + c for a, b, c in zip(after, before, d, strict=True))
+            return (new, d, (oo, left[0])), None
 
-        (_, w, d, draws), _ = jax.lax.scan(loop, (old, w, d, (oo, ii)), length=T)
+        steps = jnp.where(jnp.arange(T + 1) == 0, 0, RHO)
+        ((_, w), d, draws), _ = jax.lax.scan(loop, (old, d, (oo, ii)), steps)
         return (u, w, d, k + 1), draws
 
     return step, (start, start, (zero, zero), jnp.zeros((), jnp.int32))

@@ -232,13 +232,15 @@ def vrbo(i, j):
         if step % 5 == 0:
             d = directions(z_old, ALL, ALL, lambda: ALL)
         u = u - GAMMA * d[:Q]
-        for _ in range(T):
+        for inner in range(T + 1):
+            if inner > 0:
+                w = w - RHO * d[Q:]
             jj, i0, later = j(), i(), []
             new = directions((u, w), jj, i0, lambda later=later: later.append(i()) or later[-1])
             again = iter(later)
             old = directions(z_old, jj, i0, lambda again=again: next(again))
             d = d + new - old
-            z_old, w = (u, w), w - RHO * d[Q:]
+            z_old = (u, w)
         yield u, w
 
 

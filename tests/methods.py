@@ -195,7 +195,7 @@ ROWS = [
         tried=(_coupled, 0.4, 0.1, {"period": 3, "num_terms": 75}),
         by_hand=(equations.vrbo, {"period": 5, "num_inner": T, "num_terms": K}),
         **costs(
-            "2 * T, 2 * T, 2 * T * K, 2 * T",
+            "2 * (T + 1), 2 * (T + 1), 2 * (T + 1) * K, 2 * (T + 1)",
             "$1 + 1$",
             r"$\varepsilon^{-1.5}$",
             SHORT,
@@ -204,7 +204,7 @@ ROWS = [
             note="every `period` steps also $1$, $1$, $K - 1$ and $1$ on all data",
         ),
         lengths={"period": 3, "num_inner": 2, "num_terms": 4},
-        calls=(26, 26, 6 * 16 + 2 * 3, 26),
+        calls=(38, 38, 6 * 24 + 2 * 3, 38),
         untuned=(EXACT, {"num_terms": 100}),
         floor=(
             "VRBO",

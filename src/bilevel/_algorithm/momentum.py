@@ -126,12 +126,13 @@ class VRBO(AbstractAlgorithm):
 
         D = d(u, w) on all data                       where step % period == 0
         u+ = retract(u, -outer_step D_u)
-        num_inner times:  D <- d_B(u+, w) - d_B(z-) + D,   w <- w - inner_step D_w
+        D <- d_B(u+, w) - d_B(u, w) + D
+        num_inner times:  w+ = w - inner_step D_w,   D <- d_B(u+, w+) - d_B(u+, w) + D
         d = (grad_u F - (d2_uw f)^T v, grad_w f),   v from K terms of the Neumann series
 
-    where z- is the point at which D was last updated, and both d_B are taken on the same batches:
-    Yang, Ji and Liang (2021), "Provably faster algorithms for bilevel optimization", Algorithm 2
-    [yang2021][].
+    with both d_B of an update on the same batches, so that D ends at the point (u+, w+) from which the
+    next step starts: Yang, Ji and Liang (2021), "Provably faster algorithms for bilevel optimization",
+    Algorithm 2 [yang2021][].
 
     Args:
         inner_step, linear_step, outer_step: numbers, or schedules of the number of steps made; the
@@ -141,10 +142,10 @@ class VRBO(AbstractAlgorithm):
         num_terms: K.
         inner_sampler, outer_sampler: where batches come from; all data by default.
 
-    `linear_residual` is that of v on the last inner batch. Cost per step: num_inner times one outer
-    and K inner batches, with the oracles of `MRBO` at two points; every `period` steps once all data
-    with K - 1 products more. Memory beyond u and w: a direction for each; during a step also the
-    point.
+    `outer_value`, `inner_residual` and `linear_residual` are those of the last update, at the end of
+    the step. Cost per step: num_inner + 1 times one outer and K inner batches, with the oracles of
+    `MRBO` at two points; every `period` steps once all data with K - 1 products more. Memory beyond u
+    and w: a direction for each; during a step also the point.
 
     Raises:
         ValueError: `period`, `num_inner` or `num_terms` < 1.
@@ -171,7 +172,6 @@ class VRBO(AbstractAlgorithm):
     def step(self, problem, state):
         """One outer step and its inner loop."""
         turn, z, series = open_turn(self, problem, state), Point(state.u, state.w), self.num_terms
-        inner_step = turn.inner_step
         restart = state.step % self.period == 0
 
         def exact() -> Point:
@@ -180,21 +180,22 @@ class VRBO(AbstractAlgorithm):
         d = jax.lax.cond(restart, exact, lambda: state.aux)
         move = turn.move(d.u)
 
-        def iterate(carry: tuple[Point, Point, PyTree, SamplerStates], _: None) -> tuple[Any, Any]:
-            old, d, w, samplers = carry
-            here, new = turn.at(samplers), Point(move.u, w)
+        def update(carry: tuple[Point, Point, SamplerStates], step: Array) -> tuple[Any, Any]:
+            old, d, samplers = carry
+            here, new = turn.at(samplers), Point(move.u, descend(old.w, step, d.w))
             (d_new, seen), (d_old, _) = at_both(
                 lambda z: _directions(here, z, _series(series)), new, old
             )
-            d = recursive(d_new, d_old, d, 0.0)
             samplers = here.samplers._replace(inner=seen[2])
-            return (new, d, descend(w, inner_step, d.w), samplers), seen[:2]
+            return (new, recursive(d_new, d_old, d, 0.0), samplers), seen[:2]
 
-        first = (z, d, z.w, state.samplers)
-        (_, last, w, samplers), seen = jax.lax.scan(iterate, first, length=self.num_inner)
+        # The first update follows u alone, so that D ends at the point where the next step starts.
+        inner_step = jnp.asarray(turn.inner_step)
+        steps = jnp.where(jnp.arange(self.num_inner + 1) == 0, 0, inner_step)
+        (end, last, samplers), seen = jax.lax.scan(update, (z, d, state.samplers), steps)
         outer, residual = jax.tree.map(lambda x: x[-1], seen)
 
-        pairs = 2 * self.num_inner
+        pairs = 2 * (self.num_inner + 1)
         calls = jax.tree.map(
             lambda batches, full: batches + restart.astype(full.dtype) * full,
             count(pairs, pairs, pairs * self.num_terms, pairs),
@@ -202,7 +203,7 @@ class VRBO(AbstractAlgorithm):
         )
         return turn.close(
             Directions(d.u, last.w, outer),
-            w=w,
+            w=end.w,
             aux=last,
             calls=calls,
             move=move,
