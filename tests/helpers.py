@@ -4,6 +4,9 @@ The tables are elsewhere, and a new entry is one row: a problem in `CASES` (prob
 in `METHODS` (methods.py), a solver or an estimator in the tables of solvers.py.
 """
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +23,7 @@ from problems import ISOTROPIC as ISOTROPIC
 from problems import Case as Case
 from problems import Quadratic as Quadratic
 from problems import flat as flat
+from problems import on_all_data as on_all_data
 from problems import spd as spd
 from problems import to_float32 as to_float32
 
@@ -82,6 +86,33 @@ def assert_same(one: Any, two: Any) -> None:
 
 implicit_gradient = eqx.filter_jit(bilevel.implicit_gradient)
 """Compiled whole; called eagerly it is compiled operation by operation, which takes far longer."""
+
+
+def estimate_on_all_data(problem: Any, estimator: Any, inner: Any, u: Any, w: Any) -> Any:
+    """The estimate from a first state, compiled."""
+    state = estimator.init(problem, inner, u, w)
+    streams = on_all_data(problem)
+    run = jax.jit(lambda u, w: estimator.estimate(problem, inner, u, w, state, streams)[0])
+    return run(u, w)
+
+
+def load_script(path: Path) -> ModuleType:
+    """The module in a file that is on no path of Python's."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_epoch_is_full(objective: Any, at: Any, data: Any, batch: int) -> None:
+    """The mean over an epoch of batches is the value on all rows, with both its gradients."""
+    function = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
+    order = np.random.default_rng(0).permutation(len(jax.tree.leaves(data)[0])).reshape(-1, batch)
+    parts = [function(*at, jax.tree.map(lambda a, i=i: a[i], data)) for i in order]
+    mean = jax.tree.map(lambda *a: np.mean(a, axis=0), *parts)
+    assert_close(mean, function(*at, data), rtol=1e-11, atol=1e-13)
 
 
 def assert_close(one: Any, two: Any, rtol: float, atol: float = 0.0) -> None:

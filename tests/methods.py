@@ -71,6 +71,11 @@ ROWS = [
             "lineax CG": Counted(_loop(AID(lx.CG(rtol=1e-8, atol=1e-8))), None, WIDE),
             "LU": Counted(_loop(AID(lx.LU(), warm_start=False)), (6, 24, 6 * (5 + 1), 6)),
             "ITD": Counted(_loop(ITD()), (6, 24, 18, 18), differentiated="reverse"),
+            "BiG-SAM": Counted(
+                _loop(ITD(), inner=bilevel.BiGSAM(0.02, 0.02, 6, every=4)),
+                (6 * 2, 6 * 7, 6 * 6, 6 * 6),
+                differentiated="reverse",
+            ),
             "double loop auto": Counted(DoubleLoop(GradientInner("auto", 3), AID())),
         },
         failing={

@@ -66,8 +66,13 @@ class Case:
         return optax.sgd(2 / (low + high))
 
     def streams(self) -> Streams:
-        data = (self.problem.outer_data, self.problem.inner_data)
-        return Streams(*(Stream(FullBatch(), x, ()) for x in data))
+        return on_all_data(self.problem)
+
+
+def on_all_data(problem: Any) -> Streams:
+    """The streams whose batches are all the data."""
+    data = (problem.outer_data, problem.inner_data)
+    return Streams(*(Stream(FullBatch(), x, ()) for x in data))
 
 
 def flat(tree: Any) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Each example at tiny size: it returns the numbers that it shows, and they say what it claims."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
+
+from helpers import load_script
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -23,15 +24,6 @@ CLAIMS: dict[str, Callable[[dict[str, Any]], bool]] = {
 }
 
 
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 SLOW = {"federated", "meta_learning"}
 
 
@@ -46,7 +38,7 @@ def test_example(name):
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
-        found = load(name).main(tiny=True)
+        found = load_script(EXAMPLES / f"{name}.py").main(tiny=True)
     assert CLAIMS[name](found), found
 
 

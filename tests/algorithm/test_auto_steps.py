@@ -34,14 +34,13 @@ def test_every_method_runs_untuned(name, case_name):
 
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 def test_on_a_ball_whose_bound_is_active(p):
-    """Against the number 0.05 as a step size; AdaGrad entry by entry stops elsewhere."""
+    """Phi is strongly convex: a residual of zero is its one minimum. AdaGrad entry by entry stops
+    elsewhere."""
     case, ball = CASES["coupled"], bilevel.Ball(0.3, p)
     problem = bilevel.BilevelProblem(case.problem.outer, case.problem.inner, geometry=ball)
     u0 = jnp.zeros(3)
     untuned = bilevel.solve(problem, SOBA(), u0, case.w0, num_steps=3000, trace_every=100)
-    tuned = bilevel.solve(problem, SOBA(0.2, 0.2, 0.05), u0, case.w0, num_steps=3000)
     np.testing.assert_allclose(np.linalg.norm(flat(untuned.u), p), 0.3, rtol=1e-9)
-    np.testing.assert_allclose(flat(untuned.u), flat(tuned.u), atol=1e-8)
     assert untuned.trace["outer_residual"][-1] < 1e-8
 
 

@@ -2,10 +2,8 @@
 numbers."""
 
 import functools
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ import pytest
 
 import bilevel
 from bilevel import BilevelProblem, WithReplacement, compare, draw_comparison
-from helpers import CASES, REPLACED, assert_same, soba
+from helpers import CASES, REPLACED, assert_same, load_script, soba
 from methods import LAWS
 from test_namespace import python
 
@@ -107,36 +105,6 @@ def test_the_start_is_a_row(vmap):
         calls = [int(x) for x in jax.tree.leaves(state.calls)]
         assert start[start.algorithm == name][CALLS].to_numpy().tolist() == [calls] * len(SEEDS)
     assert start[start.algorithm == "SABA auto"].hvps.min() > 0
-
-
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_batches():
-    """If methods do not move, their outer values differ only by the batch."""
-    still = {
-        "SOBA": bilevel.SOBA(0.0, 0.0, 0.0, **REPLACED),
-        "FSLA": bilevel.FSLA(0.0, 0.0, 0.0, **REPLACED),
-        "AmIGO": bilevel.AmIGO(0.0, 0.0, 0.0, **REPLACED),
-    }
-    w0 = jnp.array([1.0, -2.0, 0.5])  # at w = 0 all rows have the same loss
-    frame: Any = compare(still, CASE.problem, CASE.u, w0, num_steps=6, seeds=[0, 5], trace_every=1)
-    values = frame[frame.step > 0].set_index(["seed", "step", "algorithm"]).outer_value.unstack()
-    np.testing.assert_allclose(values["AmIGO"], values["SOBA"], rtol=1e-13)
-    assert values["SOBA"].nunique() > 6
-    # FSLA draws two outer batches per step, of which the second is that of its value.
-    for seed in (0, 5):
-        every_other = values["SOBA"][seed].loc[2::2]
-        np.testing.assert_allclose(values["FSLA"][seed].loc[:3], every_other, rtol=1e-13)
-
-    data = CASE.problem.outer_data
-    stream = bilevel.Stream(
-        WithReplacement(4),
-        data,
-        WithReplacement(4).init(data, jax.random.split(jax.random.key(5))[0]),
-    )
-    for step in range(1, 7):
-        batch, stream = stream.draw()
-        expected = float(CASE.problem.outer(CASE.u, w0, batch))
-        np.testing.assert_allclose(values["SOBA"][5, step], expected, rtol=1e-13)
 
 
 def poisoned() -> BilevelProblem:
@@ -391,19 +359,10 @@ def test_without_matplotlib(monkeypatch, tmp_path):
         small(path=tmp_path / "a.png")
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_the_example_is_a_method_in_under_60_lines(tmp_path, capsys):
     assert len(EXAMPLE.read_text().splitlines()) < 60
-    example = load(EXAMPLE)
+    example: Any = load_script(EXAMPLE)
     frame = example.main(out=str(tmp_path), num_steps=20, seeds=2)
     assert (tmp_path / "new_method.png").stat().st_size > 10_000
     assert "objective" in capsys.readouterr().out

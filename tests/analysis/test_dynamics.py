@@ -9,8 +9,6 @@ import numpy as np
 import optax
 import pytest
 import scipy.linalg
-from hypothesis import given
-from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import bilevel
@@ -25,12 +23,6 @@ def low_rank(seed: int, n: int = 5, p: int = 3) -> dynamics.LowRankField:
     gradients, outer, v = rng.normal(size=(n, p)), rng.normal(size=p), rng.normal(size=(n, p))
     hessians = v[:, :, None] * v[:, None, :] + 0.1 * np.eye(p)
     return dynamics.LowRankField(*map(jnp.asarray, (gradients, hessians, outer)))
-
-
-def _weight(flow: dynamics.Flow) -> jax.Array:
-    """The inner variable of a joint flow."""
-    assert flow.w is not None
-    return flow.w["weight"]
 
 
 class Affine(eqx.Module):
@@ -126,13 +118,6 @@ def test_constant_field_limit_needs_weight():
     np.testing.assert_allclose(end, [0, 0.25, 0.75], rtol=1e-15)
 
 
-def test_logistic_weight():
-    """Two rows, phi = (0, a): the odds of the second fall as exp(-a t)."""
-    ts = jnp.array([0.5, 2.0, 5.0])
-    flow = dynamics.mirror_flow(constant(0, 1.3, 0), jnp.array([0.2, 0.8, 0.0]), ts)
-    np.testing.assert_allclose(flow.u[:, 1], 1 / (1 + np.exp(1.3 * ts) / 4), atol=1e-9)
-
-
 @pytest.mark.parametrize("c", [1.5, -1.5])
 def test_two_rows_that_attract_or_repel(c):
     """phi = c (u - 1/2): z = (u_1 - 1/2)^2 has z / (1/4 - z) = const exp(-c t)."""
@@ -158,35 +143,6 @@ def test_a_periodic_flow_does_not_converge():
     np.testing.assert_allclose(jnp.sum(flow.log_u, axis=1), np.log(0.018), atol=1e-6)
     assert float(flow.residual) > 0.01
     assert np.ptp(flow.u[:, 0]) > 0.3
-
-
-def test_mirror_descent_discretises_the_flow():
-    field = low_rank(98)
-    end = dynamics.mirror_flow(field, UNIFORM_5, jnp.array([0.5, 1.0, 2.0])).u[-1]
-
-    @jax.jit
-    def descend(step):
-        move = lambda _, u: bilevel.Simplex().retract(u, -step * field(u))  # noqa: E731
-        return jax.lax.fori_loop(0, jnp.round(2.0 / step).astype(int), move, UNIFORM_5)
-
-    gaps = [float(jnp.linalg.norm(descend(2.0 / k) - end)) for k in (400, 800, 1600)]
-    assert gaps[-1] < 1e-3
-    np.testing.assert_allclose(np.array(gaps[:-1]) / gaps[1:], 2, rtol=0.02)
-
-
-@given(
-    st.integers(0, 10**6),
-    st.lists(st.floats(0, 1), min_size=5, max_size=5).filter(lambda x: sum(x) > 1e-3),
-    st.floats(0.01, 50),
-)
-@pytest.mark.slow
-def test_stays_on_the_simplex(seed, u0, horizon):
-    u0 = jnp.asarray(np.array(u0) / np.sum(u0))
-    flow = dynamics.mirror_flow(low_rank(seed), u0, horizon * jnp.array([0.1, 0.5, 1.0]))
-    assert bool(flow.finished)
-    assert bool(jnp.all(flow.u >= 0))
-    np.testing.assert_allclose(jnp.sum(flow.u, axis=1), 1, rtol=1e-12)
-    assert bool(jnp.all(flow.u[:, u0 == 0] == 0))
 
 
 def test_one_compilation_for_fields_of_one_shape(compilations):
@@ -287,14 +243,6 @@ def test_vmap_equals_a_loop():
         assert bool(flows.converged[i]) == bool(single.converged)
 
 
-@pytest.mark.slow
-def test_implicit_solver_agrees():
-    ts = jnp.array([0.3, 2.0, 20.0])
-    explicit = dynamics.mirror_flow(low_rank(21), UNIFORM_5, ts)
-    implicit = dynamics.mirror_flow(low_rank(21), UNIFORM_5, ts, solver=diffrax.Kvaerno5())
-    np.testing.assert_allclose(explicit.u, implicit.u, atol=1e-7)
-
-
 # Joint flows.
 
 
@@ -322,13 +270,6 @@ def test_joint_flow_from_a_vertex():
     assert bool(flow.finished)
     np.testing.assert_allclose(flow.u, np.tile(u0, (3, 1)), atol=1e-14)
     np.testing.assert_allclose(weight(flow), gradient_flow(u0, 0.7 * TIMES), atol=1e-7)
-
-
-@pytest.mark.slow
-def test_joint_flow_with_slow_weights():
-    flow = joint(UNIFORM, W0, TIMES, 2.0, 1e-10, diffrax.Tsit5())
-    np.testing.assert_allclose(flow.u, np.full((3, 6), 1 / 6), atol=1e-8)
-    np.testing.assert_allclose(weight(flow), gradient_flow(UNIFORM, 2 * TIMES), atol=1e-7)
 
 
 def test_joint_flow_with_a_slow_model():
@@ -503,34 +444,6 @@ def test_stability_needs_a_stationary_point():
         dynamics.stability(low_rank(0), UNIFORM_5)
 
 
-@pytest.mark.parametrize("seed", [0, 21])
-def test_the_decay_has_the_local_rate(seed):
-    """At a vertex the slowest row falls at the rate; on three rows a complex pair rotates."""
-    field = low_rank(seed)
-    u = limit(field)
-    u = jnp.where(u > dynamics.SUPPORT, u, 0)
-    rate = dynamics.local_rate(field, u)
-    verdict = dynamics.stability(field, u)
-    assert verdict.rate == pytest.approx(rate, rel=1e-5)
-    on = np.asarray(u > 0)
-    delta = (
-        np.where(on, np.array([-1.0, 2.0, 0.0, -1.0, 0.0]), 0) if seed else np.where(on, -4.0, 1)
-    )
-    ts = jnp.array([0.5, 1.0, 2.0]) / rate
-    flow = dynamics.mirror_flow(field, u + 1e-5 * delta, ts, rtol=1e-11, atol=1e-11)
-    jacobian = jax.jacfwd(lambda u: u * (field(u) - jnp.vdot(u, field(u))))(u)
-    basis = scipy.linalg.null_space(np.ones((1, 5)))
-    for t, there in zip(ts, flow.u, strict=True):
-        along = scipy.linalg.expm(-float(t) * (basis.T @ jacobian @ basis)) @ (basis.T @ delta)
-        np.testing.assert_allclose((there - u) / 1e-5, basis @ along, atol=2e-3)
-    if not seed:
-        slowest = np.flatnonzero(~verdict.support)[verdict.margins.argmin()]
-        fall = np.diff(flow.log_u[:, slowest]) / np.diff(ts)
-        np.testing.assert_allclose(fall, -rate, rtol=1e-3)
-    else:
-        assert np.max(np.abs(np.imag(verdict.eigenvalues))) > rate
-
-
 # How large a support can be.
 
 
@@ -570,28 +483,3 @@ def test_may_be_stationary_by_hand():
     line = jnp.array([[1.0, 0.3], [1.0, -2.0], [1.0, 0.7], [1.0, 5.0]])
     assert dynamics.may_be_stationary(line, jnp.ones(4, bool))
     assert not dynamics.may_be_stationary(line + jnp.eye(4, 2), jnp.ones(4, bool))
-
-
-def test_flows_respect_the_bound():
-    for seed in (0, 2, 21, 98):
-        field = low_rank(seed)
-        support = limit(field) > dynamics.SUPPORT
-        assert int(jnp.sum(support)) <= dynamics.support_bound(field.gradients) == 3
-        assert dynamics.may_be_stationary(field.gradients, support)
-
-
-def test_rank_deficient_gradients_alone_give_no_bound():
-    """With gradients on a line and Hessians that rotate, phi vanishes on two rows, which is above
-    the rank."""
-    gradients = jnp.array([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])
-    hessians = jnp.array(
-        [[[2.0, 1.0], [1.0, 2.0]], [[2.0, -1.0], [-1.0, 0.9]], [[1.0, 0], [0, 1.0]]]
-    )
-    field = dynamics.LowRankField(gradients, hessians, jnp.array([0.1, 1.0]))
-    # The first entry of g is 0 where sum_i u_i (0.1 H22 - H12) = 0: u (0.2 - 1) + (1 - u) 1.09 = 0.
-    u = 1.09 / 1.89
-    point = jnp.array([u, 1 - u, 0.0])
-    np.testing.assert_allclose(field(point), 0, atol=1e-14)
-    assert dynamics.is_stationary(field, point)
-    assert dynamics.support_bound(gradients) == 1
-    assert dynamics.may_be_stationary(gradients, point > 0)

@@ -16,7 +16,6 @@ from bilevel import (
     BilevelProblem,
     Box,
     ClosedForm,
-    DoubleLoop,
     Equilibrium,
     GradientInner,
     cold_start_solution,
@@ -24,7 +23,6 @@ from bilevel import (
     is_warm_start_equilibrium,
     optimistic_solution,
     pessimistic_solution,
-    solve,
     warm_start_solution,
 )
 
@@ -325,28 +323,6 @@ def test_the_concepts_are_differentiable_in_u(name):
     np.testing.assert_allclose(jax.grad(value)(u)[0], difference, rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_each_concept_has_its_own_outer_solution():
-    """The optimistic one minimises over u and w together."""
-    w0 = jnp.asarray(A.w0)
-    rate = float(np.linalg.norm(A.g @ np.linalg.pinv(A.x, rcond=1e-10) @ A.y, 2) ** -2)
-    found = {}
-    for name in ("cold", "optimistic"):
-        response = ClosedForm(lambda u, _, name=name: RESPONSES[name](u, w0).w)
-        method = DoubleLoop(response, ITD(), optax.sgd(rate))
-        run = solve(A.problem, method, jnp.asarray(A.u), w0, num_steps=3000, trace_every=3000)
-        found[name] = RESPONSES[name](run.u, w0).value
-    np.testing.assert_allclose(found["cold"], A.outer(None, A.cold(A.best_u()), None), rtol=1e-8)
-    # All w that some u makes an inner solution: the range of X^+ Y and the null space.
-    moves = np.hstack([np.linalg.pinv(A.x, rcond=1e-10) @ A.y, A.null])
-    base = A.cold(np.zeros(2))
-    best = np.linalg.lstsq(A.g @ moves, A.s - A.g @ base, rcond=None)[0]
-    np.testing.assert_allclose(
-        found["optimistic"], A.outer(None, base + moves @ best, None), rtol=1e-6
-    )
-    assert found["optimistic"] < found["cold"]
-
-
 def kaczmarz() -> tuple[BilevelProblem, dict, np.ndarray]:
     """Two data points in turn, one at a time."""
     rng = np.random.default_rng(3)
@@ -382,10 +358,3 @@ def test_partial_warm_starts_take_steps():
         for _ in range(2):
             w = w - 0.1 * (x @ w - y) * x
         np.testing.assert_allclose(found.w[k], w, rtol=1e-9, atol=1e-12)
-
-
-def test_warm_equals_cold_if_the_curvature_does_not_depend_on_u():
-    us = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
-    found = warm_start_solution(A.problem, us, jnp.asarray(A.w0))
-    for u, w in zip(us, found.w, strict=True):
-        np.testing.assert_allclose(w, A.cold(np.asarray(u)), rtol=1e-9)

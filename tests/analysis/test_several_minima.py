@@ -9,7 +9,6 @@ import lineax as lx
 import numpy as np
 import optax
 import pytest
-import scipy.optimize
 
 import bilevel
 from bilevel import AID, ITD, PDBO, RESULTS, BilevelProblem, DoubleLoop, GradientInner
@@ -184,60 +183,6 @@ def test_the_multiplier_stays_in_its_bounds():
 
 
 # A problem in more dimensions, where ten steps do not solve the inner problem.
-
-
-def wide() -> tuple[BilevelProblem, np.ndarray, np.ndarray]:
-    """f = |A w - B u - c|^2 / 2, 3 rows for 6 unknowns, F = |G (u, w) - t|^2 / 2.
-
-    Also (u, w) of the best inner minimiser, and of the relaxed problem, by linear algebra.
-    """
-    rng = np.random.default_rng(0)
-    orthogonal = np.linalg.qr(rng.normal(size=(6, 3)))[0].T
-    a = np.array([[1.0], [1.5], [2.0]]) * orthogonal  # curvatures from 1 to 4
-    e = np.hstack([-rng.normal(size=(3, 2)), a])
-    g = np.eye(8) + 0.2 * rng.normal(size=(8, 8))
-    c, t = rng.normal(size=3), rng.normal(size=8)
-
-    def f(u, w, batch):
-        return 0.5 * jnp.sum((e @ jnp.concatenate([u, w]) - c) ** 2)
-
-    def outer(u, w, batch):
-        return 0.5 * jnp.sum((g @ jnp.concatenate([u, w]) - t) ** 2)
-
-    def penalised(multiplier):
-        return np.linalg.solve(g.T @ g + multiplier * e.T @ e, g.T @ t + multiplier * e.T @ c)
-
-    def excess(multiplier):
-        return np.sum((e @ penalised(multiplier) - c) ** 2) / 2 - DELTA
-
-    multiplier = scipy.optimize.brentq(excess, 0.0, 1e6)
-    return BilevelProblem(outer, f), penalised(1e9), penalised(multiplier)
-
-
-def solve_wide(algorithm, problem) -> np.ndarray:
-    found = solve(algorithm, problem, 5000, ([0.0] * 2, [0.0] * 6))
-    return np.concatenate([found.u, found.w])
-
-
-@pytest.mark.slow
-def test_wide():
-    """The best minimiser up to 2.2 %, as delta, a multiplier and ten inner steps allow; AID is far
-    from it."""
-    problem, best, expected = wide()
-    assert 0.017 < norm_error(expected, best) < 0.019
-    for algorithm in (PDBO(), bilevel.ValueFunctionPenalty(), bilevel.BOME()):
-        assert norm_error(solve_wide(algorithm, problem), best) < 0.022
-    hypergradients = DoubleLoop(GradientInner(optax.sgd(0.25), 60), AID(lx.SVD()))
-    assert norm_error(solve_wide(hypergradients, problem), best) > 0.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("num_inner", "error"), [(10, 5e-3), (20, 3e-4), (40, 1e-6)])
-def test_the_error_of_few_inner_steps(num_inner, error):
-    """The inner solve leaves `(1 - mu / L)^num_inner`: 0.056, 0.0032 and 1e-5, times less than
-    0.1."""
-    problem, _, expected = wide()
-    assert norm_error(solve_wide(PDBO(num_inner=num_inner), problem), expected) < error
 
 
 def test_bad_settings_are_refused():

@@ -1,7 +1,5 @@
-import doctest
 import os
 import pickle
-import re
 import struct
 from pathlib import Path
 
@@ -113,14 +111,6 @@ def test_the_published_files_have_the_usual_mean_and_deviation():
     assert np.bincount(test.labels).tolist() == [1000] * 10
 
 
-@needs_data
-def test_the_docstring_example_runs_where_the_data_is():
-    (example,) = doctest.DocTestFinder().find(cifar10, globs={"cifar10": cifar10})
-    for line in example.examples:
-        line.options.pop(doctest.SKIP)
-    assert doctest.DocTestRunner().run(example) == (0, 2)
-
-
 @pytest.mark.parametrize("write", [write_binary, write_published_pickles])
 def test_files_in_the_published_layouts_come_back_in_order(small, tmp_path, write):
     write(tmp_path, [*TRAIN, "test_batch"])
@@ -192,23 +182,6 @@ def test_missing_files_say_what_is_missing_and_where_to_get_it(small, tmp_path, 
         "cifar-10-python.tar.gz",
     ):
         assert part in str(error.value)
-
-
-@pytest.mark.parametrize("value", [None, ""])
-def test_without_folder_and_variable_only_the_cache_is_searched(monkeypatch, cache, value):
-    if value is None:
-        monkeypatch.delenv("BILEVEL_DATA", raising=False)
-    else:
-        monkeypatch.setenv("BILEVEL_DATA", value)
-    looked = re.escape(f"looked in {cache / 'cifar-10'} (BILEVEL_DATA is not set), found none")
-    with pytest.raises(FileNotFoundError, match=looked):
-        cifar10("test")
-
-
-def test_an_unknown_split_is_refused():
-    # TypeError: under the tests' run-time checking of annotations, which comes first.
-    with pytest.raises((ValueError, TypeError), match="split"):
-        cifar10("validation")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

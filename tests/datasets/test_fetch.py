@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import io
 import lzma
-import os
 import shutil
 import sys
 import tarfile
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from bilevel.datasets import Fetched, _cifar, _fetch, _sources, _svhn, cifar10, fetch, mnist, svhn
+from bilevel.datasets import Fetched, _cifar, _fetch, _sources, _svhn, cifar10, fetch, svhn
 from bilevel.datasets._sources import PUBLISHED, Download, Package, Published
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 600_000, np.uint8).tobytes()
@@ -580,32 +579,3 @@ def test_svhn_downloads_the_split_that_is_asked_for(server, monkeypatch, tmp_pat
     assert svhn("test", folder=tmp_path / "here", download=True).labels.tolist() == [1, 0, 9]
     assert names(tmp_path / "here") == ["test_32x32.mat"]
     assert server.asked == [("test_32x32.mat", None)]
-
-
-needs_data = pytest.mark.skipif(
-    not os.environ.get("BILEVEL_DATA"),
-    reason="BILEVEL_DATA is not set: the published MNIST files are not here",
-)
-
-
-@needs_data
-def test_the_reader_downloads_when_told(monkeypatch, cache, request):
-    source = Path(os.environ["BILEVEL_DATA"], "mnist")
-    server = request.getfixturevalue("server")  # which unsets BILEVEL_DATA
-
-    for path in source.glob("t10k-*.gz"):
-        server.files[path.name] = path.read_bytes()
-    served(server, monkeypatch, "mnist")
-    with pytest.raises(FileNotFoundError, match="download=True"):
-        mnist("test")
-    assert server.asked == []
-    assert mnist("test", download=True).labels[:4].tolist() == [7, 2, 1, 0]
-    assert mnist("test").images.shape == (10000, 28, 28)  # from the cache
-    assert len(server.asked) == 2
-    # A damaged file in a folder is fetched anew, there.
-    path = cache / "mnist" / "t10k-labels-idx1-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="cannot be decompressed"):
-        mnist("test")
-    assert mnist("test", download=True).labels[:4].tolist() == [7, 2, 1, 0]
-    assert len(server.asked) == 3

@@ -155,13 +155,6 @@ def test_a_valid_idx_file_with_other_content_is_refused(tmp_path, read):
     assert "use `read_idx`" in str(error.value)
 
 
-@pytest.mark.parametrize("read", [mnist, fashion_mnist])
-def test_an_unknown_split_is_refused(read):
-    # TypeError: under the tests' run-time checking of annotations, which comes first.
-    with pytest.raises((ValueError, TypeError), match="split"):
-        read("validation")
-
-
 def test_public_names():
     assert sorted(datasets.__all__) == datasets.__all__
     assert all(hasattr(datasets, name) for name in datasets.__all__)

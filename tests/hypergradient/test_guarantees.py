@@ -12,7 +12,7 @@ import pytest
 
 import bilevel
 from bilevel import AID, ITD, RESULTS, GradientInner, HypergradientWarning
-from helpers import CASES, COUPLED, flat
+from helpers import CASES, COUPLED, estimate_on_all_data, flat, on_all_data
 
 SLOW = pytest.mark.slow
 
@@ -21,10 +21,7 @@ SLOW = pytest.mark.slow
 
 def errors(case, estimator, inner):
     """The true error and its estimate."""
-    state = estimator.init(case.problem, inner, case.u, case.w0)
-    found = eqx.filter_jit(estimator.estimate)(
-        case.problem, inner, case.u, case.w0, state, case.streams()
-    )[0]
+    found = estimate_on_all_data(case.problem, estimator, inner, case.u, case.w0)
     return np.linalg.norm(flat(found.grad) - case.gradient(case.u)), float(found.error_estimate)
 
 
@@ -111,9 +108,7 @@ def test_error_estimate_is_zero_at_the_solution_and_infinite_without_one():
     found = bilevel.implicit_gradient(concave, jnp.ones(2), jnp.zeros(2), lx.LU())
     assert np.isinf(float(found.error_estimate))
     growing = GradientInner(optax.sgd(0.1), 5)
-    state = ITD().init(concave, growing, jnp.ones(2), jnp.zeros(2))
-    streams = CASES["coupled"].streams()
-    found = ITD().estimate(concave, growing, jnp.ones(2), jnp.zeros(2), state, streams)[0]
+    found = estimate_on_all_data(concave, ITD(), growing, jnp.ones(2), jnp.zeros(2))
     assert np.isinf(float(found.error_estimate))
 
 
@@ -194,51 +189,23 @@ def test_unrolled_steps_from_the_optimum_are_neumann_terms(steps):
     np.testing.assert_allclose(flat(unrolled.grad), flat(series.grad), rtol=1e-12)
 
 
-def test_truncated_itd_stops_the_gradient_before_its_last_steps():
-    """The last K of T steps, compared with the recursion in numpy."""
+@pytest.mark.parametrize("last", [3, 10])
+def test_itd_is_the_derivative_of_its_last_steps(last):
+    """The last K of T steps, compared with the recursion in numpy; all of them by default."""
     case, step, q, u = CASES["coupled"], 0.2, COUPLED, flat(CASES["coupled"].u)
-    estimator, inner = ITD(truncate=3), GradientInner(optax.sgd(step), 10)
-    state = estimator.init(case.problem, inner, case.u, case.w0)
-    found = estimator.estimate(case.problem, inner, case.u, case.w0, state, case.streams())[0]
+    estimator = ITD(truncate=last) if last < 10 else ITD()
+    inner = GradientInner(optax.sgd(step), 10)
+    found = estimate_on_all_data(case.problem, estimator, inner, case.u, case.w0)
     w, jacobian = np.zeros(5), np.zeros((5, 3))
     for k in range(10):
         w = w - step * (q.a @ w - q.b @ u - q.c)
-        if k >= 7:
+        if k >= 10 - last:
             jacobian = jacobian - step * (q.a @ jacobian - q.b)
     truth = q.lam * u + q.d @ w + jacobian.T @ (w - q.t + q.d.T @ u)
     np.testing.assert_allclose(flat(found.grad), truth, rtol=1e-12)
     np.testing.assert_allclose(flat(found.w), w, rtol=1e-12)
     assert int(found.calls.inner_grad) == 11
-    assert int(found.calls.hvp) == 3
-
-
-@pytest.mark.parametrize(
-    ("steps", "tx"),
-    [
-        (1, optax.sgd(0.1)),
-        (7, optax.sgd(0.05, momentum=0.9)),
-        *(pytest.param(k, optax.sgd(0.1), marks=SLOW) for k in (2, 10, 16)),
-    ],
-)
-@pytest.mark.slow
-def test_all_modes_of_itd_agree(steps, tx):
-    case = CASES["logistic"]
-    inner = GradientInner(tx, steps)
-    grads = [
-        flat(
-            estimator.estimate(
-                case.problem,
-                inner,
-                case.u,
-                case.w0,
-                estimator.init(case.problem, inner, case.u, case.w0),
-                case.streams(),
-            )[0].grad
-        )
-        for estimator in (ITD(), ITD("forward"), ITD("checkpointed"), ITD(truncate=steps))
-    ]
-    for grad in grads[1:]:
-        np.testing.assert_allclose(grad, grads[0], rtol=1e-11)
+    assert int(found.calls.hvp) == last
 
 
 def test_itd_refuses_what_it_cannot_split():
@@ -267,11 +234,8 @@ def temporary_vectors(estimator, steps, rows=ROWS, dim=DIM, inner=None):
 
     def run(x, u, w):
         data = eqx.tree_at(lambda p: p.inner_data, problem, (x,))
-        streams = bilevel.Streams(
-            *(bilevel.Stream(bilevel.FullBatch(), d, ()) for d in (None, data.inner_data))
-        )
         state = estimator.init(data, inner, u, w)
-        found = estimator.estimate(data, inner, u, w, state, streams)[0]
+        found = estimator.estimate(data, inner, u, w, state, on_all_data(data))[0]
         return found.grad, found.w
 
     arguments = (jnp.ones((rows, dim)), jnp.zeros(()), jnp.zeros(dim))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevel
-from helpers import CASES, COUPLED, ISOTROPIC, Case, flat, norm_error
+from helpers import CASES, COUPLED, ISOTROPIC, Case, estimate_on_all_data, flat, norm_error
 from solvers import ESTIMATORS, ITERATIVE, LINEAR_SOLVERS, exact_inner
 
 
@@ -134,19 +134,6 @@ def test_itd_with_any_inner_step_size(tx):
     case = CASES["coupled"]
     found = estimate(case, bilevel.ITD(), bilevel.GradientInner(tx, 300))
     assert norm_error(found.grad, case.gradient(case.u)) < 1e-9
-
-
-def test_itd_is_the_derivative_of_the_truncated_problem():
-    """Three steps, compared with the unrolled recursion in numpy."""
-    case, eta = CASES["coupled"], 0.2
-    found = estimate(case, bilevel.ITD(), bilevel.GradientInner(optax.sgd(eta), 3))
-    q, u = COUPLED, flat(case.u)
-    w, jacobian = np.zeros(5), np.zeros((5, 3))
-    for _ in range(3):
-        w = w - eta * (q.a @ w - q.b @ u - q.c)
-        jacobian = jacobian - eta * (q.a @ jacobian - q.b)
-    truth = q.lam * u + q.d @ w + jacobian.T @ (w - q.t + q.d.T @ u)
-    np.testing.assert_allclose(flat(found.grad), truth, rtol=1e-12)
 
 
 # Rates.
@@ -281,7 +268,5 @@ def test_pseudo_inverse_of_a_singular_hessian(solver):
     np.testing.assert_allclose(found.grad, truth, rtol=1e-8)
     # The derivative of the minimum-norm solution, which is what ITD from zero gives too.
     inner = bilevel.GradientInner(optax.sgd(float(1 / np.linalg.norm(x, 2) ** 2)), 3000)
-    streams = bilevel.Streams(*(bilevel.Stream(bilevel.FullBatch(), None, ()),) * 2)
-    state = bilevel.ITD().init(problem, inner, u, jnp.zeros(6))
-    unrolled = bilevel.ITD().estimate(problem, inner, u, jnp.zeros(6), state, streams)[0]
+    unrolled = estimate_on_all_data(problem, bilevel.ITD(), inner, u, jnp.zeros(6))
     np.testing.assert_allclose(unrolled.grad, truth, rtol=1e-8)

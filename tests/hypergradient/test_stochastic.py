@@ -110,23 +110,3 @@ def test_calls_and_settings():
     assert calls == {"outer_grad": 3, "inner_grad": 5 + 3, "hvp": 7 + 3, "mixed": 3}
     with pytest.raises(ValueError, match="num_samples >= 1, got 0"):
         SID(StochasticRichardson(0.1, 7), 0)
-
-
-@pytest.mark.slow
-def test_batches_continue_across_the_steps_of_a_run():
-    """Two steps draw different batches, and a resumed run the same ones."""
-    case = CASES["logistic"]
-    method = bilevel.DoubleLoop(
-        GradientInner(optax.sgd(0.1), 4),
-        SID(StochasticRichardson(0.1, 4), 2),
-        optax.sgd(0.05),
-        warm_start=True,
-        inner_sampler=WithReplacement(3),
-        outer_sampler=WithReplacement(3),
-    )
-    whole = bilevel.solve(case.problem, method, case.u, case.w0, num_steps=6)
-    half = bilevel.solve(case.problem, method, case.u, case.w0, num_steps=3)
-    rest = bilevel.solve(case.problem, method, case.u, case.w0, num_steps=6, state=half.state)
-    np.testing.assert_array_equal(flat(whole.u), flat(rest.u))
-    assert len(set(whole.trace["outer_value"].tolist())) == 6
-    assert all(eqx.is_array(x) for x in jax.tree.leaves(whole.state))

@@ -19,7 +19,7 @@ from bilevel import (
     Shuffled,
     Stream,
 )
-from helpers import CASES, COUPLED, flat, norm_error
+from helpers import CASES, COUPLED, estimate_on_all_data, flat, norm_error
 from solvers import INNER_SOLVERS, solve_inner
 
 CASE = CASES["coupled"]
@@ -173,9 +173,7 @@ def test_projected_inner_steps():
     )
     inner = GradientInner(optax.sgd(0.5), 60, bilevel.Box(0.0, 1.0))
     u, w0 = jnp.array([-0.5, 0.4, 1.7]), jnp.full(3, 0.5)
-    streams = bilevel.Streams(*(bilevel.Stream(bilevel.FullBatch(), None, ()) for _ in range(2)))
-    itd = bilevel.ITD()
-    found, _, _ = itd.estimate(problem, inner, u, w0, itd.init(problem, inner, u, w0), streams)
+    found = estimate_on_all_data(problem, bilevel.ITD(), inner, u, w0)
     np.testing.assert_allclose(np.asarray(found.w), [0.0, 0.4, 1.0], atol=1e-12)
     np.testing.assert_allclose(np.asarray(found.grad), [0.0, 0.4 - 3.0, 0.0], atol=1e-12)
     for estimator in (bilevel.AID(), bilevel.SID(bilevel.StochasticRichardson(0.1, 2))):

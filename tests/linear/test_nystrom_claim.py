@@ -1,29 +1,21 @@
 """Rank 20 against 20 Neumann terms, on the weak-ridge problem of benchmarks/nystrom.py."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from helpers import load_script
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "nystrom.py"
-
-
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_nystrom", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 @pytest.mark.slow
 def test_rank_20_beats_20_neumann_terms():
     """The Hessian has nearly low rank, and the damping is above its small eigenvalues, for any
     columns."""
-    script = benchmark()
+    script = load_script(SCRIPT)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         case = script.decaying_logistic(ridge=1e-6, rotated=True)
         errors = script.nystrom_errors(case, 20, 1e-5, "random", 8)

@@ -35,22 +35,3 @@ def test_phi_in_closed_form(descent):
         assert case.top >= eigenvalues[-1] * (1 - 1e-12)
         curvatures = np.linalg.eigvalsh(jax.jit(jax.hessian(case.phi))(u))
         assert np.max(np.abs(curvatures)) <= case.smoothness * (1 + 1e-12)
-
-
-@pytest.mark.slow
-def test_descent_small(descent):
-    case = descent.instances()["pull"]
-    runs = descent.deterministic(case, 300)
-    run, short = runs["kappa log"], runs["t = 5"]
-    assert -1.0 - 1e-3 <= run["slope"] <= -0.9
-    assert run["error_slope"] <= -1.95
-    assert run["over_bound"] <= 1
-    assert short["squares_last_decade"] > 0.99
-    assert short["mean"][-1] > 5 * run["mean"][-1]
-    steps = sum(2 * np.ceil(case.kappa * np.log(np.arange(300) + 2)))
-    assert run["steps"][-1] == steps
-
-    found = descent.stochastic(case, [8, 16, 32], 8, False)["t = k = J = cS"]
-    assert found["samples"] == [4 * descent.SHARE * s**2 for s in (8, 16, 32)]
-    assert found["over_bound"] <= 1
-    assert -0.65 <= found["mean_slope"][0] <= -0.4

@@ -1,8 +1,6 @@
 """G4 and L5: meta-learning and hyper-representation, as their scripts make the claims."""
 
 import importlib
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,33 +12,9 @@ import pytest
 
 import bilevel
 from bilevel import tasks
+from helpers import on_all_data
 
 PAPERS = Path(__file__).parents[2] / "papers"
-
-
-def report_of(script, out):
-    command = [sys.executable, str(PAPERS / script), "--quick", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    name = Path(script).stem
-    assert (out / f"{name}.png").stat().st_size > 10_000
-    return json.loads((out / f"{name}.json").read_text())
-
-
-@pytest.mark.slow
-def test_hyper_representation(tmp_path):
-    report = report_of("improved_model/hyper_representation.py", tmp_path)
-    assert set(report["runs"]) == {"1-shot, K = 10", "5-shot, K = 10"}
-    for found in report["runs"].values():
-        basic, *improved = found.values()
-        # The solver that sees the query labels is far above on them; on new labels it need not be.
-        for result in improved:
-            gaps = result["minus_basic"]
-            assert min(gaps["new rows, query labels seen"]["seeds"]) > 0.01
-            assert abs(gaps["new rows"]["mean"]) < 0.02
-            assert abs(gaps["new classes"]["mean"]) < 0.02
-        for way in ("new rows", "new classes"):
-            assert basic["curve"][way][-1] > basic["curve"][way][0] + 0.04
-    assert len(report["claims"]) == 12
 
 
 @pytest.mark.slow
@@ -54,12 +28,7 @@ def test_the_hypergradient_through_a_table_of_features(monkeypatch):
     drawn = tasks.episodes(x, y, ways=5, shots=1, queries=2, num_tasks=3)
     problem = tasks.meta_learning(net.features, drawn, l2=0.0)
     w0 = jnp.zeros((3, 5, 16))
-    streams = bilevel.Streams(
-        *(
-            bilevel.Stream(bilevel.FullBatch(), data, ())
-            for data in (problem.outer_data, problem.inner_data)
-        )
-    )
+    streams = on_all_data(problem)
     for inner in script.inner_solvers(0.1, 3, 3).values():
         state = bilevel.ITD().init(problem, inner, net.u0, w0)
         whole, _, _ = bilevel.ITD().estimate(problem, inner, net.u0, w0, state, streams)

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -15,8 +14,8 @@ import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
 import bilevel
-from bilevel import AID, ITD, Anderson, FullBatch, GradientInner, RootInner, Stream, Streams, tasks
-from helpers import CASES, norm_error
+from bilevel import AID, ITD, Anderson, FullBatch, GradientInner, RootInner, Stream, tasks
+from helpers import CASES, estimate_on_all_data, norm_error
 
 ROWS, FEATURES, WIDTH, CLASSES = 6, 3, 4, 3
 RNG = np.random.default_rng(0)
@@ -230,15 +229,6 @@ def test_nan_ends_the_solve():
 # Gradients
 
 
-def estimate(estimator, inner, problem=PROBLEM, u=U):
-    streams = Streams(
-        *(Stream(FullBatch(), x, ()) for x in (problem.outer_data, problem.inner_data))
-    )
-    state = estimator.init(problem, inner, u, W0)
-    run = jax.jit(lambda u: estimator.estimate(problem, inner, u, W0, state, streams)[0])
-    return run(u)
-
-
 PICARD = GradientInner(optax.sgd(1.0), 300)
 ESTIMATORS = {
     "AID, GMRES": (AID(GMRES), TIGHT),
@@ -255,7 +245,7 @@ ESTIMATORS = {
 )
 def test_hypergradient_by_hand(name):
     """The implicit gradient is also that of unrolling to convergence."""
-    found = estimate(*ESTIMATORS[name])
+    found = estimate_on_all_data(PROBLEM, *ESTIMATORS[name], U, W0)
     assert_tree_close(found.grad, TRUTH, 1e-9)
     assert float(found.inner_residual) < 1e-11
 
@@ -265,13 +255,7 @@ def test_the_system_is_not_symmetric():
     J = np.asarray(jax.jacobian(mapped)(jnp.asarray(Z), X)).reshape(Z.size, Z.size)
     assert np.linalg.norm(J - J.T) > 0.5 * np.linalg.norm(J)
     with pytest.raises(ValueError, match=r"tagged `lineax\.positive_semidefinite_tag`"):
-        estimate(AID(bilevel.CG()), TIGHT)
-
-
-@pytest.mark.slow
-def test_hypergradient_against_central_differences():
-    check = bilevel.check_hypergradient(PROBLEM, U, W0, inner=TIGHT)
-    assert check.verdict == "agrees"
+        estimate_on_all_data(PROBLEM, AID(bilevel.CG()), TIGHT, U, W0)
 
 
 def layer_loss(u, x, y, model=MODEL):
@@ -321,36 +305,6 @@ def test_layer_in_its_input_and_in_second_derivatives():
         for f in (layer_loss, unrolled_loss)
     ]
     assert_tree_close(products[0], products[1], 1e-8)
-
-
-@pytest.mark.slow
-def test_a_model_for_other_tasks():
-    """Weights of rows for an equilibrium model, with a fixed point inside of the inner loss."""
-    light = tasks.models.EquilibriumModel(U, MODEL.cell, MODEL.readout, WIDTH, PICARD, RICHARDSON)
-    model = tasks.models.Model(U, light.predict)
-    weights = tasks.uniform_weights(ROWS)
-    grads = []
-    for predict in (model.predict, unrolled_predict):
-        problem = tasks.reweighting(X, Y, X[:3] + 0.1, Y[:3], predict, l2=1.0)
-        solver = bilevel.CG(1e-12)
-        estimated = eqx.filter_jit(bilevel.implicit_gradient)(problem, weights, model.w0, solver)
-        grads.append(estimated.grad)
-    np.testing.assert_allclose(grads[0], grads[1], rtol=1e-7, atol=1e-12)
-
-
-def test_an_unconverged_fixed_point_biases_the_gradient_in_proportion():
-    gradient = jax.jit(lambda w: bilevel.implicit_gradient(PROBLEM, U, w, GMRES))
-    residuals, errors, w = [], [], W0
-    for step in range(1, 25):
-        w = PROBLEM.map(U, w, X)
-        if step % 6 == 0:
-            found = gradient(w)
-            residuals.append(float(found.inner_residual))
-            away = ravel_pytree(found.grad)[0] - ravel_pytree(TRUTH)[0]
-            errors.append(float(np.linalg.norm(away)))
-    slope = np.polyfit(np.log(residuals), np.log(errors), 1)[0]
-    assert 0.9 < slope < 1.1
-    assert errors[0] > 1e3 * errors[-1]
 
 
 # Beyond a contraction

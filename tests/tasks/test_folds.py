@@ -3,11 +3,9 @@ scikit-learn."""
 
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-import optax
 import pytest
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -21,8 +19,8 @@ from sklearn.model_selection import (
 )
 
 import bilevel
-from bilevel import AID, ITD, ClosedForm, tasks
-from helpers import implicit_gradient
+from bilevel import AID, tasks
+from helpers import assert_epoch_is_full, implicit_gradient
 
 FEATURES = 4
 
@@ -125,22 +123,7 @@ def test_equations_and_batches():
     ]:
         at = jnp.asarray(u), jnp.asarray(w)
         np.testing.assert_allclose(objective(*at, data), expected, rtol=1e-13)
-        order = rng.permutation(24).reshape(6, 4)
-        parts = [objective(*at, jax.tree.map(lambda a, i=i: a[i], data)) for i in order]
-        np.testing.assert_allclose(np.mean(parts), expected, rtol=1e-13)
-
-
-def test_hypergradients_agree_with_differences_of_phi():
-    x, y = rows()
-    problem = ridge_folds(x, y, 4)
-    w0 = tasks.stack_models(jnp.zeros(FEATURES), 4)
-    assert w0.shape == (4, FEATURES)
-    exact = ClosedForm(tasks.reference.ridge_solution)
-    for estimator in [ITD(), AID(bilevel.CG(rtol=1e-13))]:
-        check = bilevel.check_hypergradient(
-            problem, jnp.linspace(-2, 1, FEATURES), w0, estimator, exact, reference=exact
-        )
-        assert check, str(check)
+        assert_epoch_is_full(objective, at, data, 4)
 
 
 def test_one_ridge_penalty_is_that_of_a_grid_search():
@@ -202,44 +185,6 @@ def test_logistic_over_stratified_folds_is_that_of_scikit_learn():
     np.testing.assert_allclose(problem.outer(u, w, problem.outer_data), np.mean(losses), rtol=1e-6)
 
 
-def softmax_losses(x, y, w):
-    z = x @ w.T
-    return np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]
-
-
-@pytest.mark.slow
-def test_one_softmax_penalty_per_class():
-    """Penalties of shape `(outputs, 1)` for a split and for folds, against central differences."""
-    x, y = cast(Any, load_iris(return_X_y=True))
-    x = (x - x.mean(0)) / x.std(0)
-    model = tasks.models.linear_model(4, 3, bias=False)
-    train, val = np.arange(150) % 2 == 0, np.arange(150) % 2 == 1
-    as_jax = [jnp.asarray(a) for a in (x[train], y[train], x[val], y[val])]
-    split: Any = tasks.tensor_penalties(*as_jax, predict=model.predict)
-    folds: Any = tasks.cross_validation(
-        jnp.asarray(x), jnp.asarray(y), 3, model.predict, loss=tasks.models.softmax_cross_entropy
-    )
-    u = np.array([[-2.0], [-3.0], [-1.0]])
-    w = np.random.default_rng(0).normal(size=(3, 3, 4))
-    penalties = [0.5 * np.sum(np.exp(u) * v**2) for v in w]
-
-    at = {"weight": jnp.asarray(u)}, {"weight": jnp.asarray(w[0])}
-    value, by_u = jax.value_and_grad(split.inner)(*at, split.inner_data)
-    expected = softmax_losses(x[train], y[train], w[0]).mean() + penalties[0]
-    np.testing.assert_allclose(value, expected, rtol=1e-12)
-    expected = 0.5 * np.exp(u) * (w[0] ** 2).sum(1, keepdims=True)
-    np.testing.assert_allclose(by_u["weight"], expected, rtol=1e-12)
-
-    value = folds.inner(at[0], {"weight": jnp.asarray(w)}, folds.inner_data)
-    splits = list(StratifiedKFold(3).split(x, y))
-    risks = [softmax_losses(x[i], y[i], v).mean() for (i, _), v in zip(splits, w, strict=True)]
-    np.testing.assert_allclose(value, sum(risks) + sum(penalties), rtol=1e-12)
-
-    for problem, w0 in [(split, model.w0), (folds, tasks.stack_models(model.w0, 3))]:
-        check = bilevel.check_hypergradient(problem, at[0], w0, num_directions=2)
-        assert check, str(check)
-
-
 def test_a_split_equals_one_fold():
     """Folds of which only the first is ever held out give `ridge`."""
     x, y = rows()
@@ -253,18 +198,6 @@ def test_a_split_equals_one_fold():
     found = [implicit_gradient(p, u, w, lx.Cholesky()) for p, w in [(split, w), (folds, w[None])]]
     np.testing.assert_allclose(found[0].value, found[1].value, rtol=1e-12)
     np.testing.assert_allclose(found[0].grad, found[1].grad, rtol=1e-11)
-
-
-def test_a_run_from_the_first_step_to_the_best_penalties():
-    x, y = rows(60, seed=3)
-    problem = ridge_folds(x, y, KFold(5, shuffle=True, random_state=0))
-    method = bilevel.DoubleLoop(ClosedForm(tasks.reference.ridge_solution), ITD(), optax.sgd(10.0))
-    w0 = tasks.stack_models(jnp.zeros(FEATURES), 5)
-    solution = bilevel.solve(
-        problem, method, jnp.asarray(0.0), w0, key=jax.random.key(0), num_steps=300
-    )
-    reference = tasks.reference.reference_solution(problem, jnp.asarray(0.0), w0)
-    np.testing.assert_allclose(solution.trace["outer_value"][-1], reference.value, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 
 import bilevel
 from bilevel import tasks
-from helpers import assert_close
+from helpers import assert_close, estimate_on_all_data
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(60, 4))
@@ -28,16 +28,6 @@ def variable(d, biased):
     if not biased:
         return NETS[d].u0
     return {"representation": NETS[d].u0, "bias": 0.3 * jnp.asarray(RNG.normal(size=(WAYS, d)))}
-
-
-def estimate(problem, inner, estimator, u, w):
-    full = bilevel.FullBatch()
-    streams = bilevel.Streams(
-        bilevel.Stream(full, problem.outer_data, ()), bilevel.Stream(full, problem.inner_data, ())
-    )
-    return estimator.estimate(problem, inner, u, w, estimator.init(problem, inner, u, w), streams)[
-        0
-    ]
 
 
 def test_episodes_are_balanced_disjoint_and_reproducible():
@@ -121,9 +111,8 @@ def test_ridge_solution_is_stationary_and_its_hypergradient_exact(d, biased):
 
     through = jax.jit(jax.grad(value))(u)
     inner = bilevel.ClosedForm(solution)
-    unrolled = estimate(problem, inner, bilevel.ITD(), u, w)
-    implicit = estimate(problem, inner, bilevel.AID(lx.CG(1e-13, 1e-13)), u, w)
-    for found in (unrolled.grad, implicit.grad):
+    for estimator in (bilevel.ITD(), bilevel.AID(lx.CG(1e-13, 1e-13))):
+        found = estimate_on_all_data(problem, estimator, inner, u, w).grad
         distance = optax.tree.norm(optax.tree.sub(found, through)) / optax.tree.norm(through)
         assert float(distance) < 1e-9
 
@@ -167,34 +156,6 @@ def test_inner_problems_are_separate():
     assert float(distance) < 1e-9
     assert_close(value, sum(v for _, (v, _) in alone), rtol=1e-12)
     assert_close(slopes, jnp.concatenate([s for _, (_, s) in alone]), rtol=1e-10)
-
-
-def test_batches_of_tasks_are_unbiased():
-    problem, u = problem_of(), NETS[9].u0
-    w = jnp.asarray(RNG.normal(size=(TASKS, WAYS, 9)))
-    for objective, data in (
-        (problem.inner, problem.inner_data),
-        (problem.outer, problem.outer_data),
-    ):
-        parts = [
-            objective(u, w, jax.tree.map(lambda a, t=t: a[t : t + 1], data)) for t in range(TASKS)
-        ]
-        assert_close(np.mean(parts), objective(u, w, data), rtol=1e-12)
-
-
-def test_single_loop_on_batches_of_tasks_learns():
-    problem, u = problem_of(), NETS[9].u0
-    method = bilevel.SOBA(
-        0.05, 0.05, 0.2, inner_sampler=bilevel.Shuffled(2), outer_sampler=bilevel.Shuffled(2)
-    )
-    w0 = jnp.zeros((TASKS, WAYS, 9))
-    solution = tasks.reference.meta_ridge_solution(problem, WAYS)
-
-    def value(u):
-        return float(problem.outer(u, solution(u, problem.inner_data), problem.outer_data))
-
-    run = bilevel.solve(problem, method, u, w0, key=jax.random.key(0), num_steps=1500)
-    assert value(run.u) < 0.8 * value(u)
 
 
 def test_closed_form_on_some_tasks_is_refused():

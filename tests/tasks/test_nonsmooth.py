@@ -15,7 +15,7 @@ from sklearn.linear_model import ElasticNet, Lasso, LassoCV
 from sklearn.model_selection import KFold
 
 import bilevel
-from bilevel import AID, FISTA, ITD, GradientInner, tasks
+from bilevel import FISTA, ITD, GradientInner, tasks
 from helpers import implicit_gradient
 
 EXACT = FISTA(rtol=1e-14, max_steps=50_000)
@@ -140,23 +140,6 @@ def test_hypergradient_against_differences_of_coordinate_descent(name):
     steps = 1e-4 * np.eye(len(start))
     differences = [(phi(start + s) - phi(start - s)) / 2e-4 for s in steps]
     np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    "name", ["lasso", pytest.param("elastic net, one and eight", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize(
-    ("estimator", "inner"),
-    [(AID(lx.LU()), EXACT), (ITD(), GradientInner(optax.sgd(1.0), 2000))],
-    ids=["AID", "ITD"],
-)
-def test_check_hypergradient_agrees(name, estimator, inner):
-    u = as_jax(PENALTIES[name])
-    problem, w0 = problem_of(u, rows()), jnp.zeros(8)
-    check = bilevel.check_hypergradient(
-        problem, u, w0, estimator, inner, reference=EXACT, num_directions=2, step=1e-4
-    )
-    assert check, str(check)
 
 
 # ---- folds
@@ -318,19 +301,6 @@ def test_fista_in_float32_stops_at_the_precision_of_the_dtype():
 
 
 # ---- runs and refusals
-
-
-def test_a_run_to_the_best_penalty():
-    """A warm-started run ends at the minimum of a fine grid of scikit-learn."""
-    problem = problem_of(np.array(0.0), rows())
-    method = bilevel.DoubleLoop(EXACT, AID(lx.LU()), optax.sgd(1.0), warm_start=True)
-    solution = bilevel.solve(
-        problem, method, jnp.asarray(-1.0), jnp.zeros(8), key=jax.random.key(0), num_steps=200
-    )
-    grid = np.linspace(-5, 0, 400)
-    values = [by_hand(np.array(u), *rows())[0] for u in grid]
-    assert abs(float(solution.u) - grid[np.argmin(values)]) < 0.02
-    assert solution.trace["outer_value"][-1] <= min(values) + 1e-6
 
 
 def test_shapes_that_do_not_belong_together():

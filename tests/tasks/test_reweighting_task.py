@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import bilevel
 from bilevel import tasks
+from helpers import assert_epoch_is_full
 
 N, M, D, K, L2 = 12, 6, 3, 4, 0.3
 RNG = np.random.default_rng(0)
@@ -46,18 +46,7 @@ def test_inner_and_outer_values():
     expected = numpy_losses(W, X_TRUSTED, Y_TRUSTED).mean()  # neither weights nor penalty
     np.testing.assert_allclose(jax.jit(p.outer)(u, w, p.outer_data), expected, rtol=1e-13)
     assert isinstance(p.geometry, bilevel.Simplex)
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-def test_the_mean_over_an_epoch_of_batches_is_the_full_value_and_gradient(batch):
-    p, _ = problem()
-    u, w = as_jax((U, W))
-    value_and_grad = jax.jit(jax.value_and_grad(p.inner, argnums=(0, 1)))
-    order = np.random.default_rng(batch).permutation(N).reshape(-1, batch)
-    parts = [value_and_grad(u, w, tuple(np.asarray(a)[i] for a in p.inner_data)) for i in order]
-    mean = jax.tree.map(lambda *a: np.mean(a, axis=0), *parts)
-    full = value_and_grad(u, w, p.inner_data)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), mean, full)
+    assert_epoch_is_full(p.inner, (u, w), p.inner_data, 4)
 
 
 def test_softmax_cross_entropy_and_its_derivatives_are_those_of_optax():
@@ -79,12 +68,6 @@ def test_softmax_cross_entropy_does_not_overflow():
     z = jnp.asarray([[1e4, 0.0], [-1e4, 0.0]])
     losses = tasks.models.softmax_cross_entropy(z, jnp.asarray([0, 0], jnp.int32))
     np.testing.assert_array_equal(losses, [0.0, 1e4])
-
-
-def test_squared_error():
-    prediction, y = as_jax((RNG.normal(size=(N, 1)), RNG.normal(size=N)))
-    expected = (np.asarray(prediction)[:, 0] - np.asarray(y)) ** 2 / 2
-    np.testing.assert_allclose(tasks.models.squared_error(prediction, y), expected, rtol=1e-14)
 
 
 def test_linear_model_is_class_major_and_starts_at_zero():
@@ -119,12 +102,6 @@ def test_mlp_model_shapes_and_values():
     assert (np.asarray(leaves[0]) != np.asarray(jax.tree.leaves(other)[0])).all()
 
 
-def test_uniform_weights():
-    u = tasks.uniform_weights(8)
-    np.testing.assert_array_equal(u, np.full(8, 0.125))
-    assert tasks.uniform_weights(8, jnp.float32).dtype == jnp.float32
-
-
 # Enough steps to reach rounding: the inner condition number is below 20.
 EXACT = bilevel.GradientInner(optax.sgd(0.3), 1000)
 
@@ -157,22 +134,3 @@ def test_hypergradient_is_the_dense_formula_of_ivanova_and_ablin():
     np.testing.assert_allclose(estimate.grad, psi, rtol=1e-8)
     np.testing.assert_allclose(np.asarray(estimate.v["weight"]).ravel(), v, rtol=1e-8)
     assert float(estimate.inner_residual) < 1e-8
-
-
-def test_check_hypergradient_agrees():
-    p, model = problem(bias=False)
-    u = jnp.asarray(U)
-    check = bilevel.check_hypergradient(p, u, model.w0, reference=EXACT, num_directions=3)
-    assert check.verdict == "agrees"
-    assert check.relative_error < 1e-6
-
-
-def test_problems_from_separate_calls_share_one_compilation(compilations):
-    @eqx.filter_jit
-    def value(p, u, w):
-        return p.inner(u, w, p.inner_data)
-
-    for _ in range(2):
-        p, model = problem()
-        value(p, jnp.asarray(U), model.w0)
-    assert [name for name in compilations if "value" in name] == ["jit(value)"]

@@ -65,6 +65,18 @@ class AbstractStepSolver(lx.AbstractLinearSolver[Any]):
 
     step_size: eqx.AbstractVar[ConstantStep]
 
+    def transpose(self, state, options):
+        """The same step on the transposed operator."""
+        return transpose_state(state), options
+
+    def conj(self, state, options):
+        """The same step on the conjugated operator."""
+        return conj_state(state), options
+
+    def assume_full_rank(self):
+        """Steps are defined for any operator."""
+        return True
+
 
 def finds_its_step(solver: lx.AbstractLinearSolver) -> bool:
     """Whether the solver searches for its own step size."""

@@ -6,7 +6,7 @@ import lineax as lx
 import optax
 
 from .._settings import ConstantStep, as_step_size, check_step_size
-from .base import AbstractStepSolver, conj_state, resolve_step_size, transpose_state
+from .base import AbstractStepSolver, resolve_step_size
 
 
 class Neumann(AbstractStepSolver):
@@ -84,15 +84,3 @@ class Neumann(AbstractStepSolver):
         result = lx.RESULTS.where(growing, lx.RESULTS.breakdown, lx.RESULTS.successful)
         stats = {"not_contracting": growing, **resolved.stats(self.num_terms - 1)}
         return optax.tree.scale(step, total), result, stats
-
-    def transpose(self, state, options):
-        """The same step on the transposed operator."""
-        return transpose_state(state), options
-
-    def conj(self, state, options):
-        """The same step on the conjugated operator."""
-        return conj_state(state), options
-
-    def assume_full_rank(self):
-        """The truncated series is defined for any operator."""
-        return True

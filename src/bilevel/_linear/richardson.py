@@ -7,7 +7,7 @@ import lineax as lx
 import optax
 
 from .._settings import ConstantStep, as_step_size, check_step_size
-from .base import AbstractStepSolver, conj_state, resolve_step_size, transpose_state
+from .base import AbstractStepSolver, resolve_step_size
 
 
 class Richardson(AbstractStepSolver):
@@ -99,15 +99,3 @@ class Richardson(AbstractStepSolver):
             **resolved.stats(steps + products),
         }
         return x, result, stats
-
-    def transpose(self, state, options):
-        """The same step on the transposed operator."""
-        return transpose_state(state), options
-
-    def conj(self, state, options):
-        """The same step on the conjugated operator."""
-        return conj_state(state), options
-
-    def assume_full_rank(self):
-        """It needs a positive definite operator."""
-        return True

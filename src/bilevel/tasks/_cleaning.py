@@ -71,9 +71,7 @@ def hyper_cleaning(
     >>> round(float(problem.inner(u, w, problem.inner_data)), 4)  # log(2) / 2
     0.3466
     """
-    check_rows(X, y, X_val, y_val)
-    if l2 < 0:
-        raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
+    check_rows(X, y, X_val, y_val, l2)
     return BilevelProblem(
         outer=MeanRisk(predict, loss),
         inner=_SigmoidRisk(predict, loss, l2),

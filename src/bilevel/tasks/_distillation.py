@@ -71,9 +71,7 @@ def distillation(
     >>> round(float(problem.inner(u, w, None)), 4), round(float(problem.outer(u, w, (X, y))), 4)
     (0.6931, 0.6931)
     """
-    check_rows(X, y, X, y)
-    if l2 < 0:
-        raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
+    check_rows(X, y, X, y, l2)
     if inputs is not None and labels is not None:
         raise ValueError(
             "`distillation` got fixed `inputs` and fixed `labels`, so nothing is left to learn; pass "
@@ -155,9 +153,7 @@ def augmentation(
     >>> bool(problem.inner(u, w, (X, y)) == problem.outer(u, w, (X, y)))
     True
     """
-    check_rows(X, y, X_val, y_val)
-    if l2 < 0:
-        raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
+    check_rows(X, y, X_val, y_val, l2)
     return BilevelProblem(
         outer=MeanRisk(predict, loss),
         inner=_AugmentedRisk(predict, loss, l2),

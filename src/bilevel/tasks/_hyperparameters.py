@@ -41,8 +41,10 @@ def _penalty(u: Array, w: PyTree) -> Array:
     return 0.5 * jnp.sum(jnp.stack(squares))
 
 
-def check_rows(X: Any, y: Any, X_val: Any, y_val: Any) -> None:
-    """Refuse rows, labels and validation rows whose shapes do not match."""
+def check_rows(X: Any, y: Any, X_val: Any, y_val: Any, l2: float = 0.0) -> None:
+    """Refuse rows, labels and validation rows whose shapes do not match, and a penalty below 0."""
+    if l2 < 0:
+        raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
     for name, x in [("X", X), ("X_val", X_val)]:
         if x.ndim != 2:
             raise ValueError(

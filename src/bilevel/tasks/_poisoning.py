@@ -121,9 +121,7 @@ def poisoning(
     >>> bool(jnp.allclose(poisoned_rows(problem, u), jnp.array([[1.0, 0.0], [0.3, 0.6]])))
     True
     """
-    check_rows(X, y, X_val, y_val)
-    if l2 < 0:
-        raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
+    check_rows(X, y, X_val, y_val, l2)
     index = np.asarray(poisoned)
     inside = (index >= 0) & (index < len(X))
     if not index.size or not inside.all() or len(np.unique(index)) != len(index):
