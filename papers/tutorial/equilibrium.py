@@ -29,7 +29,6 @@ from _solvers import CONTRACTION, GOOD, WIDTH, compare_solvers, seconds
 from _tutorial import (
     Claim,
     Measured,
-    compiled,
     digits,
     estimate,
     fast,
@@ -153,7 +152,7 @@ def memory(rows: int, counts: list[int]) -> dict[str, list[int]]:
         def run(u, w, x, y):
             return estimate(tasks.equilibrium(x, y, model), estimator, inner, u, w)
 
-        return temporary_bytes(compiled(run, u, w, x, y))
+        return temporary_bytes(fast(run).lower(u, w, x, y).compile())
 
     return {name: [used(way, inner(t)) for t in counts] for name, (way, inner) in ways.items()}
 
@@ -237,7 +236,7 @@ def measure(full: bool) -> Measured:
     """Train, then measure at the trained parameters."""
     large = all_mnist() if full else None
     splits = [split_digits(seed) for seed in range(20 if full else 3)]
-    settings = {"epochs": 30, "batch": 64, "learning_rate": 3e-3}
+    settings = {"epochs": 30 if full else 15, "batch": 64, "learning_rate": 3e-3}
     training, u = train_all(splits, WIDTH, **settings)
     counts = [10, 30, 100, 300, 1000] if full else [10, 1000]
     found: Measured = {
