@@ -172,7 +172,7 @@ def measure(full: bool) -> Measured:
             case.name: {
                 "differences": differences(case),
                 "along": along(case, 50_000 if full else 20_000),
-                "compare": compare(case, 60, 1000, 5 if full else 1),
+                "compare": compare(case, 60, 1000 if full else 300, 5 if full else 1),
             }
             for case in data
         }
