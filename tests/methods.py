@@ -383,7 +383,6 @@ ROWS = [
 
 METHODS = {row.kind.__name__: row for row in ROWS}
 LAWS = {name: law for row in ROWS for name, law in row.laws.items()}
-DETERMINISTIC = [name for name, law in LAWS.items() if law.case.u_star is not None]
 
 
 def row_of(law: str) -> Row:
