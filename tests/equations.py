@@ -5,6 +5,7 @@ u and w after each step. `tests/algorithm/test_trajectories.py` compares them wi
 same batches.
 """
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -67,6 +68,9 @@ def g_u(u, w, j):
     return u + D[j].mean(0) @ w
 
 
+_draw = eqx.filter_jit(lambda sampler, data, state: sampler.draw(data, state))
+
+
 class Rows:
     """The rows that a sampler draws one time after the other."""
 
@@ -74,7 +78,7 @@ class Rows:
         self.sampler, self.data, self.state = sampler, data, sampler.init(data, key)
 
     def __call__(self) -> np.ndarray:
-        batch, self.state = self.sampler.draw(self.data, self.state)
+        batch, self.state = _draw(self.sampler, self.data, self.state)
         return np.asarray(batch.index)
 
 
