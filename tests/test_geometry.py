@@ -94,17 +94,6 @@ def test_simplex_projection_satisfies_kkt(point):
     assert np.all(x[p == 0] <= threshold[0] + 1e-12)
 
 
-def test_simplex_projection_is_nearest_by_brute_force():
-    grid = np.arange(0, 1.0001, 0.02)
-    a, b = np.meshgrid(grid, grid)
-    points = np.stack([a, b, 1 - a - b], axis=-1).reshape(-1, 3)
-    points = points[points[:, 2] >= -1e-12]
-    for x in RNG.normal(size=(5, 3)):
-        best = np.min(np.linalg.norm(points - x, axis=1))
-        found = np.linalg.norm(np.asarray(Simplex().project(jnp.asarray(x))) - x)
-        assert best - 0.03 <= found <= best + 1e-12
-
-
 def test_simplex_residual_is_zero_exactly_at_stationary_points():
     u = jnp.array([0.3, 0.7, 0.0])
     # Equal gradients on the support and a larger one off it: stationary.

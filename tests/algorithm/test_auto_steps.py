@@ -5,11 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import bilevel
-from bilevel import SOBA, Shuffled
+from bilevel import SOBA
 from helpers import CASES, COUPLED, assert_same, flat, norm_error
 from methods import METHODS, ROWS
 
@@ -152,31 +151,6 @@ def test_a_step_to_nowhere_is_not_taken():
     np.testing.assert_allclose(float(after.curvature), 2 * float(before.curvature), rtol=0.1)
     np.testing.assert_allclose(after.squares, 4 * np.asarray(before.squares), rtol=1e-12)
     assert int(following.step) == 2
-
-
-@pytest.mark.slow
-def test_schedules_are_called_with_the_outer_step():
-    case = CASES["logistic"]
-    samplers: Any = {"inner_sampler": Shuffled(5), "outer_sampler": Shuffled(3)}
-
-    def run(algorithm):
-        return bilevel.solve(case.problem, algorithm, case.u, case.w0, num_steps=20)
-
-    constant = optax.constant_schedule(0.3)
-    scheduled = run(SOBA(constant, constant, optax.constant_schedule(0.1), **samplers))
-    assert_same(scheduled.u, run(SOBA(0.3, 0.3, 0.1, **samplers)).u)
-    falling = optax.exponential_decay(0.1, 1, 0.5)
-    solution = run(SOBA(constant, constant, falling, **samplers))
-    moved = bilevel.solve(
-        case.problem,
-        SOBA(constant, constant, falling, **samplers),
-        case.u,
-        case.w0,
-        num_steps=21,
-        state=solution.state,
-    )
-    assert float(jnp.max(jnp.abs(moved.u - solution.u))) < 1e-5
-    assert norm_error(solution.u, scheduled.u) > 1e-2
 
 
 def test_another_word_is_refused():

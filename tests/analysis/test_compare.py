@@ -93,20 +93,6 @@ def test_every_run_is_that_of_solve(vmap):
     assert frame.groupby("seed").objective.last().nunique() == len(SEEDS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("vmap", [True, False])
-def test_the_start_is_a_row(vmap):
-    start = three(vmap)[lambda x: x.step == 0]
-    value = float(CASE.problem.outer(CASE.u, CASE.w0, CASE.problem.outer_data))
-    np.testing.assert_allclose(start.objective, value, rtol=1e-14)
-    assert start[COLUMNS[3:]].isna().all(axis=None)
-    for name, method in THREE.items():
-        state = method.init(*START, jax.random.key(0))
-        calls = [int(x) for x in jax.tree.leaves(state.calls)]
-        assert start[start.algorithm == name][CALLS].to_numpy().tolist() == [calls] * len(SEEDS)
-    assert start[start.algorithm == "SABA auto"].hvps.min() > 0
-
-
 def poisoned() -> BilevelProblem:
     """`w*(u) = u`, but the inner Hessian is NaN on one row of ten."""
     data = jnp.ones(10).at[4].set(jnp.nan)
@@ -202,28 +188,6 @@ def test_steps_by_name():
 def test_seeds_may_be_a_number():
     assert small(seeds=3).seed.unique().tolist() == [0, 1, 2]
     assert small(seeds=range(4, 6)).seed.unique().tolist() == [4, 5]
-
-
-@pytest.mark.parametrize("vmap", [True, False])
-@pytest.mark.slow
-def test_cpu_seconds(vmap):
-    """They grow along a run, and they include neither compilation nor an expensive metric."""
-
-    def dear(u, w):
-        a = jnp.ones((400, 400)) / 400
-        return jax.lax.fori_loop(0, 30, lambda _, x: x @ a, a + w - w)[0, 0]
-
-    frame = small(metrics={"dear": dear}, vmap=vmap, seeds=3)
-    for _, rows in frame.groupby(["algorithm", "seed"]):
-        assert rows.cpu_seconds.iloc[0] > 0
-        assert (np.diff(rows.cpu_seconds) > 0).all()
-    if vmap:
-        assert (frame.groupby(["algorithm", "step"]).cpu_seconds.nunique() == 1).all()
-    compiled = frame.attrs["compile_seconds"]
-    assert list(compiled) == ["SOBA", "AmIGO"]
-    assert min(compiled.values()) > 0.1
-    # 4 rows x 30 products of 400 x 400 a seed take at least 50 ms.
-    assert frame.cpu_seconds.max() < 0.03
 
 
 def test_each_algorithm_compiles_once(compilations):

@@ -280,34 +280,6 @@ def test_joint_flow_with_a_slow_model():
     assert float(jnp.max(jnp.abs(frozen.u[-1] - UNIFORM))) > 0.3
 
 
-@pytest.mark.slow
-def test_joint_flow_with_a_fast_model_is_exact():
-    """Theorem 1, integrated with the stiff solver."""
-    w0 = solution(UNIFORM, PROBLEM.inner_data)
-    exact = dynamics.mirror_flow(
-        dynamics.exact_field(PROBLEM, bilevel.ClosedForm(solution), w0), UNIFORM, TIMES
-    )
-    gaps = [
-        float(jnp.max(jnp.abs(joint(UNIFORM, w0, TIMES / beta, 1.0, beta).u - exact.u)))
-        for beta in (2e-3, 1e-3)
-    ]
-    assert gaps[1] < 1e-3
-    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
-    assert float(jnp.max(jnp.abs(exact.u[-1] - UNIFORM))) > 0.05
-
-
-@pytest.mark.slow
-def test_stiff_and_explicit_agree():
-    ts = jnp.array([0.05, 0.2, 1.0])
-    stiff, explicit = (
-        joint(UNIFORM, W0, ts, 200.0, 1.0),
-        joint(UNIFORM, W0, ts, 200.0, 1.0, diffrax.Tsit5()),
-    )
-    np.testing.assert_allclose(stiff.u, explicit.u, atol=1e-6)
-    np.testing.assert_allclose(weight(stiff), weight(explicit), atol=1e-6)
-    assert int(stiff.num_steps) != int(explicit.num_steps)  # two methods
-
-
 # Fields.
 
 
@@ -386,7 +358,7 @@ def full_spectrum(field, u):
     return np.linalg.eigvals(basis.T @ jacobian @ basis)
 
 
-@pytest.mark.parametrize(("seed", "rows"), [(0, 1), (4, 2), (21, 3), (98, 3)])
+@pytest.mark.parametrize(("seed", "rows"), [(4, 2), (21, 3)])
 def test_stability_is_the_full_spectrum(seed, rows):
     """The blocks of section 3.1 against the whole Jacobian: limits of flows, and all vertices."""
     field = low_rank(seed)
@@ -457,16 +429,6 @@ def test_support_bound():
     assert dynamics.support_bound(copies) == 2
     flat = jnp.asarray(rng.normal(size=(6, 2)) @ rng.normal(size=(2, 4)))
     assert dynamics.support_bound(flat) == 2
-
-
-@pytest.mark.parametrize("p", [1, 2, 4])
-def test_may_be_stationary_at_random(p):
-    """Proposition 7."""
-    rng = np.random.default_rng(0)
-    for rows in range(1, p + 4):
-        gradients = jnp.asarray(rng.normal(size=(rows + 2, p)))
-        support = jnp.arange(rows + 2) < rows
-        assert dynamics.may_be_stationary(gradients, support) == (rows <= p)
 
 
 def test_may_be_stationary_by_hand():

@@ -86,14 +86,6 @@ def test_surviving_rows_are_counted():
     assert found.surviving_rows <= P  # as the theorem says
 
 
-@pytest.mark.slow
-def test_near_exact_steps_are_in_the_first_regime():
-    problem, w0, u0 = quadratic_reweighting()
-    method = bilevel.near_exact()
-    run = bilevel.solve(problem, method, u0, w0, num_steps=5)
-    assert bilevel.regime(problem, method, u0, w0, run).ratio < 1
-
-
 def test_a_model_with_more_parameters_than_rows_gets_no_bound():
     one = bilevel.Regime(1.0, 0.001, 1000.0, 0.1, 2.0, 10, 50, 3, "2")
     assert "set no bound" in str(one)

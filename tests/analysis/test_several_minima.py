@@ -12,7 +12,6 @@ import pytest
 
 import bilevel
 from bilevel import AID, ITD, PDBO, RESULTS, BilevelProblem, DoubleLoop, GradientInner
-from helpers import norm_error
 
 START = (0.0, [0.0, 2.0])  # u and w; w_2 is free for f
 DELTA = 1e-3
@@ -124,27 +123,6 @@ def test_a_constraint_that_costs_nothing_has_no_multiplier():
     assert found.state.aux.multiplier == 0
     assert FREE.outer(found.u, found.w, None) < 1e-12
     assert above(found) < DELTA
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("scale", "off"), [(0.2, 0.005), (5.0, 0.1)])
-def test_the_scale_of_an_objective_needs_no_other_setting(scale, off):
-    """PDBO finds a multiplier `scale` times as large; the penalty's is 10 whatever the scale."""
-    problem = BilevelProblem(lambda u, w, b: scale * priced(u, w, b), inner)
-    found = solve(PDBO(), problem, 3000)
-    expected = relaxed(DELTA) * [1, 1, 1, scale]
-    np.testing.assert_allclose([*point(found), found.state.aux.multiplier], expected, rtol=1e-4)
-    penalised = solve(bilevel.ValueFunctionPenalty(), problem)
-    np.testing.assert_allclose(0.5 - penalised.u, off, rtol=0.02)
-
-
-@pytest.mark.slow
-def test_extrapolation_can_lock_the_multiplier():
-    """With ten times the curvature of f in F, w oscillates, and so does the extrapolation."""
-    problem = BilevelProblem(lambda u, w, b: 10 * priced(u, w, b), inner)
-    expected = relaxed(DELTA)[:3]
-    assert norm_error(point(solve(PDBO(), problem)), expected) < 1e-9
-    assert norm_error(point(solve(PDBO(extrapolation=1.0), problem)), expected) > 1
 
 
 def trajectory(algorithm, start, num_steps=1000) -> tuple[np.ndarray, np.ndarray]:

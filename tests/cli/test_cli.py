@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
-from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -19,7 +18,6 @@ from bilevel.reweighting._report.thumbnails import thumbnails
 from digits import (
     TRAIN,
     TRUSTED,
-    arguments,
     digits,
     learned,
     mixed_table,
@@ -31,7 +29,6 @@ from runs import Run, interrupt_at, record, weigh
 
 FREE = ["--method", "near-exact", "--no-report"]
 FILES = ["config.toml", "model.skops", "summary.json", "weights.parquet", "worst.csv"]
-COLUMNS = ["id", "weight", "rank", "label_quality", "keep", "given_label", "predicted_label"]
 
 
 def invoke(arguments: list[str], out: Path) -> Run:
@@ -54,21 +51,6 @@ def test_the_folder_holds_five_files_and_nothing_else(plain):
     assert plain.code == 0
     assert plain.files == FILES
     assert not plain.out.with_name("run.partial").exists()
-
-
-def test_weights_have_one_line_per_row_in_order(plain):
-    weights, data = plain.weights, digits()
-    assert list(weights.columns) == COLUMNS
-    assert weights["id"].tolist() == [f"r{i}" for i in range(TRAIN)]
-    np.testing.assert_array_equal(weights["given_label"], data.y)
-    assert weights["weight"].mean() == pytest.approx(1.0, rel=1e-12)
-    assert roc_auc_score(~data.wrong, weights["weight"]) >= 0.9
-    trusted_weight = plain.summary["trusted_weight"]
-    np.testing.assert_array_equal(weights["keep"], weights["weight"] >= trusted_weight / 2)
-    assert sorted(weights["rank"]) == list(range(1, TRAIN + 1))
-    by_rank = weights.set_index("rank")["weight"].sort_index()
-    assert (np.diff(by_rank) <= 0).all()
-    np.testing.assert_array_equal(weights["label_quality"].rank(), weights["weight"].rank())
 
 
 def test_weights_are_those_of_learn_weights(plain):
@@ -223,26 +205,6 @@ def test_without_json_stdout_has_the_table_and_the_checks(mixed):
     assert "fitting the final model" in mixed.stderr
 
 
-@pytest.mark.slow
-def test_parquet_gives_the_same_as_csv(tmp_path, plain, mixed):
-    run = invoke([*write_tables(tmp_path, suffix=".parquet"), "--id", "row"], tmp_path / "run")
-    pd.testing.assert_frame_equal(run.weights, plain.weights, check_exact=True)
-    (tmp_path / "mixed").mkdir()
-    tables = write_tables(tmp_path / "mixed", mixed_table, ".parquet")
-    run = invoke([*tables, "--id", "row"], tmp_path / "mixed" / "run")
-    pd.testing.assert_frame_equal(run.weights, mixed.weights, check_exact=True)
-
-
-@pytest.mark.slow
-def test_categories_are_read_like_text(tmp_path, mixed):
-    def make(*part, **ids):
-        table = mixed_table(*part, **ids)
-        return table.assign(side=table["side"].astype("category"))
-
-    run = invoke([*write_tables(tmp_path, make, ".parquet"), "--id", "row"], tmp_path / "run")
-    pd.testing.assert_frame_equal(run.weights, mixed.weights, check_exact=True)
-
-
 def test_mixed_columns_missing_values_and_text_labels(mixed):
     data, weights = digits(), mixed.weights
     assert weights["given_label"].tolist() == [f"class {k}" for k in data.y]
@@ -262,18 +224,6 @@ def test_the_model_reads_the_raw_table(mixed):
     np.testing.assert_array_equal(mixed.model().predict(table), mixed.weights["predicted_label"])
 
 
-@pytest.mark.slow
-def test_columns_in_another_order_are_matched_by_name(tmp_path, plain):
-    command = write_tables(tmp_path)
-    for name in ("trusted", "holdout"):
-        path = tmp_path / f"{name}.csv"
-        table = pd.read_csv(path)
-        write_table(table.loc[:, ::-1], path)
-    run = invoke([*command, "--id", "row"], tmp_path / "run")
-    pd.testing.assert_frame_equal(run.weights, plain.weights, check_exact=True)
-    assert run.summary == plain.summary
-
-
 def test_row_numbers_are_the_ids_without_an_id_column(tmp_path, plain):
     command = [*write_tables(tmp_path), "--drop", "row", "--num-steps", "1"]
     run = invoke(command, tmp_path / "deep" / "run")
@@ -287,51 +237,6 @@ def test_without_holdout_the_question_is_left_open(tmp_path):
     assert run.summary["baselines"] is None
     text = " ".join(run.stdout.split())
     assert "whether weighting paid is not known: give rows to judge it on (--holdout)" in text
-
-
-@pytest.mark.slow
-def test_overlap_keep_goes_on_with_rows_that_are_also_trusted(tmp_path):
-    command = [*write_tables(tmp_path), "--id", "row"]
-    train, trusted = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("train", "trusted"))
-    pixels = [f"p{i}" for i in range(64)]
-    trusted.loc[0, pixels] = train.loc[3, pixels]
-    write_table(trusted, tmp_path / "trusted.csv")
-    refused = invoke(command, tmp_path / "run")
-    assert refused.code == 3
-    assert "(trainingids'r3')" in refused.squeezed
-    assert invoke([*command, "--overlap", "keep"], tmp_path / "run").code == 0
-
-
-@pytest.mark.slow
-def test_regression(tmp_path):
-    X, y = load_diabetes(return_X_y=True)
-    wrong = np.random.default_rng(0).random(220) < 0.3
-    names = [f"x{i}" for i in range(10)]
-    train = pd.DataFrame(X[:220], columns=names).assign(digit=y[:220] + 400 * wrong)
-    trusted = pd.DataFrame(X[220:330], columns=names).assign(digit=y[220:330])
-    write_table(train, tmp_path / "train.csv")
-    write_table(trusted, tmp_path / "trusted.csv")
-    command = [*arguments(tmp_path)[:-2], "--task", "regression"]
-    run = invoke(command, tmp_path / "run")
-    assert run.summary["task"] == "regression"
-    assert run.summary["score"] == "R2"
-    assert roc_auc_score(~wrong, run.weights["weight"]) >= 0.9
-    np.testing.assert_array_equal(run.weights["given_label"], train["digit"])
-    # Of targets that are 400 too high in 30 % of the rows, predictions are not 120 too high.
-    assert abs(np.mean(run.weights["predicted_label"] - y[:220])) < 30
-
-
-@pytest.mark.parametrize(("seed", "believable"), [(0, True), (1, False)])
-@pytest.mark.slow
-def test_strict_says_whether_to_believe_it(tmp_path, seed, believable):
-    """On split 1 the filter baseline is better on the hold-out: 0.9214 against 0.9150."""
-    command = [*write_tables(tmp_path, seed=seed), "--id", "row"]
-    run = invoke([*command, "--strict"], tmp_path / "run")
-    assert run.summary["believable"] is believable
-    assert run.code == (0 if believable else 4)
-    assert run.files == FILES  # the results are there
-    if not believable:
-        assert invoke(command, tmp_path / "again").code == 0
 
 
 def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monkeypatch):

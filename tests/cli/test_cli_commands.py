@@ -25,13 +25,6 @@ def full(tmp_path_factory) -> Run:
     return full_run(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(scope="module")
-def again(tmp_path_factory, full) -> Run:
-    """Another run, from the `config.toml` of the first; without a report."""
-    out = tmp_path_factory.mktemp("again") / "run"
-    return weigh(["weigh", "--config", str(full.out / "config.toml"), "--no-report"], out)
-
-
 @pytest.fixture
 def copied(full, tmp_path) -> Path:
     return Path(shutil.copytree(full.out, tmp_path / "copy"))
@@ -461,17 +454,6 @@ def test_other_commands_read_such_files_too(full, tmp_path):
     refused(
         2, "sets budget, which `score` does not have; it has id, json, label, out, run,", said=said
     )
-
-
-@pytest.mark.slow  # quick: `test_config_mirrors_the_flags`
-def test_a_runs_own_file_gives_the_same_weights(full, again):
-    assert again.code == 0
-    assert (again.out / "weights.parquet").read_bytes() == (
-        full.out / "weights.parquet"
-    ).read_bytes()
-    assert again.summary == full.summary
-    assert again.files == [name for name in full.files if not name.startswith("report")]
-    assert again.config == full.config | {"out": str(again.out), "report": False}
 
 
 # -- the dry run ------------------------------------------------------------------------------------

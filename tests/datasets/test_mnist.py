@@ -61,28 +61,6 @@ def test_the_docstring_example_runs_where_the_data_is(read):
 
 
 @needs_data
-def test_plain_and_gzip_in_a_given_folder_read_the_same(tmp_path, monkeypatch):
-    source = Path(os.environ["BILEVEL_DATA"], "mnist")
-    monkeypatch.delenv("BILEVEL_DATA")
-    for name in FILES[2:]:
-        (path,) = (p for p in (source / name, source / f"{name}.gz") if p.is_file())
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        for folder, suffix, data in (
-            ("plain", "", content),
-            ("packed", ".gz", gzip.compress(content, 1)),  # not the publisher's compression
-        ):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            (tmp_path / folder / f"{name}{suffix}").write_bytes(data)
-    plain, packed = (
-        mnist("test", folder=tmp_path / "plain"),
-        mnist("test", folder=tmp_path / "packed"),
-    )
-    np.testing.assert_array_equal(plain.images, packed.images)
-    np.testing.assert_array_equal(plain.labels, packed.labels)
-
-
-@needs_data
 def test_the_folder_comes_before_the_environment_and_the_environment_still_counts(tmp_path):
     assert mnist("test", folder=tmp_path).labels[:4].tolist() == [7, 2, 1, 0]  # nothing there
     (tmp_path / FILES[3]).write_bytes(b"not this one")

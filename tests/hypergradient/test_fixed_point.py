@@ -88,7 +88,6 @@ def test_parts_that_need_an_objective_refuse_a_map():
 
 
 OPTIMISERS = {
-    "sgd": (optax.sgd(0.1), 2000),
     "momentum": (optax.sgd(0.05, momentum=0.8), 2000),
     "adam": (optax.adam(optax.exponential_decay(0.1, 300, 0.5)), 6000),
 }
@@ -99,22 +98,6 @@ def standard_promotion():
     """Adam of optax mixes dtypes."""
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("name", OPTIMISERS)
-@pytest.mark.parametrize("case_name", ["coupled", "ridge_per_feature"])
-@pytest.mark.slow
-def test_optimizer_aware_aid(case_name, name):
-    """The fixed point of the optimiser's step gives the hypergradient of the objective."""
-    case, (tx, steps) = CASES[case_name], OPTIMISERS[name]
-    w, state, _, _ = GradientInner(tx, steps).solve(
-        case.problem, case.u, case.w0, tx.init(case.w0), case.streams().inner
-    )
-    mapped = bilevel.optimizer_fixed_point(case.problem, tx, state)
-    found = bilevel.implicit_gradient(mapped, case.u, w, lx.GMRES(rtol=1e-11, atol=1e-11))
-    assert norm_error(found.grad, case.gradient(case.u)) < 1e-6
-    assert float(found.inner_residual) < 1e-6
 
 
 @pytest.mark.usefixtures("standard_promotion")

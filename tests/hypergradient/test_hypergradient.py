@@ -156,14 +156,6 @@ def test_rate_of_aid_in_inner_steps():
     np.testing.assert_allclose(slope, np.log(1 - step * case.bounds[0]), rtol=0.02)
 
 
-def test_rate_of_itd_with_a_constant_hessian():
-    """On a quadratic the error of ITD shrinks as q^T, without the factor T."""
-    case, step = CASES["coupled"], 0.25
-    counts = [30, 40, 50]
-    slope = np.polyfit(counts, np.log(errors_after(case, bilevel.ITD(), step, counts)), 1)[0]
-    np.testing.assert_allclose(slope, np.log(1 - step * case.bounds[0]), rtol=0.02)
-
-
 def test_rate_of_itd_where_the_hessian_moves():
     """In general it shrinks as T q^T: the error over q^T grows linearly in T."""
     problem = bilevel.BilevelProblem(

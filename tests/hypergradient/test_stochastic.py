@@ -18,7 +18,7 @@ from bilevel import (
     WithReplacement,
     decreasing_step,
 )
-from helpers import CASES, flat, norm_error
+from helpers import CASES, norm_error
 
 
 def estimate(case, estimator, inner, sampler=None, key=None, w0=None):
@@ -34,19 +34,6 @@ def estimate(case, estimator, inner, sampler=None, key=None, w0=None):
     w0 = case.w0 if w0 is None else w0
     state = estimator.init(problem, inner, case.u, w0)
     return eqx.filter_jit(estimator.estimate)(problem, inner, case.u, w0, state, streams)[0]
-
-
-@pytest.mark.parametrize("name", ["coupled", "pytree", "logistic"])
-@pytest.mark.slow
-def test_on_full_batches_sid_is_the_fixed_point_method(name):
-    case = CASES[name]
-    step = 1 / case.bounds[1]
-    inner = GradientInner(case.sgd(), 15)
-    found = estimate(case, SID(StochasticRichardson(step, 20), 3), inner)
-    series = estimate(case, bilevel.AID(bilevel.Neumann(step, 20)), inner)
-    np.testing.assert_allclose(flat(found.grad), flat(series.grad), rtol=1e-11)
-    np.testing.assert_allclose(flat(found.v), flat(series.v), rtol=1e-11)
-    np.testing.assert_allclose(float(found.value), float(series.value), rtol=1e-12)
 
 
 def test_closed_form_on_full_batches():

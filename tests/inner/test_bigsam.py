@@ -1,19 +1,16 @@
 """BiG-SAM against its equations in numpy, closed forms by pseudo-inverse, central differences."""
 
-import collections
 from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 import optax
 import pytest
 
 import bilevel
 from bilevel import (
-    AID,
     ITD,
     BiGSAM,
     BilevelProblem,
@@ -113,19 +110,6 @@ class Wide:
         hessian = p * self.a.T @ self.a + q * self.r.T @ self.r
         right = p * self.a.T @ (self.b @ u + self.c) + q * self.r.T @ (self.s @ u + self.t)
         return np.linalg.solve(hessian, right)
-
-    def minimise(self, solution) -> tuple[np.ndarray, float]:
-        """The outer minimum for an affine `solution(u)`, exactly."""
-        zero = solution(np.zeros(2))
-        slope = np.stack([solution(e) - zero for e in np.eye(2)], axis=1)
-        j, k = self.r @ slope - self.s, self.r @ zero - self.t
-        u = -np.linalg.solve(j.T @ j + np.eye(2), j.T @ k)
-        return u, self.outer(u, solution(u))
-
-    def gradient(self, solution, u) -> np.ndarray:
-        """The gradient of `u -> F(u, solution(u))`, by differences, which are exact for a
-        quadratic."""
-        return central(lambda u: self.outer(u, solution(u)), u, 1e-2)
 
 
 def central(function, u, h: float = 1e-5) -> np.ndarray:
@@ -255,31 +239,6 @@ def test_unrolled_is_algorithm_five(name, mode):
     assert [int(n) for n in jax.tree.leaves(found.calls)[:2]] == [1 + 10, 1 + 10]
 
 
-@pytest.mark.slow
-def test_hypergradients_of_the_improved_model():
-    """Both estimators tend to grad F(u, w(u)) as 1 / K; AID needs a solver for singular systems.
-
-    AID may leave out how the choice among the inner minimisers moves with u, as F is stationary
-    along them. The basic model's hypergradient is another one.
-    """
-    truth = WIDE.gradient(WIDE.best, U)
-    errors: dict[str, list[float]] = collections.defaultdict(list)
-    for num_steps in (100, 1000):
-        solver = bigsam("Sabach-Shtern", num_steps)
-        for name, estimator in {"ITD": ITD(), "AID": AID(lx.LSMR(1e-12, 1e-12))}.items():
-            found = estimate(estimator, solver, jnp.asarray(U), jnp.zeros(6))
-            errors[name].append(norm_error(found.grad, truth))
-            if name == "ITD":
-                # The estimate is of what the start leaves, and does not see the weight b_K.
-                assert float(found.error_estimate) < 1e-3 * norm_error(found.grad, truth)
-    for rates in errors.values():
-        np.testing.assert_allclose(np.diff(np.log10(rates)), -1.0, atol=0.1)
-    assert errors["AID"][-1] < errors["ITD"][-1] < 0.03
-    found = estimate(ITD(), basic(1000), jnp.asarray(U), jnp.zeros(6))
-    np.testing.assert_allclose(np.asarray(found.grad), WIDE.gradient(WIDE.nearest, U), rtol=1e-9)
-    assert norm_error(found.grad, truth) > 0.1
-
-
 # What each weighting converges to
 
 
@@ -334,22 +293,6 @@ def test_printed_weighting_drifts_to_the_outer_optimum():
     assert excess[-1] > 0.85 * WIDE.f(U, target)
     for k, w in zip(steps, found, strict=True):
         assert norm_error(w, WIDE.weighted_optimum(U, 1 - k**-0.25)) < 0.1 / k
-
-
-def test_every_interpolates_between_the_improved_and_the_basic_model():
-    """The trade-off of Figure 2 after 100 printed steps: more BiG-SAM steps give a lower F and a
-    higher f.
-
-    One BiG-SAM step does most of it, the last, in which F has the weight 0.68.
-    """
-    found = [solve(bigsam("printed", 100, every=k)) for k in (1, 2, 5, 20)] + [solve(basic(100))]
-    assert np.all(np.diff([WIDE.outer(U, w) for w in found]) > 0)
-    assert np.all(np.diff([WIDE.f(U, w) for w in found]) < 0)
-    assert WIDE.f(U, found[-1]) < 1e-12
-    once = solve(bigsam("printed", 100, every=100))
-    assert WIDE.outer(U, once) < 0.2 * WIDE.outer(U, found[-1])
-    ten = solve(bigsam("printed", 10, every=5))
-    np.testing.assert_allclose(ten, transcribed(WEIGHTINGS["printed"][1], 10, 5), atol=1e-13)
 
 
 # Theorem 2

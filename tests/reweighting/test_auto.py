@@ -187,34 +187,6 @@ def test_regression_finds_corrupted_targets():
     assert scored["keep"].mean() > 0.9
 
 
-class _Interrupt(bilevel.AbstractCallback):
-    """Stops the third run."""
-
-    def __init__(self):
-        self.chunks = 0
-
-    def __call__(self, chunk):
-        self.chunks += 1
-        if self.chunks == 12:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_goes_on_with_the_same_end(tmp_path, result):
-    data = digits()
-    with pytest.raises(KeyboardInterrupt):
-        learn_weights(*data.learnable, folder=tmp_path, callbacks=[_Interrupt()])
-    kept = sorted(path.name for path in tmp_path.glob("*.npz"))
-    assert kept == ["path-features-0.npz", "path-features-1.npz"]
-    counter = _Interrupt()
-    resumed = learn_weights(*data.learnable, folder=tmp_path, callbacks=[counter])
-    assert counter.chunks == 10  # two runs of five chunks; two were kept
-    np.testing.assert_array_equal(resumed.weights, result.weights)
-    other = digits(1)
-    with pytest.raises(ValueError, match="on other data or with other settings"):
-        learn_weights(*other.learnable, folder=tmp_path)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -76,24 +76,6 @@ def test_every_line_is_the_model_fitted_by_hand():
     assert rows.loc["reweighted", "difference"] == 0
 
 
-@pytest.mark.slow
-def test_learn_weights_prints_these_baselines():
-    data = digits()
-    final = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))
-    result = learn_weights(
-        *data.learnable, holdout=data.holdout, estimator=final, method="near-exact", num_steps=2
-    )
-    again = compare_baselines(
-        final,
-        *data.learnable,
-        np.asarray(result.weights),
-        result.trusted_weight,
-        *data.holdout,
-    )
-    assert result.baselines is not None
-    pd.testing.assert_frame_equal(result.baselines, again, check_exact=True)
-
-
 def test_weight_two_is_a_row_twice_and_weight_zero_is_no_row():
     weights = np.r_[np.full(20, 2.0), np.zeros(30), np.ones(N - 50)]
     repeats = weights.astype(int)

@@ -40,11 +40,6 @@ def test_objectives_by_hand(learned):
     assert float(problem.outer(u, W, problem.outer_data)) == pytest.approx(float(outer), rel=1e-12)
 
 
-def test_hard_labels_are_one_hot():
-    hard = jax.nn.softmax(tasks.hard_labels(jnp.array([2, 0]), 3))
-    np.testing.assert_array_equal(hard, [[0, 0, 1], [1, 0, 0]])
-
-
 def test_distillation_hypergradient_against_finite_differences():
     """With l2 > 0 there is one inner solution, and Phi is smooth."""
     problem = tasks.distillation(X, Y, predict, l2=0.3)
@@ -54,16 +49,6 @@ def test_distillation_hypergradient_against_finite_differences():
         problem, u, jnp.zeros((4, 3)), bilevel.AID(lx.Cholesky()), inner
     )
     assert "agrees" in str(check)
-
-
-def test_one_step_from_zero_in_closed_form():
-    """A first warm step gives w = -a grad f(u, 0) = a / 2 sum_j (t_j - 1/4) x_j^T."""
-    a = 0.5
-    problem = tasks.distillation(X, Y, predict)
-    u = {"inputs": POINTS, "labels": LABELS}
-    w = -a * problem.residual(u, jnp.zeros((4, 3)), None)
-    expected = a / 2 * (jax.nn.softmax(LABELS) - 0.25).T @ POINTS
-    assert_close(w, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_augmentation_at_the_identity_is_plain_training():

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel
 from bilevel import AID, ITD, Anderson, FullBatch, GradientInner, RootInner, Stream, tasks
-from helpers import CASES, estimate_on_all_data, norm_error
+from helpers import CASES, estimate_on_all_data
 
 ROWS, FEATURES, WIDTH, CLASSES = 6, 3, 4, 3
 RNG = np.random.default_rng(0)
@@ -211,14 +211,6 @@ def test_anderson_in_float32():
     np.testing.assert_allclose(w, Z, atol=3e-5)
 
 
-def test_newton_on_an_inner_objective():
-    case = CASES["logistic"]
-    inner = RootInner(optx.Newton(1e-9, 1e-9, linear_solver=lx.LU()))
-    w, stats = solve(inner, case.problem, case.u, case.w0, case.problem.inner_data)
-    assert norm_error(w, ravel_pytree(case.w_star(case.u))[0]) < 1e-9
-    assert int(stats.calls) < 15
-
-
 def test_nan_ends_the_solve():
     w, stats = solve(TIGHT, u=U | {"b": jnp.full(WIDTH, jnp.nan)})
     assert not np.any(np.isfinite(w))
@@ -351,18 +343,6 @@ def test_a_backward_pass_that_does_not_converge_raises():
 
 
 # Training, and models of one's own
-
-
-def test_training_by_solve():
-    method = bilevel.DoubleLoop(
-        RootInner(Anderson(1e-9, 1e-9), by_row=True), AID(RICHARDSON), optax.sgd(0.5)
-    )
-    solution = bilevel.solve(PROBLEM, method, MODEL.u0, W0, num_steps=60)
-    values = solution.trace["outer_value"]
-    assert values[-1] < 0.2 * values[0]
-    z = fixed_points(matrix(solution.u), injection(solution.u))
-    np.testing.assert_allclose(solution.w, z, atol=2e-2)
-    assert solution.trace["inner_residual"][-1] < 1e-7
 
 
 def test_a_user_defined_cell():

@@ -111,14 +111,6 @@ def test_the_corrected_limit_is_the_solution_and_the_uncorrected_one_is_not():
     assert jnp.linalg.norm(biased - solution()) > 0.02 * jnp.linalg.norm(solution())
 
 
-def test_the_order_of_clients_does_not_matter():
-    w0 = jnp.array([0.3, -0.2, 0.9])
-    order = np.array([2, 0, 3, 1])
-    other = tasks.federated(POOLED, INNER[order], OUTER[order])
-    solver = FederatedInner(STEP, 5, 20)
-    assert_close(run(solver, w0)[0], run(solver, w0, other)[0], rtol=1e-13)
-
-
 def test_some_clients_per_round():
     """One round with one client is local gradient descent on that client."""
     w0 = jnp.array([0.3, -0.2, 0.9])

@@ -58,19 +58,6 @@ def test_the_solution_is_that_of_scikit_learn(name):
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_curvature_is_that_of_the_docstring(name):
-    u, problem = POINTS[name], problem_of()
-    hessian = jax.hessian(problem.inner, argnums=1)(u, jnp.zeros(N), problem.inner_data)
-    scaled = rows()[0] / np.exp(np.asarray(u[0]))
-    gram = np.exp(-0.5 * ((scaled[:, None] - scaled[None]) ** 2).sum(-1))
-    penalty = np.exp(float(u[1]))
-    np.testing.assert_allclose(hessian, gram / N + penalty * np.eye(N), rtol=1e-12, atol=1e-15)
-    low, *_, high = np.linalg.eigvalsh(hessian)
-    assert penalty <= low
-    assert high <= 1 + penalty
-
-
-@pytest.mark.parametrize("name", POINTS)
 def test_hypergradient_is_the_derivative_of_the_closed_form(name):
     u, problem = POINTS[name], problem_of()
 

@@ -72,13 +72,9 @@ class BSA(AbstractAlgorithm):
     optimization: Complexity analysis and application to actor-critic", Algorithm 1 [hong2020][], whose
     outer step decays faster than its inner one, as `step^(-3/5)` and `step^(-2/5)`.
 
-    Args:
-        inner_step, linear_step, outer_step: numbers, or schedules of the number of outer steps made.
-        num_inner, num_terms: T and K.
-        inner_sampler, outer_sampler: where batches come from; all data by default.
-
-    Cost per step: num_inner inner gradients, p products, an outer gradient and a joint pass. Memory
-    beyond u and w: none. v has the mean of the series and a large variance.
+    The arguments are those of `StocBiO`. Cost per step: num_inner inner gradients, p products, an
+    outer gradient and a joint pass. Memory beyond u and w: none. v has the mean of the series and a
+    large variance.
 
     Raises:
         ValueError: a number of steps or terms < 1.

@@ -82,11 +82,7 @@ class SUSTAIN(AbstractAlgorithm):
     directions are plain. `MRBO` differs in the series.
 
     Args:
-        inner_step, linear_step, outer_step, momentum: numbers, or schedules of the number of steps
-            made; as in `SOBA`, where the linear step is that of the series. The paper takes steps of
-            the order of `step^(-1/3)` and a momentum of `step^(-2/3)`.
-        num_terms: K.
-        inner_sampler, outer_sampler: where batches come from; all data by default.
+        num_terms: K. The others are those of `MRBO`.
 
     `linear_residual` is that of v(z) on the first inner batch. Cost per step: one outer and p + 1
     inner batches; at two points an outer gradient, an inner gradient, p + 1 Hessian-vector products

@@ -74,21 +74,7 @@ def fashion_mnist(
 
     The reader is that of `mnist`, with the sub-folder `fashion-mnist` of `BILEVEL_DATA`. The
     classes are 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8
-    bag, 9 ankle boot.
-
-    Args:
-        split: "train" or "test".
-        folder: the folder that holds the files; None means the other two places only.
-        download: let `fetch` download what is missing or damaged.
-
-    Returns:
-        `LabelledImages(images, labels)`: uint8 (n, 28, 28) in 0..255 and uint8 (n,) in 0..9, in
-        the published order.
-
-    Raises:
-        FileNotFoundError: a file is in none of the places; the message says where to get it.
-        OSError: `fetch` could not download it.
-        ValueError: `split` is unknown, or a file is not the published one (sha256).
+    bag, 9 ankle boot. Arguments, result and errors are those of `mnist`.
 
     Source: Xiao, Rasul and Vollgraf (2017), "Fashion-MNIST: A novel image dataset for benchmarking
     machine learning algorithms" [xiao2017][].

@@ -78,18 +78,14 @@ def redraw_uniform(
     `changed` marks those only.
 
     Args:
-        labels: the true labels, shape (n,), of any dtype that can be sorted (integers, strings).
-        rate: share of the rows to redraw, in [0, 1]; rate * n is rounded half to even.
-        seed: seed of, or ready-made, NumPy generator; a generator is advanced.
-        classes: all K >= 2 classes, shape (K,), distinct; None takes those that occur in `labels`.
+        labels, rate, seed, classes: as in `flip_to_different`.
 
     Returns:
         `NoisyLabels(labels, changed)`: new labels with the dtype of `labels` (strings are as wide
         as the widest class), and where they are now wrong. `labels` is untouched.
 
     Raises:
-        ValueError: as `flip_to_different`.
-        TypeError: as `flip_to_different`.
+        ValueError, TypeError: as `flip_to_different`.
 
     Source: data hyper-cleaning of Franceschi, Donini, Frasconi and Pontil (2017), "Forward and
     reverse gradient-based hyperparameter optimization" [franceschi2017][] and of Shaban, Cheng,
@@ -118,18 +114,14 @@ def flip_to_next(
     one.
 
     Args:
-        labels: the true labels, shape (n,), of any dtype that can be sorted (integers, strings).
-        rate: share of the rows to corrupt, in [0, 1]; rate * n is rounded half to even.
-        seed: seed of, or ready-made, NumPy generator; a generator is advanced.
-        classes: all K >= 2 classes, shape (K,), distinct; None takes those that occur in `labels`.
+        labels, rate, seed, classes: as in `flip_to_different`.
 
     Returns:
         `NoisyLabels(labels, changed)`: new labels with the dtype of `labels` (strings are as wide
         as the widest class), and exactly round(rate n) True in `changed`. `labels` is untouched.
 
     Raises:
-        ValueError: as `flip_to_different`.
-        TypeError: as `flip_to_different`.
+        ValueError, TypeError: as `flip_to_different`.
 
     Source: "pair flipping" of Han, Yao, Yu, Niu, Xu, Hu, Tsang and Sugiyama (2018), "Co-teaching:
     Robust training of deep neural networks with extremely noisy labels" [han2018][]. There each row
@@ -162,12 +154,9 @@ def flip_by_matrix(
         flip_to_next        (1 - p) I + p S,    S_j,j+1 = 1
 
     Args:
-        labels: the true labels, shape (n,), of any dtype that can be sorted (integers, strings).
+        labels, seed, classes: as in `flip_to_different`.
         matrix: T, shape (K, K), entries in [0, 1], rows of sum 1; rows and columns are in the order
             of `classes`.
-        seed: seed of, or ready-made, NumPy generator; a generator is advanced.
-        classes: all K >= 2 classes, shape (K,), distinct; None takes those that occur in `labels`,
-            sorted.
 
     Returns:
         `NoisyLabels(labels, changed)`, as `flip_to_different`, with a random number of changes.
