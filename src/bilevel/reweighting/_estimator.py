@@ -14,13 +14,13 @@ from sklearn.base import (
     RegressorMixin,
     clone,
 )
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, column_or_1d, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._inputs.checks import InputError, check_aligned, check_estimator_fits
 from ._inputs.containers import as_rows, feature_rows, like
+from ._inputs.estimators import takes_tables
 from ._learn import learn_weights
 from ._report.evidence import gather_evidence
 from ._report.page import Report
@@ -156,7 +156,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             estimator=self.estimator,
             seed=_seed(self.random_state),
         )
-        if not isinstance(self.estimator, Pipeline):  # which has its own way with tables
+        if not takes_tables(self.estimator):  # which has its own way with tables
             self._encoding = result.encoding
             train, trusted = ((result.encoding.encode(X, "X"), y) for X, y in (train, trusted))
         self.estimator_ = fit_weighted(

@@ -9,8 +9,8 @@ import pandas as pd
 import scipy.sparse
 from jaxtyping import Float, Shaped
 from sklearn.base import is_classifier
-from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import has_fit_parameter
+
+from .estimators import weight_keyword, without_weights
 
 # What prose calls the rows of the three tables.
 PROSE = {"train": "training", "trusted": "trusted", "holdout": "hold-out"}
@@ -293,14 +293,13 @@ def check_groups(groups: Any, n: int) -> np.ndarray:
 
 def check_estimator_fits(estimator: Any, regression: bool) -> None:
     """Refuse an estimator of the other kind, or one that cannot be fitted with weights."""
-    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-    if is_classifier(last) == regression:
+    if is_classifier(estimator) == regression:
         wanted = "regressor" if regression else "classifier"
-        raise ValueError(f"`estimator` must be a {wanted} here, got {type(last).__name__}.")
-    if not has_fit_parameter(last, "sample_weight"):
+        raise ValueError(f"`estimator` must be a {wanted} here, got {type(estimator).__name__}.")
+    if weight_keyword(estimator) is None:
         raise ValueError(
-            f"`estimator` must accept sample_weight, and {type(last).__name__} does not: its fit "
-            "would ignore the weights. Choose one that does, such as LogisticRegression, Ridge, "
+            f"`estimator` must accept sample_weight, and {without_weights(estimator)} does not: its "
+            "fit would ignore the weights. Choose one that does, such as LogisticRegression, Ridge, "
             "RandomForestClassifier or HistGradientBoostingClassifier."
         )
 

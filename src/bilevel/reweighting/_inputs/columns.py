@@ -191,6 +191,9 @@ def tidy(features: pd.DataFrame, like: "pd.DataFrame | Pipeline | None" = None) 
 
 def _expand(features: pd.DataFrame) -> pd.DataFrame:
     """Columns named by text; those that hold vectors are replaced by one column per number."""
+    if isinstance(features.columns, pd.MultiIndex):  # as pivot_table makes: ("price", "mean")
+        names = ["_".join(str(x) for x in c if str(x)) for c in features.columns]
+        features = features.set_axis(names, axis=1)
     features = features.rename(columns=str)
     check_unique(features, "the table")
     parts = []

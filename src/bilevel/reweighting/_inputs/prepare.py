@@ -24,6 +24,7 @@ from .checks import (
 )
 from .columns import is_messy, tidy, vectorise
 from .containers import as_rows, feature_rows
+from .estimators import takes_tables
 
 MIN_MAX = object()
 DOUBLE = 1_000_000  # numbers that are taken in double precision: features, or outputs, of a table
@@ -224,7 +225,7 @@ def prepare(
         )
         for name, a in numbers.items()
     }
-    if pipeline is not None and not isinstance(estimator, Pipeline):
+    if pipeline is not None and not takes_tables(estimator):
         tables = {name: pd.DataFrame(numbers[name], table.index) for name, table in tables.items()}
     whole = {name: PreparedTable(tables[name], labels[name], *scaled[name]) for name in tables}
     return Prepared(X, whole["train"], whole["trusted"], whole.get("holdout"), encoding, groups)

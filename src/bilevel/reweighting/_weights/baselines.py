@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse
-from sklearn import config_context
-from sklearn.base import clone, is_classifier
+from sklearn.base import is_classifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils import _safe_indexing
 
 from ..._analysis.weight_statistics import effective_sample_size
 from .._inputs.checks import check_estimator_fits
+from .._inputs.estimators import fit_with_weights
 from .._inputs.prepare import Prepared
 
 SIMPLEST = "all rows + trusted"
@@ -31,7 +31,7 @@ def default_estimator(regression: bool) -> Any:
 def fit_weighted(
     estimator: Any, X: Any, y: Any, weights: np.ndarray, *, drop_zero: bool = True
 ) -> Any:
-    """A clone of `estimator`, fitted with `sample_weight` (of a pipeline: on its last step).
+    """A clone of `estimator`, fitted with weights, see `fit_with_weights`.
 
     Rows of weight zero are left out, so that scalers and trees do not see them either; with
     `drop_zero=False` they are passed on with their zeros.
@@ -46,12 +46,7 @@ def fit_weighted(
     if drop_zero and not weights.all():
         rows = np.flatnonzero(weights)
         X, y, weights = take_rows(X, rows), take_rows(y, rows), weights[rows]
-    name = "sample_weight"
-    if isinstance(estimator, Pipeline):
-        name = f"{estimator.steps[-1][0]}__{name}"
-    fresh: Any = clone(estimator)
-    with config_context(enable_metadata_routing=False):  # which wants pipelines to be asked
-        return fresh.fit(X, y, **{name: weights})
+    return fit_with_weights(estimator, X, y, weights)
 
 
 def stack_rows(a: Any, b: Any) -> Any:

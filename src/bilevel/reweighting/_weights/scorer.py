@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import log_softmax
-from sklearn.pipeline import Pipeline
 
+from .._inputs.estimators import takes_tables
 from .label_models import LEAST, LabelModel, Member
 from .labels import Classes, Numbers
 from .pool import ClassPool, NumberPool
@@ -129,7 +129,7 @@ class RowScorer(NamedTuple):
     def takes_tables(self) -> bool:
         """Whether a member is a pipeline, which takes the rows as the user has them."""
         return any(
-            isinstance(model, OwnModel) and isinstance(model.kind.estimator, Pipeline)
+            isinstance(model, OwnModel) and takes_tables(model.kind.estimator)
             for member in self.members
             for model in member
         )

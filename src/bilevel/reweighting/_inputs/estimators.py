@@ -1,0 +1,129 @@
+"""How the user's estimator takes weights and tables, whatever it is made of."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sklearn import config_context
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import (
+    BaggingClassifier,
+    BaggingRegressor,
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
+)
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import MetadataRouter
+from sklearn.utils.validation import has_fit_parameter
+
+WEIGHT = "sample_weight"
+# Their `fit` hands every keyword to all members.
+_ENSEMBLES = (VotingClassifier, VotingRegressor, StackingClassifier, StackingRegressor)
+
+_DRAWING = (BaggingClassifier, BaggingRegressor)  # draw rows by their weights, for any member
+
+
+def weight_keyword(estimator: Any) -> str | None:
+    """The keyword by which `fit` takes weights that reach the model inside; None if there is none.
+
+    A pipeline passes weights to its last step; a search or a `TransformedTargetRegressor`, whose fits
+    take any keyword, to the estimator that they hold; an ensemble to all members.
+    """
+    if isinstance(estimator, Pipeline):
+        step, last = estimator.steps[-1]
+        inner = weight_keyword(last)
+        return inner and f"{step}__{inner}"
+    if (held := _held(estimator)) is not None:
+        return weight_keyword(held)
+    if isinstance(estimator, _ENSEMBLES):
+        members: Any = estimator.estimators  # pyright: ignore[reportAttributeAccessIssue]
+        takes = [weight_keyword(m) for _, m in members if m != "drop"]
+        final = getattr(estimator, "final_estimator", None)
+        takes += [] if final is None else [weight_keyword(final)]
+        return WEIGHT if all(takes) else None
+    inner = [part for part in _parts(estimator) if part is not estimator and _predicts(part)]
+    if inner and not isinstance(
+        estimator, _DRAWING
+    ):  # any other estimator of estimators: by metadata routing
+        return WEIGHT if all(weight_keyword(part) for part in inner) else None
+    return WEIGHT if has_fit_parameter(estimator, WEIGHT) else None
+
+
+def without_weights(estimator: Any) -> str:
+    """The name of what does not take weights: a part of the estimator, or itself."""
+    inner = [part for part in _parts(estimator) if _predicts(part) and part is not estimator]
+    at_fault = [p for p in inner if weight_keyword(p) is None and not isinstance(p, Pipeline)]
+    return type(at_fault[0] if at_fault else estimator).__name__
+
+
+def fit_with_weights(estimator: Any, X: Any, y: Any, weights: Any) -> Any:
+    """A clone of `estimator`, fitted with weights by whatever way it takes them.
+
+    A pipeline within another estimator takes weights by scikit-learn's metadata routing only. There,
+    every predictor that takes weights is made to ask for them, unless the user has said otherwise.
+    """
+    if not _needs_routing(estimator):
+        fresh: Any = clone(estimator)
+        with config_context(enable_metadata_routing=False):  # which wants pipelines to be asked
+            return fresh.fit(X, y, **{str(weight_keyword(estimator)): weights})
+    with config_context(enable_metadata_routing=True):
+        fresh = clone(estimator)
+        for part in _parts(fresh):
+            _ask_for_weights(part)
+        return fresh.fit(X, y, sample_weight=weights)
+
+
+def takes_tables(estimator: Any) -> bool:
+    """Whether it has its own way with the columns of a table: a pipeline, or one within it."""
+    return any(isinstance(part, (Pipeline, ColumnTransformer)) for part in _parts(estimator))
+
+
+def _held(estimator: Any) -> Any:
+    """The estimator to which a search or a `TransformedTargetRegressor` passes its fit's keywords."""
+    given = estimator.get_params(deep=False) if hasattr(estimator, "get_params") else {}
+    if "regressor" in given:
+        return LinearRegression() if given["regressor"] is None else given["regressor"]
+    return given.get("estimator") if "refit" in given else None
+
+
+def _parts(estimator: Any) -> Iterator[Any]:
+    """The estimator, and every estimator within it."""
+    yield estimator
+    if hasattr(estimator, "get_params"):
+        inner = estimator.get_params(deep=True).values()
+        yield from (x for x in inner if hasattr(x, "fit") and not isinstance(x, type))
+
+
+def _predicts(part: Any) -> bool:
+    return is_classifier(part) or is_regressor(part)
+
+
+def _needs_routing(estimator: Any) -> bool:
+    """Whether no keyword of `fit` reaches every predictor inside."""
+    while isinstance(estimator, Pipeline) or _held(estimator) is not None:
+        held = _held(estimator)
+        estimator = estimator.steps[-1][1] if held is None else held
+    if isinstance(estimator, _DRAWING):
+        return False
+    plain = isinstance(estimator, _ENSEMBLES) or has_fit_parameter(estimator, WEIGHT)
+    return not plain or any(isinstance(part, Pipeline) for part in _parts(estimator))
+
+
+def _ask_for_weights(part: Any) -> None:
+    """Fits of predictors ask for weights; transformers and scores do not."""
+    for method, asks in (("fit", _predicts(part)), ("score", False)):
+        request = getattr(part, f"set_{method}_request", None)  # scikit-learn makes it as needed
+        if request is not None and WEIGHT in _unset(part, method):
+            request(**{WEIGHT: asks})
+
+
+def _unset(part: Any, method: str) -> list[str]:
+    """What it takes of weights without the user having said whether to pass them."""
+    routing = part.get_metadata_routing()
+    if isinstance(routing, MetadataRouter):  # it takes some, and passes some on
+        return [WEIGHT] * (method == "fit" and has_fit_parameter(part, WEIGHT))
+    requests = getattr(routing, method, None)
+    return [] if requests is None else [k for k, v in requests.requests.items() if v is None]

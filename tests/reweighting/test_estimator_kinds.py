@@ -1,0 +1,138 @@
+"""Estimators made of other estimators: the weights must reach every predictor inside."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    BaggingClassifier,
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
+)
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+
+from bilevel import ReweightedClassifier
+from bilevel.reweighting._inputs.estimators import fit_with_weights
+from bilevel.reweighting._learn import learn_weights
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(160, 3))
+Y = (X[:, 0] + 0.5 * RNG.normal(size=160) > 0).astype(int)
+TREE = DecisionTreeClassifier(max_depth=2, random_state=0)
+
+
+def pipe(model=None):
+    return make_pipeline(StandardScaler(), LogisticRegression() if model is None else model)
+
+
+CLASSIFIERS = [
+    pipe(),
+    GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=3),
+    GridSearchCV(pipe(), {"logisticregression__C": [0.1, 1]}, cv=3, scoring="accuracy"),
+    pipe(GridSearchCV(LogisticRegression(), {"C": [1]}, cv=3)),
+    VotingClassifier([("a", LogisticRegression()), ("b", TREE)], voting="soft"),
+    VotingClassifier([("a", pipe()), ("b", TREE)], voting="soft"),
+    GridSearchCV(
+        VotingClassifier([("a", pipe()), ("b", TREE)], voting="soft"), {"weights": [None]}, cv=3
+    ),
+    StackingClassifier([("a", LogisticRegression()), ("b", TREE)], cv=3),
+    StackingClassifier([("a", pipe()), ("b", TREE)], LogisticRegression(), cv=3),
+    CalibratedClassifierCV(LogisticRegression(), cv=3),
+    CalibratedClassifierCV(pipe(), cv=3),
+    pipe(CalibratedClassifierCV(pipe(), cv=3)),
+    BaggingClassifier(LogisticRegression(), 5, random_state=0),
+    OneVsRestClassifier(pipe()),
+    AdaBoostClassifier(n_estimators=3),
+]
+
+
+@pytest.mark.parametrize("estimator", CLASSIFIERS, ids=lambda e: str(e)[:60])
+def test_weights_reach_every_predictor(estimator):
+    def mean_probability(weights):
+        return fit_with_weights(estimator, X, Y, weights).predict_proba(X)[:, 1].mean()
+
+    even = mean_probability(np.ones(len(Y)))
+    assert mean_probability(np.where(Y == 1, 1.0, 0.02)) > even + 0.03
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        TransformedTargetRegressor(),
+        TransformedTargetRegressor(Ridge(), func=np.cbrt, inverse_func=lambda z: z**3),
+        TransformedTargetRegressor(pipe(Ridge())),
+        StackingRegressor([("a", Ridge()), ("b", pipe(Ridge()))], LinearRegression(), cv=3),
+        VotingRegressor([("a", Ridge())]),
+        GridSearchCV(TransformedTargetRegressor(Ridge()), {"regressor__alpha": [1]}, cv=3),
+    ],
+    ids=lambda e: str(e)[:60],
+)
+def test_weights_reach_every_regressor(estimator):
+    targets = X[:, 0] + np.where(Y == 1, 5.0, 0.0)
+    even, low = (
+        fit_with_weights(estimator, X, targets, weights).predict(X).mean()
+        for weights in (np.ones(len(Y)), np.where(Y == 1, 0.02, 1.0))
+    )
+    assert low < even - 0.5
+
+
+@pytest.mark.parametrize(
+    ("estimator", "name"),
+    [
+        (KNeighborsClassifier(), "KNeighborsClassifier"),
+        (pipe(KNeighborsClassifier()), "KNeighborsClassifier"),
+        (GridSearchCV(KNeighborsClassifier(), {}), "KNeighborsClassifier"),
+        (VotingClassifier([("a", LogisticRegression()), ("b", KNeighborsClassifier())]), "KNe"),
+        (StackingClassifier([("a", TREE)], KNeighborsClassifier()), "KNeighborsClassifier"),
+        (CalibratedClassifierCV(pipe(KNeighborsClassifier())), "KNeighborsClassifier"),
+    ],
+    ids=lambda e: str(e)[:60],
+)
+def test_estimators_that_would_ignore_the_weights_are_refused(estimator, name):
+    with pytest.raises(ValueError, match=f"must accept sample_weight, and {name}"):
+        learn_weights(X[:100], Y[:100], X[100:], Y[100:], estimator=estimator)
+    held = TransformedTargetRegressor(KNeighborsRegressor())
+    with pytest.raises(ValueError, match="and KNeighborsRegressor does not"):
+        learn_weights(X[:100], X[:100, 0], X[100:], X[100:, 0], estimator=held)
+
+
+def table(n, seed):
+    rng = np.random.default_rng(seed)
+    X = pd.DataFrame({"size": rng.normal(size=n), "colour": rng.choice(["red", "blue"], n)})
+    return X, np.where(X["size"] + (X["colour"] == "red") > 0.5, "yes", "no")
+
+
+def test_whatever_holds_a_pipeline_gets_the_table():
+    columns = make_column_transformer((OneHotEncoder(), ["colour"]), (StandardScaler(), ["size"]))
+    inner = make_pipeline(columns, LogisticRegression())
+    (train, y), (trusted, y_trusted) = table(120, 0), table(60, 1)
+    clf = ReweightedClassifier(CalibratedClassifierCV(inner, cv=2))
+    clf.fit(train, y, X_trusted=trusted, y_trusted=y_trusted)
+    assert clf.score(trusted, y_trusted) > 0.8
+    assert len(clf.score_rows(trusted, y_trusted)) == 60
+
+
+def test_column_names_of_two_levels():
+    def rows(n, seed):
+        X, y = table(n, seed)
+        X.columns = pd.MultiIndex.from_tuples([("size", "mean"), ("colour", "")])
+        return X, y
+
+    (train, y), (trusted, y_trusted) = rows(120, 0), rows(60, 1)
+    clf = ReweightedClassifier().fit(train, y, X_trusted=trusted, y_trusted=y_trusted)
+    flat = [x.set_axis(["size_mean", "colour"], axis=1) for x in (train, trusted)]
+    same = ReweightedClassifier().fit(flat[0], y, X_trusted=flat[1], y_trusted=y_trusted)
+    np.testing.assert_array_equal(clf.weights_, same.weights_)
+    np.testing.assert_array_equal(clf.predict(trusted), same.predict(flat[1]))
