@@ -216,7 +216,7 @@ def measure(full: bool) -> dict[str, Any]:
     if full:
         name, settings = "MNIST", Settings(16, 2, 4, 150, 0.05, 1e-3, 3, RUNS)
     else:
-        name, settings = "digits", Settings(16, 2, 4, 100, 0.05, 1e-3, 2, [(1, 10), (5, 10)])
+        name, settings = "digits", Settings(8, 2, 4, 60, 0.05, 1e-3, 3, [(1, 10)])
     data = images_of(name, 1000)
     return {
         "settings": settings._asdict() | {"data": name, "ways": WAYS, "test_tasks": TEST_TASKS},
@@ -233,7 +233,7 @@ def measure(full: bool) -> dict[str, Any]:
 def draw(measured: dict[str, Any]) -> Figure:
     """Accuracy against outer steps: a column for each run, a row for each kind of new task."""
     runs = measured["runs"]
-    figure, axes = panels(3, len(runs), (4.2 * len(runs), 8), squeeze=False, sharex=True)
+    figure, axes = panels(3, len(runs), (max(4.2 * len(runs), 5.5), 8), squeeze=False, sharex=True)
     for column, (title, found) in zip(axes.T, runs.items(), strict=True):
         for axis, way in zip(column, (ROWS, CLASSES, SEEN), strict=True):
             for (name, result), style in zip(found.items(), ["ko-", "C0s-", "C3^--"], strict=True):
@@ -243,7 +243,10 @@ def draw(measured: dict[str, Any]) -> Figure:
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    columns = min(len(runs) + 1, 3)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
     figure.suptitle(f"Hyper-representation: {measured['settings']['data']}", size=11)
     return figure
 
