@@ -188,10 +188,7 @@ def test_missing_files_say_what_is_missing_and_where_to_get_it(small, tmp_path, 
     ("change", "message"),
     [
         (lambda b: b[:-1], r"truncated.*found 61459 bytes, that is 19 records and 3072 bytes over"),
-        (lambda b: b[: 7 * 3073], r"truncated.*that is 7 records and 0 bytes over"),
-        (lambda b: b"", r"truncated.*found 0 bytes"),
         (lambda b: b + b[:3073], r"too long.*Expected 20 records.*that is 21 records"),
-        (lambda b: b + b"\0", r"too long.*that is 20 records and 1 bytes over"),
         (lambda b: b"\x0a" + b[1:], r"record 0 has the label 10; .* 0 to 9"),
         (lambda b: b[: 19 * 3073] + b"\xff" + b[19 * 3073 + 1 :], r"record 19 has the label 255"),
     ],
@@ -234,27 +231,17 @@ def without(key):
     ("change", "message"),
     [
         (without(b"labels"), r"not a CIFAR-10 batch.*found .*b'batch_label'.*b'data'"),
-        (without(b"data"), r"not a CIFAR-10 batch"),
         (lambda b: {k.decode(): v for k, v in b.items()}, r"not a CIFAR-10 batch.* found .*'data'"),
-        (lambda b: list(b), r"not a CIFAR-10 batch.* found list"),
         # CIFAR-100
         (lambda b: {b"data": b[b"data"], b"fine_labels": b[b"labels"]}, r"b'fine_labels'"),
         (lambda b: b | {b"data": b[b"labels"], b"labels": b[b"data"]}, r"b'labels' must be a list"),
-        (lambda b: b | {b"data": b[b"labels"]}, r"b'data' must be a NumPy array, found a list"),
         (lambda b: b | {b"data": b[b"data"][:7]}, r"shape \(20, 3072\), found 'u1' of shape \(7, "),
-        (
-            lambda b: b | {b"data": b[b"data"].reshape(N, 3, 32, 32)},
-            r"found 'u1' of shape \(20, 3,",
-        ),
-        (lambda b: b | {b"data": b[b"data"].T}, r"found 'u1' of shape \(3072, 20\)"),
         (lambda b: b | {b"data": b[b"data"].astype(np.int8)}, r"must be uint8.*found 'i1'"),
-        (lambda b: b | {b"data": b[b"data"] / 255}, r"must be uint8.*found 'f8'"),
         (lambda b: b | {b"data": b[b"data"].astype(object)}, r"b'data' must be a NumPy array"),
         (lambda b: b | {b"labels": b[b"labels"][1:]}, r"expected 20 labels, found 19"),
         (lambda b: b | {b"labels": [*b[b"labels"][1:], 10]}, r"record 19 has the label 10"),
         (lambda b: b | {b"labels": [-1, *b[b"labels"][1:]]}, r"record 0 has the label -1"),
         (lambda b: b | {b"labels": [1.0] * N}, r"b'labels' must be a list of integers"),
-        (lambda b: b | {b"labels": [[1]] * N}, r"b'labels' must be a list of integers"),
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 5])
@@ -270,7 +257,6 @@ def test_pickles_of_another_structure_are_refused(small, tmp_path, change, messa
     [
         lambda b: b"",
         lambda b: b[:-1],
-        lambda b: b[: len(b) // 2],
         lambda b: binary(*make(0)),
         lambda b: b"<!DOCTYPE html>\n<html>",
         lambda b: b"\x1f\x8b\x08" + b,
@@ -309,7 +295,7 @@ class Call:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
 @pytest.mark.parametrize("place", ["whole", "extra key", "in data"])
 @pytest.mark.parametrize(
     ("attack", "refused"),

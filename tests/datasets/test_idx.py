@@ -70,7 +70,6 @@ DAMAGED = {
     "empty": (b"", r"not an IDX file. It starts with the bytes ''; expected '00 00'"),
     "a web page": (b"<!DOCTYPE html>", r"starts with the bytes '3c 21 44 4f'.*saved web page"),
     "unknown type": (bytes([0, 0, 0x0A, 1]), r"bytes '00 00 0a 01'.*\(08, 09, 0b, 0c, 0d, 0e\)"),
-    "little-endian magic": (bytes([3, 8, 0, 0]), r"bytes '03 08 00 00'; expected '00 00'"),
     "too many axes": (bytes([0, 0, 8, 65]), r"the header claims 65 axes.*at most 64"),
     "half a header": (TWO_BY_THREE[:10], r"truncated. .* 2 axes takes 12 bytes, found 10"),
     "a byte short": (
@@ -81,10 +80,6 @@ DAMAGED = {
         TWO_BY_THREE + b"\0",
         r"trailing bytes. .* \(2, 3\) of uint8, that is 6 bytes of data; found 7",
     ),
-    "an element short": (
-        idx_bytes(0x0E, "d", (4,), [1.0, 2.0, 3.0]),
-        r"truncated. .* \(4,\) of float64, that is 32 bytes of data; found 24",
-    ),
     "gzip cut short": (
         gzip.compress(TWO_BY_THREE)[:-9],
         r"starts like a gzip file but cannot be decompressed .* fetch it again",
@@ -93,14 +88,9 @@ DAMAGED = {
         gzip.compress(TWO_BY_THREE)[:-8] + bytes(8),
         r"cannot be decompressed \(CRC check failed",
     ),
-    "gzip of garbage": (b"\x1f\x8b\x08" + b"\0" * 7 + b"\xff" * 20, r"cannot be decompressed"),
     "xz cut short": (
         lzma.compress(TWO_BY_THREE)[:-9],
         r"starts like an xz file but cannot be decompressed .* fetch it again",
-    ),
-    "xz with a wrong checksum": (
-        lzma.compress(TWO_BY_THREE).replace(TWO_BY_THREE[-6:], bytes(6)),
-        r"starts like an xz file but cannot be decompressed \(Corrupt",
     ),
     "gzip with trailing bytes": (gzip.compress(TWO_BY_THREE) + b"more", r"cannot be decompressed"),
 }

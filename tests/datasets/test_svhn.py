@@ -126,13 +126,10 @@ X, Y = np.zeros((32, 32, 3, 30), np.uint8), np.ones((30, 1), np.uint8)
     ("write", "message"),
     [
         (content(lambda b: b[: len(b) // 2]), r"truncated"),
-        (content(lambda b: b[:-20]), r"truncated"),
         (content(lambda b: b[:128]), r"truncated, .* Expected the arrays X and y, found neither"),
-        (content(lambda b: b[:100]), r"truncated or damaged"),
         (content(lambda b: b[:300] + bytes(500) + b[800:]), r"truncated or damaged \(error"),
         (content(lambda b: b""), r"not a MATLAB 5 file. It starts with b'', expected b'MATLAB 5"),
         (content(lambda b: gzip.compress(b)), r"not a MATLAB 5 file.*compressed"),
-        (content(lambda b: b"<!DOCTYPE html>"), r"not a MATLAB 5 file.*saved web page"),
         (
             content(lambda b: b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n" + b[520:]),
             r"version 7\.3, which is HDF5.*'-v7'",
@@ -140,7 +137,6 @@ X, Y = np.zeros((32, 32, 3, 30), np.uint8), np.ones((30, 1), np.uint8)
         (content(lambda b: b"\x89HDF\r\n\x1a\n" + b), r"version 7\.3, which is HDF5"),
         (save(X=X, labels=Y), r"another MATLAB file. Expected the arrays X and y, found X\."),
         (save(X=X.astype(np.float64), y=Y), r"X must be uint8 .*\(32, 32, 3, 30\), found float64"),
-        (save(X=X[..., 0], y=Y), r"X must be uint8 .* found uint8 of shape \(32, 32, 3\)"),
         (save(X=X, y=Y[:7]), r"y must have a row an image, shape \(30, 1\), found \(7, 1\)"),
         (save(X=X[..., :7], y=Y[:7]), r"expected the 30 images of the split 'train', found 7\."),
         (save(X=X, y=Y * 0), r"image 0 has the class 0; expected 1 to 10"),

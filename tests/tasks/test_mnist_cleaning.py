@@ -16,6 +16,7 @@ import pytest
 import bilevel
 from bilevel import datasets, tasks
 
+pytestmark = pytest.mark.slow  # quick, on digits: tests/reweighting/test_learn_weights.py
 SMALL = Path(__file__).parents[1] / "data" / "mnist_small.npz"
 N, M, RATE = 2000, 2000, 0.9
 
@@ -27,8 +28,8 @@ def train_model(problem, u, w0):
     return solver.solve(problem, u, w0, (), stream)[0]
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)])
-def runs(request):
+@pytest.fixture(scope="module")
+def runs():
     """Per seed: test accuracies of uniform, perfect and learned weights, and the ESS."""
     with np.load(SMALL) as file:
         data = dict(file)
@@ -63,7 +64,7 @@ def runs(request):
         }
 
     with jax.enable_x64(False):  # as users run it
-        return [run(seed) for seed in range(request.param)]
+        return [run(seed) for seed in range(3)]
 
 
 def test_retrained_accuracy_is_above_that_of_the_truly_clean_rows(runs):
