@@ -103,30 +103,10 @@ def test_constant_field(ties):
     assert flow.w is None
 
 
-def test_constant_field_is_mirror_descent():
-    phi, u = jnp.array([1.0, -0.5, 0.2]), jnp.array([0.5, 0.2, 0.3])
-    u0 = u
-    for k in range(1, 101):
-        u = bilevel.Simplex().retract(u, -0.05 * phi)
-        closed = dynamics.constant_field_flow(phi, u0, 0.05 * k)
-        np.testing.assert_allclose(u, closed, rtol=0, atol=1e-12)
-
-
 def test_constant_field_limit_needs_weight():
     """A row that starts at 0 stays at 0, however small its entry is."""
     end = dynamics.constant_field_limit(jnp.array([-5.0, 1.0, 1.0]), jnp.array([0.0, 0.25, 0.75]))
     np.testing.assert_allclose(end, [0, 0.25, 0.75], rtol=1e-15)
-
-
-@pytest.mark.parametrize("c", [1.5, -1.5])
-def test_two_rows_that_attract_or_repel(c):
-    """phi = c (u - 1/2): z = (u_1 - 1/2)^2 has z / (1/4 - z) = const exp(-c t)."""
-    ts, u0 = jnp.array([0.1, 1.0, 4.0]), jnp.array([0.8, 0.2, 0.0])
-    flow = dynamics.mirror_flow(Affine(c * jnp.eye(3), jnp.full(3, -c / 2)), u0, ts)
-    odds = 0.09 / (0.25 - 0.09) * np.exp(-c * np.asarray(ts))
-    z = 0.25 * odds / (1 + odds)
-    np.testing.assert_allclose(flow.u[:, 0], 0.5 + np.sqrt(z), atol=1e-9)
-    assert bool(jnp.all(flow.u[:, 2] == 0))
 
 
 RING = jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])

@@ -274,28 +274,6 @@ def test_ctrl_c_then_resume_gives_bitwise_the_unbroken_run(tmp_path, plain, monk
     assert resumed.summary == plain.summary
 
 
-@pytest.mark.slow
-def test_ctrl_c_in_the_final_fits_loses_no_step(tmp_path, plain, monkeypatch):
-    command = [*write_tables(tmp_path), "--id", "row"]
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_weigh_work.skops.io, "dump", stop)
-        run = invoke(command, tmp_path / "run")
-    assert run.code == 130
-    assert "the same command with --resume goes on" in " ".join(run.stderr.split())
-    assert not (tmp_path / "run").exists()
-    seen = []
-    monkeypatch.setattr(_weigh_work, "Activity", record(seen))
-    resumed = invoke([*command, "--resume"], tmp_path / "run")
-    assert resumed.code == 0
-    assert seen == [20]  # no step was made again
-    assert resumed.files == FILES
-    pd.testing.assert_frame_equal(resumed.weights, plain.weights, check_exact=True)
-
-
 def test_a_changed_input_file_is_noticed_on_resume(tmp_path, monkeypatch):
     command = [*write_tables(tmp_path), "--id", "row"]
     with monkeypatch.context() as patch:

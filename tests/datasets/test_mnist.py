@@ -1,5 +1,4 @@
 import doctest
-import gzip
 import hashlib
 import os
 import re
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 import bilevel.datasets as datasets
-from bilevel.datasets import LabelledImages, fashion_mnist, mnist, read_idx
+from bilevel.datasets import LabelledImages, fashion_mnist, mnist
 
 SMALL = Path(__file__).parents[1] / "data" / "mnist_small.npz"
 FILES = [
@@ -68,15 +67,6 @@ def test_the_folder_comes_before_the_environment_and_the_environment_still_count
         mnist("test", folder=tmp_path)
 
 
-@needs_data
-def test_mnist_small_is_what_its_readme_says():
-    small, train, test = np.load(SMALL), mnist("train"), mnist("test")
-    np.testing.assert_array_equal(small["train_images"], train.images[::12])
-    np.testing.assert_array_equal(small["train_labels"], train.labels[::12])
-    np.testing.assert_array_equal(small["test_images"], test.images[::10])
-    np.testing.assert_array_equal(small["test_labels"], test.labels[::10])
-
-
 def test_mnist_small_everywhere():
     small = np.load(SMALL)
     counts = [469, 565, 499, 517, 483, 471, 478, 512, 512, 494]
@@ -86,15 +76,6 @@ def test_mnist_small_everywhere():
     assert small["train_images"].sum(dtype=np.int64) == 122322341
     assert small["test_images"].sum(dtype=np.int64) == 26329091
     assert sum(p.stat().st_size for p in SMALL.parent.iterdir() if p.is_file()) < 1_000_000
-
-
-def test_real_digits_through_the_idx_reader(tmp_path):
-    images = np.load(SMALL)["test_images"]
-    path = tmp_path / "images"
-    path.write_bytes(
-        gzip.compress(bytes.fromhex("00000803000003e80000001c0000001c") + images.tobytes())
-    )
-    np.testing.assert_array_equal(read_idx(path), images)
 
 
 @pytest.mark.parametrize(

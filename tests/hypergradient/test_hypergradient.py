@@ -118,13 +118,6 @@ def test_convergence_in_one_iteration(name):
         assert int(found.calls.hvp) == 2  # one iteration and the residual
 
 
-def test_cg_takes_no_more_products_than_dimensions():
-    case = CASES["coupled"]
-    w = case.w_star(case.u)
-    found = bilevel.implicit_gradient(case.problem, case.u, w, bilevel.CG(rtol=1e-10))
-    assert int(found.calls.hvp) == 5 + 1
-
-
 @pytest.mark.parametrize(
     "tx",
     [optax.sgd(0.1), optax.sgd(0.45), optax.sgd(0.2, momentum=0.3)],

@@ -23,7 +23,6 @@ from helpers import (
     assert_same,
     flat,
     norm_error,
-    raw,
     run,
     soba,
     to_float32,
@@ -315,18 +314,3 @@ def test_aid_and_itd_agree_on_a_whole_run():
     for _ in range(7):
         u = u - 0.2 * COUPLED.gradient(u)
     np.testing.assert_allclose(flat(solution.u), u, rtol=1e-9)
-
-
-def test_soba_is_its_three_equations():
-    case, (rho, eta) = CASES["coupled"], (0.4, 0.05)
-    q, u, w, v = COUPLED, flat(case.u), np.zeros(5), np.zeros(5)
-    for _ in range(7):
-        d_w = q.a @ w - q.b @ u - q.c
-        d_v = q.a @ v - (w - q.t + q.d.T @ u)
-        d_u = q.lam * u + q.d @ w + q.b.T @ v
-        u, w, v = u - eta * d_u, w - rho * d_w, v - rho * d_v
-    found = unbroken("SOBA")
-    np.testing.assert_allclose(flat(found.u), u, rtol=1e-12)
-    np.testing.assert_allclose(flat(found.w), w, rtol=1e-12)
-    np.testing.assert_allclose(np.asarray(found.state.aux), v, rtol=1e-12)
-    assert len(raw(found.state)) == 3 + 2 + 4

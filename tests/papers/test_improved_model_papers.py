@@ -7,8 +7,6 @@ import pytest
 import scipy.optimize
 from sklearn.metrics import f1_score
 
-from bilevel import datasets
-
 
 @pytest.mark.parametrize("number", [1, 8])
 def test_closed_forms_of_both_models(script, number):
@@ -70,21 +68,6 @@ def test_pooled_rows_splits_and_f1(script):
     assert cleaning.step_size("digits") == pytest.approx(0.25 * 2 / top)
 
 
-def test_images_are_pooled_by_means_of_four(script, monkeypatch):
-    cleaning = script("cleaning")
-    rng = np.random.default_rng(0)
-    for shape in [(3, 28, 28), (3, 32, 32, 3)]:
-        images = rng.integers(0, 256, shape, dtype=np.uint8)
-        made = datasets.LabelledImages(images, np.arange(3, dtype=np.uint8))
-        monkeypatch.setitem(cleaning.READERS, "made", lambda split, made=made: made)
-        cleaning.rows_of.cache_clear()
-        x, _ = cleaning.rows_of("made")
-        four = images[2, 4:6, 6:8].reshape(4, -1).mean(0) / 255
-        side, channels = shape[1] // 2, images[0].size // shape[1] ** 2
-        np.testing.assert_allclose(x[2].reshape(side, side, channels)[2, 3], four, rtol=1e-6)
-    cleaning.rows_of.cache_clear()
-
-
 def test_resnet_has_the_published_size(script):
     """11173962 is the number of parameters of the usual ResNet-18 for CIFAR-10."""
     resnet = script("_resnet")
@@ -98,12 +81,3 @@ def test_resnet_has_the_published_size(script):
         jax.ShapeDtypeStruct((2, 196), float),
     )
     assert model.shape == (2, 10)
-
-
-def test_gradient_steps_end_at_the_basic_minimum_of_the_toy(script):
-    """By hand: 11 for the basic model, and 1 for the improved one."""
-    minima = script("several_minima")
-    toy = minima.values_of(minima.toy(), 0, 300, 60)
-    assert (toy["improved"], toy["basic"]) == pytest.approx((1, 11))
-    assert toy["gradient steps"]["at the minimiser"] == pytest.approx(11, rel=1e-4)
-    assert toy["Sabach-Shtern"]["at the minimiser"] == pytest.approx(1, abs=1e-2)

@@ -31,14 +31,6 @@ def small(n=60, outer=30, features=5, seed=0):
     return problem, model, noisy == y, rows(20)
 
 
-def test_step_sizes_have_the_ratio_and_reach_a_bound(script):
-    ratios = script("ratios")
-    eta, rho = ratios.step_sizes(ratios.RATIOS)
-    np.testing.assert_allclose(eta / rho, 10.0 ** np.arange(-4, 5), rtol=1e-12)
-    np.testing.assert_allclose(eta, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 1, 1], rtol=1e-12)
-    np.testing.assert_allclose(rho, [1e-2] * 7 + [1e-3, 1e-4], rtol=1e-12)
-
-
 def test_entropies_of_the_baselines_are_those_of_their_weights(script):
     found = script("ratios").entropy_baselines(8000, 0.9)
     assert found["uniform"] == pytest.approx(bilevel.entropy(np.ones(8000)), rel=1e-12)

@@ -9,7 +9,6 @@ import pytest
 from scipy.stats import norm
 
 import bilevel
-from bilevel import dynamics
 
 
 def test_both_orders_of_algorithm_2(script):
@@ -36,21 +35,6 @@ def test_proposition_2_small(script):
     assert run["gaps"]["library"] != run["gaps"]["printed"]
 
 
-@pytest.mark.slow
-def test_omega(script):
-    """Where Theorem 2's instance starts: on two rows, and so is its end."""
-    flows = script("flows")
-    problem, u0 = flows.problem_of(flows.SEED), flows.uniform_weights(flows.N)
-    for theta, expected in (
-        (flows.START, (0.3482, 0.6518)),
-        ((1.476552, 1.292605), (0.7409, 0.2591)),
-    ):
-        end = flows.omega(problem, jnp.array(theta), u0)
-        assert np.flatnonzero(end.support).tolist() == [6, 11]
-        np.testing.assert_allclose(end.u[-1, jnp.array([6, 11])], expected, atol=2e-4)
-        assert float(end.residual) <= 1e-7
-
-
 def test_a_period_is_found(script):
     frozen = script("frozen_flow")
     t = np.linspace(0, 50, 5001)
@@ -62,34 +46,6 @@ def test_a_period_is_found(script):
     assert found["distance after a round"] < 1e-4
     assert frozen.goes_round(u * np.exp(-t / 10)[:, None], t[1]) is None
     assert frozen.goes_round(np.full((5001, 3), 1 / 3), t[1]) is None
-
-
-@pytest.mark.slow
-def test_stationary_points_are_polished(script):
-    frozen = script("frozen_flow")
-    batch = frozen.fields(frozen.SMALL, range(97, 99))
-    assert batch.gradients.shape == (2, 5, 3)
-    again = frozen.fields(frozen.SMALL, range(98, 99))
-    np.testing.assert_array_equal(batch.gradients[1], again.gradients[0])
-    ts = jnp.array([[100.0], [100.0]])
-    flow = frozen.flows(batch, jnp.full((2, 5), 0.2), ts, 1e-6, 1e-9, 400)
-    exact, left = frozen.polish(batch, flow.u[:, -1])
-    assert float(jnp.max(left)) < 1e-12
-    np.testing.assert_allclose(jnp.sum(exact, axis=1), 1, rtol=1e-12)
-    np.testing.assert_allclose(exact, flow.u[:, -1], atol=1e-5)
-    verdicts = []
-    for field, u in zip(frozen.unstack(batch), exact, strict=True):
-        assert dynamics.is_stationary(field, u, tol=1e-11)
-        verdicts.append(dynamics.stability(field, u))
-        assert verdicts[-1].stable
-    assert verdicts[1].support.sum() == 3
-
-    points = frozen.Points(batch, np.asarray(exact), verdicts)
-    delta = frozen.perturbations(points, np.random.default_rng(0))
-    np.testing.assert_allclose(delta.sum(axis=1), 0, atol=1e-12)
-    for shift, u, verdict in zip(delta, points.u, verdicts, strict=True):
-        assert np.all(shift[~verdict.support] > 0)  # inwards
-        assert np.linalg.norm(shift) == pytest.approx(u[verdict.support].min())
 
 
 def test_propositions_6_and_7(script):
@@ -129,12 +85,3 @@ def test_true_ratio_is_that_of_two_normal_densities(script):
     x = np.random.default_rng(0).normal(size=(20, 2))
     nu = norm.pdf(x, density.SHIFT, density.SCALE).prod(-1)
     np.testing.assert_allclose(density.true_ratio(x), nu / norm.pdf(x).prod(-1), rtol=1e-10)
-
-
-@pytest.mark.slow
-def test_log_weights_of_mirror_steps_are_affine_in_the_features(script):
-    """Mirror steps from uniform weights stay in an exponential family."""
-    density = script("density_ratio")
-    data = density.draw_rows(0)
-    learned, _ = density.learn("embedding", density.stack([data]), jnp.asarray(100), 50)
-    assert density.affine_residual(data, learned[0, -1]) < 1e-10

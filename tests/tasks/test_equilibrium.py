@@ -275,18 +275,6 @@ def test_layer():
     assert_tree_close(jax.tree.map(lambda a, b: (a + b) / 2, *halves), TRUTH, 1e-9)
 
 
-@pytest.mark.slow
-def test_default_solvers_of_the_layer():
-    model = tasks.models.equilibrium_model(
-        FEATURES, CLASSES, key=jax.random.key(0), width=WIDTH, contraction=0.8
-    )
-    assert_tree_close(jax.grad(partial(layer_loss, model=model))(U, X, Y), TRUTH, 1e-4)
-    found = model.solve(U, X)
-    assert float(found.residual.max()) < 1e-5 * np.sqrt(WIDTH) * 2
-    distance = np.linalg.norm(np.asarray(found.z) - Z, axis=1)
-    assert np.all(distance <= np.asarray(found.residual) / (1 - 0.8))
-
-
 def test_layer_in_its_input_and_in_second_derivatives():
     np.testing.assert_allclose(
         jax.grad(layer_loss, 1)(U, X, Y), jax.grad(unrolled_loss, 1)(U, X, Y), rtol=1e-9, atol=1e-14
