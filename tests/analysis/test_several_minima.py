@@ -51,6 +51,21 @@ def above(solution) -> float:
     return float((solution.w[0] - solution.u) ** 2 / 2)
 
 
+FIRST_ORDER: dict[str, tuple[bilevel.AbstractAlgorithm, float]] = {
+    # With default settings, the largest distance of u, w_1 or w_2 from the best point.
+    "PDBO": (PDBO(), np.sqrt(2 * DELTA) / 2 + 1e-6),
+    "penalty": (bilevel.ValueFunctionPenalty(), 0.5 / 21 + 1e-6),  # 1 / (2 + 4 * 10)
+    "BOME": (bilevel.BOME(), 3e-3),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_ORDER)
+@pytest.mark.slow
+def test_first_order_methods_reach_the_best_point(name):
+    algorithm, tolerance = FIRST_ORDER[name]
+    assert np.abs(point(solve(algorithm)) - 0.5).max() < tolerance
+
+
 def test_conjugate_gradients_say_that_the_hessian_is_singular():
     with pytest.warns(bilevel.HypergradientWarning, match="not positive"):
         found = solve(DoubleLoop(GradientInner(optax.sgd(0.5), 40), AID()))
