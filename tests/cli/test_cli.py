@@ -124,7 +124,7 @@ def test_config_mirrors_the_flags(tmp_path, plain):
     assert plain.config["seed"] == 0
     assert plain.config["method"] == "near-exact"
     assert "num_steps" not in plain.config
-    flags = ["--seed", "7", "--num-steps", "2", "--l2", "0.01", "--overlap", "keep"]
+    flags = ["--seed", "7", "--num-steps", "2", "--l2", "0.01"]
     flags += ["--drop", "s", "--drop", "t", "--id", "row", "--task", "classification"]
 
     def make(*part, **ids):
@@ -146,7 +146,6 @@ def test_config_mirrors_the_flags(tmp_path, plain):
         "model": "linear",
         "num_steps": 2,
         "l2": 0.01,
-        "overlap": "keep",
         "report": False,
         "control": False,
         "seed": 7,

@@ -213,12 +213,23 @@ def test_text_where_the_training_rows_have_numbers(case):
     )
 
 
-def test_trusted_rows_that_also_occur_in_training(case):
-    case.trusted.loc[3, ["a", "b", "colour"]] = case.train.loc[11, ["a", "b", "colour"]]
+def test_trusted_rows_with_the_id_of_a_training_row(case):
+    case.trusted.loc[3, "key"] = case.train.loc[11, "key"]
+    case.refuse(3, "1 training rows have the id of trusted rows ('k0-11')", "must not judge itself")
+
+
+def test_columns_beside_the_features(case):
+    case.train["w"], case.train["who"] = 1.0, "a"
+    for option in ("--sample-weight", "--entity", "--time"):
+        case.refuse(
+            3, f"the train file has no column 'nowhere' ({option})", flags=(option, "nowhere")
+        )
+    case.refuse(3, "the trusted file has no column 'who' (--entity)", flags=("--entity", "who"))
+    case.train["w"] = -1.0
     case.refuse(
         3,
-        "1 training rows also occur among the trusted rows (training ids 'k0-11')",
-        "--overlap keep",
+        "`sample_weight` must hold finite weights >= 0",
+        flags=("--sample-weight", "w", "--drop", "who"),
     )
 
 

@@ -16,8 +16,9 @@ from sklearn.tree import DecisionTreeClassifier
 import bilevel
 from bilevel import learn_weights
 from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.row_facts import RowFacts
 from bilevel.reweighting._weights.baselines import fit_weighted, stack_rows
-from bilevel.reweighting._weights.label_models import FOLDS, make_folds
+from bilevel.reweighting._weights.folds import FOLDS, make_folds
 from digits import RATE, TRAIN, TRUSTED, digits, learned
 
 
@@ -117,7 +118,8 @@ def test_an_own_estimator_judges_the_candidates():
     tree = DecisionTreeClassifier(min_samples_leaf=3, random_state=0)
     fresh: Any = clone(tree)
     result = learn_weights(*data.learnable, holdout=data.holdout, estimator=tree)
-    folds = make_folds(*(data.y, data.y_trusted), 0)
+    facts = RowFacts.plain(data.X), RowFacts.plain(data.X_trusted)
+    folds = make_folds(data.y, data.y_trusted, 0, facts)
     # The table's scores are this tree's, fitted on the other folds.
     by_hand = [
         fresh.fit(data.X_trusted[folds.fold != k], data.y_trusted[folds.fold != k]).predict(

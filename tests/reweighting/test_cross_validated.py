@@ -13,7 +13,7 @@ from bilevel import learn_weights
 from bilevel.datasets import flip_to_different
 from bilevel.reweighting import InputError, cross_validated_weights
 from bilevel.reweighting._weights import candidates as _candidates
-from bilevel.reweighting._weights import label_models as _label_models
+from bilevel.reweighting._weights import folds as _folds
 from bilevel.reweighting._weights.baselines import SIMPLEST
 from bilevel.reweighting._weights.candidates import (
     _by_group,
@@ -23,7 +23,7 @@ from bilevel.reweighting._weights.candidates import (
     candidate_table,
     search,
 )
-from bilevel.reweighting._weights.label_models import FOLDS, make_folds
+from bilevel.reweighting._weights.folds import FOLDS, make_folds
 
 
 def scaled_digits(n: int, m: int, rate: float, seed: int) -> tuple[Any, Any, np.ndarray]:
@@ -101,13 +101,10 @@ def test_a_candidate_has_not_seen_the_fold_that_judges_it(noisy, monkeypatch):
     fold = found.folds.fold == 0
     changed = np.where(fold, (y_trusted + 1) % 10, y_trusted)
 
-    def same_folds(y: np.ndarray, y_trusted: np.ndarray, seed: int) -> Any:
-        folds = make_folds(y, y_trusted, seed)
-        folds.fold, folds.others, folds.part = (
-            found.folds.fold,
-            found.folds.others,
-            found.folds.part,
-        )
+    def same_folds(y: np.ndarray, y_trusted: np.ndarray, *rest: Any) -> Any:
+        folds = make_folds(y, y_trusted, *rest)
+        for name in ("fold", "part_trusted", "others", "part"):
+            setattr(folds, name, getattr(found.folds, name))
         return folds
 
     monkeypatch.setattr(_candidates, "make_folds", same_folds)
@@ -156,7 +153,7 @@ def test_useless_training_rows_lose_to_the_trusted_ones():
 
 def test_a_subsample_is_enough_for_the_models(monkeypatch):
     data, _, wrong = scaled_digits(600, 100, 0.3, seed=1)
-    monkeypatch.setattr(_label_models, "MAX_ROWS", 300)
+    monkeypatch.setattr(_folds, "MAX_ROWS", 300)
     found = cross_validated_weights(*data)
     assert found.weights.shape == (600,)
     assert roc_auc_score(~wrong, found.label_quality) > 0.97
@@ -183,14 +180,15 @@ def test_groups_weigh_by_their_share_of_right_labels():
     right, groups = np.array([1.0, 0.5, 0.0, 0.1]), np.array(["a", "a", "b", "b"])
     mean = 0.4
     np.testing.assert_allclose(
-        _by_group(right, groups), np.repeat([(1.5 + mean) / 3, (0.1 + mean) / 3], 2)
+        _by_group(right, groups, np.ones(len(right))),
+        np.repeat([(1.5 + mean) / 3, (0.1 + mean) / 3], 2),
     )
 
 
 def test_effective_weights_sum_to_the_effective_sample_size():
     weights = np.array([[1.0, 1.0, 1.0], [2.0, 0.0, 2.0], [1.0, 2.0, 3.0]])
     sizes = weights.sum(1) ** 2 / (weights**2).sum(1)
-    np.testing.assert_allclose(_effective(weights).sum(1), sizes)
+    np.testing.assert_allclose(_effective(weights, np.ones(weights.shape[1])).sum(1), sizes)
 
 
 def shifted(n: int, m: int, shift: float, seed: int) -> tuple[Any, ...]:

@@ -340,7 +340,6 @@ def test_text_labels_give_the_weights_of_their_codes(result):
             {"model": "tree"},
             r"`model` must be 'linear', 'mlp' or a `bilevel.tasks.models.Model.* 'tree'",
         ),
-        ({"overlap": "drop"}, "`overlap` must be 'error' or 'keep', got 'drop'"),
         ({"num_steps": 0}, "`num_steps` must be at least 1, got 0"),
     ],
 )

@@ -10,11 +10,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
 from bilevel.reweighting._learn import learn_weights
+from bilevel.reweighting._weights.folds import FOLDS, make_folds
 from bilevel.reweighting._weights.label_models import (
-    FOLDS,
     cross_fitted,
     linear_label_model,
-    make_folds,
     trusted_only,
 )
 from bilevel.reweighting._weights.labels import Classes, Numbers
@@ -189,8 +188,8 @@ def test_members_have_not_seen_what_they_judge():
         y, y_trusted = data.y.copy(), data.y_trusted.copy()
         y[part], y_trusted[fold] = (y[part] + 1) % 10, (y_trusted[fold] + 1) % 10
         changed = linear(data._replace(y=y, y_trusted=y_trusted))
-        changed.folds.part, changed.folds.fold = folds.part, folds.fold
-        changed.folds.others = folds.others
+        for name in ("part", "fold", "part_trusted", "others"):
+            setattr(changed.folds, name, getattr(folds, name))
         after = fit(changed)
         if fit is cross_fitted:  # the rows of a part
             np.testing.assert_array_equal(after.train[0][part], before.train[0][part])

@@ -35,9 +35,7 @@ def fitted() -> Any:
     noisy[:N][flip] = np.where(y[:N][flip] == "yes", "no", "yes")
     mask = np.arange(N + M) >= N
     table = pl.from_pandas(X)
-    clf = ReweightedClassifier(overlap="keep").fit(
-        table[: N + M], pl.Series(noisy[: N + M]), is_trusted=mask
-    )
+    clf = ReweightedClassifier().fit(table[: N + M], pl.Series(noisy[: N + M]), is_trusted=mask)
     return clf, (table[N + M :], y[N + M :]), flip, (X, y)
 
 

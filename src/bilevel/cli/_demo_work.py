@@ -98,7 +98,7 @@ def bench_cell(name: str, n: int, m: int, noise: float, seed: int) -> tuple[floa
     noisy = flip_to_different(y[train], noise, seed=seed)[0] if noise else y[train]
     learnable = X[train], noisy, X[trusted], y[trusted]
     judge = X[holdout], y[holdout]
-    result = learn_weights(*learnable, overlap="keep", seed=seed)
+    result = learn_weights(*learnable, seed=seed)
     final = default_estimator(regression=False)
     weights = result.sample_weight(m)
     ours = compare_baselines(final, *learnable, weights[:n], weights[-1], *judge)["score"]

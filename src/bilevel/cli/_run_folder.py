@@ -46,7 +46,9 @@ class WeighConfig:
     model: str = "linear"
     num_steps: int | None = None
     l2: float = 1e-2
-    overlap: str = "error"
+    sample_weight: str | None = None
+    entity: str | None = None
+    time: str | None = None
     report: bool = True
     control: bool = False
     seed: int = 0

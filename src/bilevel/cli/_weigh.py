@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ._app import NOT_BELIEVABLE, Config, Json, failures
+from ._app import err as error_console
 from ._app import out as console
 
 if TYPE_CHECKING:
@@ -40,13 +41,6 @@ class ModelName(StrEnum):
 
     linear = "linear"
     mlp = "mlp"
-
-
-class Overlap(StrEnum):
-    """What to do about training rows that are also trusted rows."""
-
-    error = "error"
-    keep = "keep"
 
 
 def weigh(
@@ -80,9 +74,21 @@ def weigh(
         int | None, typer.Option(min=1, help="Outer steps; the default depends on the method.")
     ] = None,
     l2: Annotated[float, typer.Option(min=0.0, help="l2 penalty of the weighting model.")] = 1e-2,
-    overlap: Annotated[
-        Overlap, typer.Option(help="Training rows that are also trusted: refuse or keep them.")
-    ] = Overlap.error,
+    sample_weight: Annotated[
+        str | None, typer.Option(help="Column that says how much a row counts; no feature.")
+    ] = None,
+    entity: Annotated[
+        str | None,
+        typer.Option(
+            help="Column that says which person, device or document a row is of: rows of one judge "
+            "nothing about each other; no feature."
+        ),
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="Column of times: trusted rows are judged by earlier rows; no feature."),
+    ] = None,
+    overlap: Annotated[str | None, typer.Option(hidden=True)] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json_: Json = False,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
@@ -120,6 +126,13 @@ def weigh(
             param_hint="--num-steps",
         )
 
+    if overlap is not None:
+        error_console.print(
+            "[yellow]bilevel:[/yellow] --overlap has no effect and goes in version 0.3: rows that "
+            "coincide are no error, and judge nothing about each other.",
+            highlight=False,
+            soft_wrap=True,
+        )
     from ._run_folder import WeighConfig
     from ._weigh_work import estimate
     from ._weigh_work import weigh as run
@@ -139,7 +152,9 @@ def weigh(
         model=model.value,
         num_steps=num_steps,
         l2=l2,
-        overlap=overlap.value,
+        sample_weight=sample_weight,
+        entity=entity,
+        time=time,
         report=report,
         control=control,
         seed=seed,

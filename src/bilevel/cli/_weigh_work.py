@@ -14,23 +14,16 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline
 
 from ..reweighting._audit.duplicates import find_shared_rows
-from ..reweighting._inputs.checks import (
-    InputError,
-    check_labels,
-    check_overlaps,
-    check_same_columns,
-    named,
-)
-from ..reweighting._inputs.columns import check_values, vectorise
-from ..reweighting._inputs.containers import as_internal
-from ..reweighting._inputs.files import digest, read_tables, split_label
+from ..reweighting._inputs.checks import InputError
+from ..reweighting._inputs.columns import vectorise
+from ..reweighting._inputs.files import digest
 from ..reweighting._inputs.prepare import is_regression, prepare
 from ..reweighting._learn import check_method, is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
 from ..reweighting._report.page import Report
-from ..reweighting._report.thumbnails import thumbnails
 from ..reweighting._weights.baselines import fit_weighted, stack_rows
-from ..reweighting._weights.label_models import FOLDS, MAX_ROWS, few_threads
+from ..reweighting._weights.folds import FOLDS, MAX_ROWS
+from ..reweighting._weights.label_models import few_threads
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._run_folder import (
@@ -44,6 +37,7 @@ from ._run_folder import (
     write_scorer,
     write_weights,
 )
+from ._weigh_tables import Tables, check_tables, input_files
 
 # Measured on digits, MNIST and 100000 x 100 rows: evaluations of loss and gradient in a whole run of
 # "auto" (a product with the Hessian counts as one), and seconds to compile and to start.
@@ -115,8 +109,8 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     out = Path(config.out).resolve()
     partial = out.with_name(out.name + ".partial")
     check_folder(out, partial, resume)
-    tables = _read(config)
-    files = _inputs(config) | ({} if config.images is None else {"images": config.images})
+    tables = check_tables(config)
+    files = input_files(config) | ({} if config.images is None else {"images": config.images})
     digests = {name: digest(Path(path)) for name, path in files.items()}
     toml = config.to_toml(digests)
     if resume:
@@ -166,118 +160,37 @@ def estimate(config: WeighConfig) -> Estimate:
     """
     out = Path(config.out).resolve()
     check_folder(out, out.with_name(out.name + ".partial"), resume=False)
-    tables = _read(config)
-    _, tidied, features = vectorise(tables.features)
-    if config.overlap == "error":
-        check_overlaps(tidied)
+    tables = check_tables(config)
+    _, _, features = vectorise(tables.features, tables.present)
     rows = {name: (features[name], np.asarray(y)) for name, y in tables.labels.items()}
-    groups = tables.groups.get("train")
-    check_method(config.method, config.model, config.num_steps, {"groups": groups})
+    groups = tables.beside["groups"].get("train")
+    extras = {"groups": groups} | tables.columns._asdict()
+    check_method(config.method, config.model, config.num_steps, extras)
     data = prepare(
         *rows["train"],
         *rows["trusted"],
         task=config.task,
         scaler=None,
         holdout=rows.get("holdout"),
-        overlap="keep",
         groups=groups,
+        columns=tables.columns,
         folds=FOLDS if is_cross_validated(config.method, config.model) else None,
     )
     cost = estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
     return cost._replace(notes=tables.notes)
 
 
-def _inputs(config: WeighConfig) -> dict[str, str]:
-    paths = {"train": config.train, "trusted": config.trusted, "holdout": config.holdout}
-    return {name: path for name, path in paths.items() if path is not None}
-
-
-class _Tables(NamedTuple):
-    """The tables of a run: features with the row ids as index, labels, and the groups of the rows.
-
-    And the pictures of the training rows, mapped from their file; and what is worth saying about how
-    the files are read.
-    """
-
-    features: dict[str, pd.DataFrame]
-    labels: dict[str, pd.Series]
-    groups: dict[str, pd.Series]
-    images: np.ndarray | None
-    notes: tuple[str, ...]
-
-
-def _read(config: WeighConfig) -> _Tables:
-    """All checks on the tables that need no computing, and the tables."""
-    read, labels, groups = {}, {}, {}
-    paths = {name: Path(path) for name, path in _inputs(config).items()}
-    ids = [c for c in (config.id, config.groups) if c is not None]
-    tables = read_tables(paths, label=config.label, ids=ids)
-    for name, one in tables.items():
-        table, labels[name] = split_label(one.frame, config.label, config.id, name)
-        unknown = [c for c in config.drop if c not in table.columns]
-        if name == "train" and unknown:
-            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
-        table = table.drop(columns=list(config.drop), errors="ignore")
-        if config.groups is not None:
-            if name == "train" and config.groups not in table.columns:
-                raise InputError(
-                    f"the train file has no column {config.groups!r} (--groups); its columns are "
-                    f"{named(list(table.columns), 20)}."
-                )
-            if config.groups in table.columns:
-                groups[name] = pd.Series(table[config.groups])
-                table = table.drop(columns=config.groups)
-        if table.shape[1] == 0:
-            raise InputError(f"no column of the {name} file is left to learn from.")
-        check_values(table, name)
-        check_labels(labels[name], table, f"{name} column {config.label}")
-        read[name] = table
-    train = read["train"]
-    for name, table in read.items():
-        check_same_columns(train, table[_common(train, table)], "train", name)
-    features = {name: table[list(train.columns)] for name, table in read.items()}
-    notes = tuple(note for one in tables.values() for note in one.notes)
-    return _Tables(features, labels, groups, _pictures(config.images, len(train)), notes)
-
-
-def _pictures(path: str | None, n: int) -> np.ndarray | None:
-    """One for each training row, of a shape that can be drawn; checked before anything is learned."""
-    if path is None:
-        return None
-    images = as_internal(Path(path), "images")
-    if not isinstance(images, np.ndarray) or images.ndim == 0 or images.dtype.kind not in "biuf":
-        raise InputError(f"--images {path} is not an array of numbers; save one by `np.save`.")
-    if len(images) != n:
-        raise InputError(
-            f"--images {path} has {len(images)} pictures, the train file {n} rows; give one picture "
-            "for each row, in the same order."
-        )
-    try:
-        thumbnails(np.asarray(images[:1]))
-    except ValueError as error:
-        raise InputError(f"--images {path} cannot be drawn: {error}") from error
-    return images
-
-
-def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    # Names matter, order does not: tables on disk are addressed by column name.
-    ordered = [c for c in train.columns if c in other.columns]
-    return ordered + [c for c in other.columns if c not in train.columns]
-
-
 def _work(
-    config: WeighConfig, tables: _Tables, folder: Path, progress: bool
+    config: WeighConfig, tables: Tables, folder: Path, progress: bool
 ) -> tuple[WeightsResult, dict[str, Any]]:
     start = time.monotonic()
-    encoder, tidied, features = vectorise(tables.features)
-    if config.overlap == "error":
-        check_overlaps(tidied)
+    encoder, tidied, features = vectorise(tables.features, tables.present)
     labels = {name: np.asarray(y) for name, y in tables.labels.items()}
     regression = is_regression(config.task, labels["train"])
     train = features["train"], labels["train"]
     trusted = features["trusted"], labels["trusted"]
     holdout = (features["holdout"], labels["holdout"]) if "holdout" in features else None
-    groups = tables.groups.get("train")
+    groups = tables.beside["groups"].get("train")
     final = _final_step(regression)
 
     def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
@@ -292,8 +205,8 @@ def _work(
             num_steps=config.num_steps,
             l2=config.l2,
             scaler=None,
-            overlap="keep",
             seed=config.seed,
+            **tables.columns._asdict(),
             **options,
         )
 
@@ -332,7 +245,7 @@ def _work(
             ids=ids,
             groups=groups,
             images=tables.images,
-            holdout_groups=tables.groups.get("holdout"),
+            holdout_groups=tables.beside["groups"].get("holdout"),
             shared=_shared(tidied),
             control=learn if config.control else None,
             seed=config.seed,

@@ -21,7 +21,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ._inputs.checks import InputError, check_aligned, check_estimator_fits
 from ._inputs.containers import as_rows, feature_rows, like
 from ._inputs.estimators import takes_tables
-from ._learn import learn_weights
+from ._inputs.row_facts import RowColumns, check_sample_weight
+from ._inputs.split import everywhere, split, split_columns, split_probabilities
+from ._learn import learn_weights, warn_about_overlap
 from ._report.evidence import gather_evidence
 from ._report.page import Report
 from ._weights.baselines import (
@@ -30,7 +32,6 @@ from ._weights.baselines import (
     default_estimator,
     fit_weighted,
     stack_rows,
-    take_rows,
 )
 from ._weights.result import WeightsResult
 
@@ -54,7 +55,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         method: Any = "auto",
         num_steps: int | None = None,
         l2: float = 1e-2,
-        overlap: str = "error",
+        overlap: Any = None,
         drop_zero: bool = True,
         random_state: Any = 0,
     ):
@@ -96,6 +97,12 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         pred_probs: Any = None,
         pred_probs_trusted: Any = None,
         given_labels_trusted: Any = None,
+        sample_weight: Any = None,
+        sample_weight_trusted: Any = None,
+        entities: Any = None,
+        entities_trusted: Any = None,
+        times: Any = None,
+        times_trusted: Any = None,
     ) -> Self:
         """Learn the weights, then fit the final estimator with them.
 
@@ -109,6 +116,12 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             pred_probs, pred_probs_trusted: out-of-fold probabilities, see `learn_weights`. With
                 `is_trusted`, `pred_probs` has one row per row of `X`, trusted rows included.
             given_labels_trusted: the labels that the trusted rows had before they were verified.
+            sample_weight, entities, times: one entry per row of `X`: how much it counts, in every fit
+                and every judgement; the person, device or document that it is of; when it was made.
+                See `learn_weights`. Cross-validation splits them with the rows, once they are
+                requested, such as by `set_fit_request(is_trusted=True, sample_weight=True)`.
+            sample_weight_trusted, entities_trusted, times_trusted: of the trusted rows, where they are
+                not part of `X`.
 
         Without any trusted rows there is nothing to learn weights from: every row gets weight 1, and a
         `UserWarning` says so.
@@ -123,10 +136,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self._encoding = None
         if is_trusted is None and X_trusted is None and y_trusted is None:
             self._check_features(X, reset=True)
-            return self._fit_without_trust(estimator, X, y)
+            return self._fit_without_trust(estimator, X, y, sample_weight)
         X, y = as_rows(X, y)
         self._check_features(X, reset=True)
-        train, trusted, mask = _split(X, y, is_trusted, X_trusted, y_trusted)
+        train, trusted, mask = split(X, y, is_trusted, X_trusted, y_trusted)
         if groups is not None:
             check_aligned(X, groups, "groups")
             groups = np.asarray(groups)
@@ -137,9 +150,23 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
                 )
             groups = groups[~mask]
         if pred_probs is not None and is_trusted is not None:
-            pred_probs, pred_probs_trusted = _split_probabilities(
+            pred_probs, pred_probs_trusted = split_probabilities(
                 pred_probs, pred_probs_trusted, mask
             )
+        columns = split_columns(
+            RowColumns(
+                sample_weight,
+                sample_weight_trusted,
+                entities,
+                entities_trusted,
+                times,
+                times_trusted,
+            ),
+            X,
+            mask,
+        )
+        if self.overlap is not None:
+            warn_about_overlap(stacklevel=3)
         result = learn_weights(
             *train,
             *trusted,
@@ -152,7 +179,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             given_labels_trusted=given_labels_trusted,
             num_steps=self.num_steps,
             l2=self.l2,
-            overlap=self.overlap,  # pyright: ignore[reportArgumentType]
+            **columns._asdict(),
             estimator=self.estimator,
             seed=_seed(self.random_state),
         )
@@ -168,11 +195,11 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         )
         # One weight per row of X: where X holds trusted rows, theirs is the trusted weight.
         self.weights_ = like(
-            _everywhere(result.trusted_weight, result.weights, mask), given, "weight"
+            everywhere(result.trusted_weight, result.weights, mask), given, "weight"
         )
-        quality = _everywhere(1.0, result.label_quality, mask)
+        quality = everywhere(1.0, result.label_quality, mask)
         self.label_quality_ = like(quality, given, "label_quality")
-        self.keep_mask_ = _everywhere(True, result.keep, mask)
+        self.keep_mask_ = everywhere(True, result.keep, mask)
         self.trusted_weight_ = result.trusted_weight
         self.group_weights_ = result.group_weights
         self.n_effective_ = result.effective_sample_size
@@ -183,10 +210,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.winner_ = result.winner
         self.history_ = result.history
         self.result_ = result
-        self._train, self._trusted, self._groups = train, trusted, groups
+        self._train, self._trusted, self._groups, self._columns = train, trusted, groups, columns
         return self._finish()
 
-    def _fit_without_trust(self, estimator: Any, X: Any, y: Any) -> Self:
+    def _fit_without_trust(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> Self:
         warnings.warn(
             f"{type(self).__name__} was given no trusted rows, so every row gets weight 1. Pass "
             "`is_trusted=` or `X_trusted=` and `y_trusted=` to fit; in a pipeline or a search, "
@@ -195,8 +222,12 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             stacklevel=3,
         )
         y = column_or_1d(y, warn=True)
-        fresh: Any = clone(estimator)
-        self.estimator_ = fresh.fit(X, y)
+        if sample_weight is None:
+            fresh: Any = clone(estimator)
+            self.estimator_ = fresh.fit(X, y)
+        else:
+            weights = check_sample_weight(sample_weight, len(y), "sample_weight")
+            self.estimator_ = fit_weighted(estimator, X, y, weights, drop_zero=self.drop_zero)
         n = len(self.estimator_.predict(X))
         self.weights_ = like(np.ones(n), X, "weight")
         self.label_quality_ = None
@@ -273,7 +304,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         def learn(y_trusted: np.ndarray) -> WeightsResult:
             clone_: Any = clone(self)
             X, y = self._train
-            return clone_.fit(X, y, X_trusted=self._trusted[0], y_trusted=y_trusted).result_
+            options = self._columns._asdict()
+            return clone_.fit(
+                X, y, X_trusted=self._trusted[0], y_trusted=y_trusted, **options
+            ).result_
 
         return Report(
             gather_evidence(
@@ -302,70 +336,15 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             result.scale * result.trusted_weight,
             self._checked(X_holdout),
             y_holdout,
+            sample_weight=result.counts[0],
+            sample_weight_trusted=result.counts[1],
         )
-
-
-def _everywhere(trusted: Any, values: Any, mask: np.ndarray) -> np.ndarray:
-    """One value per row of X: `trusted` where the mask says so, and `values` elsewhere."""
-    values = np.asarray(values)
-    full = np.full(len(mask), trusted, values.dtype)
-    full[~mask] = values
-    return full
 
 
 def _seed(random_state: Any) -> int:
     if isinstance(random_state, numbers.Integral):
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def _split_probabilities(values: Any, trusted: Any, mask: np.ndarray) -> tuple[Any, Any]:
-    """Of the training rows and of the trusted rows, from one table of all rows."""
-    if trusted is not None:
-        raise InputError(
-            "with `is_trusted`, `pred_probs` has one row per row of X, trusted rows included; leave "
-            "`pred_probs_trusted` out."
-        )
-    if len(values) != len(mask):
-        raise InputError(
-            f"`pred_probs` must have one row per row of X ({len(mask)}), got {len(values)}."
-        )
-    return take_rows(values, np.flatnonzero(~mask)), take_rows(values, np.flatnonzero(mask))
-
-
-def _split(
-    X: Any, y: Any, is_trusted: Any, X_trusted: Any, y_trusted: Any
-) -> tuple[tuple[Any, Any], tuple[Any, Any], np.ndarray]:
-    """(training rows, trusted rows, mask of the trusted rows over X)."""
-    separate = X_trusted is not None or y_trusted is not None
-    if separate and (X_trusted is None or y_trusted is None):
-        raise ValueError("pass both `X_trusted` and `y_trusted`, or neither.")
-    if separate and is_trusted is not None:
-        raise ValueError(
-            "say which rows are trusted in one way: `is_trusted=` (a boolean mask over X), or "
-            "`X_trusted=` and `y_trusted=`; got both."
-        )
-    if separate:
-        return (X, y), (X_trusted, y_trusted), np.zeros(np.shape(X)[0], bool)
-    check_aligned(X, is_trusted, "is_trusted")
-    mask = np.asarray(is_trusted)
-    if mask.dtype != bool or mask.shape != np.shape(X)[:1]:
-        raise ValueError(
-            f"`is_trusted` must be a boolean mask with one entry per row of X ({np.shape(X)[0]}), got "
-            f"{mask.dtype} of shape {mask.shape}."
-        )
-    if mask.all() or not mask.any():
-        raise InputError(
-            f"`is_trusted` marks {'all' if mask.all() else 'no'} rows; some rows must be trusted "
-            "and some must be in need of a weight."
-        )
-
-    train, trusted = np.flatnonzero(~mask), np.flatnonzero(mask)
-    return (
-        (take_rows(X, train), take_rows(y, train)),
-        (take_rows(X, trusted), take_rows(y, trusted)),
-        mask,
-    )
 
 
 class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
@@ -382,7 +361,7 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
 
     Attributes:
         weights_: one per row of X, mean 1 over the untrusted rows, with the index of X; a
-            `sample_weight` for any estimator.
+            `sample_weight` for any estimator, to be multiplied by your own if you have one.
         label_quality_: in [0, 1], one per row of X; the lowest are most likely to be wrong.
         keep_mask_: False for the rows to look at.
         winner_: what was chosen: weights, or one of the baselines.
@@ -403,7 +382,7 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
     >>> trusted = np.arange(150) % 3 == 0
-    >>> clf = ReweightedClassifier(overlap="keep").fit(X, y, is_trusted=trusted)
+    >>> clf = ReweightedClassifier().fit(X, y, is_trusted=trusted)
     >>> round(float(clf.weights_[~trusted].mean()), 6), clf.predict(X[:2]).tolist()
     (1.0, [0, 0])
     """

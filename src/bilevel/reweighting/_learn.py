@@ -1,16 +1,19 @@
 """`learn_weights`: from arrays to weights, with what is needed to judge them."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._inputs.containers import like
 from ._inputs.prepare import MIN_MAX, check_verified, prepare
 from ._inputs.probabilities import check_probabilities
+from ._inputs.row_facts import RowColumns
 from ._weights.baselines import compare_on_holdout
 from ._weights.candidates import choose, explain, search
 from ._weights.diagnostics import holdout_check
-from ._weights.label_models import FOLDS, few_threads
+from ._weights.folds import FOLDS
+from ._weights.label_models import few_threads
 from ._weights.result import WeightsResult
 
 if TYPE_CHECKING:
@@ -34,12 +37,18 @@ def learn_weights(
     pred_probs: Any = None,
     pred_probs_trusted: Any = None,
     given_labels_trusted: Any = None,
+    sample_weight: Any = None,
+    sample_weight_trusted: Any = None,
+    entities: Any = None,
+    entities_trusted: Any = None,
+    times: Any = None,
+    times_trusted: Any = None,
     num_steps: int | None = None,
     l2: float = 1e-2,
     scaler: Any = MIN_MAX,
     holdout: tuple[Any, Any] | None = None,
     estimator: Any = None,
-    overlap: Literal["error", "keep"] = "error",
+    overlap: Any = None,
     seed: int = 0,
     callbacks: Sequence[AbstractCallback] = (),
     folder: str | os.PathLike | None = None,
@@ -79,6 +88,19 @@ def learn_weights(
             the row it judges (out of fold). They join the pool of label models. Both or neither.
         given_labels_trusted: the labels that the trusted rows had before they were verified: pairs
             that say how labels go wrong.
+        sample_weight, sample_weight_trusted: how much each row counts: in every fit, every estimate
+            and every judgement a row of weight 2 is the row twice, and one of weight 0 is absent (it
+            still gets its weight and its label quality). By default all ones. Exact up to 20000
+            training rows, above which models are fitted on a sample.
+        entities, entities_trusted: the person, device or document that each row is of. No row is
+            judged by a model that has seen rows of the same entity. Without them, rows with equal
+            features belong together in this way, unless so many share them (2 % and more than 20
+            rows) that it says nothing. Both or neither.
+        times, times_trusted: when each row was made, numbers or dates. Trusted rows are then judged by
+            models of earlier rows only: weights that make up for what has changed since are worth more
+            than the past alone would say. The earliest two fifths of the trusted rows only teach.
+            Training rows are ranked by models of all times, as errors in the past are found by what
+            came later too. Both or neither.
         num_steps: outer steps for free weights; by default 20 near-exact ones, with 1000 trusted rows
             or more 60, or 10000 of SOBA.
         l2: for free weights, the strength of the model's l2 penalty.
@@ -89,8 +111,9 @@ def learn_weights(
             `sample_weight`; by default `LogisticRegression` or `Ridge` on scaled features. With
             `"auto"`, labels are judged by models of this kind too, and so are the candidates; the
             baselines on the hold-out are fitted with it.
-        overlap: what to do about training rows that also occur among the trusted rows: refuse
-            (`"error"`), or go on (`"keep"`).
+        overlap: has no effect and goes in version 0.3. Rows that coincide are no error any more:
+            they judge nothing about each other. Only the same id in two tables is an error: the index
+            of data frames, if it has a name or holds text.
         seed: for batches and initial parameters. Equal calls with equal seeds give equal results.
         callbacks: for free weights, more callbacks for `solve`, such as `bilevel.ProgressBar()`.
         folder: for free weights, where to keep a checkpoint and the history; if it holds those of an
@@ -128,7 +151,12 @@ def learn_weights(
         "pred_probs_trusted": pred_probs_trusted,
         "given_labels_trusted": given_labels_trusted,
     }
-    check_method(method, model, num_steps, extras)
+    columns = RowColumns(
+        sample_weight, sample_weight_trusted, entities, entities_trusted, times, times_trusted
+    )
+    check_method(method, model, num_steps, extras | columns._asdict())
+    if overlap is not None:
+        warn_about_overlap(stacklevel=3)
     by_folds = is_cross_validated(method, model)
 
     # What came in, checked and as numbers.
@@ -140,8 +168,8 @@ def learn_weights(
         task=task,
         scaler=scaler,
         holdout=holdout,
-        overlap=overlap,
         groups=groups,
+        columns=columns,
         estimator=estimator,
         folds=FOLDS if by_folds else None,
     )
@@ -191,7 +219,18 @@ def learn_weights(
         "label_quality": like(learned.label_quality, tables.given, "label_quality"),
         "checks": checks,
     }
-    return WeightsResult(**parts, baselines=baselines, encoding=tables.encoding)
+    counts = tables.train.facts.weight, tables.trusted.facts.weight
+    return WeightsResult(**parts, baselines=baselines, encoding=tables.encoding, counts=counts)
+
+
+def warn_about_overlap(stacklevel: int) -> None:
+    """Say that the argument is gone."""
+    warnings.warn(
+        "`overlap` has no effect and goes in version 0.3: rows that coincide are no error, and judge "
+        "nothing about each other. Leave it out.",
+        DeprecationWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def is_cross_validated(method: Any, model: Any) -> bool:

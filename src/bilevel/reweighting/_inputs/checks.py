@@ -229,27 +229,35 @@ def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
     return values
 
 
-def check_overlaps(tables: Mapping[str, Any], ids: Mapping[str, Any] | None = None) -> None:
-    """Refuse rows whose features occur in two of the tables `train`, `trusted` and `holdout`.
+def check_ids(tables: Mapping[str, Any]) -> None:
+    """Refuse rows whose id occurs in two of the tables `train`, `trusted` and `holdout`.
 
-    A row that is also trusted judges itself; one that is also in the hold-out is no test. `ids` name
-    the rows of tables that have no index.
+    The ids are the index of a data frame, if it has a name or holds text, and no entry repeats. Row
+    numbers, which pandas leaves behind after a selection, are no ids: those of two files say nothing
+    of each other. Nor are dates, which different things may share.
 
     Raises:
         InputError: with the ids of the rows.
     """
+    ids = {name: table.index for name, table in tables.items() if _has_ids(table)}
     for name, other in (("train", "trusted"), ("holdout", "trusted"), ("holdout", "train")):
-        if name not in tables:
+        if name not in ids or other not in ids:
             continue
-        shared = _occurs(np.asarray(tables[name]), np.asarray(tables[other]))
-        if shared.any():
-            named_by = row_ids(tables[name]) if ids is None else ids[name]
+        shared = ids[name].intersection(ids[other])
+        if len(shared):
             raise InputError(
-                f"{int(shared.sum())} {PROSE[name]} rows also occur among the {PROSE[other]} rows "
-                f"({PROSE[name]} ids {named(named_by[shared])}): a row must not judge itself. Remove "
-                f"them from the {PROSE[name]} rows; if your rows are so coarse that distinct ones "
-                'coincide, allow it with overlap="keep" (on the command line: --overlap keep).'
+                f"{len(shared)} {PROSE[name]} rows have the id of {PROSE[other]} rows "
+                f"({named(list(shared))}): a row must not judge itself. Remove them from the "
+                f"{PROSE[name]} rows; if they are other rows, give them other ids, or none "
+                "(`X.reset_index(drop=True)`)."
             )
+
+
+def _has_ids(table: Any) -> bool:
+    if not isinstance(table, pd.DataFrame) or isinstance(table.index, pd.DatetimeIndex):
+        return False
+    named = table.index.names != [None]
+    return (named or not pd.api.types.is_numeric_dtype(table.index.dtype)) and table.index.is_unique
 
 
 def check_trusted_count(trusted: int, folds: int) -> None:
@@ -302,13 +310,3 @@ def check_estimator_fits(estimator: Any, regression: bool) -> None:
             "fit would ignore the weights. Choose one that does, such as LogisticRegression, Ridge, "
             "RandomForestClassifier or HistGradientBoostingClassifier."
         )
-
-
-def _occurs(rows: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Which of `rows` occur `among` the others."""
-    if rows.dtype == object or among.dtype == object:
-        table = pd.DataFrame(among).drop_duplicates()
-        found = pd.DataFrame(rows).merge(table, how="left", indicator="where")["where"]
-        return np.asarray(found == "both")
-    seen = {row.tobytes() for row in among.astype(np.float64) + 0.0}  # + 0.0: no -0.0
-    return np.array([row.tobytes() in seen for row in rows.astype(np.float64) + 0.0], bool)

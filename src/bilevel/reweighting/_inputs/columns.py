@@ -353,10 +353,12 @@ def _encoder(group: str, features: Any) -> Any:
 
 def vectorise(
     tables: Mapping[str, pd.DataFrame],
+    present: np.ndarray | None = None,
 ) -> tuple[Pipeline, dict[str, pd.DataFrame], dict[str, np.ndarray]]:
     """(fitted pipeline, tidied tables, matrices): numbers for the columns of every table.
 
-    The first table is that of the training rows: it alone decides how a column is read and encoded.
+    The first table is that of the training rows: it alone decides how a column is read, and its rows
+    (or those that are `present`) how it is encoded.
 
     Raises:
         InputError: see `check_values` and `tidy`.
@@ -365,7 +367,9 @@ def vectorise(
     for name, table in tables.items():
         check_values(table, name)
     tidied = {name: tidy(table, like=train) for name, table in tables.items()}
-    pipeline = table_pipeline(next(iter(tidied.values()))).fit(next(iter(tidied.values())))
+    rows = next(iter(tidied.values()))
+    rows = rows if present is None or present.all() else rows.loc[present]
+    pipeline = table_pipeline(rows).fit(rows)
     return pipeline, tidied, {name: pipeline.transform(table) for name, table in tidied.items()}
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils.validation import has_fit_parameter
 
 from .checks import (
     InputError,
@@ -14,17 +15,17 @@ from .checks import (
     as_targets,
     check_estimator_fits,
     check_groups,
+    check_ids,
     check_labels,
-    check_overlaps,
     check_same_columns,
     check_trusted_count,
     find_classes,
     named,
-    row_ids,
 )
 from .columns import is_messy, tidy, vectorise
 from .containers import as_rows, feature_rows
 from .estimators import takes_tables
+from .row_facts import RowColumns, RowFacts, check_sample_weight, row_facts
 
 MIN_MAX = object()
 DOUBLE = 1_000_000  # numbers that are taken in double precision: features, or outputs, of a table
@@ -92,12 +93,14 @@ class PreparedTable(NamedTuple):
         features: X as numbers, scaled.
         targets: y as class codes (integers), or standardised by the mean and the standard deviation
             of the trusted rows' targets.
+        facts: which rows belong together, and how much they count.
     """
 
     X: Any
     y: Any
     features: np.ndarray
     targets: np.ndarray
+    facts: RowFacts
 
     @property
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
@@ -150,8 +153,8 @@ def prepare(
     task: str,
     scaler: Any,
     holdout: tuple[Any, Any] | None,
-    overlap: str,
     groups: Any = None,
+    columns: RowColumns = RowColumns(),
     estimator: Any = None,
     folds: int | None = None,
 ) -> Prepared:
@@ -161,17 +164,15 @@ def prepare(
     `vectorise`; an `estimator` that is a pipeline gets the tables themselves.
 
     Args:
-        X, y, X_trusted, y_trusted, task, scaler, holdout, overlap, groups, estimator: see
-            `learn_weights`.
+        X, y, X_trusted, y_trusted, task, scaler, holdout, groups, estimator: see `learn_weights`.
+        columns: what else was given of each row.
         folds: on how many folds of the trusted rows the weights are judged. With `None`, every class
             must have a trusted row.
 
     Raises:
         InputError: with the rows or columns at fault.
-        ValueError: an unknown `task` or `overlap`, or an `estimator` that cannot be used.
+        ValueError: an unknown `task`, or an `estimator` that cannot be used.
     """
-    if overlap not in ("error", "keep"):
-        raise ValueError(f"`overlap` must be 'error' or 'keep', got {overlap!r}.")
     tables, labels = {}, {}
     pairs = {"train": (X, y), "trusted": (X_trusted, y_trusted)}
     pairs |= {} if holdout is None else {"holdout": holdout}
@@ -182,11 +183,15 @@ def prepare(
     for name in list(tables)[1:]:
         check_same_columns(tables["train"], tables[name], "X", x_names[name])
     checked = {name: check_labels(labels[name], tables[name], y_names[name]) for name in tables}
+    check_ids(tables)
 
     pipeline, encoded = None, tables
     if any(isinstance(table, pd.DataFrame) and is_messy(table) for table in tables.values()):
         frames = {x_names[name]: pd.DataFrame(table) for name, table in tables.items()}
-        pipeline, tidied, matrices = vectorise(frames)
+        counts = columns.sample_weight
+        if counts is not None:
+            counts = check_sample_weight(counts, len(tables["train"]), "sample_weight") > 0
+        pipeline, tidied, matrices = vectorise(frames, counts)
         tables = {name: tidied[x_names[name]] for name in tables}
         encoded = {
             name: pd.DataFrame(matrices[x_names[name]], table.index)
@@ -194,17 +199,14 @@ def prepare(
         }
         scaler = None if scaler is MIN_MAX else scaler
     numbers = {name: as_features(table, x_names[name]) for name, table in encoded.items()}
-    if overlap == "error":
-        check_overlaps(numbers, {name: row_ids(table) for name, table in tables.items()})
+    facts = row_facts(columns, numbers["train"], numbers["trusted"])
 
-    if scaler is MIN_MAX:
-        scaler = MinMaxScaler()
     if scaler is not None:
-        fresh: Any = clone(scaler)
-        scaler = fresh.fit(numbers["train"])
+        scaler = _fit_scaler(scaler, numbers["train"], facts[0].weight)
     if regression:
-        target = as_targets(checked["trusted"], "y_trusted")
-        mean, spread = float(target.mean()), float(target.std()) or 1.0
+        target, counts = as_targets(checked["trusted"], "y_trusted"), facts[1].weight
+        mean = float(np.average(target, weights=counts))
+        spread = float(np.sqrt(np.average((target - mean) ** 2, weights=counts))) or 1.0
         encoding = Encoding(pipeline, scaler, None, mean, spread)
     else:
         every = folds is None
@@ -214,10 +216,10 @@ def prepare(
     if estimator is not None:
         check_estimator_fits(estimator, regression)
     if folds is not None:
-        check_trusted_count(len(checked["trusted"]), folds)
+        check_trusted_count(int(np.sum(facts[1].weight > 0)), folds)
     if groups is not None:
         groups = check_groups(groups, len(checked["train"]))
-    floating = precision(numbers["train"], np.size(encoding.classes))
+    floating = precision(numbers["train"], 1 if encoding.classes is None else len(encoding.classes))
     scaled = {
         name: (
             np.asarray(a if scaler is None else scaler.transform(a), floating),
@@ -227,7 +229,16 @@ def prepare(
     }
     if pipeline is not None and not takes_tables(estimator):
         tables = {name: pd.DataFrame(numbers[name], table.index) for name, table in tables.items()}
-    whole = {name: PreparedTable(tables[name], labels[name], *scaled[name]) for name in tables}
+    known = dict(zip(("train", "trusted"), facts, strict=True))
+    whole = {
+        name: PreparedTable(
+            tables[name],
+            labels[name],
+            *scaled[name],
+            known[name] if name in known else RowFacts.distinct(len(numbers[name])),
+        )
+        for name in tables
+    }
     return Prepared(X, whole["train"], whole["trusted"], whole.get("holdout"), encoding, groups)
 
 
@@ -238,6 +249,15 @@ def precision(X: Any, outputs: int = 1) -> type:
     one takes half the memory.
     """
     return np.float64 if X.shape[0] * max(X.shape[1], outputs) <= DOUBLE else np.float32
+
+
+def _fit_scaler(scaler: Any, X: np.ndarray, weight: np.ndarray) -> Any:
+    """Fitted on the rows that have weight, and with the weights if it takes them."""
+    fresh: Any = MinMaxScaler() if scaler is MIN_MAX else clone(scaler)
+    rows = slice(None) if weight.all() else weight > 0
+    if np.ptp(weight[rows]) and has_fit_parameter(fresh, "sample_weight"):
+        return fresh.fit(X[rows], sample_weight=weight[rows])
+    return fresh.fit(X[rows])
 
 
 def check_verified(labels: Any, tables: Prepared) -> np.ndarray | None:

@@ -59,6 +59,7 @@ class Rows:
         """Fitted on these training rows without the trusted ones; `None` if it cannot be."""
         if not np.any(weights) or (not self.regression and len(np.unique(self.y[index])) < 2):
             return None
+        weights = weights * self.result.counts[0][index]
         return fit_weighted(self.estimator, take_rows(self.X, index), self.y[index], weights)
 
     def fit_beside(self, index: np.ndarray, weights: np.ndarray, trusted_weight: float) -> Any:
@@ -67,7 +68,9 @@ class Rows:
             self.estimator,
             stack_rows(take_rows(self.X, index), self.X_trusted),
             stack_rows(self.y[index], self.y_trusted),
-            np.concatenate([weights, np.full(len(self.y_trusted), trusted_weight)]),
+            np.concatenate(
+                [weights * self.result.counts[0][index], trusted_weight * self.result.counts[1]]
+            ),
         )
 
     def equal_model(self) -> Any:
@@ -95,6 +98,8 @@ class Rows:
             scale * float(self.result.trusted_weight),
             X_holdout,
             y_holdout,
+            sample_weight=self.result.counts[0],
+            sample_weight_trusted=self.result.counts[1],
         )
 
 

@@ -12,10 +12,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils import _safe_indexing
 
-from ..._analysis.weight_statistics import effective_sample_size
 from .._inputs.checks import check_estimator_fits
 from .._inputs.estimators import fit_with_weights
 from .._inputs.prepare import Prepared
+from .._inputs.row_facts import check_sample_weight
+from .labels import within_three_sigma
+from .row_weights import effective_rows
 
 SIMPLEST = "all rows + trusted"
 BASELINES = ("uniform", SIMPLEST, "trusted only", "filter")
@@ -64,18 +66,18 @@ def take_rows(a: Any, rows: np.ndarray) -> Any:
     return _safe_indexing(a, rows)
 
 
-def agreeing_rows(trusted_model: Any, X: Any, y: Any) -> np.ndarray:
+def agreeing_rows(
+    trusted_model: Any, X: Any, y: Any, counts: np.ndarray | None = None
+) -> np.ndarray:
     """The filter baseline's rows: those whose label the model of the trusted rows would give.
 
-    Classification: the labels are equal. Regression: the residual is at most three standard
-    deviations, these estimated by 1.4826 times the median absolute residual, which gross errors in
-    less than half of the rows do not widen.
+    Classification: the labels are equal. Regression: the residual is within three robust standard
+    deviations.
     """
     predicted = trusted_model.predict(X)
     if is_classifier(trusted_model):
         return np.asarray(predicted == np.asarray(y))
-    residual = np.abs(np.asarray(y) - predicted)
-    return residual <= 3 * 1.4826 * np.median(residual)
+    return within_three_sigma(np.abs(np.asarray(y) - predicted), counts)
 
 
 def compare_baselines(
@@ -88,6 +90,9 @@ def compare_baselines(
     trusted_weight: float,
     X_holdout: Any,
     y_holdout: Any,
+    *,
+    sample_weight: Any = None,
+    sample_weight_trusted: Any = None,
 ) -> pd.DataFrame:
     """Fit the same estimator five ways and score each on rows that none of them has seen.
 
@@ -104,6 +109,8 @@ def compare_baselines(
         weights: one per training row.
         trusted_weight: the weight of a trusted row.
         X_holdout, y_holdout: the rows to score on: accuracy, or R2 for a regressor.
+        sample_weight, sample_weight_trusted: how much each row counts in every fit; ones by default.
+            `weights` and `trusted_weight` are multiplied by them.
 
     Returns:
         A table indexed by baseline: `rows` (the effective sample size it was fitted on), `score`,
@@ -115,8 +122,12 @@ def compare_baselines(
         ValueError: the estimator does not accept `sample_weight`.
     """
     check_estimator_fits(estimator, not is_classifier(estimator))
+    counts = (
+        check_sample_weight(sample_weight, len(y), "sample_weight"),
+        check_sample_weight(sample_weight_trusted, len(y_trusted), "sample_weight_trusted"),
+    )
     return _compare(
-        estimator, X, y, X_trusted, y_trusted, weights, trusted_weight, X_holdout, y_holdout
+        estimator, X, y, X_trusted, y_trusted, weights, trusted_weight, X_holdout, y_holdout, counts
     )
 
 
@@ -130,31 +141,30 @@ def _compare(
     trusted_weight: float,
     X_holdout: Any,
     y_holdout: Any,
+    counts: tuple[np.ndarray, np.ndarray],
 ) -> pd.DataFrame:
-    n, m = len(y), len(y_trusted)
-    ones, trusted_ones = np.ones(n), np.ones(m)
+    ones, trusted_ones = counts
+    n, m = ones.sum(), trusted_ones.sum()
+    every = np.concatenate(counts)
     both = stack_rows(X, X_trusted), stack_rows(y, y_trusted)
     trusted_model = fit_weighted(estimator, X_trusted, y_trusted, trusted_ones)
-    agree = agreeing_rows(trusted_model, X, y)
-    filtered = np.concatenate([agree, np.ones(m, bool)])
+    agree = agreeing_rows(trusted_model, X, y, ones)
+    filtered = np.concatenate([ones * agree, trusted_ones])
     fits: dict[str, tuple[float, Any]] = {
         "uniform": (n, fit_weighted(estimator, X, y, ones)),
         "all rows + trusted": (
             n + m,
-            fit_weighted(estimator, *both, np.concatenate([ones, trusted_ones])),
+            fit_weighted(estimator, *both, every),
         ),
         "trusted only": (m, trusted_model),
         "filter": (
-            int(filtered.sum()),
-            fit_weighted(
-                estimator,
-                *both,
-                filtered.astype(float),
-            ),
+            filtered.sum(),
+            fit_weighted(estimator, *both, filtered),
         ),
     }
-    final = np.concatenate([weights, np.full(m, trusted_weight)])
-    fits["reweighted"] = (effective_sample_size(final), fit_weighted(estimator, *both, final))
+    final = np.concatenate([weights, np.full(len(y_trusted), trusted_weight)])
+    size = effective_rows(final, every)
+    fits["reweighted"] = (size, fit_weighted(estimator, *both, every * final))
 
     y_holdout = np.asarray(y_holdout)
     predictions = {name: np.asarray(fit.predict(X_holdout)) for name, (_, fit) in fits.items()}
@@ -193,4 +203,5 @@ def compare_on_holdout(
         trusted_weight,
         tables.holdout.X,
         tables.holdout.y,
+        (tables.train.facts.weight, tables.trusted.facts.weight),
     )

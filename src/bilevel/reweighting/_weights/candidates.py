@@ -9,34 +9,31 @@ from jaxtyping import Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from ..._analysis.weight_statistics import effective_sample_size, entropy
 from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
+from .._inputs.row_facts import RowFacts
 from .baselines import SIMPLEST
 from .diagnostics import check_choice
+from .folds import FOLDS, JUDGES, Folds, make_folds
 from .label_models import (
-    FOLDS,
-    PARTS,
-    Folds,
     LabelModel,
     Member,
     cross_fitted,
     from_outside,
     is_the_linear_model,
     linear_label_model,
-    make_folds,
     own_label_model,
     second_round,
     trusted_only,
 )
 from .pool import ClassPool, NumberPool, fit_pool
 from .result import CrossValidatedWeights, Learned
+from .row_weights import effective_rows, entropy_of_rows
 from .scorer import RowScorer
 
 CLEAR = 0.5  # standard errors by which one candidate must beat another that is preferred to it
 PREFERRED = "weights"  # where nothing is clearly better than it
 STEEPEST = 4.0  # log density ratios are clipped here
-JUDGES = FOLDS + 1
 
 
 class Candidate(NamedTuple):
@@ -110,7 +107,11 @@ def search(
     `probabilities` of the user's are one more member. `verified` are the labels that the trusted rows
     had before they were verified: pairs from which the noise matrix is estimated too.
     """
-    folds = make_folds(y, y_trusted, seed)
+    if tables is None:
+        facts = RowFacts.plain(features), RowFacts.plain(features_trusted)
+    else:
+        facts = tables.train.facts, tables.trusted.facts
+    folds = make_folds(y, y_trusted, seed, facts)
     linear = judge = linear_label_model(folds, features, features_trusted)
     kinds = [linear]
     if estimator is not None and tables is not None and not is_the_linear_model(estimator):
@@ -124,7 +125,10 @@ def search(
     rounds = [_round(folds, pools[FOLDS], members, right[FOLDS])]
 
     agrees = np.stack(
-        [folds.kind.agrees(members[1].train[k], y) | folds.unjudged for k in range(JUDGES)]
+        [
+            folds.kind.agrees(members[1].train[k], y, folds.weight) | folds.unjudged
+            for k in range(JUDGES)
+        ]
     )
     ones = np.ones((JUDGES, folds.n))
     candidates = {
@@ -136,21 +140,23 @@ def search(
         "clean rows": Candidate((right >= 0.5).astype(float), 1.0),
     }
     if groups is not None:
-        candidates["groups"] = Candidate(np.stack([_by_group(r, groups) for r in right]), 1.0)
+        shares = np.stack([_by_group(r, groups, folds.weight) for r in right])
+        candidates["groups"] = Candidate(shares, 1.0)
     ratio = _density_ratio(folds, features, features_trusted)
     if ratio is not None:
-        candidates["density ratio"] = Candidate(_effective(ratio), 1.0)
-        candidates["weights by density ratio"] = Candidate(_effective(ratio * right), 1.0)
+        candidates["density ratio"] = Candidate(_effective(ratio, folds.weight), 1.0)
+        product = _effective(ratio * right, folds.weight)
+        candidates["weights by density ratio"] = Candidate(product, 1.0)
     judged = {name: _judge_candidate(judge, candidate) for name, candidate in candidates.items()}
 
-    members += [second_round(kind, right[FOLDS]) for kind in kinds]
+    members += [second_round(kind, right) for kind in kinds]
     pool = _pool(folds, members, verified, FOLDS)
     last = _right(folds, pool, members, FOLDS)
     rounds.append(_round(folds, pool, members, last))
     final = {PREFERRED: last, "clean rows": (last >= 0.5).astype(float)}
-    final |= {} if groups is None else {"groups": _by_group(last, groups)}
+    final |= {} if groups is None else {"groups": _by_group(last, groups, folds.weight)}
     if ratio is not None:
-        final["weights by density ratio"] = _effective(ratio[FOLDS:] * last)[0]
+        final["weights by density ratio"] = _effective(ratio[FOLDS:] * last, folds.weight)[0]
     for name, weights in final.items():
         kept = candidates[name].weights
         candidates[name] = Candidate(np.concatenate([kept[:FOLDS], weights[None]]), 1.0)
@@ -176,10 +182,10 @@ def _pool(
     folds: Folds, members: list[Member], verified: np.ndarray | None, k: int
 ) -> ClassPool | NumberPool:
     """The pool of the members that have not seen fold k of the trusted rows."""
-    rows = np.flatnonzero(folds.others[k])
+    rows = np.flatnonzero(folds.known(k))
     trusted = [member.trusted[k][rows] for member in members]
     train = [member.train[k] for member in members]
-    known = ~folds.unjudged
+    known = ~folds.unjudged & folds.before[k]
     return fit_pool(
         folds.kind,
         trusted,
@@ -187,6 +193,8 @@ def _pool(
         [outputs[known] for outputs in train],
         folds.y[known],
         None if verified is None else verified[rows],
+        weight_trusted=folds.weight_trusted[rows],
+        weight=folds.weight[known],
     )
 
 
@@ -196,7 +204,9 @@ def _right(
     """The probability that each label is right; of rows that no model can judge, the mean."""
     right = pool.right([member.train[k] for member in members], folds.y)
     if folds.unjudged.any():
-        right[folds.unjudged] = right[~folds.unjudged].mean() if not folds.unjudged.all() else 1.0
+        judged = ~folds.unjudged & (folds.weight > 0)
+        mean = np.average(right[judged], weights=folds.weight[judged]) if judged.any() else 1.0
+        right[folds.unjudged] = mean
     return right
 
 
@@ -207,40 +217,48 @@ def _round(
     outputs = pool.outputs([member.trusted[FOLDS] for member in members])
     return {
         "outer_value": _judge(folds, outputs)[0],
-        "wrong": float(1 - right.mean()),
-        "effective_sample_size": effective_sample_size(right),
-        "entropy": entropy(right),
+        "wrong": float(1 - np.average(right, weights=folds.weight)),
+        "effective_sample_size": effective_rows(right, folds.weight),
+        "entropy": entropy_of_rows(right, folds.weight),
     }
 
 
 def _judge(folds: Folds, outputs: np.ndarray) -> tuple[float, float]:
-    losses, score = folds.kind.judge(outputs, folds.y_trusted)
+    losses, score = folds.judge(outputs)
     return float(losses.mean()), score
 
 
 def _judge_candidate(
     model: LabelModel, candidate: Candidate
 ) -> tuple[Float[np.ndarray, " m"], float]:
-    """Losses and score of the trusted rows, each by a model fitted without its fold."""
+    """Losses and score of the trusted rows, each by a model fitted without its fold.
+
+    Without the training rows, too, that belong to a trusted row of the fold.
+    """
     folds = model.folds
     outputs = np.zeros((folds.m, folds.kind.number))
     for k in range(FOLDS):
-        rows = np.flatnonzero(~folds.others[k])
-        fit = model.fit(candidate.weights[k], candidate.trusted * folds.others[k])
+        rows = np.flatnonzero(folds.fold == k)
+        fit = model.fit(candidate.weights[k] * folds.beside[k], candidate.trusted * folds.others[k])
         outputs[rows] = model.on_trusted(fit, rows)
-    return folds.kind.judge(outputs, folds.y_trusted)
+    return folds.judge(outputs)
 
 
-def _by_group(right: Float[np.ndarray, " n"], groups: np.ndarray) -> Float[np.ndarray, " n"]:
+def _by_group(
+    right: Float[np.ndarray, " n"], groups: np.ndarray, counts: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
     """The share of right labels in each row's group, with one row's worth of the overall share."""
     _, codes = np.unique(groups, return_inverse=True)
-    share = (np.bincount(codes, right) + right.mean()) / (np.bincount(codes) + 1)
+    mean = np.average(right, weights=counts)
+    share = (np.bincount(codes, counts * right) + mean) / (np.bincount(codes, counts) + 1)
     return share[codes]
 
 
-def _effective(weights: Float[np.ndarray, "choices n"]) -> Float[np.ndarray, "choices n"]:
-    """Scaled to sum to the effective sample size, for each choice."""
-    return weights * (weights.sum(1) / np.sum(weights**2, axis=1))[:, None]
+def _effective(
+    weights: Float[np.ndarray, "choices n"], counts: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "choices n"]:
+    """Scaled to sum to the effective sample size, for each choice; a row counts as `counts`."""
+    return weights * ((weights @ counts) / (weights**2 @ counts))[:, None]
 
 
 def _density_ratio(
@@ -253,21 +271,30 @@ def _density_ratio(
     the area under the curve of a coin).
     """
     ratios, areas = np.zeros((JUDGES, folds.n)), []
-    domain = np.repeat([0, 1], [len(folds.sub), folds.m])
-    both = np.concatenate([X[folds.sub], X_trusted])
-    for k, others in enumerate(folds.others):
-        share = others.sum() / len(folds.sub)  # both sides weigh the same
+    sub, meets = folds.sub, folds.meets_trusted
+    domain = np.repeat([0, 1], [len(sub), folds.m])
+    both = np.concatenate([X[sub], X_trusted])
+    for k in range(JUDGES):
+        mine = folds.weight * folds.beside[k]
+        theirs = folds.weight_trusted * folds.others[k]
+        share = theirs.sum() / mine[sub].sum()  # both sides weigh the same
         held_out = np.zeros(folds.m)
-        for p in range(PARTS):
-            weights = np.concatenate([share * (folds.part[folds.sub] != p), others.astype(float)])
+        for p in range(FOLDS):
+            left_out = meets & (folds.part_trusted == p)
+            weights = np.concatenate([share * (mine * (folds.part != p))[sub], theirs * ~left_out])
             fitted = LogisticRegression(tol=1e-2).fit(both, domain, sample_weight=weights)
             rows = np.flatnonzero(folds.part == p)
-            ratios[k, rows] = fitted.decision_function(X[rows])
-            held_out += fitted.decision_function(X_trusted) / PARTS
+            if len(rows):
+                ratios[k, rows] = fitted.decision_function(X[rows])
+            held_out += fitted.decision_function(X_trusted) / FOLDS
         if k < FOLDS:
-            labels = np.repeat([0, 1], [folds.n, np.sum(~others)])
-            areas.append(roc_auc_score(labels, np.concatenate([ratios[k], held_out[~others]])))
-    error = np.sqrt((folds.n + folds.m + 1) / (12 * folds.n * folds.m))
+            here = folds.fold == k
+            labels = np.repeat([0, 1], [folds.n, np.sum(here)])
+            counts = np.concatenate([mine, folds.weight_trusted[here]])
+            ranks = np.concatenate([ratios[k], held_out[here]])
+            areas.append(roc_auc_score(labels, ranks, sample_weight=counts))
+    n, m = folds.units
+    error = np.sqrt((n + m + 1) / (12 * n * m))
     differ = np.mean(areas) > 0.5 + 3 * error
     return np.exp(np.clip(ratios, -STEEPEST, STEEPEST)) if differ else None
 
@@ -318,7 +345,7 @@ def choose(found: Search) -> CrossValidatedWeights:
     """The weights of the candidate to use."""
     winner, folds = best_candidate(found.judged), found.folds
     weights, trusted = found.candidates[winner].weights[FOLDS], found.candidates[winner].trusted
-    scale = float(weights.mean()) or 1.0
+    scale = float(np.average(weights, weights=folds.weight)) or 1.0
     return CrossValidatedWeights(
         weights=weights / scale,
         trusted_weight=trusted / scale,
@@ -328,7 +355,7 @@ def choose(found: Search) -> CrossValidatedWeights:
         members=found.member_table,
         label_quality=found.quality,
         keep=(found.right >= 0.5) | folds.unjudged,
-        wrong=float(1 - found.right.mean()),
+        wrong=float(1 - np.average(found.right, weights=folds.weight)),
         shifted=found.shifted,
     )
 
@@ -339,11 +366,15 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
     model = found.linear
     candidate = found.candidates[chosen.winner]
     fitted = model.fit(candidate.weights[FOLDS], np.full(found.folds.m, candidate.trusted))
-    size = effective_sample_size(weights) if weights.any() else 0.0
+    counts = found.folds.weight
+    size = effective_rows(weights, counts) if weights.any() else 0.0
     group_weights = None
     if tables.groups is not None:
         names, codes = np.unique(tables.groups, return_inverse=True)
-        group_weights = pd.Series(np.bincount(codes, weights) / np.bincount(codes), names)
+        some = counts if np.bincount(codes, counts).all() else np.ones(len(weights))
+        group_weights = pd.Series(
+            np.bincount(codes, some * weights) / np.bincount(codes, some), names
+        )
     return Learned(
         weights=weights,
         trusted_weight=chosen.trusted_weight,
@@ -353,7 +384,7 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
         winner=chosen.winner,
         candidates=chosen.candidates,
         effective_sample_size=size,
-        entropy=entropy(weights) if weights.any() else 0.0,
+        entropy=entropy_of_rows(weights, counts) if weights.any() else 0.0,
         checks=check_choice(
             chosen.winner, chosen.candidates, size, len(weights), tables.num_outputs
         ),

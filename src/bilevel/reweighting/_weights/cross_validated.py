@@ -7,7 +7,8 @@ import numpy as np
 from .._inputs.checks import check_trusted_count
 from .._inputs.prepare import precision
 from .candidates import choose, search
-from .label_models import FOLDS, few_threads
+from .folds import FOLDS
+from .label_models import few_threads
 from .result import CrossValidatedWeights
 
 

@@ -8,61 +8,21 @@ from typing import Any
 
 import numpy as np
 import threadpoolctl
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from scipy.special import log_softmax
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from .._inputs.checks import InputError
 from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
 from .baselines import fit_weighted, stack_rows, take_rows
-from .labels import Classes, Numbers
+from .folds import FOLDS, FREE, JUDGES, Folds
+from .labels import Classes
 
-FOLDS, PARTS = (
-    3,
-    3,
-)  # of the trusted rows, which judge; of the training rows, for out-of-fold outputs
-MAX_ROWS = 20_000  # training rows that models are fitted on; all rows get outputs
 SMALL = 2_000_000  # entries of a table up to which one thread is faster than several
 TOLERANCE = 1e-3  # of the linear label model's gradient
 LEAST = 1e-5  # the least probability that a label model gives
-
-
-class Folds:
-    """The labels of both tables as numbers, and their folds.
-
-    A choice of trusted rows is one of `FOLDS + 1`: `others[k]` are those outside of fold k, and
-    `others[FOLDS]` are all of them. Classes, or ranges of the target, have their share in each fold.
-
-    Attributes:
-        y, y_trusted: class codes (integers), or targets (floating).
-        kind: `Classes` or `Numbers`.
-        fold: of each trusted row; `part`: of each training row.
-        sub: the training rows that models are fitted on.
-        unjudged: the training rows whose class no trusted row has.
-    """
-
-    def __init__(self, y: np.ndarray, y_trusted: np.ndarray, number: int, seed: int):
-        rng = np.random.default_rng(seed)
-        self.y, self.y_trusted = y, y_trusted
-        self.n, self.m = len(y), len(y_trusted)
-        classes = y.dtype.kind in "iu"
-        self.kind: Classes | Numbers = Classes(number) if classes else Numbers()
-        self.fold, self.part = _deal(y_trusted, FOLDS, rng), _deal(y, PARTS, rng)
-        self.others: Bool[np.ndarray, "choices m"] = np.stack(
-            [self.fold != k for k in range(FOLDS)] + [np.ones(self.m, bool)]
-        )
-        self.sub: Int[np.ndarray, " s"] = np.sort(rng.permutation(self.n)[:MAX_ROWS])
-        self.unjudged = ~np.isin(y, y_trusted) if classes else np.zeros(self.n, bool)
-
-
-def _deal(y: np.ndarray, parts: int, rng: np.random.Generator) -> Int[np.ndarray, " rows"]:
-    """Like cards, in the order of y and at random within equal labels."""
-    part = np.empty(len(y), int)
-    part[np.lexsort((rng.random(len(y)), y))] = np.arange(len(y)) % parts
-    return part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +61,10 @@ class LabelModel:
     def fit(self, weights: Float[np.ndarray, " n"], trusted: Float[np.ndarray, " m"]) -> Any:
         """The estimator fitted with these weights of the training and of the trusted rows."""
         X, y = self._rows
-        inflate = self.folds.n / len(self.folds.sub)
-        weights = np.concatenate([inflate * weights[self.folds.sub], trusted])
+        folds = self.folds
+        inflate = folds.weight.sum() / folds.weight[folds.sub].sum()
+        weights = inflate * (folds.weight * weights)[folds.sub]
+        weights = np.concatenate([weights, folds.weight_trusted * trusted])
         estimator = self.estimator
         if self.classes is not None and len(np.unique(np.asarray(y)[weights > 0])) == 1:
             estimator = DummyClassifier()  # many classifiers refuse a single class
@@ -155,67 +117,101 @@ class Member:
 
 def from_outside(probabilities: Probabilities) -> Member:
     """Out-of-fold probabilities that the user gave."""
-    choices = FOLDS + 1
     train, trusted = probabilities
-    return Member("given probabilities", None, [train] * choices, [trusted] * choices, [])
+    return Member("given probabilities", None, [train] * JUDGES, [trusted] * JUDGES, [])
 
 
 def cross_fitted(model: LabelModel) -> Member:
     """A model of all training rows: out of fold on them, and without any trusted row.
 
-    Cost: `PARTS` fits, which serve every choice of trusted rows.
+    Cost: `FOLDS` fits, which serve every choice of trusted rows; with times, as many per choice.
     """
     folds, none = model.folds, np.zeros(model.folds.m)
-    models = [model.fit((folds.part != p).astype(float), none) for p in range(PARTS)]
-    train = _scatter(model, models)
-    every = np.arange(folds.m)
-    trusted = folds.kind.average(np.stack([model.on_trusted(fit, every) for fit in models]))
-    choices = FOLDS + 1
-    return Member(f"{model.name}, all rows", model, [train] * choices, [trusted] * choices, models)
+
+    @functools.cache
+    def models(horizon: int) -> list[Any]:
+        has = folds.before[horizon]
+        return [model.fit((has & (folds.part != p)).astype(float), none) for p in range(FOLDS)]
+
+    @functools.cache
+    def train(horizon: int) -> Float[np.ndarray, "n outputs"]:
+        return _scatter(model, models(horizon))
+
+    trusted = np.zeros((folds.m, folds.kind.number))
+    for horizon in sorted({folds.horizon(k) for k in folds.parts}):
+        here = folds.fold == horizon if folds.forward else np.ones(folds.m, bool)
+        rows = np.flatnonzero(here & ~folds.meets_trusted)
+        if len(rows):
+            outputs = [model.on_trusted(fit, rows) for fit in models(horizon)]
+            trusted[rows] = folds.kind.average(np.stack(outputs))
+        for p, fit in enumerate(models(horizon)):
+            rows = np.flatnonzero(here & folds.meets_trusted & (folds.part_trusted == p))
+            if len(rows):
+                trusted[rows] = model.on_trusted(fit, rows)
+    return Member(
+        f"{model.name}, all rows",
+        model,
+        [train(folds.horizon(k)) for k in range(JUDGES)],
+        [trusted] * JUDGES,
+        models(FOLDS),
+    )
 
 
 def trusted_only(model: LabelModel) -> Member:
     """A model of the trusted rows alone: out of fold on them.
 
-    Cost: `1 + FOLDS + FOLDS (FOLDS - 1) / 2` fits on the trusted rows.
+    Cost: `1 + FOLDS + FOLDS (FOLDS - 1) / 2` fits on the trusted rows; more with times.
     """
     folds, none = model.folds, np.zeros(model.folds.n)
+    fitted: dict[bytes, Any] = {}
 
-    @functools.cache
-    def without(*left_out: int) -> Any:
-        return model.fit(none, (~np.isin(folds.fold, left_out)).astype(float))
+    def without(choice: int, part: int) -> Any:
+        mask = folds.others[choice] & (folds.part_trusted != part)
+        key = mask.tobytes()
+        if key not in fitted:
+            fitted[key] = model.fit(none, mask.astype(float))
+        return fitted[key]
 
-    every = np.arange(folds.n)
-    train = [model.on_train(without(k), every) for k in range(FOLDS)]
-    train.append(model.on_train(without(), every))
-    trusted = []
-    for k in range(FOLDS + 1):
-        outputs = np.zeros((folds.m, train[0].shape[1]))
-        for j in range(FOLDS):
+    asked = np.where(folds.meets, folds.part, FREE)
+    train, trusted = [], []
+    for k in range(JUDGES):
+        outputs = np.zeros((folds.n, folds.kind.number))
+        for p in np.unique(asked):
+            rows = np.flatnonzero(asked == p)
+            outputs[rows] = model.on_train(without(k, int(p)), rows)
+        train.append(outputs)
+        outputs = np.zeros((folds.m, folds.kind.number))
+        for j in folds.parts:
             rows = np.flatnonzero(folds.fold == j)
-            outputs[rows] = model.on_trusted(without(*sorted({j, k} - {FOLDS})), rows)
+            fit = without(j, FREE) if folds.forward else without(k, j)
+            outputs[rows] = model.on_trusted(fit, rows)
         trusted.append(outputs)
-    return Member(f"{model.name}, trusted rows", model, train, trusted, [without()])
+    return Member(f"{model.name}, trusted rows", model, train, trusted, [without(FOLDS, FREE)])
 
 
-def second_round(model: LabelModel, weights: Float[np.ndarray, " n"]) -> Member:
+def second_round(model: LabelModel, weights: Float[np.ndarray, "choices n"]) -> Member:
     """A model of all rows with weights, and of the trusted rows: out of fold on both.
 
-    The weights come from all trusted rows, so it serves the choice of all of them only.
+    The weights for the training rows come from all trusted rows, so it serves the choice of all of
+    them only; with times, those for a fold come from earlier rows.
 
-    Cost: `PARTS` fits.
+    Cost: `FOLDS` fits; with times, one more per span.
     """
     folds = model.folds
     models = [
-        model.fit(weights * (folds.part != p), (folds.fold != p).astype(float))
-        for p in range(PARTS)
+        model.fit(weights[FOLDS] * (folds.part != p), (folds.part_trusted != p).astype(float))
+        for p in range(FOLDS)
     ]
     trusted = np.zeros((folds.m, folds.kind.number))
-    for p, fit in enumerate(models):
-        rows = np.flatnonzero(folds.fold == p)
+    for k in folds.parts:
+        rows = np.flatnonzero(folds.fold == k)
+        if folds.forward:
+            fit = model.fit(weights[max(k, 0)] * folds.beside[k], folds.others[k].astype(float))
+        else:
+            fit = models[k]
         trusted[rows] = model.on_trusted(fit, rows)
-    train = [_scatter(model, models)] * (FOLDS + 1)
-    return Member(f"{model.name}, weighted rows", model, train, [trusted] * (FOLDS + 1), models)
+    train = [_scatter(model, models)] * JUDGES
+    return Member(f"{model.name}, weighted rows", model, train, [trusted] * JUDGES, models)
 
 
 def _scatter(model: LabelModel, models: list[Any]) -> Float[np.ndarray, "n outputs"]:
@@ -224,7 +220,8 @@ def _scatter(model: LabelModel, models: list[Any]) -> Float[np.ndarray, "n outpu
     outputs = np.zeros((folds.n, folds.kind.number))
     for p, fit in enumerate(models):
         rows = np.flatnonzero(folds.part == p)
-        outputs[rows] = model.on_train(fit, rows)
+        if len(rows):
+            outputs[rows] = model.on_train(fit, rows)
     return outputs
 
 
@@ -260,24 +257,6 @@ def is_the_linear_model(estimator: Any) -> bool:
     free = {"max_iter", "tol", "solver", "random_state", "n_jobs", "verbose", "warm_start"}
     usual = type(estimator)().get_params()
     return all(usual[k] == v for k, v in estimator.get_params().items() if k not in free)
-
-
-def make_folds(y: np.ndarray, y_trusted: np.ndarray, seed: int) -> Folds:
-    """The folds, from class codes or targets.
-
-    Raises:
-        InputError: codes that are no codes.
-    """
-    kinds = y.dtype.kind + y_trusted.dtype.kind
-    classes = set(kinds) <= set("iu") and min(y.min(), y_trusted.min()) >= 0
-    if kinds != "ff" and not classes:
-        raise InputError(
-            "`y` and `y_trusted` must both be class codes 0, 1, ... or both floating targets, got "
-            f"{y.dtype} and {y_trusted.dtype} from {min(y.min(), y_trusted.min())}; "
-            "`sklearn.preprocessing.LabelEncoder` makes codes."
-        )
-    number = int(max(y.max(), y_trusted.max())) + 1 if classes else 1
-    return Folds(y, y_trusted, number, seed)
 
 
 def few_threads(size: int) -> contextlib.AbstractContextManager[Any]:

@@ -61,42 +61,50 @@ class ClassPool(NamedTuple):
         train: Outputs,
         y: Int[np.ndarray, " n"],
         verified: Int[np.ndarray, " m"] | None = None,
+        *,
+        weight_trusted: Float[np.ndarray, " m"] | None = None,
+        weight: Float[np.ndarray, " n"] | None = None,
     ) -> "ClassPool":
         """From out-of-fold outputs of each member on the trusted and on the training rows.
 
-        `verified`: the labels that the trusted rows had before they were verified, if they are known.
+        A row counts as its weight. `verified`: the labels that the trusted rows had before they were
+        verified, if they are known.
 
         Cost: some ten passes over the trusted rows, and `ROUNDS` over the training rows.
         """
         rows = np.arange(len(y_trusted))
+        weight_trusted, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
         members = np.stack(trusted).astype(float)
-        of_label = members[:, rows, y_trusted].sum(axis=1)
+        of_label = members[:, rows, y_trusted] @ weight_trusted
 
         def loss(log_c: np.ndarray) -> tuple[float, np.ndarray]:
             c = np.exp(log_c)
             score = np.tensordot(c, members, 1)
             normaliser = np.asarray(logsumexp(score, axis=1))
-            p = np.exp(score - normaliser[:, None])
+            p = np.exp(score - normaliser[:, None]) * weight_trusted[:, None]
             slope = np.array([np.vdot(p, outputs) for outputs in members]) - of_label
             away = log_c - start
-            value = normaliser.sum() - c @ of_label + STRENGTH / 2 * away @ away
-            return value, slope * c + STRENGTH * away
+            value = weight_trusted @ normaliser - c @ of_label + STRENGTH / 2 * away @ away
+            return float(value), slope * c + STRENGTH * away
 
         start = np.full(len(members), -np.log(len(members)))
         coefficients = np.exp(minimize(loss, start, jac=True, method="L-BFGS-B").x)
-        shares = (np.bincount(y_trusted, minlength=kind.number) + 1.0) / (len(rows) + kind.number)
+        counts = np.bincount(y_trusted, weight_trusted, kind.number) + 1.0
+        shares = counts / counts.sum()
         p = np.exp(_log_linear(coefficients, trusted)[rows, y_trusted])
         share = shares[y_trusted]
         background: Any = minimize_scalar(
-            lambda d: -np.sum(np.log((1 - d) * p + d * share)) - BACKGROUND_PULL * np.log(d),
+            lambda d: (
+                -weight_trusted @ np.log((1 - d) * p + d * share) - BACKGROUND_PULL * np.log(d)
+            ),
             bounds=BACKGROUND,
             method="bounded",
         )
         pairs = np.zeros((kind.number, kind.number))
         if verified is not None:
-            np.add.at(pairs, (y_trusted, verified), 1.0)
+            np.add.at(pairs, (y_trusted, verified), weight_trusted)
         blank = cls(coefficients, float(background.x), shares, np.eye(kind.number))
-        return blank._replace(noise=_noise_matrix(np.exp(blank.outputs(train)), y, pairs))
+        return blank._replace(noise=_noise_matrix(np.exp(blank.outputs(train)), y, pairs, weight))
 
     def outputs(self, members: Outputs) -> Float[np.ndarray, "rows classes"]:
         """Log-probabilities of the true label."""
@@ -149,22 +157,28 @@ class NumberPool(NamedTuple):
         y_trusted: Float[np.ndarray, " m"],
         train: Outputs,
         y: Float[np.ndarray, " n"],
+        *,
+        weight_trusted: Float[np.ndarray, " m"] | None = None,
+        weight: Float[np.ndarray, " n"] | None = None,
     ) -> "NumberPool":
         """From out-of-fold outputs of each member on the trusted and on the training rows."""
+        weight_trusted, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
         members = np.stack(trusted)[:, :, 0].astype(float)
-        y_trusted = y_trusted.astype(float)
+        y_trusted, rows = y_trusted.astype(float), weight_trusted.sum()
         start = np.full(len(members), -np.log(len(members)))
 
         def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
             c, scale = np.exp(x[:-1]), np.exp(x[-1])
             r = (y_trusted - c @ members) / scale
             away = x[:-1] - start
-            value = (TAILS + 1) / 2 * np.log1p(r**2 / TAILS).sum() + len(r) * x[-1]
-            d_r = (TAILS + 1) * r / (TAILS + r**2)
+            value = (TAILS + 1) / 2 * weight_trusted @ np.log1p(r**2 / TAILS) + rows * x[-1]
+            d_r = weight_trusted * (TAILS + 1) * r / (TAILS + r**2)
             d_c = -(members @ d_r) / scale * c + STRENGTH * away
-            return value + STRENGTH / 2 * away @ away, np.r_[d_c, len(r) - d_r @ r]
+            return value + STRENGTH / 2 * away @ away, np.r_[d_c, rows - d_r @ r]
 
-        spread = np.log(np.std(y_trusted - members.mean(axis=0)) + 1e-6)
+        away = y_trusted - members.mean(axis=0)
+        centre = np.average(away, weights=weight_trusted)
+        spread = np.log(np.sqrt(np.average((away - centre) ** 2, weights=weight_trusted)) + 1e-6)
         found = minimize(
             loss,
             np.r_[start, spread],
@@ -173,20 +187,24 @@ class NumberPool(NamedTuple):
             bounds=[(None, None)] * len(start) + [(np.log(1e-6), None)],
         ).x
         pool = cls(np.exp(found[:-1]), float(np.exp(found[-1])), 0.1, 0.0)
-        return pool._explain(y - pool.outputs(train)[:, 0])
+        return pool._explain(y - pool.outputs(train)[:, 0], weight)
 
-    def _explain(self, residuals: Float[np.ndarray, " n"]) -> "NumberPool":
-        """The share of wrong targets and their scale."""
+    def _explain(
+        self, residuals: Float[np.ndarray, " n"], rows: Float[np.ndarray, " n"]
+    ) -> "NumberPool":
+        """The share of wrong targets and their scale; each residual counts as `rows`."""
         least = 2 * self.scale
-        share, scale = 0.1, max(3 * self.scale, float(np.sqrt(np.mean(residuals**2))))
+        size = np.sqrt(np.average(residuals**2, weights=rows))
+        share, scale = 0.1, max(3 * self.scale, float(size))
         for _ in range(ROUNDS):
             right = _right(residuals, self.scale, share, scale)
-            share = (np.sum(1 - right) + PRIOR_ROWS * 0.1) / (len(right) + PRIOR_ROWS)
+            wrong = rows * (1 - right)
+            share = (wrong.sum() + PRIOR_ROWS * 0.1) / (rows.sum() + PRIOR_ROWS)
             pull = (TAILS + 1) / (
                 TAILS + (residuals / scale) ** 2
             )  # Student's, as reweighted squares
-            weight = (1 - right) * pull
-            scale = max(np.sqrt(weight @ residuals**2 / max(np.sum(1 - right), 1e-12)), least)
+            squares = (wrong * pull) @ residuals**2
+            scale = max(np.sqrt(squares / max(wrong.sum(), 1e-12)), least)
         return self._replace(wrong=float(share), wrong_scale=float(scale))
 
     def outputs(self, members: Outputs) -> Float[np.ndarray, "rows 1"]:
@@ -208,11 +226,17 @@ def fit_pool(
     train: Outputs,
     y: np.ndarray,
     verified: np.ndarray | None = None,
+    **weights: np.ndarray,
 ) -> ClassPool | NumberPool:
-    """The pool for this kind of label."""
+    """The pool for this kind of label; `weights`: `weight_trusted` and `weight`."""
     if isinstance(kind, Classes):
-        return ClassPool.fit(kind, trusted, y_trusted, train, y, verified)
-    return NumberPool.fit(kind, trusted, y_trusted, train, y)
+        return ClassPool.fit(kind, trusted, y_trusted, train, y, verified, **weights)
+    return NumberPool.fit(kind, trusted, y_trusted, train, y, **weights)
+
+
+def _counts(y: np.ndarray, weight: np.ndarray | None) -> Float[np.ndarray, " rows"]:
+    """How much each row counts; by default one."""
+    return np.ones(len(y)) if weight is None else weight
 
 
 def _log_linear(coefficients: np.ndarray, members: Outputs) -> np.ndarray:
@@ -221,25 +245,30 @@ def _log_linear(coefficients: np.ndarray, members: Outputs) -> np.ndarray:
 
 
 def _noise_matrix(
-    p: Float[np.ndarray, "n classes"], y: np.ndarray, pairs: Float[np.ndarray, "classes classes"]
+    p: Float[np.ndarray, "n classes"],
+    y: np.ndarray,
+    pairs: Float[np.ndarray, "classes classes"],
+    weight: Float[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "classes classes"]:
     """`T[true, given]` by expectation maximisation, begun at labels that are mostly right.
 
-    `pairs`: how often each pair was seen among verified rows, which need no expectation.
+    `pairs`: how often each pair was seen among verified rows, which need no expectation. `weight`: how
+    much each row counts.
     """
     classes = p.shape[1]
     believed = np.full((classes, classes), (1 - LABELS_ARE_RIGHT) / max(classes - 1, 1))
     np.fill_diagonal(believed, LABELS_ARE_RIGHT if classes > 1 else 1.0)
     order = np.argsort(y, kind="stable")
-    p, y = p[order], y[order]
+    p, y, weight = p[order], y[order], _counts(y, weight)[order]
     present, first = np.unique(y, return_index=True)
-    given = dict(zip(present, np.split(p, first[1:]), strict=True))  # the rows of each given class
+    parts = np.split(p, first[1:]), np.split(weight, first[1:])
+    given = list(zip(present, *parts, strict=True))  # the rows of each given class
     noise = believed
     for _ in range(ROUNDS):
         counts = PRIOR_ROWS * believed + pairs
-        for label, rows in given.items():  # sums of p * noise / sum(p * noise), by two products
+        for label, rows, each in given:  # sums of p * noise / sum(p * noise), by two products
             column = noise[:, label]
-            counts[:, label] += column * ((1 / (rows @ column)) @ rows)
+            counts[:, label] += column * ((each / (rows @ column)) @ rows)
         noise = counts / counts.sum(axis=1, keepdims=True)
     return noise
 

@@ -112,6 +112,9 @@ class WeightsResult:
         group_weights: the mean weight of each group, where `groups` were given.
         scorer: what judges the labels of new rows, see `score_rows`; None for free weights.
         encoding: how features and labels became numbers.
+        counts: how much each training and each trusted row counts: the `sample_weight` and
+            `sample_weight_trusted` that were given, or ones. `weights` do not contain them; the mean
+            of `weights` is 1 where each row counts so much.
     """
 
     weights: Any
@@ -132,6 +135,7 @@ class WeightsResult:
     group_weights: pd.Series | None
     scorer: RowScorer | None
     encoding: Encoding
+    counts: tuple[np.ndarray, np.ndarray]
 
     def score_rows(self, X: Any, y: Any) -> pd.DataFrame:
         """What the models that weighed the training rows say of labelled rows never seen.
@@ -166,10 +170,18 @@ class WeightsResult:
         """For the final fit: of the training rows, then of the trusted rows.
 
         The training rows count as their effective sample size beside the trusted rows, and against
-        a penalty of the model.
+        a penalty of the model; each row as its own `sample_weight`, if it was given one.
+
+        Raises:
+            ValueError: another number of trusted rows than the weights were learned with.
         """
-        trusted = np.full(num_trusted, self.trusted_weight)
-        return self.scale * np.concatenate([np.asarray(self.weights), trusted])
+        train, trusted = self.counts
+        if num_trusted != len(trusted):
+            raise ValueError(
+                f"`num_trusted` must be the number of trusted rows, {len(trusted)}, got {num_trusted}."
+            )
+        weights = np.concatenate([train * np.asarray(self.weights), self.trusted_weight * trusted])
+        return self.scale * weights
 
     @property
     def believable(self) -> bool:

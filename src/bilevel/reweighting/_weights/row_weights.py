@@ -42,3 +42,15 @@ def row_weights(u: Float[np.ndarray, " rows"]) -> RowWeights:
     capped = np.minimum(p, cap)
     scale = len(p) / capped.sum()
     return RowWeights(scale * capped, float(scale * cap))
+
+
+def effective_rows(weights: np.ndarray, counts: np.ndarray) -> float:
+    """The effective sample size of weights whose rows each occur `counts` times."""
+    return float((counts @ weights) ** 2 / (counts @ weights**2))
+
+
+def entropy_of_rows(weights: np.ndarray, counts: np.ndarray) -> float:
+    """The entropy of normalised weights whose rows each occur `counts` times, in nats."""
+    rows = (weights > 0) & (counts > 0)
+    p, counts = weights[rows] / (counts @ weights), counts[rows]
+    return float(-counts @ (p * np.log(p)))

@@ -1,0 +1,146 @@
+"""The tables of `bilevel weigh`: read and checked before anything is learned."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..reweighting._inputs.checks import (
+    InputError,
+    check_ids,
+    check_labels,
+    check_same_columns,
+    named,
+)
+from ..reweighting._inputs.columns import check_values
+from ..reweighting._inputs.containers import as_internal
+from ..reweighting._inputs.files import read_tables, split_label
+from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
+from ..reweighting._report.thumbnails import thumbnails
+from ._run_folder import WeighConfig
+
+
+def input_files(config: WeighConfig) -> dict[str, str]:
+    """The paths of the tables that there are."""
+    paths = {"train": config.train, "trusted": config.trusted, "holdout": config.holdout}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+class Tables(NamedTuple):
+    """The tables of a run.
+
+    Attributes:
+        features: with the row ids as index.
+        labels: of the rows.
+        beside: by option and table, columns that are no features: groups, sample weights, ...
+        images: pictures of the training rows, mapped from their file.
+        notes: what is worth saying about how the files are read.
+    """
+
+    features: dict[str, pd.DataFrame]
+    labels: dict[str, pd.Series]
+    beside: dict[str, dict[str, pd.Series]]
+    images: np.ndarray | None
+    notes: tuple[str, ...]
+
+    @property
+    def columns(self) -> RowColumns:
+        """What was given of the training and of the trusted rows beside features and labels."""
+        return RowColumns(
+            *(
+                None if column is None else np.asarray(column)
+                for option in ("sample_weight", "entity", "time")
+                for column in (self.beside[option].get(name) for name in ("train", "trusted"))
+            )
+        )
+
+    @property
+    def present(self) -> np.ndarray | None:
+        """The training rows that count, or None for all."""
+        weight = self.columns.sample_weight
+        if weight is None:
+            return None
+        return check_sample_weight(weight, len(weight), "sample_weight") > 0
+
+
+def check_tables(config: WeighConfig) -> Tables:
+    """All checks on the tables that need no computing, and the tables."""
+    read, labels = {}, {}
+    beside: dict[str, dict[str, pd.Series]] = {option: {} for option in _BESIDE}
+    paths = {name: Path(path) for name, path in input_files(config).items()}
+    ids = [c for c in (config.id, config.groups, config.entity) if c is not None]
+    tables = read_tables(paths, label=config.label, ids=ids)
+    for name, one in tables.items():
+        table, labels[name] = split_label(one.frame, config.label, config.id, name)
+        unknown = [c for c in config.drop if c not in table.columns]
+        if name == "train" and unknown:
+            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+        table = table.drop(columns=list(config.drop), errors="ignore")
+        table, taken = _take_out(table, config, name)
+        for option, column in taken.items():
+            beside[option][name] = column
+        if table.shape[1] == 0:
+            raise InputError(f"no column of the {name} file is left to learn from.")
+        check_values(table, name)
+        check_labels(labels[name], table, f"{name} column {config.label}")
+        read[name] = table
+    if config.id is not None:
+        check_ids(read)
+    train = read["train"]
+    for name, table in read.items():
+        check_same_columns(train, table[_common(train, table)], "train", name)
+    features = {name: table[list(train.columns)] for name, table in read.items()}
+    notes = tuple(note for one in tables.values() for note in one.notes)
+    return Tables(features, labels, beside, _pictures(config.images, len(train)), notes)
+
+
+_BESIDE = {"groups": (), "sample_weight": (), "entity": ("trusted",), "time": ("trusted",)}
+
+
+def _take_out(
+    table: pd.DataFrame, config: WeighConfig, name: str
+) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+    """(features, columns that say something else of the rows, by option).
+
+    Raises:
+        InputError: the table must have such a column and has not.
+    """
+    taken = {}
+    for option, needed in _BESIDE.items():
+        column = getattr(config, option)
+        if column is None:
+            continue
+        if column in table.columns:
+            taken[option] = pd.Series(table[column])
+        elif name == "train" or name in needed:
+            raise InputError(
+                f"the {name} file has no column {column!r} (--{option.replace('_', '-')}); its "
+                f"columns are {named(list(table.columns), 20)}."
+            )
+    return table.drop(columns=list({getattr(config, option) for option in taken})), taken
+
+
+def _pictures(path: str | None, n: int) -> np.ndarray | None:
+    """One for each training row, of a shape that can be drawn; checked before anything is learned."""
+    if path is None:
+        return None
+    images = as_internal(Path(path), "images")
+    if not isinstance(images, np.ndarray) or images.ndim == 0 or images.dtype.kind not in "biuf":
+        raise InputError(f"--images {path} is not an array of numbers; save one by `np.save`.")
+    if len(images) != n:
+        raise InputError(
+            f"--images {path} has {len(images)} pictures, the train file {n} rows; give one picture "
+            "for each row, in the same order."
+        )
+    try:
+        thumbnails(np.asarray(images[:1]))
+    except ValueError as error:
+        raise InputError(f"--images {path} cannot be drawn: {error}") from error
+    return images
+
+
+def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    # Names matter, order does not: tables on disk are addressed by column name.
+    ordered = [c for c in train.columns if c in other.columns]
+    return ordered + [c for c in other.columns if c not in train.columns]

@@ -1,0 +1,267 @@
+"""Folds: from which rows models learn, and which rows they judge."""
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int, UInt64
+
+from .._inputs.checks import InputError
+from .._inputs.row_facts import RowFacts, mix
+from .labels import Classes, Numbers
+
+FOLDS = 3  # parts of both tables: the rows of each are judged by models of the others
+JUDGES = FOLDS + 1
+MAX_ROWS = 20_000  # training rows that models are fitted on; all rows get outputs
+FREE = FOLDS  # in place of a part: none is left out
+EARLY = 2  # with times: spans of time before the first fold, which only teach
+COMMON, COMMON_ROWS = 0.02, 20.0  # of more rows than this, equal features are coarse, not repeated
+
+
+class Folds:
+    """The labels of both tables as numbers, and which rows may judge which.
+
+    Rows that belong together (`RowFacts.block`: those of one entity, or else those with equal
+    features) are in one part, in both tables, and no model judges a row that has learned from one
+    that belongs to it. Features that more than 2 % of the rows share, and more than 20, do not say
+    where a row comes from; such rows are dealt one by one. The deal depends on hashes of what rows
+    hold, not on their order or number: a row of weight 2 and two equal rows get the same folds.
+
+    A choice of trusted rows is one of `JUDGES`: choice k < FOLDS leaves out fold k, which judges what
+    was made without it; choice FOLDS has all rows. With times, the folds are the last spans of
+    `EARLY + FOLDS` spans of time, and choice k has only rows of either table that are earlier than
+    fold k.
+
+    Attributes:
+        y, y_trusted: class codes (integers), or targets (floating).
+        kind: `Classes` or `Numbers`.
+        weight, weight_trusted: how much each row counts.
+        part, part_trusted: of each row of the two tables, 0 to FOLDS - 1.
+        fold: of each trusted row, the part; or the span of time, from -EARLY to FOLDS - 1.
+        meets: whether a training row belongs to a trusted one; `meets_trusted` the other way round.
+        before: per choice, the training rows that it has.
+        beside: per choice, those of them that belong to no row of fold k.
+        others: per choice, the trusted rows that it has and that belong to no row of fold k.
+        sub: the training rows that models are fitted on.
+        unjudged: the training rows whose class no trusted row has.
+        units: how many training, and how many judging trusted rows there are, where those that belong
+            together are one.
+    """
+
+    def __init__(
+        self,
+        y: np.ndarray,
+        y_trusted: np.ndarray,
+        number: int,
+        facts: RowFacts,
+        trusted: RowFacts,
+        seed: int,
+    ):
+        self.y, self.y_trusted = y, y_trusted
+        self.n, self.m = len(y), len(y_trusted)
+        classes = y.dtype.kind in "iu"
+        self.kind: Classes | Numbers = Classes(number) if classes else Numbers()
+        self.weight, self.weight_trusted = facts.weight, trusted.weight
+        self.forward = facts.time is not None and trusted.time is not None
+
+        block, block_trusted = _blocks(facts, trusted)
+        self.meets = np.isin(block, block_trusted)
+        self.meets_trusted = np.isin(block_trusted, block)
+        self._unit = np.unique(block_trusted, return_inverse=True)[1]
+        self.part_trusted = _deal(block_trusted, y_trusted, self.weight_trusted, seed)
+        self.part = np.empty(self.n, int)
+        alone = ~self.meets
+        self.part[alone] = _deal(block[alone], y[alone], self.weight[alone], seed)
+        names, first = np.unique(block_trusted, return_index=True)
+        together = np.searchsorted(names, block[self.meets])
+        self.part[self.meets] = self.part_trusted[first][together]
+
+        ones, ones_trusted = np.ones(self.n, bool), np.ones(self.m, bool)
+        self.fold, span = self.part_trusted, self.part
+        if facts.time is not None and trusted.time is not None:
+            self.fold, span = _spans(facts.time, trusted.time, self.weight_trusted)
+        self.before: dict[int, Bool[np.ndarray, " n"]] = {FOLDS: ones}
+        self.beside: dict[int, Bool[np.ndarray, " n"]] = {FOLDS: ones}
+        self.others: dict[int, Bool[np.ndarray, " m"]] = {FOLDS: ones_trusted}
+        for k in self.parts:
+            mine = block_trusted[self.fold == k]
+            self.before[k] = span < k if self.forward else ones
+            self.beside[k] = self.before[k] & ~np.isin(block, mine)
+            others = self.fold < k if self.forward else self.fold != k
+            self.others[k] = others & ~np.isin(block_trusted, mine)
+        self._check()
+        self.units = (
+            len(np.unique(block[self.weight > 0])),
+            len(np.unique(self._unit[self.judging])),
+        )
+
+        present = np.flatnonzero(self.weight)
+        draw = np.random.default_rng(seed).permutation(present)
+        self.sub: Int[np.ndarray, " s"] = np.sort(draw[:MAX_ROWS])
+        self.unjudged = np.zeros(self.n, bool)
+        if classes:
+            self.unjudged = ~np.isin(y, y_trusted[self.weight_trusted > 0])
+
+    @property
+    def parts(self) -> range:
+        """The folds whose trusted rows are judged out of fold; those below 0 judge no candidate."""
+        return range(1 - EARLY if self.forward else 0, FOLDS)
+
+    @property
+    def judging(self) -> Bool[np.ndarray, " m"]:
+        """The trusted rows that judge candidates."""
+        return (self.fold >= 0) & (self.weight_trusted > 0)
+
+    def known(self, k: int) -> Bool[np.ndarray, " m"]:
+        """The trusted rows of choice k that have out-of-fold outputs."""
+        return self.others[k] & (self.fold >= self.parts.start)
+
+    def horizon(self, k: int) -> int:
+        """The choice that tells which training rows their models may have, where k is asked for."""
+        return k if self.forward else FOLDS
+
+    def judge(self, outputs: np.ndarray) -> tuple[Float[np.ndarray, " units"], float]:
+        """(losses of the trusted rows that judge, one per set of rows that belong together; score).
+
+        The plain mean of these losses is the weighted mean of the rows' losses, and they are as good
+        as independent. With equal weights and no two rows that belong together, they are the losses
+        of the rows.
+        """
+        rows = self.judging
+        weight = self.weight_trusted[rows]
+        losses, score = self.kind.judge(outputs[rows], self.y_trusted[rows], weight)
+        units, unit = np.unique(self._unit[rows], return_inverse=True)
+        return np.bincount(unit, weight * losses) * (len(units) / weight.sum()), score
+
+    def _check(self) -> None:
+        """Refuse folds that hold nothing, or that nothing may judge."""
+        for k in self.parts:
+            here = (self.fold == k) & (self.weight_trusted > 0)
+            there = self.others[k] & (self.weight_trusted > 0)
+            train = self.beside[k] & (self.weight > 0)
+            if here.any() and there.any() and train.any():
+                continue
+            if self.forward:
+                what = "training" if here.any() and there.any() else "trusted"
+                raise InputError(
+                    f"with `times`, trusted rows are judged by earlier rows of other entities, and "
+                    f"there are no such {what} rows for one of the {len(self.parts)} spans of time: "
+                    "give rows of more times, or leave `times` out."
+                )
+            raise InputError(
+                f"the rows cannot be put into {FOLDS} folds so that rows that belong together stay "
+                f"together: the trusted rows belong to {len(np.unique(self._unit))} entities, the "
+                "training rows to no others, or nearly so. Give rows of more entities, or leave "
+                "`entities` out."
+            )
+
+
+def make_folds(
+    y: np.ndarray,
+    y_trusted: np.ndarray,
+    seed: int,
+    facts: tuple[RowFacts, RowFacts] | None = None,
+) -> Folds:
+    """The folds, from class codes or targets, and what is known of the rows of both tables.
+
+    Without `facts`, no two rows belong together.
+
+    Raises:
+        InputError: codes that are no codes; or no folds are possible.
+    """
+    kinds = y.dtype.kind + y_trusted.dtype.kind
+    classes = set(kinds) <= set("iu") and min(y.min(), y_trusted.min()) >= 0
+    if kinds != "ff" and not classes:
+        raise InputError(
+            "`y` and `y_trusted` must both be class codes 0, 1, ... or both floating targets, got "
+            f"{y.dtype} and {y_trusted.dtype} from {min(y.min(), y_trusted.min())}; "
+            "`sklearn.preprocessing.LabelEncoder` makes codes."
+        )
+    number = int(max(y.max(), y_trusted.max())) + 1 if classes else 1
+    if facts is None:
+        facts = RowFacts.distinct(len(y)), RowFacts.distinct(len(y_trusted), len(y))
+    return Folds(y, y_trusted, number, *facts, seed)
+
+
+Blocks = UInt64[np.ndarray, " rows"]
+
+
+def _blocks(facts: RowFacts, trusted: RowFacts) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows belong together; rows whose features are common belong to themselves."""
+    if facts.by_entity:
+        return facts.block, trusted.block
+    both = np.concatenate([facts.block, trusted.block])
+    weight = np.concatenate([facts.weight, trusted.weight])
+    names, code = np.unique(both, return_inverse=True)
+    if len(names) < len(both):
+        total = np.bincount(code, weight)
+        common = total > max(COMMON_ROWS, COMMON * weight.sum())
+        if len(np.unique(trusted.block[trusted.weight > 0])) < 2 * FOLDS:
+            common[:] = True
+        rows = np.flatnonzero(common[code])
+        nth = pd.Series(code[rows]).groupby(code[rows]).cumcount().to_numpy()
+        both[rows] = mix(both[rows] ^ mix(nth.astype(np.uint64), 1))
+    return both[: len(facts)], both[len(facts) :]
+
+
+def _deal(block: Blocks, y: np.ndarray, weight: np.ndarray, seed: int) -> Int[np.ndarray, " rows"]:
+    """The part of each row: blocks dealt like cards, by class or in the order of their targets.
+
+    Blocks of unequal weight go, the heaviest of a class first, to the part with the least weight of
+    this class (of all, in a regression). Blocks without weight follow their hash.
+    """
+    names, first, code = np.unique(block, return_index=True, return_inverse=True)
+    size, key = np.bincount(code, weight, len(names)), mix(names, seed)
+    classes = y.dtype.kind in "iu"
+    label = y[first]
+    if len(names) < len(y):
+        label = _main_label(code, y, weight) if classes else np.bincount(code, weight * y)
+        label = label if classes else label / np.maximum(size, 1e-300)
+    part = (key % np.uint64(FOLDS)).astype(int)
+    order = np.lexsort((key, -size if classes else key, label))
+    order = order[size[order] > 0]
+    if len(order) and np.ptp(size[order]) == 0:
+        part[order] = np.arange(len(order)) % FOLDS
+        return part[code]
+    total, last = [0.0] * FOLDS, None
+    of_class = total
+    for i, now, s in zip(order, label[order].tolist(), size[order].tolist(), strict=True):
+        if classes and now != last:
+            last, of_class = now, [0.0] * FOLDS
+        p = min(range(FOLDS), key=lambda p: (of_class[p], total[p]))
+        part[i] = p
+        total[p] += s
+        if classes:
+            of_class[p] += s
+    return part[code]
+
+
+def _main_label(code: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Int[np.ndarray, " blocks"]:
+    """Of each block, the class with the most weight; of equals the first."""
+    pairs, inverse = np.unique(np.stack([code, y]), axis=1, return_inverse=True)
+    order = np.lexsort((pairs[1], -np.bincount(inverse.ravel(), weight), pairs[0]))
+    _, first = np.unique(pairs[0][order], return_index=True)
+    return pairs[1][order][first]
+
+
+def _spans(
+    time: np.ndarray, time_trusted: np.ndarray, weight: np.ndarray
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " n"]]:
+    """The span of time of the trusted and of the training rows, from -EARLY to FOLDS - 1.
+
+    Spans hold about equal weight of trusted rows, and equal times are in one span.
+
+    Raises:
+        InputError: the trusted rows have fewer times than there are spans.
+    """
+    number = EARLY + FOLDS
+    times, code = np.unique(time_trusted, return_inverse=True)
+    if len(times) < number:
+        raise InputError(
+            f"`times` needs trusted rows of at least {number} times, got {len(times)}: they are "
+            f"judged on {FOLDS} spans of time by earlier rows."
+        )
+    size = np.bincount(code, weight)
+    span = np.floor(number * (np.cumsum(size) - size / 2) / size.sum()).astype(int)
+    if len(np.unique(span)) < number:
+        span = np.arange(len(times)) * number // len(times)
+    starts = times[np.searchsorted(span, np.arange(1, number))]
+    return span[code] - EARLY, np.searchsorted(starts, time, side="right") - EARLY
