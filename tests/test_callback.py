@@ -108,9 +108,11 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
         with pytest.raises(ValueError, match="does not fit this run"):
             Checkpoint(path).load(state_of("SOBA"))
     run(METHOD, callbacks=[Checkpoint(path)])
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="does not fit this run"):
-        Checkpoint(path).load(state_of("SOBA"))
+    whole = path.read_bytes()
+    for content in (whole[:-20], whole + b"more"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="does not fit this run"):
+            Checkpoint(path).load(state_of("SOBA"))
 
 
 def test_stop_when_ends_the_run_after_its_chunk():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bilevel import FullBatch, Shuffled, Stream, WithReplacement
+from bilevel import Blocks, FullBatch, Shuffled, Stream, WithReplacement
 
 
 def draws(sampler, n, num_draws, seed=0):
@@ -126,3 +126,10 @@ def test_refusals(kind):
 def test_shuffled_refuses_a_batch_above_the_rows():
     with pytest.raises(ValueError, match="batch_size=5 for 4 rows; use at most 4"):
         Shuffled(5).init(jnp.arange(4), jr.key(0))
+
+
+def test_blocks_refuse_a_size_that_does_not_divide_the_rows():
+    with pytest.raises(
+        ValueError, match=r"does not divide 10 rows\. Use one that does \(5 is the "
+    ):
+        Blocks(4).num_blocks(jnp.arange(10))

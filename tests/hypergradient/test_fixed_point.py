@@ -38,6 +38,7 @@ ESTIMATORS = {
     "GMRES": AID(lx.GMRES(rtol=1e-12, atol=1e-12)),
     "Richardson": AID(bilevel.Richardson(1.0, rtol=1e-13)),
     "Neumann": AID(bilevel.Neumann(1.0, 300)),
+    "SID": bilevel.SID(bilevel.StochasticRichardson(1.0, 300), 2),
     "ITD": ITD(),
     "ITD forward": ITD("forward"),
     "ITD checkpointed": ITD("checkpointed"),

@@ -40,6 +40,11 @@ def test_objectives_by_hand(learned):
     assert float(problem.outer(u, W, problem.outer_data)) == pytest.approx(float(outer), rel=1e-12)
 
 
+def test_hard_labels_are_one_hot():
+    hard = jax.nn.softmax(tasks.hard_labels(jnp.array([2, 0]), 3))
+    np.testing.assert_array_equal(hard, [[0, 0, 1], [1, 0, 0]])
+
+
 def test_distillation_hypergradient_against_finite_differences():
     """With l2 > 0 there is one inner solution, and Phi is smooth."""
     problem = tasks.distillation(X, Y, predict, l2=0.3)

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel
 from bilevel import AID, ITD, Anderson, FullBatch, GradientInner, RootInner, Stream, tasks
-from helpers import CASES, estimate_on_all_data
+from helpers import CASES, estimate_on_all_data, norm_error
 
 ROWS, FEATURES, WIDTH, CLASSES = 6, 3, 4, 3
 RNG = np.random.default_rng(0)
@@ -209,6 +209,14 @@ def test_anderson_in_float32():
     assert w.dtype == jnp.float32
     assert bool(stats.result == bilevel.RESULTS.successful)
     np.testing.assert_allclose(w, Z, atol=3e-5)
+
+
+def test_newton_on_an_inner_objective():
+    case = CASES["logistic"]
+    inner = RootInner(optx.Newton(1e-9, 1e-9, linear_solver=lx.LU()))
+    w, stats = solve(inner, case.problem, case.u, case.w0, case.problem.inner_data)
+    assert norm_error(w, ravel_pytree(case.w_star(case.u))[0]) < 1e-9
+    assert int(stats.calls) < 15
 
 
 def test_nan_ends_the_solve():
