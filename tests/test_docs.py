@@ -154,6 +154,7 @@ def assert_alike(printed: str, promised: str) -> None:
         "start/noisy_labels",
         "start/shift",
         "start/sources",
+        "start/annotators",
         "tutorials/equilibrium",
         "tutorials/hyperparameters",
         "tutorials/meta_learning",

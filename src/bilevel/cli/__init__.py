@@ -6,6 +6,7 @@ The modules `_x` hold the options of the commands and import nothing heavy; what
 
 from ._app import RunFolderError, app
 from ._commands import audit, report, score, suggest
+from ._consensus import consensus
 from ._demo import bench, demo
 from ._weigh import weigh
 
@@ -14,6 +15,7 @@ __all__ = [
     "app",
     "audit",
     "bench",
+    "consensus",
     "demo",
     "main",
     "report",
@@ -22,7 +24,7 @@ __all__ = [
     "weigh",
 ]
 
-for command in (weigh, demo, audit, score, suggest, report, bench):
+for command in (weigh, demo, audit, consensus, score, suggest, report, bench):
     app.command()(command)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import lazy_loader as _lazy
 
 from .._analysis.weight_statistics import effective_sample_size, entropy
+from ._annotations import AnnotationsResult, learn_from_annotations
 from ._audit.audit import audit
 from ._audit.duplicates import find_shared_rows
 from ._audit.finding import Audit, Finding
@@ -17,6 +18,7 @@ from ._inputs.checks import InputError
 from ._inputs.columns import load_model
 from ._inputs.prepare import Encoding
 from ._learn import learn_weights
+from ._multilabel import MultilabelResult, learn_multilabel_weights
 from ._report.page import Report
 from ._weights.baselines import compare_baselines
 from ._weights.cross_validated import cross_validated_weights
@@ -33,12 +35,14 @@ __getattr__, _, _ = _lazy.attach(
 )
 
 __all__ = [
+    "AnnotationsResult",
     "Audit",
     "Check",
     "CrossValidatedWeights",
     "Encoding",
     "Finding",
     "InputError",
+    "MultilabelResult",
     "Report",
     "ReweightedClassifier",
     "ReweightedRegressor",
@@ -51,6 +55,8 @@ __all__ = [
     "effective_sample_size",
     "entropy",
     "find_shared_rows",
+    "learn_from_annotations",
+    "learn_multilabel_weights",
     "learn_weights",
     "load_model",
     "near_exact",

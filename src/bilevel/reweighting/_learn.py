@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._inputs.containers import like
-from ._inputs.prepare import MIN_MAX, check_verified, prepare
+from ._inputs.prepare import MIN_MAX, Prepared, check_verified, prepare
 from ._inputs.probabilities import check_probabilities
 from ._inputs.row_facts import RowColumns
 from ._weights.baselines import compare_on_holdout
@@ -14,7 +14,7 @@ from ._weights.candidates import choose, explain, search
 from ._weights.diagnostics import holdout_check
 from ._weights.folds import FOLDS
 from ._weights.label_models import few_threads
-from ._weights.result import WeightsResult
+from ._weights.result import Learned, WeightsResult
 
 if TYPE_CHECKING:
     from .._algorithm.base import AbstractAlgorithm
@@ -204,6 +204,11 @@ def learn_weights(
             folder=folder,
         )
 
+    return complete(learned, tables, estimator, judged=by_folds)
+
+
+def complete(learned: Learned, tables: Prepared, estimator: Any, *, judged: bool) -> WeightsResult:
+    """The result, with what the hold-out says of it; `judged` if it was chosen on folds."""
     # Whether it paid, on rows that took no part in it.
     baselines = compare_on_holdout(
         estimator,
@@ -213,7 +218,7 @@ def learn_weights(
     )
     checks = learned.checks
     if baselines is not None:
-        checks = [*checks, holdout_check(baselines, learned.winner, judged=by_folds)]
+        checks = [*checks, holdout_check(baselines, learned.winner, judged=judged)]
     parts = learned._asdict() | {
         "weights": like(learned.weights, tables.given, "weight"),
         "label_quality": like(learned.label_quality, tables.given, "label_quality"),

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
 from .._inputs.row_facts import RowFacts
+from .annotators import AnnotatedPool, Annotations
 from .baselines import SIMPLEST
 from .diagnostics import check_choice
 from .folds import FOLDS, JUDGES, Folds, make_folds
@@ -26,6 +27,7 @@ from .label_models import (
     second_round,
     trusted_only,
 )
+from .labels import Classes
 from .pool import ClassPool, NumberPool, fit_pool
 from .result import CrossValidatedWeights, Learned
 from .row_weights import effective_rows, entropy_of_rows
@@ -34,6 +36,7 @@ from .scorer import RowScorer
 CLEAR = 0.5  # standard errors by which one candidate must beat another that is preferred to it
 PREFERRED = "weights"  # where nothing is clearly better than it
 STEEPEST = 4.0  # log density ratios are clipped here
+Pool = ClassPool | NumberPool | AnnotatedPool
 
 
 class Candidate(NamedTuple):
@@ -63,7 +66,7 @@ class Search:
     linear: LabelModel
     judge: LabelModel
     members: list[Member]
-    pool: ClassPool | NumberPool
+    pool: Pool
     right: Float[np.ndarray, " n"]
     quality: Float[np.ndarray, " n"]
     candidates: dict[str, Candidate]
@@ -94,6 +97,7 @@ def search(
     estimator: Any = None,
     probabilities: Probabilities | None = None,
     verified: Int[np.ndarray, " m"] | None = None,
+    annotations: Annotations | None = None,
     seed: int = 0,
 ) -> Search:
     """Fit the label models, pool them, make candidates of what they say, and judge these.
@@ -105,7 +109,8 @@ def search(
     weights in the end.
 
     `probabilities` of the user's are one more member. `verified` are the labels that the trusted rows
-    had before they were verified: pairs from which the noise matrix is estimated too.
+    had before they were verified: pairs from which the noise matrix is estimated too. With
+    `annotations`, `y` are consensus labels, and the annotators take the place of the noise matrix.
     """
     if tables is None:
         facts = RowFacts.plain(features), RowFacts.plain(features_trusted)
@@ -120,7 +125,7 @@ def search(
 
     members = [fit(kind) for kind in kinds for fit in (cross_fitted, trusted_only)]
     members += [] if probabilities is None else [from_outside(probabilities)]
-    pools = [_pool(folds, members, verified, k) for k in range(JUDGES)]
+    pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack([_right(folds, pools[k], members, k) for k in range(JUDGES)])
     rounds = [_round(folds, pools[FOLDS], members, right[FOLDS])]
 
@@ -150,7 +155,7 @@ def search(
     judged = {name: _judge_candidate(judge, candidate) for name, candidate in candidates.items()}
 
     members += [second_round(kind, right) for kind in kinds]
-    pool = _pool(folds, members, verified, FOLDS)
+    pool = _pool(folds, members, verified, annotations, FOLDS)
     last = _right(folds, pool, members, FOLDS)
     rounds.append(_round(folds, pool, members, last))
     final = {PREFERRED: last, "clean rows": (last >= 0.5).astype(float)}
@@ -179,12 +184,20 @@ def search(
 
 
 def _pool(
-    folds: Folds, members: list[Member], verified: np.ndarray | None, k: int
-) -> ClassPool | NumberPool:
+    folds: Folds,
+    members: list[Member],
+    verified: np.ndarray | None,
+    annotations: Annotations | None,
+    k: int,
+) -> Pool:
     """The pool of the members that have not seen fold k of the trusted rows."""
     rows = np.flatnonzero(folds.known(k))
     trusted = [member.trusted[k][rows] for member in members]
     train = [member.train[k] for member in members]
+    if annotations is not None and isinstance(folds.kind, Classes):
+        every = [member.trusted[k] for member in members]
+        labels = folds.y_trusted, train, folds.y
+        return AnnotatedPool.fit(folds.kind, every, *labels, annotations, folds.known(k))
     known = ~folds.unjudged & folds.before[k]
     return fit_pool(
         folds.kind,
@@ -198,9 +211,7 @@ def _pool(
     )
 
 
-def _right(
-    folds: Folds, pool: ClassPool | NumberPool, members: list[Member], k: int
-) -> Float[np.ndarray, " n"]:
+def _right(folds: Folds, pool: Pool, members: list[Member], k: int) -> Float[np.ndarray, " n"]:
     """The probability that each label is right; of rows that no model can judge, the mean."""
     right = pool.right([member.train[k] for member in members], folds.y)
     if folds.unjudged.any():
@@ -210,9 +221,7 @@ def _right(
     return right
 
 
-def _round(
-    folds: Folds, pool: ClassPool | NumberPool, members: list[Member], right: np.ndarray
-) -> dict[str, float]:
+def _round(folds: Folds, pool: Pool, members: list[Member], right: np.ndarray) -> dict[str, float]:
     """What a round has come to."""
     outputs = pool.outputs([member.trusted[FOLDS] for member in members])
     return {
@@ -364,6 +373,8 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
     """The chosen weights, the weighting model that they give, and the questions asked of them."""
     weights = chosen.weights
     model = found.linear
+    # A new row comes with one label, of no known annotator.
+    scored = found.pool.classes if isinstance(found.pool, AnnotatedPool) else found.pool
     candidate = found.candidates[chosen.winner]
     fitted = model.fit(candidate.weights[FOLDS], np.full(found.folds.m, candidate.trusted))
     counts = found.folds.weight
@@ -393,7 +404,7 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
         history=found.history,
         stats={"num_steps": len(found.history)},
         group_weights=group_weights,
-        scorer=RowScorer.of(found.members, found.pool, found.folds.kind),
+        scorer=RowScorer.of(found.members, scored, found.folds.kind),
     )
 
 

@@ -1,0 +1,100 @@
+"""What `bilevel consensus` does: from files to a folder, all of it or nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..reweighting._annotations import AnnotationsResult, learn_from_annotations
+from ..reweighting._inputs.checks import InputError, check_same_columns, named
+from ..reweighting._inputs.files import read_tables, split_label, suggest
+from ._run_folder import (
+    WORST,
+    check_folder,
+    remove_folder,
+    write_csv,
+    write_json,
+)
+
+
+def find_consensus(
+    train: Path,
+    annotations: Path,
+    label: str,
+    identifier: str,
+    annotator: str,
+    trusted: Path,
+    out: Path,
+    drop: list[str],
+    seed: int,
+) -> tuple[AnnotationsResult, Path]:
+    """`learn_from_annotations` of tables on disk, and the folder that it wrote.
+
+    Raises:
+        InputError: the data cannot be used.
+        RunFolderError: the output folder exists or cannot be written.
+    """
+    out = out.resolve()
+    partial = out.with_name(out.name + ".partial")
+    check_folder(out, partial, resume=False)
+    paths = {"train": train, "trusted": trusted, "annotations": annotations}
+    tables = read_tables(paths, label=label, ids=[identifier, annotator])
+    lines = tables["annotations"].frame
+    for column, option in [(identifier, "--id"), (annotator, "--annotator"), (label, "--label")]:
+        if column not in lines.columns:
+            raise InputError(
+                f"the annotations file has no column {column!r} ({option}); "
+                f"{suggest(column, lines.columns)}."
+            )
+    rows = tables["train"].frame
+    if unknown := [c for c in drop if c not in rows.columns]:
+        raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+    if label not in rows.columns:  # which the annotations replace
+        rows = rows.assign(**{label: 0})
+    features, _ = split_label(rows, label, identifier, "train")
+    known, y_known = split_label(tables["trusted"].frame, label, identifier, "trusted")
+    features, known = (t.drop(columns=drop, errors="ignore") for t in (features, known))
+    if len(both := features.index.intersection(known.index)):
+        raise InputError(
+            f"the ids {named(both)} are in the train and in the trusted file; keep them in one."
+        )
+    check_same_columns(features, known[_ordered(features, known)], "train", "trusted")
+    of_known = np.isin(np.asarray(lines[identifier]), np.asarray(known.index))
+    found = learn_from_annotations(
+        features,
+        lines[~of_known].reset_index(drop=True),
+        known[list(features.columns)],
+        y_known,
+        columns=(identifier, annotator, label),
+        annotations_trusted=lines[of_known] if of_known.any() else None,
+        seed=seed,
+    )
+    parents = [path for path in partial.parents if not path.exists()]
+    partial.mkdir(parents=True)
+    try:
+        _write(found, identifier, partial)
+        partial.rename(out)
+    except BaseException:
+        remove_folder(partial, parents)
+        raise
+    return found, out
+
+
+def _write(found: AnnotationsResult, identifier: str, folder: Path) -> None:
+    """The tables and the summary."""
+    rows = found.rows.rename_axis(identifier).assign(
+        weight=np.asarray(found.result.weights), keep=found.result.keep
+    )
+    rows.reset_index().to_parquet(folder / "rows.parquet", index=False)
+    worst = rows.sort_values("label_quality", kind="stable").head(WORST)
+    write_csv(worst.reset_index(), folder / "worst.csv")
+    write_csv(found.annotators.reset_index(), folder / "annotators.csv")
+    found.labels.to_parquet(folder / "labels.parquet", index=False)
+    write_json(found.summary, folder / "summary.json")
+
+
+def _ordered(features: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """The columns of `other` in the order of `features`, then those that only it has."""
+    return [c for c in features.columns if c in other.columns] + [
+        c for c in other.columns if c not in features.columns
+    ]

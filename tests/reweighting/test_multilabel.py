@@ -1,0 +1,75 @@
+"""Several labels per row: what is found in each column, and how the columns become one row."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from bilevel.reweighting import InputError, learn_multilabel_weights, learn_weights
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Three labels of 240 rows: one noisy in a tenth of the rows, one clean, one that never occurs."""
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(320, 4)), index=[f"r{k}" for k in range(320)])
+    names = ["red", "round", "never"]
+    Y = pd.DataFrame((X.to_numpy()[:, :3] > [0, 0.5, 9]).astype(int), X.index, names)
+    noisy = Y.iloc[:240].copy()
+    wrong = rng.random(240) < 0.1
+    noisy["red"] = np.where(wrong, 1 - noisy["red"], noisy["red"])
+    with pytest.warns(UserWarning, match=r"the labels 'never' are the same in all training rows"):
+        found = learn_multilabel_weights(X[:240], noisy, X[240:], Y[240:])
+    return X, Y, noisy, wrong, found
+
+
+def test_each_label_is_what_learn_weights_finds_alone(case):
+    X, Y, noisy, _, found = case
+    alone = learn_weights(X[:240], noisy["round"].to_numpy(), X[240:], Y["round"][240:], seed=1)
+    np.testing.assert_array_equal(found.label_quality["round"], alone.label_quality)
+    np.testing.assert_array_equal(found.keep["round"], alone.keep)
+    np.testing.assert_allclose(found.sample_weights(80)[:, 1], alone.sample_weight(80), rtol=1e-12)
+    assert found.labels.loc["round", "winner"] == alone.winner
+    assert found.labels.loc["round", "flagged"] == (~alone.keep).sum()
+
+
+def test_a_row_is_ranked_by_its_worst_label_and_weighs_the_mean(case):
+    X, _, noisy, wrong, found = case
+    quality = found.label_quality.to_numpy()
+    np.testing.assert_array_equal(found.row_quality, quality.min(axis=1))
+    assert roc_auc_score(~wrong, found.row_quality) > 0.95
+    both = found.sample_weights(80)
+    np.testing.assert_allclose(found.sample_weight(80), both.mean(axis=1), rtol=1e-12)
+    assert np.mean(found.weights) == pytest.approx(1)
+    for table in (found.label_quality, found.keep, found.label_weights):
+        assert table.columns.tolist() == noisy.columns.tolist()
+        assert table.index.tolist() == X.index[:240].tolist()
+    assert found.row_quality.index.tolist() == X.index[:240].tolist()
+
+
+def test_a_label_that_never_occurs_is_left_alone(case):
+    found = case[-1]
+    assert (found.label_quality["never"] == 1).all()
+    assert found.keep["never"].all()
+    assert (found.sample_weights(80)[:, 2] == 1).all()
+    assert sorted(found.results) == ["red", "round"]
+    assert {check.name.split(":")[0] for check in found.checks} == {"red", "round"}
+    flagged = int((~found.keep).to_numpy().sum())
+    assert f"with {flagged} labels that are more likely wrong than right" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("Y", "message"),
+    [
+        (np.zeros(6), r"must be an indicator matrix \(rows, labels\), got shape \(6,\)"),
+        (np.array([[0, 2], [1, 0]] * 3), r"the columns 1 hold other values, in the rows 0, 2, 4"),
+        (np.zeros((6, 2)), r"every label is the same in all training rows"),
+        (np.zeros((6, 3)), r"`Y` has the labels 0, 1, 2, `Y_trusted` 0, 1;"),
+        (pd.DataFrame([[0, 1]] * 6, columns=["a", "a"]), r"two columns of the name 'a'"),
+        (pd.DataFrame([[0, None]] * 6), r"the columns 1 hold other values"),
+    ],
+)
+def test_what_is_no_indicator_matrix_is_refused(Y, message):
+    X = np.arange(6.0)[:, None]
+    with pytest.raises(InputError, match=message):
+        learn_multilabel_weights(X, Y, X, np.array([[0, 1], [1, 0]] * 3))
