@@ -104,6 +104,10 @@ from ._outer.penalised import (
     l2_to_uniform as l2_to_uniform,
     penalised as penalised,
 )
+from ._analysis.lower_level import (
+    LowerLevelCheck as LowerLevelCheck,
+    check_lower_level as check_lower_level,
+)
 from ._analysis.retrain import (
     LeakCheck as LeakCheck,
     RetrainCheck as RetrainCheck,
