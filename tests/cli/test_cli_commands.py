@@ -312,6 +312,7 @@ EVERYTHING: dict[str, Any] = {
     "sample_weight": "w",
     "entity": "person",
     "time": "day",
+    "metric": "r2",
     "seed": 7,
     "report": False,
     "control": True,

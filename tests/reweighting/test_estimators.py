@@ -114,6 +114,7 @@ def test_parameters_and_clone():
         "method": "soba",
         "num_steps": 9,
         "l2": 0.5,
+        "scoring": None,
         "overlap": None,
         "drop_zero": True,
         "random_state": 3,

@@ -49,6 +49,7 @@ class WeighConfig:
     sample_weight: str | None = None
     entity: str | None = None
     time: str | None = None
+    metric: str | None = None
     report: bool = True
     control: bool = False
     seed: int = 0

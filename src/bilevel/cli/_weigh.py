@@ -88,6 +88,13 @@ def weigh(
         str | None,
         typer.Option(help="Column of times: trusted rows are judged by earlier rows; no feature."),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Scorer of scikit-learn to choose and judge by, such as average_precision; the last "
+            "class in sorted order is the positive one."
+        ),
+    ] = None,
     overlap: Annotated[str | None, typer.Option(hidden=True)] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json_: Json = False,
@@ -155,6 +162,7 @@ def weigh(
         sample_weight=sample_weight,
         entity=entity,
         time=time,
+        metric=metric,
         report=report,
         control=control,
         seed=seed,
@@ -205,7 +213,8 @@ def _show(result: "WeightsResult") -> None:
         f"A trusted row weighs {result.trusted_weight:.2f}.\n"
     )
     if result.baselines is not None:
-        console.print(_baseline_table(result.baselines))
+        metric = "accuracy, or R2" if result.metric is None else result.metric.name
+        console.print(_baseline_table(result.baselines, metric))
     for check in result.checks:
         mark = "[green]ok[/green]" if check.passed else "[red]NO[/red]"
         line = Table.grid(padding=(0, 1))
@@ -217,8 +226,8 @@ def _show(result: "WeightsResult") -> None:
         )
 
 
-def _baseline_table(baselines: "pd.DataFrame") -> Table:
-    table = Table(title="Score on the hold-out (accuracy, or R2)", title_justify="left")
+def _baseline_table(baselines: "pd.DataFrame", metric: str) -> Table:
+    table = Table(title=f"Score on the hold-out ({metric})", title_justify="left")
     for column, justify in [("fitted on", "left"), ("effective rows", "right"), ("score", "right")]:
         table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
     table.add_column("reweighted is better by", justify="right")

@@ -24,6 +24,7 @@ from ..reweighting._report.page import Report
 from ..reweighting._weights.baselines import fit_weighted, stack_rows
 from ..reweighting._weights.folds import FOLDS, MAX_ROWS
 from ..reweighting._weights.label_models import few_threads
+from ..reweighting._weights.metric import Metric
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._run_folder import (
@@ -166,6 +167,7 @@ def estimate(config: WeighConfig) -> Estimate:
     groups = tables.beside["groups"].get("train")
     extras = {"groups": groups} | tables.columns._asdict()
     check_method(config.method, config.model, config.num_steps, extras)
+    Metric.of(config.metric)
     data = prepare(
         *rows["train"],
         *rows["trusted"],
@@ -206,6 +208,7 @@ def _work(
             l2=config.l2,
             scaler=None,
             seed=config.seed,
+            scoring=config.metric,
             **tables.columns._asdict(),
             **options,
         )
@@ -307,7 +310,7 @@ def _summary(
         if result.group_weights is None
         else {str(group): weight for group, weight in result.group_weights.items()},
         "baselines": None if result.baselines is None else result.baselines.to_dict(orient="index"),
-        "score": "R2" if regression else "accuracy",
+        "score": config.metric or ("R2" if regression else "accuracy"),
         "history": result.history.to_dict(orient="list"),
         "stats": result.stats,
     }

@@ -55,6 +55,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         method: Any = "auto",
         num_steps: int | None = None,
         l2: float = 1e-2,
+        scoring: Any = None,
         overlap: Any = None,
         drop_zero: bool = True,
         random_state: Any = 0,
@@ -64,6 +65,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.method = method
         self.num_steps = num_steps
         self.l2 = l2
+        self.scoring = scoring
         self.overlap = overlap
         self.drop_zero = drop_zero
         self.random_state = random_state
@@ -180,6 +182,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             num_steps=self.num_steps,
             l2=self.l2,
             **columns._asdict(),
+            scoring=self.scoring,
             estimator=self.estimator,
             seed=_seed(self.random_state),
         )
@@ -338,6 +341,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             y_holdout,
             sample_weight=result.counts[0],
             sample_weight_trusted=result.counts[1],
+            scoring=result.metric,
         )
 
 
@@ -353,7 +357,7 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
     Args:
         estimator: a scikit-learn classifier that accepts `sample_weight`, or a pipeline ending in
             one; logistic regression on scaled features by default. It is cloned.
-        model, method, num_steps, l2, overlap: how the weights are learned, see
+        model, method, num_steps, l2, scoring, overlap: how the weights are learned, see
             `bilevel.learn_weights`. The weights are learned with `model`, not with `estimator`,
             which judges them.
         drop_zero: leave rows of weight zero out of the final fit, or pass them on with their zeros.

@@ -14,6 +14,7 @@ from ._weights.candidates import choose, explain, search
 from ._weights.diagnostics import holdout_check
 from ._weights.folds import FOLDS
 from ._weights.label_models import few_threads
+from ._weights.metric import Metric
 from ._weights.result import Learned, WeightsResult
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def learn_weights(
     entities_trusted: Any = None,
     times: Any = None,
     times_trusted: Any = None,
+    scoring: Any = None,
     num_steps: int | None = None,
     l2: float = 1e-2,
     scaler: Any = MIN_MAX,
@@ -101,6 +103,12 @@ def learn_weights(
             than the past alone would say. The earliest two fifths of the trusted rows only teach.
             Training rows are ranked by models of all times, as errors in the past are found by what
             came later too. Both or neither.
+        scoring: what to choose by, and to judge by on the hold-out and in the report, in place of the
+            loss and of accuracy or R2: the name of a scikit-learn scorer such as
+            `"average_precision"`, for which the last class in sorted order is the positive one, or a
+            callable `(estimator, X, y)`. Of rows, it is asked about held-out trusted rows and the
+            hold-out. `loss` in the tables is then the score with a minus; standard errors are the
+            jackknife's, with 20 groups of rows.
         num_steps: outer steps for free weights; by default 20 near-exact ones, with 1000 trusted rows
             or more 60, or 10000 of SOBA.
         l2: for free weights, the strength of the model's l2 penalty.
@@ -155,6 +163,7 @@ def learn_weights(
         sample_weight, sample_weight_trusted, entities, entities_trusted, times, times_trusted
     )
     check_method(method, model, num_steps, extras | columns._asdict())
+    metric = Metric.of(scoring)
     if overlap is not None:
         warn_about_overlap(stacklevel=3)
     by_folds = is_cross_validated(method, model)
@@ -187,6 +196,7 @@ def learn_weights(
                 estimator=estimator,
                 probabilities=probabilities,
                 verified=check_verified(given_labels_trusted, tables),
+                metric=metric,
                 seed=seed,
             )
             learned = explain(found, choose(found), tables)
@@ -215,6 +225,7 @@ def complete(learned: Learned, tables: Prepared, estimator: Any, *, judged: bool
         tables,
         learned.scale * learned.weights,
         learned.scale * learned.trusted_weight,
+        metric,
     )
     checks = learned.checks
     if baselines is not None:
@@ -225,7 +236,9 @@ def complete(learned: Learned, tables: Prepared, estimator: Any, *, judged: bool
         "checks": checks,
     }
     counts = tables.train.facts.weight, tables.trusted.facts.weight
-    return WeightsResult(**parts, baselines=baselines, encoding=tables.encoding, counts=counts)
+    return WeightsResult(
+        **parts, baselines=baselines, encoding=tables.encoding, counts=counts, metric=metric
+    )
 
 
 def warn_about_overlap(stacklevel: int) -> None:

@@ -283,17 +283,18 @@ def _on_folds(result: Any, rows: Rows) -> dict[str, Any] | None:
     if result.winner == SIMPLEST:
         rival = str(table.drop(index=SIMPLEST)["loss"].idxmin())
         line, sign = table.loc[rival].to_dict(), 1
+    least = 1 if result.metric is None else -1  # the loss is a metric's score with a minus
     return {
-        "measure": "loss",
+        "measure": "loss" if result.metric is None else rows.metric,
         "where": f"held-out folds of the {len(rows.y_trusted)} trusted rows",
         "against": rival,
         "rival": rival,
-        "ours": winner["loss"],
-        "theirs": float(table.loc[rival, "loss"]),
+        "ours": least * winner["loss"],
+        "theirs": least * float(table.loc[rival, "loss"]),
         "gain": sign * float(line["difference"]),
         "standard_error": float(line["standard_error"]),
         "half": Z95 * float(line["standard_error"]),
-        "sign": -1,
+        "sign": -least,
     }
 
 

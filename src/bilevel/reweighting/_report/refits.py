@@ -9,6 +9,7 @@ import pandas as pd
 from sklearn.base import is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 
+from .._inputs.checks import InputError
 from .._weights.baselines import (
     BASELINES,
     compare_baselines,
@@ -16,6 +17,7 @@ from .._weights.baselines import (
     stack_rows,
     take_rows,
 )
+from .._weights.metric import Said
 from .thumbnails import thumbnails
 
 NUM_WORST, MAX_ROWS, NUM_FOLDS, NUM_RANDOM = 200, 20_000, 5, 3
@@ -39,6 +41,8 @@ class Rows:
 
     @property
     def metric(self) -> str:
+        if self.result.metric is not None:
+            return self.result.metric.name
         return "R2" if self.regression else "accuracy"
 
     @property
@@ -50,9 +54,23 @@ class Rows:
         return np.asarray(self.result.label_quality, dtype=np.float64)
 
     def score(self, model: Any, X: Any, y: np.ndarray) -> float:
-        """Accuracy or R2; NaN where it is undefined."""
+        """The user's metric, accuracy or R2; NaN where it is undefined."""
         if len(y) < (2 if self.regression else 1):
             return np.nan
+        metric = self.result.metric
+        if metric is not None:
+            classes = (
+                None if self.regression else np.unique(np.concatenate([self.y, self.y_trusted]))
+            )
+            if classes is not None and len(np.unique(y)) < 2:
+                return np.nan  # rankings of one class
+            said = Said.of_model(model, X, classes, metric.coded)
+            if classes is not None and metric.coded:
+                y = np.searchsorted(classes, y)
+            try:
+                return metric(said, X, y, np.ones(len(y)))
+            except InputError:
+                return np.nan
         return float((r2_score if self.regression else accuracy_score)(y, model.predict(X)))
 
     def fit_alone(self, index: np.ndarray, weights: np.ndarray) -> Any:
@@ -100,6 +118,7 @@ class Rows:
             y_holdout,
             sample_weight=self.result.counts[0],
             sample_weight_trusted=self.result.counts[1],
+            scoring=self.result.metric,
         )
 
 

@@ -28,6 +28,7 @@ from .label_models import (
     trusted_only,
 )
 from .labels import Classes
+from .metric import Metric, Scoring
 from .pool import ClassPool, NumberPool, fit_pool
 from .result import CrossValidatedWeights, Learned
 from .row_weights import effective_rows, entropy_of_rows
@@ -98,6 +99,7 @@ def search(
     probabilities: Probabilities | None = None,
     verified: Int[np.ndarray, " m"] | None = None,
     annotations: Annotations | None = None,
+    metric: Metric | None = None,
     seed: int = 0,
 ) -> Search:
     """Fit the label models, pool them, make candidates of what they say, and judge these.
@@ -113,10 +115,11 @@ def search(
     `annotations`, `y` are consensus labels, and the annotators take the place of the noise matrix.
     """
     if tables is None:
-        facts = RowFacts.plain(features), RowFacts.plain(features_trusted)
+        facts, scoring = (RowFacts.plain(features), RowFacts.plain(features_trusted)), None
     else:
         facts = tables.train.facts, tables.trusted.facts
-    folds = make_folds(y, y_trusted, seed, facts)
+        scoring = None if metric is None else Scoring.of(metric, tables.trusted, tables.encoding)
+    folds = make_folds(y, y_trusted, seed, facts, scoring)
     linear = judge = linear_label_model(folds, features, features_trusted)
     kinds = [linear]
     if estimator is not None and tables is not None and not is_the_linear_model(estimator):
@@ -420,6 +423,11 @@ def _score_weighting_model(found: Search, winner: str, tables: Prepared) -> pd.D
         if tables.holdout is not None:
             fitted = model.fit(candidate.weights[FOLDS], np.full(folds.m, candidate.trusted))
             outputs = model.outputs(fitted, tables.holdout.features)
-            losses, score = folds.kind.judge(outputs, tables.holdout.targets)
+            if folds.scoring is None:
+                losses, score = folds.kind.judge(outputs, tables.holdout.targets)
+            else:
+                rows = np.arange(len(outputs))
+                scoring = Scoring.of(folds.scoring.metric, tables.holdout, tables.encoding)
+                losses, score = scoring.judge(outputs, rows, np.ones(len(rows)), rows)
             table[line] |= {"holdout_loss": float(losses.mean()), "holdout_score": score}
     return pd.DataFrame.from_dict(table, orient="index")

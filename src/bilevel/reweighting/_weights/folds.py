@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int, UInt64
 from .._inputs.checks import InputError
 from .._inputs.row_facts import RowFacts, mix
 from .labels import Classes, Numbers
+from .metric import Scoring
 
 FOLDS = 3  # parts of both tables: the rows of each are judged by models of the others
 JUDGES = FOLDS + 1
@@ -31,6 +32,7 @@ class Folds:
     fold k.
 
     Attributes:
+        scoring: the user's metric on the trusted rows, in place of the loss that judges.
         y, y_trusted: class codes (integers), or targets (floating).
         kind: `Classes` or `Numbers`.
         weight, weight_trusted: how much each row counts.
@@ -54,7 +56,9 @@ class Folds:
         facts: RowFacts,
         trusted: RowFacts,
         seed: int,
+        scoring: Scoring | None = None,
     ):
+        self.scoring = scoring
         self.y, self.y_trusted = y, y_trusted
         self.n, self.m = len(y), len(y_trusted)
         classes = y.dtype.kind in "iu"
@@ -123,10 +127,12 @@ class Folds:
 
         The plain mean of these losses is the weighted mean of the rows' losses, and they are as good
         as independent. With equal weights and no two rows that belong together, they are the losses
-        of the rows.
+        of the rows. With a metric of the user's, they are those of `Metric.judge`.
         """
-        rows = self.judging
+        rows = np.flatnonzero(self.judging)
         weight = self.weight_trusted[rows]
+        if self.scoring is not None:
+            return self.scoring.judge(outputs[rows], rows, weight, self._unit[rows])
         losses, score = self.kind.judge(outputs[rows], self.y_trusted[rows], weight)
         units, unit = np.unique(self._unit[rows], return_inverse=True)
         return np.bincount(unit, weight * losses) * (len(units) / weight.sum()), score
@@ -159,6 +165,7 @@ def make_folds(
     y_trusted: np.ndarray,
     seed: int,
     facts: tuple[RowFacts, RowFacts] | None = None,
+    scoring: Scoring | None = None,
 ) -> Folds:
     """The folds, from class codes or targets, and what is known of the rows of both tables.
 
@@ -178,7 +185,7 @@ def make_folds(
     number = int(max(y.max(), y_trusted.max())) + 1 if classes else 1
     if facts is None:
         facts = RowFacts.distinct(len(y)), RowFacts.distinct(len(y_trusted), len(y))
-    return Folds(y, y_trusted, number, *facts, seed)
+    return Folds(y, y_trusted, number, *facts, seed, scoring)
 
 
 Blocks = UInt64[np.ndarray, " rows"]

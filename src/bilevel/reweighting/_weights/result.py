@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from .._inputs.containers import as_rows
 from .._inputs.prepare import Encoding
 from .diagnostics import Check
+from .metric import Metric
 from .scorer import RowScorer
 
 
@@ -115,6 +116,7 @@ class WeightsResult:
         counts: how much each training and each trusted row counts: the `sample_weight` and
             `sample_weight_trusted` that were given, or ones. `weights` do not contain them; the mean
             of `weights` is 1 where each row counts so much.
+        metric: the user's `scoring`, by which it was chosen and judged; None for the loss.
     """
 
     weights: Any
@@ -136,6 +138,7 @@ class WeightsResult:
     scorer: RowScorer | None
     encoding: Encoding
     counts: tuple[np.ndarray, np.ndarray]
+    metric: Metric | None
 
     def score_rows(self, X: Any, y: Any) -> pd.DataFrame:
         """What the models that weighed the training rows say of labelled rows never seen.
