@@ -18,6 +18,7 @@ from bilevel import ReweightedClassifier, compare_baselines, learn_weights
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs.row_facts import RowFacts
 from bilevel.reweighting._weights.folds import FOLDS, make_folds
+from bilevel.reweighting._weights.label_models import linear_label_model
 from bilevel.reweighting._weights.metric import Metric, Said
 
 RNG = np.random.default_rng(0)
@@ -180,6 +181,15 @@ def test_what_is_no_metric_is_named(scoring, message):
         return
     with pytest.raises(InputError, match=message):
         learn_weights(*rows, scoring=scoring)
+
+
+def test_a_rare_class_is_learned_to_the_end():
+    """It adds little to the gradient of the mean loss, at which a solver stops."""
+    (X, y, X_trusted, y_trusted), _ = rare(0, 3000, 600, 0.005, 0)
+    model = linear_label_model(make_folds(y, y_trusted, 0), X, X_trusted)
+    fitted = model.fit(np.ones(3000), np.zeros(600))
+    exact = LogisticRegression(tol=1e-9, max_iter=1000).fit(X, y)
+    np.testing.assert_allclose(fitted.coef_, exact.coef_, atol=0.05 * np.abs(exact.coef_).max())
 
 
 @pytest.mark.slow

@@ -214,10 +214,17 @@ def learn_weights(
             folder=folder,
         )
 
-    return complete(learned, tables, estimator, judged=by_folds)
+    return complete(learned, tables, estimator, judged=by_folds, metric=metric)
 
 
-def complete(learned: Learned, tables: Prepared, estimator: Any, *, judged: bool) -> WeightsResult:
+def complete(
+    learned: Learned,
+    tables: Prepared,
+    estimator: Any,
+    *,
+    judged: bool,
+    metric: Metric | None = None,
+) -> WeightsResult:
     """The result, with what the hold-out says of it; `judged` if it was chosen on folds."""
     # Whether it paid, on rows that took no part in it.
     baselines = compare_on_holdout(

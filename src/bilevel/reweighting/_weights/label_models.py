@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import threadpoolctl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import log_softmax
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
@@ -22,6 +22,7 @@ from .labels import Classes
 
 SMALL = 2_000_000  # entries of a table up to which one thread is faster than several
 TOLERANCE = 1e-3  # of the linear label model's gradient
+LEAST_TOLERANCE = 0.03  # of this, where a class is rare
 LEAST = 1e-5  # the least probability that a label model gives
 
 
@@ -228,10 +229,18 @@ def _scatter(model: LabelModel, models: list[Any]) -> Float[np.ndarray, "n outpu
 def linear_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> LabelModel:
     """Softmax or least squares with scikit-learn's default penalty, on scaled numbers."""
     if isinstance(folds.kind, Classes):
-        estimator, classes = LogisticRegression(tol=TOLERANCE), np.arange(folds.kind.number)
+        number = folds.kind.number
+        estimator, classes = LogisticRegression(tol=_tolerance(folds.y, number)), np.arange(number)
     else:
         estimator, classes = Ridge(), None
     return LabelModel("linear", estimator, X, X_trusted, folds.y, folds.y_trusted, folds, classes)
+
+
+def _tolerance(y: Int[np.ndarray, " n"], classes: int) -> float:
+    """Of the gradient of the mean loss, to which a rare class adds little: the less, the rarer."""
+    counts = np.bincount(y)
+    rarest = counts[counts > 0].min() * classes / len(y)  # 1 where all are as frequent
+    return TOLERANCE * float(np.clip(5 * rarest, LEAST_TOLERANCE, 1))
 
 
 def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelModel:
