@@ -148,6 +148,22 @@ def assert_alike(printed: str, promised: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("page", "package"), [("pytorch", "torch"), ("xgboost", "xgboost")])
+def test_pages_for_other_frameworks(page, package, tmp_path, monkeypatch):
+    """The blocks of Python run, and end in a report; the commands need what the reader has."""
+    pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for kind, code in BLOCK.findall((DOCS / "start" / f"{page}.md").read_text()):
+        if kind == "python":
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                exec(compile(code, page, "exec"), names)
+    flagged, wrong = ~names["clf"].keep_mask_, names["wrong"]
+    assert wrong[flagged].mean() > 0.7
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [

@@ -305,6 +305,10 @@ EVERYTHING: dict[str, Any] = {
     "groups": "source",
     "drop": ["p", "q"],
     "images": "p.npy",
+    "pred_probs": "q.npy",
+    "pred_probs_trusted": "r.npy",
+    "given_label": "before",
+    "estimator": "trees",
     "task": "regression",
     "method": "auto",
     "model": "linear",
@@ -317,6 +321,7 @@ EVERYTHING: dict[str, Any] = {
     "report": False,
     "control": True,
 }
+ONLY_AUTO = ("groups", "pred_probs", "given_label")
 
 
 def write_config(folder: Path, values: dict[str, Any], extra: str = "") -> Path:
@@ -350,10 +355,14 @@ def test_every_option_of_weigh_can_be_set_in_a_file(tmp_path, asked):
     more = {"num_steps": 5, "json": True, "resume": True, "strict": True, "dry_run": False}
     more |= {"overlap": "keep"}  # which has no effect any more
     command: Any = typer.main.get_command(app)
-    names = {p.name.rstrip("_") for p in command.commands["weigh"].params} - {"config"}
+    names = {p.name.rstrip("_") for p in command.commands["weigh"].params} - {
+        "config",
+        "allow_code",
+    }
     assert names == EVERYTHING.keys() | more.keys()
     values = EVERYTHING | more | {"method": "near-exact"}
-    del values["groups"]  # which only "auto" takes, and that no num_steps
+    for key in ONLY_AUTO:  # and that takes no num_steps
+        del values[key]
     said = bilevel("weigh", "-c", write_config(tmp_path, values))
     assert said.code == 4
     assert json.loads(said.stdout) == {"rows": 3, "folder": "run"}
@@ -362,13 +371,14 @@ def test_every_option_of_weigh_can_be_set_in_a_file(tmp_path, asked):
     (free, resume), (learned, anew) = asked
     assert (resume, anew) == (True, False)
     assert learned == config()
-    assert free == config(groups=None, method="near-exact", num_steps=5)
+    assert free == config(**dict.fromkeys(ONLY_AUTO), method="near-exact", num_steps=5)
 
 
 @pytest.mark.parametrize("dashed", [False, True])
 def test_names_have_dashes_or_underscores(tmp_path, asked, monkeypatch, dashed):
     values = EVERYTHING | {"num_steps": 5, "method": "soba", "dry_run": True}
-    del values["groups"]
+    for key in ONLY_AUTO:
+        del values[key]
     names = {key: key.replace("_", "-") if dashed else key for key in values}
     estimated = []
 
@@ -403,6 +413,7 @@ def test_the_command_line_wins(tmp_path, asked):
             "lern-rate = 3",
             ["settings.toml sets lern-rate, which `weigh` does not have; it has control,"],
         ),
+        ("allow-code = true", ["sets allow_code, which no file can", "say --allow-code on the"]),
         ("[weigh]\nl1 = 3", ["settings.toml sets weigh, which `weigh` does not have"]),
         (
             "id2 =\n",
@@ -456,7 +467,9 @@ def test_other_commands_read_such_files_too(full, tmp_path):
     assert len(json.loads(said.stdout)) == 2
     said = bilevel("score", "-c", write_config(tmp_path, values))
     refused(
-        2, "sets budget, which `score` does not have; it has id, json, label, out, run,", said=said
+        2,
+        "sets budget, which `score` does not have; it has id, json, label, out, pred_probs,",
+        said=said,
     )
 
 

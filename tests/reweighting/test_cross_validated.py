@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -12,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from bilevel import learn_weights
 from bilevel.datasets import flip_to_different
 from bilevel.reweighting import InputError, cross_validated_weights
+from bilevel.reweighting._inputs.probabilities import check_probabilities
 from bilevel.reweighting._weights import candidates as _candidates
 from bilevel.reweighting._weights import folds as _folds
 from bilevel.reweighting._weights.baselines import SIMPLEST
@@ -262,8 +264,47 @@ def test_given_probabilities_join_the_pool():
     areas = [roc_auc_score(~wrong, r.label_quality) for r in (plain, shown)]
     assert areas[1] > areas[0]
     assert areas[1] > 0.997
-    with pytest.raises(ValueError, match="nothing here can judge new rows"):
+    assert [c.passed for c in shown.checks if "out of fold" in c.name] == [True]
+    # New rows are judged with their probabilities, in which the pool trusts most here.
+    new = slice(700, 760)
+    rows, labels = bunch.data[new] / 16, bunch.target[new]
+    p_new = good.predict_proba(rows)
+    told = shown.score_rows(rows, (labels + 1) % 10, pred_probs=p_new)
+    assert told["keep"].mean() < 0.05
+    misled = shown.score_rows(rows, labels, pred_probs=np.roll(p_new, 1, axis=1))
+    assert misled["label_quality"].mean() < 0.5
+    with pytest.raises(InputError, match="give those of the new rows too"):
         shown.score_rows(X, y)
+    with pytest.raises(InputError, match="had no part in these weights"):
+        plain.score_rows(X, y, pred_probs=p)
+
+
+def test_probabilities_of_a_model_that_saw_the_rows_are_called_out():
+    """A model that memorised the noisy labels, against the same out of fold."""
+    data, _, _ = scaled_digits(600, 60, 0.3, seed=1)
+    X, y, X_trusted, y_trusted = data
+    p = np.full((600, 10), 0.001)
+    p[np.arange(600), y] = 0.991
+    weak = LogisticRegression(max_iter=300).fit(X, y)
+    honest = weak.predict_proba(X_trusted)
+    with pytest.warns(UserWarning, match=r"given label of 1\.000 of the training rows, and of 0\."):
+        result = learn_weights(
+            *data, task="classification", pred_probs=p, pred_probs_trusted=honest
+        )
+    assert not result.believable
+    right = float(np.mean(honest.argmax(axis=1) == y_trusted))
+    assert f"{right:.3f} of the trusted rows" in str(result)
+
+
+def test_columns_of_probabilities_are_matched_by_name():
+    rng = np.random.default_rng(0)
+    classes = np.array(["car", "cat", "dog"])
+    p = pd.DataFrame(rng.dirichlet(np.ones(3), 4), columns=["p_dog", "p_car", "p_cat"])
+    found = check_probabilities(p, p, classes, 4, 4)
+    assert found is not None
+    np.testing.assert_allclose(np.exp(found.train), p[["p_car", "p_cat", "p_dog"]], atol=1e-5)
+    with pytest.raises(InputError, match="expected one for each class, named by it"):
+        check_probabilities(p.rename(columns={"p_cat": "q_cat"}), p, classes, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 
+SAID_ALOUD = {"allow_code"}  # options that run code, which no configuration file may set
+
+
 class RunFolderError(ValueError):
     """The output folder cannot be used; nothing was written."""
 
@@ -74,8 +77,14 @@ def _load(context: typer.Context, path: Path | None) -> Path | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path} is not TOML: {error}.") from error
     values.pop("sha256", None)  # a run folder's config.toml notes the digests of its inputs
-    known = {str(p.name) for p in context.command.params} - {"config"}
+    known = {str(p.name) for p in context.command.params} - {"config"} - SAID_ALOUD
     names = {key: {"json": "json_"}.get(key, key).replace("-", "_") for key in values}
+    if said_aloud := sorted(SAID_ALOUD & set(names.values())):
+        option = "--" + said_aloud[0].replace("_", "-")
+        raise typer.BadParameter(
+            f"{path} sets {said_aloud[0]}, which no file can: if you trust the code, say "
+            f"{option} on the command line."
+        )
     unknown = sorted(key for key in names if names[key] not in known)
     settings: dict[str, Any] = {names[key]: value for key, value in values.items()}
     if unknown:

@@ -63,6 +63,13 @@ def score(
     id: Annotated[
         str | None, typer.Option(help="Column with the rows' ids; by default the run's, if any.")
     ] = None,
+    pred_probs: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own model's probabilities of these rows, if the run had them: a file, or "
+            "columns of the table; by default the run's columns."
+        ),
+    ] = None,
     out: Output = None,
     json_: Json = False,
     config: Config = None,
@@ -73,7 +80,9 @@ def score(
 
         from ._commands_work import score_table, write_table
 
-        scores = score_table(run, table, label, id).sort_values("label_quality", kind="stable")
+        scores = score_table(run, table, label, id, pred_probs).sort_values(
+            "label_quality", kind="stable"
+        )
         if out is not None:
             write_table(scores.reset_index(), out)
     disputed = len(scores) - int(np.sum(np.asarray(scores["keep"])))

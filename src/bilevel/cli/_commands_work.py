@@ -9,13 +9,21 @@ from ..reweighting._audit.audit import audit
 from ..reweighting._audit.finding import Audit, Finding
 from ..reweighting._audit.suggest import suggest
 from ..reweighting._inputs.checks import InputError, named
-from ..reweighting._inputs.columns import load_model, tidy
+from ..reweighting._inputs.columns import load_model, tidy, vectorise
 from ..reweighting._inputs.files import digest, read_table, read_tables, split_label
 from ..reweighting._report.page import Report
+from ._estimators import SAVED_TYPES
+from ._probabilities import columns_of, read_probabilities, take_columns
 from ._run_folder import read_config, read_scorer, write_csv
 
 
-def score_table(run: Path, table: Path, label: str | None, identifier: str | None) -> pd.DataFrame:
+def score_table(
+    run: Path,
+    table: Path,
+    label: str | None,
+    identifier: str | None,
+    pred_probs: str | None = None,
+) -> pd.DataFrame:
     """What a run says of the labels in a table of rows it has not seen, see `Scorer`."""
     config = read_config(run)
     scorer = read_scorer(run)
@@ -25,7 +33,17 @@ def score_table(run: Path, table: Path, label: str | None, identifier: str | Non
     identifier = identifier or (usual if usual in read.columns else None)
     features, labels = split_label(read, label or config["label"], identifier, "new")
     features = features.drop(columns=config.get("drop", []), errors="ignore")
-    return scorer(features, labels)
+    probabilities = None
+    used = config.get("pred_probs")
+    given = pred_probs or (used if columns_of(used) is not None else None)
+    columns = columns_of(given)
+    if columns is not None:
+        features, probabilities = take_columns(features, columns, "new")
+    elif given is not None:
+        usual = features.index.name
+        name = None if usual is None else str(usual)
+        probabilities = read_probabilities(Path(given), features.index, name, "--pred-probs")
+    return scorer(features, labels, probabilities)
 
 
 def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
@@ -35,8 +53,8 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
         InputError: the tables of the run have changed since.
     """
     config = read_config(run)
-    features, labels = {}, {}
-    model = load_model(run / "model.skops")
+    tables, labels = {}, {}
+    model = load_model(run / "model.skops", SAVED_TYPES)
     paths = {name: Path(config[name]) for name in ("train", "trusted")}
     for name, path in paths.items():
         if not path.exists():
@@ -48,8 +66,9 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
     ids = [c for c in (config.get("id"), config.get("groups")) if c]
     for name, read in read_tables(paths, label=config["label"], ids=ids).items():
         table, labels[name] = split_label(read.frame, config["label"], config.get("id"), name)
-        tidied = tidy(table, like=model)
-        features[name] = pd.DataFrame(model[:-1].transform(tidied), index=tidied.index)
+        tables[name] = tidy(table, like=model)
+    _, tidied, matrices = vectorise(tables)
+    features = {name: pd.DataFrame(x, tidied[name].index) for name, x in matrices.items()}
     quality = pd.read_parquet(run / "weights.parquet")["label_quality"]
     return suggest(
         np.asarray(quality),

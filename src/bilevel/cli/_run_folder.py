@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import skops.io
 from sklearn.pipeline import Pipeline
 
 from ..reweighting._inputs.checks import InputError, check_labels, named
-from ..reweighting._inputs.columns import check_values, load_model, tidy
+from ..reweighting._inputs.columns import check_values, load_model, load_trusted, tidy
 from ..reweighting._inputs.prepare import Encoding
+from ..reweighting._inputs.probabilities import check_new_probabilities
 from ..reweighting._weights.labels import Classes, Numbers
 from ..reweighting._weights.pool import ClassPool, NumberPool
 from ..reweighting._weights.result import WeightsResult
-from ..reweighting._weights.scorer import LinearOutputs, RowScorer
+from ..reweighting._weights.scorer import LinearOutputs, OwnModel, RowScorer
 from ._app import RunFolderError
+from ._estimators import SAVED_TYPES
 
 WORST = 1000  # rows in worst.csv
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the same in full width
@@ -30,7 +33,7 @@ _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the same in full width
 
 @dataclasses.dataclass(frozen=True)
 class WeighConfig:
-    """What `bilevel weigh` was asked to do; written to `config.toml`."""
+    """What `bilevel weigh` was asked to do; written to `config.toml`, but for leave to run code."""
 
     train: str
     label: str
@@ -41,6 +44,11 @@ class WeighConfig:
     groups: str | None = None
     drop: tuple[str, ...] = ()
     images: str | None = None
+    pred_probs: str | None = None
+    pred_probs_trusted: str | None = None
+    given_label: str | None = None
+    estimator: str | None = None
+    allow_code: bool = False
     task: str = "auto"
     method: str = "auto"
     model: str = "linear"
@@ -57,6 +65,7 @@ class WeighConfig:
     def to_toml(self, digests: dict[str, str]) -> str:
         """The settings and the inputs' sha256 sums as TOML (whose scalars are written as JSON's)."""
         settings = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        del settings["allow_code"]  # which is said each time
         lines = [
             f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()
         ]
@@ -192,30 +201,42 @@ class Scorer(NamedTuple):
     scorer: RowScorer
     encoding: Encoding
 
-    def __call__(self, features: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
+    def __call__(
+        self, features: pd.DataFrame, labels: pd.Series, probabilities: Any = None
+    ) -> pd.DataFrame:
         """One line per row, with its id as index.
 
+        Args:
+            features: the rows, with their ids as index.
+            labels: their labels.
+            probabilities: of the user's own model, if the run had them.
+
         Raises:
-            InputError: columns or labels that the training rows did not have.
+            InputError: columns or labels that the training rows did not have, or probabilities that
+                are missing or wrong.
         """
         rows = tidy(features, like=self.model)
         check_values(rows, "new")
-        x = self.encoding.features(self.model[:-1].transform(rows), "the new rows")
+        own: Any = rows if self.scorer.takes_tables else self.model[:-1].transform(rows)
+        x = self.encoding.features(own, "the new rows")
+        given = None
+        if self.scorer.asks_for_probabilities:
+            given = check_new_probabilities(probabilities, self.encoding.classes, len(rows))
         name = str(labels.name)
-        y = _read_like(check_labels(labels, features, name), self.encoding.classes, name)
-        quality, right = self.scorer(x, self.encoding.labels(y, name))
+        y = read_like(check_labels(labels, features, name), self.encoding.classes, name)
+        quality, right = self.scorer(x, self.encoding.labels(y, name), own, given)
         return pd.DataFrame(
             {
                 "label_quality": quality,
                 "keep": right,
                 "given_label": y,
-                "predicted_label": self.encoding.decode(self.scorer.predict(x)),
+                "predicted_label": self.encoding.decode(self.scorer.predict(x, own, given)),
             },
             features.index.rename("id"),
         )
 
 
-def _read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
+def read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
     """Numbers where the classes are, text where they are: a column of few rows may look otherwise."""
     if classes is None or (classes.dtype.kind in "iuf") == (labels.dtype.kind in "iuf"):
         return labels
@@ -231,17 +252,24 @@ def _read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.
 
 
 def write_scorer(result: WeightsResult, folder: Path) -> bool:
-    """`scorer.npz`, if the result can judge new rows."""
+    """`scorer.npz`, if the result can judge new rows; models that are not linear in `scorer.skops`."""
     if result.scorer is None:
         return False
     scorer, encoding = result.scorer, result.encoding
     arrays: dict[str, Any] = {
         f"pool {name}": np.asarray(value) for name, value in scorer.pool._asdict().items()
     }
+    own: dict[str, list[Any]] = {}
     for k, member in enumerate(scorer.members):
-        linear = [model for model in member if isinstance(model, LinearOutputs)]
-        arrays[f"member {k} weight"] = np.stack([model.weight for model in linear])
-        arrays[f"member {k} bias"] = np.stack([model.bias for model in linear])
+        linear = [model for model in member or () if isinstance(model, LinearOutputs)]
+        if linear:
+            arrays[f"member {k} weight"] = np.stack([model.weight for model in linear])
+            arrays[f"member {k} bias"] = np.stack([model.bias for model in linear])
+        elif member is not None:
+            own[str(k)] = [model.fitted for model in member if isinstance(model, OwnModel)]
+    if own:
+        models = {"members": own, "pipeline": encoding.pipeline, "scaler": encoding.scaler}
+        skops.io.dump(models, folder / "scorer.skops")
     if encoding.classes is not None:
         arrays["classes"] = _plain(encoding.classes)
     np.savez(folder / "scorer.npz", **arrays, numbers=np.array([encoding.centre, encoding.spread]))
@@ -260,7 +288,10 @@ def read_scorer(folder: Path) -> Scorer:
             f"{folder} holds no scorer.npz: it is not a run folder of `bilevel weigh` with "
             "method='auto'. Free weights cannot judge new rows."
         )
-    model = load_model(folder / "model.skops")
+    model = load_model(folder / "model.skops", SAVED_TYPES)
+    saved_models: dict[str, Any] = {"members": {}, "pipeline": None, "scaler": None}
+    if (folder / "scorer.skops").is_file():
+        saved_models = load_trusted(folder / "scorer.skops", SAVED_TYPES)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}
@@ -270,19 +301,23 @@ def read_scorer(folder: Path) -> Scorer:
         fields = {name: arrays[f"pool {name}"] for name in kind._fields}
         numbers: Any = {name: x if x.ndim else float(x) for name, x in fields.items()}
         pool = kind(**numbers)
-        members = [
-            [
-                LinearOutputs(weight, bias)
-                for weight, bias in zip(
-                    arrays[f"member {k} weight"], arrays[f"member {k} bias"], strict=True
-                )
-            ]
-            for k in range(len(pool.coefficients))
-        ]
+        plain = None if classes is None else np.asarray(classes)
+
+        def member(k: int) -> list[LinearOutputs | OwnModel] | None:
+            if f"member {k} weight" in arrays:
+                both = arrays[f"member {k} weight"], arrays[f"member {k} bias"]
+                return [LinearOutputs(weight, bias) for weight, bias in zip(*both, strict=True)]
+            if str(k) not in saved_models["members"]:
+                return None  # what the user's own model says
+            fitted = saved_models["members"][str(k)]
+            return [OwnModel(model, plain, centre, spread) for model in fitted]
+
+        members = [member(k) for k in range(len(pool.coefficients))]
         scorer = RowScorer(Numbers() if classes is None else Classes(len(classes)), members, pool)
     except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    return Scorer(model, scorer, Encoding(None, None, classes, centre, spread))
+    encoding = Encoding(saved_models["pipeline"], saved_models["scaler"], classes, centre, spread)
+    return Scorer(model, scorer, encoding)
 
 
 def write_json(value: dict[str, Any], path: Path) -> None:

@@ -67,6 +67,33 @@ def weigh(
             help="Pictures of the training rows in their order, .npy, for the report; no features."
         ),
     ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that the weights are for, which also judges labels: logistic, ridge, "
+            "trees, random-forest, lightgbm, xgboost, catboost, or module:object."
+        ),
+    ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Let --estimator module:object run that module's code."),
+    ] = False,
+    pred_probs: Annotated[
+        str | None,
+        typer.Option(
+            help="Out-of-fold class probabilities of your own model: a file (.npy, .parquet, .csv), "
+            "or columns of the tables, separated by commas."
+        ),
+    ] = None,
+    pred_probs_trusted: Annotated[
+        Path | None, typer.Option(help="The same of the trusted rows, if --pred-probs is a file.")
+    ] = None,
+    given_label: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the trusted rows with the label before it was verified; no feature."
+        ),
+    ] = None,
     task: Annotated[Task, typer.Option(help="What the label is.")] = Task.auto,
     method: Annotated[Method, typer.Option(help="How weights are learned.")] = Method.auto,
     model: Annotated[ModelName, typer.Option(help="The weighting model.")] = ModelName.linear,
@@ -127,6 +154,9 @@ def weigh(
         raise typer.BadParameter(
             "weights of groups need --method auto and --model linear.", param_hint="--groups"
         )
+    for value, option in [(pred_probs, "--pred-probs"), (given_label, "--given-label")]:
+        if value is not None and not learned:
+            raise typer.BadParameter("needs --method auto and --model linear.", param_hint=option)
     if num_steps is not None and learned:
         raise typer.BadParameter(
             "--method auto chooses where to stop; leave it out, or choose --method near-exact.",
@@ -154,6 +184,11 @@ def weigh(
         groups=groups,
         drop=tuple(drop or ()),
         images=None if images is None else str(images),
+        pred_probs=pred_probs,
+        pred_probs_trusted=None if pred_probs_trusted is None else str(pred_probs_trusted),
+        given_label=given_label,
+        estimator=estimator,
+        allow_code=allow_code,
         task=task.value,
         method=method.value,
         model=model.value,

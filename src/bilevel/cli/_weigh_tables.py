@@ -1,7 +1,7 @@
 """The tables of `bilevel weigh`: read and checked before anything is learned."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,18 @@ from ..reweighting._inputs.checks import (
 )
 from ..reweighting._inputs.columns import check_values
 from ..reweighting._inputs.containers import as_internal
-from ..reweighting._inputs.files import read_tables, split_label
+from ..reweighting._inputs.files import read_tables, split_label, suggest
 from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
 from ..reweighting._report.thumbnails import thumbnails
-from ._run_folder import WeighConfig
+from ._estimators import check_name
+from ._probabilities import (
+    check_options,
+    columns_of,
+    probability_files,
+    read_probabilities,
+    take_columns,
+)
+from ._run_folder import WeighConfig, read_like
 
 
 def input_files(config: WeighConfig) -> dict[str, str]:
@@ -36,6 +44,8 @@ class Tables(NamedTuple):
         beside: by option and table, columns that are no features: groups, sample weights, ...
         images: pictures of the training rows, mapped from their file.
         notes: what is worth saying about how the files are read.
+        probabilities: of the user's own model, for the training and the trusted rows.
+        given: the labels that the trusted rows had before they were verified.
     """
 
     features: dict[str, pd.DataFrame]
@@ -43,6 +53,8 @@ class Tables(NamedTuple):
     beside: dict[str, dict[str, pd.Series]]
     images: np.ndarray | None
     notes: tuple[str, ...]
+    probabilities: dict[str, Any]
+    given: np.ndarray | None
 
     @property
     def columns(self) -> RowColumns:
@@ -56,6 +68,15 @@ class Tables(NamedTuple):
         )
 
     @property
+    def judged_outside(self) -> dict[str, Any]:
+        """What others have said of the labels, as arguments of `learn_weights`."""
+        return {
+            "pred_probs": self.probabilities.get("train"),
+            "pred_probs_trusted": self.probabilities.get("trusted"),
+            "given_labels_trusted": self.given,
+        }
+
+    @property
     def present(self) -> np.ndarray | None:
         """The training rows that count, or None for all."""
         weight = self.columns.sample_weight
@@ -66,10 +87,16 @@ class Tables(NamedTuple):
 
 def check_tables(config: WeighConfig) -> Tables:
     """All checks on the tables that need no computing, and the tables."""
-    read, labels = {}, {}
+    if config.estimator is not None:
+        check_name(config.estimator, config.allow_code)
+    check_options(config)
+    columns, given = columns_of(config.pred_probs), None
+    read, labels, probabilities = {}, {}, {}
     beside: dict[str, dict[str, pd.Series]] = {option: {} for option in _BESIDE}
     paths = {name: Path(path) for name, path in input_files(config).items()}
-    ids = [c for c in (config.id, config.groups, config.entity) if c is not None]
+    ids = [
+        c for c in (config.id, config.groups, config.entity, config.given_label) if c is not None
+    ]
     tables = read_tables(paths, label=config.label, ids=ids)
     for name, one in tables.items():
         table, labels[name] = split_label(one.frame, config.label, config.id, name)
@@ -77,6 +104,14 @@ def check_tables(config: WeighConfig) -> Tables:
         if name == "train" and unknown:
             raise InputError(f"the train file has no column {named(unknown)} to --drop.")
         table = table.drop(columns=list(config.drop), errors="ignore")
+        if columns is not None and name == "holdout":
+            table = table.drop(columns=columns, errors="ignore")
+        elif columns is not None:
+            table, probabilities[name] = take_columns(table, columns, name)
+        if config.given_label is not None:
+            if name == "trusted":
+                given = _labels_before(table, config.given_label, labels[name])
+            table = table.drop(columns=config.given_label, errors="ignore")
         table, taken = _take_out(table, config, name)
         for option, column in taken.items():
             beside[option][name] = column
@@ -91,8 +126,25 @@ def check_tables(config: WeighConfig) -> Tables:
     for name, table in read.items():
         check_same_columns(train, table[_common(train, table)], "train", name)
     features = {name: table[list(train.columns)] for name, table in read.items()}
+    for option, path in probability_files(config).items():
+        name, flag = option.removeprefix("pred_probs_"), "--" + option.replace("_", "-")
+        name = "train" if option == "pred_probs" else name
+        probabilities[name] = read_probabilities(Path(path), read[name].index, config.id, flag)
     notes = tuple(note for one in tables.values() for note in one.notes)
-    return Tables(features, labels, beside, _pictures(config.images, len(train)), notes)
+    pictures = _pictures(config.images, len(train))
+    return Tables(features, labels, beside, pictures, notes, probabilities, given)
+
+
+def _labels_before(table: pd.DataFrame, column: str, labels: pd.Series) -> np.ndarray:
+    """What `--given-label` names, numbers or text as the labels are."""
+    if column not in table.columns:
+        raise InputError(
+            f"the trusted file has no column {column!r} (--given-label); "
+            f"{suggest(column, table.columns)}."
+        )
+    what = f"trusted column {column}"
+    before = check_labels(pd.Series(table[column]), table, what)
+    return read_like(before, np.unique(labels), what)
 
 
 _BESIDE = {"groups": (), "sample_weight": (), "entity": ("trusted",), "time": ("trusted",)}

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import skops.io
-from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline
 
 from ..reweighting._audit.duplicates import find_shared_rows
 from ..reweighting._inputs.checks import InputError
 from ..reweighting._inputs.columns import vectorise
+from ..reweighting._inputs.compact import compact_pipeline
 from ..reweighting._inputs.files import digest
 from ..reweighting._inputs.prepare import is_regression, prepare
 from ..reweighting._learn import check_method, is_cross_validated, learn_weights
@@ -27,6 +27,8 @@ from ..reweighting._weights.label_models import few_threads
 from ..reweighting._weights.metric import Metric
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
+from ._estimators import inner, make_estimator, takes_gaps_inside, with_columns
+from ._probabilities import probability_files
 from ._run_folder import (
     WeighConfig,
     check_folder,
@@ -112,6 +114,7 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     check_folder(out, partial, resume)
     tables = check_tables(config)
     files = input_files(config) | ({} if config.images is None else {"images": config.images})
+    files |= probability_files(config)
     digests = {name: digest(Path(path)) for name, path in files.items()}
     toml = config.to_toml(digests)
     if resume:
@@ -189,11 +192,15 @@ def _work(
     encoder, tidied, features = vectorise(tables.features, tables.present)
     labels = {name: np.asarray(y) for name, y in tables.labels.items()}
     regression = is_regression(config.task, labels["train"])
-    train = features["train"], labels["train"]
-    trusted = features["trusted"], labels["trusted"]
-    holdout = (features["holdout"], labels["holdout"]) if "holdout" in features else None
+    final = _final_step(config, regression)
+    rows: dict[str, Any] = dict(features)
+    if takes_gaps_inside(final):  # trees: they get the tables, with gaps and categories
+        compact = compact_pipeline(tidied["train"]).fit(tidied["train"])
+        encoder, final, rows = compact, with_columns(compact, final), tidied
+    train = rows["train"], labels["train"]
+    trusted = rows["trusted"], labels["trusted"]
+    holdout = (rows["holdout"], labels["holdout"]) if "holdout" in rows else None
     groups = tables.beside["groups"].get("train")
-    final = _final_step(regression)
 
     def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
         return learn_weights(
@@ -206,10 +213,11 @@ def _work(
             groups=None if groups is None else np.asarray(groups),
             num_steps=config.num_steps,
             l2=config.l2,
-            scaler=None,
+            **({"scaler": None} if rows is not tidied else {}),
             seed=config.seed,
             scoring=config.metric,
             **tables.columns._asdict(),
+            **tables.judged_outside,
             **options,
         )
 
@@ -228,7 +236,8 @@ def _work(
             stack_rows(train[1], trusted[1]),
             result.sample_weight(len(trusted[1])),
         )
-        model = Pipeline([*encoder.steps, (type(fitted).__name__.lower(), fitted)])
+        last = fitted[-1] if rows is tidied else fitted
+        model = Pipeline([*encoder.steps, (type(inner(last)).__name__.lower(), last)])
         ids = np.asarray(tidied["train"].index)
         write_weights(result, ids, labels["train"], fitted.predict(train[0]), folder)
         skops.io.dump(model, folder / "model.skops")
@@ -255,6 +264,7 @@ def _work(
             seconds=time.monotonic() - start,
             peak_memory=peak_memory(),
         )
+        evidence["provenance"]["estimator"] = str(inner(last))
         report = Report(evidence)
         for name in ("report.json", "report.html"):
             report.save(folder / name)
@@ -283,8 +293,9 @@ def peak_memory() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def _final_step(regression: bool) -> Any:
-    return Ridge() if regression else LogisticRegression(max_iter=1000)
+def _final_step(config: WeighConfig, regression: bool) -> Any:
+    name = config.estimator or ("ridge" if regression else "logistic")
+    return make_estimator(name, regression, config.seed, allow_code=config.allow_code)
 
 
 def _summary(
@@ -294,6 +305,7 @@ def _summary(
         "task": "regression" if regression else "classification",
         **{f"{name}_rows": size for name, size in sizes.items()},
         "seed": config.seed,
+        "estimator": config.estimator or ("ridge" if regression else "logistic"),
         "winner": result.winner,
         "trusted_weight": result.trusted_weight,
         "scale": result.scale,

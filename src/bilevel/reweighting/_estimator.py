@@ -271,15 +271,17 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             )
         return self.result_
 
-    def score_rows(self, X: Any, y: Any) -> pd.DataFrame:
+    def score_rows(self, X: Any, y: Any, *, pred_probs: Any = None) -> pd.DataFrame:
         """What the fitted models say of labelled rows that they have never seen.
+
+        With `pred_probs` in `fit`, give your model's probabilities of these rows too.
 
         Returns:
             A table with one line per row, with the index of X if it is a data frame: `label_quality`
             (in [0, 1]: the share of training rows whose label fits less well), `predicted_label`,
             and `keep`, whether the label is more likely right than wrong.
         """
-        return self._learned().score_rows(X, y)
+        return self._learned().score_rows(X, y, pred_probs=pred_probs)
 
     def report(
         self,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ._inputs.containers import like
 from ._inputs.prepare import MIN_MAX, Prepared, check_verified, prepare
-from ._inputs.probabilities import check_probabilities
+from ._inputs.probabilities import CHECK, check_probabilities, in_sample_smell
 from ._inputs.row_facts import RowColumns
 from ._weights.baselines import compare_on_holdout
 from ._weights.candidates import choose, explain, search
-from ._weights.diagnostics import holdout_check
+from ._weights.diagnostics import Check, holdout_check
 from ._weights.folds import FOLDS
 from ._weights.label_models import few_threads
 from ._weights.metric import Metric
@@ -87,7 +87,10 @@ def learn_weights(
             learns one weight per group. A vector of labels.
         pred_probs, pred_probs_trusted: probabilities of the classes (in sorted order) for the
             training and for the trusted rows, from a model of any framework that was *not* trained on
-            the row it judges (out of fold). They join the pool of label models. Both or neither.
+            the row it judges (out of fold). They join the pool of label models. Both or neither. The
+            columns of a data frame may be named by the classes, with a prefix that all have, and are
+            then matched by name. A check, and a `UserWarning`, say if they fit the training labels
+            better than they could out of fold.
         given_labels_trusted: the labels that the trusted rows had before they were verified: pairs
             that say how labels go wrong.
         sample_weight, sample_weight_trusted: how much each row counts: in every fit, every estimate
@@ -186,6 +189,7 @@ def learn_weights(
         probabilities = check_probabilities(
             pred_probs, pred_probs_trusted, tables.classes, len(tables.train), len(tables.trusted)
         )
+        verified = check_verified(given_labels_trusted, tables)
         # Label models, the pool that they make, and candidates judged on held-out trusted rows.
         with few_threads(tables.train.features.size):
             found = search(
@@ -195,11 +199,19 @@ def learn_weights(
                 tables=tables,
                 estimator=estimator,
                 probabilities=probabilities,
-                verified=check_verified(given_labels_trusted, tables),
+                verified=verified,
                 metric=metric,
                 seed=seed,
             )
             learned = explain(found, choose(found), tables)
+        if probabilities is not None:
+            smells, detail = in_sample_smell(
+                probabilities, tables.train.targets, tables.trusted.targets, verified
+            )
+            if smells:
+                warnings.warn(f"`pred_probs`: {detail}.", UserWarning, stacklevel=2)
+            checks = [*learned.checks, Check(CHECK, not smells, detail)]
+            learned = learned._replace(checks=checks)
     else:
         from ._weights.free_weights import free_weights
 

@@ -8,7 +8,7 @@ import numbers
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,15 +300,19 @@ def table_pipeline(features: pd.DataFrame) -> Pipeline:
 
     Fit it on at least the rows of `features`: 30 components need more than 30 rows.
     """
+    parts = [
+        (group, encoder(group, features[columns]), columns)
+        for group, columns in column_groups(features).items()
+    ]
+    return Pipeline([("columns", ColumnTransformer(parts))])
+
+
+def column_groups(features: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns that are encoded in one way: numbers, categories, text, dates; none is empty."""
     groups: dict[str, list[str]] = {"numbers": [], "categories": [], "text": [], "dates": []}
     for c in features.columns:
         groups[_group(pd.Series(features[c]))].append(c)
-    parts = [
-        (group, _encoder(group, features[columns]), columns)
-        for group, columns in groups.items()
-        if columns
-    ]
-    return Pipeline([("columns", ColumnTransformer(parts))])
+    return {group: columns for group, columns in groups.items() if columns}
 
 
 def _group(column: pd.Series) -> str:
@@ -328,7 +332,8 @@ def _group(column: pd.Series) -> str:
     return "categories"  # "I", "II", "III", ...: fewer n-grams than components
 
 
-def _encoder(group: str, features: Any) -> Any:
+def encoder(group: str, features: Any) -> Any:
+    """The transformer of one of the `column_groups`, not yet fitted."""
     if group == "categories":
         return OneHotEncoder(
             max_categories=_MAX_CATEGORIES,
@@ -388,10 +393,22 @@ def model_types() -> list[str]:
     return skops.io.get_untrusted_types(data=skops.io.dumps(pipeline))
 
 
-def load_model(path: str | os.PathLike) -> Pipeline:
-    """The pipeline in a `model.skops`; nothing is unpickled, and no type but our own is made.
+def load_model(path: str | os.PathLike, types: Sequence[str] = ()) -> Pipeline:
+    """The pipeline in a `model.skops`, see `load_trusted`.
 
     Its `predict` takes a table with the columns and types of the training table.
+
+    Raises:
+        InputError: no such file, no skops file, or one that holds other types (named).
+    """
+    model = load_trusted(path, types)
+    if not isinstance(model, Pipeline):
+        raise InputError(f"the model file {path} holds a {type(model).__name__}, not a pipeline.")
+    return model
+
+
+def load_trusted(path: str | os.PathLike, types: Sequence[str] = ()) -> Any:
+    """What a skops file holds; nothing is unpickled, and no type but our own and `types` is made.
 
     Raises:
         InputError: no such file, no skops file, or one that holds other types (named).
@@ -399,7 +416,7 @@ def load_model(path: str | os.PathLike) -> Pipeline:
     import skops.io
 
     path = Path(path)
-    own = model_types()
+    own = [*model_types(), *types]
     try:
         foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - set(own))
     except FileNotFoundError as error:
@@ -411,7 +428,4 @@ def load_model(path: str | os.PathLike) -> Pipeline:
             f"the model file {path} holds types that no model of `bilevel weigh` has: "
             f"{named(foreign)}. It is not opened; what such types do on loading is not known."
         )
-    model = skops.io.load(path, trusted=own)
-    if not isinstance(model, Pipeline):
-        raise InputError(f"the model file {path} holds a {type(model).__name__}, not a pipeline.")
-    return model
+    return skops.io.load(path, trusted=own)

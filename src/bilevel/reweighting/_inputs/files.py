@@ -44,6 +44,11 @@ def read_table(
     return read_tables({name: path}, label=label, ids=ids)[name]
 
 
+def is_table(path: Path) -> bool:
+    """Whether the name ends as that of a table does."""
+    return any(path.name.lower().endswith(end) for end in (*_SEPARATORS, *_PARQUET))
+
+
 def read_tables(
     paths: Mapping[str, Path], *, label: str | None = None, ids: Sequence[str] = ()
 ) -> dict[str, Table]:

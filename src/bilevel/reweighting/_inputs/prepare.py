@@ -23,6 +23,7 @@ from .checks import (
     named,
 )
 from .columns import is_messy, tidy, vectorise
+from .compact import compact_frame, compact_pipeline, takes_categories, takes_gaps
 from .containers import as_rows, feature_rows
 from .estimators import takes_tables
 from .row_facts import RowColumns, RowFacts, check_sample_weight, row_facts
@@ -39,6 +40,8 @@ class Encoding(NamedTuple):
         scaler: a fitted transformer, or None.
         classes: the labels that the codes 0, 1, ... stand for; None in a regression.
         centre, spread: of a regression's targets.
+        compact: for an estimator that takes gaps: what `compact_pipeline` made of the table.
+        categories: whether the estimator takes categories too.
     """
 
     pipeline: Pipeline | None
@@ -46,20 +49,29 @@ class Encoding(NamedTuple):
     classes: np.ndarray | None
     centre: float = 0.0
     spread: float = 1.0
+    compact: Pipeline | None = None
+    categories: bool = False
 
     def features(self, X: Any, name: str) -> np.ndarray:
         """Scaled, in the precision for their number."""
-        values = as_features(self.encode(X, name), name)
+        values = as_features(self._replace(compact=None).encode(X, name), name)
         scaled = values if self.scaler is None else self.scaler.transform(values)
         return np.asarray(scaled, precision(values))
 
     def encode(self, X: Any, name: str) -> Any:
-        """Rows of any kind as an array, a sparse matrix, or a data frame of numbers."""
+        """Rows of any kind as the estimator takes them.
+
+        An array, a sparse matrix, or a data frame of numbers, with gaps and categories if it is one
+        that takes them.
+        """
         X = feature_rows(X, name)
         if self.pipeline is None:
             return X
         X = X if isinstance(X, pd.DataFrame) else pd.DataFrame(X)
-        return pd.DataFrame(self.pipeline.transform(tidy(X, like=self.pipeline)), X.index)
+        tidied = tidy(X, like=self.pipeline)
+        if self.compact is not None:
+            return compact_frame(self.compact, tidied, categories=self.categories)
+        return pd.DataFrame(self.pipeline.transform(tidied), X.index)
 
     def labels(self, y: Any, name: str) -> np.ndarray:
         """Class codes, or standardised targets.
@@ -161,7 +173,8 @@ def prepare(
     """Check everything that can be checked without computing, scale the features, code the labels.
 
     Rows of every kind that `as_internal` knows. Tables with text, dates or gaps become numbers by
-    `vectorise`; an `estimator` that is a pipeline gets the tables themselves.
+    `vectorise`; an `estimator` that is a pipeline gets the tables themselves, and one that takes gaps
+    (trees) gets its categories and gaps as they are, see `compact_pipeline`.
 
     Args:
         X, y, X_trusted, y_trusted, task, scaler, holdout, groups, estimator: see `learn_weights`.
@@ -228,7 +241,12 @@ def prepare(
         for name, a in numbers.items()
     }
     if pipeline is not None and not takes_tables(estimator):
-        tables = {name: pd.DataFrame(numbers[name], table.index) for name, table in tables.items()}
+        if takes_gaps(estimator):
+            encoding = encoding._replace(
+                compact=compact_pipeline(tables["train"]).fit(tables["train"]),
+                categories=takes_categories(estimator),
+            )
+        tables = {name: encoding.encode(table, x_names[name]) for name, table in tables.items()}
     known = dict(zip(("train", "trusted"), facts, strict=True))
     whole = {
         name: PreparedTable(

@@ -4,12 +4,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from .checks import InputError, named
 
 SUM_TOLERANCE = 1e-3
 LEAST = 1e-6  # below this, probabilities are taken for this
+
+
+CHECK = "the given probabilities are out of fold"
 
 
 class Probabilities(NamedTuple):
@@ -43,17 +46,64 @@ def check_probabilities(
     )
 
 
+def check_new_probabilities(
+    values: Any, classes: np.ndarray | None, rows: int
+) -> Float[np.ndarray, "r c"]:
+    """Of rows that were not there when the weights were learned, as log-probabilities.
+
+    Raises:
+        InputError: they are missing, or wrong as in `check_probabilities`.
+    """
+    if values is None or classes is None:
+        raise InputError(
+            "`pred_probs` is missing: probabilities of your own model had a part in judging the "
+            "training rows, so give those of the new rows too, from the same model."
+        )
+    return _check(values, classes, rows, "pred_probs")
+
+
+def in_sample_smell(
+    probabilities: Probabilities,
+    y: Int[np.ndarray, " n"],
+    y_trusted: Int[np.ndarray, " m"],
+    verified: Int[np.ndarray, " m"] | None,
+) -> tuple[bool, str]:
+    """Whether probabilities fit the training labels better than they could out of fold; in words.
+
+    A model that has not seen a row agrees with its label at most about as often as it is right on
+    trusted rows, whose labels have fewer errors. One that was trained on the row agrees more often.
+    With `verified`, the labels that the trusted rows had before, like is compared with like.
+
+    They smell if the share is larger on the training rows by 2.5 standard errors and by 0.05.
+    """
+    likely = probabilities.trusted.argmax(axis=1)
+    on_train = float(np.mean(probabilities.train.argmax(axis=1) == y))
+    on_trusted = float(np.mean(likely == (y_trusted if verified is None else verified)))
+    m = len(y_trusted)
+    error = np.sqrt((on_trusted * (1 - on_trusted) + 1 / m) / m)
+    smells = on_train - on_trusted > max(0.05, 2.5 * error)
+    numbers = (
+        f"the most likely class is the given label of {on_train:.3f} of the training rows, and of "
+        f"{on_trusted:.3f} of the trusted rows"
+    )
+    if not smells:
+        return False, numbers
+    return True, (
+        f"{numbers}: it looks as if the model was trained on the training rows that it judges. Give "
+        "out-of-fold probabilities (`sklearn.model_selection.cross_val_predict` with "
+        "method='predict_proba', or a loop over folds)"
+    )
+
+
 def _check(values: Any, classes: np.ndarray, rows: int, name: str) -> Float[np.ndarray, "r c"]:
-    if isinstance(values, pd.DataFrame):
-        given = [str(column) for column in values.columns]
-        wanted = [str(c) for c in classes]
-        if sorted(given) == sorted(wanted):
-            values = values.iloc[:, [given.index(c) for c in wanted]]
-        elif not isinstance(values.columns, pd.RangeIndex):
+    if isinstance(values, pd.DataFrame) and not isinstance(values.columns, pd.RangeIndex):
+        order = _order_by_name([str(c) for c in values.columns], [str(c) for c in classes])
+        if order is None:
             raise InputError(
-                f"`{name}` has the columns {named(given)}; expected one for each class: "
-                f"{named(wanted)}."
+                f"`{name}` has the columns {named(list(values.columns))}; expected one for each "
+                f"class, named by it or by it and one prefix: {named(list(classes))}."
             )
+        values = values.iloc[:, order]
     p = np.asarray(values, float)
     if p.shape != (rows, len(classes)):
         raise InputError(
@@ -74,3 +124,12 @@ def _check(values: Any, classes: np.ndarray, rows: int, name: str) -> Float[np.n
         )
     logs = np.log(np.maximum(p, LEAST))
     return logs - np.log(np.exp(logs).sum(axis=1, keepdims=True))
+
+
+def _order_by_name(given: list[str], wanted: list[str]) -> list[int] | None:
+    """Where the column of each class is; all names may begin with one prefix, such as `p_`."""
+    for c in wanted:
+        prefix = given[0].removesuffix(c) if given and given[0].endswith(c) else None
+        if prefix is not None and sorted(given) == sorted(prefix + other for other in wanted):
+            return [given.index(prefix + other) for other in wanted]
+    return None

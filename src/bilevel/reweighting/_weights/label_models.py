@@ -10,6 +10,7 @@ import numpy as np
 import threadpoolctl
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
+from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -17,6 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
 from .baselines import fit_weighted, stack_rows, take_rows
+from .coded_labels import CodedLabels
 from .folds import FOLDS, FREE, JUDGES, Folds
 from .labels import Classes
 
@@ -38,6 +40,8 @@ class LabelModel:
         folds: labels as numbers, and the folds.
         classes: the labels that the codes stand for, sorted; None in a regression.
         centre, spread: predictions are `centre + spread * output`.
+        shares: whether a fit serves all that it can, as fits are dear: those that judge weights leave
+            out a third of the training rows and are the second round too. With times they cannot.
     """
 
     name: str
@@ -50,6 +54,7 @@ class LabelModel:
     classes: np.ndarray | None
     centre: float = 0.0
     spread: float = 1.0
+    shares: bool = False
 
     @functools.cached_property
     def _rows(self) -> tuple[Any, Any]:
@@ -72,21 +77,13 @@ class LabelModel:
         with warnings.catch_warnings():  # an opinion needs no last digit
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+            if isinstance(estimator, CodedLabels):
+                return clone(estimator).fit(X, y, weights)  # it passes the weights on by itself
             return fit_weighted(estimator, X, y, weights)
 
     def outputs(self, model: Any, X: Any) -> Float[np.ndarray, "rows outputs"]:
         """Log-probabilities in the order of `classes`, or predictions in standardised units."""
-        if self.classes is None:
-            return ((np.asarray(model.predict(X)) - self.centre) / self.spread)[:, None]
-        shape = len_rows(X), len(self.classes)
-        if hasattr(model, "predict_proba"):
-            known = model.predict_proba(X)
-            p = np.full(shape, LEAST, known.dtype)
-            p[:, np.searchsorted(self.classes, model.classes_)] = known
-        else:
-            p = np.full(shape, LEAST)
-            p[np.arange(len(p)), np.searchsorted(self.classes, model.predict(X))] = 0.9
-        return log_softmax(np.log(np.maximum(p, LEAST)), axis=1)
+        return outputs(model, X, self.classes, self.centre, self.spread)
 
     def on_train(self, model: Any, rows: np.ndarray) -> Float[np.ndarray, "rows outputs"]:
         """Outputs for training rows at these positions."""
@@ -95,6 +92,23 @@ class LabelModel:
     def on_trusted(self, model: Any, rows: np.ndarray) -> Float[np.ndarray, "rows outputs"]:
         """Outputs for trusted rows at these positions."""
         return self.outputs(model, take_rows(self.X_trusted, rows))
+
+
+def outputs(
+    model: Any, X: Any, classes: np.ndarray | None, centre: float, spread: float
+) -> Float[np.ndarray, "rows outputs"]:
+    """Of a fitted estimator: log-probabilities in the order of `classes`, or scaled predictions."""
+    if classes is None:
+        return ((np.asarray(model.predict(X)) - centre) / spread)[:, None]
+    shape = len_rows(X), len(classes)
+    if hasattr(model, "predict_proba"):
+        known = model.predict_proba(X)
+        p = np.full(shape, LEAST, known.dtype)
+        p[:, np.searchsorted(classes, model.classes_)] = known
+    else:
+        p = np.full(shape, LEAST)
+        p[np.arange(len(p)), np.searchsorted(classes, model.predict(X))] = 0.9
+    return log_softmax(np.log(np.maximum(p, LEAST)), axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,26 +204,58 @@ def trusted_only(model: LabelModel) -> Member:
     return Member(f"{model.name}, trusted rows", model, train, trusted, [without(FOLDS, FREE)])
 
 
-def second_round(model: LabelModel, weights: Float[np.ndarray, "choices n"]) -> Member:
-    """A model of all rows with weights, and of the trusted rows: out of fold on both.
+def judging_fits(
+    model: LabelModel, weights: Float[np.ndarray, "choices n"], trusted: float
+) -> list[Any]:
+    """Models of the training rows with weights, and of the trusted rows with theirs.
 
-    The weights for the training rows come from all trusted rows, so it serves the choice of all of
-    them only; with times, those for a fold come from earlier rows.
+    Fit k leaves out fold k of the trusted rows and what belongs to it, and its weights do not know the
+    fold either: what it says of the fold judges the weights. If fits are shared, it leaves out part k
+    of the training rows too; with times, all rows that are not earlier than the fold.
 
-    Cost: `FOLDS` fits; with times, one more per span.
+    Cost: `FOLDS` fits.
     """
     folds = model.folds
-    models = [
-        model.fit(weights[FOLDS] * (folds.part != p), (folds.part_trusted != p).astype(float))
-        for p in range(FOLDS)
+    return [
+        model.fit(
+            weights[k] * (folds.part != k if model.shares else folds.beside[k]),
+            trusted * folds.others[k],
+        )
+        for k in range(FOLDS)
     ]
-    trusted = np.zeros((folds.m, folds.kind.number))
-    for k in folds.parts:
+
+
+def on_held_out(model: LabelModel, models: list[Any]) -> Float[np.ndarray, "m outputs"]:
+    """Of each trusted row that judges, the output of the model that has not seen its fold."""
+    folds = model.folds
+    outputs = np.zeros((folds.m, folds.kind.number))
+    for k, fit in enumerate(models):
         rows = np.flatnonzero(folds.fold == k)
-        if folds.forward:
-            fit = model.fit(weights[max(k, 0)] * folds.beside[k], folds.others[k].astype(float))
-        else:
-            fit = models[k]
+        outputs[rows] = model.on_trusted(fit, rows)
+    return outputs
+
+
+def second_round(
+    model: LabelModel, weights: Float[np.ndarray, "choices n"], judging: list[Any]
+) -> Member:
+    """A model of all rows with weights, and of the trusted rows: out of fold on both.
+
+    If fits are shared, the `judging_fits` of the weights are these models. Otherwise the weights for
+    the training rows come from all trusted rows; with times, those for a fold come from earlier rows.
+    All trusted rows had a part in the weights, so the member serves the choice of all of them only.
+
+    Cost: none if fits are shared; else `FOLDS` fits, and with times one per span that does not judge.
+    """
+    folds, models = model.folds, judging
+    if not model.shares:
+        models = [
+            model.fit(weights[FOLDS] * (folds.part != p), (folds.part_trusted != p).astype(float))
+            for p in range(FOLDS)
+        ]
+    trusted = on_held_out(model, judging if folds.forward else models)
+    for k in (k for k in folds.parts if k < 0):
+        rows = np.flatnonzero(folds.fold == k)
+        fit = model.fit(weights[0] * folds.beside[k], folds.others[k].astype(float))
         trusted[rows] = model.on_trusted(fit, rows)
     train = [_scatter(model, models)] * JUDGES
     return Member(f"{model.name}, weighted rows", model, train, [trusted] * JUDGES, models)
@@ -244,10 +290,13 @@ def _tolerance(y: Int[np.ndarray, " n"], classes: int) -> float:
 
 
 def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelModel:
-    """The user's own kind of model, on the rows as it takes them."""
+    """The user's own kind of model, on the rows as it takes them.
+
+    A classifier gets the labels of each fit as codes: some, such as XGBoost's, take no others.
+    """
     return LabelModel(
         type(estimator).__name__,
-        estimator,
+        estimator if tables.classes is None else CodedLabels(estimator),
         tables.train.X,
         tables.trusted.X,
         tables.train.y,
@@ -256,6 +305,7 @@ def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelMode
         tables.classes,
         tables.encoding.centre,
         tables.encoding.spread,
+        shares=not folds.forward,
     )
 
 

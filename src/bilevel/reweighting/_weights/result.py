@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from .._inputs.checks import InputError
 from .._inputs.containers import as_rows
 from .._inputs.prepare import Encoding
+from .._inputs.probabilities import check_new_probabilities
 from .diagnostics import Check
 from .metric import Metric
 from .scorer import RowScorer
@@ -140,8 +142,13 @@ class WeightsResult:
     counts: tuple[np.ndarray, np.ndarray]
     metric: Metric | None
 
-    def score_rows(self, X: Any, y: Any) -> pd.DataFrame:
+    def score_rows(self, X: Any, y: Any, *, pred_probs: Any = None) -> pd.DataFrame:
         """What the models that weighed the training rows say of labelled rows never seen.
+
+        Args:
+            X, y: the rows and their labels.
+            pred_probs: what your own model says of these rows, if `pred_probs` had a part in the
+                weights.
 
         Returns:
             A table with one line per row, with the index of X if it is a data frame: `label_quality`
@@ -154,17 +161,23 @@ class WeightsResult:
         """
         if self.scorer is None:
             raise ValueError(
-                "nothing here can judge new rows: free weights say nothing of them, and probabilities "
-                "from outside (`pred_probs`) are for the rows that they came with. Learn the weights "
-                "with method='auto' and without `pred_probs`."
+                "nothing here can judge new rows: free weights say nothing of them. Learn the weights "
+                "with method='auto'."
+            )
+        given = None
+        if self.scorer.asks_for_probabilities:
+            given = check_new_probabilities(pred_probs, self.encoding.classes, len(y))
+        elif pred_probs is not None:
+            raise InputError(
+                "`pred_probs` had no part in these weights; leave it out, or learn with it."
             )
         X, y = as_rows(X, y)
         x, labels = self.encoding.features(X, "X"), self.encoding.labels(y, "y")
         rows = X if self.scorer.takes_tables else self.encoding.encode(X, "X")
-        quality, right = self.scorer(x, labels, rows)
+        quality, right = self.scorer(x, labels, rows, given)
         columns = {
             "label_quality": quality,
-            "predicted_label": self.encoding.decode(self.scorer.predict(x, rows)),
+            "predicted_label": self.encoding.decode(self.scorer.predict(x, rows, given)),
             "keep": right,
         }
         return pd.DataFrame(columns, X.index if isinstance(X, pd.DataFrame) else None)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from scipy.special import log_softmax
 
 from .._inputs.estimators import takes_tables
-from .label_models import LEAST, LabelModel, Member
+from .label_models import LEAST, Member, outputs
 from .labels import Classes, Numbers
 from .pool import ClassPool, NumberPool
 
@@ -30,12 +30,18 @@ class OwnModel(NamedTuple):
     """A fitted model of the user's kind, which takes rows as its estimator does.
 
     Attributes:
-        kind: the label model it belongs to.
         fitted: the estimator.
+        classes, centre, spread: of its label model, see `LabelModel`.
     """
 
-    kind: LabelModel
     fitted: Any
+    classes: np.ndarray | None
+    centre: float
+    spread: float
+
+    def outputs(self, rows: Any) -> Float[np.ndarray, "rows outputs"]:
+        """Log-probabilities, or predictions in standardised units."""
+        return outputs(self.fitted, rows, self.classes, self.centre, self.spread)
 
 
 class RowScorer(NamedTuple):
@@ -43,30 +49,33 @@ class RowScorer(NamedTuple):
 
     Attributes:
         kind: what kind of label.
-        members: the models of each member, whose outputs are averaged.
+        members: the models of each member, whose outputs are averaged. None where the member is what
+            a model of the user's says.
         pool: how the members are put together, and the noise of the labels.
     """
 
     kind: Classes | Numbers
-    members: Sequence[Sequence[LinearOutputs | OwnModel]]
+    members: Sequence[Sequence[LinearOutputs | OwnModel] | None]
     pool: ClassPool | NumberPool
 
     @classmethod
     def of(
         cls, members: list[Member], pool: ClassPool | NumberPool, kind: Classes | Numbers
-    ) -> "RowScorer | None":
-        """From the members of a search; None where one came from outside, as new rows have none."""
-        if any(member.kind is None for member in members):
-            return None
+    ) -> "RowScorer":
+        """From the members of a search."""
         return cls(
             kind,
             [
                 [
                     cls.linear_parameters(model, kind)
-                    if member.kind is None or member.kind.name == "linear"
-                    else OwnModel(member.kind, model)
+                    if member.kind.name == "linear"
+                    else OwnModel(
+                        model, member.kind.classes, member.kind.centre, member.kind.spread
+                    )
                     for model in member.models
                 ]
+                if member.kind is not None
+                else None
                 for member in members
             ],
             pool,
@@ -91,45 +100,57 @@ class RowScorer(NamedTuple):
         return LinearOutputs(weight, bias)
 
     def outputs(
-        self, x: Float[np.ndarray, "rows features"], rows: Any = None
+        self, x: Float[np.ndarray, "rows features"], rows: Any = None, given: Any = None
     ) -> list[Float[np.ndarray, "rows outputs"]]:
         """Of each member, averaged over its models.
 
         Args:
             x: the rows as scaled numbers.
             rows: the rows as the user's own kind of model takes them.
+            given: log-probabilities of the user's model, if one `asks_for_probabilities`.
         """
         return [
-            self.kind.average(np.stack([self._of_model(model, x, rows) for model in member]))
+            given
+            if member is None
+            else self.kind.average(np.stack([self._of_model(model, x, rows) for model in member]))
             for member in self.members
         ]
 
     def _of_model(self, model: LinearOutputs | OwnModel, x: np.ndarray, rows: Any) -> np.ndarray:
         if isinstance(model, OwnModel):
-            return model.kind.outputs(model.fitted, rows)
+            return model.outputs(rows)
         outputs = x @ model.weight.T + model.bias
         if isinstance(self.kind, Numbers):
             return outputs
         return log_softmax(np.maximum(log_softmax(outputs, axis=1), np.log(LEAST)), axis=1)
 
     def predict(
-        self, x: Float[np.ndarray, "rows features"], rows: Any = None
+        self, x: Float[np.ndarray, "rows features"], rows: Any = None, given: Any = None
     ) -> Float[np.ndarray, "rows outputs"]:
         """Log-probabilities of the true label, or predictions."""
-        return self.pool.outputs(self.outputs(x, rows))
+        return self.pool.outputs(self.outputs(x, rows, given))
 
     def __call__(
-        self, x: Float[np.ndarray, "rows features"], y: np.ndarray, rows: Any = None
+        self,
+        x: Float[np.ndarray, "rows features"],
+        y: np.ndarray,
+        rows: Any = None,
+        given: Any = None,
     ) -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
         """(label quality, whether the label is more likely right than wrong)."""
-        outputs = self.outputs(x, rows)
+        outputs = self.outputs(x, rows, given)
         return self.pool.quality(outputs, y), self.pool.right(outputs, y) >= 0.5
 
     @property
     def takes_tables(self) -> bool:
         """Whether a member is a pipeline, which takes the rows as the user has them."""
         return any(
-            isinstance(model, OwnModel) and takes_tables(model.kind.estimator)
+            isinstance(model, OwnModel) and takes_tables(model.fitted)
             for member in self.members
-            for model in member
+            for model in member or ()
         )
+
+    @property
+    def asks_for_probabilities(self) -> bool:
+        """Whether a member is what a model of the user's says."""
+        return any(member is None for member in self.members)

@@ -1,0 +1,73 @@
+"""Tables as tree models take them: gaps stay gaps, and a category is one column."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OrdinalEncoder
+from sklearn.utils import get_tags
+
+from .columns import column_groups, encoder
+
+CATEGORIES = "categories"
+
+
+def takes_gaps(estimator: Any) -> bool:
+    """Whether it says of itself (by scikit-learn's tags) that it takes missing values.
+
+    These are trees and their ensembles: scikit-learn's, LightGBM's, XGBoost's and CatBoost's.
+    """
+    return estimator is not None and bool(get_tags(estimator).input_tags.allow_nan)
+
+
+def takes_categories(estimator: Any) -> bool:
+    """Whether it reads the categories of a data frame off the types of the columns."""
+    settings = estimator.get_params(deep=False)
+    lightgbm = type(estimator).__module__.startswith("lightgbm.")
+    by_type = settings.get("categorical_features") == "from_dtype"  # scikit-learn's
+    return lightgbm or by_type or bool(settings.get("enable_categorical"))  # XGBoost's
+
+
+def compact_pipeline(features: pd.DataFrame) -> Pipeline:
+    """A transformer for the columns of `features` (after `tidy`), not yet fitted, for trees.
+
+    Numbers stay as they are, with their gaps. Text of at most 50 values and categories: one column of
+    codes, in which a gap and a value never seen in fitting are missing. Other text and dates become
+    numbers as in `table_pipeline`.
+    """
+    groups = column_groups(features)
+    codes = OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=np.nan, encoded_missing_value=np.nan
+    )
+    special = {"numbers": "passthrough", CATEGORIES: codes}
+    parts: list[Any] = [
+        (group, special.get(group) or encoder(group, features[columns]), columns)
+        for group, columns in groups.items()
+    ]
+    return Pipeline([("columns", ColumnTransformer(parts))])
+
+
+def category_columns(pipeline: Pipeline) -> dict[int, int]:
+    """Of a fitted `compact_pipeline`: the columns of codes, and how many values each has."""
+    columns = pipeline.steps[0][1]
+    span = columns.output_indices_.get(CATEGORIES, slice(0, 0))
+    if span.start == span.stop:
+        return {}
+    fitted = columns.named_transformers_[CATEGORIES]
+    sizes = [sum(not _is_gap(value) for value in values) for values in fitted.categories_]
+    return dict(zip(range(span.start, span.stop), sizes, strict=True))
+
+
+def compact_frame(pipeline: Pipeline, features: pd.DataFrame, *, categories: bool) -> pd.DataFrame:
+    """What a fitted `compact_pipeline` makes of rows; columns of codes as a type or as numbers."""
+    frame = pd.DataFrame(pipeline.transform(features), features.index)
+    if categories:
+        for column, size in category_columns(pipeline).items():
+            frame[column] = pd.Categorical(frame[column], categories=np.arange(size, dtype=float))
+    return frame
+
+
+def _is_gap(value: Any) -> bool:
+    return isinstance(value, float) and bool(np.isnan(value))
