@@ -1,4 +1,4 @@
-"""The arithmetic of the single-loop methods written by hand, on a logistic regression.
+"""The arithmetic of the methods written by hand, on the logistic regression of `_logistic.py`.
 
 Each floor takes the start and two functions that draw batches, and returns its step and what the step
 carries. The floors know the gradients of this problem as formulas, draw the same batches as the
@@ -11,80 +11,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
+from _logistic import (
+    DELTA,
+    DIM,
+    DUAL,
+    ETA,
+    GAMMA,
+    MULTIPLIER,
+    PERIOD,
+    RADIUS,
+    RHO,
+    SIGMA,
+    Draw,
+    K,
+    T,
+    inner_gradient,
+    inner_losses,
+    inner_terms,
+    outer_gradient,
+    product,
+    row,
+    series,
+)
 
 import bilevel
-from bilevel import Blocks, Shuffled
-
-N, OUTER, DIM, BATCH = 8_000, 4_096, 784, 256
-BLOCK = 250  # the inner blocks of SABA, which divide N; the outer blocks have 256 rows
-RHO, SIGMA, GAMMA, ETA, K, PERIOD, T = 0.1, 0.1, 0.05, 0.3, 4, 10, 3
-
-
-def data() -> tuple[jax.Array, ...]:
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=DIM) / np.sqrt(DIM)
-    x = rng.normal(size=(N + OUTER, DIM)).astype(np.float32)
-    y = np.sign(x @ truth + 0.5 * rng.normal(size=N + OUTER)).astype(np.float32)
-    return tuple(jnp.asarray(a) for a in (x[:N], y[:N], x[N:], y[N:]))
-
-
-# The problem by hand. Points are rows: u, w, v of shape (points, DIM).
-
-
-def inner_terms(u, w, v, batch):
-    """`grad_w f`, `H v` and `(d2_uw f)^T v`."""
-    x, y = batch
-    points = len(w)
-    seen = jnp.concatenate([w, v]) @ x.T
-    p = jax.nn.sigmoid(-y * seen[:points])
-    back = jnp.concatenate([-y * p, p * (1 - p) * seen[points:]]) / len(y)
-    data_terms = back @ x
-    penalty = jnp.exp(u)
-    grad = data_terms[:points] + penalty * w
-    return grad, data_terms[points:] + penalty * v, penalty * w * v
-
-
-def inner_gradient(u, w, batch):
-    x, y = batch
-    return (-y * jax.nn.sigmoid(-y * (w @ x.T)) / len(y)) @ x + jnp.exp(u) * w
-
-
-def product(u, w, v, batch):
-    x, y = batch
-    seen = jnp.concatenate([w, v]) @ x.T
-    p = jax.nn.sigmoid(-y * seen[: len(w)])
-    return (p * (1 - p) * seen[len(w) :] / len(y)) @ x + jnp.exp(u) * v
-
-
-def outer_gradient(w, batch):
-    x, y = batch
-    return (-y * jax.nn.sigmoid(-y * (w @ x.T)) / len(y)) @ x
-
-
-def row(x):
-    return x[None, :]
-
-
-class Draw:
-    """The batches of a sampler, as the library draws them."""
-
-    def __init__(self, sampler, rows):
-        self.sampler, self.rows = sampler, rows
-
-    def __call__(self, state):
-        batch, state = self.sampler.draw(self.rows, state)
-        return batch.data, state
-
-
-def series(u, w, b, draw, state):
-    """K terms of the Neumann series, with a new batch per product."""
-    total = term = b
-    for _ in range(K - 1):
-        batch, state = draw(state)
-        term = term - SIGMA * product(u, w, term, batch)
-        total = total + term
-    return SIGMA * total, state
 
 
 def soba(start, inner, outer):
@@ -278,22 +228,171 @@ def vrbo(start, inner, outer):
     return step, (start, start, (zero, zero), jnp.zeros((), jnp.int32))
 
 
-def ttsa(start, inner, outer):
+# Methods with an inner loop.
+
+
+def descend(u, w, draw, state):
+    """T gradient steps on w, each on a new batch."""
+
+    def move(carry, _):
+        w, state = carry
+        batch, state = draw(state)
+        return (w - RHO * inner_gradient(u, w, batch), state), None
+
+    return jax.lax.scan(move, (w, state), length=T)[0]
+
+
+def by_penalty(u, new, old):
+    """`grad_u f` at one point minus that at another: only the penalty depends on u."""
+    return jnp.exp(u) * (new * new - old * old) / 2
+
+
+def two_loops(start, inner, outer, solve):
+    """`solve(u, w, b, v, inner, state, k)` gives the next v."""
+
+    def step(carry, draws):
+        (u, w, v, k), (oo, ii) = carry, draws
+        ob, oo = outer(oo)
+        w, ii = descend(u, w, inner, ii)
+        v, ii = solve(u, w, outer_gradient(w, ob), v, inner, ii, k)
+        _, ii = inner(ii)  # the mixed derivative of this problem needs no rows
+        return (u + GAMMA * jnp.exp(u) * w * v, w, v, k + 1), (oo, ii)
+
+    return step, (start, start, jnp.zeros_like(start), jnp.zeros((), jnp.int32))
+
+
+def stocbio(start, inner, outer):
+    return two_loops(start, inner, outer, lambda u, w, b, v, draw, s, k: series(u, w, b, draw, s))
+
+
+def bsa(start, inner, outer):
+    return two_loops(
+        start, inner, outer, lambda u, w, b, v, draw, s, k: randomised(u, w, b, draw, s, k)
+    )
+
+
+def linear_steps(u, w, b, v, draw, state, length):
+    """`v <- v - SIGMA (H v - b)`, with a new batch per step."""
+
+    def move(carry, _):
+        v, state = carry
+        batch, state = draw(state)
+        return (v - SIGMA * (product(u, w, v, batch) - b), state), None
+
+    return jax.lax.scan(move, (v, state), length=length)[0]
+
+
+def amigo(start, inner, outer):
+    return two_loops(
+        start, inner, outer, lambda u, w, b, v, draw, s, k: linear_steps(u, w, b, v, draw, s, K)
+    )
+
+
+def inexact(start, inner, outer):
+    """Both loops start anew, the first at the start and the second at zero."""
+    zero = jnp.zeros_like(start)
+
+    def step(carry, draws):
+        (u, _), (oo, ii) = carry, draws
+        w, ii = descend(u, start, inner, ii)
+        ob, oo = outer(oo)
+        v, ii = linear_steps(u, w, outer_gradient(w, ob), zero, inner, ii, T)
+        _, ii = inner(ii)
+        return (u + GAMMA * jnp.exp(u) * w * v, w), (oo, ii)
+
+    return step, (start, start)
+
+
+def double_loop(start, inner, outer):
+    """The products of the series share a batch."""
+
+    def step(carry, draws):
+        (u, w), (oo, ii) = carry, draws
+        ob, oo = outer(oo)
+        w, ii = descend(u, w, inner, ii)
+        batch, ii = inner(ii)
+        v, _ = series(u, w, outer_gradient(w, ob), lambda same: (same, same), batch)
+        return (u + GAMMA * jnp.exp(u) * w * v, w), (oo, ii)
+
+    return step, (start, start)
+
+
+def f2sa(start, inner, outer):
+    """w and y move together, as two rows."""
+
+    def step(carry, draws):
+        (u, w, y), draws = carry, draws
+
+        def move(carry, _):
+            both, (oo, ii) = carry
+            ob, oo = outer(oo)
+            ib, ii = inner(ii)
+            d_w, d_y = inner_gradient(u, both, ib)
+            d_y = d_y + outer_gradient(both[1:], ob)[0] / MULTIPLIER
+            return (both - RHO * jnp.stack([d_w, d_y]), (oo, ii)), None
+
+        (both, (oo, ii)), _ = jax.lax.scan(move, (jnp.concatenate([w, y]), draws), length=T)
+        (_, oo), (_, ii) = outer(oo), inner(ii)  # for gradients in u, which need no rows
+        w, y = both[:1], both[1:]
+        return (u - GAMMA * MULTIPLIER * by_penalty(u, y, w), w, y), (oo, ii)
+
+    return step, (start, start, start)
+
+
+def penalty(start, inner, outer):
+    def step(carry, draws):
+        (u, w), (oo, ii) = carry, draws
+        x, ii = descend(u, w, inner, ii)
+        ob, oo = outer(oo)
+        ib, ii = inner(ii)
+        d_w = inner_gradient(u, w, ib) + outer_gradient(w, ob) / MULTIPLIER
+        return (u - GAMMA * MULTIPLIER * by_penalty(u, w, x), w - RHO * d_w), (oo, ii)
+
+    return step, (start, start)
+
+
+def bome(start, inner, outer):
+    def step(carry, draws):
+        (u, w), (oo, ii) = carry, draws
+        x, ii = descend(u, w, inner, ii)
+        ob, oo = outer(oo)
+        ib, ii = inner(ii)
+        gap_u, gap_w, by_w = by_penalty(u, w, x), inner_gradient(u, w, ib), outer_gradient(w, ob)
+        size = jnp.vdot(gap_u, gap_u) + jnp.vdot(gap_w, gap_w)
+        multiplier = jnp.maximum(ETA - jnp.vdot(by_w, gap_w) / size, 0)
+        return (u - GAMMA * multiplier * gap_u, w - GAMMA * (by_w + multiplier * gap_w)), (oo, ii)
+
+    return step, (start, start)
+
+
+def pdbo(start, inner, outer):
+    def step(carry, draws):
+        (u, w, multiplier), (oo, ii) = carry, draws
+        x, ii = descend(u, w, inner, ii)
+        ob, oo = outer(oo)
+        ib, ii = inner(ii)
+        (at_w, at_x), d_w = inner_losses(u, w, x, ib)
+        rise = jnp.clip((at_w - at_x - DELTA) / DELTA, -1, 1)
+        multiplier = jnp.clip(multiplier + DUAL * (1 + multiplier) * rise, 0, 1e3)
+        d_w = outer_gradient(w, ob) + multiplier * d_w
+        w_new = w - RHO / (1 + multiplier) * d_w
+        return (u - GAMMA * multiplier * by_penalty(u, w, x), w_new, multiplier), (oo, ii)
+
+    return step, (start, start, jnp.asarray(MULTIPLIER))
+
+
+def pzobo(start, inner, outer):
+    """All loops at once, as K + 1 rows."""
+
     def step(carry, draws):
         (u, w, k), (oo, ii) = carry, draws
+        e = jr.normal(jr.fold_in(jr.key(0), k), (K, DIM), u.dtype)
         ob, oo = outer(oo)
-        batch, ii = inner(ii)
-        w = w - RHO * inner_gradient(u, w, batch)
-        v, ii = randomised(u, w, outer_gradient(w, ob), inner, ii, k)
-        _, ii = inner(ii)  # the mixed derivative of this problem needs no rows
-        return (u + GAMMA * jnp.exp(u) * w * v, w, k + 1), (oo, ii)
+        us = jnp.concatenate([u, u + RADIUS * e])
+        ends, ii = descend(us, jnp.broadcast_to(w, us.shape), inner, ii)
+        _, ii = inner(ii)  # for the residual
+        w, by_w = ends[:1], outer_gradient(ends[:1], ob)
+        slopes = (ends[1:] - w) @ by_w[0] / RADIUS
+        return (u - GAMMA * row(slopes @ e) / K, w, k + 1), (oo, ii)
 
     return step, (start, start, jnp.zeros((), jnp.int32))
-
-
-SHUFFLED: dict[str, Any] = {
-    "inner_sampler": Shuffled(BATCH),
-    "outer_sampler": Shuffled(BATCH),
-}
-BLOCKS: dict[str, Any] = {"inner_sampler": Blocks(BLOCK), "outer_sampler": Blocks(BATCH)}
-SIZES = (RHO, SIGMA, GAMMA)

@@ -135,23 +135,24 @@ def cell(name: str, n: int, m: int, kind: str, rate: float, seed: int) -> dict[s
 CELL = ["data", "rows", "trusted", "noise", "rate"]
 
 
-def draw(table: Any) -> None:
-    """The map: gain by data and noise, with the room of the oracle in brackets."""
-    keys = CELL[:3]
-    table = table.assign(
-        noise=table["noise"] + " " + (100 * table["rate"]).astype(int).astype(str) + "%"
-    )
-    gain, room = (
-        100 * table.pivot_table(value, keys, "noise", sort=False) for value in ("gain", "room")
-    )
-    figure, axis = panels(1, 1, (11, 0.38 * len(gain) + 1.6))
-    axis.imshow(gain, cmap="RdYlGn", vmin=-13, vmax=13, aspect="auto")
-    for i, j in np.ndindex(gain.shape):
-        if np.isfinite(gain.iloc[i, j]):
-            text = f"{gain.iloc[i, j]:+.1f} ({room.iloc[i, j]:+.1f})"
-            axis.text(j, i, text, ha="center", va="center", fontsize=8)
-    axis.set_xticks(range(gain.shape[1]), gain.columns, fontsize=8)
-    axis.set_yticks(range(len(gain)), [f"{d}, {n} rows, {m} trusted" for d, n, m in gain.index])
+def draw(cells: list[dict[str, Any]]) -> None:
+    """The map: gain by data and noise in the order of the grid, with the room of the oracle."""
+    found = {
+        tuple(cell[k] for k in CELL): (100 * cell["gain"], 100 * cell["room"]) for cell in cells
+    }
+    rows = [(name, n, m) for name in SIZES for n, m in SIZES[name]]
+    rows = [row for row in rows if any(key[:3] == row for key in found)]
+    kinds = {"symmetric": "", "pair": "pair\n", "instance": "by features\n"}
+    heads = [f"{kinds[kind]}{100 * rate:.0f} %" if rate else "none" for kind, rate in NOISE]
+    gain = np.array([[found.get((*r, *k), (np.nan,))[0] for k in NOISE] for r in rows])
+    figure, axis = panels(1, 1, (11, 0.38 * len(rows) + 1.6))
+    axis.imshow(gain, cmap="PuOr_r", vmin=-15, vmax=15, aspect="auto")  # for all kinds of eyes
+    for i, j in np.argwhere(np.isfinite(gain)):
+        text = "{:+.1f} ({:+.1f})".format(*found[*rows[i], *NOISE[j]])
+        colour = "white" if abs(gain[i, j]) > 10 else "black"
+        axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(heads)), heads, fontsize=8)
+    axis.set_yticks(range(len(rows)), [f"{name}, {n} rows, {m} trusted" for name, n, m in rows])
     axis.set_title("Accuracy, points over the best baseline (room of the clean rows)", fontsize=10)
     save(figure, IMAGES / "reweighting.png")
 
@@ -247,9 +248,10 @@ def main() -> None:
         print(name, n, m, kind, rate, seed, flush=True)
     table: Any = pd.DataFrame(lines)
     settings = {"sizes": SIZES, "noise": NOISE, "principal_components": 50}
-    draw(table)
     seeds = sorted(int(seed) for seed in table["seed"].unique())
-    write(__file__, {"settings": settings, "seeds": seeds, **summary(table)})
+    measured = {"settings": settings, "seeds": seeds, **summary(table)}
+    draw(measured["cells"])
+    write(__file__, measured)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import bilevel
 from bilevel import datasets, tasks
 
 N, OUTER, STEPS = 8000, 5000, 4096
-TRACES = [("nothing", STEPS, 40), ("every 100 steps", 100, 12)]  # recorded, how often, pairs
+TRACES = [("nothing", STEPS, 12), ("every 100 steps", 100, 6)]  # recorded, how often, pairs
+REPEATS = 5
 
 
 def problem_and_model():
@@ -109,6 +110,7 @@ def main() -> None:
             lambda: bare_products(problem, sampler, w, w, samplers.inner, samplers.outer),
             lambda: contiguous_products(problem, batch_size, w, w),
             scan,
+            repeats=REPEATS,
         )
         found[batch_size] = {
             "step_us": 1e6 * step / STEPS,
@@ -125,6 +127,7 @@ def main() -> None:
         "rows": N,
         "outer_rows": OUTER,
         "steps": STEPS,
+        "repeats": REPEATS,
         "pairs": {name: repeats for name, _, repeats in TRACES},
     }
     write(__file__, {"settings": settings, "seeds": [0], "batches": found})

@@ -90,6 +90,13 @@ ROWS = [
                 1e-6,
             ),
         },
+        floor=lambda b: DoubleLoop(
+            GradientInner(optax.sgd(b.RHO), b.T),
+            AID(bilevel.Neumann(b.SIGMA, b.K), warm_start=False),
+            optax.sgd(b.GAMMA),
+            warm_start=True,
+            **b.SHUFFLED,
+        ),
     ),
     single_loop(
         bilevel.SOBA,
@@ -112,7 +119,7 @@ ROWS = [
         on_batches=(bilevel.SOBA(**draws(Shuffled, 32)), 0.05),
         decaying=lambda s, t: bilevel.SOBA(s, s, t, **draws(WithReplacement, 32)),
         place_of_v=lambda state: state.aux,
-        floor=("SOBA", lambda b: bilevel.SOBA(*b.SIZES, **b.SHUFFLED), "soba"),
+        floor={},
     ),
     single_loop(
         bilevel.SABA,
@@ -125,7 +132,7 @@ ROWS = [
         on_batches=(bilevel.SABA(**draws(Blocks, 32)), 1e-8),
         linear=bilevel.SABA(0.2, 0.2, 0.05, **draws(Blocks, 32)),
         place_of_v=lambda state: state.aux,
-        floor=("SABA", lambda b: bilevel.SABA(*b.SIZES, **b.BLOCKS), "saba"),
+        floor={},
     ),
     single_loop(
         bilevel.SRBA,
@@ -143,7 +150,7 @@ ROWS = [
         untuned=(EXACT, {}),
         linear=bilevel.SRBA(0.2, 0.2, 0.05, period=16, **draws(Shuffled, 32)),
         place_of_v=lambda state: state.aux.v,
-        floor=("SRBA", lambda b: bilevel.SRBA(*b.SIZES, period=b.PERIOD, **b.SHUFFLED), "srba"),
+        floor={"period": "PERIOD"},
     ),
     single_loop(
         bilevel.FSLA,
@@ -156,7 +163,7 @@ ROWS = [
         on_batches=(bilevel.FSLA(**draws(Shuffled, 32)), 0.05),
         decaying=lambda s, t: bilevel.FSLA(s, s, t, 1.0, **draws(WithReplacement, 32)),
         place_of_v=lambda state: state.aux.v,
-        floor=("FSLA", lambda b: bilevel.FSLA(*b.SIZES, momentum=b.ETA, **b.SHUFFLED), "fsla"),
+        floor={"momentum": "ETA"},
     ),
     single_loop(
         bilevel.MRBO,
@@ -167,11 +174,7 @@ ROWS = [
         quick=False,
         lengths={"num_terms": 4},
         untuned=(1e-4, {"num_terms": 100}),
-        floor=(
-            "MRBO",
-            lambda b: bilevel.MRBO(*b.SIZES, momentum=b.ETA, num_terms=b.K, **b.SHUFFLED),
-            "mrbo",
-        ),
+        floor={"momentum": "ETA", "num_terms": "K"},
     ),
     single_loop(
         bilevel.SUSTAIN,
@@ -188,11 +191,7 @@ ROWS = [
         ),
         lengths={"num_terms": 4},
         untuned=(RANDOM, {}),
-        floor=(
-            "SUSTAIN",
-            lambda b: bilevel.SUSTAIN(*b.SIZES, momentum=b.ETA, num_terms=b.K, **b.SHUFFLED),
-            "sustain",
-        ),
+        floor={"momentum": "ETA", "num_terms": "K"},
     ),
     single_loop(
         bilevel.VRBO,
@@ -211,13 +210,7 @@ ROWS = [
         lengths={"period": 3, "num_inner": 2, "num_terms": 4},
         calls=(38, 38, 6 * 24 + 2 * 3, 38),
         untuned=(EXACT, {"num_terms": 100}),
-        floor=(
-            "VRBO",
-            lambda b: bilevel.VRBO(
-                *b.SIZES, period=b.PERIOD, num_inner=b.T, num_terms=b.K, **b.SHUFFLED
-            ),
-            "vrbo",
-        ),
+        floor={"period": "PERIOD", "num_inner": "T", "num_terms": "K"},
     ),
     single_loop(
         bilevel.StocBiO,
@@ -231,6 +224,7 @@ ROWS = [
         untuned=(EXACT, {"num_terms": 100}),
         also={"untuned": {"short series": (bilevel.StocBiO(), SERIES)}},
         on_batches=(bilevel.StocBiO(**draws(Shuffled, 32)), 0.05),
+        floor={"num_inner": "T", "num_terms": "K"},
     ),
     single_loop(
         bilevel.BSA,
@@ -249,11 +243,7 @@ ROWS = [
         quick=False,
         lengths={"num_inner": 3, "num_terms": 4},
         untuned=(RANDOM, {}),
-        floor=(
-            "TTSA",
-            lambda b: bilevel.BSA(*b.SIZES, num_inner=1, num_terms=b.K, **b.SHUFFLED),
-            "ttsa",
-        ),
+        floor={"num_inner": "T", "num_terms": "K"},
     ),
     single_loop(
         bilevel.AmIGO,
@@ -270,6 +260,7 @@ ROWS = [
         on_batches=(bilevel.AmIGO(**draws(Shuffled, 32)), 0.05),
         decaying=lambda s, t: bilevel.AmIGO(s, s, t, 2, 2, **draws(WithReplacement, 32)),
         place_of_v=lambda state: state.aux,
+        floor={"num_inner": "T", "num_linear": "K"},
     ),
     single_loop(
         bilevel.F2SA,
@@ -288,6 +279,7 @@ ROWS = [
         untuned=(1e-2, {}),
         also={"failing": {"untuned F2SA": bilevel.F2SA()}},
         on_batches=(bilevel.F2SA(**draws(Shuffled, 32)), 0.05),
+        floor={"num_inner": "T", "multiplier": "MULTIPLIER"},
     ),
     single_loop(
         bilevel.ValueFunctionPenalty,
@@ -303,6 +295,7 @@ ROWS = [
         ),
         lengths={"num_inner": 3},
         untuned=(0.1, {}),
+        floor={"num_inner": "T", "multiplier": "MULTIPLIER"},
     ),
     single_loop(
         bilevel.BOME,
@@ -312,6 +305,7 @@ ROWS = [
         **costs("1, T + 2, 0, 0", "$0$", "$k^{-1/4}$ after $k$ steps, all data", T="num_inner"),
         lengths={"num_inner": 3},
         untuned=(RANDOM, {}),
+        floor={"num_inner": "T", "eta": "ETA"},
     ),
     single_loop(
         bilevel.PDBO,
@@ -331,6 +325,7 @@ ROWS = [
         **costs("1, T + 2, 0, 0", "two numbers", "", r"$\sqrt{\delta}$", T="num_inner"),
         quick=False,
         lengths={"num_inner": 3},
+        floor={"num_inner": "T", "first_multiplier": "MULTIPLIER", "delta": "DELTA"},
     ),
     single_loop(
         bilevel.PZOBO,
@@ -347,6 +342,7 @@ ROWS = [
         ),
         lengths={"num_inner": 3, "num_directions": 2},
         untuned=(RANDOM, {}),
+        floor={"num_inner": "T", "num_directions": "K", "radius": "RADIUS"},
     ),
     single_loop(
         bilevel.InexactDescent,
@@ -364,6 +360,7 @@ ROWS = [
         **costs("J, t + J, t + J, J", "$0 + 1$", t="num_steps", J="num_samples"),
         lengths={"num_steps": 3},
         untuned=(EXACT, {}),
+        floor={"num_steps": "T"},
     ),
     Row(
         bilevel.IterateAveraging,
@@ -377,7 +374,15 @@ ROWS = [
     Row(
         bilevel.ImportanceSampling,
         "remedies",
-        laws={},  # its sampler keeps weights in the default dtype; see tests/outer/test_remedies.py
+        laws={
+            "importance sampling": Law(
+                _logistic,
+                bilevel.ImportanceSampling(
+                    soba(0.3, 0.3, 0.1, inner_sampler=bilevel.WeightedSampler(4))
+                ),
+                quick=False,
+            )
+        },
     ),
 ]
 

@@ -231,8 +231,8 @@ def logistic_case() -> Case:
     n, mu = len(x), 0.3
 
     def inner(u, w, batch):
-        x, y, i = batch
-        losses = jax.nn.softplus(-y * (x @ w))
+        x, y, i, *ratio = batch  # with the ratio if the rows were drawn by weight
+        losses = jax.nn.softplus(-y * (x @ w)) * (ratio[0] if ratio else 1)
         return n / len(i) * jnp.sum(u[i] * losses) + 0.5 * mu * jnp.sum(w**2)
 
     def outer(u, w, batch):

@@ -59,8 +59,8 @@ class Row:
         decaying: an algorithm whose squared error falls as 1 / k; it is given the steps of w and u.
         linear: an algorithm whose squared error falls linearly with constant steps.
         place_of_v: where the state keeps v, if it does.
-        floor: what `benchmarks/step_time.py` measures: a name, an algorithm, which is given the
-            samplers and the lengths of the benchmark, and its arithmetic by hand, a function there.
+        floor: the algorithm that `benchmarks/step_time.py` measures, from the settings of the
+            benchmark; its arithmetic by hand is the function named as `page` in `_floors.py` there.
     """
 
     kind: type[Algorithm]
@@ -80,7 +80,7 @@ class Row:
     decaying: Callable[..., Algorithm] | None = None
     linear: Algorithm | None = None
     place_of_v: Callable[[Any], Any] | None = None
-    floor: tuple[str, Callable[[Any], Algorithm], str] | None = None
+    floor: Callable[[Any], Algorithm] | None = None
 
     def calls_in(self, num_steps: int, counted: Counted) -> tuple[int, ...] | None:
         """What `per_step` says that so many steps cost, if it says all."""
@@ -130,6 +130,7 @@ def single_loop(
     samplers: dict[str, Any] | None = None,
     quick: bool = True,
     also: dict[str, dict[str, Any]] | None = None,
+    floor: dict[str, str] | None = None,
     **rest: Any,
 ) -> Row:
     """The row of a method that is made of steps of given sizes.
@@ -144,6 +145,7 @@ def single_loop(
         samplers: those of `failing`.
         quick: whether its law is among the quick tests.
         also: more entries of the fields of `Row`.
+        floor: for the benchmark, its settings besides the step sizes, by their names there.
         rest: the other fields of `Row`.
     """
     name, (case, step, outer, *options) = kind.__name__, tried
@@ -162,5 +164,13 @@ def single_loop(
         fields["untuned"] = {name: (kind(**untuned[1]), untuned[0])}
     for each, more in (also or {}).items():
         fields[each] |= more
+    if floor is not None:
+        drawn = "BLOCKS" if samplers else "SHUFFLED"
+
+        def measured(b: Any) -> Algorithm:
+            options = {setting: vars(b)[value] for setting, value in floor.items()}
+            return with_steps(kind, b.RHO, b.SIGMA, b.GAMMA, options | vars(b)[drawn])
+
+        rest["floor"] = measured
     oracle = with_steps(kind, RHO, SIGMA, GAMMA, hand), equations
     return Row(kind, page, oracle=oracle, **fields, **rest)

@@ -31,12 +31,14 @@ def method_costs() -> str:
 
 
 def step_times() -> str:
-    """The time of a step over that of a scan of the same arithmetic by hand, and what is kept."""
+    """The time of a step, over that of a scan of the same arithmetic by hand, and what is kept."""
     path = ROOT / "benchmarks" / "results" / "step_time.json"
-    methods = json.loads(path.read_text())["methods"]
-    ratios = [f"{found['quartiles'][1]:.2f}" for found in methods.values()]
-    kept = [f"{found['kept']:.0f}" for found in methods.values()]
-    return _table([["", *methods], ["ratio", *ratios], ["kept, in vectors like w", *kept]])
+    lines = [["", "over the scan by hand", "quartiles", "kept, in vectors like w"]]
+    for name, found in json.loads(path.read_text())["methods"].items():
+        low, median, high = found["quartiles"]
+        ratios = [f"{median:.2f}", f"{low:.2f}, {high:.2f}"]
+        lines.append([f"`{name}`", *ratios, f"{found['kept']:.0f}"])
+    return _table(lines)
 
 
 def _table(lines: list[list[str]]) -> str:

@@ -169,6 +169,14 @@ def test_weighted_sampler_refuses_bad_settings(options):
         bilevel.WeightedSampler(**options)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weighted_sampler_has_the_precision_of_the_data(dtype):
+    data = (jnp.ones((4, 2), dtype), jnp.arange(4))
+    sampler = bilevel.WeightedSampler(2)
+    (*_, ratio), _ = sampler.draw(data, sampler.init(data, jax.random.key(0)))[0]
+    assert ratio.dtype == dtype
+
+
 def test_weighted_sampler_needs_a_tuple_of_data():
     with pytest.raises(ValueError, match="tuple of arrays"):
         bilevel.WeightedSampler(2).init(jnp.arange(3.0), jax.random.key(0))

@@ -1,4 +1,8 @@
-"""The double loop: an inner solve, a hypergradient, an outer step."""
+"""The double loop: an inner solve, a hypergradient, an outer step.
+
+Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022) [vicol2022][]; Ivanova and Ablin (2023)
+[ivanova2023][].
+"""
 
 from typing import Any, Literal, NamedTuple
 

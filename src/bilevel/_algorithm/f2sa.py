@@ -1,4 +1,7 @@
-"""F2SA: fully first-order stochastic approximation (Kwon, Kwon, Wright and Nowak 2023)."""
+"""F2SA: fully first-order stochastic approximation.
+
+Kwon, Kwon, Wright and Nowak (2023) [kwon2023][].
+"""
 
 from typing import Any
 

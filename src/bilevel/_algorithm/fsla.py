@@ -1,4 +1,7 @@
-"""FSLA: a fully single loop with momentum on the outer direction (Li, Gu and Huang 2022)."""
+"""FSLA: a fully single loop with momentum on the outer direction.
+
+Li, Gu and Huang (2022) [li2022][].
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,7 @@
-"""Inexact hypergradient descent, deterministic and stochastic (Grazzi, Pontil and Salzo 2022)."""
+"""Inexact hypergradient descent, deterministic and stochastic.
+
+Grazzi and Pontil (2023) [grazzi2023][], and Grazzi, Pontil and Salzo (2022) [grazzi2022][].
+"""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,8 @@
-"""StocBiO, BSA and AmIGO: a warm inner loop on w, then a loop for v, then a step on u."""
+"""StocBiO, BSA and AmIGO: a warm inner loop on w, then a loop for v, then a step on u.
+
+Ji, Yang and Liang (2021) [ji2021][]; Ghadimi and Wang (2018) [ghadimi2018][] and Hong, Wai, Wang and
+Yang (2020) [hong2020][]; Arbel and Mairal (2022) [arbel2022][].
+"""
 
 import equinox as eqx
 import optax

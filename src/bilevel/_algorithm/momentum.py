@@ -1,4 +1,8 @@
-"""MRBO, SUSTAIN and VRBO: differences of directions at two points, with v from a Neumann series."""
+"""MRBO, SUSTAIN and VRBO: differences of directions at two points, with v from a Neumann series.
+
+Yang, Ji and Liang (2021) [yang2021][], and Khanduri, Zeng, Hong, Wai, Wang and Yang (2021)
+[khanduri2021][].
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,7 @@
-"""PDBO: a primal-dual method for several inner minimisers (Sow, Ji, Guan and Liang 2022)."""
+"""PDBO: a primal-dual method for several inner minimisers.
+
+Sow, Ji, Guan and Liang (2022) [sow2022][].
+"""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,7 @@
-"""PZOBO: a partially zeroth-order method (Sow, Ji and Liang 2022)."""
+"""PZOBO: a partially zeroth-order method.
+
+Sow, Ji and Liang (2022) [sow2022b][].
+"""
 
 import equinox as eqx
 import jax

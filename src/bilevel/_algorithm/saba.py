@@ -1,4 +1,7 @@
-"""SABA: SOBA with variance reduction by SAGA (Dagréou, Ablin, Vaiter and Moreau 2022)."""
+"""SABA: SOBA with variance reduction by SAGA.
+
+Dagréou, Ablin, Vaiter and Moreau (2022) [dagreou2022][].
+"""
 
 import dataclasses
 from typing import Any

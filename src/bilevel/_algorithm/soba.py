@@ -1,4 +1,4 @@
-"""SOBA: the single-loop method of Dagréou, Ablin, Vaiter and Moreau (2022)."""
+"""SOBA: the single-loop method of Dagréou, Ablin, Vaiter and Moreau (2022) [dagreou2022][]."""
 
 import equinox as eqx
 import optax

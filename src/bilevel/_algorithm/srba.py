@@ -1,4 +1,7 @@
-"""SRBA: SOBA with variance reduction by SARAH (Dagréou, Moreau, Vaiter and Ablin 2023)."""
+"""SRBA: SOBA with variance reduction by SARAH.
+
+Dagréou, Moreau, Vaiter and Ablin (2023) [dagreou2023][].
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,7 @@
-"""BOME and the penalty method: gradients of `F` and of the value gap `f(u, w) - min_x f(u, x)`."""
+"""BOME and the penalty method: gradients of `F` and of the value gap `f(u, w) - min_x f(u, x)`.
+
+Liu, Ye, Wright, Stone and Liu (2022) [liu2022][], and Shen and Chen (2023) [shen2023][].
+"""
 
 import equinox as eqx
 import jax.numpy as jnp

@@ -30,7 +30,8 @@ class WeightedSampler(AbstractSampler):
     batch, and any row counts at most `1 / (1 - share)` times as much as in a uniform draw. Uniform
     batches see a dominating row n / |B| times as heavy as it is, or not at all.
 
-    It draws by the weights in its state: wrap the algorithm in `ImportanceSampling`.
+    It draws by the weights in its state: wrap the algorithm in `ImportanceSampling`. Weights and
+    ratios have the precision of the data.
 
     Args:
         batch_size: >= 1.
@@ -56,8 +57,10 @@ class WeightedSampler(AbstractSampler):
                 "`WeightedSampler` adds a leaf to the rows it draws, so the data must be a tuple of "
                 f"arrays, got {type(data).__name__}."
             )
-        n = num_rows(data)
-        return _Weighted(key, jnp.zeros((), jnp.int32), jnp.full((n,), 1 / n, float))
+        n, dtypes = num_rows(data), [x.dtype for x in jax.tree.leaves(data)]
+        floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+        dtype = max(floating, key=lambda dtype: dtype.itemsize, default=float)
+        return _Weighted(key, jnp.zeros((), jnp.int32), jnp.full((n,), 1 / n, dtype))
 
     def draw(self, data, state):
         """`batch_size` rows with their ratios."""
