@@ -48,7 +48,7 @@ def main() -> None:
         "seconds": seconds,
         "peak_gb": peak,
         "effective_sample_size": bilevel.effective_sample_size(np.asarray(run.u)),
-        "calls": vars(run.stats["calls"]),
+        "calls": run.stats["calls"],
     }
     write(__file__, measured)
 
