@@ -262,7 +262,7 @@ def f2sa(i, j):
             w, y = w - RHO * f_w(u, w, ii), y_new
         ii, jj = i(), j()
         u = u - GAMMA * (g_u(u, y, jj) + m * (f_u(y, ii) - f_u(w, ii)))
-        yield u, w
+        yield u, y
 
 
 def inner_steps(u, w, i):

@@ -113,7 +113,7 @@ class Ball(AbstractGeometry):
 
     radius: Array = eqx.field(converter=jnp.asarray)
     p: float = eqx.field(default=2.0, converter=float)
-    center: PyTree[Array] | None = None
+    center: PyTree | None = None
 
     def __check_init__(self):
         if self.p not in _PROJECTIONS:

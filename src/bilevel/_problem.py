@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, PyTree, Scalar
 
 from ._geometry import AbstractGeometry, Euclidean
+from ._transformation import transformed
 
 Objective = Callable[[PyTree, PyTree, Any], Scalar]
 
@@ -132,7 +133,10 @@ def optimizer_fixed_point(
     """
 
     def step(u: PyTree, w: PyTree, batch: Any) -> PyTree:
-        updates, _ = tx.update(problem.residual(u, w, batch), tx_state, w)
+        value, gradient = jax.value_and_grad(problem.inner, argnums=1)(u, w, batch)
+        updates, _ = transformed(
+            tx, gradient, tx_state, w, value, lambda x: problem.inner(u, x, batch)
+        )
         return optax.apply_updates(w, updates)
 
     return FixedPointProblem(

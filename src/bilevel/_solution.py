@@ -8,37 +8,58 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from ._summary import Run, as_html, as_text
 
-class RESULTS(lx.RESULTS):  # pyright: ignore
-    """How a solve, or one step of it, ended: lineax's codes and ours."""
+with warnings.catch_warnings():  # of the message of `successful`, which is empty in lineax
+    warnings.filterwarnings("ignore", message="Enumeration has duplicate incompatible values")
 
-    successful = ""
-    inner_max_steps_reached = (
-        "The inner solver stopped before its own tolerance was met. Give it more steps or a looser "
-        "tolerance; until then the hypergradient carries the error that `inner_residual` shows."
-    )
-    outer_max_steps_reached = (
-        "The run used all its steps before every residual met its tolerance. Go on with "
-        "`solve(..., state=solution.state, num_steps=more)`, or loosen `tol`."
-    )
-    negative_curvature = (
-        "Conjugate gradients met a direction in which the inner Hessian is not positive and "
-        "stopped there. The inner point may be no minimum: solve the inner problem further, or damp."
-    )
-    not_contracting = (
-        "The Neumann or fixed-point iteration on the linear system does not contract, so its result "
-        "does not approximate the inverse: the step size is above 2 / L, or the inner Hessian has "
-        "a negative eigenvalue. Use step_size='auto', solve the inner problem further, or damp."
-    )
-    linear_divergence = (
-        "The linear system's solution became non-finite while the objectives were finite. The "
-        "inner Hessian may be singular or indefinite, or the step on `v` too large: damp it, "
-        "choose another linear solver or a smaller step."
-    )
-    nonfinite = (
-        "An objective, a gradient or an iterate became NaN or infinite. The state returned is the "
-        "last finite one. Usually a step size is too large, or the objective is undefined there."
-    )
+    class RESULTS(lx.RESULTS):  # pyright: ignore
+        """How a solve, or one step of it, ended: lineax's codes and ours."""
+
+        successful = "Successful: it converged, or made all steps it was given, and nothing failed."
+        inner_max_steps_reached = (
+            "The inner solver stopped before its own tolerance was met. Give it more steps or a "
+            "looser tolerance; until then the hypergradient carries the error that `inner_residual` "
+            "shows."
+        )
+        inner_divergence = (
+            "The inner solver ended with a larger residual than it began with, or met a number that "
+            "is not finite: it went away from the inner solution. Usually its step size is too "
+            "large; `GradientInner('auto', num_steps)` finds one, and `MinimiserInner` needs none."
+        )
+        outer_max_steps_reached = (
+            "The run used all its steps before every residual met its tolerance. Go on with "
+            "`solve(..., state=solution.state, num_steps=more)`, or loosen `tol`."
+        )
+        outer_divergence = (
+            "The run blew up: its steps and its residuals grew instead of shrinking, so what it "
+            "returned is no solution. Usually a step size is too large (of w, of v or of u), or an "
+            "objective is not bounded below. Take smaller steps, or 'auto', and start anew."
+        )
+        negative_curvature = (
+            "Conjugate gradients met a direction in which the inner Hessian is not positive and "
+            "stopped there. The inner point may be no minimum: solve the inner problem further, or "
+            "damp."
+        )
+        not_contracting = (
+            "The Neumann or fixed-point iteration on the linear system does not contract, so its "
+            "result does not approximate the inverse: the step size is above 2 / L, or the inner "
+            "Hessian has a negative eigenvalue. Use step_size='auto', solve the inner problem "
+            "further, or damp."
+        )
+        linear_divergence = (
+            "The linear system's solution became non-finite while the objectives were finite. The "
+            "inner Hessian may be singular or indefinite, or the step on `v` too large: damp it, "
+            "choose another linear solver or a smaller step."
+        )
+        nonfinite = (
+            "An objective, a gradient or an iterate became NaN or infinite. The state returned is the "
+            "last finite one. Usually a step size is too large, or the objective is undefined there."
+        )
+
+
+NAMES = {int(item._value): name for name, item in RESULTS._name_to_item.items()}
+"""The names of the codes, by number, as a trace has them."""
 
 
 class Calls(eqx.Module):
@@ -66,7 +87,7 @@ class Calls(eqx.Module):
 
 
 class Solution(eqx.Module):
-    """What `solve` returns.
+    """What `solve` returns; `print` says in words why the run ended and how far it came.
 
     Attributes:
         u, w: the outer and the inner variable at the last step.
@@ -74,18 +95,32 @@ class Solution(eqx.Module):
         state: the state of the algorithm; pass it to `solve(..., state=...)` to go on.
         trace: a dict of numpy arrays, one entry per trace point: `step`, `outer_value`,
             `outer_residual`, `inner_residual`, `linear_residual`, `step_ratio` (outer over inner
-            step size, see `Info`), `result` (0: that step was successful) and the running totals of
-            the oracle calls.
+            step size, see `Info`), `move` (how far the step moved (u, w), in the 2-norm), `result`
+            (0: that step was successful) and the running totals of the oracle calls.
             `pandas.DataFrame(solution.trace)` is a table.
         stats: `num_steps` done in all, the total `calls`, and `converged`.
+        run: what `print` knows of the run besides: its seconds, tolerances and objectives. It is not
+            pickled.
     """
 
-    u: PyTree[Array]
-    w: PyTree[Array]
+    u: PyTree
+    w: PyTree
     result: RESULTS
     state: Any
     trace: dict[str, np.ndarray]
     stats: dict[str, Any]
+    run: Run | None = eqx.field(static=True, default=None)
+
+    def __repr__(self) -> str:
+        return as_text(self, *_named(self.result))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, and the trace as a small picture."""
+        return as_html(self, *_named(self.result))
+
+
+def _named(result: RESULTS) -> tuple[str, str]:
+    return NAMES[int(result._value)], RESULTS[result]
 
 
 class HypergradientWarning(UserWarning):

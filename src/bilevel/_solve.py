@@ -1,6 +1,6 @@
 """The only loop in the library: `run_chunk`, compiled, and `solve`, which drives it on the host."""
 
-import warnings
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -16,9 +16,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from ._algorithm.base import AbstractAlgorithm, State, choose
 from ._callback import AbstractCallback, Chunk
+from ._ending import ending, warn_of_steps
 from ._geometry import AbstractGeometry, outer_residual
+from ._inner.closed_form import ClosedForm
 from ._problem import BilevelProblem, FixedPointProblem, Problem
-from ._solution import RESULTS, BilevelError, HypergradientWarning, Solution
+from ._solution import RESULTS, BilevelError, Solution
+from ._summary import Run
+from ._variables import Formula, Uniform, uniform
 
 
 class Tolerances(NamedTuple):
@@ -54,6 +58,7 @@ class Row(NamedTuple):
     inner_residual: Float[Array, ""]
     linear_residual: Float[Array, ""]
     step_ratio: Float[Array, ""]
+    move: Float[Array, ""]
     result: Int[Array, ""]
     outer_grads: Int[Array, ""]
     inner_grads: Int[Array, ""]
@@ -87,17 +92,18 @@ def run_chunk(
             finite &= jnp.isfinite(optax.tree.sum(tree))
         # A step that met a non-finite number is not taken: the state stays the last good one.
         following = choose(finite, following, state)
+        dtype = info.outer_value.dtype
 
         step = state.step + 1
         recorded = (step % options.trace_every == 0) | (step == options.num_steps) | ~finite
-        residual = jax.lax.cond(
-            recorded,
-            lambda: outer_residual(problem.geometry, state.u, info.outer_grad).astype(
-                info.outer_value.dtype
-            ),
-            lambda: jnp.full_like(info.outer_value, jnp.nan),
-        )
-        dtype = info.outer_value.dtype
+
+        def measure() -> tuple[Array, Array]:
+            moved = optax.tree.sub((following.u, following.w), (state.u, state.w))
+            residual = outer_residual(problem.geometry, state.u, info.outer_grad)
+            return residual.astype(dtype), jnp.asarray(optax.tree.norm(moved)).astype(dtype)
+
+        unknown = jnp.full_like(info.outer_value, jnp.nan)
+        residual, move = jax.lax.cond(recorded, measure, lambda: (unknown, unknown))
         tolerances = jax.tree.map(lambda x: x.astype(dtype), options.tolerances)
         converged = (
             recorded
@@ -128,6 +134,7 @@ def run_chunk(
                 inner_residual=info.inner_residual,
                 linear_residual=info.linear_residual,
                 step_ratio=info.step_ratio,
+                move=move,
                 result=jnp.where(finite, info.result._value, failure._value),
                 outer_grads=calls.outer_grad,
                 inner_grads=calls.inner_grad,
@@ -166,8 +173,8 @@ def _compiled_chunk(
 def solve(
     problem: Problem,
     algorithm: AbstractAlgorithm,
-    u0: PyTree[Array],
-    w0: PyTree[Array],
+    u0: PyTree,
+    w0: PyTree,
     *,
     num_steps: int,
     key: Key[Array, ""] | UInt32[Array, "2"] | None = None,
@@ -183,8 +190,12 @@ def solve(
     Args:
         problem: what to solve.
         algorithm: how.
-        u0: the starting outer variable, a point of `problem.geometry`'s set.
-        w0: the starting inner variable.
+        u0: the starting outer variable, a point of `problem.geometry`'s set: a pytree of
+            floating-point arrays. It may contain an `equinox.Module`, whose floating-point arrays are
+            then the variable and all else is static, and arrays of several dtypes, which are updated
+            in the widest of them. `solution.u` is like it; `solution.state` and the callbacks have
+            the arrays alone, in one dtype.
+        w0: the starting inner variable; the same.
         num_steps: the number of outer steps *in all*; a run that is resumed at step 40 of 100 makes
             60 more.
         key: for the samplers, `jax.random.key(0)` by default; ignored when `state` is given.
@@ -202,17 +213,22 @@ def solve(
         throw: raise `BilevelError` on a failure; if False, look at `solution.result`.
 
     Returns:
-        A `Solution`. Its result is `successful` if the run converged, or made its steps with
-        `tol=None`; `outer_max_steps_reached` if it had a `tol` and did not meet it.
+        A `Solution`; `print` shows why the run ended. Its result is `successful` if the run
+        converged, or made its steps with `tol=None`; `outer_max_steps_reached` if it had a `tol` and
+        did not meet it; `outer_divergence` if its steps and a residual grew 30-fold and more, so that
+        what it returns is no solution; `inner_divergence` if in the last half of the trace every
+        inner solve ended with a larger residual than it began with.
 
     Warns:
-        HypergradientWarning: once, if a linear solver met negative curvature or did not contract.
+        HypergradientWarning: once, if a linear solver met negative curvature or did not contract, or
+            an inner solve ended with a larger residual than it began with.
 
     Raises:
-        BilevelError: a number became non-finite, or `tol` was not met (with `throw`); the partial
-            solution is its attribute `solution`.
+        BilevelError: a number became non-finite, the run blew up, or `tol` was not met (with
+            `throw`); the partial solution is its attribute `solution`.
         ValueError: `u0` is not in U, an objective is not a scalar, or a count is below 1.
-        TypeError: an array is not floating-point, or `solve` is called under a jax transformation.
+        TypeError: a leaf is complex or no floating-point array, or `solve` is called under a jax
+            transformation.
 
     >>> import jax.numpy as jnp, lineax as lx, optax
     >>> problem = BilevelProblem(  # Phi(u) = (u - 1)^2 / 2, through w*(u) = u
@@ -225,11 +241,13 @@ def solve(
     >>> float(solution.u), solution.stats["num_steps"]
     (1.0, 2)
     """
-    _check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
+    began = time.perf_counter()
+    given, size = _check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
+    problem, algorithm = given.problem, _with_formulas(algorithm, given)
     if state is None:
-        state = algorithm.init(problem, u0, w0, _typed_key(key))
+        state = algorithm.init(problem, given.u, given.w, _typed_key(key))
     else:
-        _check_fits(state, problem, algorithm, u0, w0)
+        _check_fits(state, problem, algorithm, given.u, given.w)
     # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
     state = cast(State, jax.tree.map(_own, state))
 
@@ -271,39 +289,62 @@ def solve(
     converged = bool(result == RESULTS.successful)
     if bool(result == RESULTS.outer_max_steps_reached) and (tol is None or stopped):
         result = RESULTS.successful
+    columns = {name: np.concatenate([rows[name] for rows in trace]) for name in trace[0]}
+    grown = ""
+    if not converged:
+        result, grown = ending(result, columns, size)
+    u, w = given.restore(state.u, state.w)
     solution = Solution(
-        u=state.u,
-        w=state.w,
+        u=u,
+        w=w,
         result=result,
         state=state,
-        trace={name: np.concatenate([rows[name] for rows in trace]) for name in trace[0]},
+        trace=columns,
         stats={
             "num_steps": int(state.step),
             "calls": {name: int(n) for name, n in vars(state.calls).items()},
             "converged": converged,
         },
+        run=Run(
+            algorithm=type(algorithm).__name__,
+            num_steps=num_steps,
+            tolerances=None if tol is None else tuple(float(x) for x in tolerances),
+            stopped=stopped,
+            seconds=time.perf_counter() - began,
+            grown=grown,
+            values=partial(_values, problem, given),
+        ),
     )
-    _warn_of_linear_solves(solution.trace)
+    warn_of_steps(columns)
     if throw and not bool(result == RESULTS.successful):
         raise BilevelError(
             f"the run ended at step {int(state.step)} of {num_steps}: {RESULTS[result]} "
+            f"{grown + ' ' if grown else ''}"
             "(The partial solution is this error's `.solution`; `throw=False` returns it.)",
             solution,
         )
     return solution
 
 
-def _warn_of_linear_solves(trace: dict[str, np.ndarray]) -> None:
-    """Warn once of a run whose linear systems were not what the solver needs."""
-    for code in (RESULTS.negative_curvature, RESULTS.not_contracting):
-        met = trace["result"] == int(code._value)
-        if met.any():
-            warnings.warn(
-                f"at {met.sum()} of {len(met)} trace points, first at step "
-                f"{trace['step'][met][0]}: {RESULTS[code]}",
-                HypergradientWarning,
-                stacklevel=3,
-            )
+def _with_formulas(algorithm: AbstractAlgorithm, given: Uniform) -> AbstractAlgorithm:
+    """The algorithm whose `ClosedForm` sees u as it was given."""
+    if given.forms is None:
+        return algorithm
+    forms = given.forms
+
+    def replace(x: Any) -> Any:
+        return ClosedForm(Formula(x.solution, *forms)) if isinstance(x, ClosedForm) else x
+
+    return jax.tree.map(replace, algorithm, is_leaf=lambda x: isinstance(x, ClosedForm))
+
+
+def _values(problem: Problem, given: Uniform, u: PyTree, w: PyTree) -> tuple[Any, Any]:
+    """F and f on all data, for `print`."""
+    u, w = given.strip(u, w)
+    outer = eqx.filter_jit(problem.outer)(u, w, problem.outer_data)
+    if isinstance(problem, FixedPointProblem):
+        return outer, None
+    return outer, eqx.filter_jit(problem.inner)(u, w, problem.inner_data)
 
 
 _UNDER_TRANSFORMATION = (
@@ -336,7 +377,10 @@ def _fetch(rows: Row) -> dict[str, np.ndarray]:
     return {name: column[live] for name, column in columns.items()}
 
 
-def _check_call(problem, u0, w0, num_steps, trace_every, chunk_size) -> None:
+def _check_call(
+    problem: Problem, u0: PyTree, w0: PyTree, num_steps: int, trace_every: int, chunk_size: int
+) -> tuple[Uniform, float]:
+    """Refuse a wrong call; the problem in the form that the methods see, and the norm of (u, w)."""
     for name, value in [
         ("num_steps", num_steps),
         ("trace_every", trace_every),
@@ -347,26 +391,24 @@ def _check_call(problem, u0, w0, num_steps, trace_every, chunk_size) -> None:
     # Under jit, new arrays are tracers too.
     if _any_tracer((u0, w0, problem, jnp.zeros(()))):
         raise TypeError(_UNDER_TRANSFORMATION)
-    for name, tree in [("u0", u0), ("w0", w0)]:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if not eqx.is_inexact_array(leaf):
-                got = f"{leaf.dtype} array" if eqx.is_array(leaf) else repr(leaf)
-                raise TypeError(
-                    f"`{name}{jax.tree_util.keystr(path)}` must be a floating-point array, got "
-                    f"{got}; pass e.g. `jnp.asarray(x, dtype=float)`."
-                )
-    distance, size = (float(x) for x in _distance_and_norm(problem.geometry, u0))
+    given = uniform(problem, u0, w0, ("u0", "w0"))
+    numbers = _distance_and_norms(given.problem.geometry, given.u, given.w)
+    distance, size, size_of_both = (float(x) for x in numbers)
     if not distance <= max(1e-3 * size, 1e-6):  # entries may be tiny
         raise ValueError(
             f"`u0` is not in the set of `{type(problem.geometry).__name__}`: the nearest point of "
             f"it is {distance:.3g} away. Start from a point of the set, such as "
             "`problem.geometry.project(u0)`."
         )
+    return given, size_of_both
 
 
 @eqx.filter_jit
-def _distance_and_norm(geometry: AbstractGeometry, u: PyTree[Array]) -> tuple[Array, Array]:
-    return optax.tree.norm(optax.tree.sub(geometry.project(u), u)), optax.tree.norm(u)
+def _distance_and_norms(
+    geometry: AbstractGeometry, u: PyTree[Array], w: PyTree[Array]
+) -> tuple[Array, ...]:
+    distance = optax.tree.norm(optax.tree.sub(geometry.project(u), u))
+    return distance, optax.tree.norm(u), optax.tree.norm((u, w))
 
 
 def _check_objectives(problem: Problem, state: State) -> None:

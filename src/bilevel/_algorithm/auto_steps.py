@@ -174,7 +174,10 @@ def move_outer(
             lambda d, s: -RADIUS * cut * d / jnp.sqrt(s + floor), direction, squares
         )
         size = jnp.asarray(optax.tree.norm(direction))
-        step = jnp.where(size > 0, optax.tree.norm(update) / jnp.where(size > 0, size, 1), 0)
+        # Along a direction of zero, what a small one would get.
+        small = RADIUS / jnp.sqrt(jnp.where(mean > 0, 2 * mean, 1)).astype(size.dtype)
+        step = optax.tree.norm(update) / jnp.where(size > 0, size, 1)
+        step = jnp.where(size > 0, step, small)
         control = control._replace(squares=squares)
     else:
         step = jnp.asarray(step_size_at(outer_step, state.step))

@@ -7,12 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
 from jaxtyping import Array, Int, Key, PyTree, Scalar, ScalarLike
 
 from .._problem import Problem
 from .._sampler import AbstractSampler, Stream, Streams
 from .._solution import RESULTS, Calls
+from .._variables import check_variable
 from .auto_steps import Control, Move
 
 
@@ -131,6 +133,26 @@ def require_positive(method: AbstractAlgorithm, **counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"`{type(method).__name__}` needs {name} >= 1, got {value}.")
+
+
+def as_variables(u0: PyTree, w0: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
+    """u0 and w0 as arrays of one dtype; what `solve` would first bring into this form is refused."""
+
+    def convert(x: Any) -> Any:
+        return jnp.asarray(x) if isinstance(x, float | np.ndarray | np.generic) else x
+
+    u0, w0 = jax.tree.map(convert, (u0, w0))
+    for name, tree in (("u0", u0), ("w0", w0)):
+        check_variable(name, tree)
+    leaves = jax.tree.leaves((u0, w0))
+    kinds = {str(x.dtype) if eqx.is_inexact_array(x) else type(x).__name__ for x in leaves}
+    if len(kinds) > 1:
+        raise TypeError(
+            "a loop of your own needs floating-point arrays of one dtype in u0 and w0, got leaves of "
+            f"{sorted(kinds)}. Split a module with `equinox.partition(x, equinox.is_inexact_array)`, "
+            "cast the arrays, and undo both within the objectives. `solve` does so by itself."
+        )
+    return u0, w0
 
 
 def init_samplers(

@@ -30,12 +30,16 @@ class F2SA(AbstractAlgorithm):
         d_u = grad_u F(u, y) + multiplier (grad_u f(u, y) - grad_u f(u, w))
         u+ = retract(u, -outer_step d_u)
 
-    w follows the inner solution and y the minimiser of `F + multiplier f`, so `multiplier (w - y)`
+    w follows an inner solution and y the minimiser of `F + multiplier f`, so `multiplier (w - y)`
     tends to the v of implicit methods: Kwon, Kwon, Wright and Nowak (2023), "A fully first-order
     method for stochastic bilevel optimization", Algorithm 1 [kwon2023][]. Unlike in the paper, the
     step of y is divided by the multiplier, so that one inner step serves both. w and y see the same
     inner batches, in the loop and in d_u, so that most of their noise cancels in the difference,
     which the multiplier amplifies (the paper draws new batches for each).
+
+    `solution.w` is y, which is of the order of 1 / multiplier away from the inner solutions. Where
+    there are several, y finds the one that F prefers, while w stays with the one near its start; w is
+    `solution.state.aux`.
 
     Args:
         inner_step, outer_step: numbers, or schedules of the number of outer steps made.
@@ -44,8 +48,8 @@ class F2SA(AbstractAlgorithm):
         num_inner: the number of steps on w and on y per outer step.
         inner_sampler, outer_sampler: where batches come from; all data by default.
 
-    `linear_residual` is `|multiplier grad_w f + grad_w F|` at y. Cost per step: 2 num_inner + 2 inner
-    and num_inner + 1 outer gradients. Memory beyond u and w: y.
+    `inner_residual` is that of w, and `linear_residual` is `|multiplier grad_w f + grad_w F|` at y.
+    Cost per step: 2 num_inner + 2 inner and num_inner + 1 outer gradients. Memory beyond u and y: w.
 
     Raises:
         ValueError: `num_inner` < 1.
@@ -62,7 +66,7 @@ class F2SA(AbstractAlgorithm):
         require_positive(self, num_inner=self.num_inner)
 
     def init(self, problem, u0, w0, key):
-        """`y = w`."""
+        """Both start at `w0`."""
         return init_state(self, problem, u0, w0, key, aux=w0, num_inner=self.num_inner)
 
     def step(self, problem, state):
@@ -77,7 +81,7 @@ class F2SA(AbstractAlgorithm):
             w = descend(w, inner_step, here.inner_gradient(u, w))
             return (w, descend(y, inner_step, d_y), here.samplers), None
 
-        first = (state.w, state.aux, state.samplers)
+        first = (state.aux, state.w, state.samplers)
         (w, y, samplers), _ = jax.lax.scan(move_both, first, length=self.num_inner)
         turn = turn.at(samplers)
         outer = turn.outer(u, y)
@@ -87,4 +91,4 @@ class F2SA(AbstractAlgorithm):
         residual = optax.tree.norm(descend(outer.w, -multiplier, at_y[1]))
         calls = count(self.num_inner + 1, 2 * self.num_inner + 2)
         d = Directions(d_u, at_w[1], outer)
-        return turn.close(d, w=w, aux=y, calls=calls, linear_residual=residual)
+        return turn.close(d, w=y, aux=w, calls=calls, linear_residual=residual)

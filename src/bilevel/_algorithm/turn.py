@@ -28,6 +28,7 @@ from .base import (
     SingleLoop,
     State,
     advance,
+    as_variables,
     count,
     init_samplers,
     open_streams,
@@ -69,11 +70,12 @@ def init_state(
             inner steps `"auto"` need not decrease.
 
     Raises:
-        TypeError: the problem is a fixed-point problem.
+        TypeError: the problem is a fixed-point problem, or u0 and w0 are not arrays of one dtype.
         ValueError: the inner objective does not depend on its argument `u`.
     """
     objective(problem, f"`{type(method).__name__}`")
-    u, w, aux = jax.tree.map(jnp.asarray, (u0, w0, aux))
+    u, w = as_variables(u0, w0)
+    aux = jax.tree.map(jnp.asarray, aux)
     samplers = init_samplers(problem, method.outer_sampler, method.inner_sampler, key)
     streams = open_streams(problem, method.outer_sampler, method.inner_sampler, samplers)
     require_outer_variable(problem, u, w, streams.inner.draw()[0])

@@ -20,6 +20,7 @@ from .._inner.minimiser import MinimiserInner
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
 from .._sampler import FullBatch, Stream, Streams
+from .._variables import uniform
 
 
 class HypergradientCheck(eqx.Module):
@@ -124,8 +125,8 @@ def _default_reference(problem: Problem, eps: float) -> AbstractInnerSolver:
 
 def check_hypergradient(
     problem: Problem,
-    u: PyTree[Array],
-    w: PyTree[Array],
+    u: PyTree,
+    w: PyTree,
     estimator: AbstractHypergradient | None = None,
     inner: AbstractInnerSolver | None = None,
     *,
@@ -175,6 +176,7 @@ def check_hypergradient(
     >>> check.verdict
     'agrees'
     """
+    problem, u, w, _ = uniform(problem, u, w)
     dtype = jnp.result_type(*jax.tree.leaves(u))
     eps = float(jnp.finfo(dtype).eps)
     if reference is None:

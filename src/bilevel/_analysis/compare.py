@@ -17,8 +17,18 @@ from jaxtyping import Array, PyTree, Scalar
 
 from .._algorithm.base import AbstractAlgorithm, State
 from .._problem import Problem
-from .._solution import RESULTS
-from .._solve import Row, RunOptions, Status, Tolerances, _check_call, _own, run_chunk
+from .._solution import NAMES, RESULTS
+from .._solve import (
+    Row,
+    RunOptions,
+    Status,
+    Tolerances,
+    _check_call,
+    _own,
+    _with_formulas,
+    run_chunk,
+)
+from .._variables import uniform
 
 Metric = Callable[[PyTree, PyTree], Scalar]
 
@@ -26,7 +36,6 @@ TRACE_POINTS = 50
 CALLS = ("outer_grads", "inner_grads", "hvps", "mixed")
 LOG_RATIO = 10.0  # an axis is logarithmic where its largest value is this many times the smallest
 
-_NAMES = {int(item._value): name for name, item in RESULTS._name_to_item.items()}
 _FAILURES = ("nonfinite", "linear_divergence")
 _COLUMNS = ("algorithm", "seed", "cpu_seconds", *(x for x in Row._fields if x != "live"))
 
@@ -34,8 +43,8 @@ _COLUMNS = ("algorithm", "seed", "cpu_seconds", *(x for x in Row._fields if x !=
 def compare(
     algorithms: Mapping[str, AbstractAlgorithm],
     problem: Problem,
-    u0: PyTree[Array],
-    w0: PyTree[Array],
+    u0: PyTree,
+    w0: PyTree,
     *,
     num_steps: int | Mapping[str, int],
     seeds: int | Iterable[int] = 10,
@@ -69,8 +78,8 @@ def compare(
         A row for each algorithm, seed and trace point, the start (step 0) included:
 
         `algorithm`, `seed`, `step`: whose row it is, and the steps made.
-        `outer_value`, `outer_residual`, `inner_residual`, `linear_residual`, `step_ratio`: as in
-            `Solution.trace`: of the step's own batches, at the point that the step started from;
+        `outer_value`, `outer_residual`, `inner_residual`, `linear_residual`, `step_ratio`, `move`: as
+            in `Solution.trace`: of the step's own batches, at the point that the step started from;
             NaN at step 0.
         `outer_grads`, `inner_grads`, `hvps`, `mixed`: oracle calls so far, as in `Calls`.
         `cpu_seconds`: CPU time so far of `init` and all steps (process time, all threads), of one
@@ -116,15 +125,18 @@ def compare(
     steps = _check_algorithms(algorithms, num_steps)
     seeds = _check_seeds(seeds)
     every = {name: min(trace_every or -(-n // TRACE_POINTS), n) for name, n in steps.items()}
+    metrics = {} if metrics is None else dict(metrics)
+    given = uniform(problem, u0, w0, ("u0", "w0"))
     for n in steps.values():
         _check_call(problem, u0, w0, n, 1 if trace_every is None else trace_every, 1)
-    metrics = {} if metrics is None else dict(metrics)
     _check_metrics(metrics, u0, w0)
 
     @eqx.filter_jit
     def measure(problem: Problem, u: PyTree, w: PyTree) -> dict[str, Array]:
         def at_one(u: PyTree, w: PyTree) -> dict[str, Array]:
-            values = {name: jnp.asarray(metric(u, w)) for name, metric in metrics.items()}
+            values = {
+                name: jnp.asarray(metric(*given.restore(u, w))) for name, metric in metrics.items()
+            }
             if "objective" not in metrics:
                 values["objective"] = problem.outer(u, w, problem.outer_data)
             return values
@@ -141,9 +153,17 @@ def compare(
     keys = jnp.stack([jr.key(seed) for seed in seeds])
     groups = [(seeds, keys)] if vmap else [([s], key) for s, key in zip(seeds, keys, strict=True)]
     # All are compiled first, so that a wrong one is refused before any has run.
-    call = (problem, u0, w0)
+    problem, call = given.problem, (given.problem, given.u, given.w)
     programs = {
-        name: named(name, _compile, algorithm, call, groups[0][1], steps[name], every[name])
+        name: named(
+            name,
+            _compile,
+            _with_formulas(algorithm, given),
+            call,
+            groups[0][1],
+            steps[name],
+            every[name],
+        )
         for name, algorithm in algorithms.items()
     }
     frames = []
@@ -236,7 +256,7 @@ def _run(
 
     def record(state: State, columns: dict[str, Any]) -> None:
         live = columns.pop("live")
-        names = [_NAMES[int(code)] for code in columns.pop("result")]
+        names = [NAMES[int(code)] for code in columns.pop("result")]
         columns |= {"cpu_seconds": spent / len(seeds)}
         for name, values in measure(state.u, state.w).items():
             columns[name] = np.asarray(values).reshape(len(seeds))

@@ -17,6 +17,7 @@ from .._inner.minimiser import MinimiserInner
 from .._problem import BilevelProblem, num_rows
 from .._sampler import FullBatch, Stream
 from .._solution import RESULTS, Solution
+from .._variables import Form, uniform
 
 HOLDS, LOST = 0.9, 0.5  # of the improvement: at least the first holds, below the second is lost
 
@@ -70,7 +71,7 @@ class RetrainCheck(NamedTuple):
     spread: float
     verdict: str
     path: pd.DataFrame
-    w: PyTree[Array]
+    w: PyTree
     converged: bool
 
     def __str__(self) -> str:
@@ -94,8 +95,8 @@ class RetrainCheck(NamedTuple):
 def retrain_check(
     problem: BilevelProblem,
     solution: Solution,
-    u0: PyTree[Array],
-    fresh: Callable[[Key[Array, ""]], PyTree[Array]],
+    u0: PyTree,
+    fresh: Callable[[Key[Array, ""]], PyTree],
     *,
     inner: AbstractInnerSolver | None = None,
     value: Callable[[PyTree, PyTree], Scalar] | None = None,
@@ -147,14 +148,19 @@ def retrain_check(
     if value is None:
         value = _OuterValue(problem)
     keys = jax.random.split(jax.random.key(0) if key is None else key, num_inits)
-    w0 = jax.vmap(fresh)(keys)
     warm = float(value(solution.u, solution.w))
-    w, retrained, converged = _retrain(problem, inner, value, solution.u, w0)
-    _, start, _ = _retrain(problem, inner, value, u0, w0)
+    given = uniform(problem, solution.u, fresh(keys[0]), ("solution.u", "fresh(key)"))
+    w0 = jax.vmap(lambda key: given.strip(solution.u, fresh(key))[1])(keys)
+    if given.forms is not None:
+        value = _Restored(value, *given.forms)
+    problem = given.problem
+    w, retrained, converged = _retrain(problem, inner, value, given.u, w0)
+    _, start, _ = _retrain(problem, inner, value, given.strip(u0, w0)[0], w0)
     retrained, start = np.asarray(retrained, float), np.asarray(start, float)
 
     rows = []
     for step, u in zip(*((path.steps, path.us) if path is not None else ((), ())), strict=True):
+        u = given.strip(u, w0)[0]
         _, values, _ = _retrain(problem, inner, value, u, jax.tree.map(lambda x: x[:1], w0))
         rows.append({"step": step, "retrained": float(values[0])})
     gain = start.mean() - warm
@@ -170,9 +176,20 @@ def retrain_check(
         spread=float(retrained.std(ddof=1) / gain) if num_inits > 1 and gain > 0 else 0.0,
         verdict=verdict,
         path=pd.DataFrame(rows, columns=["step", "retrained"]),
-        w=w,
+        w=given.restore(given.u, w)[1],
         converged=bool(converged.all()),
     )
+
+
+class _Restored(eqx.Module):
+    """A value of variables as they were given, on those of the methods."""
+
+    value: Callable[[PyTree, PyTree], Scalar]
+    u: Form
+    w: Form
+
+    def __call__(self, u: PyTree, w: PyTree) -> Scalar:
+        return self.value(self.u.restore(u), self.w.restore(w))
 
 
 class _OuterValue(eqx.Module):

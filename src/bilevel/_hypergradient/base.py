@@ -42,7 +42,7 @@ class Hypergradient(eqx.Module):
 
     value: Scalar
     grad: PyTree[Array]
-    w: PyTree[Array]
+    w: PyTree
     v: PyTree[Array] | None
     inner_residual: Scalar
     linear_residual: Scalar

@@ -23,6 +23,7 @@ from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
 from .._settings import as_data, as_optional_data
 from .._solution import RESULTS, Calls, HypergradientWarning
+from .._variables import uniform
 from .base import (
     FULL,
     AbstractHypergradient,
@@ -35,8 +36,8 @@ from .base import (
 
 def implicit_gradient(
     problem: Problem,
-    u: PyTree[Array],
-    w: PyTree[Array],
+    u: PyTree,
+    w: PyTree,
     linear_solver: lx.AbstractLinearSolver,
     *,
     damping: ScalarLike = 0.0,
@@ -54,7 +55,8 @@ def implicit_gradient(
 
     Args:
         problem: the problem; its full data are used unless batches are given.
-        u: the outer variable.
+        u: the outer variable; like w a pytree of floating-point arrays, which may contain an
+            `equinox.Module` and several dtypes, as in `solve`.
         w: an inner point, ideally `w*(u)`; the error of the estimate is
             `O(||w - w*(u)|| + ||v - H^-1 grad_w F||)`.
         linear_solver: any lineax solver. The operator is matrix-free and tagged symmetric and
@@ -96,6 +98,7 @@ def implicit_gradient(
 
     Raises:
         ValueError: the inner objective does not depend on its argument `u`.
+        TypeError: a leaf of u or w is complex, or no floating-point array.
 
     Source: Pedregosa (2016), "Hyperparameter optimization with approximate gradient"
     [pedregosa2016][]; the bound on the error: Grazzi, Franceschi, Pontil and Salzo (2020), "On the
@@ -111,10 +114,26 @@ def implicit_gradient(
     """
     outer_batch = problem.outer_data if outer_batch is FULL else outer_batch
     inner_batch = problem.inner_data if inner_batch is FULL else inner_batch
-    solve = matrix_free(problem, w, linear_solver, damping, {} if v0 is None else {"y0": v0})
-    estimate, _ = estimate_at(problem, u, w, outer_batch, inner_batch, solve, strong_convexity)
+    given = uniform(problem, _as_arrays(u), _as_arrays(w))
+    options = {} if v0 is None else {"y0": given.strip(given.u, v0)[1]}
+    solve = matrix_free(given.problem, given.w, linear_solver, damping, options)
+    estimate, _ = estimate_at(
+        given.problem, given.u, given.w, outer_batch, inner_batch, solve, strong_convexity
+    )
     warn_once(estimate)
-    return estimate
+    if given.forms is None:
+        return estimate
+    grad, v = given.cast(estimate.grad, estimate.v)
+    return dataclasses.replace(estimate, grad=grad, v=v, w=w)
+
+
+def _as_arrays(tree: PyTree) -> PyTree:
+    """Numbers of Python as arrays, except within a module, where they are settings."""
+
+    def convert(x: Any) -> Any:
+        return jnp.asarray(x) if isinstance(x, float | np.ndarray | np.generic) else x
+
+    return jax.tree.map(convert, tree, is_leaf=lambda x: isinstance(x, eqx.Module))
 
 
 class Solved(NamedTuple):

@@ -8,17 +8,18 @@ from jaxtyping import Array, PyTree
 
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
+from .._variables import uniform
 from .base import FULL
 
 
 def implicit_layer(
     problem: Problem,
-    u: PyTree[Array],
-    w: PyTree[Array],
+    u: PyTree,
+    w: PyTree,
     linear_solver: lx.AbstractLinearSolver | None = None,
     *,
     inner_batch: Any = FULL,
-) -> PyTree[Array]:
+) -> PyTree:
     """`w`, with the derivative that the implicit function theorem gives `w*(u)`.
 
         r(u, w) = 0   =>   dw = -(d_w r)^{-1} d_u r du
@@ -57,6 +58,8 @@ def implicit_layer(
     True
     """
     batch = problem.inner_data if inner_batch is FULL else inner_batch
+    given = uniform(problem, u, w)
+    problem, u, w = given.problem, given.u, given.w
     symmetric = isinstance(problem, BilevelProblem)
     if linear_solver is None:
         linear_solver = CG(rtol=1e-6) if symmetric else lx.GMRES(rtol=1e-6, atol=1e-6)
@@ -66,9 +69,10 @@ def implicit_layer(
         operator = lx.FunctionLinearOperator(function, jax.eval_shape(lambda: b), tags)
         return lx.linear_solve(operator, b, linear_solver, throw=False).value
 
-    return jax.lax.custom_root(
+    layer = jax.lax.custom_root(
         lambda w: problem.residual(u, w, batch),
         jax.lax.stop_gradient(w),
         lambda _, w: w,
         solve_linear,
     )
+    return given.restore(u, layer)[1]

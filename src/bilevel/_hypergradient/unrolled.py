@@ -61,8 +61,8 @@ class ITD(AbstractHypergradient):
 
     Raises:
         ValueError: the inner solver cannot be unrolled (`MinimiserInner` stops adaptively); it
-            cannot be split, which `truncate` and `"checkpointed"` need; `truncate` < 1; or the mode
-            is unknown.
+            cannot be split, which `truncate` and `"checkpointed"` need; its transformation has a
+            line search, in the reverse modes; `truncate` < 1; or the mode is unknown.
 
     Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
     overparameterized bilevel optimization", Algorithm 4 and, for `truncate`, Appendix E
@@ -120,7 +120,16 @@ class ITD(AbstractHypergradient):
             return (problem.outer(u, last.w, outer_batch), last.w), (last, stats)
 
         differentiate = _forward if self.mode == "forward" else _reverse
-        value, grad, (last, stats), left = differentiate(truncated, u, start.w)
+        try:
+            value, grad, (last, stats), left = differentiate(truncated, u, start.w)
+        except ValueError as error:
+            if "while_loop" not in str(error):
+                raise
+            raise ValueError(
+                f"`ITD(mode={self.mode!r})` goes back through the inner solver's steps, and these "
+                "have a loop of unknown length, such as the line search of `optax.lbfgs`. Use `AID`, "
+                "which works with every inner solver, or a transformation without a line search."
+            ) from error
         inner_batch, inner_stream = _stream(streams.inner, last).draw()
         outer_u, outer_w = jax.grad(problem.outer, argnums=(0, 1))(u, last.w, outer_batch)
         if self.contraction is not None:

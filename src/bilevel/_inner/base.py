@@ -4,10 +4,14 @@ import abc
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
-from jaxtyping import Array, Int, PyTree
+import jax
+import jax.numpy as jnp
+import optax
+import optimistix as optx
+from jaxtyping import Array, Int, PyTree, Scalar
 
 from .._problem import Problem
-from .._sampler import Stream
+from .._sampler import FullBatch, Stream
 from .._solution import RESULTS
 
 
@@ -23,6 +27,36 @@ class InnerStats(NamedTuple):
     result: RESULTS
     outer_calls: Int[Array, ""] | int = 0
     products: Int[Array, ""] | int = 0
+
+
+NOISE = 1e3  # by which a residual may grow from one batch to another
+
+
+def ended(
+    first: Scalar, last: Scalar, start: PyTree[Array], end: PyTree[Array], stream: Stream
+) -> RESULTS:
+    """How a solve of a fixed number of steps ended, from the norms of its first and last residual.
+
+    It is a failure if the residual grew, by any factor on all data and a thousandfold on batches,
+    while w moved by more than rounding, or if it is not finite.
+    """
+    first, last, start, end = jax.lax.stop_gradient((first, last, start, end))
+    factor = 1.0 if isinstance(stream.sampler, FullBatch) else NOISE
+    size, moved = (jnp.asarray(optax.tree.norm(x)) for x in (end, optax.tree.sub(end, start)))
+    moves = moved > float(jnp.finfo(size.dtype).eps) ** 0.5 * size
+    failed = ((last > factor * first) & moves) | ~jnp.isfinite(last)
+    return RESULTS.where(failed, RESULTS.inner_divergence, RESULTS.successful)
+
+
+def told(result: optx.RESULTS) -> RESULTS:
+    """How a solve by optimistix ended."""
+    ours = RESULTS.where(
+        result == optx.RESULTS.successful, RESULTS.successful, RESULTS.inner_divergence
+    )
+    exhausted = (result == optx.RESULTS.max_steps_reached) | (
+        result == optx.RESULTS.nonlinear_max_steps_reached
+    )
+    return RESULTS.where(exhausted, RESULTS.inner_max_steps_reached, ours)
 
 
 class AbstractInnerSolver(eqx.Module):

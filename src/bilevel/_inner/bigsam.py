@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
@@ -14,7 +15,7 @@ from .._problem import BilevelProblem
 from .._sampler import Stream
 from .._settings import as_data
 from .._solution import RESULTS
-from .base import AbstractInnerSolver, InnerStats
+from .base import NOISE, AbstractInnerSolver, InnerStats
 
 Setting = Float[np.ndarray | Array, "*batch"]
 Weighting = Callable[[Array], ArrayLike]
@@ -197,10 +198,11 @@ class BiGSAM(AbstractInnerSolver):
                 "to iterate its map."
             )
 
-        def step(carry: tuple[PyTree, Any], k: Array) -> tuple[tuple[PyTree, Any], None]:
+        def step(carry: tuple[PyTree, Any], k: Array) -> tuple[tuple[PyTree, Any], Array]:
             w, draws = carry
             batch, following = Stream(stream.sampler, stream.data, draws).draw()
-            theta = _descend(w, self.inner_step, problem.residual(u, w, batch))
+            residual = problem.residual(u, w, batch)
+            theta = _descend(w, self.inner_step, residual)
 
             def averaged() -> PyTree:
                 outer_grad = jax.grad(problem.outer, argnums=1)(u, w, problem.outer_data)
@@ -211,15 +213,18 @@ class BiGSAM(AbstractInnerSolver):
                 w = averaged()
             else:
                 w = jax.lax.cond(k % self.every == 0, averaged, lambda: theta)
-            return (w, following.state), None
+            return (w, following.state), jnp.asarray(optax.tree.norm(residual))
 
         numbers = jnp.arange(1, self.num_steps + 1, dtype=jnp.int32)
         # When unrolled, a step keeps only w; intermediate values of the gradients are computed again.
         step = jax.checkpoint(step, prevent_cse=False)
-        (w, draws), _ = jax.lax.scan(step, (w, stream.state), numbers)
+        (w, draws), sizes = jax.lax.scan(step, (w, stream.state), numbers)
+        # The outer steps may raise a residual that was small at the start, so only a blow-up counts.
+        sizes = jax.lax.stop_gradient(sizes)
+        failed = ~(sizes[-1] <= NOISE * jnp.max(sizes[: self.num_steps // 2 + 1]))
         stats = InnerStats(
             calls=jnp.full((), self.num_steps, jnp.int32),
-            result=RESULTS.successful,
+            result=RESULTS.where(failed, RESULTS.inner_divergence, RESULTS.successful),
             outer_calls=jnp.full((), self.num_steps // self.every, jnp.int32),
         )
         return w, state, Stream(stream.sampler, stream.data, draws), stats

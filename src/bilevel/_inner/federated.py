@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .._problem import num_rows
 from .._sampler import Stream
 from .._settings import as_data
-from .._solution import RESULTS
-from .base import AbstractInnerSolver, InnerStats
+from .base import AbstractInnerSolver, InnerStats, ended
 
 
 class FederatedInner(AbstractInnerSolver):
@@ -103,7 +102,7 @@ class FederatedInner(AbstractInnerSolver):
         def step(w: PyTree, direction: PyTree) -> PyTree:
             return jax.tree.map(lambda x, d: x - self.step_size.astype(x.dtype) * d, w, direction)
 
-        def one_round(carry: tuple[PyTree, Any], _: None) -> tuple[tuple[PyTree, Any], None]:
+        def one_round(carry: tuple[PyTree, Any], _: None) -> tuple[tuple[PyTree, Any], Array]:
             w, draws = carry
             clients, following = eqx.tree_at(lambda s: s.state, stream, draws).draw()
 
@@ -126,13 +125,14 @@ class FederatedInner(AbstractInnerSolver):
                 return optax.tree.sub(last, w)
 
             w = optax.tree.add(w, _mean(jax.vmap(shift)(clients, at_start)))
-            return (w, following.state), None
+            return (w, following.state), jnp.asarray(optax.tree.norm(average))
 
         # When unrolled, a round keeps w, and the steps of the clients are computed again.
         one_round = jax.checkpoint(one_round, prevent_cse=False)
-        (w, draws), _ = jax.lax.scan(one_round, (w, stream.state), length=self.num_rounds)
+        start = w
+        (w, draws), sizes = jax.lax.scan(one_round, (w, stream.state), length=self.num_rounds)
         calls = jnp.full((), self.num_rounds * self.local_steps, jnp.int32)
-        stats = InnerStats(calls, RESULTS.successful)
+        stats = InnerStats(calls, ended(sizes[0], sizes[-1], start, w, stream))
         return w, state, Stream(stream.sampler, stream.data, draws), stats
 
 

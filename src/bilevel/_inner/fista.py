@@ -21,6 +21,9 @@ class _State(NamedTuple):
     t: Scalar
     num_steps: Int[Array, ""]
     done: Bool[Array, ""]
+    finite: Bool[Array, ""]
+    first: Scalar  # the residual of the start
+    last: Scalar
 
 
 class FISTA(AbstractInnerSolver):
@@ -32,7 +35,9 @@ class FISTA(AbstractInnerSolver):
         t_{k+1} = 1,  y_{k+1} = w_{k+1}     where   <y_k - w_{k+1}, w_{k+1} - w_k> > 0
 
     The solver stops where `||y_k - map(u, y_k)|| <= rtol ||w_{k+1}||`. The map does not expand
-    distances, so the residual of `w_{k+1}` is no larger.
+    distances, so the residual of `w_{k+1}` is no larger. A map that does (its step is larger than
+    1 / L) may run away: the solver then ends at the last w that is finite, or after `max_steps`, with
+    `RESULTS.inner_divergence`.
 
     Args:
         rtol: the tolerance; a value below ten times the dtype's epsilon counts as that.
@@ -102,12 +107,23 @@ class FISTA(AbstractInnerSolver):
             t = jnp.where(restart, 1, (1 + jnp.sqrt(1 + 4 * s.t**2)) / 2)
             momentum = jnp.where(restart, 0, (s.t - 1) / t)
             y = jax.tree.map(lambda x, d: x + momentum.astype(x.dtype) * d, w, moved)
-            done = jnp.asarray(optax.tree.norm(residual) <= rtol * optax.tree.norm(w))
-            return _State(w, y, t, s.num_steps + 1, done)
+            size = jnp.asarray(optax.tree.norm(residual))
+            finite = jnp.isfinite(size + optax.tree.norm(w))
+            done = finite & (size <= rtol * optax.tree.norm(w))
+            # What is not finite is not kept.
+            w, y = (
+                jax.tree.map(lambda x, old: jnp.where(finite, x, old), *xs)
+                for xs in ((w, s.w), (y, s.y))
+            )
+            first = jnp.where(s.num_steps == 0, size, s.first)
+            return _State(w, y, t, s.num_steps + 1, done, finite, first, size)
 
-        start = _State(w, w, jnp.ones((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        zero, no = jnp.zeros((), dtype), jnp.zeros((), bool)
+        start = _State(w, w, jnp.ones((), dtype), jnp.zeros((), jnp.int32), no, ~no, zero, zero)
         end: Any = jax.lax.while_loop(
-            lambda s: ~s.done & (s.num_steps < self.max_steps), step, start
+            lambda s: ~s.done & s.finite & (s.num_steps < self.max_steps), step, start
         )
         result = RESULTS.where(end.done, RESULTS.successful, RESULTS.inner_max_steps_reached)
+        away = ~end.finite | (~end.done & (end.last > end.first))
+        result = RESULTS.where(away, RESULTS.inner_divergence, result)
         return end.w, state, stream, InnerStats(end.num_steps, result)

@@ -1,20 +1,21 @@
 """`GradientInner`: a fixed number of gradient steps on the inner objective."""
 
-from typing import ClassVar, Literal
+import dataclasses
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, Scalar
 
 from .._geometry import AbstractGeometry, Euclidean
 from .._linear.base import Resolved, resolve_step_size
 from .._problem import BilevelProblem, Problem
-from .._sampler import Stream
-from .._solution import RESULTS
-from .base import AbstractInnerSolver, InnerStats
+from .._sampler import FullBatch, Stream
+from .._transformation import line_search_steps, transformed
+from .base import AbstractInnerSolver, InnerStats, ended
 
 
 class GradientInner(AbstractInnerSolver):
@@ -26,21 +27,27 @@ class GradientInner(AbstractInnerSolver):
     `optax.sgd(1.0)` iterates the map.
 
     Args:
-        tx: an optax gradient transformation, such as `optax.sgd(0.1)`. Under a warm start its state
-            is kept from one call to the next. `"auto"` takes gradient steps of `1 / L`, with L the
-            largest eigenvalue of the inner Hessian at the start of the solve. Power iteration finds
-            L with 20 products in the first solve and, under a warm start, with one product in each
-            later solve. The step size carries no derivative.
+        tx: an optax gradient transformation, such as `optax.sgd(0.1)` or `optax.lbfgs()`. Under a
+            warm start its state is kept from one call to the next. It is told the inner objective
+            on the batch of the step (`value`, `grad`, `value_fn`), which line searches need. On
+            batches, a line search finds the step for that batch alone, and L-BFGS takes the noise
+            between batches for curvature: give these all data. `"auto"` takes gradient steps of
+            `1 / L`, with L the largest eigenvalue of the inner Hessian at the start of the solve.
+            Power iteration finds L with 20 products in the first solve and, under a warm start, with
+            one product in each later solve. On all data, half of a step that raised f is taken back,
+            and the steps to come are halved. The step size carries no derivative.
         num_steps: the number of steps, >= 1. Each step draws one batch and costs one inner
-            gradient.
+            gradient, and one more for each evaluation of a line search.
         geometry: the set that w stays in. A step is the geometry's `retract`, which for `Box` and
             `Ball` makes this projected gradient descent. `ITD` differentiates through the
             projection. `AID` refuses it, because the gradient is not zero at a solution on the
             boundary.
 
     Error: for f mu-strongly convex and L-smooth in w, gradient steps of size `1 / L` shrink the
-    distance to `w*(u)` at least by the factor `1 - mu / L` per step. Memory: that of the
-    transformation; `ITD` keeps `num_steps` vectors of the size of w. Source: ours, as a wrapper of
+    distance to `w*(u)` at least by the factor `1 - mu / L` per step. A solve whose last gradient is
+    longer than its first one ends with `RESULTS.inner_divergence`. Memory: that of the
+    transformation; `ITD` keeps `num_steps` vectors of the size of w, and twice as many with "auto" on
+    all data. Source: ours, as a wrapper of
     optax's transformations.
 
     An optax transformation is compiled in as it is, so build it once. To change its step size
@@ -70,28 +77,105 @@ class GradientInner(AbstractInnerSolver):
 
     def solve(self, problem, u, w, state, stream):
         """`num_steps` steps."""
-        tx, products, eigenvector = self.tx, jnp.zeros((), jnp.int32), None
-        if isinstance(tx, str):
-            found = _inverse_curvature(problem, u, w, state, stream)
-            tx, eigenvector, products = optax.sgd(found.step), found.eigenvector, found.num_products
-            state = tx.init(w)
+        auto = isinstance(self.tx, str)
+        found = _inverse_curvature(problem, u, w, state, stream) if auto else None
+        # Without noise, a step of "auto" that raises f is taken back by half.
+        exact = isinstance(stream.sampler, FullBatch) and isinstance(problem, BilevelProblem)
+        careful = auto and exact and isinstance(self.geometry, Euclidean)
 
-        def step(carry, _):
-            w, tx_state, draws = carry
-            batch, following = eqx.tree_at(lambda s: s.state, stream, draws).draw()
-            residual = problem.residual(u, w, batch)
-            updates, tx_state = tx.update(residual, tx_state, w)
+        def step(carry: _Carry, _: None) -> tuple[_Carry, tuple[Scalar, Array]]:
+            w = carry.w
+            batch, following = eqx.tree_at(lambda s: s.state, stream, carry.draws).draw()
+            value, residual = _value_and_residual(problem, u, w, batch)
+            size, evaluations = jnp.asarray(optax.tree.norm(residual)), jnp.zeros((), jnp.int32)
+            tx_state = carry.tx_state
+            if found is not None:
+                updates = optax.tree.scale(-found.step / carry.halvings, residual)
+            else:
+
+                def objective(x: PyTree[Array]) -> Scalar:
+                    assert isinstance(problem, BilevelProblem)
+                    inside = x if isinstance(self.geometry, Euclidean) else self.geometry.project(x)
+                    return problem.inner(u, inside, batch)
+
+                assert not isinstance(self.tx, str)
+                updates, tx_state = transformed(
+                    self.tx, residual, tx_state, w, value, None if value is None else objective
+                )
+                evaluations = line_search_steps(tx_state)
             # optax keeps the dtype of w for any dtype of the step size
             updates = jax.tree.map(lambda d, x: d.astype(x.dtype), updates, w)
-            return (self.geometry.retract(w, updates), tx_state, following.state), None
+            following_w = self.geometry.retract(w, updates)
+            last = _Carry(following_w, tx_state, following.state, None, value, size, carry.halvings)
+            if careful:
+                last = _taken_back(carry, dataclasses.replace(last, w_before=w))
+            return last, (last.size, evaluations)
 
         # When unrolled, a step keeps only w; intermediate values of the gradient are computed again.
         step = jax.checkpoint(step, prevent_cse=False)
-        (w, state, draws), _ = jax.lax.scan(step, (w, state, stream.state), length=self.num_steps)
-        calls = jnp.full((), self.num_steps, jnp.int32)
-        stats = InnerStats(calls, RESULTS.successful, products=products)
-        state = state if eigenvector is None else eigenvector
-        return w, state, Stream(stream.sampler, stream.data, draws), stats
+        first = _first_carry(problem, u, w, () if auto else state, stream)
+        if careful:
+            first = dataclasses.replace(first, w_before=w)
+        last, (sizes, evaluations) = jax.lax.scan(step, first, length=self.num_steps)
+        calls = jnp.full((), self.num_steps, jnp.int32) + jnp.sum(evaluations, dtype=jnp.int32)
+        stats = InnerStats(
+            calls,
+            ended(sizes[0], sizes[-1], w, last.w, stream),
+            products=jnp.zeros((), jnp.int32) if found is None else found.num_products,
+        )
+        state = last.tx_state if found is None else found.eigenvector
+        return last.w, state, Stream(stream.sampler, stream.data, last.draws), stats
+
+
+class _Carry(eqx.Module):
+    w: PyTree[Array]
+    tx_state: Any
+    draws: Any
+    w_before: PyTree[Array] | None  # the point from which the step to w was made
+    value: Scalar | None  # of f, and of the length of its gradient, at w_before
+    size: Scalar
+    halvings: Scalar  # by which "auto" steps are divided, a power of two
+
+
+def _first_carry(
+    problem: Problem, u: PyTree, w: PyTree[Array], tx_state: Any, stream: Stream
+) -> _Carry:
+    batch, _ = stream.draw()
+    value, residual = jax.eval_shape(lambda: _value_and_residual(problem, u, w, batch))
+    size = jax.eval_shape(lambda x: jnp.asarray(optax.tree.norm(x)), residual)
+    infinite = None if value is None else jnp.full((), jnp.inf, value.dtype)
+    one = jnp.ones((), size.dtype)
+    return _Carry(w, tx_state, stream.state, None, infinite, jnp.full_like(one, jnp.inf), one)
+
+
+def _taken_back(before: _Carry, after: _Carry) -> _Carry:
+    """`after`, unless f is larger at `before.w` than at the point before: then half the step to it."""
+    assert before.value is not None
+    assert after.value is not None
+    room = 10 * float(jnp.finfo(after.value.dtype).eps) * jnp.abs(after.value)
+    lower = after.value <= before.value + room
+    middle = jax.tree.map(lambda x, y: x / 2 + y / 2, before.w_before, before.w)
+
+    def choose(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda x, y: jnp.where(lower, x, y), new, old)
+
+    return dataclasses.replace(
+        after,
+        w=choose(after.w, middle),
+        w_before=choose(after.w_before, before.w_before),
+        value=choose(after.value, before.value),
+        size=choose(after.size, before.size),
+        halvings=choose(after.halvings, 2 * before.halvings),
+    )
+
+
+def _value_and_residual(
+    problem: Problem, u: PyTree, w: PyTree, batch: Any
+) -> tuple[Scalar | None, PyTree[Array]]:
+    """The inner objective, if there is one, and what is zero at the inner solution."""
+    if isinstance(problem, BilevelProblem):
+        return jax.value_and_grad(problem.inner, argnums=1)(u, w, batch)
+    return None, problem.residual(u, w, batch)
 
 
 def _inverse_curvature(

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from .._problem import BilevelProblem
-from .._solution import RESULTS
-from .base import AbstractInnerSolver, InnerStats
+from .base import AbstractInnerSolver, InnerStats, told
 
 
 class MinimiserInner(AbstractInnerSolver):
@@ -17,7 +16,8 @@ class MinimiserInner(AbstractInnerSolver):
         minimiser: the optimistix solver; it has its own tolerances and needs no step size.
         max_steps: the largest number of steps. A solve that reaches it ends with
             `RESULTS.inner_max_steps_reached`. The outer step does not fail then: under a warm start
-            the next solve goes on from there.
+            the next solve goes on from there. One that diverges ends with
+            `RESULTS.inner_divergence`.
 
     One batch is drawn for the whole solve. `calls` counts the solver's steps, each of which
     evaluates `f` once and its gradient at most once. Error and memory are those of the minimiser.
@@ -53,10 +53,6 @@ class MinimiserInner(AbstractInnerSolver):
             max_steps=self.max_steps,
             throw=False,
         )
-        result = RESULTS.where(
-            solution.result == optx.RESULTS.successful,
-            RESULTS.successful,
-            RESULTS.inner_max_steps_reached,
-        )
+        result = told(solution.result)
         calls = jnp.asarray(solution.stats["num_steps"], jnp.int32)
         return solution.value, state, stream, InnerStats(calls, result)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._problem import BilevelProblem, FixedPointProblem, num_rows
 from .._solution import RESULTS
-from .base import AbstractInnerSolver, InnerStats
+from .base import AbstractInnerSolver, InnerStats, told
 
 
 class RootInner(AbstractInnerSolver):
@@ -25,7 +25,7 @@ class RootInner(AbstractInnerSolver):
             `optimistix.Newton(1e-6, 1e-6, linear_solver=lineax.GMRES(1e-3, 1e-3))`. Only a root
             finder works on a `BilevelProblem`, which has no map.
         max_steps: the largest number of steps. A solve that reaches it ends with
-            `RESULTS.inner_max_steps_reached`.
+            `RESULTS.inner_max_steps_reached`, and one that diverges with `inner_divergence`.
         by_row: whether entry i of w on axis 0 is a problem of its own that depends on row i of the
             inner data only, as in `tasks.equilibrium`. The solver then treats each row separately,
             under `jax.vmap`, until the last row has ended: Anderson mixing combines iterates of the
@@ -67,10 +67,13 @@ class RootInner(AbstractInnerSolver):
         solve = partial(solve, problem, u)
         if self.by_row:
             num_rows((w, batch), "(w, inner data)")
-            w, steps, good = _each_row(solve)(w, batch)
+            w, steps, good, exhausted = _each_row(solve)(w, batch)
         else:
-            w, steps, good = solve(w, batch)
-        result = RESULTS.where(jnp.all(good), RESULTS.successful, RESULTS.inner_max_steps_reached)
+            w, steps, good, exhausted = solve(w, batch)
+        result = RESULTS.where(
+            jnp.all(good | exhausted), RESULTS.inner_max_steps_reached, RESULTS.inner_divergence
+        )
+        result = RESULTS.where(jnp.all(good), RESULTS.successful, result)
         return w, state, stream, InnerStats(jnp.max(steps).astype(jnp.int32), result)
 
     def _solve_root(self, problem: BilevelProblem, u: PyTree, w: PyTree, batch: Any) -> Any:
@@ -104,8 +107,12 @@ class RootInner(AbstractInnerSolver):
             )
         )
 
-    def _read(self, found: optx.Solution) -> tuple[PyTree[Array], Array, Array]:
-        return found.value, found.stats["num_steps"], found.result == optx.RESULTS.successful
+    def _read(self, found: optx.Solution) -> tuple[PyTree[Array], Array, Array, Array]:
+        result = told(found.result)
+        good, exhausted = (
+            result == code for code in (RESULTS.successful, RESULTS.inner_max_steps_reached)
+        )
+        return found.value, found.stats["num_steps"], good, exhausted
 
 
 def _each_row(solve: Callable) -> Callable:

@@ -1,4 +1,4 @@
-"""What the linear solvers of this package share: step sizes found by power iteration."""
+"""What the linear solvers of this package share: real operators, and step sizes found for them."""
 
 from typing import Any, NamedTuple
 
@@ -25,6 +25,51 @@ class Resolved(NamedTuple):
         return {"step_size": self.step, "num_products": num_products + self.num_products, **known}
 
 
+def real_operator(name: str, operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """The operator as this package's solvers take it: linearised, real, of one dtype.
+
+    An operator on leaves of several dtypes, or in half precision, becomes one on the widest of them,
+    or on float32; `widened` and `optax.tree.cast_like` do the same to vectors.
+
+    Raises:
+        TypeError: a leaf is complex.
+    """
+    refuse_complex(name, operator)
+    operator = lx.linearise(operator)
+    structure = operator.in_structure()
+    wide = jax.eval_shape(widened, structure)
+    if wide == structure:
+        return operator
+    tags = [lx.symmetric_tag] if lx.is_symmetric(operator) else []
+    tags += [lx.positive_semidefinite_tag] if lx.is_positive_semidefinite(operator) else []
+
+    def product(x: PyTree[Array]) -> PyTree[Array]:
+        return widened(operator.mv(optax.tree.cast_like(x, structure)))
+
+    return lx.FunctionLinearOperator(product, wide, tags)
+
+
+def refuse_complex(name: str, operator: lx.AbstractLinearOperator) -> None:
+    """Complex operators are for lineax's own solvers."""
+    structures = operator.in_structure(), operator.out_structure()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(structures):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            place = jax.tree_util.keystr(path[1:]) or "its vectors"
+            raise TypeError(
+                f"`{name}` is for real operators, and this one is complex ({leaf.dtype} in {place}). "
+                "Use a solver of lineax, such as `lineax.CG`, `lineax.GMRES` or `lineax.LU`, or write "
+                "the system in real and imaginary parts."
+            )
+
+
+def widened(tree: PyTree[Array]) -> PyTree[Array]:
+    """The leaves in one dtype, the widest of theirs and at least float32."""
+    dtypes = {x.dtype for x in jax.tree.leaves(tree)}
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(jnp.float32, *dtypes)
+    return tree if dtypes == {dtype} else jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
 def resolve_step_size(
     name: str, step_size: ConstantStep, operator: lx.AbstractLinearOperator, options: dict[str, Any]
 ) -> Resolved:
@@ -38,17 +83,19 @@ def resolve_step_size(
     dtype = jnp.result_type(*jax.tree.leaves(structure))
     if not isinstance(step_size, str):
         return Resolved(jnp.asarray(step_size, dtype), jnp.zeros((), jnp.int32), None)
-    if not lx.is_symmetric(operator):
+    if not (lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator)):
         raise ValueError(
             f"`{name}` with step_size='auto' takes the step from the largest eigenvalue of a "
-            "symmetric operator, and this one is not tagged as one; pass a number. For a fixed-point "
-            "problem, 1.0 iterates its map."
+            "symmetric operator, and this one is tagged neither `lineax.symmetric_tag` nor "
+            "`lineax.positive_semidefinite_tag`; pass a number. For a fixed-point problem, 1.0 "
+            "iterates its map."
         )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
     start = random_unit(zeros)
     num_steps = jnp.full((), POWER_STEPS, jnp.int32)
     known = options.get("eigenvector")
     if known is not None:
+        known = widened(known)
         unknown = optax.tree.norm(known) == 0
         start = jax.tree.map(lambda new, old: jnp.where(unknown, new, old), start, known)
         num_steps = jnp.where(unknown, num_steps, 1)

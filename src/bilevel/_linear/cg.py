@@ -9,7 +9,7 @@ import lineax as lx
 import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
-from .base import conj_state, transpose_state
+from .base import conj_state, real_operator, refuse_complex, transpose_state, widened
 
 
 class _Carry(NamedTuple):
@@ -18,7 +18,8 @@ class _Carry(NamedTuple):
     p: PyTree[Array]
     rr: Scalar
     rz: Scalar
-    curvature: Scalar
+    curvature: Scalar  # the smallest met, and 0 or less where it is not positive beyond rounding
+    largest: Scalar
     step: Int[Array, ""]
 
 
@@ -31,7 +32,9 @@ class CG(lx.AbstractLinearSolver[Any]):
     with the preconditioner P, which is the identity by default. The solver stops when
     `||r|| <= atol + rtol ||b||` in the 2-norm, after `max_steps` steps, or at a direction of
     curvature `p^T A p <= 0`. In the last case it returns the iterate reached so far with
-    `RESULTS.negative_curvature`, as truncated Newton methods do.
+    `RESULTS.negative_curvature`, as truncated Newton methods do. A curvature that is positive by
+    rounding alone, as on a singular A, counts as zero: one below eps^1.5 of the largest one met, or
+    one along which the residual would grow to 1 / sqrt(eps) of its first value.
 
     It differs from `lineax.CG` in two ways that matter for inner Hessians. `lineax.CG` declares a
     breakdown, and returns NaN, once `p^T A p / ||r||^2` falls below `100 * dim * eps`, which in
@@ -58,6 +61,7 @@ class CG(lx.AbstractLinearSolver[Any]):
 
     Raises:
         ValueError: a tolerance is negative, or the operator is not tagged positive semi-definite.
+        TypeError: the operator is complex; `lineax.CG` takes such ones.
 
     Source: Hestenes and Stiefel (1952), "Methods of conjugate gradients for solving linear systems"
     [hestenes1952][].
@@ -82,12 +86,13 @@ class CG(lx.AbstractLinearSolver[Any]):
 
     def init(self, operator, options):
         """Check the tags of the operator, and build the preconditioner."""
+        refuse_complex("CG", operator)
         if not lx.is_positive_semidefinite(operator):
             raise ValueError(
                 "`CG` needs an operator tagged `lineax.positive_semidefinite_tag`; for others use "
                 "`lineax.GMRES`, or `lineax.LSMR` for least squares."
             )
-        operator = lx.linearise(operator)
+        operator = real_operator("CG", operator)
         preconditioner = options.get("preconditioner")
         if preconditioner is None and self.preconditioner is not None:
             preconditioner = self.preconditioner(operator)
@@ -96,6 +101,7 @@ class CG(lx.AbstractLinearSolver[Any]):
     def compute(self, state, vector, options):
         """The solution, a `lineax.RESULTS` and the stats."""
         operator, preconditioner = state
+        given, vector = vector, widened(vector)
         precondition = (lambda r: r) if preconditioner is None else preconditioner.mv
         max_steps = 10 * optax.tree.size(vector) if self.max_steps is None else self.max_steps
         # In units of its largest entry (of a power of two near it), no square under- or overflows.
@@ -106,7 +112,7 @@ class CG(lx.AbstractLinearSolver[Any]):
         if y0 is None:
             x, r = optax.tree.zeros_like(vector), vector
         else:
-            y0 = _divided(y0, scale)
+            y0 = _divided(widened(y0), scale)
             x, r = y0, optax.tree.sub(vector, operator.mv(y0))
         target = self.atol / scale + self.rtol * optax.tree.norm(vector)
 
@@ -116,19 +122,26 @@ class CG(lx.AbstractLinearSolver[Any]):
         def iterate(c: _Carry) -> _Carry:
             ap = operator.mv(c.p)
             pap, pp = _dot(c.p, ap), _dot(c.p, c.p)
-            curved = pap <= 0
+            largest = jnp.maximum(c.largest, pap / pp)
+            curved = pap <= eps**1.5 * largest * pp
             a = jnp.where(curved, 0, c.rz / jnp.where(curved, 1, pap))
             r = optax.tree.add_scale(c.r, -a, ap)
+            curved |= ~(_dot(r, r) <= first_rr / eps)
+            a = jnp.where(curved, 0, a)
+            r = jax.tree.map(lambda new, old: jnp.where(curved, old, new), r, c.r)
             z = precondition(r)
             rz = _dot(r, z)
             p = optax.tree.add_scale(z, rz / c.rz, c.p)
             x = optax.tree.add_scale(c.x, a, c.p)
             curvature = jnp.minimum(c.curvature, pap / pp)
-            return _Carry(x, r, p, _dot(r, r), rz, curvature, c.step + 1)
+            curvature = jnp.where(curved, jnp.minimum(curvature, 0), curvature)
+            return _Carry(x, r, p, _dot(r, r), rz, curvature, largest, c.step + 1)
 
         z = precondition(r)
+        first_rr, eps = _dot(r, r), float(jnp.finfo(scale.dtype).eps)
         infinite = jnp.full_like(scale, jnp.inf)
-        first = _Carry(x, r, z, _dot(r, r), _dot(r, z), infinite, jnp.zeros((), jnp.int32))
+        none = jnp.zeros_like(scale)
+        first = _Carry(x, r, z, first_rr, _dot(r, z), infinite, none, jnp.zeros((), jnp.int32))
         last = jax.lax.while_loop(unfinished, iterate, first)
         exhausted = (last.rr > target**2) & (self.rtol + self.atol > 0)
         curved = last.curvature <= 0
@@ -140,7 +153,7 @@ class CG(lx.AbstractLinearSolver[Any]):
             "negative_curvature": curved,
             "smallest_curvature": last.curvature,
         }
-        return optax.tree.scale(scale, last.x), result, stats
+        return optax.tree.cast_like(optax.tree.scale(scale, last.x), given), result, stats
 
     def transpose(self, state, options):
         """The operator is symmetric."""

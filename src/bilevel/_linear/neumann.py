@@ -6,7 +6,7 @@ import lineax as lx
 import optax
 
 from .._settings import ConstantStep, as_step_size, check_step_size
-from .base import AbstractStepSolver, resolve_step_size
+from .base import AbstractStepSolver, real_operator, resolve_step_size, widened
 
 
 class Neumann(AbstractStepSolver):
@@ -40,7 +40,8 @@ class Neumann(AbstractStepSolver):
 
     Raises:
         ValueError: `num_terms` < 1, a step size that is not positive, or `"auto"` for an operator
-            that is not tagged symmetric.
+            that is tagged neither symmetric nor positive semi-definite.
+        TypeError: the operator is complex.
 
     Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
     overparameterized bilevel optimization", equation (3), Figure 6 and Appendix E [vicol2022][];
@@ -64,7 +65,7 @@ class Neumann(AbstractStepSolver):
 
     def init(self, operator, options):
         """The operator, and the step."""
-        operator = lx.linearise(operator)
+        operator = real_operator("Neumann", operator)
         return operator, resolve_step_size("Neumann", self.step_size, operator, options)
 
     def compute(self, state, vector, options):
@@ -72,6 +73,7 @@ class Neumann(AbstractStepSolver):
         del options
         operator, resolved = state
         step = resolved.step
+        given, vector = vector, widened(vector)
 
         def add_term(carry, _):
             total, term = carry
@@ -83,4 +85,4 @@ class Neumann(AbstractStepSolver):
         growing = ~(optax.tree.norm(last) <= 1.01 * optax.tree.norm(vector))
         result = lx.RESULTS.where(growing, lx.RESULTS.breakdown, lx.RESULTS.successful)
         stats = {"not_contracting": growing, **resolved.stats(self.num_terms - 1)}
-        return optax.tree.scale(step, total), result, stats
+        return optax.tree.cast_like(optax.tree.scale(step, total), given), result, stats

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._settings import as_data
+from .base import real_operator, refuse_complex, widened
 
 
 class NystromState(eqx.Module):
@@ -25,6 +27,8 @@ class NystromState(eqx.Module):
         """The inverse applied to b, inside and outside of the range of U (Woodbury)."""
         inside = self.factor @ b
         outside = b - self.factor.T @ inside
+        # What rounding leaves of b within the range would be divided by the damping.
+        outside = outside - self.factor.T @ (self.factor @ outside)
         return self.factor.T @ (inside / (self.values + self.damping)) + outside / self.damping
 
 
@@ -51,6 +55,7 @@ class Nystrom(lx.AbstractLinearSolver):
     Raises:
         ValueError: `rank` < 1 or above the dimension, `damping` <= 0, or an operator that is not
             tagged positive semi-definite.
+        TypeError: the operator is complex.
 
     Source: Hataya and Yamada (2023), "Nyström method for accurate and scalable implicit
     differentiation" [hataya2023][]; the diagonal is estimated as by Bekas, Kokiopoulou and Saad
@@ -79,12 +84,13 @@ class Nystrom(lx.AbstractLinearSolver):
     def init(self, operator, options):
         """The factor."""
         del options
+        refuse_complex("Nystrom", operator)
         if not lx.is_positive_semidefinite(operator):
             raise ValueError(
                 "`Nystrom` needs an operator tagged `lineax.positive_semidefinite_tag`; for others "
                 "use `lineax.GMRES` or `Richardson`."
             )
-        operator = lx.linearise(operator)
+        operator = real_operator("Nystrom", operator)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), operator.in_structure())
         flat, unravel = ravel_pytree(zeros)
         if self.rank > flat.size:
@@ -110,10 +116,11 @@ class Nystrom(lx.AbstractLinearSolver):
     def compute(self, state, vector, options):
         """Woodbury."""
         del options
-        flat, unravel = ravel_pytree(vector)
+        flat, unravel = ravel_pytree(widened(vector))
         products = self.rank * (2 if self.columns == "leading" else 1)
         stats = {"num_products": jnp.full((), products, jnp.int32)}
-        return unravel(state.solve(flat)), lx.RESULTS.successful, stats
+        x = optax.tree.cast_like(unravel(state.solve(flat)), vector)
+        return x, lx.RESULTS.successful, stats
 
     def transpose(self, state, options):
         """The approximation is symmetric."""
@@ -174,7 +181,7 @@ def diagonal_preconditioner(num_probes: int | None = None, *, key: Array | None 
     probe_key = jr.key(0) if key is None else key
 
     def build(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
-        operator = lx.linearise(operator)
+        operator = real_operator("diagonal_preconditioner", operator)
         structure = operator.in_structure()
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
         flat, unravel = ravel_pytree(zeros)

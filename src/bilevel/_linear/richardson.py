@@ -7,7 +7,7 @@ import lineax as lx
 import optax
 
 from .._settings import ConstantStep, as_step_size, check_step_size
-from .base import AbstractStepSolver, resolve_step_size
+from .base import AbstractStepSolver, real_operator, resolve_step_size, widened
 
 
 class Richardson(AbstractStepSolver):
@@ -35,7 +35,8 @@ class Richardson(AbstractStepSolver):
 
     Raises:
         ValueError: a tolerance is negative, a step size is not positive, or `"auto"` is used for an
-            operator that is not tagged symmetric.
+            operator that is tagged neither symmetric nor positive semi-definite.
+        TypeError: the operator is complex.
 
     Source: Grazzi, Franceschi, Pontil and Salzo (2020), "On the iteration complexity of
     hypergradient computation" [grazzi2020][]; Grazzi and Pontil, "Principled and efficient bilevel
@@ -60,18 +61,20 @@ class Richardson(AbstractStepSolver):
 
     def init(self, operator, options):
         """The operator, and the step."""
-        operator = lx.linearise(operator)
+        operator = real_operator("Richardson", operator)
         return operator, resolve_step_size("Richardson", self.step_size, operator, options)
 
     def compute(self, state, vector, options):
         """Iterate to the tolerance."""
         operator, resolved = state
         step, products = resolved.step, 0
+        given, vector = vector, widened(vector)
         y0 = options.get("y0")
         if y0 is None:
             x, r = optax.tree.zeros_like(vector), vector
         else:
-            x, r = y0, optax.tree.sub(vector, operator.mv(y0))
+            x = widened(y0)
+            r = optax.tree.sub(vector, operator.mv(x))
             products = 1
         target = self.atol + self.rtol * jnp.asarray(optax.tree.norm(vector))
         first = jnp.asarray(optax.tree.norm(r))
@@ -98,4 +101,4 @@ class Richardson(AbstractStepSolver):
             "not_contracting": growing,
             **resolved.stats(steps + products),
         }
-        return x, result, stats
+        return optax.tree.cast_like(x, given), result, stats

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from .._settings import as_schedule
+from .base import refuse_complex
 
 
 class StochasticRichardson(lx.AbstractLinearSolver):
@@ -29,6 +30,7 @@ class StochasticRichardson(lx.AbstractLinearSolver):
 
     Raises:
         ValueError: `num_steps` < 1.
+        TypeError: the operator is complex.
 
     Source: Grazzi, Pontil and Salzo (2021), "Convergence properties of stochastic hypergradients"
     [grazzi2021][]; Grazzi and Pontil, "Principled and efficient bilevel optimization for machine
@@ -52,6 +54,7 @@ class StochasticRichardson(lx.AbstractLinearSolver):
     def init(self, operator, options):
         """The operator."""
         del options
+        refuse_complex("StochasticRichardson", operator)
         return operator
 
     def compute(self, state, vector, options):

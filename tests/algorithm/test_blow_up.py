@@ -1,0 +1,133 @@
+"""Runs that blow up say so, and runs that go far do not: every method, with and without a set U."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from bilevel import RESULTS
+from bilevel._solution import NAMES
+from methods import METHODS
+from rows import with_steps
+
+QUICK = ("SOBA", "VRBO", "F2SA", "BOME")
+FAILED = {"outer_divergence", "inner_divergence", "linear_divergence", "nonfinite"}
+
+
+def toward(target: float, geometry: Any = None, rows: bool = False) -> bilevel.BilevelProblem:
+    """`w* = u` and `F = |w - target|^2 / 2`, which is least at `u = target`."""
+    return bilevel.BilevelProblem(
+        outer=lambda u, w, _: 0.5 * jnp.sum((w - target) ** 2),
+        inner=lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2),
+        outer_data=(jnp.zeros(1),) if rows else None,
+        inner_data=(jnp.zeros(1),) if rows else None,
+        geometry=bilevel.Euclidean() if geometry is None else geometry,
+    )
+
+
+SINGLE = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name, row in METHODS.items()
+    if row.oracle is not None
+]
+
+
+def made(name: str, inner: float, linear: float, outer: float) -> Any:
+    options = {"inner_sampler": bilevel.Blocks(1), "outer_sampler": bilevel.Blocks(1)}
+    kind = METHODS[name].kind
+    return with_steps(kind, inner, linear, outer, options if name == "SABA" else None)
+
+
+def outcome(name: str, steps: tuple[float, float, float], start: float = 0.0, **options) -> Any:
+    options = {"target": 1.0, "geometry": None, "num_steps": 60} | options
+    problem = toward(options.pop("target"), options.pop("geometry"), rows=name == "SABA")
+    at = jnp.full(2, start)
+    return bilevel.solve(problem, made(name, *steps), at, at, throw=False, **options)
+
+
+BLOW_UPS = {"w": (2.6, 0.5, 0.1), "v": (0.5, 2.6, 0.1), "u": (0.5, 0.5, 30.0)}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_blow_up_is_told(name):
+    has_v = "linear_step" in vars(made(name, 1.0, 1.0, 1.0))
+    for place, steps in BLOW_UPS.items():
+        if place == "v" and not has_v:
+            continue
+        for options in ({"chunk_size": 7}, {"num_steps": 20}, {"trace_every": 3}):
+            result = NAMES[int(outcome(name, steps, **options).result._value)]
+            assert result in FAILED, (place, options)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_far_is_no_blow_up(name):
+    """A solution at 1e8, a start at 1e8, and few steps of either."""
+    steps = (0.3, 0.3, 0.05)
+    for start, target in ((0.0, 1e8), (1e8, 1.0), (1.0, 1.0)):
+        for num_steps in (1, 2, 3, 5, 9, 60, 250):
+            solution = outcome(name, steps, start, target=target, num_steps=num_steps)
+            assert bool(solution.result == RESULTS.successful), (start, target, num_steps)
+
+
+def test_it_raises_with_what_grew():
+    with pytest.raises(bilevel.BilevelError, match="These grew: the length of a step") as caught:
+        bilevel.solve(toward(1.0), made("SOBA", *BLOW_UPS["w"]), *(jnp.zeros(2),) * 2, num_steps=60)
+    assert bool(caught.value.solution.result == RESULTS.outer_divergence)
+
+
+@pytest.mark.parametrize("place", ["w", "v", "u"])
+def test_a_blow_up_within_a_set(place):
+    """On a ball u stays where it is put, so only w and v can blow up; u then jumps to and fro."""
+    solution = outcome("SOBA", BLOW_UPS[place], geometry=bilevel.Ball(2.0), num_steps=80)
+    assert bool(solution.result == RESULTS.outer_divergence) == (place != "u")
+    assert np.linalg.norm(solution.u) <= 2 + 1e-12
+
+
+@pytest.mark.parametrize("outer_step", [0.3, 3.0, 40.0])
+def test_a_double_loop(outer_step):
+    method = bilevel.DoubleLoop(
+        bilevel.GradientInner(optax.sgd(1.0), 1), bilevel.AID(), optax.sgd(outer_step)
+    )
+    solution = bilevel.solve(
+        toward(1.0), method, jnp.zeros(2), jnp.zeros(2), num_steps=20, throw=False
+    )
+    expected = RESULTS.successful if outer_step < 2 else RESULTS.outer_divergence
+    assert bool(solution.result == expected)
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_inner_solves_that_run_away(warm_start):
+    """Each inner solve multiplies the distance to w* by 1.5^6; F is bounded, so it shows nothing."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.mean(jnp.tanh(w - 1.0)),
+        inner=lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2),
+    )
+    method = bilevel.DoubleLoop(
+        bilevel.GradientInner(optax.sgd(2.5), 6),
+        bilevel.ITD(),
+        optax.sgd(1e-3),
+        warm_start=warm_start,
+    )
+    with pytest.warns(bilevel.HypergradientWarning, match="a larger residual than it began with"):
+        solution = bilevel.solve(
+            problem, method, jnp.ones(2), jnp.zeros(2), num_steps=12, throw=False
+        )
+    assert NAMES[int(solution.result._value)] in ("inner_divergence", "outer_divergence")
+
+
+def test_leaving_a_saddle_is_no_blow_up():
+    """From 1e-6 to 1 both steps and residuals grow a million times, and F falls all the while."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum((w**2 - 1) ** 2) / 8,
+        inner=lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2),
+    )
+    method = bilevel.DoubleLoop(
+        bilevel.GradientInner(optax.sgd(1.0), 1), bilevel.AID(), optax.sgd(0.5)
+    )
+    start = jnp.array([1e-6, -2e-6])
+    for num_steps in (20, 40, 60, 80, 200):
+        solution = bilevel.solve(problem, method, start, start, num_steps=num_steps, throw=False)
+        assert bool(solution.result == RESULTS.successful)
