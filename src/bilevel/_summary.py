@@ -78,6 +78,11 @@ def unknown(u: Any, w: Any) -> tuple[None, None]:
     return None, None
 
 
+def preformatted(text: str) -> str:
+    """Text for a notebook, line by line."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
 def as_text(solution: Any, name: str, message: str) -> str:
     """Why the run ended, the residuals, the values, the cost, the variables, what to do next."""
     return "\n".join(

@@ -20,6 +20,8 @@ class _Carry(NamedTuple):
     rz: Scalar
     curvature: Scalar  # the smallest met, and 0 or less where it is not positive beyond rounding
     largest: Scalar
+    best: PyTree[Array]  # the iterate with the smallest residual
+    best_rr: Scalar
     step: Int[Array, ""]
 
 
@@ -34,7 +36,8 @@ class CG(lx.AbstractLinearSolver[Any]):
     curvature `p^T A p <= 0`. In the last case it returns the iterate reached so far with
     `RESULTS.negative_curvature`, as truncated Newton methods do. A curvature that is positive by
     rounding alone, as on a singular A, counts as zero: one below eps^1.5 of the largest one met, or
-    one along which the residual would grow to 1 / sqrt(eps) of its first value.
+    one along which the residual would grow to 1 / sqrt(eps) of its first value. A solve that ends
+    with a larger residual than it began with returns the iterate with the smallest one.
 
     It differs from `lineax.CG` in two ways that matter for inner Hessians. `lineax.CG` declares a
     breakdown, and returns NaN, once `p^T A p / ||r||^2` falls below `100 * dim * eps`, which in
@@ -51,7 +54,7 @@ class CG(lx.AbstractLinearSolver[Any]):
     Options of `lineax.linear_solve`: `y0` is the start, zero by default; `preconditioner` is an
     operator that is used in place of the argument above, as in `lineax.CG`.
 
-    Cost: one product with A per step, and one more if the start is not zero. Memory: four vectors
+    Cost: one product with A per step, and one more if the start is not zero. Memory: five vectors
     of the size of `x`. Error: `||x_k - x||_A` falls at least by the factor
     `(sqrt(kappa) - 1) / (sqrt(kappa) + 1)` per step, up to a factor of two in front, with kappa the
     condition number of `P A`.
@@ -135,14 +138,21 @@ class CG(lx.AbstractLinearSolver[Any]):
             x = optax.tree.add_scale(c.x, a, c.p)
             curvature = jnp.minimum(c.curvature, pap / pp)
             curvature = jnp.where(curved, jnp.minimum(curvature, 0), curvature)
-            return _Carry(x, r, p, _dot(r, r), rz, curvature, largest, c.step + 1)
+            rr = _dot(r, r)
+            better = rr < c.best_rr
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), x, c.best)
+            best_rr = jnp.minimum(rr, c.best_rr)
+            return _Carry(x, r, p, rr, rz, curvature, largest, best, best_rr, c.step + 1)
 
         z = precondition(r)
         first_rr, eps = _dot(r, r), float(jnp.finfo(scale.dtype).eps)
         infinite = jnp.full_like(scale, jnp.inf)
         none = jnp.zeros_like(scale)
-        first = _Carry(x, r, z, first_rr, _dot(r, z), infinite, none, jnp.zeros((), jnp.int32))
+        rz, step = _dot(r, z), jnp.zeros((), jnp.int32)
+        first = _Carry(x, r, z, first_rr, rz, infinite, none, x, first_rr, step)
         last = jax.lax.while_loop(unfinished, iterate, first)
+        worse = last.rr > first_rr
+        x = jax.tree.map(lambda x, best: jnp.where(worse, best, x), last.x, last.best)
         exhausted = (last.rr > target**2) & (self.rtol + self.atol > 0)
         curved = last.curvature <= 0
         result = lx.RESULTS.where(exhausted, lx.RESULTS.max_steps_reached, lx.RESULTS.successful)
@@ -153,7 +163,7 @@ class CG(lx.AbstractLinearSolver[Any]):
             "negative_curvature": curved,
             "smallest_curvature": last.curvature,
         }
-        return optax.tree.cast_like(optax.tree.scale(scale, last.x), given), result, stats
+        return optax.tree.cast_like(optax.tree.scale(scale, x), given), result, stats
 
     def transpose(self, state, options):
         """The operator is symmetric."""

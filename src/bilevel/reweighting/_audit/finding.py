@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..._summary import preformatted
+
 Severity = Literal["problem", "warning", "ok"]
 
 
@@ -52,7 +54,11 @@ class Audit:
             ],
         }
 
-    def __str__(self) -> str:
+    def _repr_html_(self) -> str:
+        """The same in a notebook."""
+        return preformatted(str(self))
+
+    def __repr__(self) -> str:
         """The number of problems and warnings, then one line per finding."""
         count = {s: sum(f.severity == s for f in self.findings) for s in ("problem", "warning")}
         lines = [f"{count['problem']} problems, {count['warning']} warnings"]

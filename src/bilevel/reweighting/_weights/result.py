@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from ..._summary import preformatted
 from .._inputs.checks import InputError
 from .._inputs.containers import as_rows
 from .._inputs.prepare import Encoding
@@ -209,7 +210,11 @@ class WeightsResult:
         """What to do, in a sentence."""
         return _ADVICE.get(self.winner, "Use these weights: held-out trusted rows gain from them.")
 
-    def __str__(self) -> str:
+    def _repr_html_(self) -> str:
+        """The same in a notebook."""
+        return preformatted(str(self))
+
+    def __repr__(self) -> str:
         """A summary in a few lines."""
         n = len(self.weights)
         lines = [self.advice] if self.candidates is not None else []
