@@ -308,7 +308,7 @@ def solve(
         run=Run(
             algorithm=type(algorithm).__name__,
             num_steps=num_steps,
-            tolerances=None if tol is None else tuple(float(x) for x in tolerances),
+            tolerances=None if tol is None else Tolerances(*(float(x) for x in tolerances)),
             stopped=stopped,
             seconds=time.perf_counter() - began,
             grown=grown,

@@ -153,6 +153,7 @@ def retrain_check(
     w0 = jax.vmap(lambda key: given.strip(solution.u, fresh(key))[1])(keys)
     if given.forms is not None:
         value = _Restored(value, *given.forms)
+    assert isinstance(given.problem, BilevelProblem)
     problem = given.problem
     w, retrained, converged = _retrain(problem, inner, value, given.u, w0)
     _, start, _ = _retrain(problem, inner, value, given.strip(u0, w0)[0], w0)

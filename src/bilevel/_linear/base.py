@@ -86,9 +86,9 @@ def resolve_step_size(
     if not (lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator)):
         raise ValueError(
             f"`{name}` with step_size='auto' takes the step from the largest eigenvalue of a "
-            "symmetric operator, and this one is tagged neither `lineax.symmetric_tag` nor "
-            "`lineax.positive_semidefinite_tag`; pass a number. For a fixed-point problem, 1.0 "
-            "iterates its map."
+            "symmetric operator, and this one is not tagged as one; pass a number, or tag it with "
+            "`lineax.symmetric_tag` or `lineax.positive_semidefinite_tag`. For a fixed-point problem, "
+            "1.0 iterates its map."
         )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
     start = random_unit(zeros)
