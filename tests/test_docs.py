@@ -6,6 +6,7 @@ import re
 import shlex
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import lineax as lx
@@ -202,6 +203,19 @@ def test_pages_to_follow(page, tmp_path, monkeypatch):
             options = ["--no-report"] * (arguments[0] == "weigh")
             assert command(*arguments, *options).code == 0, line
     assert kept >= 3
+
+
+@pytest.mark.slow
+def test_the_library_example_of_the_readme_converges():
+    blocks = BLOCK.findall((DOCS.parent / "README.md").read_text())
+    code = next(code for _, code in blocks if "bilevel.solve" in code)
+    said: list[str] = []
+    names: dict[str, Any] = {"print": lambda *values: said.append(" ".join(map(str, values)))}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(code, "README", "exec"), names)
+    assert names["solution"].stats["converged"]
+    assert "every residual met its tolerance" in said[0]
+    assert "agrees" in said[1]
 
 
 PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
