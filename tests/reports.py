@@ -24,7 +24,7 @@ HOSTILE = [
 HARMLESS = [f"name {k}" for k in range(len(HOSTILE))]
 
 
-def made_result(weights: np.ndarray, **fields: Any) -> Any:
+def made_result(weights: np.ndarray, trusted: int = 20, **fields: Any) -> Any:
     """A result with these weights; label quality is their rank unless it is given."""
     ranks = np.argsort(np.argsort(weights, kind="stable"), kind="stable")
     return types.SimpleNamespace(
@@ -55,6 +55,8 @@ def made_result(weights: np.ndarray, **fields: Any) -> Any:
             "label_quality": ranks / max(len(weights) - 1, 1),
             "scale": 1.0,
             "group_weights": None,
+            "metric": None,
+            "counts": (np.ones(len(weights)), np.ones(trusted)),
         }
         | fields
     )
@@ -82,6 +84,7 @@ def iris_evidence(words: list[str]) -> dict[str, Any]:
     weights = np.where(np.arange(96) % 6 == 0, 0.1, 1.0)
     result = made_result(
         weights * 96 / weights.sum(),
+        trusted=24,
         baselines=BASELINES,
         checks=[Check(words[3], False, words[4])],
         stats={words[5]: words[6]},

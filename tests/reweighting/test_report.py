@@ -320,7 +320,7 @@ def test_a_page_without_holdout_leaks_or_history():
         },
         index=["all rows + trusted", "weights", "trusted only"],
     )
-    result = made_result(np.ones(100), candidates=table, checks=[], history=pd.DataFrame())
+    result = made_result(np.ones(100), 50, candidates=table, checks=[], history=pd.DataFrame())
     result.parameters = [np.zeros(3)]
     order = np.random.default_rng(0).permutation(150)
     train, trusted = order[:100], order[100:]

@@ -1,18 +1,16 @@
 """What `bilevel weigh` does: the whole job from files to a run folder, all of it or nothing."""
 
 import dataclasses
-import itertools
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import skops.io
 from sklearn.pipeline import Pipeline
 
-from ..reweighting._audit.duplicates import find_shared_rows
+from ..reweighting._audit.duplicates import shared_rows
 from ..reweighting._inputs.checks import InputError
 from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.compact import compact_pipeline
@@ -21,7 +19,7 @@ from ..reweighting._inputs.prepare import is_regression, prepare
 from ..reweighting._learn import check_method, is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
 from ..reweighting._report.page import Report
-from ..reweighting._weights.baselines import fit_weighted, stack_rows
+from ..reweighting._weights.baselines import default_estimator, fit_weighted, stack_rows
 from ..reweighting._weights.folds import FOLDS, MAX_ROWS
 from ..reweighting._weights.label_models import few_threads
 from ..reweighting._weights.metric import Metric
@@ -192,20 +190,27 @@ def _work(
     encoder, tidied, features = vectorise(tables.features, tables.present)
     labels = {name: np.asarray(y) for name, y in tables.labels.items()}
     regression = is_regression(config.task, labels["train"])
-    final = _final_step(config, regression)
+    own = _own_estimator(config, regression)
+    final = default_estimator(regression) if own is None else own
     rows: dict[str, Any] = dict(features)
     if takes_gaps_inside(final):  # trees: they get the tables, with gaps and categories
         compact = compact_pipeline(tidied["train"]).fit(tidied["train"])
-        encoder, final, rows = compact, with_columns(compact, final), tidied
+        final = own = with_columns(compact, final)
+        encoder, rows = compact, tidied
     train = rows["train"], labels["train"]
     trusted = rows["trusted"], labels["trusted"]
     holdout = (rows["holdout"], labels["holdout"]) if "holdout" in rows else None
     groups = tables.beside["groups"].get("train")
 
+    # The default takes tables as they are, like `ReweightedClassifier`; an estimator of the user's
+    # that is none of trees takes their numbers.
+    given = tidied if own is None else rows
+
     def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
         return learn_weights(
-            *train,
-            trusted[0],
+            given["train"],
+            labels["train"],
+            given["trusted"],
             y_trusted,
             task="regression" if regression else "classification",
             model=config.model,  # pyright: ignore[reportArgumentType]
@@ -213,7 +218,7 @@ def _work(
             groups=None if groups is None else np.asarray(groups),
             num_steps=config.num_steps,
             l2=config.l2,
-            **({"scaler": None} if rows is not tidied else {}),
+            **({} if given is tidied else {"scaler": None}),
             seed=config.seed,
             scoring=config.metric,
             **tables.columns._asdict(),
@@ -223,7 +228,8 @@ def _work(
 
     size = features["train"].size
     with few_threads(size), Activity("learning weights", progress) as activity:
-        options: dict[str, Any] = {"holdout": holdout, "estimator": final, "folder": folder}
+        judged = None if holdout is None else (given["holdout"], labels["holdout"])
+        options: dict[str, Any] = {"holdout": judged, "estimator": own, "folder": folder}
         if not is_cross_validated(config.method, config.model):
             from ._steps import Steps  # which imports JAX
 
@@ -237,7 +243,7 @@ def _work(
             result.sample_weight(len(trusted[1])),
         )
         last = fitted[-1] if rows is tidied else fitted
-        model = Pipeline([*encoder.steps, (type(inner(last)).__name__.lower(), last)])
+        model = Pipeline([*encoder.steps, (_name(last), last)])
         ids = np.asarray(tidied["train"].index)
         write_weights(result, ids, labels["train"], fitted.predict(train[0]), folder)
         skops.io.dump(model, folder / "model.skops")
@@ -258,7 +264,7 @@ def _work(
             groups=groups,
             images=tables.images,
             holdout_groups=tables.beside["groups"].get("holdout"),
-            shared=_shared(tidied),
+            shared=shared_rows(tidied),
             control=learn if config.control else None,
             seed=config.seed,
             seconds=time.monotonic() - start,
@@ -271,20 +277,6 @@ def _work(
     return result, summary
 
 
-def _shared(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
-    """Rows that two tables share, exactly or nearly, for the report."""
-    found = {}
-    for one, other in itertools.combinations(tables, 2):
-        pairs = find_shared_rows(tables[other], tables[one])
-        exact = int(np.sum(np.asarray(pairs["kind"]) == "exact"))
-        found[f"{one}/{other}"] = {
-            "exact": exact,
-            "near": len(pairs) - exact,
-            "ids": [str(i) for i in pairs.iloc[:20, 0]],
-        }
-    return found
-
-
 def peak_memory() -> float:
     """Of this process so far, in bytes."""
     import resource
@@ -293,9 +285,17 @@ def peak_memory() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def _final_step(config: WeighConfig, regression: bool) -> Any:
-    name = config.estimator or ("ridge" if regression else "logistic")
-    return make_estimator(name, regression, config.seed, allow_code=config.allow_code)
+def _own_estimator(config: WeighConfig, regression: bool) -> Any:
+    """The one that was asked for; None is the default."""
+    if config.estimator is None:
+        return None
+    return make_estimator(config.estimator, regression, config.seed, allow_code=config.allow_code)
+
+
+def _name(last: Any) -> str:
+    """Of the last step of the saved model: that of the model inside."""
+    last = last[-1] if isinstance(last, Pipeline) else inner(last)
+    return type(last).__name__.lower()
 
 
 def _summary(

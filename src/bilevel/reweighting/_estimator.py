@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state, column_or_1d, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._audit.duplicates import shared_rows
 from ._inputs.checks import InputError, check_aligned, check_estimator_fits
 from ._inputs.containers import as_rows, feature_rows, like
 from ._inputs.estimators import takes_tables
@@ -186,6 +187,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             estimator=self.estimator,
             seed=_seed(self.random_state),
         )
+        self._tables = {"train": train[0], "trusted": trusted[0]}
         if not takes_tables(self.estimator):  # which has its own way with tables
             self._encoding = result.encoding
             train, trusted = ((result.encoding.encode(X, "X"), y) for X, y in (train, trusted))
@@ -302,9 +304,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         Cost: 35 fits of the final estimator; with `control` another search for weights.
         """
         result = self._learned()
-        holdout = None
+        holdout, tables = None, self._tables
         if X_holdout is not None:
             holdout = self._checked(X_holdout), np.asarray(y_holdout)
+            tables = tables | {"holdout": feature_rows(X_holdout, "X_holdout")}
 
         def learn(y_trusted: np.ndarray) -> WeightsResult:
             clone_: Any = clone(self)
@@ -325,6 +328,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
                 holdout=holdout,
                 groups=self._groups,
                 images=images,
+                shared=shared_rows(tables),
                 control=learn if control else None,
                 seed=_seed(self.random_state),
             )

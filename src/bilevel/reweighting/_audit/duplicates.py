@@ -1,6 +1,7 @@
 """Tables as numbers, and the rows that are equal or nearly equal in one table or in two."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,6 +156,20 @@ def as_labels(values: Any, rows: pd.DataFrame, name: str) -> pd.Series:
 
 
 # --- rows that two tables share
+
+
+def shared_rows(tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each pair of tables, how many rows of the second are in the first, and some of their ids."""
+    found = {}
+    for one, other in itertools.combinations(tables, 2):
+        pairs = find_shared_rows(tables[other], tables[one])
+        exact = int(np.sum(np.asarray(pairs["kind"]) == "exact"))
+        found[f"{one}/{other}"] = {
+            "exact": exact,
+            "near": len(pairs) - exact,
+            "ids": [str(i) for i in pairs.iloc[:20, 0]],
+        }
+    return found
 
 
 def find_shared_rows(rows: Any, among: Any, *, near: bool = True) -> pd.DataFrame:

@@ -207,7 +207,12 @@ def _verdict(
     low, high = sorted(sign * found[end] for end in ("low", "high"))
     used = result.winner not in BASELINES
     outcome = verdict(gain, found["standard_error"]) if used else "was not used"
-    detail = "" if used else f'"{result.winner}" did best on held-out folds of the trusted rows; '
+    detail = ""
+    if not used:
+        why = "did clearly best on held-out folds of the trusted rows"
+        if result.winner == SIMPLEST:
+            why = "is used, as nothing did clearly better on held-out folds of the trusted rows"
+        detail = f'"{result.winner}" {why}; '
     detail += (
         f"{'its ' if not used else ''}{found['measure']} is {found['ours']:.3f} on "
         f"{found['where']}, against {found['theirs']:.3f} of {found.pop('rival')}: "

@@ -416,7 +416,7 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
         checks=check_choice(
             chosen.winner, chosen.candidates, size, len(weights), tables.num_outputs
         ),
-        scores=_score_weighting_model(found, chosen.winner, tables),
+        scores=_score_weighting_model(found, chosen.winner),
         parameters=RowScorer.linear_parameters(fitted, found.folds.kind),
         history=found.history,
         stats={"num_steps": len(found.history)},
@@ -425,23 +425,13 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
     )
 
 
-def _score_weighting_model(found: Search, winner: str, tables: Prepared) -> pd.DataFrame:
+def _score_weighting_model(found: Search, winner: str) -> pd.DataFrame:
     """The linear model on uniform weights and on the chosen ones: held-out loss and score."""
-    folds, model = found.folds, found.linear
+    model = found.linear
     table: dict[str, dict[str, float]] = {}
     for line, name in {"uniform": "uniform", "chosen": winner}.items():
         candidate = found.candidates[name]
         judged = model is found.judge
         losses, score = found.judged[name] if judged else _judge_candidate(model, candidate)
         table[line] = {"trusted_loss": float(losses.mean()), "trusted_score": score}
-        if tables.holdout is not None:
-            fitted = model.fit(candidate.weights[FOLDS], np.full(folds.m, candidate.trusted))
-            outputs = model.outputs(fitted, tables.holdout.features)
-            if folds.scoring is None:
-                losses, score = folds.kind.judge(outputs, tables.holdout.targets)
-            else:
-                rows = np.arange(len(outputs))
-                scoring = Scoring.of(folds.scoring.metric, tables.holdout, tables.encoding)
-                losses, score = scoring.judge(outputs, rows, np.ones(len(rows)), rows)
-            table[line] |= {"holdout_loss": float(losses.mean()), "holdout_score": score}
     return pd.DataFrame.from_dict(table, orient="index")
