@@ -86,6 +86,34 @@ def cleanlab_table(value: str) -> str:
     return _table([first, *rates], lines)
 
 
+def rare_positives() -> str:
+    """Average precision where positives are rare and some of them are called negative."""
+    found = _report("rare_positives")
+    fits = ("uniform", "all rows + trusted", "trusted only", "filter", "reweighted")
+    lines = [
+        [
+            f"{100 * x['positive']:g} %",
+            str(int(x["trusted"])),
+            *(f"{x[fit]:.3f}" for fit in fits),
+            *(
+                f"{x[f'gain over {fit}']:+.3f} ({x[f'gain over {fit}, error']:.3f})"
+                for fit in fits[:2]
+            ),
+            ", ".join(f"{name} {count}" for name, count in x["winners"].items()),
+        ]
+        for x in found["cells"]
+    ]
+    settings = found["settings"]
+    intro = (
+        f"{settings['rows']} training rows, of whose positives {100 * settings['missing']:g} % are "
+        f"called negative; average precision of logistic regression on {settings['test_rows']} test "
+        f"rows; means over {len(found['seeds'])} seeds, gains with their standard error. "
+        "`benchmarks/rare_positives.py` writes this table."
+    )
+    gains = [f"gain over {fit}" for fit in fits[:2]]
+    return f"{intro}\n\n{_table(['positives', 'trusted rows', *fits, *gains, 'chosen'], lines)}"
+
+
 def real_errors() -> str:
     """The areas under the curve and the refits on label errors that people made."""
     found = _report("real_errors")

@@ -16,13 +16,13 @@ def tables(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(240, 3))
     label = np.where(X[:, 0] + X[:, 1] > 0, "yes", "no")
-    table = pd.DataFrame(X, columns=list("abc")).assign(
+    table: Any = pd.DataFrame(X, columns=list("abc")).assign(
         label=label,
         person=[f"p{i}" for i in rng.integers(0, 30, 240)],
         day=pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 20, 240), unit="D"),
         count=rng.integers(0, 3, 240),
     )
-    train, trusted = table[:160].copy(), table[160:].copy()
+    train, trusted = table.iloc[:160].copy(), table.iloc[160:].copy()
     wrong = rng.random(160) < 0.2
     train.loc[wrong, "label"] = np.where(train.loc[wrong, "label"] == "yes", "no", "yes")
     return train, trusted
