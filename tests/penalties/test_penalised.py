@@ -12,7 +12,13 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoCV, LogisticRegression, Ridge, RidgeCV
-from sklearn.model_selection import GridSearchCV, KFold, cross_validate
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    StratifiedGroupKFold,
+    cross_validate,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -29,19 +35,34 @@ ridge_cv: Any = RidgeCV  # whose stubs know no arrays of alphas
 lasso_cv: Any = LassoCV
 
 
+def run_check(check: Any, estimator: Any) -> None:
+    with warnings.catch_warnings():
+        # Of tiny and degenerate data: folds without a class, no optimum.
+        warnings.simplefilter("ignore")
+        check(estimator)
+
+
 @parametrize_with_checks(
     [
         RidgeBilevelCV(cv=3),
         LogisticRegressionBilevelCV(cv=3, penalties="shared", tol=1e-10),
-        ElasticNetBilevelCV(cv=3),
+        ElasticNetBilevelCV(l1_ratio=0.5, cv=3),
     ],
 )
 def test_check_estimator_of_scikit_learn(estimator, check):
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # tiny and degenerate data: folds without a class, no optimum
-        check(estimator)
+    run_check(check, estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([RidgeBilevelCV(), LogisticRegressionBilevelCV(), ElasticNetBilevelCV()])
+def test_check_estimator_of_the_default_settings(estimator, check):
+    run_check(check, estimator)
+
+
+def test_a_search_that_ends_at_its_start_took_one_step():
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    for model in (RidgeBilevelCV(), ElasticNetBilevelCV()):
+        assert model.fit(X, np.zeros(40)).n_iter_ == 1
 
 
 def of(model: Any, **settings: Any) -> Any:
@@ -298,3 +319,26 @@ def test_too_few_steps_warn():
     X, y = rows(load_diabetes)
     with pytest.warns(ConvergenceWarning, match="did not converge in max_iter=2 steps"):
         RidgeBilevelCV(max_iter=2, penalties="feature").fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("model", "splitter"),
+    [
+        (RidgeBilevelCV(penalties="shared"), GroupKFold(3)),
+        (ElasticNetBilevelCV(), GroupKFold(3)),
+        (LogisticRegressionBilevelCV(penalties="shared", tol=1e-3), StratifiedGroupKFold(3)),
+    ],
+    ids=["ridge", "elastic net", "logistic"],
+)
+def test_folds_of_whole_groups(model, splitter):
+    rng = np.random.default_rng(0)
+    X, patients = rng.normal(size=(90, 3)), np.arange(90) // 5
+    y = X[:, 0] + rng.normal(size=90)
+    y = (y > 0).astype(int) if isinstance(model, LogisticRegressionBilevelCV) else y
+    by_hand = of(model, cv=list(splitter.split(X, y, patients))).fit(X, y)
+    for cv in (splitter, 3):
+        assert of(model, cv=cv).fit(X, y, groups=patients).cv_loss_ == by_hand.cv_loss_
+    with pytest.raises(ValueError, match=r"GroupKFold\(.* was given none: pass `groups=` to fit"):
+        of(model, cv=splitter).fit(X, y)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        of(model, cv=3).fit(X, y, groups=patients[:-1])

@@ -49,7 +49,7 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
         hypergradient_norm_: the largest entry of the hypergradient at the end. It is not small if
             the minimum is at a kink of Phi.
         tuned_: the result of the outer solver; `tuned_.values` is its history.
-        n_iter_: the number of outer steps.
+        n_iter_: the number of outer steps, the choice of a start included.
 
     Cost: an evaluation is one warm-started coordinate descent per fold by scikit-learn, and one
     linear solve of the size of the support. Phi is neither convex nor smooth: the search starts

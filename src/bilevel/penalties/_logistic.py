@@ -53,7 +53,7 @@ class LogisticRegressionBilevelCV(ClassifierMixin, AbstractPenalised):
         hypergradient_norm_: the largest entry of the hypergradient at the end.
         inner_residual_: the largest entry of the gradient of the (mean) inner objective at the end.
         tuned_: the result of the outer solver; `tuned_.values` is its history.
-        n_iter_: the number of outer steps.
+        n_iter_: the number of outer steps, the choice of a start included.
 
     All problems are solved in the coordinates `z = exp(u / 2) w`, in which the Hessian is at least
     the identity: the inner problem by warm-started, damped Newton steps to a mean gradient of

@@ -45,7 +45,7 @@ class RidgeBilevelCV(RegressorMixin, AbstractPenalised):
             on the other folds. These are not optimistic, but they come from fewer rows.
         hypergradient_norm_: the largest entry of the hypergradient at the end.
         tuned_: the result of the outer solver; `tuned_.values` is its history.
-        n_iter_: the number of outer steps.
+        n_iter_: the number of outer steps, the choice of a start included.
 
     Cost: an evaluation solves `2 K` linear systems of size `min(features, rows)` with one Cholesky
     factorisation per fold, `O(K min(d, n)^2 max(d, n))`. Memory: `K` copies of the rows and of the

@@ -10,9 +10,10 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, is_regressor
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import check_cv
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, check_cv
 from sklearn.utils.validation import (
     _check_sample_weight,  # pyright: ignore[reportPrivateUsage]
+    check_consistent_length,
     check_is_fitted,
     validate_data,
 )
@@ -160,7 +161,7 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
     def _targets(self, y: np.ndarray) -> np.ndarray:
         """The targets as numbers."""
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Self:
         """Choose the penalties by cross-validation, then fit on all rows.
 
         Args:
@@ -168,9 +169,12 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
             y: `(rows,)`.
             sample_weight: `(rows,)`, >= 0, the weights of the rows in the training loss and in the
                 held-out loss. A weight of 2 means that the row counts twice, in the same fold.
+            groups: `(rows,)`, what each row belongs to (a patient, a device), for a `cv` that asks
+                for it. An integer `cv` then makes folds of whole groups.
 
         Raises:
-            ValueError: an argument is out of its range, or a fold has no rows.
+            ValueError: an argument is out of its range, a fold has no rows, or `cv` asks for groups
+                that are not given.
         """
         regression = is_regressor(self)
         X, y = validate_data(
@@ -178,8 +182,7 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
         )
         self._check_settings()
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        splitter: Any = check_cv(self.cv, y, classifier=not regression)
-        splits = list(splitter.split(X, y))
+        splits = self._splits(X, y, groups)
         targets = self._targets(y)
         everything = np.arange(len(targets))
         total = sum(weight[held].sum() for _, held in splits)
@@ -204,8 +207,28 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
             )
         self.cv_loss_ = self.tuned_.value
         self.hypergradient_norm_ = self.tuned_.residual
-        self.n_iter_ = len(self.tuned_.values) - 1
+        self.n_iter_ = len(self.tuned_.values)
         return self
+
+    def _splits(self, X: np.ndarray, y: np.ndarray, groups: Any) -> list[Any]:
+        """The row numbers of each fold: of those that learn, and of those that judge."""
+        regression = is_regressor(self)
+        cv = self.cv
+        if groups is not None:
+            check_consistent_length(y, groups)
+            if isinstance(cv, numbers.Integral):
+                cv = GroupKFold(int(cv)) if regression else StratifiedGroupKFold(int(cv))
+        splitter: Any = check_cv(cv, y, classifier=not regression)
+        try:
+            return list(splitter.split(X, y, groups))
+        except ValueError as error:
+            if groups is None and "groups" in str(error):
+                raise ValueError(
+                    f"`cv={splitter}` makes folds of whole groups and was given none: pass `groups=` "
+                    "to fit, one entry per row, or give the folds themselves, "
+                    "cv=list(splitter.split(X, y, groups))."
+                ) from error
+            raise
 
     def _check_settings(self) -> None:
         if not isinstance(self.max_iter, numbers.Integral) or self.max_iter < 1:

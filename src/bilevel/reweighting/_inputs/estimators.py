@@ -45,9 +45,7 @@ def weight_keyword(estimator: Any) -> str | None:
         takes += [] if final is None else [weight_keyword(final)]
         return WEIGHT if all(takes) else None
     inner = [part for part in _parts(estimator) if part is not estimator and _predicts(part)]
-    if inner and not isinstance(
-        estimator, _DRAWING
-    ):  # any other estimator of estimators: by metadata routing
+    if inner and not isinstance(estimator, _DRAWING):
         return WEIGHT if all(weight_keyword(part) for part in inner) else None
     return WEIGHT if has_fit_parameter(estimator, WEIGHT) else None
 
