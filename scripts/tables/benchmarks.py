@@ -228,3 +228,45 @@ def _span(ends: list[float]) -> str:
 def _table(head: list[str], lines: list[list[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def annotators() -> str:
+    """Consensus, its quality and the annotators', by data and method."""
+    report = _report("annotators")
+    sums: dict[tuple[str, int, str], dict[str, list[float]]] = {}
+    for line in report["lines"]:
+        cell = sums.setdefault((line["data"], line["trusted"], line["method"]), {})
+        for key in ("accuracy", "auroc", "annotators", "seconds"):
+            if line[key] is not None:
+                cell.setdefault(key, []).append(line[key])
+
+    def mean(cell: dict[str, list[float]], key: str, digits: int) -> str:
+        values = cell.get(key)
+        return "" if not values else f"{math.fsum(values) / len(values):.{digits}f}"
+
+    lines = [
+        [
+            data,
+            str(trusted),
+            f"`{method}`" if method.startswith("learn") else method,
+            mean(cell, "accuracy", 4),
+            mean(cell, "auroc", 3),
+            mean(cell, "annotators", 3),
+            mean(cell, "seconds", 1) if cell["seconds"][0] else "",
+        ]
+        for (data, trusted, method), cell in sums.items()
+    ]
+    settings = report["settings"]
+    intro = (
+        f"{settings['train']} images of CIFAR-10, whose features are the log-probabilities of a "
+        f"network; means over {len(report['seeds'])} seeds. `people`: the three labels that people "
+        "gave to each image, by annotators who are not known. `alike` and `hard rows`: "
+        f"{settings['annotators']} simulated annotators and one to five labels per row; wrong labels "
+        "fall on all rows alike, or three times as often on the rows that the network is unsure of, "
+        "and then are what the network thinks of too. Accuracy: of the consensus. Area: under the "
+        "ROC curve, for right against wrong consensus labels by their quality. Annotators: the rank "
+        "correlation of their quality with how often they are right. "
+        "`benchmarks/annotators.py` writes this table."
+    )
+    head = ["labels", "trusted rows", "method", "accuracy", "area", "annotators", "CPU s"]
+    return f"{intro}\n\n{_table(head, lines)}"

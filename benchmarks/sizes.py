@@ -1,0 +1,78 @@
+"""The small command and the large label set: CPU seconds and peak memory, each in a fresh process.
+
+`weigh`: `bilevel weigh` with its report on scikit-learn's breast cancer data (309 training, 100
+trusted and 160 hold-out rows, 30 columns, 30 % of the training labels wrong), as on the page "Noisy
+labels". `classes`: `learn_weights` on 5000 rows and 40 columns of 300 classes, one Gaussian cluster
+each, 30 % of the labels redrawn, with 1000 trusted rows.
+
+Each process is alone on one thread, and nothing is compiled or cached before.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from _measure import write
+from sklearn.datasets import load_breast_cancer
+
+USED = (
+    "import resource as r, json, sys\n"
+    "u = r.getrusage(r.RUSAGE_SELF)\n"
+    "print(json.dumps([u.ru_utime + u.ru_stime, u.ru_maxrss / 1024]), file=sys.stderr)\n"
+)
+WEIGH = f"""
+from bilevel.cli import app
+try:
+    app({{arguments}})
+except SystemExit as stop:
+    assert not stop.code
+{USED}"""
+CLASSES = f"""
+import time, warnings
+import numpy as np
+from bilevel import learn_weights
+rng = np.random.default_rng(0)
+y = rng.integers(0, 300, 6000)
+X = (1.2 * rng.normal(size=(300, 40)))[y] + rng.normal(size=(6000, 40))
+noisy = np.where(rng.random(5000) < 0.3, rng.integers(0, 300, 5000), y[:5000])
+warnings.simplefilter("ignore")  # a few classes have no trusted row
+learn_weights(X[:5000], noisy, X[5000:], y[5000:])
+{USED}"""
+
+
+def measure(code: str) -> dict[str, float]:
+    """CPU seconds and megabytes of a fresh process that runs the code."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    seconds, megabytes = json.loads(done.stderr.splitlines()[-1])
+    return {"cpu_seconds": seconds, "megabytes": megabytes}
+
+
+def weigh() -> dict[str, float]:
+    """The command, on files in a folder that is thrown away."""
+    table = load_breast_cancer(as_frame=True).frame.rename(columns={"target": "benign"})
+    table.index.name = "patient"
+    rng = np.random.default_rng(9)
+    train, trusted, holdout = (table.iloc[i] for i in np.split(rng.permutation(569), [309, 409]))
+    wrong = rng.random(len(train)) < 0.3
+    train = train.assign(benign=np.where(wrong, 1 - train["benign"], train["benign"]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part, rows in {"train": train, "trusted": trusted, "holdout": holdout}.items():
+            rows.to_csv(folder / f"{part}.csv")
+        arguments = ["weigh", str(folder / "train.csv"), "--label", "benign", "--id", "patient"]
+        for part in ("trusted", "holdout"):
+            arguments += [f"--{part}", str(folder / f"{part}.csv")]
+        return measure(WEIGH.format(arguments=[*arguments, "--out", str(folder / "run")]))
+
+
+if __name__ == "__main__":
+    found = {"weigh": weigh(), "classes": measure(CLASSES)}
+    print(found)
+    write(__file__, {"settings": {"classes": 300, "rows": 5000, "columns": 40}} | found)
