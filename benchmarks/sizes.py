@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _measure import write
@@ -56,7 +57,8 @@ def measure(code: str) -> dict[str, float]:
 
 def weigh() -> dict[str, float]:
     """The command, on files in a folder that is thrown away."""
-    table = load_breast_cancer(as_frame=True).frame.rename(columns={"target": "benign"})
+    data: Any = load_breast_cancer(as_frame=True)
+    table = data.frame.rename(columns={"target": "benign"})
     table.index.name = "patient"
     rng = np.random.default_rng(9)
     train, trusted, holdout = (table.iloc[i] for i in np.split(rng.permutation(569), [309, 409]))
