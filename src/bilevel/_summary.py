@@ -4,7 +4,6 @@ import html
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 RESIDUALS = {
@@ -153,6 +152,8 @@ def _values(solution: Any) -> str:
 
 
 def _shapes(tree: Any) -> str:
+    import jax  # here, because the summaries of reweighting need only `preformatted`
+
     leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape") and hasattr(x, "dtype")]
     sizes = sum(int(np.prod(x.shape)) for x in leaves)
     shown = ", ".join(f"{x.dtype}{list(x.shape)}" for x in leaves[:4])
