@@ -52,6 +52,8 @@ def made_result(weights: np.ndarray, trusted: int = 20, **fields: Any) -> Any:
             "stats": {"num_steps": 3, "calls": {"outer_grad": 3}},
             "winner": "weights",
             "candidates": None,
+            "wrong": None,
+            "noise": None,
             "label_quality": ranks / max(len(weights) - 1, 1),
             "scale": 1.0,
             "group_weights": None,

@@ -153,6 +153,41 @@ def real_errors() -> str:
     return f"{intro}\n\n{_table(head, lines)}"
 
 
+def how_many() -> str:
+    """Coverage and width of the intervals of the noise rate and of the flagged list."""
+    report = _report("how_many")
+    settings, lines = report["settings"], []
+    for cell in report["cells"]:
+        size = settings["tables"][cell["data"]]
+        lines.append(
+            [
+                cell["data"],
+                f"{size['rows']} / {size['trusted']}",
+                "yes" if cell["pairs"] else "no",
+                *(
+                    f"{100 * cell[f'{name} covered']:.1f} % ({cell[f'{name} width']:.3f})"
+                    for name in ("rate", "precision", "recall")
+                ),
+                f"{cell['F1']:.3f}",
+            ]
+        )
+    text = (
+        f"{settings['draws']} draws of rows, of trusted rows and of wrong labels "
+        f"({100 * settings['rate']:.0f} %) per line; linear label models. How often the 95 % interval "
+        "holds the truth, and in brackets its mean width. `benchmarks/how_many.py` writes this table."
+    )
+    head = [
+        "table",
+        "rows / trusted",
+        "pairs",
+        "noise rate",
+        "precision",
+        "recall",
+        "F1 of the list",
+    ]
+    return f"{text}\n\n{_table(head, lines)}"
+
+
 def weighting_gains() -> str:
     """Gain over the best baseline in hindsight by cell, with the room of the oracle in brackets."""
     cells = _report("reweighting")["cells"]

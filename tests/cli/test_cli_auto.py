@@ -62,7 +62,8 @@ def test_the_folder_holds_these_files_and_nothing_else(full):
 def test_weights_have_one_line_per_row_and_wrong_labels_have_low_quality(full):
     weights, wrong = full.weights, digits().wrong
     assert list(weights.columns) == [
-        *("id", "weight", "rank", "label_quality", "keep", "given_label", "predicted_label")
+        *("id", "weight", "rank", "label_quality", "keep", "wrong"),
+        *("given_label", "predicted_label"),
     ]
     assert weights["id"].tolist() == formula_ids()
     np.testing.assert_array_equal(weights["given_label"], digits().y)
@@ -74,6 +75,11 @@ def test_weights_have_one_line_per_row_and_wrong_labels_have_low_quality(full):
     assert (np.diff(by_rank) <= 0).all()
     assert np.mean(weights["keep"] != wrong) >= 0.92  # 0.96
     assert full.summary["keep"] == weights["keep"].sum()
+    noise = full.summary["noise"]
+    assert noise["flagged"] == (~weights["keep"]).sum()
+    assert noise["rate"]["low"] <= wrong.mean() <= noise["rate"]["high"]
+    assert [line["name"] for line in noise["by_class"]] == [str(k) for k in range(10)]
+    assert len(noise["by_group"]) == len(np.unique(sources()))
 
 
 def test_the_summary_names_the_choice_among_all_candidates(full):
@@ -114,9 +120,11 @@ def test_the_source_that_guesses_weighs_least(full):
 # -- worst.csv --------------------------------------------------------------------------------------
 
 
-def test_worst_csv_starts_with_the_lowest_label_quality(full):
+def test_worst_csv_lists_the_flagged_rows_with_the_lowest_label_quality_first(full):
     worst = pd.read_csv(full.out / "worst.csv")
-    weights = full.weights.sort_values("label_quality", kind="stable")
+    flagged = full.weights[~full.weights["keep"]]
+    assert 0 < len(flagged) < len(full.weights)
+    weights = flagged.sort_values("label_quality", kind="stable")
     assert list(worst.columns) == [c for c in weights.columns if c != "rank"]
     assert worst["label_quality"].is_monotonic_increasing
     assert worst["id"].tolist() == [harmless(i) for i in weights["id"]]
@@ -125,7 +133,7 @@ def test_worst_csv_starts_with_the_lowest_label_quality(full):
     assert digits().wrong[weights.index[:40]].mean() >= 0.95
 
 
-def assert_harmless(path: Path) -> None:
+def assert_harmless(path: Path, ids: set[str]) -> None:
     """No spreadsheet takes a cell for a formula, and what was changed can be told."""
     header, *lines = cells(path)
     column = header.index("id")
@@ -134,14 +142,17 @@ def assert_harmless(path: Path) -> None:
             assert not cell.strip().startswith(tuple("=+-@\N{FULLWIDTH EQUALS SIGN}"))
             assert not cell.startswith(("\t", "\r", "\n"))
     shown = {line[column] for line in lines}
-    assert {f"'{formula}" for formula in FORMULAS[:-3]} <= shown
-    assert set(HARMLESS) <= shown
+    dangerous = ids & set(FORMULAS[:-3])
+    assert dangerous
+    assert {f"'{formula}" for formula in dangerous} <= shown
+    assert ids & set(HARMLESS) <= shown
     # Where spreadsheets separate by `;`, text that is not quoted would become two cells.
-    assert '"a;=1+1"' in path.read_text(encoding="utf-8")
+    assert ('"a;=1+1"' in path.read_text(encoding="utf-8")) == ("a;=1+1" in ids)
 
 
 def test_ids_that_are_formulas_are_made_harmless_in_worst_csv(full):
-    assert_harmless(full.out / "worst.csv")
+    flagged = full.weights[~full.weights["keep"]]
+    assert_harmless(full.out / "worst.csv", set(flagged["id"]))
     assert set(FORMULAS) <= set(full.weights["id"])  # Parquet is not opened by double click
 
 
@@ -153,7 +164,7 @@ def test_ids_that_are_formulas_are_made_harmless_in_scores(full, tmp_path):
         *("score", full.out, write_table(new, tmp_path / "new.csv"), "--out", tmp_path / "x.csv")
     )
     assert said.code == 0
-    assert_harmless(tmp_path / "x.csv")
+    assert_harmless(tmp_path / "x.csv", set(new["row"]))
     assert len(cells(tmp_path / "x.csv")) == 51
 
 

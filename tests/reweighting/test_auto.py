@@ -31,13 +31,15 @@ def test_noisy_digits(result):
     wrong = digits().wrong
     assert result.weights.shape == (TRAIN,)
     assert result.weights.mean() == pytest.approx(1.0, rel=1e-6)
-    assert result.winner == "weights"
+    assert result.winner in ("weights", "clean rows")
     assert roc_auc_score(wrong, -result.weights) >= 0.95
     assert roc_auc_score(wrong, -result.label_quality) >= 0.95
     assert 0 <= result.label_quality.min() < result.label_quality.max() <= 1
     assert wrong[~result.keep].mean() >= 0.75  # of the rows to look at
     assert (~result.keep)[wrong].mean() >= 0.9
-    assert result.effective_sample_size == bilevel.effective_sample_size(result.weights)
+    assert result.effective_sample_size == pytest.approx(
+        bilevel.effective_sample_size(result.weights), rel=1e-12
+    )
 
 
 def test_the_table_of_candidates_and_the_checks(result):

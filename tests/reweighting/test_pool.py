@@ -83,14 +83,23 @@ def test_the_noise_matrix_is_recovered():
 
 
 def test_certain_members_count_the_pairs():
-    """Of members that are certain, the matrix is the table of pairs with two rows' belief."""
-    true, y = np.repeat([0, 1], [6, 4]), np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 0])
-    counts = 2 * np.array([[0.9, 0.1], [0.1, 0.9]]) + np.array([[5, 1], [1, 3]])
+    """Of certain members, two classes: the counts, with five wrong labels at the rate of all."""
+    true, y = np.repeat([0, 1], [60, 40]), np.repeat([0, 1, 1, 0], [50, 10, 30, 10])
+    rate = 20.5 / 101
+    rates = (np.array([10, 10]) + 5) / (np.array([60, 40]) + 5 / rate)
     np.testing.assert_allclose(
         _noise_matrix(np.eye(2)[true], y, np.zeros((2, 2))),
-        counts / counts.sum(axis=1, keepdims=True),
-        rtol=1e-12,
+        [[1 - rates[0], rates[0]], [rates[1], 1 - rates[1]]],
+        rtol=1e-9,
     )
+
+
+def test_wrong_labels_are_believed_to_be_those_that_the_pool_confuses():
+    """Without any wrong label, half of the belief is uniform and half follows the confusions."""
+    p = np.tile([[0.8, 0.2, 0.0], [0.2, 0.8, 0.0], [0.0, 0.0, 1.0]], (200, 1))
+    noise = _noise_matrix(p, np.tile([0, 1, 2], 200), np.zeros((3, 3)))
+    assert noise[0, 1] > 2 * noise[0, 2] > 0
+    np.testing.assert_allclose(noise.sum(axis=1), 1, rtol=1e-12)
 
 
 def test_verified_pairs_enter_the_matrix():
@@ -236,21 +245,32 @@ def test_the_linear_regression_is_ridge():
 
 
 def test_the_noise_matrix_is_that_of_expectation_maximisation_row_by_row():
-    """The products of whole classes are the sums over rows of Dawid and Skene, written out."""
+    """The products of whole classes are the sums over rows, written out, with the beliefs of both."""
     rng = np.random.default_rng(3)
     n, classes = 60, 4
     p = rng.dirichlet(np.ones(classes), n)
     y = rng.integers(0, classes - 1, n)  # the last class is never given
     pairs = np.diag([3.0, 0.0, 1.0, 2.0])
-    believed = np.full((classes, classes), 0.1 / (classes - 1))
-    np.fill_diagonal(believed, 0.9)
-    noise = believed
+    believed = np.zeros((classes, classes))
+    for a in range(classes):
+        others = [b for b in range(classes) if b != a]
+        confused = np.array([p[:, a] @ p[:, b] for b in others])
+        believed[a, others] = (classes - 1) * confused / confused.sum() / 2 + 1 / 2
+    noise = np.full((classes, classes), 0.1 / (classes - 1))
+    np.fill_diagonal(noise, 0.9)
     for _ in range(60):
-        counts = 2.0 * believed + pairs
+        counts = pairs.copy()
         for i in range(n):
             posterior = p[i] * noise[:, y[i]]
             counts[:, y[i]] += posterior / posterior.sum()
-        noise = counts / counts.sum(axis=1, keepdims=True)
+        right = np.diag(counts)
+        wrong = counts.sum(axis=1) - right
+        overall = (wrong.sum() + 0.5) / (counts.sum() + 1)
+        for a in range(classes):
+            rate = (wrong[a] + 5) / (wrong[a] + right[a] + 5 / overall)
+            line = np.where(np.arange(classes) == a, 0, counts[a] + believed[a])
+            noise[a] = rate * line / line.sum()
+            noise[a, a] = 1 - rate
     np.testing.assert_allclose(_noise_matrix(p, y, pairs), noise, rtol=1e-9)
 
 

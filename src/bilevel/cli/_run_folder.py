@@ -54,6 +54,7 @@ class WeighConfig:
     model: str = "linear"
     num_steps: int | None = None
     l2: float = 1e-2
+    precision: float | None = None
     sample_weight: str | None = None
     entity: str | None = None
     time: str | None = None
@@ -158,7 +159,7 @@ def read_config(run: Path) -> dict[str, Any]:
 def write_weights(
     result: WeightsResult, ids: np.ndarray, given: np.ndarray, predicted: np.ndarray, folder: Path
 ) -> None:
-    """`weights.parquet`, one line per training row; `worst.csv`, the lowest label quality first."""
+    """`weights.parquet`, one line per training row; `worst.csv`, the flagged rows, worst first."""
     weights = np.asarray(result.weights)
     rank = pd.Series(weights).rank(ascending=False, method="first").astype(int)
     table = pd.DataFrame(
@@ -168,12 +169,14 @@ def write_weights(
             "rank": np.asarray(rank),
             "label_quality": np.asarray(result.label_quality),
             "keep": result.keep,
+            **({} if result.wrong is None else {"wrong": result.wrong}),
             "given_label": given,
             "predicted_label": predicted,
         }
     )
     table.to_parquet(folder / "weights.parquet", index=False)
-    worst = table.sort_values("label_quality", kind="stable").head(WORST)
+    flagged = table[~table["keep"]]
+    worst = flagged.sort_values("label_quality", kind="stable").head(WORST)
     write_csv(worst.drop(columns="rank"), folder / "worst.csv")
 
 

@@ -101,6 +101,15 @@ def weigh(
         int | None, typer.Option(min=1, help="Outer steps; the default depends on the method.")
     ] = None,
     l2: Annotated[float, typer.Option(min=0.0, help="l2 penalty of the weighting model.")] = 1e-2,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Share of wrong labels wanted among the flagged rows, such as 0.9; by default the "
+            "list with the best expected F1.",
+        ),
+    ] = None,
     sample_weight: Annotated[
         str | None, typer.Option(help="Column that says how much a row counts; no feature.")
     ] = None,
@@ -157,6 +166,11 @@ def weigh(
     for value, option in [(pred_probs, "--pred-probs"), (given_label, "--given-label")]:
         if value is not None and not learned:
             raise typer.BadParameter("needs --method auto and --model linear.", param_hint=option)
+    if precision is not None and not learned:
+        raise typer.BadParameter(
+            "the flagged list is calibrated with --method auto and --model linear only.",
+            param_hint="--precision",
+        )
     if num_steps is not None and learned:
         raise typer.BadParameter(
             "--method auto chooses where to stop; leave it out, or choose --method near-exact.",
@@ -194,6 +208,7 @@ def weigh(
         model=model.value,
         num_steps=num_steps,
         l2=l2,
+        precision=precision,
         sample_weight=sample_weight,
         entity=entity,
         time=time,

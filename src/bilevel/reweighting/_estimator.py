@@ -57,6 +57,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         num_steps: int | None = None,
         l2: float = 1e-2,
         scoring: Any = None,
+        precision: float | None = None,
         overlap: Any = None,
         drop_zero: bool = True,
         random_state: Any = 0,
@@ -67,6 +68,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.num_steps = num_steps
         self.l2 = l2
         self.scoring = scoring
+        self.precision = precision
         self.overlap = overlap
         self.drop_zero = drop_zero
         self.random_state = random_state
@@ -180,6 +182,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             pred_probs=pred_probs,
             pred_probs_trusted=pred_probs_trusted,
             given_labels_trusted=given_labels_trusted,
+            precision=self.precision,
             num_steps=self.num_steps,
             l2=self.l2,
             **columns._asdict(),
@@ -205,6 +208,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         quality = everywhere(1.0, result.label_quality, mask)
         self.label_quality_ = like(quality, given, "label_quality")
         self.keep_mask_ = everywhere(True, result.keep, mask)
+        self.noise_ = result.noise
         self.trusted_weight_ = result.trusted_weight
         self.group_weights_ = result.group_weights
         self.n_effective_ = result.effective_sample_size
@@ -237,6 +241,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.weights_ = like(np.ones(n), X, "weight")
         self.label_quality_ = None
         self.keep_mask_ = np.ones(n, bool)
+        self.noise_ = None
         self.trusted_weight_, self.n_effective_ = 1.0, float(n)
         self.candidates_ = self.baselines_ = self.group_weights_ = None
         self.history_ = self.result_ = None
@@ -373,7 +378,8 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
         weights_: one per row of X, mean 1 over the untrusted rows, with the index of X; a
             `sample_weight` for any estimator, to be multiplied by your own if you have one.
         label_quality_: in [0, 1], one per row of X; the lowest are most likely to be wrong.
-        keep_mask_: False for the rows to look at.
+        keep_mask_: False for the rows to look at, see `WeightsResult.keep`.
+        noise_: how many labels are wrong, with intervals, see `WeightsResult.noise`.
         winner_: what was chosen: weights, or one of the baselines.
         candidates_: the table of what it was chosen from, judged on held-out trusted rows; None for
             free weights.

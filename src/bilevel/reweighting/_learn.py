@@ -38,6 +38,7 @@ def learn_weights(
     pred_probs: Any = None,
     pred_probs_trusted: Any = None,
     given_labels_trusted: Any = None,
+    precision: float | None = None,
     sample_weight: Any = None,
     sample_weight_trusted: Any = None,
     entities: Any = None,
@@ -92,7 +93,9 @@ def learn_weights(
             then matched by name. A check, and a `UserWarning`, say if they fit the training labels
             better than they could out of fold.
         given_labels_trusted: the labels that the trusted rows had before they were verified: pairs
-            that say how labels go wrong.
+            that say how labels go wrong, and how often.
+        precision: the share of wrong labels among the flagged rows (`keep == False`) that is asked
+            for, such as 0.9. By default the list has the greatest expected F1.
         sample_weight, sample_weight_trusted: how much each row counts: in every fit, every estimate
             and every judgement a row of weight 2 is the row twice, and one of weight 0 is absent (it
             still gets its weight and its label quality). By default all ones. Exact up to 20000
@@ -161,7 +164,10 @@ def learn_weights(
         "pred_probs": pred_probs,
         "pred_probs_trusted": pred_probs_trusted,
         "given_labels_trusted": given_labels_trusted,
+        "precision": precision,
     }
+    if precision is not None and not 0 < precision <= 1:
+        raise ValueError(f"`precision` must be above 0 and at most 1, got {precision}.")
     columns = RowColumns(
         sample_weight, sample_weight_trusted, entities, entities_trusted, times, times_trusted
     )
@@ -201,6 +207,7 @@ def learn_weights(
                 probabilities=probabilities,
                 verified=verified,
                 metric=metric,
+                precision=precision,
                 seed=seed,
             )
             learned = explain(found, choose(found), tables)

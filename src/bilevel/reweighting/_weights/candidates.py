@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -20,6 +20,8 @@ from .label_models import (
     LabelModel,
     Member,
     cross_fitted,
+    forest_label_models,
+    forget,
     from_outside,
     is_the_linear_model,
     judging_fits,
@@ -31,6 +33,7 @@ from .label_models import (
 )
 from .labels import Classes
 from .metric import Metric, Scoring
+from .noise import Noise, flag, how_many
 from .pool import ClassPool, NumberPool, fit_pool
 from .result import CrossValidatedWeights, Learned
 from .row_weights import effective_rows, entropy_of_rows
@@ -58,8 +61,12 @@ class Search:
         linear: the linear label model, which takes scaled numbers.
         judge: the kind of model that judges the candidates: the user's own, or `linear`.
         members, pool: of the last round.
-        right: the probability that each training row's label is right.
+        right: the probability that each training row's label is right, under the pool.
         quality: what training rows are ranked by.
+        wrong: the probability that each training row's label is wrong, calibrated on trusted rows.
+        keep: False for the rows to look at.
+        noise: how many labels are wrong; None in a regression, and with annotators.
+        scorer: what judges new rows.
         candidates, judged: the weights, and (held-out losses of the trusted rows, score) of each.
         history: a table with a line per round.
         shifted: whether the trusted rows are distributed otherwise than the training rows.
@@ -72,6 +79,10 @@ class Search:
     pool: Pool
     right: Float[np.ndarray, " n"]
     quality: Float[np.ndarray, " n"]
+    wrong: Float[np.ndarray, " n"]
+    keep: Bool[np.ndarray, " n"]
+    noise: Noise | None
+    scorer: RowScorer | None
     candidates: dict[str, Candidate]
     judged: dict[str, tuple[Float[np.ndarray, " m"], float]]
     history: pd.DataFrame
@@ -102,6 +113,7 @@ def search(
     verified: Int[np.ndarray, " m"] | None = None,
     annotations: Annotations | None = None,
     metric: Metric | None = None,
+    precision: float | None = None,
     seed: int = 0,
 ) -> Search:
     """Fit the label models, pool them, make candidates of what they say, and judge these.
@@ -120,6 +132,7 @@ def search(
     `probabilities` of the user's are one more member. `verified` are the labels that the trusted rows
     had before they were verified: pairs from which the noise matrix is estimated too. With
     `annotations`, `y` are consensus labels, and the annotators take the place of the noise matrix.
+    `precision` is what the list of flagged rows is asked for, see `flag`.
     """
     if tables is None:
         facts, scoring = (RowFacts.plain(features), RowFacts.plain(features_trusted)), None
@@ -135,6 +148,9 @@ def search(
 
     members = [fit(kind) for kind in kinds for fit in (cross_fitted, trusted_only)]
     of_all, of_trusted = members[-2:]  # the judge's
+    forests = forest_label_models(folds, features, features_trusted)
+    if forests is not None:
+        members += [forget(cross_fitted(forests[0])), forget(trusted_only(forests[1]))]
     members += [] if probabilities is None else [from_outside(probabilities)]
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack([_right(folds, pools[k], members, k) for k in range(JUDGES)])
@@ -192,6 +208,10 @@ def search(
         candidates[name] = Candidate(np.concatenate([kept[:FOLDS], weights[None]]), 1.0)
     train = [member.train[FOLDS] for member in members]
     quality = np.where(folds.unjudged, 1.0, pool.quality(train, y))
+    wrong, keep, noise = _how_many(folds, pool, members, verified, groups, precision, seed)
+    # New rows are judged by the models that are kept; they come with one label, of no annotator.
+    lasting = [member for member in members if member.models or member.kind is None]
+    scored: Any = _pool(folds, lasting, verified, None, FOLDS)
     history = pd.DataFrame(rounds)
     return Search(
         folds,
@@ -201,6 +221,10 @@ def search(
         pool,
         last,
         quality,
+        wrong,
+        keep,
+        noise,
+        RowScorer.of(lasting, scored, folds.kind),
         candidates,
         judged,
         history.assign(step=np.arange(1, len(history) + 1)),
@@ -244,6 +268,45 @@ def _right(folds: Folds, pool: Pool, members: list[Member], k: int) -> Float[np.
         mean = np.average(right[judged], weights=folds.weight[judged]) if judged.any() else 1.0
         right[folds.unjudged] = mean
     return right
+
+
+def _how_many(
+    folds: Folds,
+    pool: Pool,
+    members: list[Member],
+    verified: np.ndarray | None,
+    groups: np.ndarray | None,
+    precision: float | None,
+    seed: int,
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"], Noise | None]:
+    """(the probability that each label is wrong, whether the row is not flagged, the estimates).
+
+    Rows that no model can judge are not counted, and get the mean of the others.
+    """
+    known, rows = np.flatnonzero(~folds.unjudged), np.flatnonzero(folds.known(FOLDS))
+    y, weight = folds.y[known], folds.weight[known]
+    wrong, keep = np.zeros(folds.n), np.ones(folds.n, bool)
+    if not weight.any():
+        return wrong, keep, None
+    if not isinstance(pool, ClassPool):
+        every = [member.train[FOLDS] for member in members]
+        noise, found = None, 1 - pool.right(every, folds.y)[known]
+        flagged = found > 0.5 if precision is None else flag(found, precision, weight)
+    else:
+        evidence = pool.evidence(
+            [member.trusted[FOLDS][rows] for member in members],
+            folds.y_trusted[rows],
+            [member.train[FOLDS][known] for member in members],
+            y,
+            None if verified is None else verified[rows],
+            weight_trusted=folds.weight_trusted[rows],
+            weight=weight,
+        )
+        inside = None if groups is None else groups[known]
+        found, flagged, noise = how_many(evidence, y, inside, precision=precision, seed=seed)
+    wrong[:] = np.average(found, weights=weight)
+    wrong[known], keep[known] = found, ~flagged
+    return wrong, keep, noise
 
 
 def _round(folds: Folds, pool: Pool, members: list[Member], right: np.ndarray) -> dict[str, float]:
@@ -380,8 +443,9 @@ def choose(found: Search) -> CrossValidatedWeights:
         candidates=candidate_table(found.judged),
         members=found.member_table,
         label_quality=found.quality,
-        keep=(found.right >= 0.5) | folds.unjudged,
-        wrong=float(1 - np.average(found.right, weights=folds.weight)),
+        keep=found.keep,
+        wrong=found.wrong,
+        noise=found.noise,
         shifted=found.shifted,
     )
 
@@ -390,8 +454,6 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
     """The chosen weights, the weighting model that they give, and the questions asked of them."""
     weights = chosen.weights
     model = found.linear
-    # A new row comes with one label, of no known annotator.
-    scored = found.pool.classes if isinstance(found.pool, AnnotatedPool) else found.pool
     candidate = found.candidates[chosen.winner]
     fitted = model.fit(candidate.weights[FOLDS], np.full(found.folds.m, candidate.trusted))
     counts = found.folds.weight
@@ -409,6 +471,8 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
         scale=chosen.scale,
         label_quality=chosen.label_quality,
         keep=chosen.keep,
+        wrong=chosen.wrong,
+        noise=chosen.noise if found.noise is None else found.noise.named(tables.classes),
         winner=chosen.winner,
         candidates=chosen.candidates,
         effective_sample_size=size,
@@ -421,7 +485,7 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
         history=found.history,
         stats={"num_steps": len(found.history)},
         group_weights=group_weights,
-        scorer=RowScorer.of(found.members, scored, found.folds.kind),
+        scorer=found.scorer,
     )
 
 

@@ -112,6 +112,8 @@ def free_weights(
         scale=1.0,
         label_quality=(centred_ranks(weights) + 1) / 2,
         keep=final.keep,
+        wrong=None,
+        noise=None,
         winner="weights",
         candidates=None,
         effective_sample_size=effective_sample_size(weights),

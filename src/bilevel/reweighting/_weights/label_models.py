@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax
 from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -26,6 +27,8 @@ SMALL = 2_000_000  # entries of a table up to which one thread is faster than se
 TOLERANCE = 1e-3  # of the linear label model's gradient
 LEAST_TOLERANCE = 0.03  # of this, where a class is rare
 LEAST = 1e-5  # the least probability that a label model gives
+TREES, FOREST_ROWS, FOREST_CLASSES = 100, 5000, 30  # of the forest, and where it is left out
+LEAF = 1.5  # rows that a leaf must exceed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +142,9 @@ def from_outside(probabilities: Probabilities) -> Member:
 def cross_fitted(model: LabelModel) -> Member:
     """A model of all training rows: out of fold on them, and without any trusted row.
 
+    A trusted row is judged by one of the models, as a training row is, and not by their mean: else
+    the trusted rows would make the model seem better than it is on the training rows.
+
     Cost: `FOLDS` fits, which serve every choice of trusted rows; with times, as many per choice.
     """
     folds, none = model.folds, np.zeros(model.folds.m)
@@ -155,12 +161,8 @@ def cross_fitted(model: LabelModel) -> Member:
     trusted = np.zeros((folds.m, folds.kind.number))
     for horizon in sorted({folds.horizon(k) for k in folds.parts}):
         here = folds.fold == horizon if folds.forward else np.ones(folds.m, bool)
-        rows = np.flatnonzero(here & ~folds.meets_trusted)
-        if len(rows):
-            outputs = [model.on_trusted(fit, rows) for fit in models(horizon)]
-            trusted[rows] = folds.kind.average(np.stack(outputs))
         for p, fit in enumerate(models(horizon)):
-            rows = np.flatnonzero(here & folds.meets_trusted & (folds.part_trusted == p))
+            rows = np.flatnonzero(here & (folds.part_trusted == p))
             if len(rows):
                 trusted[rows] = model.on_trusted(fit, rows)
     return Member(
@@ -287,6 +289,39 @@ def _tolerance(y: Int[np.ndarray, " n"], classes: int) -> float:
     counts = np.bincount(y)
     rarest = counts[counts > 0].min() * classes / len(y)  # 1 where all are as frequent
     return TOLERANCE * float(np.clip(5 * rarest, LEAST_TOLERANCE, 1))
+
+
+def forest_label_models(
+    folds: Folds, X: np.ndarray, X_trusted: np.ndarray
+) -> tuple[LabelModel, LabelModel] | None:
+    """Extremely randomised trees, for all rows and for the trusted ones; None for many classes.
+
+    They see what a linear model cannot, on rows of any kind and without settings to tune. A leaf holds
+    two rows, which are counted by their weight. A tree is grown on at most 5000 rows drawn anew.
+    """
+    if not isinstance(folds.kind, Classes) or folds.kind.number > FOREST_CLASSES:
+        return None
+    share = FOREST_ROWS / len(folds.sub)
+    learn = (FOLDS - 1) / FOLDS  # of the rows, in each fit
+
+    def forest(weight: float, **options: Any) -> ExtraTreesClassifier:
+        leaf = min(LEAF / (learn * max(weight, 1.0)), 0.5)
+        return ExtraTreesClassifier(TREES, min_weight_fraction_leaf=leaf, random_state=0, **options)
+
+    drawn = {"bootstrap": True, "max_samples": share} if share < 1 else {}
+    grown = forest(folds.weight.sum() * min(share, 1.0), **drawn)
+    trees = forest(folds.weight_trusted.sum())
+    classes = np.arange(folds.kind.number)
+    of_all, of_trusted = (
+        LabelModel("forest", e, X, X_trusted, folds.y, folds.y_trusted, folds, classes)
+        for e in (grown, trees)
+    )
+    return of_all, of_trusted
+
+
+def forget(member: Member) -> Member:
+    """The same without its models, which are large: it judges no new rows."""
+    return dataclasses.replace(member, models=[])
 
 
 def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelModel:

@@ -9,13 +9,16 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import t as student
 
+from .calibration import Evidence, log_odds, simulated
 from .labels import Classes, Numbers
 
 STRENGTH = 2.0  # of the pull of the coefficients to equal ones, in rows of trusted loss
 BACKGROUND = (1e-4, 0.5)  # the range of the background's share
 BACKGROUND_PULL = 0.5  # in rows: keeps a share that no trusted row asks for from vanishing
-PRIOR_ROWS = 2.0  # rows' worth of belief that labels are right, per true class
-LABELS_ARE_RIGHT = 0.9  # the share of right labels in that belief
+PRIOR_ROWS = 2.0  # rows' worth of belief that targets are right
+WRONG_LIKE_ALL = 5.0  # wrong labels' worth of belief that a class goes wrong as often as all do
+CONFUSABLE = 0.5  # how far wrong labels are believed to be those that the pool confuses
+LABELS_ARE_RIGHT = 0.9  # the share at which it begins
 ROUNDS = 60  # of expectation and maximisation
 TEMPER = 0.5  # the power of the noise matrix by which rows are ranked
 TAILS = 4  # degrees of freedom of a residual's distribution
@@ -115,6 +118,34 @@ class ClassPool(NamedTuple):
         """The probability that the given label is the true one."""
         return _posterior(np.exp(self.outputs(members)), self.noise, y)
 
+    def evidence(
+        self,
+        trusted: Outputs,
+        y_trusted: Int[np.ndarray, " m"],
+        train: Outputs,
+        y: Int[np.ndarray, " n"],
+        verified: Int[np.ndarray, " m"] | None = None,
+        *,
+        weight_trusted: Float[np.ndarray, " m"] | None = None,
+        weight: Float[np.ndarray, " n"] | None = None,
+    ) -> Evidence:
+        """What the log-odds of wrong labels are on the training and on the trusted rows.
+
+        The arguments are those of `fit`.
+        """
+        p = np.exp(self.outputs(trusted))
+        each, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
+        training = log_odds(np.exp(self.outputs(train)), self.noise, y)
+        if verified is None:
+            odds = log_odds(p, self.noise, y_trusted)
+            flips, share, label = simulated(p, self.noise, y_trusted)
+            share = share * np.repeat(each, len(flips) // len(each))
+            return Evidence(training, weight, odds, each, flips, share, y_trusted, label, pairs=0)
+        odds, bad = log_odds(p, self.noise, verified), verified != y_trusted
+        right, wrong = (odds[~bad], each[~bad]), (odds[bad], each[bad])
+        labels = verified[~bad], verified[bad]
+        return Evidence(training, weight, *right, *wrong, *labels, pairs=len(bad))
+
     def quality(self, members: Outputs, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
         """What rows are ranked by: the same with the square root of the noise matrix.
 
@@ -199,7 +230,7 @@ class NumberPool(NamedTuple):
         for _ in range(ROUNDS):
             right = _right(residuals, self.scale, share, scale)
             wrong = rows * (1 - right)
-            share = (wrong.sum() + PRIOR_ROWS * 0.1) / (rows.sum() + PRIOR_ROWS)
+            share = (wrong.sum() + PRIOR_ROWS * (1 - LABELS_ARE_RIGHT)) / (rows.sum() + PRIOR_ROWS)
             pull = (TAILS + 1) / (
                 TAILS + (residuals / scale) ** 2
             )  # Student's, as reweighted squares
@@ -252,24 +283,37 @@ def _noise_matrix(
 ) -> Float[np.ndarray, "classes classes"]:
     """`T[true, given]` by expectation maximisation, begun at labels that are mostly right.
 
+    The pool's own errors on clean labels look like noise that it explains: so each class is believed
+    to go wrong about as often as all do (5 wrong labels' worth), to labels that are half uniform, half
+    those that the pool confuses with it (one label's worth per pair).
+
     `pairs`: how often each pair was seen among verified rows, which need no expectation. `weight`: how
     much each row counts.
     """
     classes = p.shape[1]
-    believed = np.full((classes, classes), (1 - LABELS_ARE_RIGHT) / max(classes - 1, 1))
-    np.fill_diagonal(believed, LABELS_ARE_RIGHT if classes > 1 else 1.0)
+    if classes == 1:
+        return np.ones((1, 1))
+    off, weight = 1 - np.eye(classes), _counts(y, weight)
+    confused = off * (p.T @ (weight[:, None] * p))
+    confused /= np.maximum(confused.sum(axis=1, keepdims=True), 1e-12)
+    believed = CONFUSABLE * (classes - 1) * confused + (1 - CONFUSABLE) * off
     order = np.argsort(y, kind="stable")
-    p, y, weight = p[order], y[order], _counts(y, weight)[order]
+    p, y, weight = p[order], y[order], weight[order]
     present, first = np.unique(y, return_index=True)
     parts = np.split(p, first[1:]), np.split(weight, first[1:])
     given = list(zip(present, *parts, strict=True))  # the rows of each given class
-    noise = believed
+    noise = np.eye(classes) * LABELS_ARE_RIGHT + off * (1 - LABELS_ARE_RIGHT) / (classes - 1)
     for _ in range(ROUNDS):
-        counts = PRIOR_ROWS * believed + pairs
+        counts = pairs.copy()
         for label, rows, each in given:  # sums of p * noise / sum(p * noise), by two products
             column = noise[:, label]
             counts[:, label] += column * ((each / (rows @ column)) @ rows)
-        noise = counts / counts.sum(axis=1, keepdims=True)
+        number, wrong = counts.sum(axis=1), (off * counts).sum(axis=1)
+        rate = (wrong.sum() + 0.5) / (number.sum() + 1)
+        rates = (wrong + WRONG_LIKE_ALL) / (number + WRONG_LIKE_ALL / rate)
+        errors = off * counts + believed
+        errors /= errors.sum(axis=1, keepdims=True)
+        noise = rates[:, None] * errors + np.diag(1 - rates)
     return noise
 
 

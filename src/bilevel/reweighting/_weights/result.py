@@ -14,6 +14,7 @@ from .._inputs.prepare import Encoding
 from .._inputs.probabilities import check_new_probabilities
 from .diagnostics import Check
 from .metric import Metric
+from .noise import Noise
 from .scorer import RowScorer
 
 
@@ -33,8 +34,9 @@ class CrossValidatedWeights(NamedTuple):
             that each has not seen, and `coefficient` in the pool.
         label_quality: in [0, 1], one per training row; the lowest are most likely to be wrong. It is
             there whichever candidate won.
-        keep: False for the rows whose label is more likely wrong than right.
-        wrong: the estimated share of wrong labels.
+        keep: False for the rows to look at, see `WeightsResult.keep`.
+        wrong: the probability that each label is wrong, calibrated on the trusted rows.
+        noise: how many labels are wrong, with intervals; None in a regression.
         shifted: whether the trusted rows are distributed otherwise than the training rows.
     """
 
@@ -46,7 +48,8 @@ class CrossValidatedWeights(NamedTuple):
     members: pd.DataFrame
     label_quality: Float[np.ndarray, " rows"]
     keep: Bool[np.ndarray, " rows"]
-    wrong: float
+    wrong: Float[np.ndarray, " rows"]
+    noise: Noise | None
     shifted: bool
 
     def __str__(self) -> str:
@@ -68,6 +71,8 @@ class Learned(NamedTuple):
     scale: float
     label_quality: Float[np.ndarray, " rows"]
     keep: Bool[np.ndarray, " rows"]
+    wrong: Float[np.ndarray, " rows"] | None
+    noise: Noise | None
     winner: str
     candidates: pd.DataFrame | None
     effective_sample_size: float
@@ -90,8 +95,16 @@ class WeightsResult:
             1 counts as an average one. They are of the kind of the rows, such as a pandas series
             with their index. All are zero if the trusted rows alone are best.
         trusted_weight: what a trusted row weighs beside them.
-        keep: False for the rows to look at: those whose label is more likely wrong than right
-            (of free weights: that are worth less than half a trusted row).
+        keep: False for the rows to look at. They are the list with the greatest expected F1: all
+            rows with `wrong` above a threshold, which is 1/2 (more likely wrong than right) where
+            wrong labels stand out, and lower where few can be found with certainty. With
+            `precision`, as many rows as leave the expected precision at least so large. Of free
+            weights: the rows that are worth less than half a trusted row.
+        wrong: the probability that each label is wrong, calibrated on the trusted rows; None for free
+            weights.
+        noise: how many labels are wrong (in all, per class, per group), and the precision and the
+            recall of the flagged list, with 95 % intervals; None for free weights and in a
+            regression.
         effective_sample_size: `(sum w)^2 / sum w^2`.
         entropy: of the normalised weights, in nats.
         history: a table with one line per recorded outer step: outer value, the three residuals,
@@ -125,6 +138,8 @@ class WeightsResult:
     weights: Any
     trusted_weight: float
     keep: np.ndarray
+    wrong: np.ndarray | None
+    noise: Noise | None
     effective_sample_size: float
     entropy: float
     history: pd.DataFrame
@@ -207,8 +222,9 @@ class WeightsResult:
 
     @property
     def advice(self) -> str:
-        """What to do, in a sentence."""
-        return _ADVICE.get(self.winner, "Use these weights: held-out trusted rows gain from them.")
+        """What to do, and how many labels are wrong, in a few sentences."""
+        text = _ADVICE.get(self.winner, "Use these weights: held-out trusted rows gain from them.")
+        return text if self.noise is None else f"{text} {self.noise}"
 
     def _repr_html_(self) -> str:
         """The same in a notebook."""
