@@ -15,7 +15,7 @@ from problems import COUPLED, flat
 
 CASE = COUPLED.case("coupled", jnp.array([0.5, -0.3, 0.2]), jnp.zeros(5))
 STEP, K = 0.15, 4
-MOMENTUM = {"momentum": 0.3, "num_terms": K}
+MOMENTUM: dict[str, Any] = {"momentum": 0.3, "num_terms": K}
 METHODS: dict[str, Any] = {
     **{
         f"VRBO, {t} inner steps, period {period}": bilevel.VRBO(
@@ -53,7 +53,8 @@ def kept(method: Any, state: bilevel.State) -> tuple[dict[str, Any], tuple[Any, 
     if isinstance(method, bilevel.VRBO):
         return {"u": aux.u, "w": aux.w}, (u, w, series(u, w, K))
     if isinstance(method, bilevel.SRBA):
-        return aux.d._asdict(), tuple(flat(x) for x in aux.old)
+        old = aux.old
+        return aux.d._asdict(), (flat(old.u), flat(old.w), flat(old.v))
     if isinstance(method, bilevel.FSLA):
         return {"u": aux.direction}, (flat(aux.u_old), w, flat(aux.v))
     z, d = aux

@@ -276,9 +276,9 @@ def test_given_probabilities_join_the_pool():
     new = slice(700, 760)
     rows, labels = bunch.data[new] / 16, bunch.target[new]
     p_new = good.predict_proba(rows)
-    told = shown.score_rows(rows, (labels + 1) % 10, pred_probs=p_new)
+    told: Any = shown.score_rows(rows, (labels + 1) % 10, pred_probs=p_new)
     assert told["keep"].mean() < 0.05
-    misled = shown.score_rows(rows, labels, pred_probs=np.roll(p_new, 1, axis=1))
+    misled: Any = shown.score_rows(rows, labels, pred_probs=np.roll(p_new, 1, axis=1))
     assert misled["label_quality"].mean() < 0.5
     with pytest.raises(InputError, match="give those of the new rows too"):
         shown.score_rows(X, y)

@@ -245,7 +245,8 @@ ESTIMATORS = {
 )
 def test_hypergradient_by_hand(name):
     """The implicit gradient is also that of unrolling to convergence."""
-    found = estimate_on_all_data(PROBLEM, *ESTIMATORS[name], U, W0)
+    estimator, inner = ESTIMATORS[name]
+    found = estimate_on_all_data(PROBLEM, estimator, inner, U, W0)
     assert_tree_close(found.grad, TRUTH, 1e-9)
     assert float(found.inner_residual) < 1e-11
 

@@ -565,7 +565,7 @@ def test_problems_from_separate_calls_share_one_compilation(compilations):
         w = tasks.models.linear_model(D, K).w0
         value(tasks.hyper_cleaning(*data, predict=predict), jnp.zeros(N), w)
         value(tasks.tensor_penalties(*data, predict=predict), tasks.log_penalties(w), w)
-        value(tasks.reweighting(*data, predict), tasks.uniform_weights(N), w)
+        value(tasks.reweighting(*data, predict=predict), tasks.uniform_weights(N), w)
     assert len([name for name in compilations if "value" in name]) == 6
 
 

@@ -64,10 +64,10 @@ def fit_with_weights(estimator: Any, X: Any, y: Any, weights: Any) -> Any:
     every predictor that takes weights is made to ask for them, unless the user has said otherwise.
     `None`: no weights.
     """
+    fresh: Any = clone(estimator)
     if weights is None:
-        return clone(estimator).fit(X, y)
+        return fresh.fit(X, y)
     if not _needs_routing(estimator):
-        fresh: Any = clone(estimator)
         with config_context(enable_metadata_routing=False):  # which wants pipelines to be asked
             return fresh.fit(X, y, **{str(weight_keyword(estimator)): weights})
     with config_context(enable_metadata_routing=True):

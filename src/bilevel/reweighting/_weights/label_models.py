@@ -81,7 +81,8 @@ class LabelModel:
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
             if isinstance(estimator, CodedLabels):
-                return clone(estimator).fit(X, y, weights)  # it passes the weights on by itself
+                fresh: Any = clone(estimator)
+                return fresh.fit(X, y, weights)  # it passes the weights on by itself
             return fit_weighted(estimator, X, y, weights)
 
     def outputs(self, model: Any, X: Any) -> Float[np.ndarray, "rows outputs"]:
