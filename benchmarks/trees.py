@@ -192,9 +192,9 @@ def cell(s: Split) -> dict[str, Any]:
         start = time.process_time()
         quality[name], line[name] = cleanlab(s, given=given)
         line[f"cpu {name}"] = time.process_time() - start
-    if s.wrong.any():
-        areas = {f"auroc {k}": float(roc_auc_score(~s.wrong, v)) for k, v in quality.items()}
-        line |= areas
+    for name, values in quality.items():
+        area = float(roc_auc_score(~s.wrong, values)) if s.wrong.any() else None
+        line[f"auroc {name}"] = area
     return line | {"cpu": cpu, "winner": ours.winner_, "rows": len(s.y)}
 
 
@@ -223,7 +223,7 @@ def grid(names: list[str], seeds: int, folder: Path | None) -> Iterator[tuple[An
 def summary(table: pd.DataFrame) -> dict[str, Any]:
     """What the cells say together."""
     gain = table["ours"] - table[list(RIVALS)].max(axis=1)
-    ranked = table.dropna(subset=["auroc ours"])
+    ranked = table[table["rate"] > 0].dropna(subset=[f"auroc {WITHOUT}"])
     best = ranked[[f"auroc {WITHOUT}", f"auroc {WITH}"]].max(axis=1)
     ratio = table["cpu"] / table[f"cpu {WITHOUT}"]
     return {
@@ -262,10 +262,12 @@ def main() -> None:
     path = options.out / "trees.csv"
     lines: list[Any] = pd.read_csv(path).to_dict("records") if path.exists() else []
     done = {tuple(line[k] for k in CELL) for line in lines}
+    full = options.rows == ROWS
     for name, kind, rate, m, seed in grid(options.data, options.seeds, options.tables):
         if (name, kind, rate, m, seed) in done:
             continue
         if time.process_time() > 60 * options.minutes:
+            full = False
             break
         s = split(name, kind, rate, m, seed, options.tables, options.rows)
         line = dict(zip(CELL, (name, kind, rate, m, seed), strict=True)) | cell(s)
@@ -274,8 +276,8 @@ def main() -> None:
         best = max(line[rival] for rival in RIVALS)
         print(
             f"{name} {kind} {rate} m={m}: ours {line['ours']:.3f} ({line['ours'] - best:+.3f}, "
-            f"{line['winner']}), auroc {line.get('auroc ours', np.nan):.3f} (cleanlab "
-            f"{line.get(f'auroc {WITHOUT}', np.nan):.3f}, {line.get(f'auroc {WITH}', np.nan):.3f}), "
+            f"{line['winner']}), auroc {line['auroc ours']} (cleanlab {line[f'auroc {WITHOUT}']}, "
+            f"{line[f'auroc {WITH}']}), "
             f"{line['cpu']:.0f} CPU s ({line['cpu'] / line[f'cpu {WITHOUT}']:.1f} times)",
             flush=True,
         )
@@ -301,6 +303,7 @@ def main() -> None:
             "summary": {half: summary(rows) for half, rows in found.items() if len(rows)},
             "cells": cells.astype(object).where(cells.notna(), None).to_dict("records"),
         },
+        full=full,
     )
 
 

@@ -188,6 +188,76 @@ def how_many() -> str:
     return f"{text}\n\n{_table(head, lines)}"
 
 
+def trees_summary() -> str:
+    """Trees beside what else could be done with them: means and worst cells, by half of the tables."""
+    found = _report("trees")
+    halves = found["summary"].values()
+    measured = {cell["data"] for cell in found["cells"]}
+    heads = [
+        f"{half}: {', '.join(name for name in found['tables'][half] if name in measured)}"
+        for half in found["summary"]
+    ]
+
+    lines = [
+        ["cells", *(str(x["cells"]) for x in halves)],
+        [
+            "accuracy minus that of the best alternative in hindsight: mean, worst",
+            *(f"{x['gain']['mean']:+.4f}, {x['gain']['worst']:+.3f}" for x in halves),
+        ],
+        [
+            "cells in which this is at least -0.01",
+            *(_percent(x["gain"]["share >= -0.01"]) for x in halves),
+        ],
+    ]
+    for rival in next(iter(halves))["gain over"]:
+        pairs = [(x["gain over"][rival], x["gain over, worst"][rival]) for x in halves]
+        text = f"accuracy minus that of {rival}: mean, worst"
+        lines.append([text, *(f"{mean:+.4f}, {worst:+.3f}" for mean, worst in pairs)])
+    for name in ("ours", "cleanlab", "cleanlab, given the trusted rows"):
+        areas = [x["auroc"][name] for x in halves]
+        shown = ("-" if area is None else f"{area:.4f}" for area in areas)
+        lines.append([f"AUROC of the label quality, {name}", *shown])
+    for key in ("auroc at or above cleanlab's", "auroc at or above the better of cleanlab's"):
+        text = f"cells with an {key.replace('auroc', 'AUROC')}" + " two" * ("better" in key)
+        lines.append([text, *(_percent(x[key]) for x in halves)])
+    ratios = [x["cpu over cleanlab's"] for x in halves]
+    text = "CPU time over that of cleanlab's pipeline: median, largest"
+    lines.append([text, *(f"{x['median']:.1f}, {x['largest']:.1f}" for x in ratios)])
+    return _table(["", *heads], lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def trees_cells() -> str:
+    """Every cell with trees: accuracies, the areas under the curve, CPU times."""
+    lines = []
+    for x in _report("trees")["cells"]:
+        rivals = (
+            "all rows + trusted",
+            "trusted only",
+            "filter",
+            "cleanlab",
+            "cleanlab, given the trusted rows",
+        )
+        areas = [x.get(f"auroc {n}") for n in ("ours", rivals[3], rivals[4])]
+        lines.append(
+            [
+                f"{x['data']}, {x['rows']}",
+                x["noise"] if not x["rate"] else f"{x['noise']} {100 * x['rate']:.0f} %",
+                str(x["trusted"]),
+                f"{x['ours']:.3f} ({x['gain']:+.3f})",
+                *(f"{x[rival]:.3f}" for rival in rivals),
+                " / ".join("-" if a is None else f"{a:.3f}" for a in areas),
+                f"{x['cpu'] / x['cpu cleanlab']:.1f}",
+            ]
+        )
+    head = ["table, rows", "noise", "trusted", "ours (gain)", "all", "trusted", "filter"]
+    head += ["cleanlab", "cleanlab, trusted", "AUROC: ours / cleanlab / trusted", "CPU"]
+    return _table(head, lines)
+
+
 def weighting_gains() -> str:
     """Gain over the best baseline in hindsight by cell, with the room of the oracle in brackets."""
     cells = _report("reweighting")["cells"]
