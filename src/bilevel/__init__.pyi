@@ -104,7 +104,7 @@ from ._outer.penalised import (
     l2_to_uniform as l2_to_uniform,
     penalised as penalised,
 )
-from ._analysis.lower_level import (
+from ._inner.lower_level import (
     LowerLevelCheck as LowerLevelCheck,
     check_lower_level as check_lower_level,
 )

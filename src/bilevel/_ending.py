@@ -1,16 +1,27 @@
 """How a run ended: whether it blew up, from its trace, and what a person is told about it."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
+from ._algorithm.base import AbstractAlgorithm, State
+from ._inner.lower_level import look_around, starts_around
+from ._problem import BilevelProblem, FixedPointProblem, Problem, num_rows
+from ._sampler import AbstractSampler, FullBatch
 from ._solution import RESULTS, HypergradientWarning
 
 GROWTH = 30.0  # the last steps and residuals over those of the first quarter: a blow-up
 JUMP = 1e6  # the same over the first two points: a blow-up that came early
 GROWTH_OF_V = 1e6  # of the linear residual alone: v blew up, while u is kept in a set
 SHORT = 8  # trace points: in fewer, a first value of about zero says nothing
+
+# Once a run has converged: random starts from which a lower inner minimum is looked for, the part of
+# the run's inner gradients that this may cost, the least number per start that is worth it, and the
+# entries of w times the rows of data up to which that number costs milliseconds.
+LOOKS, SPARE, FEWEST, SMALL = 3, 0.05, 30, 100_000
 
 _WORDS = {
     "outer_residual": "the outer residual",
@@ -71,6 +82,34 @@ def ending(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> Ending
     if np.all(codes[len(codes) // 2 :] == int(RESULTS.inner_divergence._value)):
         return Ending(RESULTS.inner_divergence)
     return Ending(result)
+
+
+def spare_evaluations(problem: Problem, algorithm: AbstractAlgorithm, state: State) -> int:
+    """Evaluations of f per start that all together cost a twentieth of the run; 0 if too few.
+
+    On a small problem there are always a few. With minibatches a run does not show what an
+    evaluation on all data costs: there are none.
+    """
+
+    def is_sampler(x: Any) -> bool:
+        return isinstance(x, AbstractSampler)
+
+    parts = jax.tree.leaves(algorithm, is_leaf=is_sampler)
+    minibatches = any(is_sampler(x) and not isinstance(x, FullBatch) for x in parts)
+    if isinstance(problem, FixedPointProblem) or minibatches:
+        return 0
+    spare = int(SPARE * int(state.calls.inner_grad)) // (LOOKS + 2)
+    small = ravel_pytree(state.w)[0].size * max(num_rows(problem.inner_data), 1) <= SMALL
+    return max(spare, FEWEST) if small or spare >= FEWEST else 0
+
+
+def look_lower(problem: BilevelProblem, state: State, budget: int) -> Ending:
+    """Whether the inner problem has a lower minimum than w, from a few starts."""
+    starts = starts_around(state.w, jax.random.split(jax.random.key(0), LOOKS))
+    found = look_around(problem, state.u, state.w, starts, budget)
+    if found.verdict == "not_minimal":
+        return Ending(RESULTS.lower_level_not_minimal, str(found))
+    return Ending(RESULTS.successful)
 
 
 def warn_of_steps(trace: dict[str, np.ndarray]) -> None:

@@ -36,6 +36,11 @@ with warnings.catch_warnings():  # of the message of `successful`, which is empt
             "returned is no solution. Usually a step size is too large (of w, of v or of u), or an "
             "objective is not bounded below. Take smaller steps, or 'auto', and start anew."
         )
+        lower_level_not_minimal = (
+            "Every residual met its tolerance, but w does not minimise the inner problem: from "
+            "another start it ends at a lower value (`check_lower_level` returns the point). "
+            "First-order conditions cannot see this. Start w there, and solve again."
+        )
         negative_curvature = (
             "Conjugate gradients met a direction in which the inner Hessian is not positive and "
             "stopped there. The inner point may be no minimum: solve the inner problem further, or "

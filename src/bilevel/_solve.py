@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from ._algorithm.base import AbstractAlgorithm, State, choose
 from ._callback import AbstractCallback, Chunk
-from ._ending import ending, warn_of_steps
+from ._ending import ending, look_lower, spare_evaluations, warn_of_steps
 from ._geometry import AbstractGeometry, outer_residual
 from ._inner.closed_form import ClosedForm
 from ._problem import BilevelProblem, FixedPointProblem, Problem
@@ -217,7 +217,9 @@ def solve(
         converged, or made its steps with `tol=None`; `outer_max_steps_reached` if it had a `tol` and
         did not meet it; `outer_divergence` if its steps and a residual grew 30-fold and more, so that
         what it returns is no solution; `inner_divergence` if in the last half of the trace every
-        inner solve ended with a larger residual than it began with.
+        inner solve ended with a larger residual than it began with; `lower_level_not_minimal` if the
+        run converged and a look around w, for a twentieth of its cost or on a small problem, found
+        that w is no minimum of f: see `check_lower_level`.
 
     Warns:
         HypergradientWarning: once, if a linear solver met negative curvature or did not contract, or
@@ -294,6 +296,8 @@ def solve(
     if not converged:
         result, grown = ending(result, columns, size)
     u, w = given.restore(state.u, state.w)
+    if converged and (spare := spare_evaluations(problem, algorithm, state)):
+        result, grown = look_lower(cast(BilevelProblem, problem), state, spare)
     solution = Solution(
         u=u,
         w=w,

@@ -48,7 +48,7 @@ class Run:
         tolerances: for the three residuals, or `None`.
         stopped: whether a callback ended the run.
         seconds: of wall-clock time, compilation included.
-        grown: what grew, in words, if the run blew up.
+        grown: what grew, in words, if the run blew up; or the lower inner minimum that was found.
         values: computes `(F, f)` at the solution on all data; f is `None` for a fixed-point problem.
     """
 

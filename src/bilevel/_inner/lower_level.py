@@ -1,7 +1,7 @@
 """Is the inner point of a result a minimiser of the inner problem, and is it the only one?"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 
 from .._problem import BilevelProblem
 from .._solution import Solution
+from .._variables import uniform
 
 REACHES = (0.5, 2.0, 5.0)  # of random starts around w, in units of its size
 STEPS = 200  # evaluations of f per start
@@ -107,25 +108,41 @@ def check_lower_level(
     for name, value in (("num_starts", num_starts), ("max_evaluations", max_evaluations)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    u, w = solution.u, solution.w
-    flat, unravel = ravel_pytree(w)
-    here = np.asarray(flat, np.float64)
+    given = uniform(problem, solution.u, solution.w)
     keys = jax.random.split(jax.random.key(0) if key is None else key, num_starts)
     if fresh is None:
-        size = 1 + float(np.sqrt(np.mean(here**2)))
-        starts = [
-            here + size * REACHES[i % len(REACHES)] * np.asarray(jax.random.normal(k, flat.shape))
-            for i, k in enumerate(keys)
-        ]
+        starts = starts_around(given.w, keys)
     else:
-        starts = [np.asarray(ravel_pytree(fresh(k))[0], np.float64) for k in keys]
+        points = [given.strip(solution.u, fresh(k))[1] for k in keys]
+        starts = [np.asarray(ravel_pytree(point)[0], np.float64) for point in points]
+    inner = cast(BilevelProblem, given.problem)
+    found = look_around(inner, given.u, given.w, starts, max_evaluations)
+    return found._replace(w=given.restore(given.u, found.w)[1])
 
-    @eqx.filter_jit
-    def value_and_grad(x: Array) -> tuple[Array, Array]:
-        return jax.value_and_grad(lambda x: problem.inner(u, unravel(x), problem.inner_data))(x)
+
+def starts_around(w: PyTree[Array], keys: Key[Array, " starts"]) -> list[np.ndarray]:
+    """Random points at 0.5, 2 and 5 times `1 + the root mean square of w` from w, raveled."""
+    flat = np.asarray(ravel_pytree(w)[0], np.float64)
+    size = 1 + float(np.sqrt(np.mean(flat**2)))
+    return [
+        flat + size * REACHES[i % len(REACHES)] * np.asarray(jax.random.normal(k, flat.shape))
+        for i, k in enumerate(keys)
+    ]
+
+
+def look_around(
+    problem: BilevelProblem,
+    u: PyTree[Array],
+    w: PyTree[Array],
+    starts: list[np.ndarray],
+    max_evaluations: int,
+) -> LowerLevelCheck:
+    """`check_lower_level` for variables that are arrays, from these starts."""
+    flat, unravel = ravel_pytree(w)
+    here = np.asarray(flat, np.float64)
 
     def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = value_and_grad(jnp.asarray(x, flat.dtype))
+        value, grad = _value_and_grad(problem, u, w, jnp.asarray(x, flat.dtype))
         return float(value), np.asarray(grad, np.float64)
 
     def outer(x: np.ndarray) -> float:
@@ -164,3 +181,12 @@ def check_lower_level(
         distances=distances[1:],
         w=unravel(jnp.asarray(ends[int(np.argmin(values))], flat.dtype)),
     )
+
+
+@eqx.filter_jit
+def _value_and_grad(
+    problem: BilevelProblem, u: PyTree[Array], w: PyTree[Array], x: Array
+) -> tuple[Array, Array]:
+    """Of the inner objective at x, which is like w, raveled."""
+    unravel = ravel_pytree(w)[1]
+    return jax.value_and_grad(lambda x: problem.inner(u, unravel(x), problem.inner_data))(x)

@@ -1,5 +1,6 @@
 """`check_lower_level` on inner problems whose minima are known."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import bilevel
 from bilevel import BilevelProblem, Solution, check_lower_level
+from bilevel._ending import spare_evaluations
 
 
 def found(u, w) -> Solution:
@@ -38,6 +40,29 @@ def test_a_stationary_point_of_the_first_order_conditions_that_is_no_solution():
     assert check.inner_values.min() == pytest.approx(float(f.min()), abs=1e-6)
     np.testing.assert_allclose(check.w, grid[f.argmin()], atol=1e-3)
     assert "solves first-order conditions only" in str(check)
+
+
+def test_a_converged_run_says_so_by_itself_where_that_is_cheap():
+    method = bilevel.SOBA(0.1, 0.1, 0.05)
+    start = jnp.array(1.5), jnp.array(2.0)
+    options = {"num_steps": 20_000, "tol": 1e-6, "throw": False}
+    run = bilevel.solve(mirrlees(), method, *start, **options)
+    assert run.stats["converged"]
+    assert run.result == bilevel.RESULTS.lower_level_not_minimal
+    assert "solves first-order conditions only" in str(run)
+    with pytest.raises(bilevel.BilevelError, match="does not minimise the inner problem"):
+        bilevel.solve(mirrlees(), method, *start, num_steps=20_000, tol=1e-6)
+    # A large problem pays for it with a twentieth of its inner gradients, or is left alone.
+    assert _spare(w=jnp.zeros(200_000), calls=137) == 0
+    assert _spare(w=jnp.zeros(200_000), calls=10_000) == 100
+    assert _spare(w=jnp.zeros(3), calls=137) == 30
+
+
+def _spare(w, calls):
+    method = bilevel.SOBA(0.1, 0.1, 0.05)
+    state = method.init(mirrlees(), jnp.array(1.5), w, jax.random.key(0))
+    counted = eqx.tree_at(lambda s: s.calls.inner_grad, state, jnp.array(calls))
+    return spare_evaluations(mirrlees(), method, counted)
 
 
 def test_the_right_branch_is_found_to_be_unique():
