@@ -84,6 +84,29 @@ def ending(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> Ending
     return Ending(result)
 
 
+def is_short_and_far(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> bool:
+    """Whether a trace is too short to show growth, and its last step was longer than `1 + size`."""
+    going_on = bool((result == RESULTS.successful) | (result == RESULTS.outer_max_steps_reached))
+    return going_on and 0 < len(trace["step"]) < SHORT and bool(trace["move"][-1] > 1 + size)
+
+
+def ending_of_short(result: RESULTS, values: list[float]) -> Ending:
+    """The result of such a run: it has blown up if |F| is a thousand times larger a step later.
+
+    Args:
+        result: as in `ending`.
+        values: F at the trace points, and at the step after the last one, which is not part of the
+            run.
+    """
+    *known, after = values
+    before = max(abs(x) for x in known[: max(1, len(known) // 2)])
+    if np.isfinite(after) and not (0 < 1e3 * before < abs(after)):
+        return Ending(result)
+    return Ending(
+        RESULTS.outer_divergence, f"These grew: |F| from {before:.2g} to {abs(after):.2g}."
+    )
+
+
 def spare_evaluations(problem: Problem, algorithm: AbstractAlgorithm, state: State) -> int:
     """Evaluations of f per start that all together cost a twentieth of the run; 0 if too few.
 

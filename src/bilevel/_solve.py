@@ -11,18 +11,31 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from ._algorithm.base import AbstractAlgorithm, State, choose
 from ._callback import AbstractCallback, Chunk
-from ._ending import ending, look_lower, spare_evaluations, warn_of_steps
-from ._geometry import AbstractGeometry, outer_residual
+from ._checks import (
+    UNDER_TRANSFORMATION,
+    any_tracer,
+    check_call,
+    check_fits,
+    check_objectives,
+)
+from ._ending import (
+    ending,
+    ending_of_short,
+    is_short_and_far,
+    look_lower,
+    spare_evaluations,
+    warn_of_steps,
+)
+from ._geometry import outer_residual
 from ._inner.closed_form import ClosedForm
 from ._problem import BilevelProblem, FixedPointProblem, Problem
 from ._solution import RESULTS, BilevelError, Solution
 from ._summary import Run
-from ._variables import Formula, Uniform, uniform
+from ._variables import Formula, Uniform
 
 
 class Tolerances(NamedTuple):
@@ -81,7 +94,7 @@ def run_chunk(
     chunk needs no second compilation. Returns the new state and status, and the rows recorded, which
     are marked `live`.
     """
-    _check_objectives(problem, state)  # while tracing, so a compiled run pays nothing for it
+    check_objectives(problem, state)  # while tracing, so a compiled run pays nothing for it
 
     def one(state: State) -> tuple[State, Status, Row]:
         following, info = algorithm.step(problem, state)
@@ -244,12 +257,12 @@ def solve(
     (1.0, 2)
     """
     began = time.perf_counter()
-    given, size = _check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
+    given, size = check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
     problem, algorithm = given.problem, _with_formulas(algorithm, given)
-    if state is None:
+    if is_new := state is None:
         state = algorithm.init(problem, given.u, given.w, _typed_key(key))
     else:
-        _check_fits(state, problem, algorithm, given.u, given.w)
+        check_fits(state, problem, algorithm, given.u, given.w)
     # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
     state = cast(State, jax.tree.map(_own, state))
 
@@ -273,8 +286,8 @@ def solve(
             state, status, rows = cast(
                 tuple[State, Status, Row], _compiled_chunk(static, arrays, (state, status))
             )
-            if _any_tracer((state, status, rows)):
-                raise TypeError(_UNDER_TRANSFORMATION)
+            if any_tracer((state, status, rows)):
+                raise TypeError(UNDER_TRANSFORMATION)
             rows = _fetch(rows)
             trace.append(rows)
             chunk = Chunk(int(state.step), num_steps, state, rows)
@@ -295,6 +308,16 @@ def solve(
     grown = ""
     if not converged:
         result, grown = ending(result, columns, size)
+        if not grown and is_short_and_far(result, columns, size):
+            # One step more, by the program that is compiled, says where the last one led to.
+            further = options._replace(num_steps=options.num_steps + 1, trace_every=state.step + 1)
+            again = eqx.filter((problem, algorithm, further), eqx.is_array)
+            copied = cast(State, jax.tree.map(_own, state))
+            *_, rows = _compiled_chunk(static, again, (copied, Status(~status.over, result)))
+            values = [*columns["outer_value"], *_fetch(cast(Row, rows))["outer_value"]]
+            if is_new and columns["step"][0] > 1:
+                values.insert(0, _values(given.problem, given, u0, w0)[0])
+            result, grown = ending_of_short(result, [float(x) for x in values])
     u, w = given.restore(state.u, state.w)
     if converged and (spare := spare_evaluations(problem, algorithm, state)):
         result, grown = look_lower(cast(BilevelProblem, problem), state, spare)
@@ -351,13 +374,6 @@ def _values(problem: Problem, given: Uniform, u: PyTree, w: PyTree) -> tuple[Any
     return outer, eqx.filter_jit(problem.inner)(u, w, problem.inner_data)
 
 
-_UNDER_TRANSFORMATION = (
-    "`solve` runs on the host and cannot be called under jax.jit, grad or vmap, nor with "
-    "objectives that close over a variable being traced. Inside a transformation use "
-    "`algorithm.init` and `algorithm.step` in a `lax.scan`, or `implicit_gradient`."
-)
-
-
 def _typed_key(key: Any) -> Key[Array, ""]:
     """The given key as a typed key; an integer is a seed, and the default is 0."""
     if key is None or isinstance(key, int):
@@ -370,86 +386,8 @@ def _own(x: Array) -> Array:
     return x.copy() if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.array(x, x.dtype)
 
 
-def _any_tracer(tree: Any) -> bool:
-    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
-
-
 def _fetch(rows: Row) -> dict[str, np.ndarray]:
     """The trace points among a chunk's rows, on the host."""
     columns = {name: np.asarray(column) for name, column in rows._asdict().items()}
     live = columns.pop("live")
     return {name: column[live] for name, column in columns.items()}
-
-
-def _check_call(
-    problem: Problem, u0: PyTree, w0: PyTree, num_steps: int, trace_every: int, chunk_size: int
-) -> tuple[Uniform, float]:
-    """Refuse a wrong call; the problem in the form that the methods see, and the norm of (u, w)."""
-    for name, value in [
-        ("num_steps", num_steps),
-        ("trace_every", trace_every),
-        ("chunk_size", chunk_size),
-    ]:
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    # Under jit, new arrays are tracers too.
-    if _any_tracer((u0, w0, problem, jnp.zeros(()))):
-        raise TypeError(_UNDER_TRANSFORMATION)
-    given = uniform(problem, u0, w0, ("u0", "w0"))
-    numbers = _distance_and_norms(given.problem.geometry, given.u, given.w)
-    distance, size, size_of_both = (float(x) for x in numbers)
-    if not distance <= max(1e-3 * size, 1e-6):  # entries may be tiny
-        raise ValueError(
-            f"`u0` is not in the set of `{type(problem.geometry).__name__}`: the nearest point of "
-            f"it is {distance:.3g} away. Start from a point of the set, such as "
-            "`problem.geometry.project(u0)`."
-        )
-    return given, size_of_both
-
-
-@eqx.filter_jit
-def _distance_and_norms(
-    geometry: AbstractGeometry, u: PyTree[Array], w: PyTree[Array]
-) -> tuple[Array, ...]:
-    distance = optax.tree.norm(optax.tree.sub(geometry.project(u), u))
-    return distance, optax.tree.norm(u), optax.tree.norm((u, w))
-
-
-def _check_objectives(problem: Problem, state: State) -> None:
-    scalars = [("outer", problem.outer, problem.outer_data)]
-    if isinstance(problem, BilevelProblem):
-        scalars.append(("inner", problem.inner, problem.inner_data))
-    for name, objective, data in scalars:
-        value = eqx.filter_eval_shape(objective, state.u, state.w, data)
-        if not (hasattr(value, "shape") and value.shape == ()):
-            raise ValueError(
-                f"the {name} objective must return a scalar, got "
-                f"{getattr(value, 'shape', type(value).__name__)}; take a mean or a sum."
-            )
-    if isinstance(problem, FixedPointProblem):
-        image = eqx.filter_eval_shape(problem.map, state.u, state.w, problem.inner_data)
-        got, expected = (jax.tree.map(lambda x: x.shape, tree) for tree in (image, state.w))
-        if got != expected:
-            raise ValueError(
-                f"the map of a `FixedPointProblem` must return a pytree like w, got shapes {got} "
-                f"for w of {expected}."
-            )
-
-
-def _check_fits(
-    state: State, problem: Problem, algorithm: AbstractAlgorithm, u0: PyTree, w0: PyTree
-) -> None:
-    for name, ours, theirs in [("u", state.u, u0), ("w", state.w, w0)]:
-        if jax.tree.map(jnp.shape, ours) != jax.tree.map(jnp.shape, theirs):
-            raise ValueError(
-                f"`state` does not belong to this problem: its `{name}` has shapes "
-                f"{jax.tree.map(jnp.shape, ours)}, `{name}0` has {jax.tree.map(jnp.shape, theirs)}."
-            )
-    own = eqx.filter_eval_shape(algorithm.init, problem, u0, w0, state.key)
-    ours, theirs = (jax.tree.map(lambda x: (x.shape, str(x.dtype)), x) for x in (state, own))
-    if ours != theirs:
-        raise ValueError(
-            f"`state` does not belong to this algorithm: it was made by another method than this "
-            f"`{type(algorithm).__name__}`, by one with other solvers or samplers, or in another "
-            "dtype. Go on with the algorithm that made it, or start anew from its `u` and `w`."
-        )

@@ -131,3 +131,17 @@ def test_leaving_a_saddle_is_no_blow_up():
     for num_steps in (20, 40, 60, 80, 200):
         solution = bilevel.solve(problem, method, start, start, num_steps=num_steps, throw=False)
         assert bool(solution.result == RESULTS.successful)
+
+
+@pytest.mark.parametrize("num_steps", [3, 5])
+def test_a_short_run(num_steps):
+    """A single step of 1e12: where it led to is seen one step later, which is not part of the run."""
+    solution = outcome("SOBA", (0.5, 0.5, 1e12), num_steps=num_steps)
+    assert bool(solution.result == RESULTS.outer_divergence)
+    assert len(solution.trace["step"]) == solution.stats["num_steps"] == num_steps
+
+
+def test_a_trace_of_one_point():
+    solution = outcome("SOBA", BLOW_UPS["w"], trace_every=100)
+    assert len(solution.trace["step"]) == 1
+    assert bool(solution.result == RESULTS.outer_divergence)

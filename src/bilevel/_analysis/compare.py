@@ -16,6 +16,7 @@ import pandas as pd
 from jaxtyping import Array, PyTree, Scalar
 
 from .._algorithm.base import AbstractAlgorithm, State
+from .._checks import check_call
 from .._problem import Problem
 from .._solution import NAMES, RESULTS
 from .._solve import (
@@ -23,7 +24,6 @@ from .._solve import (
     RunOptions,
     Status,
     Tolerances,
-    _check_call,
     _own,
     _with_formulas,
     run_chunk,
@@ -128,7 +128,7 @@ def compare(
     metrics = {} if metrics is None else dict(metrics)
     given = uniform(problem, u0, w0, ("u0", "w0"))
     for n in steps.values():
-        _check_call(problem, u0, w0, n, 1 if trace_every is None else trace_every, 1)
+        check_call(problem, u0, w0, n, 1 if trace_every is None else trace_every, 1)
     _check_metrics(metrics, u0, w0)
 
     @eqx.filter_jit

@@ -1,0 +1,102 @@
+"""What `solve` refuses before it runs, and while it is traced."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from ._algorithm.base import AbstractAlgorithm, State
+from ._geometry import AbstractGeometry
+from ._problem import BilevelProblem, FixedPointProblem, Problem
+from ._variables import Uniform, uniform
+
+UNDER_TRANSFORMATION = (
+    "`solve` runs on the host and cannot be called under jax.jit, grad or vmap, nor with "
+    "objectives that close over a variable being traced. Inside a transformation use "
+    "`algorithm.init` and `algorithm.step` in a `lax.scan`, or `implicit_gradient`."
+)
+
+
+def any_tracer(tree: Any) -> bool:
+    """Whether jax is tracing a leaf."""
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+
+
+def check_call(
+    problem: Problem, u0: PyTree, w0: PyTree, num_steps: int, trace_every: int, chunk_size: int
+) -> tuple[Uniform, float]:
+    """Refuse a wrong call; the problem in the form that the methods see, and the norm of (u, w)."""
+    for name, value in [
+        ("num_steps", num_steps),
+        ("trace_every", trace_every),
+        ("chunk_size", chunk_size),
+    ]:
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    # Under jit, new arrays are tracers too.
+    if any_tracer((u0, w0, problem, jnp.zeros(()))):
+        raise TypeError(UNDER_TRANSFORMATION)
+    given = uniform(problem, u0, w0, ("u0", "w0"))
+    numbers = _distance_and_norms(given.problem.geometry, given.u, given.w)
+    distance, size, size_of_both = (float(x) for x in numbers)
+    if not distance <= max(1e-3 * size, 1e-6):  # entries may be tiny
+        raise ValueError(
+            f"`u0` is not in the set of `{type(problem.geometry).__name__}`: the nearest point of "
+            f"it is {distance:.3g} away. Start from a point of the set, such as "
+            "`problem.geometry.project(u0)`."
+        )
+    return given, size_of_both
+
+
+@eqx.filter_jit
+def _distance_and_norms(
+    geometry: AbstractGeometry, u: PyTree[Array], w: PyTree[Array]
+) -> tuple[Array, ...]:
+    distance = optax.tree.norm(optax.tree.sub(geometry.project(u), u))
+    return distance, optax.tree.norm(u), optax.tree.norm((u, w))
+
+
+def check_objectives(problem: Problem, state: State) -> None:
+    """Refuse objectives that are no scalars, and a map whose value is not like w."""
+    scalars = [("outer", problem.outer, problem.outer_data)]
+    if isinstance(problem, BilevelProblem):
+        scalars.append(("inner", problem.inner, problem.inner_data))
+    for name, objective, data in scalars:
+        value = eqx.filter_eval_shape(objective, state.u, state.w, data)
+        if not (hasattr(value, "shape") and value.shape == ()):
+            raise ValueError(
+                f"the {name} objective must return a scalar, got "
+                f"{getattr(value, 'shape', type(value).__name__)}; take a mean or a sum."
+            )
+    if isinstance(problem, FixedPointProblem):
+        image = eqx.filter_eval_shape(problem.map, state.u, state.w, problem.inner_data)
+        got, expected = (jax.tree.map(lambda x: x.shape, tree) for tree in (image, state.w))
+        if got != expected:
+            raise ValueError(
+                f"the map of a `FixedPointProblem` must return a pytree like w, got shapes {got} "
+                f"for w of {expected}."
+            )
+
+
+def check_fits(
+    state: State, problem: Problem, algorithm: AbstractAlgorithm, u0: PyTree, w0: PyTree
+) -> None:
+    """Refuse a state of another problem or algorithm."""
+    for name, ours, theirs in [("u", state.u, u0), ("w", state.w, w0)]:
+        if jax.tree.map(jnp.shape, ours) != jax.tree.map(jnp.shape, theirs):
+            raise ValueError(
+                f"`state` does not belong to this problem: its `{name}` has shapes "
+                f"{jax.tree.map(jnp.shape, ours)}, `{name}0` has {jax.tree.map(jnp.shape, theirs)}."
+            )
+    own = eqx.filter_eval_shape(algorithm.init, problem, u0, w0, state.key)
+    ours, theirs = (jax.tree.map(lambda x: (x.shape, str(x.dtype)), x) for x in (state, own))
+    if ours != theirs:
+        raise ValueError(
+            f"`state` does not belong to this algorithm: it was made by another method than this "
+            f"`{type(algorithm).__name__}`, by one with other solvers or samplers, or in another "
+            "dtype. Go on with the algorithm that made it, or start anew from its `u` and `w`."
+        )
