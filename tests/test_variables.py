@@ -33,11 +33,11 @@ W = {
 }
 
 
-def outer(u, w, _):
+def outer(u, w, _) -> Any:
     return sum(jnp.sum((x.astype(jnp.float64) - 1) ** 2) for x in jax.tree.leaves(w))
 
 
-def inner(u, w, _):
+def inner(u, w, _) -> Any:
     """`w* = scale` in each entry of net and half, and `w* = shift` in heat."""
     target = {"net": u["scale"], "heat": u["shift"], "half": u["scale"]}
     seen = {name: x.dtype for name, x in w.items()}

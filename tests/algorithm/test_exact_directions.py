@@ -15,7 +15,6 @@ from problems import COUPLED, flat
 
 CASE = COUPLED.case("coupled", jnp.array([0.5, -0.3, 0.2]), jnp.zeros(5))
 STEP, K = 0.15, 4
-MOMENTUM: dict[str, Any] = {"momentum": 0.3, "num_terms": K}
 METHODS: dict[str, Any] = {
     **{
         f"VRBO, {t} inner steps, period {period}": bilevel.VRBO(
@@ -26,8 +25,8 @@ METHODS: dict[str, Any] = {
     "VRBO, auto": bilevel.VRBO(linear_step=STEP, period=4, num_inner=2, num_terms=K),
     "SRBA, period 20": bilevel.SRBA(STEP, STEP, 0.03, period=20),
     "SRBA, period 3": bilevel.SRBA(STEP, STEP, 0.03, period=3),
-    "MRBO": bilevel.MRBO(STEP, STEP, 0.03, **MOMENTUM),
-    "SUSTAIN": bilevel.SUSTAIN(STEP, STEP, 0.03, **(MOMENTUM | {"num_terms": 1})),
+    "MRBO": bilevel.MRBO(STEP, STEP, 0.03, momentum=0.3, num_terms=K),
+    "SUSTAIN": bilevel.SUSTAIN(STEP, STEP, 0.03, momentum=0.3, num_terms=1),
     "FSLA": bilevel.FSLA(STEP, STEP, 0.03, momentum=0.3),
 }
 

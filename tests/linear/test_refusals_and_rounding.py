@@ -68,7 +68,7 @@ def test_nystrom_does_not_divide_rounding_by_the_damping(damping, rank):
     truth = q @ (np.arange(1.0, rank + 1) / (np.linspace(1, 3, rank) + damping))
     # In the first case the range itself is known up to rounding, which the damping divides.
     error = 1e-9 + (1e-14 / damping if rank == 5 else 0)
-    np.testing.assert_allclose(x, truth, rtol=0, atol=error * np.linalg.norm(truth))
+    np.testing.assert_allclose(x, truth, rtol=0, atol=float(error * np.linalg.norm(truth)))
 
 
 @pytest.mark.parametrize("seed", range(6))
