@@ -148,3 +148,14 @@ def test_a_trace_of_one_point():
     solution = outcome("SOBA", BLOW_UPS["w"], trace_every=100)
     assert len(solution.trace["step"]) == 1
     assert bool(solution.result == RESULTS.outer_divergence)
+
+
+def test_a_comparison_names_the_methods_that_blew_up():
+    methods = {name: made("SOBA", *steps) for name, steps in BLOW_UPS.items()}
+    methods["fine"] = made("SOBA", 0.5, 0.5, 0.1)
+    start = jnp.zeros(2), jnp.zeros(2)
+    frame = bilevel.compare(methods, toward(1.0), *start, num_steps=60, seeds=2)
+    ends = frame.groupby(["algorithm", "seed"]).result.last().unstack()
+    expected = {name: "successful" if name == "fine" else "outer_divergence" for name in methods}
+    for seed in (0, 1):
+        assert ends[seed].to_dict() == expected

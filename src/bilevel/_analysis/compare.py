@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from .._algorithm.base import AbstractAlgorithm, State
 from .._checks import check_call
+from .._ending import ending
 from .._problem import Problem
 from .._solution import NAMES, RESULTS
 from .._solve import (
@@ -36,7 +37,9 @@ TRACE_POINTS = 50
 CALLS = ("outer_grads", "inner_grads", "hvps", "mixed")
 LOG_RATIO = 10.0  # an axis is logarithmic where its largest value is this many times the smallest
 
-_FAILURES = ("nonfinite", "linear_divergence")
+_CODES = {name: code for code, name in NAMES.items()}
+_NOT_TAKEN = ("nonfinite", "linear_divergence")
+_FAILURES = (*_NOT_TAKEN, "outer_divergence", "inner_divergence")
 _COLUMNS = ("algorithm", "seed", "cpu_seconds", *(x for x in Row._fields if x != "live"))
 
 
@@ -87,6 +90,7 @@ def compare(
         `objective` and the other metrics: at the point after the step.
         `result`: the name of the step's `RESULTS`. A run that meets a non-finite number ends with
             the row of that step, which was not taken; the other seeds go on, and nothing is raised.
+            The last row of a run that blew up has `outer_divergence`, as in `solve`.
 
         `frame.attrs`: `compile_seconds` (CPU time by algorithm, in no row), `num_steps` by
         algorithm, `vmap`, and the names of the `metrics` given.
@@ -127,8 +131,9 @@ def compare(
     every = {name: min(trace_every or -(-n // TRACE_POINTS), n) for name, n in steps.items()}
     metrics = {} if metrics is None else dict(metrics)
     given = uniform(problem, u0, w0, ("u0", "w0"))
+    size = 0.0
     for n in steps.values():
-        check_call(problem, u0, w0, n, 1 if trace_every is None else trace_every, 1)
+        _, size = check_call(problem, u0, w0, n, 1 if trace_every is None else trace_every, 1)
     _check_metrics(metrics, u0, w0)
 
     @eqx.filter_jit
@@ -171,6 +176,7 @@ def compare(
         for group, key in groups:
             frames.append(named(name, _run, program, group, key, partial(measure, problem)))
             frames[-1].insert(0, "algorithm", name)
+            frames[-1] = _with_endings(frames[-1], size)
     frame = pd.concat(frames, ignore_index=True)
     frame.attrs = {
         "compile_seconds": {name: program.seconds for name, program in programs.items()},
@@ -278,6 +284,19 @@ def _run(
     return pd.concat(parts).sort_values(["seed", "step"], kind="stable")
 
 
+def _with_endings(rows: pd.DataFrame, size: float) -> pd.DataFrame:
+    """The rows, where the last one of a seed that blew up says so."""
+    rows = rows.reset_index(drop=True)
+    for _, run in rows[rows.step > 0].groupby("seed"):
+        trace = {str(name): run[name].to_numpy() for name in run.select_dtypes("number")}
+        trace["result"] = run.result.map(_CODES).to_numpy()
+        last = run.index[-1]
+        if rows.loc[last, "result"] not in _FAILURES:
+            told = NAMES[int(ending(RESULTS.successful, trace, size).result._value)]
+            rows.loc[last, "result"] = told if told != "successful" else rows.loc[last, "result"]
+    return rows
+
+
 def _check_algorithms(
     algorithms: Mapping[str, AbstractAlgorithm], num_steps: int | Mapping[str, int]
 ) -> dict[str, int]:
@@ -371,8 +390,8 @@ def draw_comparison(
         failed = int(ends.isin(_FAILURES).sum())
         note = f" ({failed} of {len(ends)} seeds failed)" if failed else ""
         labels.append(f"{algorithm}{note}")
-        # The step that failed was not taken.
-        rows = rows[np.isfinite(rows[y]) & ~rows.result.isin(_FAILURES)]
+        # The step that met a number that is not finite was not taken.
+        rows = rows[np.isfinite(rows[y]) & ~rows.result.isin(_NOT_TAKEN)]
         at_steps = rows.groupby("step")
         quartiles = at_steps[y].quantile(np.array([0.25, 0.5, 0.75])).unstack()
         lines.append((quartiles, at_steps[names].median()))
