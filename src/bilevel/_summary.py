@@ -34,6 +34,7 @@ _ADVICE = {
     "linear_divergence": (
         "damp the linear system, or choose another linear solver or a smaller step on v"
     ),
+    "lower_level_not_minimal": "start anew from the w that `check_lower_level` returns",
     "negative_curvature": "solve the inner problem further, or damp",
     "not_contracting": "use step_size='auto' in the linear solver, or damp",
 }
