@@ -16,6 +16,7 @@ from ._solution import RESULTS, HypergradientWarning
 GROWTH = 30.0  # the last steps and residuals over those of the first quarter: a blow-up
 JUMP = 1e6  # the same over the first two points: a blow-up that came early
 GROWTH_OF_V = 1e6  # of the linear residual alone: v blew up, while u is kept in a set
+_TWO = slice(0, 2)
 SHORT = 8  # trace points: in fewer, a first value of about zero says nothing
 
 # Once a run has converged: random starts from which a lower inner minimum is looked for, the part of
@@ -49,11 +50,11 @@ def ending(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> Ending
 
     A run has blown up if its steps and one of its residuals have grown: in the last tenth of the trace
     they are more than 30 times as long as in the first quarter, or a million times as long as at the
-    first two points, and a step is then longer than `1 + size`, or |F| has grown alike. Residuals
-    alone do not count: they are zero at a start that solves the inner problem. Steps alone do not
-    count: a solution may be far away, and the residuals fall on the way to it. A run from a saddle
-    point may look like a blow-up for a while, but its steps stay of the size of the start, or of
-    order one.
+    first two points, and a step is then longer than `1 + size`, or |F| has grown alike; or F has grown
+    a millionfold after such a step. Residuals alone do not count: they are zero at a start that solves
+    the inner problem. Steps alone do not count: a solution may be far away, and the residuals fall on
+    the way to it. A run from a saddle point may look like a blow-up for a while, but its steps stay of
+    the size of the start, or of order one.
 
     Args:
         result: what the run would be without this.
@@ -68,6 +69,14 @@ def ending(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> Ending
     ]
     large = _ends(trace, "move")[1] > 1 + size or _grew(trace, "outer_value")
     grown = ["move", *residuals] if _grew(trace, "move") and residuals and large else []
+    far = np.max(trace["move"]) > 1 + size
+    if (
+        not grown
+        and far
+        and trace["outer_value"][-1] > 0
+        and _grew(trace, "outer_value", JUMP, _TWO)
+    ):
+        grown = ["outer_value"]  # u was thrown far away, and lies still there
     before, after = _ends(trace, "linear_residual")
     if not grown and _grew(trace, "linear_residual", GROWTH_OF_V):
         usual = 1 + size + np.max(np.abs(trace["outer_value"][_head(trace)]))
@@ -168,7 +177,7 @@ def _ends(
 def _grew(
     trace: dict[str, np.ndarray], name: str, factor: float = GROWTH, head: slice | None = None
 ) -> bool:
-    if factor == GROWTH and _grew(trace, name, JUMP, slice(0, 2)):
+    if factor == GROWTH and _grew(trace, name, JUMP, _TWO):
         return True
     before, after = _ends(trace, name, head)
     if not (before > 0 and after > factor * before):  # an infinite norm of finite numbers counts

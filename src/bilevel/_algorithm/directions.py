@@ -189,7 +189,8 @@ def make_info(
     if linear_residual is None:
         linear_residual = optax.tree.norm(directions.v)
     linear_residual = jnp.asarray(linear_residual)
-    diverged = jnp.isfinite(optax.tree.norm(outer.w)) & ~jnp.isfinite(linear_residual)
+    finite = jnp.isfinite(optax.tree.norm(outer.w)) & jnp.isfinite(inner_residual)
+    diverged = finite & ~jnp.isfinite(linear_residual)
     return Info(
         outer_value=outer.value,
         outer_grad=directions.u,
