@@ -32,11 +32,11 @@ NAMES = ["wine", *CHOSEN_ON, *REPORTED]
 ALONE = ["uniform", "trusted only"]
 
 
-def read(name: str, folder: Path | None) -> tuple[pd.DataFrame, np.ndarray]:
+def read(name: str, folder: Path | None) -> tuple[Any, np.ndarray]:
     """All rows of a table, and the labels as codes; classes of fewer than 15 rows are left out."""
     if name == "wine":
-        X, y = load_wine(return_X_y=True)
-        X = pd.DataFrame(X).add_prefix("x")
+        bunch: Any = load_wine()
+        X, y = pd.DataFrame(bunch.data).add_prefix("x"), bunch.target
     else:
         X, y = load(name, folder)
     often = np.isin(y, np.flatnonzero(np.bincount(y) >= 15))
@@ -62,7 +62,7 @@ def fit(name: str, m: int, rate: float, seed: int, folder: Path | None) -> dict[
     return line | {"winner": model.winner_} | table["score"].to_dict()
 
 
-def summary(lines: pd.DataFrame) -> dict[str, Any]:
+def summary(lines: Any) -> dict[str, Any]:
     """Means over the seeds of each cell, and what all cells say together."""
     cell = ["table", "trusted", "rate"]
     means = lines.groupby(cell, sort=False)[["reweighted", *ALONE, "all rows + trusted"]].mean()
@@ -103,7 +103,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "harm.csv"
     done = pd.read_csv(path).to_dict("records") if path.exists() else []
-    known = {(d["table"], d["trusted"], d["rate"], d["seed"]) for d in done}
+    known: set[Any] = {(d["table"], d["trusted"], d["rate"], d["seed"]) for d in done}
     for seed, name in itertools.product(range(args.seeds), args.only):
         for m, rate in itertools.product(TRUSTED, RATES):
             if (name, m, rate, seed) in known:

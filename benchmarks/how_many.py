@@ -60,7 +60,8 @@ def draw(name: str, seed: int) -> list[dict[str, Any]]:
     lines = []
     for pairs in (None, before):
         rows = of_trusted, y[trusted], of_train, given, pairs
-        pool = ClassPool.fit(folds.kind, *rows)
+        kind: Any = folds.kind
+        pool = ClassPool.fit(kind, *rows)
         p, flagged, noise = how_many(pool.evidence(*rows), given, seed=seed)
         line = {"data": name, "pairs": pairs is not None, "seed": seed}
         hit = wrong[flagged].sum()
@@ -95,7 +96,8 @@ def main() -> None:
         for seed in range(options.draws):
             lines += draw(name, seed)
         found = pd.DataFrame(lines).drop(columns="seed")
-        print(found.groupby(["data", "pairs"], sort=False).mean().round(3).T, flush=True)
+        so_far: Any = found.groupby(["data", "pairs"], sort=False).mean()
+        print(so_far.round(3).T, flush=True)
     means: Any = (
         pd.DataFrame(lines).drop(columns="seed").groupby(["data", "pairs"], sort=False).mean()
     )

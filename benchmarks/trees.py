@@ -223,7 +223,8 @@ def grid(names: list[str], seeds: int, folder: Path | None) -> Iterator[tuple[An
 def summary(table: pd.DataFrame) -> dict[str, Any]:
     """What the cells say together."""
     gain = table["ours"] - table[list(RIVALS)].max(axis=1)
-    ranked = table[table["rate"] > 0].dropna(subset=[f"auroc {WITHOUT}"])
+    noisy: Any = table[table["rate"] > 0]
+    ranked = noisy.dropna(subset=[f"auroc {WITHOUT}"])
     best = ranked[[f"auroc {WITHOUT}", f"auroc {WITH}"]].max(axis=1)
     ratio = table["cpu"] / table[f"cpu {WITHOUT}"]
     return {

@@ -23,7 +23,7 @@ def make_tables(regression):
         wrong = rng.permutation(y)
     else:
         X, y = make_classification(480, 5, n_informative=4, n_redundant=0, random_state=0)
-        wrong = 1 - y
+        wrong = 1 - np.asarray(y)
     given = np.where(rng.random(len(y)) < 0.3, wrong, y)
     cuts = {"train": slice(0, 200), "trusted": slice(200, 280), "holdout": slice(280, None)}
     tables = {}

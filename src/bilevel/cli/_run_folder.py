@@ -175,7 +175,7 @@ def write_weights(
         }
     )
     table.to_parquet(folder / "weights.parquet", index=False)
-    flagged = table[~table["keep"]]
+    flagged: Any = table[~table["keep"]]
     worst = flagged.sort_values("label_quality", kind="stable").head(WORST)
     write_csv(worst.drop(columns="rank"), folder / "worst.csv")
 

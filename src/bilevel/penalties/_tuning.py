@@ -213,7 +213,7 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
     def _splits(self, X: np.ndarray, y: np.ndarray, groups: Any) -> list[Any]:
         """The row numbers of each fold: of those that learn, and of those that judge."""
         regression = is_regressor(self)
-        cv = self.cv
+        cv: Any = self.cv
         if groups is not None:
             check_consistent_length(y, groups)
             if isinstance(cv, numbers.Integral):
