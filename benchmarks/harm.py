@@ -102,9 +102,10 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "harm.csv"
-    done = pd.read_csv(path).to_dict("records") if path.exists() else []
+    done: list[Any] = pd.read_csv(path).to_dict("records") if path.exists() else []
+    only: list[str] = args.only
     known: set[Any] = {(d["table"], d["trusted"], d["rate"], d["seed"]) for d in done}
-    for seed, name in itertools.product(range(args.seeds), args.only):
+    for seed, name in itertools.product(range(args.seeds), only):
         for m, rate in itertools.product(TRUSTED, RATES):
             if (name, m, rate, seed) in known:
                 continue

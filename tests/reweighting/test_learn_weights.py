@@ -28,6 +28,7 @@ HISTORY = [
     "inner_residual",
     "linear_residual",
     "step_ratio",
+    "move",
     "result",
     "outer_grads",
     "inner_grads",

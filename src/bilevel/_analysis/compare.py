@@ -288,7 +288,7 @@ def _with_endings(rows: pd.DataFrame, size: float) -> pd.DataFrame:
     """The rows, where the last one of a seed that blew up says so."""
     rows = rows.reset_index(drop=True)
     for _, run in rows[rows.step > 0].groupby("seed"):
-        trace = {str(name): run[name].to_numpy() for name in run.select_dtypes("number")}
+        trace = {str(name): np.asarray(run[name]) for name in run.select_dtypes("number")}
         trace["result"] = run.result.map(_CODES).to_numpy()
         last = run.index[-1]
         if rows.loc[last, "result"] not in _FAILURES:
