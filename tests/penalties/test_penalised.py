@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from scipy.sparse import csc_array, csr_matrix, random_array
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.exceptions import ConvergenceWarning
@@ -25,10 +26,13 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import bilevel
 from bilevel import ElasticNetBilevelCV, LogisticRegressionBilevelCV, RidgeBilevelCV
+from bilevel.penalties import _elastic_net, _ridge
 from bilevel.penalties._elastic_net import _Fold as LassoFold
 from bilevel.penalties._logistic import _Fold as LogisticFold
+from bilevel.penalties._parts import Part, Rows, Source, make_part
 from bilevel.penalties._ridge import _Normal as RidgeFold
-from bilevel.penalties._tuning import Part, make_part, penalty_map
+from bilevel.penalties._search import tune
+from bilevel.penalties._tuning import penalty_map
 
 FIVE = KFold(5)
 ridge_cv: Any = RidgeCV  # whose stubs know no arrays of alphas
@@ -85,7 +89,7 @@ def diabetes() -> tuple[np.ndarray, np.ndarray]:
 def split(X: np.ndarray, y: np.ndarray, intercept: bool = False) -> Part:
     """Every second row is a training row and the others are held out, with weights of 1."""
     kept, held = np.arange(0, len(y), 2), np.arange(1, len(y), 2)
-    return make_part(X, y, np.ones(len(y)), kept, held, intercept, float(len(held)))
+    return make_part(Source(X, y, np.ones(len(y)), intercept), kept, held, float(len(held)))
 
 
 def differences(value: Any, u: np.ndarray, h: float = 1e-5) -> np.ndarray:
@@ -107,12 +111,12 @@ def test_ridge_hypergradient_is_that_of_the_library(features):
     penalties, fold = penalty_map("feature", part), RidgeFold(part)
     u = rng.normal(size=features)
     value, grad = fold.value_and_hypergradient(u, penalties)
-    problem = bilevel.tasks.ridge(*map(jnp.asarray, (part.X, part.y, part.X_held, part.y_held)))
+    problem = bilevel.tasks.ridge(*map(jnp.asarray, (part.X.X, part.y, part.X_held.X, part.y_held)))
     w = fold.solution(u)
     n = len(part.y)  # the task takes means where the estimator takes sums
     expected = library_gradient(problem, u - np.log(n), w)
     np.testing.assert_allclose(grad, 2 * expected, rtol=1e-9, atol=1e-13)
-    np.testing.assert_allclose(value, np.mean((part.X_held @ w - part.y_held) ** 2), rtol=1e-12)
+    np.testing.assert_allclose(value, np.mean((part.X_held.X @ w - part.y_held) ** 2), rtol=1e-12)
 
 
 def test_logistic_hypergradient_is_that_of_the_library():
@@ -121,7 +125,7 @@ def test_logistic_hypergradient_is_that_of_the_library():
     penalties, fold = penalty_map("feature", part), LogisticFold(part, False, 2)
     u = np.random.default_rng(0).normal(size=8)
     value, grad = fold.value_and_hypergradient(u, penalties)
-    data = [part.X, 2 * part.y - 1, part.X_held, 2 * part.y_held - 1]
+    data = [part.X.X, 2 * part.y - 1, part.X_held.X, 2 * part.y_held - 1]
     problem = bilevel.tasks.logistic(*map(jnp.asarray, data))
     w = fold.solution(u)[0][0]
     expected = library_gradient(problem, u - np.log(len(part.y)), w)
@@ -342,3 +346,80 @@ def test_folds_of_whole_groups(model, splitter):
         of(model, cv=splitter).fit(X, y)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         of(model, cv=3).fit(X, y, groups=patients[:-1])
+
+
+def pairs_of(kind: str, intercept: bool) -> tuple[Any, Any]:
+    """An estimator, and targets for it that depend on the features."""
+    settings: Any = {"cv": 3, "fit_intercept": intercept}
+    if kind == "logistic":
+        return LogisticRegressionBilevelCV(penalties="shared", **settings), lambda s: (s > 0) + 0
+    if kind == "classes":
+        return LogisticRegressionBilevelCV(
+            penalties=[0] * 10 + [1] * 10, tol=1e-3, **settings
+        ), lambda s: np.digitize(s, [-1, 1])
+    if kind == "elastic net":
+        return ElasticNetBilevelCV(l1_ratio=0.7, **settings), lambda s: s
+    return RidgeBilevelCV(penalties="shared", **settings), lambda s: s
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [("ridge", 90), ("ridge", 24), ("logistic", 90), ("classes", 90), ("elastic net", 90)],
+)
+@pytest.mark.parametrize("layout", [csr_matrix, csc_array])
+def test_sparse_rows_give_the_model_of_the_same_dense_rows(kind, rows, layout, intercept):
+    rng = np.random.default_rng(0)
+    X = np.where(rng.random((rows, 20)) < 0.3, rng.normal(1.0, 1.0, (rows, 20)), 0.0)
+    weight = rng.uniform(0.5, 1.5, rows)
+    model, targets = pairs_of(kind, intercept)
+    y = targets(X[:, 0] - 2 * X[:, 1] + X[:, 2] + 0.3 * rng.normal(size=rows))
+    dense = of(model).fit(X, y, sample_weight=weight)
+    sparse = of(model).fit(layout(X), y, sample_weight=weight)
+    assert sparse.__sklearn_tags__().input_tags.sparse
+    np.testing.assert_allclose(sparse.cv_loss_, dense.cv_loss_, rtol=1e-8)
+    np.testing.assert_allclose(sparse.alpha_, dense.alpha_, rtol=1e-7)
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(sparse.intercept_, dense.intercept_, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(sparse.predict(layout(X)), sparse.predict(X), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "elastic net"])
+def test_large_sparse_rows_are_solved_without_a_dense_matrix_of_them(kind, monkeypatch):
+    rng = np.random.default_rng(0)
+    X = random_array((60, 30), density=0.2, rng=rng, format="csr")
+    y = X @ rng.normal(size=30) + 0.3 * rng.normal(size=60)
+    model, _ = pairs_of(kind, True)
+    small = of(model).fit(X, y)
+    monkeypatch.setattr(_ridge, "LARGEST", 10)
+    monkeypatch.setattr(_elastic_net, "LARGEST_GRAM", 10)
+    monkeypatch.setattr(Rows, "gram", None)
+    monkeypatch.setattr(Rows, "kernel", None)
+    large = of(model).fit(X, y)
+    np.testing.assert_allclose(large.cv_loss_, small.cv_loss_, rtol=1e-8)
+    np.testing.assert_allclose(large.coef_, small.coef_, rtol=1e-6, atol=1e-8)
+
+
+def kinked(u: np.ndarray) -> tuple[float, np.ndarray]:
+    """Least at 0.7, where the derivative jumps from -0.6 to 1.5."""
+    x = u[0] - 0.7
+    slope = 1.5 if x > 0 else -0.6
+    return 1 + slope * x + 0.1 * x**2, np.array([slope + 0.2 * x])
+
+
+@pytest.mark.parametrize(
+    ("phi", "least"),
+    [
+        (lambda u: (np.cosh(u[0] - 2.3), np.sinh(u - 2.3)), 2.3),
+        (kinked, 0.7),
+        (lambda u: (15.0 - u[0], -np.ones(1)), 10.0),
+    ],
+    ids=["smooth", "kink", "bound"],
+)
+def test_the_search_for_one_penalty_ends_at_a_minimum(phi, least):
+    found = tune(phi, np.array([-1.0]), -10.0, 10.0, 100, 1e-6)
+    np.testing.assert_allclose(found.u, least, atol=1e-6)
+    assert found.converged
+    assert np.all(np.diff(found.values) <= 0)
+    assert len(found.values) <= 20
+    assert not tune(phi, np.array([-1.0]), -10.0, 10.0, 1, 1e-6).converged

@@ -4,16 +4,22 @@ import warnings
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csc_array, issparse
 from sklearn.base import RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import enet_path
 
-from ._tuning import AbstractTunedLinear, Part, tune
+from ._parts import Part
+from ._search import tune
+from ._tuning import AbstractTunedLinear
 
 SHORTEST_PATH = 1e-4  # the least l1 penalty, as a part of the one that leaves no feature
 RIDGE = (1e-8, 1e2)  # bounds of the l2 penalty, as multiples of the mean of x^2
 RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the grid that the search starts from
 GRID = 20
+ROUGH, EXACT = 1e-4, (1e-4, 1e-7, 1e-10)  # tolerances of coordinate descent
+ROUNDS = 10  # of guessing a support from the last one, before coordinate descent finds it
+LARGEST_GRAM = 1000  # features of which all products are kept
 
 
 class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
@@ -51,9 +57,13 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
         tuned_: the result of the outer solver; `tuned_.values` is its history.
         n_iter_: the number of outer steps, the choice of a start included.
 
-    Cost: an evaluation is one warm-started coordinate descent per fold by scikit-learn, and one
-    linear solve of the size of the support. Phi is neither convex nor smooth: the search starts
-    from the best point of a grid of 20 strengths (and 4 ratios).
+    Phi is neither convex nor smooth: the search starts from the best point of a grid of 20 strengths
+    (and 4 ratios), whose inner problems scikit-learn's coordinate descent solves roughly, along a
+    path per fold. From there on they are solved exactly: the support and the signs of the last
+    solution are corrected until they meet the conditions of optimality, which takes one or two
+    linear systems of the size of the support; where that fails, coordinate descent finds them.
+    Cost: the paths, and a few such systems per fold and evaluation. Sparse rows are never made
+    dense, and no copy of them is centred.
 
     Source: Bertrand, Klopfenstein, Massias, Blondel, Vaiter, Gramfort and Salmon (2022), "Implicit
     differentiation for fast hyperparameter selection in non-smooth convex learning", Theorem 1
@@ -96,7 +106,7 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
         everything = _Fold(whole)
         variance = float(np.average(whole.y**2, weights=whole.weight)) or 1.0
         most = max(everything.most, 1e-12 * np.sqrt(variance))
-        square = float(np.mean(everything.X**2)) or 1.0
+        square = everything.square or 1.0
 
         def penalties(u: np.ndarray) -> np.ndarray:
             """`(l1, l2)`."""
@@ -108,15 +118,19 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
             grad = np.sum(grads, axis=0)
             return sum(values), grad if ratio is None else grad.sum(keepdims=True)
 
-        strengths = np.log(most) + np.linspace(0, np.log(SHORTEST_PATH), GRID)
+        strengths = most * np.geomspace(1, SHORTEST_PATH, GRID)
+        ratios = RATIOS if ratio is None else (ratio,)
+        losses = np.array([sum(each.rough(strengths, r) for each in lassos) for r in ratios])
+        row, column = np.unravel_index(np.argmin(losses), losses.shape)
+        alpha, r = strengths[column] / ratios[row], ratios[row]
         if ratio is None:
             lower = np.log([SHORTEST_PATH * most, RIDGE[0] * square])
             upper = np.log([most, RIDGE[1] * square])
-            grid = [np.array([s, s + np.log((1 - r) / r)]) for r in RATIOS for s in strengths]
+            start = np.log([alpha * r, alpha * (1 - r)])
         else:
-            lower, upper = strengths[-1:] - np.log(ratio), strengths[:1] - np.log(ratio)
-            grid = [np.array([s]) for s in strengths - np.log(ratio)]
-        self.tuned_ = tune(phi, grid, lower, upper, self.max_iter, self.tol, variance)
+            lower, upper = np.log(strengths[[-1]] / r), np.log(strengths[[0]] / r)
+            start = np.log([alpha])
+        self.tuned_ = tune(phi, start, lower, upper, self.max_iter, self.tol, variance)
         self.grid_cv_loss_ = self.tuned_.values[0]
         l1, l2 = penalties(self.tuned_.u)
         self.alpha_, self.l1_ratio_ = float(l1 + l2), float(l1 / (l1 + l2))
@@ -129,58 +143,128 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
 
 
 class _Fold:
-    """The inner problem of one fold. Rows are scaled so that their weights are 1 / rows."""
+    """The inner problem of one fold, `1/2 mean_i s_i (x_i'w - y_i)^2 + l1 |w|_1 + l2 |w|^2 / 2`.
+
+    The weights s are given mean 1.
+    """
 
     def __init__(self, part: Part):
-        root = np.sqrt(part.weight * len(part.weight) / part.weight.sum())
-        self.part = part
-        self.X, self.y = np.asfortranarray(root[:, None] * part.X), root * part.y
-        self.rows = len(self.y)
-        self.gram = self.X.T @ self.X / self.rows
-        self.right = self.X.T @ self.y / self.rows
-        self.w = np.zeros(self.X.shape[1])
+        self.part, self.rows = part, len(part.weight)
+        self.weight = part.weight * (self.rows / part.weight.sum())
+        self.right = part.X.back(self.weight * part.y) / self.rows
+        self.w = np.zeros(len(self.right))  # the last solution
+        small = len(self.right) <= LARGEST_GRAM
+        self.gram = part.X.gram(self.weight) / self.rows if small else None
+        self.settings: dict[str, Any] = {"check_input": False, "max_iter": 10_000}
+        if issparse(part.X.X):
+            self.X, self.y = csc_array(part.X.X), part.y
+            # Coordinate descent takes short row numbers only.
+            self.X.indices, self.X.indptr = (
+                each.astype(np.int32) for each in (self.X.indices, self.X.indptr)
+            )
+            shift = np.zeros(len(self.right)) if part.X.shift is None else part.X.shift
+            self.settings |= {"sample_weight": self.weight, "X_offset": shift}
+            self.settings |= {"X_scale": np.ones(len(shift)), "precompute": False}
+        else:
+            root = np.sqrt(self.weight)
+            self.X, self.y = np.asfortranarray(root[:, None] * part.X.X), root * part.y
+            self.settings |= {"precompute": False}
+            if self.gram is not None and len(self.right) <= self.rows:
+                products = {"precompute": self.rows * self.gram, "Xy": self.rows * self.right}
+                self.settings |= products
 
     @property
     def most(self) -> float:
         """The smallest l1 penalty at which no feature is used."""
         return float(np.max(np.abs(self.right)))
 
-    def solution(self, l1: float, l2: float) -> np.ndarray:
-        """`w*`, by coordinate descent from the last one, then exactly on its support."""
-        alpha = l1 + l2
+    @property
+    def square(self) -> float:
+        """The mean of the features' squares."""
+        return float(np.mean(self.part.X.squares(self.weight)) / self.rows)
+
+    def rough(self, l1: np.ndarray, ratio: float) -> np.ndarray:
+        """The losses on the held-out rows, roughly, for falling l1 penalties."""
+        path = self._descend(l1 / ratio, ratio, np.zeros_like(self.w), ROUGH)
+        self.w = path[:, -1].copy()
+        error = self.part.X_held.times(path) - self.part.y_held[:, None]
+        return self.part.weight_held @ error**2
+
+    def _descend(self, alphas: np.ndarray, ratio: float, w: np.ndarray, tol: float) -> np.ndarray:
+        """A column of coefficients for each strength, by scikit-learn's coordinate descent."""
         with warnings.catch_warnings():
-            # A dual gap that is not closed is closed below, or was of no account.
+            # A dual gap that is not closed is closed afterwards, or was of no account.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            _, path, _ = enet_path(
-                self.X,
-                self.y,
-                l1_ratio=l1 / alpha,
-                alphas=[alpha],  # pyright: ignore[reportArgumentType]
-                precompute=self.rows * self.gram,  # pyright: ignore[reportArgumentType]
-                Xy=self.rows * self.right,
-                coef_init=self.w,
-                tol=1e-10,
-                max_iter=10_000,
-            )
-        self.w = np.asfortranarray(path[:, 0])
-        support = self.w != 0
-        sign = np.sign(self.w[support])
-        polished = self._solve(support, self.right[support] - l1 * sign, l2)
-        if np.all(np.sign(polished) == sign):
-            self.w[support] = polished
+            options: Any = {"alphas": alphas, "l1_ratio": ratio, "coef_init": w, "tol": tol}
+            return enet_path(self.X, self.y, **options, **self.settings)[1]
+
+    def solution(self, l1: float, l2: float) -> np.ndarray:
+        """`w*`: exactly, on the support of the last one or on that of coordinate descent."""
+        found, met = self._on_support(self.w, l1, l2, ROUNDS)
+        for tol in EXACT:
+            if met:
+                break
+            self.w = self._descend(np.array([l1 + l2]), l1 / (l1 + l2), self.w, tol)[:, 0]
+            found, met = self._on_support(self.w, l1, l2, 1 if tol == EXACT[-1] else ROUNDS)
+        # Where a condition is met up to rounding only, the signs decide.
+        if met or np.all(np.sign(found) == np.sign(self.w)):
+            self.w = found
         return self.w.copy()
+
+    def _on_support(
+        self, w: np.ndarray, l1: float, l2: float, rounds: int
+    ) -> tuple[np.ndarray, bool]:
+        """The solution with the support and signs of `w`, and whether it solves the whole problem.
+
+        Each further round drops the features whose sign is wrong, and takes up those whose
+        correlation is above `l1`.
+        """
+        sign = np.sign(w)
+        for left in reversed(range(rounds)):
+            support = np.flatnonzero(sign)
+            if len(support) > self.rows + 1:  # far from any solution
+                break
+            w = np.zeros_like(w)
+            w[support] = self._solve(support, self.right[support] - l1 * sign[support], l2)
+            slope = self._slope(w, support) - l2 * w
+            wrong = np.sign(w) != sign
+            missing = (sign == 0) & (np.abs(slope) > l1 * (1 + 1e-12))
+            solved = np.abs(slope - l1 * sign)[support] <= 1e-9 * l1
+            if not wrong.any() and not missing.any() and solved.all():
+                return w, True
+            if left:
+                sign[wrong] = 0.0
+                sign[missing] = np.sign(slope[missing])
+        return w, False
+
+    def _slope(self, w: np.ndarray, support: np.ndarray) -> np.ndarray:
+        """`X'S(y - Xw) / rows`, for w that is zero outside of the support."""
+        if self.gram is not None:
+            return self.right - self.gram[:, support] @ w[support]
+        return self.right - self.part.X.back(self.weight * self.part.X.times(w)) / self.rows
 
     def _solve(self, support: np.ndarray, right: np.ndarray, l2: float) -> np.ndarray:
         """`(X_S'X_S / rows + l2 I)^-1 right`; among several solutions the one of minimum norm."""
-        matrix = self.gram[np.ix_(support, support)] + l2 * np.eye(int(support.sum()))
+        if self.gram is not None:
+            matrix = self.gram[np.ix_(support, support)]
+        else:
+            columns = self.part.X.columns(support)
+            matrix = (columns.T * self.weight) @ columns / self.rows
+        matrix[np.diag_indices_from(matrix)] += l2
+        try:
+            x = np.linalg.solve(matrix, right)
+            if np.linalg.norm(matrix @ x - right) <= 1e-10 * np.linalg.norm(right):
+                return x
+        except np.linalg.LinAlgError:
+            pass
         return np.linalg.lstsq(matrix, right, rcond=None)[0]
 
     def value_and_hypergradient(self, l1: float, l2: float) -> tuple[float, np.ndarray]:
         """The loss on the held-out rows, and its derivative in `(log l1, log l2)`."""
         w, part = self.solution(l1, l2), self.part
-        support = w != 0
-        error = part.X_held @ w - part.y_held
-        right = 2 * (part.weight_held * error) @ part.X_held[:, support]
+        support = np.flatnonzero(w)
+        error = part.X_held.times(w) - part.y_held
+        right = 2 * part.X_held.back(part.weight_held * error)[support]
         v = self._solve(support, right, l2)
         grad = -np.array([l1 * np.sign(w[support]) @ v, l2 * w[support] @ v])
         return float(part.weight_held @ error**2), grad
