@@ -40,6 +40,7 @@ from .row_weights import effective_rows, entropy_of_rows
 from .scorer import RowScorer
 
 CLEAR = 0.5  # standard errors by which one candidate must beat another that is preferred to it
+PLAIN = 4.0  # standard errors by which forests must lower the pool's loss to join it
 PREFERRED = "weights"  # where nothing is clearly better than it
 STEEPEST = 4.0  # log density ratios are clipped here
 Pool = ClassPool | NumberPool | AnnotatedPool
@@ -148,10 +149,11 @@ def search(
 
     members = [fit(kind) for kind in kinds for fit in (cross_fitted, trusted_only)]
     of_all, of_trusted = members[-2:]  # the judge's
-    forests = forest_label_models(folds, features, features_trusted)
-    if forests is not None:
-        members += [forget(cross_fitted(forests[0])), forget(trusted_only(forests[1]))]
     members += [] if probabilities is None else [from_outside(probabilities)]
+    forests = forest_label_models(folds, features, features_trusted)
+    if forests is not None and annotations is None:
+        more = [forget(cross_fitted(forests[0])), forget(trusted_only(forests[1]))]
+        members += more if _are_worth_it(folds, members, more, verified) else []
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack([_right(folds, pools[k], members, k) for k in range(JUDGES)])
     rounds = [_round(folds, pools[FOLDS], members, right[FOLDS])]
@@ -258,6 +260,24 @@ def _pool(
         weight_trusted=folds.weight_trusted[rows],
         weight=folds.weight[known],
     )
+
+
+def _are_worth_it(
+    folds: Folds, members: list[Member], more: list[Member], verified: np.ndarray | None
+) -> bool:
+    """Whether the pool's loss on the trusted rows falls plainly if these members join it.
+
+    A pool that follows few trusted rows gives every member some weight. Where linear models suffice,
+    trees lower its loss a little and learn more of the noise: real label errors are then ranked
+    worse. Where they do not suffice, nobody doubts it.
+    """
+
+    def losses(pooled: list[Member]) -> np.ndarray:
+        pool = _pool(folds, pooled, verified, None, FOLDS)
+        return folds.judge(pool.outputs([member.trusted[FOLDS] for member in pooled]))[0]
+
+    gain = losses(members) - losses([*members, *more])
+    return bool(gain.mean() > PLAIN * _standard_error(gain))
 
 
 def _right(folds: Folds, pool: Pool, members: list[Member], k: int) -> Float[np.ndarray, " n"]:
