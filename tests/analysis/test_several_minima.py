@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import bilevel
-from bilevel import AID, PDBO, RESULTS, BilevelProblem, DoubleLoop, GradientInner
+from bilevel import AID, PDBO, BilevelProblem, DoubleLoop, GradientInner
 
 START = (0.0, [0.0, 2.0])  # u and w; w_2 is free for f
 DELTA = 1e-3
@@ -69,8 +69,8 @@ def test_first_order_methods_reach_the_best_point(name):
 def test_conjugate_gradients_say_that_the_hessian_is_singular():
     with pytest.warns(bilevel.HypergradientWarning, match="not positive"):
         found = solve(DoubleLoop(GradientInner(optax.sgd(0.5), 40), AID()))
-    assert found.result == RESULTS.linear_divergence
-    assert found.w[1] == 2.0
+    # H v = grad_w F has no solution: what v cannot meet is |w_2 - u|, and w_2 stays where it began.
+    np.testing.assert_allclose([found.w[1], *found.trace["linear_residual"][-2:]], [2.0, 1.0, 1.0])
 
 
 # PDBO against the solution of its own problem, `min F` where f is at most delta above its minimum.
