@@ -16,7 +16,7 @@ from ._tuning import AbstractTunedLinear
 SHORTEST_PATH = 1e-4  # the least l1 penalty, as a part of the one that leaves no feature
 RIDGE = (1e-8, 1e2)  # bounds of the l2 penalty, as multiples of the mean of x^2
 RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the grid that the search starts from
-GRID = 20
+GRID, SHORTEST_START = 30, 1e-3  # strengths of that grid, and the least of them
 ROUGH, EXACT = 1e-4, (1e-4, 1e-7, 1e-10)  # tolerances of coordinate descent
 ROUNDS = 10  # of guessing a support from the last one, before coordinate descent finds it
 LARGEST_GRAM = 1000  # features of which all products are kept
@@ -57,7 +57,7 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
         tuned_: the result of the outer solver; `tuned_.values` is its history.
         n_iter_: the number of outer steps, the choice of a start included.
 
-    Phi is neither convex nor smooth: the search starts from the best point of a grid of 20 strengths
+    Phi is neither convex nor smooth: the search starts from the best point of a grid of 30 strengths
     (and 4 ratios), whose inner problems scikit-learn's coordinate descent solves roughly, along a
     path per fold. From there on they are solved exactly: the support and the signs of the last
     solution are corrected until they meet the conditions of optimality, which takes one or two
@@ -118,22 +118,25 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
             grad = np.sum(grads, axis=0)
             return sum(values), grad if ratio is None else grad.sum(keepdims=True)
 
-        strengths = most * np.geomspace(1, SHORTEST_PATH, GRID)
+        strengths = most * np.geomspace(1, SHORTEST_START, GRID)
         ratios = RATIOS if ratio is None else (ratio,)
         losses = np.array([sum(each.rough(strengths, r) for each in lassos) for r in ratios])
         row, column = np.unravel_index(np.argmin(losses), losses.shape)
         alpha, r = strengths[column] / ratios[row], ratios[row]
+        for each in lassos:
+            each.begin(int(row), int(column))
         if ratio is None:
             lower = np.log([SHORTEST_PATH * most, RIDGE[0] * square])
             upper = np.log([most, RIDGE[1] * square])
             start = np.log([alpha * r, alpha * (1 - r)])
         else:
-            lower, upper = np.log(strengths[[-1]] / r), np.log(strengths[[0]] / r)
+            lower, upper = np.log([SHORTEST_PATH * most / r]), np.log([most / r])
             start = np.log([alpha])
         self.tuned_ = tune(phi, start, lower, upper, self.max_iter, self.tol, variance)
         self.grid_cv_loss_ = self.tuned_.values[0]
         l1, l2 = penalties(self.tuned_.u)
         self.alpha_, self.l1_ratio_ = float(l1 + l2), float(l1 / (l1 + l2))
+        everything.w = np.mean([each.w for each in lassos], axis=0)
         self.coef_ = everything.solution(l1, l2)
         self.intercept_ = float(whole.y_mean - whole.X_mean @ self.coef_)
 
@@ -153,6 +156,7 @@ class _Fold:
         self.weight = part.weight * (self.rows / part.weight.sum())
         self.right = part.X.back(self.weight * part.y) / self.rows
         self.w = np.zeros(len(self.right))  # the last solution
+        self.paths: list[np.ndarray] = []  # rough solutions, a column for each strength
         small = len(self.right) <= LARGEST_GRAM
         self.gram = part.X.gram(self.weight) / self.rows if small else None
         self.settings: dict[str, Any] = {"check_input": False, "max_iter": 10_000}
@@ -186,9 +190,13 @@ class _Fold:
     def rough(self, l1: np.ndarray, ratio: float) -> np.ndarray:
         """The losses on the held-out rows, roughly, for falling l1 penalties."""
         path = self._descend(l1 / ratio, ratio, np.zeros_like(self.w), ROUGH)
-        self.w = path[:, -1].copy()
+        self.paths.append(path)
         error = self.part.X_held.times(path) - self.part.y_held[:, None]
         return self.part.weight_held @ error**2
+
+    def begin(self, row: int, column: int) -> None:
+        """Start from one of the rough solutions, and drop them."""
+        self.w, self.paths = self.paths[row][:, column].copy(), []
 
     def _descend(self, alphas: np.ndarray, ratio: float, w: np.ndarray, tol: float) -> np.ndarray:
         """A column of coefficients for each strength, by scikit-learn's coordinate descent."""
@@ -222,7 +230,7 @@ class _Fold:
         sign = np.sign(w)
         for left in reversed(range(rounds)):
             support = np.flatnonzero(sign)
-            if len(support) > self.rows + 1:  # far from any solution
+            if l2 == 0 and len(support) > self.rows:  # far from any solution
                 break
             w = np.zeros_like(w)
             w[support] = self._solve(support, self.right[support] - l1 * sign[support], l2)
@@ -253,7 +261,8 @@ class _Fold:
         matrix[np.diag_indices_from(matrix)] += l2
         try:
             x = np.linalg.solve(matrix, right)
-            if np.linalg.norm(matrix @ x - right) <= 1e-10 * np.linalg.norm(right):
+            worst = np.abs(matrix @ x - right).max(initial=0.0)
+            if worst <= 1e-10 * np.abs(right).max(initial=0.0):
                 return x
         except np.linalg.LinAlgError:
             pass

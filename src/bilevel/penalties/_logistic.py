@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import lapack
 from scipy.sparse.linalg import LinearOperator, cg
 from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin
@@ -197,8 +197,10 @@ class _Fold:
                 break
             norm = np.linalg.norm(grad)
             with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long
-                # Far from the solution a rough step is as good as an exact one.
-                step, t = hessian.solve(grad, float(np.clip(norm / total, LINEAR_TOL, 0.1))), 2.0
+                # Far from the solution a rough step is as good as an exact one, and close to it a
+                # step needs to be little better than the solution.
+                rough = max(norm / total, 1e-3 * tol * total / norm)
+                step, t = hessian.solve(grad, float(np.clip(rough, LINEAR_TOL, 0.1))), 2.0
                 while t >= SHORTEST:
                     t /= 2
                     trial_grad, trial_hessian = self.derivatives(z - t * step, e)
@@ -317,8 +319,8 @@ class _Hessian:
 class _Preconditioner:
     """The inverse of a fold's Hessian at an earlier solution; `renew` takes the one of today.
 
-    It is not shared: the rows that another fold learns from have too much of an influence on its
-    smallest eigenvalues.
+    Single precision is enough for that. It is not shared: the rows that another fold learns from
+    have too much of an influence on its smallest eigenvalues.
     """
 
     def __init__(self):
@@ -326,7 +328,7 @@ class _Preconditioner:
         self.made: tuple[np.ndarray, LinearOperator | None] | None = None  # for which penalties
 
     def renew(self, hessian: _Hessian) -> None:
-        self.loss, self.made = hessian.loss(), None
+        self.loss, self.made = hessian.loss().astype(np.float32), None
 
     def inverse(self, hessian: _Hessian) -> LinearOperator | None:
         """For the penalties of `hessian`; None where there is none."""
@@ -338,15 +340,19 @@ class _Preconditioner:
         if self.loss is None:
             return None
         fold, e = hessian.fold, hessian.e
-        scale = np.tile(np.append(e, 1.0), fold.outputs)
-        matrix = scale[:, None] * self.loss * scale
+        scale = np.tile(np.append(e, 1.0), fold.outputs).astype(np.float32)
+        matrix = self.loss * scale
+        matrix *= scale[:, None]
         penalised = np.append(np.ones(len(e)), 1 - fold.intercept)
         matrix[np.diag_indices_from(matrix)] += np.tile(penalised, fold.outputs)
         if fold.outputs > 1 and fold.intercept:  # A constant that all logits share changes nothing.
             last = slice(len(e), None, len(e) + 1)
             matrix[last, last] += fold.part.weight.sum() / fold.outputs
-        try:
-            factor = cho_factor(matrix, overwrite_a=True)
-        except (LinAlgError, ValueError):  # by rounding, where all probabilities are 0 or 1
+        factor, failed = lapack.spotrf(matrix.T, overwrite_a=True, clean=False)
+        if failed or not np.all(np.isfinite(factor.diagonal())):  # by rounding
             return None
-        return operator(len(scale), lambda x: cho_solve(factor, x, check_finite=False))
+
+        def inverse(x: np.ndarray) -> np.ndarray:
+            return lapack.spotrs(factor, x.astype(np.float32))[0].astype(np.float64)
+
+        return operator(len(scale), inverse)
