@@ -36,7 +36,7 @@ from bilevel.penalties._ridge import _Normal  # pyright: ignore[reportPrivateUsa
 from bilevel.penalties._tuning import PenaltyMap, penalty_map
 
 COLUMNS, ROWS = 1000, 600
-RANGE = (1e-6, 1e2)  # of penalties, as parts of a column's sum of squares
+LEAST, MOST = 1e-6, 1e2  # of penalties, as parts of a column's sum of squares
 RATIOS = [0.1, 0.5, 0.7, 0.9, 0.95, 0.99, 1.0]  # that scikit-learn's manual suggests
 SEARCHES = ("hypergradients", "grid", "random", "Optuna")
 
@@ -64,7 +64,8 @@ def pairs() -> dict[str, Pair]:
     def squares(model: Any) -> float:
         return float(model.mse_path_.mean(axis=-1).min())
 
-    net, nets = bilevel.ElasticNetBilevelCV, linear_model.ElasticNetCV
+    net = bilevel.ElasticNetBilevelCV
+    nets: Any = linear_model.ElasticNetCV  # whose stubs know no list of ratios
     ridge: Any = linear_model.RidgeCV
     alphas = np.geomspace(1e-3, 1e3, 100)
     return {
@@ -175,12 +176,12 @@ class Clock:
 
     def share(self) -> None:
         """The 9 shared penalties that all searches begin with."""
-        for part in np.geomspace(*RANGE[::-1], 9):
+        for part in np.geomspace(MOST, LEAST, 9):
             self(np.full(self.penalties.number, np.mean(self.penalties.log_scale) + np.log(part)))
 
     def at(self, part: np.ndarray) -> np.ndarray:
         """A point of the box, from numbers in [0, 1]."""
-        return self.penalties.log_scale + np.log(RANGE[0]) + part * np.log(RANGE[1] / RANGE[0])
+        return self.penalties.log_scale + np.log(LEAST) + part * np.log(MOST / LEAST)
 
 
 def by_grid(clock: Clock, seed: int) -> None:
@@ -266,7 +267,7 @@ def many(numbers: list[int], splits: int, max_iter: int) -> list[dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and splits")
     quick = parser.parse_args().quick
     settings = {
@@ -275,7 +276,7 @@ def main() -> None:
         "max_iter": 25,
         "columns": COLUMNS,
         "rows": ROWS,
-        "range": RANGE,
+        "range": [LEAST, MOST],
         "threads": os.environ["OMP_NUM_THREADS"],
     }
     measured = {

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 from scipy.sparse.linalg import LinearOperator, cg
 from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin
@@ -19,6 +19,7 @@ SOLVED, ROUGH = 1e-11, 1e-3  # inner residuals that are small enough, and to cho
 NEWTON_STEPS, SHORTEST = 100, 1e-9
 UNSOLVED = 1e-6  # an inner residual that is worth a warning
 LARGEST = 1000  # coefficients of which a Hessian is factorised, as a preconditioner
+FACTOR, BACK = get_lapack_funcs(("potrf", "potrs"), dtype=np.float32)
 MANY = 40  # products with a Hessian, after which the preconditioner is brought up to date
 
 
@@ -348,11 +349,11 @@ class _Preconditioner:
         if fold.outputs > 1 and fold.intercept:  # A constant that all logits share changes nothing.
             last = slice(len(e), None, len(e) + 1)
             matrix[last, last] += fold.part.weight.sum() / fold.outputs
-        factor, failed = lapack.spotrf(matrix.T, overwrite_a=True, clean=False)
+        factor, failed = FACTOR(matrix.T, overwrite_a=True, clean=False)
         if failed or not np.all(np.isfinite(factor.diagonal())):  # by rounding
             return None
 
         def inverse(x: np.ndarray) -> np.ndarray:
-            return lapack.spotrs(factor, x.astype(np.float32))[0].astype(np.float64)
+            return BACK(factor, x.astype(np.float32))[0].astype(np.float64)
 
         return operator(len(scale), inverse)
