@@ -44,6 +44,7 @@ bench: $(STAMP) ## measured against hand-written floors; needs BILEVEL_DATA
 	$(BIN)/python benchmarks/near_exact.py
 	$(BIN)/python benchmarks/hypergradients.py
 	$(BIN)/python benchmarks/nystrom.py
+	$(BIN)/python benchmarks/penalties.py
 	$(BIN)/python benchmarks/several_minima.py
 	$(BIN)/python benchmarks/reweighting.py
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csc_array, issparse
+from sklearn import config_context
 from sklearn.base import RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import enet_path
@@ -136,7 +137,8 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
         self.grid_cv_loss_ = self.tuned_.values[0]
         l1, l2 = penalties(self.tuned_.u)
         self.alpha_, self.l1_ratio_ = float(l1 + l2), float(l1 / (l1 + l2))
-        everything.w = np.mean([each.w for each in lassos], axis=0)
+        everything.rough(np.geomspace(max(everything.most, l1), l1, GRID), self.l1_ratio_)
+        everything.begin(0, -1)
         self.coef_ = everything.solution(l1, l2)
         self.intercept_ = float(whole.y_mean - whole.X_mean @ self.coef_)
 
@@ -200,7 +202,8 @@ class _Fold:
 
     def _descend(self, alphas: np.ndarray, ratio: float, w: np.ndarray, tol: float) -> np.ndarray:
         """A column of coefficients for each strength, by scikit-learn's coordinate descent."""
-        with warnings.catch_warnings():
+        # The parameters are this module's own, and checking them takes as long as the descent.
+        with config_context(skip_parameter_validation=True), warnings.catch_warnings():
             # A dual gap that is not closed is closed afterwards, or was of no account.
             warnings.simplefilter("ignore", ConvergenceWarning)
             options: Any = {"alphas": alphas, "l1_ratio": ratio, "coef_init": w, "tol": tol}
