@@ -8,7 +8,7 @@ import pytest
 import sklearn
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import pairwise_distances_argmin
+from sklearn.metrics import get_scorer, pairwise_distances_argmin
 from sklearn.model_selection import KFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
@@ -228,10 +228,16 @@ def test_scikit_learn_routes_what_belongs_to_rows():
         clf: Any = ReweightedClassifier().set_fit_request(
             is_trusted=True, sample_weight=True, entities=True
         )
-        clf.set_score_request(sample_weight=True)
-        params = {"is_trusted": mask, **given}
-        pipeline = make_pipeline(MinMaxScaler(), clf)
-        found = cross_validate(pipeline, X, y, params=params, cv=KFold(2), return_estimator=True)
+        found = cross_validate(
+            make_pipeline(MinMaxScaler(), clf),
+            X,
+            y,
+            params={"is_trusted": mask, **given},
+            cv=KFold(2),
+            return_estimator=True,
+            # Before scikit-learn 1.8 a pipeline's own score cannot ask for weights.
+            scoring=get_scorer("accuracy").set_score_request(sample_weight=True),
+        )
     for fit, (train, _) in zip(found["estimator"], KFold(2).split(X), strict=True):
         rows = train[~mask[train]], train[mask[train]]
         for counts, part in zip(fit[-1].result_.counts, rows, strict=True):
