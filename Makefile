@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow papers docs docs-data bench clean
+.PHONY: demo test check once-wrong slow papers docs docs-data bench clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml
@@ -22,6 +22,9 @@ test: $(STAMP) ## all tests but the slow ones
 
 check: $(STAMP) ## format, lint, types, doctests
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+once-wrong: $(STAMP) ## what was once wrong or silent, a line per kind
+	$(BIN)/python scripts/once-wrong
 
 slow: $(STAMP) ## full-size runs; the MNIST ones need BILEVEL_DATA
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -150,6 +152,30 @@ def real_errors() -> str:
         "flagged",
         "CPU s",
     ]
+    return f"{intro}\n\n{_table(head, lines)}"
+
+
+def harm() -> str:
+    """What asking for weights costs where labels are right, or nearly."""
+    report = _report("harm")
+    cells = pd.DataFrame(report["cells"])
+    lines = [
+        [
+            "none" if rate == 0 else f"{100 * rate:.0f} %",
+            str(trusted),
+            str(len(some)),
+            f"{some['change'].mean():+.4f}",
+            f"{some['change'].min():+.4f} ({some.loc[some['change'].idxmin(), 'table']})",
+            str(int((some["change"] < -0.01).sum())),
+        ]
+        for (rate, trusted), some in cells.groupby(["rate", "trusted"])
+    ]
+    intro = (
+        f"{report['fits']} fits on {cells['table'].nunique()} real tables, {report['seeds']} seeds. The "
+        "change is the test accuracy of `ReweightedClassifier()` minus the better, in the mean over "
+        "the seeds, of all rows and the trusted rows only. `benchmarks/harm.py` writes this table."
+    )
+    head = ["wrong labels", "trusted rows", "tables", "mean change", "worst change", "below -0.01"]
     return f"{intro}\n\n{_table(head, lines)}"
 
 
