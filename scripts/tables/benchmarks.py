@@ -172,8 +172,9 @@ def harm() -> str:
     ]
     intro = (
         f"{report['fits']} fits on {cells['table'].nunique()} real tables, {report['seeds']} seeds. "
-        "The change is the test accuracy of `ReweightedClassifier()` minus the better, in the mean over "
-        "the seeds, of all rows and the trusted rows only. `benchmarks/harm.py` writes this table."
+        "The change is the test accuracy of `ReweightedClassifier()` minus the better, in the mean "
+        "over the seeds, of all rows and the trusted rows only. `benchmarks/harm.py` writes this "
+        "table."
     )
     head = ["wrong labels", "trusted rows", "tables", "mean change", "worst change", "below -0.01"]
     return f"{intro}\n\n{_table(head, lines)}"
