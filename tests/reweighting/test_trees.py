@@ -99,8 +99,8 @@ def test_trees_get_gaps_and_categories_as_they_are():
     clf: Any = ReweightedClassifier(trees)
     clf.fit(X, y, X_trusted=trusted, y_trusted=y_trusted)
     encoded = clf.result_.encoding.encode(X, "X")
-    np.testing.assert_array_equal(encoded[0], X["x"])
-    np.testing.assert_array_equal(encoded[1].cat.codes, X["colour"].cat.codes)
+    np.testing.assert_array_equal(encoded["x"], X["x"])
+    np.testing.assert_array_equal(encoded["colour"].cat.codes, X["colour"].cat.codes)
     assert clf.estimator_.is_categorical_.tolist() == [False, True]
     weights = clf.result_.sample_weight(60)
     rows, labels = pd.concat([X, trusted], ignore_index=True), np.concatenate([y, y_trusted])
@@ -123,7 +123,7 @@ def test_forests_get_codes_and_linear_models_no_gaps():
     trusted, y_trusted = table(60, 1)
     forest = RandomForestClassifier(5, random_state=0)
     clf: Any = ReweightedClassifier(forest).fit(X, y, X_trusted=trusted, y_trusted=y_trusted)
-    codes = np.asarray(clf.result_.encoding.encode(X, "X")[1], float)
+    codes = np.asarray(clf.result_.encoding.encode(X, "X")["colour"], float)
     expected = X["colour"].cat.codes.to_numpy(float)
     np.testing.assert_array_equal(codes, np.where(expected < 0, np.nan, expected))
     assert clf.score(trusted, y_trusted) > 0.8
@@ -165,3 +165,21 @@ def test_labels_of_any_kind_reach_the_estimator_as_codes():
     with pytest.warns(UserWarning, match="cannot be judged"):
         clf.fit(rows, codes, X_trusted=trusted, y_trusted=y_trusted)
     assert clf.label_quality_.shape == (201,)
+
+
+def test_trees_find_their_categories_by_the_name_of_the_column():
+    rng = np.random.default_rng(0)
+
+    def rows(n, name="town"):
+        town = rng.integers(0, 4, n)
+        X = pd.DataFrame({"size": rng.normal(size=n), name: np.array(list("abcd"))[town]})
+        return X, np.where(town % 2 == 0, "yes", "no")
+
+    for name in ("town", "town [2024]"):  # a name that LightGBM and XGBoost refuse is a number
+        (X, y), (trusted, y_trusted) = rows(150, name), rows(60, name)
+        names = [name] if name == "town" else [1]
+        model = HistGradientBoostingClassifier(categorical_features=names, max_iter=5)
+        clf: Any = ReweightedClassifier(model, method="near-exact", num_steps=1)
+        clf.fit(X, y, X_trusted=trusted, y_trusted=y_trusted)
+        assert clf.score(trusted, y_trusted) == 1.0
+        assert clf.estimator_.n_features_in_ == 2

@@ -62,11 +62,29 @@ def category_columns(pipeline: Pipeline) -> dict[int, int]:
 
 def compact_frame(pipeline: Pipeline, features: pd.DataFrame, *, categories: bool) -> pd.DataFrame:
     """What a fitted `compact_pipeline` makes of rows; columns of codes as a type or as numbers."""
-    frame = pd.DataFrame(pipeline.transform(features), features.index)
+    names = _names(pipeline)
+    frame = pd.DataFrame(pipeline.transform(features), features.index, names)
     if categories:
-        for column, size in category_columns(pipeline).items():
+        for position, size in category_columns(pipeline).items():
+            column = names[position]
             frame[column] = pd.Categorical(frame[column], categories=np.arange(size, dtype=float))
     return frame
+
+
+def _names(pipeline: Pipeline) -> list[Any]:
+    """The table's names, so that an estimator finds its columns; numbers where a name would not do.
+
+    LightGBM and XGBoost refuse names with signs of JSON in them.
+    """
+    columns, names = pipeline.steps[0][1], {}
+    for group, _, given in columns.transformers_:
+        span = columns.output_indices_[group]
+        width = span.stop - span.start
+        own = list(given) if len(given) == width else [f"{group}_{i}" for i in range(width)]
+        names |= dict(zip(range(span.start, span.stop), own, strict=True))
+    ordered = [names[i] for i in range(len(names))]
+    plain = all(isinstance(x, str) and not set(x) & set('[]<>{}":,') for x in ordered)
+    return ordered if plain and len({*ordered}) == len(ordered) else list(range(len(ordered)))
 
 
 def _is_gap(value: Any) -> bool:
