@@ -199,7 +199,12 @@ def test_dates_vectors_and_free_text_are_accepted(case, monkeypatch):
 
     monkeypatch.setattr("bilevel.cli._weigh_work.learn_weights", stop)
     case.refuse(3, "enough is known.")
-    # a, b; two colours; two numbers of a vector; 30 of text; year, month, day, hour, weekday, time
+    # The default takes the table: a, b, colour, when, two numbers of a vector, review.
+    assert shapes == [(60, 7), (M, 7)]
+    shapes.clear()
+    # An estimator of one's own takes numbers: two colours, 30 of text; year, month, day, hour,
+    # weekday, time.
+    case.refuse(3, "enough is known.", flags=("--estimator", "logistic"))
     assert shapes == [(60, 42), (M, 42)]
 
 

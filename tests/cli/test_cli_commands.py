@@ -317,11 +317,12 @@ EVERYTHING: dict[str, Any] = {
     "entity": "person",
     "time": "day",
     "metric": "r2",
+    "precision": 0.9,
     "seed": 7,
     "report": False,
     "control": True,
 }
-ONLY_AUTO = ("groups", "pred_probs", "given_label")
+ONLY_AUTO = ("groups", "pred_probs", "given_label", "precision")
 
 
 def write_config(folder: Path, values: dict[str, Any], extra: str = "") -> Path:
