@@ -177,7 +177,7 @@ def test_trees_find_their_categories_by_the_name_of_the_column():
 
     for name in ("town", "town [2024]"):  # a name that LightGBM and XGBoost refuse is a number
         (X, y), (trusted, y_trusted) = rows(150, name), rows(60, name)
-        names = [name] if name == "town" else [1]
+        names: Any = [name] if name == "town" else [1]
         model = HistGradientBoostingClassifier(categorical_features=names, max_iter=5)
         clf: Any = ReweightedClassifier(model, method="near-exact", num_steps=1)
         clf.fit(X, y, X_trusted=trusted, y_trusted=y_trusted)
