@@ -239,8 +239,9 @@ def solve(
             an inner solve ended with a larger residual than it began with.
 
     Raises:
-        BilevelError: a number became non-finite, the run blew up, or `tol` was not met (with
-            `throw`); the partial solution is its attribute `solution`.
+        BilevelError: a number became non-finite, the run blew up, `tol` was not met, or a
+            lower inner minimum was found (with `throw`); the partial solution is its attribute
+            `solution`.
         ValueError: `u0` is not in U, an objective is not a scalar, or a count is below 1.
         TypeError: a leaf is complex or no floating-point array, or `solve` is called under a jax
             transformation.

@@ -123,7 +123,7 @@ def test_a_gain_that_chance_explains_and_a_loss_are_said_plainly(gain, error, ou
 def test_it_says_when_weights_were_not_used(winner, rival):
     why = "did clearly best"
     if winner == "all rows + trusted":
-        why = "is used, as nothing did clearly better"
+        why = "is used, as no other choice that keeps the trusted rows did clearly better"
     found = verdict_of(winner=winner, baselines=BASELINES)
     assert found["outcome"] == "was not used"
     assert found["sentence"].startswith(

@@ -55,7 +55,7 @@ def test_a_label_that_never_occurs_is_left_alone(case):
     assert sorted(found.results) == ["red", "round"]
     assert {check.name.split(":")[0] for check in found.checks} == {"red", "round"}
     flagged = int((~found.keep).to_numpy().sum())
-    assert f"with {flagged} labels that are more likely wrong than right" in str(found)
+    assert f"with {flagged} labels that are probably wrong" in str(found)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ def check_lower_level(
     Cost: at most `(num_starts + 1) max_evaluations` evaluations of f on its full data with its
     gradient, by SciPy's L-BFGS-B; nothing else is compiled.
 
+    Source: ours; the need for it is Mirrlees' (1999) example, see the documentation.
+
     Raises:
         ValueError: `num_starts` or `max_evaluations` is less than 1.
 

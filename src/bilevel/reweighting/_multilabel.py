@@ -25,7 +25,7 @@ class MultilabelResult:
         label_quality: for each training row (line) and label (column), in [0, 1]: the lowest are most
             likely to be wrong, whether the label is there or not. The rows have the index of X.
         row_quality: the lowest of each row: what rows are ranked by.
-        keep: False where a label is more likely wrong than right; like `label_quality`.
+        keep: False for the labels to look at, see `WeightsResult`; like `label_quality`.
         label_weights: one weight for each row and label, for an estimator that is one model per label.
         trusted_weights: what a trusted row weighs beside them, for each label.
         weights: one per training row, mean 1, for one estimator of all labels: the mean over the
@@ -74,7 +74,7 @@ class MultilabelResult:
         return (
             f"{len(self.keep)} rows with {self.keep.shape[1]} labels each: "
             f"{int(flagged.any(axis=1).sum())} rows to look at, "
-            f"with {int(flagged.sum())} labels that are more likely wrong than right\n"
+            f"with {int(flagged.sum())} labels that are probably wrong\n"
             f"{self.labels.round(4).to_string()}"
         )
 

@@ -173,7 +173,7 @@ def _parse(path: Path, separator: str, fields: int, skip: int) -> tuple[pa.Table
 def find_reading(texts: Any) -> Reading:
     """How a column of features is read."""
     values = _without_gaps(pc.utf8_trim_whitespace(texts))
-    if values is not None and _are_plain_numbers(values):
+    if _are_plain_numbers(values):
         return TEXT if _any(values, _LEADING_ZERO) else NUMBER
     distinct = [x for x in pc.unique(texts).to_pylist() if x.strip() not in GAPS]
     if not distinct:
@@ -214,15 +214,14 @@ def read_column(texts: Any, reading: Reading, *, verbatim: bool = False) -> pd.S
 
     `verbatim`, for labels and ids: only an empty cell is a gap.
     """
-    gaps = pa.array(("",) if verbatim else GAPS, pa.large_string())
-    trimmed = pc.utf8_trim_whitespace(texts)
+    gaps = ("",) if verbatim else GAPS
     if reading.kind != "text":
-        present = pc.if_else(pc.is_in(trimmed, value_set=gaps), None, trimmed)
+        present = _without_gaps(pc.utf8_trim_whitespace(texts), gaps)
         values = _read_numbers(present) if reading == NUMBER else None
         values = _read_distinct(present, reading) if values is None else values
         if values is not None:
             return values
-    return pc.if_else(pc.is_in(texts, value_set=gaps), None, texts).to_pandas()
+    return _without_gaps(texts, gaps).to_pandas()
 
 
 def _read_numbers(present: Any) -> pd.Series | None:
@@ -270,9 +269,10 @@ def _any(values: Any, pattern: str) -> bool:
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
 
-def _without_gaps(trimmed: Any) -> Any:
-    missing = pc.is_in(trimmed, value_set=pa.array(GAPS, pa.large_string()))
-    return pc.if_else(missing, None, trimmed)
+def _without_gaps(texts: Any, gaps: Sequence[str] = GAPS) -> Any:
+    """The same with missing values in place of these texts."""
+    missing = pc.is_in(texts, value_set=pa.array(gaps, pa.large_string()))
+    return pc.if_else(missing, None, texts)
 
 
 def _are_plain_numbers(values: Any) -> bool:

@@ -212,7 +212,10 @@ def _verdict(
     if not used:
         why = "did clearly best on held-out folds of the trusted rows"
         if result.winner == SIMPLEST:
-            why = "is used, as nothing did clearly better on held-out folds of the trusted rows"
+            why = (
+                "is used, as no other choice that keeps the trusted rows did clearly better on "
+                "held-out folds of the trusted rows"
+            )
         detail = f'"{result.winner}" {why}; '
     detail += (
         f"{'its ' if not used else ''}{found['measure']} is {found['ours']:.3f} on "
