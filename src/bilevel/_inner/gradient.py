@@ -87,7 +87,7 @@ class GradientInner(AbstractInnerSolver):
             w = carry.w
             batch, following = eqx.tree_at(lambda s: s.state, stream, carry.draws).draw()
             value, residual = _value_and_residual(problem, u, w, batch)
-            size, evaluations = jnp.asarray(optax.tree.norm(residual)), jnp.zeros((), jnp.int32)
+            size, evaluations = _length(residual), jnp.zeros((), jnp.int32)
             tx_state = carry.tx_state
             if found is not None:
                 updates = optax.tree.scale(-found.step / carry.halvings, residual)
@@ -142,7 +142,7 @@ def _first_carry(
 ) -> _Carry:
     batch, _ = stream.draw()
     value, residual = jax.eval_shape(lambda: _value_and_residual(problem, u, w, batch))
-    size = jax.eval_shape(lambda x: jnp.asarray(optax.tree.norm(x)), residual)
+    size = jax.eval_shape(_length, residual)
     infinite = None if value is None else jnp.full((), jnp.inf, value.dtype)
     one = jnp.ones((), size.dtype)
     return _Carry(w, tx_state, stream.state, None, infinite, jnp.full_like(one, jnp.inf), one)
@@ -176,6 +176,11 @@ def _value_and_residual(
     if isinstance(problem, BilevelProblem):
         return jax.value_and_grad(problem.inner, argnums=1)(u, w, batch)
     return None, problem.residual(u, w, batch)
+
+
+def _length(residual: PyTree[Array]) -> Scalar:
+    """Its norm, as a constant: the derivative of a norm at zero would be NaN, and nobody needs it."""
+    return jnp.asarray(optax.tree.norm(jax.lax.stop_gradient(residual)))
 
 
 def _inverse_curvature(
