@@ -1,5 +1,7 @@
 """`solve`: wrong calls are refused in words; closures work or are refused; results are described."""
 
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -282,3 +284,33 @@ def test_a_weakly_typed_start_compiles_no_more(compilations, tmp_path):
     solution = solve(u0=weak, w0=weak, num_steps=9, callbacks=[Checkpoint(path)])
     assert compilations.count("jit(_compiled_chunk)") == 1
     assert not solution.u.weak_type
+
+
+FIRST_CALL = """
+import logging
+import jax
+import numpy as np
+import bilevel
+
+rng = np.random.default_rng(0)
+rows = jax.device_put(rng.normal(size=(64, 3))), jax.device_put(rng.normal(size=64))
+u, w = jax.device_put(np.zeros(3)), jax.device_put(np.zeros(3))
+loss = lambda w, rows: ((rows[0] @ w - rows[1]) ** 2).mean()
+problem = bilevel.BilevelProblem(
+    lambda u, w, rows: loss(w, rows), lambda u, w, rows: loss(w, rows) + (w**2 @ u**2), rows, rows
+)
+method = bilevel.SOBA("auto", "auto", "auto", bilevel.Shuffled(16), bilevel.Shuffled(16))
+programs = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **rest: programs.append(rest) if "backend_compile" in event else None
+)
+bilevel.solve(problem, method, u, w, num_steps=3)
+print(len(programs))
+"""
+
+
+def test_a_first_call_compiles_few_programs():
+    """A program of its own for each small operation of the preparations would cost seconds."""
+    found = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) <= 10

@@ -61,7 +61,7 @@ def ending(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> Ending
         trace: of `Solution`.
         size: the norm of (u, w) at the start.
     """
-    going_on = bool((result == RESULTS.successful) | (result == RESULTS.outer_max_steps_reached))
+    going_on = bool(result == RESULTS.successful) or bool(result == RESULTS.outer_max_steps_reached)
     if not going_on or len(trace["step"]) < 2:
         return Ending(result)
     residuals = [
@@ -95,7 +95,7 @@ def ending(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> Ending
 
 def is_short_and_far(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> bool:
     """Whether a trace is too short to show growth, and its last step was longer than `1 + size`."""
-    going_on = bool((result == RESULTS.successful) | (result == RESULTS.outer_max_steps_reached))
+    going_on = bool(result == RESULTS.successful) or bool(result == RESULTS.outer_max_steps_reached)
     return going_on and 0 < len(trace["step"]) < SHORT and bool(trace["move"][-1] > 1 + size)
 
 

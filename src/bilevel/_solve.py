@@ -174,13 +174,25 @@ def run_chunk(
 
 
 # `eqx.filter_jit` would sort arrays from the rest at every call; a run does it once.
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
 def _compiled_chunk(
-    static: tuple[Any, ...], arrays: Any, changing: tuple[State, Status]
+    static: tuple[Any, ...], arrays: Any, changing: tuple[State, Status], chunk_size: int
 ) -> tuple[State, Status, Row]:
-    leaves, structure, chunk_size = static
+    leaves, structure = static
     problem, algorithm, options = eqx.combine(arrays, jax.tree.unflatten(structure, leaves))
     return run_chunk(problem, algorithm, options, *changing, chunk_size=chunk_size)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled_init(
+    static: tuple[Any, ...], arrays: Any, u0: PyTree, w0: PyTree, key: Key[Array, ""]
+) -> State:
+    leaves, structure = static
+    problem, algorithm, _ = eqx.combine(arrays, jax.tree.unflatten(structure, leaves))
+    return jax.tree.map(_own, algorithm.init(problem, u0, w0, key))
+
+
+_copy = jax.jit(lambda state: jax.tree.map(_own, state))
 
 
 def solve(
@@ -260,32 +272,33 @@ def solve(
     began = time.perf_counter()
     given, size = check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
     problem, algorithm = given.problem, _with_formulas(algorithm, given)
-    if is_new := state is None:
-        state = algorithm.init(problem, given.u, given.w, _typed_key(key))
-    else:
-        check_fits(state, problem, algorithm, given.u, given.w)
-    # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
-    state = cast(State, jax.tree.map(_own, state))
-
     if tol is None:
         tolerances = Tolerances(-1.0, -1.0, -1.0)
     else:
         tolerances = tol if isinstance(tol, Tolerances) else Tolerances(tol, tol, tol)
     options = RunOptions(
-        jnp.asarray(num_steps, jnp.int32),
-        jnp.asarray(trace_every, jnp.int32),
-        jax.tree.map(lambda x: jnp.asarray(x, float), tolerances),
+        _on_device(num_steps, np.int32),
+        _on_device(trace_every, np.int32),
+        jax.tree.map(lambda x: _on_device(x, jnp.result_type(float)), tolerances),
     )
     arrays, rest = eqx.partition((problem, algorithm, options), eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
-    static = (tuple(leaves), structure, chunk_size)
-    status = Status(state.step >= num_steps, RESULTS.outer_max_steps_reached)
+    static = (tuple(leaves), structure)
+    # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
+    if is_new := state is None:
+        state = cast(State, _compiled_init(static, arrays, given.u, given.w, _typed_key(key)))
+    else:
+        check_fits(state, problem, algorithm, given.u, given.w)
+        state = cast(State, _copy(state))
+    over = _on_device(int(state.step) >= num_steps, np.bool_)
+    status = Status(over, RESULTS.outer_max_steps_reached)
     trace: list[dict[str, np.ndarray]] = []
     stopped = False
     try:
         while True:
             state, status, rows = cast(
-                tuple[State, Status, Row], _compiled_chunk(static, arrays, (state, status))
+                tuple[State, Status, Row],
+                _compiled_chunk(static, arrays, (state, status), chunk_size),
             )
             if any_tracer((state, status, rows)):
                 raise TypeError(UNDER_TRANSFORMATION)
@@ -313,8 +326,8 @@ def solve(
             # One step more, by the program that is compiled, says where the last one led to.
             further = options._replace(num_steps=options.num_steps + 1, trace_every=state.step + 1)
             again = eqx.filter((problem, algorithm, further), eqx.is_array)
-            copied = cast(State, jax.tree.map(_own, state))
-            *_, rows = _compiled_chunk(static, again, (copied, Status(~status.over, result)))
+            going_on = (cast(State, _copy(state)), Status(~status.over, result))
+            *_, rows = _compiled_chunk(static, again, going_on, chunk_size)
             values = [*columns["outer_value"], *_fetch(cast(Row, rows))["outer_value"]]
             if is_new and columns["step"][0] > 1:
                 values.insert(0, _values(given.problem, given, u0, w0)[0])
@@ -380,6 +393,11 @@ def _typed_key(key: Any) -> Key[Array, ""]:
     if key is None or isinstance(key, int):
         return jr.key(0 if key is None else key)
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.wrap_key_data(key)
+
+
+def _on_device(x: Any, dtype: Any) -> Array:
+    """As an array; unlike `jnp.asarray`, without a compiled conversion."""
+    return jax.device_put(np.asarray(x, dtype))
 
 
 def _own(x: Array) -> Array:

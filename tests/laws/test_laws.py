@@ -119,9 +119,15 @@ def test_save_load_and_go_on(name, tmp_path):
 
 @every_method
 def test_compiles_once(name, tmp_path, compilations):
-    """Nothing is traced or compiled for more steps, another tolerance, key or start, or a resume."""
+    """Nothing is traced or compiled for more steps, another tolerance, key or start, or a resume.
+
+    The same call once more compiles nothing at all.
+    """
     method, path = LAWS[name], tmp_path / "run.eqx"
     unbroken(name)
+    compilations.clear()
+    run(method)
+    assert compilations == []
     run(method, 5, callbacks=[Checkpoint(path)])
     loaded = Checkpoint(path).load(initial(method))
     compilations.clear()
