@@ -40,18 +40,44 @@ def test_simplex_huge_steps_neither_overflow_nor_leave(dtype, size):
     assert float(jnp.min(found)) >= tiny
     np.testing.assert_allclose(float(jnp.sum(found)), 1.0, rtol=4 * float(jnp.finfo(dtype).eps))
     truth = [1.0, 0.0, 0.0, 0.0, 0.0] if size > 0 else [0.0, 0.25, 0.25, 0.25, 0.25]
-    np.testing.assert_allclose(np.asarray(found), truth, rtol=1e-6, atol=1e-37)
+    np.testing.assert_allclose(np.asarray(found), truth, rtol=1e-6, atol=1e-30)
 
 
-def test_simplex_recovers_from_underflow():
-    """A weight that a step multiplies by e^-1e6 stays at the smallest number and can grow again."""
-    u = jnp.array([0.5, 0.5])
-    low = retract(u, jnp.array([-1e6, 0.0]))
-    assert float(low[0]) == TINY
-    back = retract(low, jnp.array([1500.0, 0.0]))
-    np.testing.assert_allclose(np.asarray(back), [1.0, 0.0], atol=1e-15)
-    exact = retract(low, jnp.array([-np.log(TINY), 0.0]))
-    np.testing.assert_allclose(np.asarray(exact), [0.5, 0.5], rtol=1e-12)
+def test_simplex_steps_add_up_below_the_smallest_number():
+    """A weight of e^-1e6 is none of any dtype; its log-weight is kept, and it grows from there."""
+    low = retract(jnp.array([0.5, 0.5]), jnp.array([-1e6, 0.0]))
+    assert float(Simplex().log_weights(low)[0]) == pytest.approx(-1e6, abs=1e-9)
+    still = retract(low, jnp.array([999_000.0, 0.0]))
+    assert float(Simplex().log_weights(still)[0]) == pytest.approx(-1000, abs=1e-9)
+    assert 0 < float(still[0]) < 1e-290
+    back = retract(still, jnp.array([1000.0, 0.0]))
+    np.testing.assert_allclose(np.asarray(back), [0.5, 0.5], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 0.2), (jnp.float64, 1e-9)])
+def test_simplex_is_a_step_on_the_log_weights(dtype, error):
+    """5000 steps are those of numpy on the log-weights; the log-weights reach -4000 and return."""
+    steps = 3 * np.cos(np.arange(5000)[:, None] / (300 + 100 * np.arange(6))) + np.arange(6) / 100
+    truth = np.full(6, -np.log(6))
+    lowest = np.inf
+    for step in steps:
+        truth = truth + step
+        truth -= truth.max() + np.log(np.sum(np.exp(truth - truth.max())))
+        lowest = min(lowest, truth.min())
+    u = jnp.full(6, 1 / 6, dtype)
+    u, path = jax.lax.scan(lambda u, d: (2 * (retract(u, d),)), u, jnp.asarray(steps, dtype))
+    assert lowest < -1000
+    assert float(jnp.max(jnp.abs(jnp.sum(path, axis=1) - 1))) < 1e-5
+    np.testing.assert_allclose(Simplex().log_weights(u), truth, atol=error)
+
+
+def test_simplex_log_weights_meet_where_they_change():
+    """The two forms of an entry have the same value and slope at their border."""
+    edge = TINY / float(jnp.finfo(jnp.float64).eps)
+    u = edge * jnp.array([1 - 1e-6, 1.0, 1 + 1e-6])
+    logs = np.asarray(Simplex().log_weights(u), np.float64)
+    np.testing.assert_allclose(np.diff(logs), 1e-6, rtol=1e-4)
+    assert float(Simplex().log_weights(jnp.zeros(1))[0]) == -np.inf
 
 
 def test_simplex_exact_zeros_stay_zero():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree, Scalar
 
 
@@ -190,10 +191,16 @@ class Simplex(AbstractGeometry):
         log u+ = log u + delta - logsumexp(log u + delta)
 
     It is computed on the log-weights, so that no `delta` overflows. A mirror step never leaves the
-    interior of the simplex. An entry that would underflow is therefore kept at the smallest normal
-    number of its dtype (1.2e-38 in float32) and can grow again later; all such entries together
-    change the sum by less than a rounding error. An entry that is exactly 0 stays 0, as in exact
-    arithmetic.
+    interior of the simplex, but a weight may become too small for its dtype. Below `edge`, 1e-31 in
+    float32 and 1e-292 in float64, an entry of `u` therefore says how small its weight is:
+
+        u_i = edge / (1 + log edge - log w_i)      where the weight w_i is below `edge`
+
+    Such entries count for nothing in any sum, and `u` alone holds all log-weights, down to -8e6 in
+    float32 and -4e15 in float64; `log_weights` returns them. Steps add up however small a weight has
+    become, and a row comes back exactly when its steps bring it back. An entry that is exactly 0
+    stays 0, as in exact arithmetic. (In float16, whose range is too short for this, the smallest
+    weight is the smallest normal number.)
 
     Source: Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization",
     section 2.2 [ivanova2023][]; the projection: Michelot (1986), "A finite algorithm for finding
@@ -205,9 +212,22 @@ class Simplex(AbstractGeometry):
         flat, unravel = ravel_pytree(u)
         step, _ = ravel_pytree(delta)
         # jax.nn.log_softmax subtracts the maximum first; log(0) = -inf passes through it as is.
-        weights = jnp.exp(jax.nn.log_softmax(jnp.log(flat) + step))
+        logs = jax.nn.log_softmax(self.log_weights(flat) + step)
+        edge = _edge(flat.dtype)
+        depth = jnp.maximum(math.log(edge) - logs, 0)
+        weights = jnp.where(depth > 0, edge / (1 + depth), jnp.exp(logs))
         tiny = jnp.finfo(flat.dtype).tiny
         return unravel(jnp.where(flat > 0, jnp.maximum(weights, tiny), 0))
+
+    def log_weights(self, u):
+        """The logarithms of the weights, entry by entry; -inf for an entry that is exactly 0."""
+
+        def logs(x: Array) -> Array:
+            edge = _edge(x.dtype)
+            deep = math.log(edge) + 1 - edge / jnp.where(x > 0, x, edge)
+            return jnp.where((x > 0) & (x < edge), deep, jnp.log(x))
+
+        return jax.tree.map(logs, u)
 
     def project(self, u):
         """The Euclidean projection: `max(u - tau, 0)`, with `tau` such that the entries sum to 1.
@@ -238,3 +258,10 @@ class Simplex(AbstractGeometry):
         """The largest `|tangent(u, grad)|`, the same for all entries: the steps stay mirror steps."""
         largest = optax.tree.norm(self.tangent(u, grad), ord=jnp.inf)
         return jax.tree.map(lambda g: jnp.full_like(g, largest), grad)
+
+
+def _edge(dtype: DTypeLike) -> float:
+    """Below this, an entry of a point of the simplex is no weight but says how small the weight is."""
+    finfo = jnp.finfo(dtype)
+    tiny, eps = float(finfo.tiny), float(finfo.eps)
+    return tiny / eps if tiny < eps**3 else tiny

@@ -331,6 +331,42 @@ def test_is_stationary():
     assert dynamics.is_stationary(centred, nearly, tol=1e-5)
 
 
+class Scaled(eqx.Module):
+    """`factor phi(u)`."""
+
+    field: dynamics.Field
+    factor: jax.Array
+
+    def __call__(self, u):
+        return self.factor * self.field(u)
+
+
+def test_a_factor_on_the_field_changes_no_verdict():
+    """Of points that are stationary and of points that are not; also where phi vanishes."""
+    field = low_rank(4)
+    end = limit(field)
+    end = jnp.where(end > dynamics.SUPPORT, end, 0) / jnp.sum(end, where=end > dynamics.SUPPORT)
+    points = [end, *jnp.eye(5)]
+    rates = []
+    for factor in jnp.array([1e-6, 1.0, 1e6]):
+        scaled = Scaled(field, factor)
+        assert dynamics.is_stationary(scaled, end, 1e-6)
+        assert not dynamics.is_stationary(scaled, UNIFORM_5, 1e-2)
+        found = [dynamics.stability(scaled, u) for u in points]
+        assert [x.stable for x in found] == [True, False, False, False, False, False]
+        rates.append([x.rate / float(factor) for x in found])
+        # phi = 0 at uniform weights up to rounding, and next to it as small as its differences.
+        centred = Scaled(Affine(3 * jnp.eye(3), -jnp.ones(3)), factor)
+        assert dynamics.is_stationary(centred, UNIFORM_3)
+        assert dynamics.stability(centred, UNIFORM_3).stable
+        assert not dynamics.is_stationary(centred, jnp.array([0.34, 0.33, 0.33]), 1e-3)
+        # Two rows that are copies neither attract nor repel each other.
+        copies = Scaled(constant(0.1, 0.1, 0.7), factor)
+        assert not dynamics.stability(copies, jnp.array([0.3, 0.7, 0.0])).stable
+    np.testing.assert_allclose(rates[0], rates[1], rtol=1e-9)
+    np.testing.assert_allclose(rates[2], rates[1], rtol=1e-9)
+
+
 def full_spectrum(field, u):
     """The eigenvalues of `D(P phi)` on all tangent directions."""
     jacobian = jax.jacfwd(lambda u: u * (field(u) - jnp.vdot(u, field(u))))(u)

@@ -27,6 +27,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import lineax as lx
 import numpy as np
 import optax
@@ -373,15 +374,27 @@ class _MirrorField(eqx.Module):
         return u * Simplex().tangent(u, self.field(u))
 
 
+@eqx.filter_jit
+def _size(field: Field, u: Weights) -> Scalar:
+    """The largest |phi| at u and at a point whose log-weights differ from those of u by about 1.
+
+    phi alone may vanish at u, which would leave nothing to compare its rounding errors with.
+    """
+    near = Simplex().retract(u, jr.normal(jr.key(0), u.shape, u.dtype))
+    return jnp.maximum(jnp.max(jnp.abs(field(u))), jnp.max(jnp.abs(field(near))))
+
+
 def is_stationary(field: Field, u: Weights, tol: float = 1e-8) -> bool:
     """Whether phi is the same on all rows that carry weight (Proposition 3).
 
-    The test is `|phi_i - <u, phi>| <= tol (1 + max |phi|)` for every row with `u_i > 0`. Every
-    vertex of the simplex passes it.
+    The test is `|phi_i - <u, phi>| <= tol size` for every row with `u_i > 0`. The size of the field
+    is the largest `|phi|` at u and at a second point, whose log-weights differ from those of u by
+    about 1; so a factor on the outer loss changes no verdict, also where phi vanishes at u. Every
+    vertex of the simplex passes the test.
     """
     phi = _value(field, u)
     c = jnp.where(u > 0, Simplex().tangent(u, phi), 0)
-    return bool(jnp.max(jnp.abs(c)) <= tol * (1 + jnp.max(jnp.abs(phi))))
+    return bool(jnp.max(jnp.abs(c)) <= tol * _size(field, u))
 
 
 class Stability(NamedTuple):
@@ -389,8 +402,8 @@ class Stability(NamedTuple):
 
     `eigenvalues` are those of `P(u) J` on the tangent space of the support, one fewer than the
     support has rows. `margins` are the values `phi_i - <u, phi>` of the rows outside of the
-    support. A point is stable if all real parts and all margins are positive; the smallest of them
-    is `rate`.
+    support. A point is stable if all real parts and all margins are positive, by more than rounding
+    errors of the field; the smallest of them is `rate`.
     """
 
     stable: bool
@@ -409,7 +422,10 @@ def stability(field: Field, u: Weights, threshold: float = SUPPORT) -> Stability
         threshold: a share of the total weight.
 
     Raises:
-        ValueError: `u` is not stationary to `1e-4`, so that the question has no meaning.
+        ValueError: `u` is not stationary to `1e-4` of the size of the field (see `is_stationary`), so
+            that the question has no meaning.
+
+    A factor on the field multiplies `rate` and changes no verdict.
     """
     u = jnp.where(u > threshold, u, 0)
     u = u / jnp.sum(u)
@@ -424,7 +440,8 @@ def stability(field: Field, u: Weights, threshold: float = SUPPORT) -> Stability
     eigenvalues = np.asarray(np.linalg.eigvals(basis.T @ block @ basis), complex)
     margins = (phi - p @ phi[on])[~on]
     rate = min([*np.real(eigenvalues), *margins], default=np.inf)
-    return Stability(bool(rate > 0), float(rate), eigenvalues, margins, on)
+    rounding = len(u) * float(jnp.finfo(u.dtype).eps) * float(_size(field, u))
+    return Stability(bool(rate > rounding), float(rate), eigenvalues, margins, on)
 
 
 def local_rate(field: Field, u: Weights) -> float:

@@ -12,6 +12,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, Key, PyTree
 
 from .._algorithm.base import AbstractAlgorithm, State
+from .._geometry import Simplex
 from .._inner.minimiser import MinimiserInner
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream
@@ -169,7 +170,8 @@ def _paces(
     def held(state: State, _: Any) -> tuple[State, tuple[Array, Array]]:
         following, _ = algorithm.step(problem, state)
         # A weight that is 0 stays 0 and does not count.
-        move = jnp.log(jnp.where(u0 > 0, following.u, 1)) - jnp.log(jnp.where(u0 > 0, u0, 1))
+        after, before = (Simplex().log_weights(jnp.where(u0 > 0, u, 1)) for u in (following.u, u0))
+        move = after - before
         gap = optax.tree.norm(optax.tree.sub(following.w, target))
         return dataclasses.replace(following, u=u0), (gap, jnp.vdot(u0, jnp.abs(move)))
 

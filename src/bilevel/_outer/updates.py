@@ -59,7 +59,7 @@ def kl_pull(
         raise ValueError(f"`strength` must be positive, got {strength}.")
 
     def update(delta: PyTree[Array], u: PyTree[Array] | None) -> PyTree[Array]:
-        log_u = jax.tree.map(jnp.log, u)
+        log_u = Simplex().log_weights(u)
         # A constant that all rows share does not matter.
         target = optax.tree.zeros_like(u) if reference is None else jax.tree.map(jnp.log, reference)
         pull = optax.tree.scale(strength, optax.tree.sub(target, log_u))
