@@ -65,7 +65,7 @@ def test_simplex_is_a_step_on_the_log_weights(dtype, error):
         truth -= truth.max() + np.log(np.sum(np.exp(truth - truth.max())))
         lowest = min(lowest, truth.min())
     u = jnp.full(6, 1 / 6, dtype)
-    u, path = jax.lax.scan(lambda u, d: (2 * (retract(u, d),)), u, jnp.asarray(steps, dtype))
+    u, path = jax.lax.scan(lambda u, d: 2 * (retract(u, d),), u, jnp.asarray(steps, dtype))
     assert lowest < -1000
     assert float(jnp.max(jnp.abs(jnp.sum(path, axis=1) - 1))) < 1e-5
     np.testing.assert_allclose(Simplex().log_weights(u), truth, atol=error)

@@ -34,20 +34,22 @@ SOBA_STEPS, SOBA_BATCH, ETA, RHO = 12_000, 64, 0.1, 0.01
 
 
 class Cleaning(NamedTuple):
-    """The problem, the model's start, the official test set, and which labels are right."""
+    """The problem, the model's start, rows to judge on, and which training labels are right."""
 
     problem: bilevel.BilevelProblem
     model: tasks.models.Model
+    X_validation: jax.Array
+    y_validation: np.ndarray
     X_test: jax.Array
     y_test: np.ndarray
     clean: np.ndarray
 
 
 def cleaning(seed: int, n: int = N, num_outer: int = OUTER, rate: float = RATE) -> Cleaning:
-    """Draw training and outer rows from MNIST's training set, and corrupt the training labels."""
+    """Draw training, outer and validation rows of MNIST's training set; corrupt training labels."""
     train, test = datasets.mnist("train"), datasets.mnist("test")
     order = np.random.default_rng(seed).permutation(len(train.labels))
-    rows, outer = order[:n], order[n : n + num_outer]
+    rows, outer, validation, _ = np.split(order, [n, n + num_outer, n + 2 * num_outer])
     noisy, changed = datasets.flip_to_different(train.labels[rows], rate, seed=seed)
 
     def pixels(images):
@@ -62,7 +64,8 @@ def cleaning(seed: int, n: int = N, num_outer: int = OUTER, rate: float = RATE) 
         model.predict,
         l2=L2,
     )
-    return Cleaning(problem, model, pixels(test.images), test.labels, ~changed)
+    held_out = pixels(train.images[validation]), train.labels[validation]
+    return Cleaning(problem, model, *held_out, pixels(test.images), test.labels, ~changed)
 
 
 @eqx.filter_jit
@@ -74,13 +77,17 @@ def train_model(problem: bilevel.BilevelProblem, u: jax.Array, w0: Any) -> Any:
 
 
 def accuracies(data: Cleaning, w: Any) -> dict[str, float]:
-    """On the outer rows ("validation" in the paper) and on the test set."""
+    """On the outer rows, on the validation rows and on the test set."""
     X_outer, y_outer = data.problem.outer_data  # pyright: ignore[reportGeneralTypeIssues]
 
-    def accuracy(x, y):
+    def accuracy(x: Any, y: Any) -> float:
         return float(np.mean(np.asarray(data.model.predict(w, x)).argmax(1) == np.asarray(y)))
 
-    return {"validation": accuracy(X_outer, y_outer), "test": accuracy(data.X_test, data.y_test)}
+    return {
+        "outer": accuracy(X_outer, y_outer),
+        "validation": accuracy(data.X_validation, data.y_validation),
+        "test": accuracy(data.X_test, data.y_test),
+    }
 
 
 def baselines(data: Cleaning) -> dict[str, dict[str, float]]:
@@ -145,7 +152,14 @@ def measure(full: bool) -> dict[str, Any]:
     """Three seeds in full, one in quick."""
     seeds = range(3 if full else 1)
     runs = [run_seed(seed) for seed in seeds]
-    settings = {"n": N, "outer": OUTER, "rate": RATE, "l2": L2, "soba": [ETA, RHO, SOBA_BATCH]}
+    settings = {
+        "n": N,
+        "outer": OUTER,
+        "validation": OUTER,
+        "rate": RATE,
+        "l2": L2,
+        "soba": [ETA, RHO, SOBA_BATCH],
+    }
     curves = [
         {
             name: {key: run[name].pop(key) for key in ("outer_value", "sorted_weights")}

@@ -2,10 +2,11 @@
 
 Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization", section 4.2:
 r = eta / rho with eta = min(r rho_max, eta_max), rho = eta / r, rho_max = 1e-2, eta_max = 1; 12000
-iterations; validation accuracy and entropy of the weights against r, with the uniform and the
-perfect weights as baselines. (The paper prints the entropy of the perfect weights as (1 - p_c) log
-n = 0.90; it is log((1 - p_c) n) = 6.68.) We add the accuracy of a model retrained on the final
-weights, their effective sample size, and how well low weights find the noisy rows.
+iterations; accuracy on validation rows, which the weights are not fitted on, and entropy of the
+weights against r, with the uniform and the perfect weights as baselines. (The paper prints the
+entropy of the perfect weights as (1 - p_c) log n = 0.90; it is log((1 - p_c) n) = 6.68.) We add the
+accuracy of a model retrained on the final weights, their effective sample size, and how well low
+weights find the noisy rows.
 
 **Three ways of taking batches.** The full batch; batches of 64 with the inner one drawn by weight
 (importance sampling); uniform batches of 64, where a dominating row counts n / |B| times as much
@@ -98,7 +99,7 @@ def entropy_baselines(n: int, rate: float) -> dict[str, float]:
 def run_way(name: str, data: Any, ratios: np.ndarray, seed: int) -> dict[str, Any]:
     """All ratios with one way of taking batches: judged, with curves and sorted weights."""
     eta, rho = step_sizes(ratios)
-    runs = run_grid(data.problem, data.model, WAYS[name], eta, rho, MARKS, jax.random.key(seed))
+    runs = run_grid(data, WAYS[name], eta, rho, MARKS, jax.random.key(seed))
     return {
         "runs": judge_all(data, runs),
         "curves": {k: np.round(x.T.astype(float), 5).tolist() for k, x in runs.curves.items()},

@@ -12,7 +12,8 @@ Here eta goes through five decades, for 12000 iterations with batches of 64. It 
 2 of the paper, and eta / rho is the ratio of the two time scales of its equation (8). Counted by
 visits, as in `hyper_cleaning.py`, the same steps are n / |B| = 125 times as large.
 
-We add what the paper does not report: test accuracy of the model left behind and of a model
+Curves and accuracies called "validation" are of rows that are disjoint from the outer ones, as in the
+paper. We add what the paper does not report: test accuracy of the model left behind and of a model
 retrained on the final weights, and how narrow the range is, in decades. And everything runs twice.
 A uniform batch sees a row that dominates n / |B| times as heavy as it is, and then the inner
 iteration explodes at this step, which is not what the theory is about. Inner batches drawn by
@@ -129,8 +130,10 @@ def _advance(
 
 
 @eqx.filter_jit
-def _look(problem: bilevel.BilevelProblem, predict: Any, states: Any) -> dict[str, Array]:
-    x, y = problem.outer_data  # pyright: ignore[reportGeneralTypeIssues]
+def _look(
+    problem: bilevel.BilevelProblem, predict: Any, held_out: tuple[Array, Array], states: Any
+) -> dict[str, Array]:
+    x, y = held_out
 
     def one(u: Array, w: Any) -> dict[str, Array]:
         right = jnp.argmax(predict(w, x), axis=1).astype(y.dtype) == y
@@ -146,8 +149,7 @@ def _look(problem: bilevel.BilevelProblem, predict: Any, states: Any) -> dict[st
 
 
 def run_grid(
-    problem: bilevel.BilevelProblem,
-    model: tasks.models.Model,
+    data: Cleaning,
     way: Way,
     etas: Float[np.ndarray, " runs"],
     rhos: Float[np.ndarray, " runs"],
@@ -160,13 +162,15 @@ def run_grid(
     product for all runs. As in `bilevel.solve`, a step that meets a number that is not finite is not
     taken and ends its run.
     """
+    problem, model = data.problem, data.model
+    held_out = data.X_validation, jnp.asarray(data.y_validation, jnp.int32)
     dtype = jax.tree.leaves(model.w0)[0].dtype
     eta, rho = jnp.asarray(etas, dtype), jnp.asarray(rhos, dtype)
     states = _start(problem, model.w0, way, eta, rho, key)
     looks, done = [], 0
     for mark in marks:
         states = _advance(problem, way, eta, rho, states, jnp.asarray(mark - done, jnp.int32))
-        looks.append(jax.device_get(_look(problem, model.predict, states)))
+        looks.append(jax.device_get(_look(problem, model.predict, held_out, states)))
         done = mark
     curves = {name: np.stack([look[name] for look in looks]) for name in looks[0]}
     u, w, made = jax.device_get((states.u, states.w, states.step))
@@ -176,14 +180,15 @@ def run_grid(
 def drop_empty_pixels(data: Cleaning) -> Cleaning:
     """Without the pixels that are zero in all training and outer rows.
 
-    A model that starts at zero never uses them, so every number stays the same, on test rows too.
+    A model that starts at zero never uses them, so every number stays the same, on other rows too.
     """
     problem = data.problem
     (X, y, _), (X_outer, y_outer) = problem.inner_data, problem.outer_data  # pyright: ignore[reportGeneralTypeIssues]
     used = np.flatnonzero(np.any(X != 0, axis=0) | np.any(X_outer != 0, axis=0))
     model = tasks.models.linear_model(len(used), 10, bias=False)
     narrow = tasks.reweighting(X[:, used], y, X_outer[:, used], y_outer, model.predict, l2=L2)
-    return data._replace(problem=narrow, model=model, X_test=data.X_test[:, used])
+    held_out = {key: getattr(data, key)[:, used] for key in ("X_validation", "X_test")}
+    return data._replace(problem=narrow, model=model, **held_out)
 
 
 def judge(data: Cleaning, u: np.ndarray, w: Any) -> dict[str, Any]:
@@ -238,7 +243,7 @@ def run_seed(seed: int, etas: np.ndarray) -> dict[str, Any]:
     for name, way in WAYS.items():
         key = jax.random.key(seed)
         rhos = np.full_like(etas, RHO)
-        runs = run_grid(data.problem, data.model, way, etas, rhos, MARKS, key)
+        runs = run_grid(data, way, etas, rhos, MARKS, key)
         outcome[name] = {
             "runs": judge_all(data, runs),
             "curves": {k: np.round(x.T.astype(float), 5).tolist() for k, x in runs.curves.items()},
@@ -305,7 +310,7 @@ def draw(measured: dict[str, Any]) -> Figure:
         weights.set(xlabel="row, by weight", yscale="log", ylim=(1e-7, 2))
         accuracy.legend(loc="center left")
         weights.legend(loc="upper right")
-    for axis, label in zip(axes[:, 0], ["validation loss F", "accuracy", "weight"], strict=True):
+    for axis, label in zip(axes[:, 0], ["outer loss F", "accuracy", "weight"], strict=True):
         axis.set_ylabel(label if label != "accuracy" else "validation accuracy")
     figure.colorbar(shade, ax=axes, label="outer step $\\eta$", shrink=0.6)
     return figure

@@ -31,6 +31,14 @@ def small(n=60, outer=30, features=5, seed=0):
     return problem, model, noisy == y, rows(20)
 
 
+def cleaning(steps):
+    """The same as the scripts hold it, with other rows to judge on."""
+    problem, model, clean, (X_test, y_test) = small()
+    X_test[:, 1] = 7.0  # only test rows use it
+    X_test = jnp.asarray(X_test)
+    return steps.Cleaning(problem, model, X_test[:9], y_test[:9], X_test, y_test, clean)
+
+
 def test_entropies_of_the_baselines_are_those_of_their_weights(script):
     found = script("ratios").entropy_baselines(8000, 0.9)
     assert found["uniform"] == pytest.approx(bilevel.entropy(np.ones(8000)), rel=1e-12)
@@ -55,17 +63,17 @@ def test_all_step_sizes_at_once_are_the_runs_of_solve(script, monkeypatch, name)
     steps = script("soba_steps")
     monkeypatch.setattr(steps, "BATCH", 8)
     way = getattr(steps, name)
-    problem, model, _, _ = small()
+    data = cleaning(steps)
     etas, rhos = np.array([0.02, 0.5, 3.0]), np.array([0.2, 0.1, 0.05])
     key = jax.random.key(3)
-    runs = steps.run_grid(problem, model, way, etas, rhos, [7, 40], key)
+    runs = steps.run_grid(data, way, etas, rhos, [7, 40], key)
     assert runs.steps.tolist() == [40] * 3
     for k in range(3):
         alone = bilevel.solve(
-            problem,
+            data.problem,
             way(jnp.asarray(etas[k]), jnp.asarray(rhos[k]), 60),
             tasks.uniform_weights(60),
-            model.w0,
+            data.model.w0,
             num_steps=40,
             key=key,
         )
@@ -73,6 +81,8 @@ def test_all_step_sizes_at_once_are_the_runs_of_solve(script, monkeypatch, name)
         np.testing.assert_allclose(runs.w["weight"][k], alone.w["weight"], rtol=1e-7, atol=1e-12)
         weights = np.asarray(alone.u)
         ess = bilevel.effective_sample_size(weights)
+        accuracy = steps.accuracies(data, alone.w)["validation"]
+        assert runs.curves["validation"][1, k] == pytest.approx(accuracy, rel=1e-6)
         assert runs.curves["ess"][1, k] == pytest.approx(ess, rel=1e-8)
         assert runs.curves["entropy"][1, k] == pytest.approx(bilevel.entropy(weights), rel=1e-8)
     assert np.ptp(runs.curves["ess"][1]) > 1
@@ -80,9 +90,9 @@ def test_all_step_sizes_at_once_are_the_runs_of_solve(script, monkeypatch, name)
 
 def test_a_run_that_explodes_keeps_its_last_good_point(script):
     steps = script("soba_steps")
-    problem, model, _, _ = small()
     etas, rhos = np.array([0.02, 0.02]), np.array([0.2, 1e200])
-    runs = steps.run_grid(problem, model, steps.full_batch, etas, rhos, [5, 30], jax.random.key(0))
+    key = jax.random.key(0)
+    runs = steps.run_grid(cleaning(steps), steps.full_batch, etas, rhos, [5, 30], key)
     assert runs.steps[0] == 30
     assert runs.steps[1] < 5
     assert np.isfinite(runs.w["weight"]).all()
@@ -98,15 +108,13 @@ def test_per_visit_divides_the_outer_step_by_rows_over_batch(script):
 
 def test_empty_pixels_change_nothing_and_judging_knows_perfect_weights(script):
     steps = script("soba_steps")
-    problem, model, clean, (X_test, y_test) = small()
-    X_test[:, 1] = 7.0  # only test rows use it
-    data = steps.Cleaning(problem, model, jnp.asarray(X_test), y_test, clean)
-    narrow = steps.drop_empty_pixels(data)
+    data = cleaning(steps)
+    clean, narrow = data.clean, steps.drop_empty_pixels(data)
     assert narrow.X_test.shape == (20, 5)
+    assert narrow.X_validation.shape == (9, 5)
     etas, rhos, key = np.array([0.5]), np.array([0.1]), jax.random.key(0)
     wide_run, run = (
-        steps.run_grid(d.problem, d.model, steps.full_batch, etas, rhos, [50], key)
-        for d in (data, narrow)
+        steps.run_grid(d, steps.full_batch, etas, rhos, [50], key) for d in (data, narrow)
     )
     np.testing.assert_allclose(run.u, wide_run.u, rtol=1e-9)
     w, wide_w = ({"weight": jnp.asarray(r.w["weight"][0])} for r in (run, wide_run))

@@ -58,12 +58,37 @@ def test_propositions_6_and_7(script):
 
 def test_baselines_of_the_mixture_are_least_squares(script):
     mixture = script("toy_mixture")
-    data, found = mixture.mixture(0), mixture.run_seed(0)
-    for name, rows in (("uniform", slice(None)), ("optimal", data.first)):
+    data = mixture.mixture(0)
+    problem = mixture.problem_of(data, mixture.RIDGE)
+    for rows in (np.full(mixture.N, True), data.first):
         fitted = np.linalg.lstsq(data.d[rows], data.y[rows], rcond=None)[0]
-        error = np.linalg.norm(fitted - mixture.THETA_1)
-        assert found[name]["retrained_error"] == pytest.approx(error, rel=1e-6)
-        assert found[name]["ess"] == pytest.approx(len(data.y[rows]), rel=1e-6)
+        found = mixture.problem_solution(problem, jnp.asarray(rows / rows.sum()))
+        assert mixture.error(found) == pytest.approx(mixture.error(fitted), rel=1e-6)
+
+
+def test_algorithm_2_is_a_loop_over_log_weights(script):
+    """5000 collapsed steps are those of numpy, written from the paper, on the log-weights."""
+    mixture = script("toy_mixture")
+    data, ridge = mixture.mixture(0), mixture.WELL_POSED
+    problem = mixture.problem_of(data, ridge)
+    u, w, changes = mixture.count_changes(problem, jnp.zeros(2))
+
+    d, y = data.d, data.y
+    logs, theta = np.full(len(y), -np.log(len(y))), np.zeros(2)
+    heaviest = []
+    for _ in range(mixture.STEPS):
+        p = np.exp(logs)
+        theta = theta - mixture.RHO * (d.T @ (p * (d @ theta - y)) + ridge * theta)
+        hessian = (p * d.T) @ d + ridge * np.eye(2)
+        slope = data.d_outer.T @ (data.d_outer @ theta - data.y_outer) / len(data.y_outer)
+        psi = -(d @ np.linalg.solve(hessian, slope)) * (d @ theta - y)
+        logs = logs - mixture.ETA * psi
+        logs -= logs.max() + np.log(np.sum(np.exp(logs - logs.max())))
+        heaviest.append(int(logs.argmax()))
+    assert logs.min() < -500
+    np.testing.assert_allclose(bilevel.Simplex().log_weights(u), logs, atol=1e-6)
+    np.testing.assert_allclose(w, theta, atol=1e-10)
+    assert int(changes) == np.sum(np.diff(heaviest) != 0) > 0
 
 
 def test_equal_speeds_move_the_log_weights_alike_in_the_first_step(script):

@@ -13,7 +13,7 @@ import pytest
 PAPERS = Path(__file__).parents[2] / "papers"
 SCRIPTS = sorted(PAPERS.glob("*/[a-z]*.py"))
 # The scripts whose quick size takes less than about 10 CPU seconds; the others are slow.
-QUICK = {"toy_mixture"}
+QUICK = {"projections"}
 # Where the quick size judges a claim differently from the committed full one: script, claim, verdict.
 QUICK_VERDICTS: dict[str, dict[str, bool]] = {
     "flows": {
