@@ -85,7 +85,7 @@ def run(
     path = options.out / f"{name}.json"
     # Lists of numbers on one line each.
     text = re.sub(
-        r'\[[^]["{}]*\]',
+        r'\[\n[^]["{}]*\]',  # no string has a newline
         lambda m: m[0].replace("\n", "").replace(" ", "").replace(",", ", "),
         json.dumps(written, indent=1),
     )
