@@ -3,11 +3,27 @@
 import json
 import os
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
 import pandas as pd
 import pytest
 
-from bilevel import RESULTS, Checkpoint, Logger, ProgressBar, StopWhen
+from bilevel import (
+    AID,
+    RESULTS,
+    BilevelProblem,
+    Checkpoint,
+    DoubleLoop,
+    GradientInner,
+    Logger,
+    ProgressBar,
+    StopWhen,
+    solve,
+)
 from helpers import assert_same, run
 from methods import LAWS
 
@@ -105,13 +121,13 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
         Checkpoint(path).load(state_of("SOBA"))
     for content in (b"", b"not a checkpoint at all"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="does not fit this run"):
+        with pytest.raises(ValueError, match=r"cannot be used: .* no file of the kind"):
             Checkpoint(path).load(state_of("SOBA"))
     run(METHOD, callbacks=[Checkpoint(path)])
     whole = path.read_bytes()
     for content in (whole[:-20], whole + b"more"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="does not fit this run"):
+        with pytest.raises(ValueError, match="cut short or has changed"):
             Checkpoint(path).load(state_of("SOBA"))
 
 
@@ -153,3 +169,59 @@ def test_callbacks_are_closed_however_the_run_ends(tmp_path):
     assert log.closed
     steps = [json.loads(x)["step"] for x in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "run.eqx"
+    run(METHOD, callbacks=[Checkpoint(path)])
+    whole = path.read_bytes()
+    for place in np.random.default_rng(0).integers(len(whole), size=60).tolist():
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"cannot be used: .*(checksum|no file of the kind)"):
+            Checkpoint(path).load(state_of("SOBA"))
+
+
+def small_problem(scale: float = 1.0) -> BilevelProblem:
+    data = scale * jnp.arange(6.0).reshape(3, 2)
+    return BilevelProblem(
+        outer=lambda u, w, _: 0.5 * jnp.sum((w - 1.0) ** 2),
+        inner=lambda u, w, batch: 0.5 * jnp.mean(jnp.sum(((w - u)[None] - batch) ** 2, axis=1)),
+        inner_data=data,
+    )
+
+
+def small_method(inner_step: float = 0.5, outer_step: float = 0.1) -> DoubleLoop:
+    inner = GradientInner(optax.sgd(inner_step), num_steps=2)
+    return DoubleLoop(inner, AID(lx.CG(1e-6, 1e-6)), optax.sgd(outer_step))
+
+
+def test_a_checkpoint_of_other_data_or_step_sizes_is_refused(tmp_path):
+    path, u, w = tmp_path / "run.eqx", jnp.zeros(2), jnp.zeros(2)
+    problem, method = small_problem(), small_method()
+    saved = solve(problem, method, u, w, num_steps=3, callbacks=[Checkpoint(path)])
+    key = jax.random.key(0)
+    # Equal ones that were made anew are the same run; so they are in another process.
+    again = small_problem(), small_method()
+    assert_same(Checkpoint(path).load(again[1].init(*again[:1], u, w, key), *again), saved.state)
+    others = [
+        (small_problem(scale=2.0), method),
+        (problem, small_method(inner_step=0.25)),
+        (problem, small_method(outer_step=0.2)),
+        (eqx.tree_at(lambda p: p.outer, problem, lambda u, w, _: jnp.sum((w - 2.0) ** 2)), method),
+    ]
+    for other, how in others:
+        with pytest.raises(ValueError, match="on other data or with other settings"):
+            Checkpoint(path).load(how.init(other, u, w, key), other, how)
+
+
+def test_a_link_where_a_log_or_checkpoint_goes_is_replaced(tmp_path):
+    precious, mine = tmp_path / "precious", '{"step": 99}\n'
+    precious.write_text(mine)
+    for make in (Logger, Checkpoint):
+        path = tmp_path / make.__name__
+        path.symlink_to(precious)
+        run(METHOD, 4, callbacks=[make(path)])
+        assert not path.is_symlink()
+        assert precious.read_text() == mine

@@ -1,6 +1,7 @@
 """What may happen between two chunks of a run: show, log, save, stop."""
 
 import abc
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -13,6 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._algorithm.base import State
+from ._fingerprint import fingerprint
+from ._storage import (
+    CHECKPOINT_KIND,
+    DamagedFileError,
+    flush,
+    open_log,
+    open_sealed,
+    write_sealed,
+)
 
 
 class Chunk(NamedTuple):
@@ -20,13 +30,16 @@ class Chunk(NamedTuple):
 
     `rows` are the chunk's trace points, as a dict of equally long numpy arrays (the columns of
     `Solution.trace`); it is empty arrays if the chunk had none. `state` is only lent: the next
-    chunk overwrites its memory, so copy what is to be kept.
+    chunk overwrites its memory, so copy what is to be kept. `problem` and `algorithm` are those that
+    `solve` was given.
     """
 
     step: int
     num_steps: int
     state: State
     rows: Mapping[str, np.ndarray]
+    problem: Any = None
+    algorithm: Any = None
 
 
 class AbstractCallback(abc.ABC):
@@ -111,13 +124,10 @@ class Logger(AbstractCallback):
         if self._file is None and lines:
             first = int(chunk.rows["step"][0])
             kept = [x for x in read_lines(self._path) if json.loads(x)["step"] < first]
-            temporary = self._path.with_name(self._path.name + ".partial")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._path)
-            self._file = self._path.open("a")
+            self._file = open_log(self._path, "".join(line + "\n" for line in kept))
         if self._file is not None:
             self._file.writelines(line + "\n" for line in lines)
-            self._file.flush()
+            flush(self._file)
 
     def close(self):
         """Close the file."""
@@ -160,53 +170,77 @@ class Checkpoint(AbstractCallback):
     """Saves the state after every chunk, in one file that is always complete.
 
     A new state is written to a temporary file beside it, flushed to the disk and renamed over the
-    old one, so an interruption at any moment leaves the last complete state.
+    old one, so an interruption at any moment leaves the last complete state. The file carries its own
+    checksum, and a digest of the problem (its data too) and of the algorithm (its step sizes too).
 
     Args:
         path: the file. `solve(..., chunk_size=)` decides how often it is written.
 
-    To go on: `solve(..., state=Checkpoint(path).load(algorithm.init(problem, u0, w0, key)))`.
+    To go on: `like = algorithm.init(problem, u0, w0, key)`, then
+    `solve(..., state=Checkpoint(path).load(like, problem, algorithm))`.
     """
 
     def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
+        self._digest: tuple[Any, Any, str | None] = (None, None, None)
 
     def __call__(self, chunk):
         """Save the state."""
-        self.save(chunk.state)
+        self.save(chunk.state, chunk.problem, chunk.algorithm)
 
-    def save(self, state: State) -> None:
-        """Write `state`."""
-        temporary = self._path.with_name(self._path.name + ".partial")
-        try:
-            with temporary.open("wb") as file:
-                eqx.tree_serialise_leaves(file, _unwrap_keys(state))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def save(self, state: State, problem: Any = None, algorithm: Any = None) -> None:
+        """Write `state`, and the digest of what it belongs to."""
+        content = io.BytesIO()
+        plain = _unwrap_keys(state)
+        eqx.tree_serialise_leaves(content, plain)
+        header = {
+            "step": int(state.step),
+            "run": self._digest_of(problem, algorithm),
+            "leaves": _shapes(plain),
+            "versions": {"jax": jax.__version__, "equinox": eqx.__version__},
+        }
+        write_sealed(self._path, CHECKPOINT_KIND, header, content.getvalue())
 
-    def load(self, like: State) -> State:
+    def load(self, like: State, problem: Any = None, algorithm: Any = None) -> State:
         """The saved state.
 
         Args:
             like: a state of the same algorithm and problem; only its structure is used.
+            problem, algorithm: what the run goes on with. They are compared with those that the
+                state was saved with: objectives, data, and settings such as step sizes. Without
+                them, only the number, the shapes and the dtypes of the state's arrays are.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds the state of another problem or algorithm.
+            ValueError: the file was cut short or has changed (a `DamagedFileError`), or it holds the
+                state of another run.
         """
         try:
-            with self._path.open("rb") as file:
-                saved = eqx.tree_deserialise_leaves(file, _unwrap_keys(like))
-                if file.read(1):
-                    raise ValueError("the file has more leaves than the state")
-        except (RuntimeError, ValueError, EOFError) as error:
+            header, content = open_sealed(self._path, CHECKPOINT_KIND)
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"the checkpoint {self._path} cannot be used: {error}. Remove it and start anew, or "
+                "bring back a copy."
+            ) from error
+        plain = _unwrap_keys(like)
+        if header["leaves"] != _shapes(plain):
             raise ValueError(
                 f"the checkpoint {self._path} does not fit this run: it was saved by another "
                 "algorithm, for data of another size, or in another dtype. Start anew with another "
-                f"file, or repeat the call that made it. ({error})"
+                "file, or repeat the call that made it."
+            )
+        if problem is not None and header["run"] != self._digest_of(problem, algorithm):
+            raise ValueError(
+                f"the checkpoint {self._path} does not fit this run: it was saved on other data or "
+                "with other settings (objectives, step sizes, batches). Repeat the call that made it, "
+                "or start anew with another file."
+            )
+        try:
+            saved = eqx.tree_deserialise_leaves(content, plain)
+        except Exception as error:  # an array of another version of numpy or equinox
+            raise DamagedFileError(
+                f"the checkpoint {self._path} cannot be read: {error}. It was written with "
+                f"{header['versions']}."
             ) from error
         return jax.tree.map(
             lambda old, new: (
@@ -217,6 +251,21 @@ class Checkpoint(AbstractCallback):
             like,
             saved,
         )
+
+    def _digest_of(self, problem: Any, algorithm: Any) -> str | None:
+        if problem is None:
+            return None
+        if self._digest[0] is not problem or self._digest[1] is not algorithm:
+            self._digest = problem, algorithm, fingerprint(problem, algorithm)
+        return self._digest[2]
+
+
+def _shapes(tree: Any) -> list[list[Any]]:
+    """Dtype and shape of each leaf."""
+    leaves = jax.tree.leaves(tree)
+    return [
+        [str(x.dtype), list(x.shape)] if eqx.is_array(x) else [type(x).__name__] for x in leaves
+    ]
 
 
 def _is_key(leaf: Any) -> bool:

@@ -271,6 +271,7 @@ def solve(
     """
     began = time.perf_counter()
     given, size = check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
+    asked = problem, algorithm
     problem, algorithm = given.problem, _with_formulas(algorithm, given)
     if tol is None:
         tolerances = Tolerances(-1.0, -1.0, -1.0)
@@ -304,7 +305,7 @@ def solve(
                 raise TypeError(UNDER_TRANSFORMATION)
             rows = _fetch(rows)
             trace.append(rows)
-            chunk = Chunk(int(state.step), num_steps, state, rows)
+            chunk = Chunk(int(state.step), num_steps, state, rows, *asked)
             # Every callback sees every chunk, also when an earlier one asks to stop.
             answers = [bool(callback(chunk)) for callback in callbacks]
             stopped = any(answers)

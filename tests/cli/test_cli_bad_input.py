@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -271,8 +270,7 @@ def test_a_path_below_a_file(case):
 
 def test_a_read_only_folder(case, monkeypatch):
     with monkeypatch.context() as patch:
-        unwritable = SimpleNamespace(access=lambda *_: False, W_OK=os.W_OK)
-        patch.setattr("bilevel.cli._run_folder.os", unwritable)
+        patch.setattr(os, "access", lambda _, mode=os.R_OK, **__: mode != os.W_OK)
         case.refuse(2, f"cannot be written ({case.folder} is read-only); choose another --out.")
 
     def refused(*_, **__):
@@ -285,6 +283,10 @@ def test_a_read_only_folder(case, monkeypatch):
 
 def test_a_run_folder_that_exists(case):
     case.out.mkdir(parents=True)
+    case.refuse(
+        2, f"{case.out} exists, and is no run folder; it is not touched. Choose another --out"
+    )
+    (case.out / "summary.json").write_text("{}")
     case.refuse(2, f"the run folder {case.out} exists; its results are not overwritten")
 
 

@@ -17,7 +17,7 @@ from bilevel import datasets
 from bilevel.cli import _demo_work, _weigh_work, app
 from bilevel.cli._weigh_work import Estimate
 from digits import TRAIN, TRUSTED, digits, plain_table, write_table, write_tables
-from runs import Run, Said, bilevel, formula_ids, full_run, weigh, write_sources
+from runs import Run, Said, bilevel, formula_ids, full_run, seal, weigh, write_sources
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,12 @@ def test_score_refuses_files_it_cannot_read_or_write(full, copied, tmp_path):
     refused(1, "none", said=score(full.out, table, tmp_path, "--out", tmp_path / "none" / "x.csv"))
     refused(3, "is not a run folder of `bilevel weigh`", said=score(tmp_path, table, tmp_path))
     (copied / "scorer.npz").write_bytes(b"PK\x03\x04 no arrays")
+    refused(3, "scorer.npz has changed since the run", said=score(copied, table, tmp_path))
+    seal(copied)
     refused(3, "scorer.npz cannot be read", said=score(copied, table, tmp_path))
     (copied / "scorer.npz").unlink()
+    refused(3, "scorer.npz is missing", said=score(copied, table, tmp_path))
+    seal(copied)
     message = "holds no scorer.npz", "Free weights cannot judge new rows."
     refused(3, *message, said=score(copied, table, tmp_path))
 
@@ -210,6 +214,8 @@ def test_suggest_refuses_tables_that_have_changed(full, copied, tmp_path):
     config = (copied / "config.toml").read_text()
     train = full.out.parent / "train.csv"
     (copied / "config.toml").write_text(config.replace(str(train), str(tmp_path / "train.csv")))
+    refused(3, "config.toml has changed since the run", said=bilevel("suggest", copied))
+    seal(copied)
     refused(3, "that this run was made from is not there.", said=bilevel("suggest", copied))
     write_table(pd.read_csv(train).iloc[::-1], tmp_path / "train.csv")
     refused(3, "train.csv has changed since this run", said=bilevel("suggest", copied))
@@ -287,6 +293,8 @@ def test_report_needs_a_run_with_one(copied, tmp_path):
     said = bilevel("report", copied, "--out", tmp_path / "x.pdf")
     refused(3, "a report is saved as .html or .json, got 'x.pdf'.", said=said)
     (copied / "report.json").write_text('{"format": "another"}')
+    refused(3, "report.json has changed since the run", said=bilevel("report", copied))
+    seal(copied)
     refused(3, "report.json is not a report saved as JSON", said=bilevel("report", copied))
     (copied / "report.json").unlink()
     refused(3, "no report.json: it was weighed with --no-report.", said=bilevel("report", copied))
@@ -522,7 +530,7 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tmp_path):
     few = trusted.query("digit < 2").groupby("digit").head(2)
     refuse(3, "got 4 trusted rows, at least 6 are needed", spoilt=few)
     (tmp_path / "run").mkdir()
-    refuse(2, "exists; its results are not overwritten")
+    refuse(2, "exists, and is no run folder; it is not touched")
 
 
 # -- bench ------------------------------------------------------------------------------------------

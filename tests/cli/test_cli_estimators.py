@@ -13,7 +13,7 @@ from bilevel.cli import _estimators
 from bilevel.cli._estimators import make_estimator
 from bilevel.datasets import flip_to_different
 from bilevel.reweighting import InputError
-from bilevel.reweighting._inputs.columns import load_model
+from bilevel.reweighting._inputs.saved import load_model
 from runs import Run, bilevel, weigh
 
 KINDS = np.array(["car", "cat", "dog"])

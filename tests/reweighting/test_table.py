@@ -20,13 +20,12 @@ from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._inputs.columns import (
     check_values,
     is_messy,
-    load_model,
-    model_types,
     table_pipeline,
     tidy,
     vectorise,
 )
 from bilevel.reweighting._inputs.files import digest, read_table
+from bilevel.reweighting._inputs.saved import load_model, model_types
 
 N = 60
 ROWS = np.arange(N)
@@ -463,7 +462,8 @@ def test_a_model_file_of_other_types_is_refused_by_their_names(tmp_path):
         load_model(path)
     path.write_bytes(b"\x80\x04K\x01.")  # a pickle
     with pytest.raises(
-        InputError, match=r"model\.skops is not a skops file: File is not a zip file"
+        InputError,
+        match=r"model\.skops is not a skops file, or is damaged \(File is not a zip file",
     ):
         load_model(path)
     with pytest.raises(InputError, match=r"no\.skops does not exist; check the path"):

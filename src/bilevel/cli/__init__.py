@@ -4,10 +4,15 @@ The modules `_x` hold the options of the commands and import nothing heavy; what
 `_x_work`, which is imported when it runs.
 """
 
-from ._app import RunFolderError, app
+import io
+import os
+import sys
+
+from ._app import FAILURE, OK, RunFolderError, app, note, stop
 from ._commands import audit, report, score, suggest
 from ._consensus import consensus
 from ._demo import bench, demo
+from ._signals import stoppable
 from ._weigh import weigh
 
 __all__ = [
@@ -30,4 +35,31 @@ for command in (weigh, demo, audit, consensus, score, suggest, report, bench):
 
 def main() -> None:
     """The entry point of the `bilevel` command."""
-    app()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale, text can be written
+            stream.reconfigure(errors="backslashreplace")
+    with stoppable(stop):
+        try:
+            app()
+        except SystemExit as ended:
+            code = stop.code if stop.signal is not None else ended.code
+        except KeyboardInterrupt:  # outside of a command's work
+            code = stop.code
+        except OSError as error:
+            code = _unprinted(error)
+        else:
+            code = OK
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            code = _unprinted(error)
+        if stop.signal is not None and not stop.said:
+            note(stop.hint())
+        sys.exit(code)
+
+
+def _unprinted(error: OSError) -> int:
+    """Say on stderr that stdout is full or closed: the work itself is done and its files are whole."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    note(f"the output cannot be printed ({error.strerror}); files that were written are complete.")
+    return FAILURE

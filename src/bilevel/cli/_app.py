@@ -1,6 +1,7 @@
 """What all commands share: the application, consoles, exit codes, errors, configuration files."""
 
 import contextlib
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,7 +12,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-OK, FAILURE, USAGE, BAD_INPUT, NOT_BELIEVABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+from .._text import to_json, visible
+from ._signals import Stop
+
+OK, FAILURE, USAGE, BAD_INPUT, NOT_BELIEVABLE = 0, 1, 2, 3, 4
 
 app = typer.Typer(
     help="Learn what training data is worth, and whether to believe it.",
@@ -20,8 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out, err = Console(), Console(stderr=True)
+stop = Stop()
 
 
+LARGEST_CONFIG = 1 << 20  # bytes
 SAID_ALOUD = {"allow_code"}  # options that run code, which no configuration file may set
 
 
@@ -29,41 +35,69 @@ class RunFolderError(ValueError):
     """The output folder cannot be used; nothing was written."""
 
 
+def shown(value: object, keep: str = "") -> str:
+    """What others have written, as text for the terminal: neither markup nor control characters."""
+    return escape(visible(str(value), keep))
+
+
+def say(text: str) -> None:
+    """A line on stdout that is not wrapped, nor taken for markup."""
+    out.print(shown(text, "\n"), highlight=False, soft_wrap=True)
+
+
+def say_json(value: Any) -> None:
+    """JSON on stdout, in ASCII: any terminal and program takes it."""
+    sys.stdout.write(to_json(value, ascii_only=True) + "\n")
+
+
+def note(text: str) -> None:
+    """A line on stderr that is worth knowing."""
+    err.print("[yellow]bilevel:[/yellow]", shown(text, "\n"), highlight=False, soft_wrap=True)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Say what is wrong on stderr, and exit."""
     # Messages quote the user's data, which must not be taken for markup, nor wrapped mid-path.
-    err.print("[red]bilevel:[/red]", escape(message), highlight=False, soft_wrap=True)
+    err.print("[red]bilevel:[/red]", shown(message, "\n"), highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
 @contextlib.contextmanager
-def failures(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
+def failures(interrupted: Callable[[], str] | None = None) -> Iterator[None]:
     """Turn the library's errors into messages and exit codes."""
     from ..reweighting._inputs.checks import InputError
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        err.print(
-            "[yellow]bilevel:[/yellow]", escape(str(message)), highlight=False, soft_wrap=True
-        )
+        note(str(message))
 
+    stop.hint = interrupted or stop.hint
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show
             yield
-    except RunFolderError as error:
-        fail(str(error), USAGE)
     except KeyboardInterrupt:
-        fail(interrupted(), INTERRUPTED)
-    except InputError as error:
-        fail(str(error), BAD_INPUT)
-    except OSError as error:
-        fail(str(error), FAILURE)
-    except RuntimeError as error:
-        from .._solution import BilevelError  # which imports JAX
+        stop.said = True
+        fail(stop.hint(), stop.code)
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if (
+            stop.signal is not None
+        ):  # compiled code turned the interruption into an error of its own
+            stop.said = True
+            fail(stop.hint(), stop.code)
+        if isinstance(error, RunFolderError):
+            fail(str(error), USAGE)
+        if isinstance(error, InputError):
+            fail(str(error), BAD_INPUT)
+        if isinstance(error, OSError):
+            fail(str(error), FAILURE)
+        if isinstance(error, RuntimeError):
+            from .._solution import BilevelError  # which imports JAX
 
-        if not isinstance(error, BilevelError):
-            raise
-        fail(str(error), FAILURE)
+            if isinstance(error, BilevelError):
+                fail(str(error), FAILURE)
+        raise
 
 
 def _load(context: typer.Context, path: Path | None) -> Path | None:
@@ -71,7 +105,11 @@ def _load(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_CONFIG + 1)
+        if len(content) > LARGEST_CONFIG:
+            raise typer.BadParameter(f"{path} has more than {LARGEST_CONFIG} bytes.")
+        values = tomllib.loads(content.decode("utf-8"))
     except OSError as error:
         raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -106,4 +144,5 @@ Config = Annotated[
         help="TOML file whose keys are the names of these options; the command line wins.",
     ),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]

@@ -1,15 +1,13 @@
 """The commands beside `weigh`: `bilevel audit`, `score`, `suggest` and `report`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from ._app import NOT_BELIEVABLE, Config, Json, failures
+from ._app import NOT_BELIEVABLE, Config, Json, failures, say, say_json, shown
 from ._app import out as console
 
 if TYPE_CHECKING:
@@ -42,12 +40,12 @@ def audit(
 
         found = audit_tables(train, label, trusted, holdout, id, drop or [])
     if json_:
-        sys.stdout.write(json.dumps(found.to_dict(), indent=2) + "\n")
+        say_json(found.to_dict())
     else:
         for finding in found.findings:
             line = Table.grid(padding=(0, 1))
             line.add_row(
-                f" {MARKS[finding.severity]}", f"{escape(finding.title)}: {escape(finding.detail)}"
+                f" {MARKS[finding.severity]}", f"{shown(finding.title)}: {shown(finding.detail)}"
             )
             console.print(line)
     if strict and not found.passed:
@@ -122,7 +120,7 @@ def report(
         from ._commands_work import write_report
 
         path = write_report(run, out)
-    console.print(f"written to {path}", highlight=False, markup=False, soft_wrap=True)
+    say(f"written to {path}")
 
 
 def _show(rows: "pd.DataFrame", json_: bool, title: str, out: Path | None) -> None:
@@ -130,18 +128,18 @@ def _show(rows: "pd.DataFrame", json_: bool, title: str, out: Path | None) -> No
     if json_:
         sys.stdout.write(f"{rows.to_json(orient='records', indent=2)}\n")
         return
-    shown = Table(title=title, title_justify="left")
+    grid = Table(title=title, title_justify="left")
     for column in rows.columns:
-        shown.add_column(str(column), overflow="fold")
+        grid.add_column(shown(column), overflow="fold")
     for row in rows.head(SHOWN).itertuples(index=False):
-        shown.add_row(*(_cell(x) for x in row))
-    console.print(shown, highlight=False)
+        grid.add_row(*(_cell(x) for x in row))
+    console.print(grid, highlight=False)
     rest = len(rows) - SHOWN
     if out is not None:
-        console.print(f"all written to {out}", highlight=False, markup=False, soft_wrap=True)
+        say(f"all written to {out}")
     elif rest > 0:
         console.print(f"and {rest} more; --out FILE writes all of them", highlight=False)
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.3f}" if isinstance(value, float) else shown(value)

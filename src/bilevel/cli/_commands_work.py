@@ -9,12 +9,13 @@ from ..reweighting._audit.audit import audit
 from ..reweighting._audit.finding import Audit, Finding
 from ..reweighting._audit.suggest import suggest
 from ..reweighting._inputs.checks import InputError, named
-from ..reweighting._inputs.columns import load_model, tidy, vectorise
+from ..reweighting._inputs.columns import tidy, vectorise
 from ..reweighting._inputs.files import digest, read_table, read_tables, split_label
-from ..reweighting._report.page import Report
+from ..reweighting._inputs.saved import load_model
+from ..reweighting._report.page import ENDINGS, Report
 from ._estimators import SAVED_TYPES
 from ._probabilities import columns_of, read_probabilities, take_columns
-from ._run_folder import read_config, read_scorer, write_csv
+from ._run_files import check_unchanged, read_config, read_scorer, write_csv, write_parquet
 
 
 def score_table(
@@ -26,6 +27,7 @@ def score_table(
 ) -> pd.DataFrame:
     """What a run says of the labels in a table of rows it has not seen, see `Scorer`."""
     config = read_config(run)
+    check_unchanged(run, "config.toml", "model.skops", "scorer.npz", "scorer.skops")
     scorer = read_scorer(run)
     usual = config.get("id")
     ids = [c for c in (identifier, usual) if c]
@@ -43,7 +45,15 @@ def score_table(
         usual = features.index.name
         name = None if usual is None else str(usual)
         probabilities = read_probabilities(Path(given), features.index, name, "--pred-probs")
-    return scorer(features, labels, probabilities)
+    try:
+        return scorer(features, labels, probabilities)
+    except InputError:
+        raise
+    except Exception as error:  # models of a folder that somebody else has made may do anything
+        raise InputError(
+            f"the models in {run} cannot judge these rows ({type(error).__name__}: {error}): they do "
+            "not fit each other. Bring back a copy of the folder, or weigh again."
+        ) from error
 
 
 def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
@@ -53,11 +63,12 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
         InputError: the tables of the run have changed since.
     """
     config = read_config(run)
+    check_unchanged(run, "config.toml", "model.skops", "weights.parquet")
     tables, labels = {}, {}
     model = load_model(run / "model.skops", SAVED_TYPES)
     paths = {name: Path(config[name]) for name in ("train", "trusted")}
     for name, path in paths.items():
-        if not path.exists():
+        if not (path.is_file() or path.is_dir()):
             raise InputError(f"the {name} file {path} that this run was made from is not there.")
         if digest(path) != config["sha256"][name]:
             raise InputError(
@@ -92,10 +103,18 @@ def write_report(run: Path, output: Path | None) -> Path:
     path = run / "report.json"
     if not path.is_file():
         raise InputError(f"{run} has no report.json: it was weighed with --no-report.")
+    check_unchanged(run, "config.toml", "report.json")
+    target = output or run / "report.html"
+    if target.suffix.lower() not in ENDINGS:
+        raise InputError(f"a report is saved as .html or .json, got {target.name!r}.")
     try:
-        return Report.load(path).save(output or run / "report.html")
-    except ValueError as error:
-        raise InputError(str(error)) from error
+        return Report.load(path).save(target)
+    except OSError:
+        raise
+    except Exception as error:  # what somebody else's file holds may be of any kind
+        raise InputError(
+            f"{path} is not a report of this version ({type(error).__name__}: {error}). Weigh again."
+        ) from error
 
 
 def audit_tables(
@@ -132,7 +151,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         InputError: another ending.
     """
     if path.suffix.lower() in (".parquet", ".pq"):
-        table.to_parquet(path, index=False)
+        write_parquet(table, path)
     elif path.suffix.lower() == ".csv":
         write_csv(table, path)
     else:

@@ -1,15 +1,12 @@
 """`bilevel consensus`: from a long table of annotations to labels, annotators and weights."""
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from ._app import Config, Json, failures
+from ._app import Config, Json, Seed, failures, say, say_json, shown
 from ._app import out as console
 
 if TYPE_CHECKING:
@@ -31,7 +28,7 @@ def consensus(
     drop: Annotated[
         list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Seed = 0,
     json_: Json = False,
     config: Config = None,
 ) -> None:
@@ -47,20 +44,20 @@ def consensus(
             train, annotations, label, id, annotator, trusted, out, drop or [], seed
         )
     if json_:
-        sys.stdout.write(json.dumps(found.summary | {"folder": str(folder)}, indent=2) + "\n")
+        say_json(found.summary | {"folder": str(folder)})
         return
     _show(found)
-    console.print(f"written to {folder}", highlight=False, markup=False, soft_wrap=True)
+    say(f"written to {folder}")
 
 
 def _show(found: "AnnotationsResult") -> None:
     """The summary, and the annotators with the lowest quality."""
-    console.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    say(str(found))
     table = Table(title="The annotators of the lowest quality", title_justify="left")
     table.add_column("annotator")
     for column in found.annotators.columns:
         table.add_column(str(column).replace("_", " "), justify="right")
     for name, row in found.annotators.head(SHOWN).iterrows():
-        cells = (f"{x:.3f}" if isinstance(x, float) else escape(str(x)) for x in row)
-        table.add_row(escape(str(name)), *cells)
+        cells = (f"{x:.3f}" if isinstance(x, float) else shown(x) for x in row)
+        table.add_row(shown(name), *cells)
     console.print(table)

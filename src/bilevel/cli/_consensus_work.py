@@ -8,13 +8,8 @@ import pandas as pd
 from ..reweighting._annotations import AnnotationsResult, learn_from_annotations
 from ..reweighting._inputs.checks import InputError, check_same_columns, named
 from ..reweighting._inputs.files import read_tables, split_label, suggest
-from ._run_folder import (
-    WORST,
-    check_folder,
-    remove_folder,
-    write_csv,
-    write_json,
-)
+from ._run_files import WORST, write_csv, write_parquet, write_summary
+from ._run_folder import RunFolder
 
 
 def find_consensus(
@@ -34,9 +29,8 @@ def find_consensus(
         InputError: the data cannot be used.
         RunFolderError: the output folder exists or cannot be written.
     """
-    out = out.resolve()
-    partial = out.with_name(out.name + ".partial")
-    check_folder(out, partial, resume=False)
+    folder = RunFolder.of(out)
+    folder.check(resume=False)
     paths = {"train": train, "trusted": trusted, "annotations": annotations}
     tables = read_tables(paths, label=label, ids=[identifier, annotator])
     lines = tables["annotations"].frame
@@ -69,15 +63,9 @@ def find_consensus(
         annotations_trusted=lines[of_known] if of_known.any() else None,
         seed=seed,
     )
-    parents = [path for path in partial.parents if not path.exists()]
-    partial.mkdir(parents=True)
-    try:
+    with folder.writing(None) as partial:
         _write(found, identifier, partial)
-        partial.rename(out)
-    except BaseException:
-        remove_folder(partial, parents)
-        raise
-    return found, out
+    return found, folder.out
 
 
 def _write(found: AnnotationsResult, identifier: str, folder: Path) -> None:
@@ -85,12 +73,12 @@ def _write(found: AnnotationsResult, identifier: str, folder: Path) -> None:
     rows = found.rows.rename_axis(identifier).assign(
         weight=np.asarray(found.result.weights), keep=found.result.keep
     )
-    rows.reset_index().to_parquet(folder / "rows.parquet", index=False)
+    write_parquet(rows.reset_index(), folder / "rows.parquet")
     worst = rows.sort_values("label_quality", kind="stable").head(WORST)
     write_csv(worst.reset_index(), folder / "worst.csv")
     write_csv(found.annotators.reset_index(), folder / "annotators.csv")
-    found.labels.to_parquet(folder / "labels.parquet", index=False)
-    write_json(found.summary, folder / "summary.json")
+    write_parquet(found.labels, folder / "labels.parquet")
+    write_summary(found.summary, folder)
 
 
 def _ordered(features: pd.DataFrame, other: pd.DataFrame) -> list[str]:

@@ -1,17 +1,20 @@
 """`bilevel demo` and `bilevel bench`: the job on data that ship with scikit-learn."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from .._storage import write_text
+from .._text import to_json
 from ._app import err, out
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Random seed of the splits and the noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**28, help="Random seed of the splits and the noise.")
+    ] = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="A file to write the numbers to.")
     ] = None,
@@ -38,7 +41,7 @@ def demo(
             "wrong": outcome.wrong,
             "verdict": outcome.verdict(),
         }
-        json_path.write_text(json.dumps(numbers, indent=1) + "\n")
+        write_text(json_path, to_json(numbers) + "\n")
     table = Table(title="Accuracy on the hold-out, mean over the splits", title_justify="left")
     table.add_column("fitted on")
     for column in ("accuracy", "reweighted is better by", "better in"):

@@ -1,34 +1,46 @@
-"""The run folder: made, checked, written and read; nothing in its files is unpickled."""
+"""The run folder: what state it is in, who holds it, and how it comes to be.
+
+A run is written to `OUT.partial`, which gets the name `OUT` when it is complete. What each command
+does in each state is in `docs/run_folder.md`.
+"""
 
 import contextlib
-import csv
 import dataclasses
+import hashlib
 import json
 import os
-import shutil
+import stat
 import tomllib
-import zipfile
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pandas as pd
-import skops.io
-from sklearn.pipeline import Pipeline
+from .._storage import (
+    CHECKPOINT_KIND,
+    DamagedFileError,
+    is_sealed,
+    is_unfinished,
+    read_regular,
+    remove_leftovers,
+    rename_folder,
+    write_text,
+)
+from ..reweighting._inputs.checks import InputError, named
+from ._app import RunFolderError, note
+from ._lock import LOCK, hold, holder
 
-from ..reweighting._inputs.checks import InputError, check_labels, named
-from ..reweighting._inputs.columns import check_values, load_model, load_trusted, tidy
-from ..reweighting._inputs.prepare import Encoding
-from ..reweighting._inputs.probabilities import check_new_probabilities
-from ..reweighting._weights.labels import Classes, Numbers
-from ..reweighting._weights.pool import ClassPool, NumberPool
-from ..reweighting._weights.result import WeightsResult
-from ..reweighting._weights.scorer import LinearOutputs, OwnModel, RowScorer
-from ._app import RunFolderError
-from ._estimators import SAVED_TYPES
-
-WORST = 1000  # rows in worst.csv
-_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the same in full width
+CONFIG, SUMMARY, CHECKPOINT = "config.toml", "summary.json", "checkpoint.eqx"
+PASSING = (CHECKPOINT, "history.jsonl")  # which a complete run has no more
+FILES = frozenset(
+    [
+        *(CONFIG, SUMMARY, LOCK, *PASSING, "weights.parquet", "worst.csv", "model.skops"),
+        *("scorer.npz", "scorer.skops", "report.json", "report.html"),
+        *("rows.parquet", "annotators.csv", "labels.parquet"),
+    ]
+)
+LONGEST_NAME = 255  # bytes, of a file in the usual file systems
+LARGEST_TEXT = 1 << 26  # bytes of a config or summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,266 +75,271 @@ class WeighConfig:
     control: bool = False
     seed: int = 0
 
+    def check_names(self) -> None:
+        """Refuse names that are not UTF-8, which no file of a run could hold.
+
+        Raises:
+            InputError: with the option.
+        """
+        for option, value in dataclasses.asdict(self).items():
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not _is_utf8(text):
+                    raise InputError(
+                        f"--{option.replace('_', '-')} {text!r} is not UTF-8, which the files of a "
+                        "run are written in; rename the file or the column."
+                    )
+
     def to_toml(self, digests: dict[str, str]) -> str:
         """The settings and the inputs' sha256 sums as TOML (whose scalars are written as JSON's)."""
         settings = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         del settings["allow_code"]  # which is said each time
-        lines = [
-            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()
-        ]
+        lines = [f"{key} = {_as_toml(value)}" for key, value in settings.items()]
         lines += ["", "[sha256]", *(f"{k} = {json.dumps(v)}" for k, v in digests.items())]
         return "\n".join(lines) + "\n"
 
 
-def check_folder(out: Path, partial: Path, resume: bool) -> None:
-    if out.exists():
-        raise RunFolderError(
-            f"the run folder {out} exists; its results are not overwritten. Choose another --out, "
-            "or remove it."
-        )
-    if resume and not (partial / "config.toml").exists():
-        raise RunFolderError(
-            f"there is no interrupted run to resume in {partial}; start it without --resume."
-        )
-    if not resume and partial.exists():
-        raise RunFolderError(
-            f"an interrupted run is in {partial}: continue it with --resume, or remove that folder "
-            "to start again."
-        )
-    parent = next(p for p in (partial, *partial.parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RunFolderError(
-            f"the folder {partial} cannot be written ({parent} is "
-            f"{'read-only' if parent.is_dir() else 'a file'}); choose another --out."
-        )
+def _as_toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def check_same_run(path: Path, toml: str) -> None:
-    before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(toml)
-    different = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
-    if different:
-        raise RunFolderError(
-            f"the interrupted run in {path.parent} differs from this call in {named(different)}: "
-            f"{ {k: before.get(k) for k in different} } then, { {k: now.get(k) for k in different} } "
-            "now. Repeat the call that was interrupted, or remove that folder."
-        )
-
-
-def create_folder(partial: Path, new_parents: list[Path], toml: str) -> None:
-    """Make the folder with its `config.toml`, or nothing."""
+def _is_utf8(text: str) -> bool:
     try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"the folder {partial} cannot be written ({error.strerror}); choose another --out."
-        ) from error
-    try:
-        (partial / "config.toml").write_text(toml, encoding="utf-8")
-    except OSError as error:
-        remove_folder(partial, new_parents)
-        raise RunFolderError(
-            f"the folder {partial} cannot be written ({error.strerror}); choose another --out."
-        ) from error
-
-
-def remove_folder(partial: Path, new_parents: list[Path]) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    for folder in new_parents:
-        with contextlib.suppress(OSError):  # it is in use by another run
-            folder.rmdir()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return [*folder.glob("checkpoint.eqx")]
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """The settings of a run, from its `config.toml`.
-
-    Raises:
-        InputError: it is no run folder.
-    """
-    path = run / "config.toml"
-    if not path.is_file():
-        raise InputError(f"{run} is not a run folder of `bilevel weigh`: it has no config.toml.")
-    try:
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
-        raise InputError(
-            f"{run} is not a run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
-        )
-    return config
-
-
-def write_weights(
-    result: WeightsResult, ids: np.ndarray, given: np.ndarray, predicted: np.ndarray, folder: Path
-) -> None:
-    """`weights.parquet`, one line per training row; `worst.csv`, the flagged rows, worst first."""
-    weights = np.asarray(result.weights)
-    rank = pd.Series(weights).rank(ascending=False, method="first").astype(int)
-    table = pd.DataFrame(
-        {
-            "id": ids,
-            "weight": weights,
-            "rank": np.asarray(rank),
-            "label_quality": np.asarray(result.label_quality),
-            "keep": result.keep,
-            **({} if result.wrong is None else {"wrong": result.wrong}),
-            "given_label": given,
-            "predicted_label": predicted,
-        }
-    )
-    table.to_parquet(folder / "weights.parquet", index=False)
-    flagged: Any = table[~table["keep"]]
-    worst = flagged.sort_values("label_quality", kind="stable").head(WORST)
-    write_csv(worst.drop(columns="rank"), folder / "worst.csv")
-
-
-def harmless(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets an apostrophe before it.
-
-    >>> harmless("=1+1"), harmless("fine"), harmless(-2.0)
-    ("'=1+1", 'fine', -2.0)
-    """
-    if not isinstance(value, str):
-        return value
-    formula = value.lstrip().startswith(_FORMULA) or value.startswith(("\t", "\r", "\n"))
-    return f"'{value}" if formula else value
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """For a spreadsheet: no cell is a formula, nor becomes two where others separate by `;`."""
-    table.map(harmless).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
-
-
-class Scorer(NamedTuple):
-    """A run's model and what judges labels, read from its folder."""
-
-    model: Pipeline
-    scorer: RowScorer
-    encoding: Encoding
-
-    def __call__(
-        self, features: pd.DataFrame, labels: pd.Series, probabilities: Any = None
-    ) -> pd.DataFrame:
-        """One line per row, with its id as index.
-
-        Args:
-            features: the rows, with their ids as index.
-            labels: their labels.
-            probabilities: of the user's own model, if the run had them.
-
-        Raises:
-            InputError: columns or labels that the training rows did not have, or probabilities that
-                are missing or wrong.
-        """
-        rows = tidy(features, like=self.model)
-        check_values(rows, "new")
-        own: Any = rows if self.scorer.takes_tables else self.model[:-1].transform(rows)
-        x = self.encoding.features(own, "the new rows")
-        given = None
-        if self.scorer.asks_for_probabilities:
-            given = check_new_probabilities(probabilities, self.encoding.classes, len(rows))
-        name = str(labels.name)
-        y = read_like(check_labels(labels, features, name), self.encoding.classes, name)
-        quality, right = self.scorer(x, self.encoding.labels(y, name), own, given)
-        return pd.DataFrame(
-            {
-                "label_quality": quality,
-                "keep": right,
-                "given_label": y,
-                "predicted_label": self.encoding.decode(self.scorer.predict(x, own, given)),
-            },
-            features.index.rename("id"),
-        )
-
-
-def read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
-    """Numbers where the classes are, text where they are: a column of few rows may look otherwise."""
-    if classes is None or (classes.dtype.kind in "iuf") == (labels.dtype.kind in "iuf"):
-        return labels
-    if classes.dtype.kind not in "iuf":
-        return labels.astype(str)
-    numbers = np.asarray(pd.to_numeric(pd.Series(labels), errors="coerce"))
-    if len(unread := np.unique(labels[np.isnan(numbers)].astype(str))):
-        raise InputError(
-            f"`{name}` has labels that are not numbers, as those of the training rows are: "
-            f"{named(unread)}. Remove these rows or mend the labels."
-        )
-    return numbers
-
-
-def write_scorer(result: WeightsResult, folder: Path) -> bool:
-    """`scorer.npz`, if the result can judge new rows; models that are not linear in `scorer.skops`."""
-    if result.scorer is None:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
         return False
-    scorer, encoding = result.scorer, result.encoding
-    arrays: dict[str, Any] = {
-        f"pool {name}": np.asarray(value) for name, value in scorer.pool._asdict().items()
-    }
-    own: dict[str, list[Any]] = {}
-    for k, member in enumerate(scorer.members):
-        linear = [model for model in member or () if isinstance(model, LinearOutputs)]
-        if linear:
-            arrays[f"member {k} weight"] = np.stack([model.weight for model in linear])
-            arrays[f"member {k} bias"] = np.stack([model.bias for model in linear])
-        elif member is not None:
-            own[str(k)] = [model.fitted for model in member if isinstance(model, OwnModel)]
-    if own:
-        models = {"members": own, "pipeline": encoding.pipeline, "scaler": encoding.scaler}
-        skops.io.dump(models, folder / "scorer.skops")
-    if encoding.classes is not None:
-        arrays["classes"] = _plain(encoding.classes)
-    np.savez(folder / "scorer.npz", **arrays, numbers=np.array([encoding.centre, encoding.spread]))
     return True
 
 
-def _plain(classes: np.ndarray) -> np.ndarray:
-    return classes.astype(str) if classes.dtype == object else classes
+class State(StrEnum):
+    """What `--out` holds."""
+
+    absent = "absent"  # nothing
+    begun = "begun"  # a run that was stopped before anything was kept
+    resumable = "resumable"  # a run that was stopped, and its checkpoint
+    complete = "complete"  # a run
+    foreign = "foreign"  # something else, which is not touched
 
 
-def read_scorer(folder: Path) -> Scorer:
-    """Raises `InputError` if the folder holds no run that can judge new rows."""
-    path = folder / "scorer.npz"
-    if not path.is_file():
-        raise InputError(
-            f"{folder} holds no scorer.npz: it is not a run folder of `bilevel weigh` with "
-            "method='auto'. Free weights cannot judge new rows."
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Where a run is written, and where it is until it is complete.
+
+    Attributes:
+        out, partial: the two folders.
+    """
+
+    out: Path
+    partial: Path
+
+    @classmethod
+    def of(cls, out: str | os.PathLike) -> "RunFolder":
+        """The folders that `--out` means; links in it are followed.
+
+        Raises:
+            RunFolderError: the name is too long.
+        """
+        path = Path(out).resolve()
+        size = len(os.fsencode(path.name))
+        if size > LONGEST_NAME:
+            raise RunFolderError(
+                f"the name of the folder --out {out} has {size} bytes, more than 255."
+            )
+        partial = f"{path.name}.partial"
+        if len(os.fsencode(partial)) > LONGEST_NAME:
+            partial = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.partial"
+        return cls(path, path.with_name(partial))
+
+    def state(self) -> State:
+        """What is there."""
+        return self.look()[0]
+
+    def look(self) -> tuple[State, str]:
+        """The state, and what it was told by."""
+        if os.path.lexists(self.out):
+            if _is_folder(self.out) and _is_file(self.out / SUMMARY):
+                return State.complete, f"the run folder {self.out} exists"
+            return State.foreign, f"{self.out} exists, and is no run folder"
+        if not os.path.lexists(self.partial):
+            return State.absent, f"there is no {self.partial}"
+        if not _is_folder(self.partial):
+            return State.foreign, f"{self.partial} is no folder"
+        entries = sorted(path.name for path in self.partial.iterdir())
+        for name in entries:
+            if not is_unfinished(name) and (name not in FILES or not _is_file(self.partial / name)):
+                return State.foreign, f"{self.partial / name} is no file of a run"
+        if not set(entries) - {LOCK}:
+            return State.absent, f"{self.partial} is empty"
+        if not self.saved_config():
+            return State.begun, f"{CONFIG} is missing or was cut short"
+        if not is_sealed(self.partial / CHECKPOINT, CHECKPOINT_KIND):
+            there = (self.partial / CHECKPOINT).exists()
+            return State.begun, f"{CHECKPOINT} {'is damaged' if there else 'is missing'}"
+        return State.resumable, f"an interrupted run is in {self.partial}"
+
+    def saved_config(self) -> dict[str, Any]:
+        """The settings of the run that was stopped; nothing if they were cut short."""
+        try:
+            found = read_toml(self.partial / CONFIG)
+        except InputError:
+            return {}
+        sums = found.get("sha256")  # which come last
+        return found if isinstance(sums, dict) and {"train", "trusted"} <= sums.keys() else {}
+
+    def check(self, *, resume: bool) -> State:
+        """Whether a run may be written; the state.
+
+        Raises:
+            RunFolderError: it may not; nothing was changed.
+        """
+        if _is_folder(self.partial) and (who := holder(self.partial)):
+            raise RunFolderError(
+                f"the run folder {self.partial} is in use by {who}. Wait for it, or choose another "
+                "--out."
+            )
+        return self._check_state(resume)
+
+    def _check_state(self, resume: bool) -> State:
+        state, found = self.look()
+        if state is State.foreign:
+            raise RunFolderError(
+                f"{found}; it is not touched. Choose another --out, or move it away."
+            )
+        if state is State.complete and not resume:
+            raise RunFolderError(
+                f"{found}; its results are not overwritten. Choose another --out, or remove it."
+            )
+        if state is State.absent and resume:
+            raise RunFolderError(
+                f"there is no interrupted run to resume in {self.partial}; start it without --resume."
+            )
+        if state is State.resumable and not resume:
+            raise RunFolderError(
+                f"{found}: continue it with --resume, or remove that folder to start again."
+            )
+        parent = next(p for p in (self.partial, *self.partial.parents) if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise RunFolderError(
+                f"the folder {self.partial} cannot be written ({parent} is "
+                f"{'read-only' if parent.is_dir() else 'a file'}); choose another --out."
+            )
+        return state
+
+    def check_same_run(self, toml: str) -> None:
+        """Refuse to go on with a run that had other settings or other files.
+
+        Raises:
+            RunFolderError: with what differs.
+        """
+        folder = self.partial if self.partial.exists() else self.out
+        try:
+            before, now = read_toml(folder / CONFIG), tomllib.loads(toml)
+        except InputError as error:
+            raise RunFolderError(f"{error} Choose another --out, or remove that folder.") from error
+        different = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+        if different:
+            raise RunFolderError(
+                f"the interrupted run in {folder} differs from this call in {named(different)}: "
+                f"{ {k: before.get(k) for k in different} } then, "
+                f"{ {k: now.get(k) for k in different} } now. Repeat the call that was "
+                "interrupted, or remove that folder."
+            )
+
+    @contextlib.contextmanager
+    def writing(self, toml: str | None, *, resume: bool = False) -> Iterator[Path]:
+        """The folder to write to, held for this process alone; at the end it is named `out`.
+
+        If the block fails, what a run can go on from stays, and otherwise nothing does.
+
+        Args:
+            toml: the settings, the first file that is written.
+            resume: whether to go on with a run that was stopped.
+
+        Raises:
+            RunFolderError: somebody else holds it or has written it, or it cannot be written.
+        """
+        new_parents = [
+            path for path in self.partial.parents if not path.exists()
+        ]  # innermost first
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with hold(self.partial):
+            state = self._check_state(resume)
+            try:
+                remove_leftovers(self.partial, all_of_them=True)
+                if state is not State.resumable:
+                    self._say_what_was_left(state)
+                    self._clear()
+                    if toml is not None:
+                        write_text(self.partial / CONFIG, toml)
+            except OSError as error:
+                self._remove(new_parents)
+                raise self._unwritable(error) from error
+            try:
+                yield self.partial
+            except BaseException as error:
+                # Bad input leaves nothing. After anything else what was finished stays, for --resume.
+                bad = isinstance(error, InputError) and state is not State.resumable
+                if bad or self.state() is not State.resumable:
+                    self._remove(new_parents)
+                raise
+            remove_leftovers(self.partial, all_of_them=True)
+            for name in PASSING:
+                (self.partial / name).unlink(missing_ok=True)
+            rename_folder(self.partial, self.out)
+            (self.out / LOCK).unlink(missing_ok=True)
+
+    def _say_what_was_left(self, state: State) -> None:
+        if state is State.begun:
+            note(
+                f"a run that was stopped left nothing in {self.partial} to go on from "
+                f"({self.look()[1]}): it starts from the beginning."
+            )
+
+    def _clear(self) -> None:
+        for name in FILES - {LOCK}:
+            (self.partial / name).unlink(missing_ok=True)
+
+    def _remove(self, new_parents: list[Path]) -> None:
+        """Remove our files, and the folders if nothing else is in them."""
+        remove_leftovers(self.partial, all_of_them=True)
+        with contextlib.suppress(OSError):
+            self._clear()
+            (self.partial / LOCK).unlink(missing_ok=True)
+        for folder in (self.partial, *new_parents):
+            with contextlib.suppress(OSError):  # something of somebody else's is in it
+                folder.rmdir()
+
+    def _unwritable(self, error: OSError) -> RunFolderError:
+        return RunFolderError(
+            f"the folder {self.partial} cannot be written ({error.strerror}); choose another --out."
         )
-    model = load_model(folder / "model.skops", SAVED_TYPES)
-    saved_models: dict[str, Any] = {"members": {}, "pipeline": None, "scaler": None}
-    if (folder / "scorer.skops").is_file():
-        saved_models = load_trusted(folder / "scorer.skops", SAVED_TYPES)
+
+
+def _is_folder(path: Path) -> bool:
+    """A folder, and no link to one."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            arrays = {name: saved[name] for name in saved.files}
-        centre, spread = (float(x) for x in arrays["numbers"])
-        classes = arrays.get("classes")
-        kind = NumberPool if classes is None else ClassPool
-        fields = {name: arrays[f"pool {name}"] for name in kind._fields}
-        numbers: Any = {name: x if x.ndim else float(x) for name, x in fields.items()}
-        pool = kind(**numbers)
-        plain = None if classes is None else np.asarray(classes)
-
-        def member(k: int) -> list[LinearOutputs | OwnModel] | None:
-            if f"member {k} weight" in arrays:
-                both = arrays[f"member {k} weight"], arrays[f"member {k} bias"]
-                return [LinearOutputs(weight, bias) for weight, bias in zip(*both, strict=True)]
-            if str(k) not in saved_models["members"]:
-                return None  # what the user's own model says
-            fitted = saved_models["members"][str(k)]
-            return [OwnModel(model, plain, centre, spread) for model in fitted]
-
-        members = [member(k) for k in range(len(pool.coefficients))]
-        scorer = RowScorer(Numbers() if classes is None else Classes(len(classes)), members, pool)
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    encoding = Encoding(saved_models["pipeline"], saved_models["scaler"], classes, centre, spread)
-    return Scorer(model, scorer, encoding)
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
-def write_json(value: dict[str, Any], path: Path) -> None:
-    """Indented, in UTF-8."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _is_file(path: Path) -> bool:
+    """A file, and no link to one."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(read_regular(path, LARGEST_TEXT).decode("utf-8"))
+    except (OSError, DamagedFileError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error

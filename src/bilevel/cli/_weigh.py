@@ -1,18 +1,16 @@
 """`bilevel weigh`: from tables to a run folder."""
 
-import json
-import sys
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from ._app import NOT_BELIEVABLE, Config, Json, failures
-from ._app import err as error_console
+from ._app import NOT_BELIEVABLE, Config, Json, Seed, failures, note, say, say_json, shown
 from ._app import out as console
+from ._signals import command_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +130,7 @@ def weigh(
         ),
     ] = None,
     overlap: Annotated[str | None, typer.Option(hidden=True)] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Seed = 0,
     json_: Json = False,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
     strict: Annotated[
@@ -156,7 +154,7 @@ def weigh(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the data cannot be used;
 
-    4 done, but not to be believed (with --strict); 130 interrupted (go on with --resume).
+    4 done, but not to be believed (with --strict); 130, 143 stopped by a signal (go on by --resume).
     """
     learned = method is Method.auto and model is ModelName.linear
     if groups is not None and not learned:
@@ -178,14 +176,15 @@ def weigh(
         )
 
     if overlap is not None:
-        error_console.print(
-            "[yellow]bilevel:[/yellow] --overlap has no effect and goes in version 0.3: rows that "
-            "coincide are no error, and judge nothing about each other.",
-            highlight=False,
-            soft_wrap=True,
+        note(
+            "--overlap has no effect and goes in version 0.3: rows that coincide are no error, and "
+            "judge nothing about each other."
         )
-    from ._run_folder import WeighConfig
-    from ._weigh_work import estimate
+    for number, option in [(l2, "--l2"), (precision, "--precision")]:
+        if number is not None and not math.isfinite(number):
+            raise typer.BadParameter("must be a finite number.", param_hint=option)
+    from ._run_folder import RunFolder, State, WeighConfig
+    from ._weigh_work import RunIsCompleteError, estimate
     from ._weigh_work import weigh as run
 
     settings = WeighConfig(
@@ -221,32 +220,34 @@ def weigh(
         with failures():
             expected = estimate(settings)
         if json_:
-            sys.stdout.write(json.dumps(expected._asdict(), indent=2) + "\n")
+            say_json(expected._asdict())
         else:
-            console.print(str(expected), highlight=False, soft_wrap=True)
+            say(str(expected))
         return
 
     def interrupted() -> str:
-        kept = Path(f"{out}.partial").exists()
-        hint = (
-            "the same command with --resume goes on where it stopped" if kept else "nothing is left"
-        )
-        return f"interrupted; {hint}"
+        if RunFolder.of(out).state() is State.resumable:
+            hint = "the same command with --resume goes on where it stopped"
+            return f"interrupted; {hint}:\n{command_line('--resume')}"
+        return f"interrupted; nothing is left, the same command starts again:\n{command_line()}"
 
     with failures(interrupted):
-        done = run(settings, resume=resume)
+        try:
+            done = run(settings, resume=resume)
+        except RunIsCompleteError as complete:
+            note(str(complete))
+            if json_:
+                say_json({**complete.summary, "folder": str(complete.folder)})
+            if strict and not complete.summary.get("believable"):
+                raise typer.Exit(NOT_BELIEVABLE) from None
+            return
     if json_:
-        sys.stdout.write(json.dumps({**done.summary, "folder": str(done.folder)}, indent=2) + "\n")
+        say_json({**done.summary, "folder": str(done.folder)})
     else:
-        for note in done.summary["reading"]:
-            console.print(f"{note}.", highlight=False, markup=False, soft_wrap=True)
+        for line in done.summary["reading"]:
+            say(f"{line}.")
         _show(done.result)
-        console.print(
-            f"written to {done.folder}: {' '.join(done.files)}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        say(f"written to {done.folder}: {' '.join(done.files)}")
     if strict and not done.result.believable:
         raise typer.Exit(NOT_BELIEVABLE)
 
@@ -268,7 +269,7 @@ def _show(result: "WeightsResult") -> None:
     for check in result.checks:
         mark = "[green]ok[/green]" if check.passed else "[red]NO[/red]"
         line = Table.grid(padding=(0, 1))
-        line.add_row(f" {mark}", f"{check.name}: {escape(check.detail)}")
+        line.add_row(f" {mark}", f"{check.name}: {shown(check.detail)}")
         console.print(line)
     if result.baselines is None:
         console.print(
@@ -285,7 +286,7 @@ def _baseline_table(baselines: "pd.DataFrame", metric: str) -> Table:
         ours = name == "reweighted"
         gap = "" if ours else f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"
         table.add_row(
-            str(name),
+            shown(name),
             f"{row['rows']:.0f}",
             f"{row['score']:.4f}",
             gap,

@@ -26,7 +26,8 @@ from ._probabilities import (
     read_probabilities,
     take_columns,
 )
-from ._run_folder import WeighConfig, read_like
+from ._run_files import read_like
+from ._run_folder import WeighConfig
 
 
 def input_files(config: WeighConfig) -> dict[str, str]:

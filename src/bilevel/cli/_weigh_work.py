@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import skops.io
 from sklearn.pipeline import Pipeline
 
 from ..reweighting._audit.duplicates import shared_rows
-from ..reweighting._inputs.checks import InputError
 from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.compact import compact_pipeline
 from ..reweighting._inputs.files import digest
@@ -27,17 +25,15 @@ from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._estimators import inner, make_estimator, takes_gaps_inside, with_columns
 from ._probabilities import probability_files
-from ._run_folder import (
-    WeighConfig,
-    check_folder,
-    check_same_run,
-    checkpoints,
-    create_folder,
-    remove_folder,
-    write_json,
+from ._run_files import (
+    check_unchanged,
+    read_summary,
+    write_model,
     write_scorer,
+    write_summary,
     write_weights,
 )
+from ._run_folder import RunFolder, State, WeighConfig
 from ._weigh_tables import Tables, check_tables, input_files
 
 # Measured on digits, MNIST and 100000 x 100 rows: evaluations of loss and gradient in a whole run of
@@ -104,33 +100,59 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
 
     Raises:
         InputError: the data cannot be used.
-        RunFolderError: the output folder exists or cannot be written, or there is nothing to
-            resume, or what is there was started with other settings or files.
+        RunFolderError: the output folder exists or cannot be written, somebody else writes it, there
+            is nothing to resume, or what is there was started with other settings or files.
+        RunIsCompleteError: with `resume`, and this very run is complete.
     """
-    out = Path(config.out).resolve()
-    partial = out.with_name(out.name + ".partial")
-    check_folder(out, partial, resume)
+    config.check_names()
+    folder = RunFolder.of(config.out)
+    state = folder.check(resume=resume)
+    check_clock()
+    if state is State.complete:
+        folder.check_same_run(config.to_toml(digests_of(config)))
+        raise RunIsCompleteError(folder.out)
     tables = check_tables(config)
-    files = input_files(config) | ({} if config.images is None else {"images": config.images})
-    files |= probability_files(config)
-    digests = {name: digest(Path(path)) for name, path in files.items()}
-    toml = config.to_toml(digests)
-    if resume:
-        check_same_run(partial / "config.toml", toml)
-    new_parents = [path for path in partial.parents if not path.exists()]  # innermost first
-    if not resume:
-        create_folder(partial, new_parents, toml)
-    try:
+    toml = config.to_toml(digests_of(config))
+    if resume and folder.saved_config():
+        folder.check_same_run(toml)
+    with folder.writing(toml, resume=resume) as partial:
         result, summary = _work(config, tables, partial, progress)
-    except BaseException as error:
-        # Bad input leaves nothing. After anything else what was finished stays, for --resume.
-        if isinstance(error, InputError) or not checkpoints(partial):
-            remove_folder(partial, new_parents)
-        raise
-    for path in (*checkpoints(partial), partial / "history.jsonl", partial / "fingerprint"):
-        path.unlink(missing_ok=True)
-    partial.rename(out)
-    return WeighRun(result, out, summary)
+    return WeighRun(result, folder.out, summary)
+
+
+class RunIsCompleteError(Exception):
+    """There is nothing to resume: the run is complete.
+
+    Attributes:
+        folder: the run folder.
+        summary: what the run wrote there.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(f"the run in {folder} is complete: there is nothing to do.")
+        self.folder = folder
+        self.summary = read_summary(folder)
+        check_unchanged(folder, *self.summary["files"])
+
+
+def digests_of(config: WeighConfig) -> dict[str, str]:
+    """The sha256 sums of the files that a run reads."""
+    files = input_files(config) | ({} if config.images is None else {"images": config.images})
+    return {name: digest(Path(path)) for name, path in (files | probability_files(config)).items()}
+
+
+def check_clock() -> None:
+    """Refuse to begin on a machine whose clock the files of models cannot hold.
+
+    Raises:
+        OSError: it stands before 1980.
+    """
+    now = time.localtime(time.time())
+    if now.tm_year < 1980:
+        raise OSError(
+            f"the clock of this machine stands at {time.strftime('%Y-%m-%d', now)}, and the files of "
+            "models cannot hold a time before 1980. Set the clock, and start again."
+        )
 
 
 def estimate_cost(x: np.ndarray, trusted: int, outputs: int) -> Estimate:
@@ -160,8 +182,8 @@ def estimate(config: WeighConfig) -> Estimate:
     Raises:
         InputError, RunFolderError: as `weigh` would.
     """
-    out = Path(config.out).resolve()
-    check_folder(out, out.with_name(out.name + ".partial"), resume=False)
+    config.check_names()
+    RunFolder.of(config.out).check(resume=False)
     tables = check_tables(config)
     _, _, features = vectorise(tables.features, tables.present)
     rows = {name: (features[name], np.asarray(y)) for name, y in tables.labels.items()}
@@ -247,13 +269,12 @@ def _work(
         model = Pipeline([*encoder.steps, (_name(last), last)])
         ids = np.asarray(tidied["train"].index)
         write_weights(result, ids, labels["train"], fitted.predict(train[0]), folder)
-        skops.io.dump(model, folder / "model.skops")
+        write_model(model, folder / "model.skops")
         write_scorer(result, folder)
         summary = _summary(config, result, {name: len(y) for name, y in labels.items()}, regression)
         summary["reading"] = list(tables.notes)
-        write_json(summary, folder / "summary.json")
         if not config.report:
-            return result, summary
+            return result, write_summary(summary, folder)
         activity.say("gathering the evidence for the report")
         evidence = gather_evidence(
             final,
@@ -275,7 +296,7 @@ def _work(
         report = Report(evidence)
         for name in ("report.json", "report.html"):
             report.save(folder / name)
-    return result, summary
+        return result, write_summary(summary, folder)
 
 
 def peak_memory() -> float:

@@ -15,8 +15,8 @@ from ._audit.finding import Audit, Finding
 from ._audit.suggest import suggest
 from ._estimator import ReweightedClassifier, ReweightedRegressor
 from ._inputs.checks import InputError
-from ._inputs.columns import load_model
 from ._inputs.prepare import Encoding
+from ._inputs.saved import load_model
 from ._learn import learn_weights
 from ._multilabel import MultilabelResult, learn_multilabel_weights
 from ._report.page import Report

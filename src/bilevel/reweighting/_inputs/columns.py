@@ -3,13 +3,9 @@
 import contextlib
 import datetime
 import decimal
-import functools
 import numbers
-import os
 import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -376,56 +372,3 @@ def vectorise(
     rows = rows if present is None or present.all() else rows.loc[present]
     pipeline = table_pipeline(rows).fit(rows)
     return pipeline, tidied, {name: pipeline.transform(table) for name, table in tidied.items()}
-
-
-@functools.cache
-def model_types() -> list[str]:
-    """What a `model.skops` holds beside the types that skops trusts of its own accord.
-
-    The names are those of the installed skrub, whose modules are private: they are read off a small
-    model that has every kind of column.
-    """
-    import skops.io
-
-    days = pd.date_range("2000-01-01", periods=_MAX_CATEGORIES + 1)
-    table = pd.DataFrame({"date": days, "text": days.strftime("%A %d %B").astype(object)})
-    pipeline = table_pipeline(table).fit(table)
-    return skops.io.get_untrusted_types(data=skops.io.dumps(pipeline))
-
-
-def load_model(path: str | os.PathLike, types: Sequence[str] = ()) -> Pipeline:
-    """The pipeline in a `model.skops`, see `load_trusted`.
-
-    Its `predict` takes a table with the columns and types of the training table.
-
-    Raises:
-        InputError: no such file, no skops file, or one that holds other types (named).
-    """
-    model = load_trusted(path, types)
-    if not isinstance(model, Pipeline):
-        raise InputError(f"the model file {path} holds a {type(model).__name__}, not a pipeline.")
-    return model
-
-
-def load_trusted(path: str | os.PathLike, types: Sequence[str] = ()) -> Any:
-    """What a skops file holds; nothing is unpickled, and no type but our own and `types` is made.
-
-    Raises:
-        InputError: no such file, no skops file, or one that holds other types (named).
-    """
-    import skops.io
-
-    path = Path(path)
-    own = [*model_types(), *types]
-    try:
-        foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - set(own))
-    except FileNotFoundError as error:
-        raise InputError(f"the model file {path} does not exist; check the path.") from error
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"the model file {path} is not a skops file: {error}.") from error
-    if foreign:
-        raise InputError(
-            f"the model file {path} holds types that no model of `bilevel weigh` has: "
-            f"{named(foreign)}. It is not opened; what such types do on loading is not known."
-        )
-    return skops.io.load(path, trusted=own)

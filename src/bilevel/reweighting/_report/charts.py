@@ -11,6 +11,8 @@ import altair as alt
 import vl_convert
 from markupsafe import escape
 
+from ..._text import visible_everywhere
+
 WIDTH = 420
 ACCENT, MUTED, INK, LINE = "var(--accent)", "var(--muted)", "var(--ink)", "var(--line)"
 MOST_NAMES = 30
@@ -100,8 +102,10 @@ def make_chart(
     name: str, title: str, alt_text: str, rows: list[dict], chart: Any, width: int = WIDTH
 ) -> Chart:
     """Draw an altair chart, whose data are `rows`."""
+    rows, title, alt_text = visible_everywhere([rows, title, alt_text])
     chart = chart.properties(data=alt.Data(values=rows), width="container", description=alt_text)
-    spec = chart.to_dict(validate=False) | {"config": _CONFIG}  # a test holds it against the schema
+    # Control characters in texts would end the process of the library that draws.
+    spec = visible_everywhere(chart.to_dict(validate=False) | {"config": _CONFIG})
     # Fonts differ: where the reader's is wider than the one measured here, labels need the padding.
     fixed = {
         "width": width,

@@ -13,10 +13,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ..._storage import DamagedFileError, read_regular, write_text
+from ..._text import visible
 from .bundle import read_bundle
 from .evidence import FORMAT
 
 PRINTED_ROWS = 40
+ENDINGS = (".html", ".htm", ".json")
+LARGEST = 1 << 28  # bytes of a report's evidence
 SECTIONS = frozenset(
     [
         *(
@@ -89,16 +93,7 @@ class Report:
         writers = {".html": self.to_html, ".htm": self.to_html, ".json": self.to_json}
         if path.suffix.lower() not in writers:
             raise ValueError(f"a report is saved as .html or .json, got {path.name!r}.")
-        text = writers[path.suffix.lower()]()
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(path, writers[path.suffix.lower()]())
         return path
 
     @classmethod
@@ -109,8 +104,8 @@ class Report:
             ValueError: the file is not one.
         """
         try:
-            evidence = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            evidence = json.loads(read_regular(path, LARGEST))
+        except (DamagedFileError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a report saved as JSON: {error}.") from error
         if not isinstance(evidence, dict) or evidence.get("format") != FORMAT:
             raise ValueError(
@@ -127,12 +122,18 @@ def _template() -> jinja2.Template:
         loader=jinja2.PackageLoader("bilevel.reweighting._report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"show": _show, "raw": _raw, "prose": _prose}
     environment.tests["picture"] = _is_picture
     return environment.get_template("report.html.jinja")
+
+
+def _visible(value: Any) -> Any:
+    """What the template writes: our own code as it is, text of others without control characters."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
 def _show(value: Any, form: str = "") -> str:

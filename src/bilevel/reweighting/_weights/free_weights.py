@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import optimistix as optx
 import pandas as pd
 from jaxtyping import PyTree
 
-from ..._algorithm.base import AbstractAlgorithm
+from ..._algorithm.base import AbstractAlgorithm, State
 from ..._analysis.retrain import retrain_check
 from ..._analysis.weight_statistics import effective_sample_size, entropy
 from ..._callback import AbstractCallback, Checkpoint, Chunk, Logger, read_lines
@@ -23,9 +24,9 @@ from ..._problem import BilevelProblem, num_rows
 from ..._sampler import FullBatch, Stream
 from ..._solution import RESULTS, Solution
 from ..._solve import solve
+from ..._storage import DamagedFileError
 from ...tasks import reweighting, uniform_weights
 from ...tasks.models import Model, linear_model, mlp_model, softmax_cross_entropy, squared_error
-from .._inputs.fingerprint import check_fingerprint, fingerprint
 from .._inputs.prepare import Prepared
 from .diagnostics import check_free_weights
 from .features import centred_ranks
@@ -164,20 +165,17 @@ def _run(
     if folder is not None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        data = jax.tree.leaves((problem.inner_data, problem.outer_data))
-        digest = fingerprint((method, seed, problem.inner), data)
         checkpoint, path = Checkpoint(folder / "checkpoint.eqx"), folder / "history.jsonl"
-        if (folder / "checkpoint.eqx").exists():
-            check_fingerprint(folder, digest)
-            state = checkpoint.load(algorithm.init(problem, u0, w0, key))
-            if int(state.step) > num_steps:
-                raise ValueError(
-                    f"`folder` {folder} holds a run that has made {int(state.step)} steps already; "
-                    f"got num_steps={num_steps}. Ask for at least as many, or pass another folder."
-                )
-        else:
+        state = _saved_state(
+            folder, checkpoint, algorithm.init(problem, u0, w0, key), problem, algorithm
+        )
+        if state is None:
             path.unlink(missing_ok=True)
-            (folder / "fingerprint").write_text(digest)
+        elif int(state.step) > num_steps:
+            raise ValueError(
+                f"`folder` {folder} holds a run that has made {int(state.step)} steps already; "
+                f"got num_steps={num_steps}. Ask for at least as many, or pass another folder."
+            )
     history = _History(path, 0 if state is None else int(state.step))
     solution = solve(
         problem,
@@ -193,6 +191,48 @@ def _run(
         callbacks=[*callbacks, history, *([checkpoint] if checkpoint else [])],
     )
     return solution, pd.DataFrame(history.rows), solution.stats
+
+
+def _saved_state(
+    folder: Path,
+    checkpoint: Checkpoint,
+    like: State,
+    problem: BilevelProblem,
+    algorithm: AbstractAlgorithm,
+) -> State | None:
+    """What the run goes on from; None for a new one. A damaged file counts as absent, with a warning.
+
+    Raises:
+        ValueError: the checkpoint is that of another run.
+    """
+    foreign = ValueError(
+        f"`folder` {folder} holds the checkpoint of a run on other data or with other settings. "
+        "Repeat that call to go on with it, or pass another folder."
+    )
+    try:
+        state = checkpoint.load(like, problem, algorithm)
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        warnings.warn(f"{error} The run starts from the beginning.", UserWarning, stacklevel=5)
+        return None
+    except ValueError as error:
+        raise foreign from error
+    if not np.array_equal(jax.random.key_data(state.key), jax.random.key_data(like.key)):
+        raise foreign
+    try:
+        steps = [json.loads(line)["step"] for line in read_lines(folder / "history.jsonl")]
+    except (ValueError, KeyError, TypeError):
+        steps = []
+    if int(state.step) and int(state.step) not in steps:
+        warnings.warn(
+            f"the history {folder / 'history.jsonl'} was cut short or changed. The run starts from "
+            "the beginning.",
+            UserWarning,
+            stacklevel=5,
+        )
+        return None
+    return state
 
 
 @eqx.filter_jit

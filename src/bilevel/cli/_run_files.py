@@ -1,0 +1,306 @@
+"""What is in a run folder: its tables, models and summary, written and read; nothing is unpickled."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import skops.io
+from sklearn.pipeline import Pipeline
+
+from .._storage import DamagedFileError, checksum, read_regular, whole_file, write_bytes, write_text
+from .._text import for_spreadsheet, to_json
+from ..reweighting._inputs.archives import check_archive
+from ..reweighting._inputs.checks import InputError, check_labels, named
+from ..reweighting._inputs.columns import check_values, tidy
+from ..reweighting._inputs.prepare import Encoding
+from ..reweighting._inputs.probabilities import check_new_probabilities
+from ..reweighting._inputs.saved import load_model, load_trusted
+from ..reweighting._weights.labels import Classes, Numbers
+from ..reweighting._weights.pool import ClassPool, NumberPool
+from ..reweighting._weights.result import WeightsResult
+from ..reweighting._weights.scorer import LinearOutputs, OwnModel, RowScorer
+from ._estimators import SAVED_TYPES
+from ._run_folder import CONFIG, FILES, LARGEST_TEXT, LOCK, PASSING, SUMMARY, read_toml
+
+WORST = 1000  # rows in worst.csv
+PAGE = "report.html"
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The settings of a run, from its `config.toml`.
+
+    Raises:
+        InputError: it is no run folder, or the file is not the one that the run wrote.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise InputError(f"{run} is not a run folder of `bilevel weigh`: it has no config.toml.")
+    config = read_toml(path)
+    if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
+        raise InputError(
+            f"{run} is not a run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
+        )
+    return config
+
+
+def write_summary(summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`summary.json`, the last file of a run, with the sha256 sums of the others.
+
+    All but the page, which `bilevel report` writes again from `report.json`.
+
+    Returns:
+        The summary with `files`.
+    """
+    names = sorted(FILES - {SUMMARY, LOCK, *PASSING, PAGE})
+    sums = {name: checksum(folder / name) for name in names if (folder / name).is_file()}
+    summary = summary | {"files": sums}
+    write_json(summary, folder / SUMMARY)
+    return summary
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """`summary.json`.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        found = json.loads(read_regular(run / SUMMARY, LARGEST_TEXT))
+    except (OSError, DamagedFileError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{run / SUMMARY} cannot be read ({error}): {run} is not a complete run folder of "
+            "`bilevel weigh`, or it was damaged."
+        ) from error
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise InputError(
+            f"{run / SUMMARY} is not the summary of a run: it has no sums of its files."
+        )
+    return found
+
+
+def check_unchanged(run: Path, *names: str) -> None:
+    """Refuse files of a run that are not those that it wrote.
+
+    Raises:
+        InputError: with the file.
+    """
+    sums = read_summary(run)["files"]
+    for name in names:
+        path = run / name
+        if name not in sums and not path.exists():
+            continue
+        if not path.is_file():
+            raise InputError(f"{path} is missing: bring back a copy of {run}, or weigh again.")
+        if name not in sums or checksum(path) != sums[name]:
+            raise InputError(
+                f"{path} has changed since the run was made: its sha256 sum is not the one in "
+                f"{SUMMARY}. Bring back a copy of {run}, or weigh again."
+            )
+
+
+def write_weights(
+    result: WeightsResult, ids: np.ndarray, given: np.ndarray, predicted: np.ndarray, folder: Path
+) -> None:
+    """`weights.parquet`, one line per training row; `worst.csv`, the flagged rows, worst first."""
+    weights = np.asarray(result.weights)
+    rank = pd.Series(weights).rank(ascending=False, method="first").astype(int)
+    table = pd.DataFrame(
+        {
+            "id": ids,
+            "weight": weights,
+            "rank": np.asarray(rank),
+            "label_quality": np.asarray(result.label_quality),
+            "keep": result.keep,
+            **({} if result.wrong is None else {"wrong": result.wrong}),
+            "given_label": given,
+            "predicted_label": predicted,
+        }
+    )
+    write_parquet(table, folder / "weights.parquet")
+    flagged: Any = table[~table["keep"]]
+    worst = flagged.sort_values("label_quality", kind="stable").head(WORST)
+    write_csv(worst.drop(columns="rank"), folder / "worst.csv")
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """For a spreadsheet: no cell is a formula, nor becomes two where others separate by `;`."""
+    safe = table.map(for_spreadsheet).rename(columns=for_spreadsheet)
+    with whole_file(path) as file:
+        safe.to_csv(
+            file, index=False, quoting=csv.QUOTE_NONNUMERIC, mode="wb", errors="backslashreplace"
+        )
+
+
+def write_parquet(table: pd.DataFrame, path: Path) -> None:
+    """Parquet, the whole file or nothing."""
+    with whole_file(path) as file:
+        file.write(table.to_parquet(index=False))
+
+
+def write_model(model: Any, path: Path) -> None:
+    """A model as a skops file."""
+    write_bytes(path, skops.io.dumps(model))
+
+
+class Scorer(NamedTuple):
+    """A run's model and what judges labels, read from its folder."""
+
+    model: Pipeline
+    scorer: RowScorer
+    encoding: Encoding
+
+    def __call__(
+        self, features: pd.DataFrame, labels: pd.Series, probabilities: Any = None
+    ) -> pd.DataFrame:
+        """One line per row, with its id as index.
+
+        Args:
+            features: the rows, with their ids as index.
+            labels: their labels.
+            probabilities: of the user's own model, if the run had them.
+
+        Raises:
+            InputError: columns or labels that the training rows did not have, or probabilities that
+                are missing or wrong.
+        """
+        rows = tidy(features, like=self.model)
+        check_values(rows, "new")
+        own: Any = rows if self.scorer.takes_tables else self.model[:-1].transform(rows)
+        x = self.encoding.features(own, "the new rows")
+        given = None
+        if self.scorer.asks_for_probabilities:
+            given = check_new_probabilities(probabilities, self.encoding.classes, len(rows))
+        name = str(labels.name)
+        y = read_like(check_labels(labels, features, name), self.encoding.classes, name)
+        quality, right = self.scorer(x, self.encoding.labels(y, name), own, given)
+        return pd.DataFrame(
+            {
+                "label_quality": quality,
+                "keep": right,
+                "given_label": y,
+                "predicted_label": self.encoding.decode(self.scorer.predict(x, own, given)),
+            },
+            features.index.rename("id"),
+        )
+
+
+def read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
+    """Numbers where the classes are, text where they are: a column of few rows may look otherwise."""
+    if classes is None or (classes.dtype.kind in "iuf") == (labels.dtype.kind in "iuf"):
+        return labels
+    if classes.dtype.kind not in "iuf":
+        return labels.astype(str)
+    numbers = np.asarray(pd.to_numeric(pd.Series(labels), errors="coerce"))
+    if len(unread := np.unique(labels[np.isnan(numbers)].astype(str))):
+        raise InputError(
+            f"`{name}` has labels that are not numbers, as those of the training rows are: "
+            f"{named(unread)}. Remove these rows or mend the labels."
+        )
+    return numbers
+
+
+def write_scorer(result: WeightsResult, folder: Path) -> bool:
+    """`scorer.npz`, if the result can judge new rows; models that are not linear in `scorer.skops`."""
+    if result.scorer is None:
+        return False
+    scorer, encoding = result.scorer, result.encoding
+    arrays: dict[str, Any] = {
+        f"pool {name}": np.asarray(value) for name, value in scorer.pool._asdict().items()
+    }
+    own: dict[str, list[Any]] = {}
+    for k, member in enumerate(scorer.members):
+        linear = [model for model in member or () if isinstance(model, LinearOutputs)]
+        if linear:
+            arrays[f"member {k} weight"] = np.stack([model.weight for model in linear])
+            arrays[f"member {k} bias"] = np.stack([model.bias for model in linear])
+        elif member is not None:
+            own[str(k)] = [model.fitted for model in member if isinstance(model, OwnModel)]
+    if own:
+        models = {"members": own, "pipeline": encoding.pipeline, "scaler": encoding.scaler}
+        write_model(models, folder / "scorer.skops")
+    if encoding.classes is not None:
+        arrays["classes"] = _plain(encoding.classes)
+    with whole_file(folder / "scorer.npz") as file:
+        np.savez(file, **arrays, numbers=np.array([encoding.centre, encoding.spread]))
+    return True
+
+
+def _plain(classes: np.ndarray) -> np.ndarray:
+    return classes.astype(str) if classes.dtype == object else classes
+
+
+def read_scorer(folder: Path) -> Scorer:
+    """Raises `InputError` if the folder holds no run that can judge new rows."""
+    path = folder / "scorer.npz"
+    if not path.is_file():
+        raise InputError(
+            f"{folder} holds no scorer.npz: it is not a run folder of `bilevel weigh` with "
+            "method='auto'. Free weights cannot judge new rows."
+        )
+    model = load_model(folder / "model.skops", SAVED_TYPES)
+    saved_models: Any = {"members": {}, "pipeline": None, "scaler": None}
+    if (folder / "scorer.skops").is_file():
+        saved_models = load_trusted(folder / "scorer.skops", SAVED_TYPES)
+    try:
+        check_archive(path)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            arrays = {name: saved[name] for name in saved.files}
+        scorer = _scorer_of(arrays, saved_models["members"])
+        centre, spread = (float(x) for x in arrays["numbers"])
+        encoding = Encoding(
+            saved_models["pipeline"], saved_models["scaler"], arrays.get("classes"), centre, spread
+        )
+    except Exception as error:  # of many kinds: the bytes may say anything
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is damaged, or "
+            f"does not belong to the other files of {folder}. Bring back a copy, or weigh again."
+        ) from error
+    return Scorer(model, scorer, encoding)
+
+
+def _scorer_of(arrays: dict[str, np.ndarray], own_models: dict[str, Any]) -> RowScorer:
+    """The scorer that the arrays describe, if they fit each other."""
+    classes = arrays.get("classes")
+    outputs = 1 if classes is None else len(classes)
+    kind = NumberPool if classes is None else ClassPool
+    known = len(arrays["pool coefficients"])
+    shapes = {"coefficients": (known,), "shares": (outputs,), "noise": (outputs, outputs)}
+    fields: dict[str, Any] = {
+        name: _numbers(arrays, f"pool {name}", shapes.get(name, ())) for name in kind._fields
+    }
+    plain: Any = {name: x if x.ndim else float(x) for name, x in fields.items()}
+    pool = kind(**plain)
+    centre, spread = _numbers(arrays, "numbers", (2,)).tolist()
+    widths = {x.shape[2] for name, x in arrays.items() if name.endswith(" weight") and x.ndim == 3}
+
+    def member(k: int) -> list[LinearOutputs | OwnModel] | None:
+        name = f"member {k} weight"
+        if name in arrays:
+            models = len(arrays[name])
+            weights = _numbers(arrays, name, (models, outputs, min(widths)))
+            biases = _numbers(arrays, f"member {k} bias", (models, outputs))
+            return [LinearOutputs(w, b) for w, b in zip(weights, biases, strict=True)]
+        if str(k) not in own_models:
+            return None  # what the user's own model says
+        return [OwnModel(model, classes, centre, spread) for model in own_models[str(k)]]
+
+    members = [member(k) for k in range(known)]
+    return RowScorer(Numbers() if classes is None else Classes(outputs), members, pool)
+
+
+def _numbers(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of finite numbers of this shape."""
+    array = arrays[name]
+    if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise DamagedFileError(
+            f"{name!r} must hold finite numbers of shape {shape}; it has {array.dtype}, {array.shape}"
+        )
+    return array
+
+
+def write_json(value: dict[str, Any], path: Path) -> None:
+    """Indented, in UTF-8; what is no finite number is null."""
+    write_text(path, to_json(value) + "\n")

@@ -1,0 +1,114 @@
+"""SIGINT and SIGTERM: a command stops within seconds wherever it is, and says how to go on.
+
+The signal raises KeyboardInterrupt in the main thread. Where Python swallows that (in callbacks of the
+garbage collector, say) it is raised again, and where no Python runs (in compiled loops) a thread
+ends the process after `GRACE` seconds. It may: files are whole or absent at any moment. A second
+signal ends the process at once.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+GRACE = 8.0  # seconds
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """What is known of a signal that ends the command.
+
+    Attributes:
+        signal: the first one that came.
+        hint: what to say, with the command that goes on in its last line.
+        said: whether it was.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.hint: Callable[[], str] = lambda: f"interrupted\n{command_line()}"
+        self.said = False
+
+    @property
+    def code(self) -> int:
+        """The exit code: 130 after SIGINT, 143 after SIGTERM."""
+        return 128 + (self.signal or signal.SIGINT)
+
+
+def command_line(*more: str) -> str:
+    """This command, for a shell, with further options if it has them not."""
+    given = sys.argv[1:]
+    return shlex.join(["bilevel", *given, *(option for option in more if option not in given)])
+
+
+@contextlib.contextmanager
+def stoppable(stop: Stop) -> Iterator[None]:
+    """Signals stop the block; only in the main thread of a process, and nowhere within another."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    main = threading.get_ident()
+
+    def swallowed(unraisable: Any) -> None:
+        if stop.signal is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
+            raise_again(main)
+        else:
+            hook(unraisable)
+
+    before = {number: signal.signal(number, _handler(stop)) for number in SIGNALS}
+    hook, sys.unraisablehook = sys.unraisablehook, swallowed
+    old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(stop, reader), daemon=True).start()
+    try:
+        yield
+    finally:
+        if stop.signal is None:  # otherwise the thread sees to it that the process ends
+            signal.set_wakeup_fd(old)
+            os.close(writer)
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handler(stop: Stop) -> Callable[[int, Any], None]:
+    def handle(number: int, _: Any) -> None:
+        stop.signal = stop.signal or number
+        raise KeyboardInterrupt
+
+    return handle
+
+
+def raise_again(thread: int) -> None:
+    """KeyboardInterrupt in a thread, at its next step."""
+    error = ctypes.py_object(KeyboardInterrupt)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
+
+
+def _watch(stop: Stop, reader: int) -> None:
+    """End the process `GRACE` seconds after the first signal, and at once after the second."""
+    while not (number := _next(reader)):
+        if number is None:
+            os.close(reader)
+            return
+    stop.signal = stop.signal or number
+    ready = True
+    while ready:
+        ready = select.select([reader], [], [], GRACE)[0]
+        if not ready or _next(reader):
+            break
+    with contextlib.suppress(Exception):
+        os.write(2, f"\nbilevel: stopped at once. {stop.hint()}\n".encode(errors="replace"))
+    os._exit(stop.code)
+
+
+def _next(reader: int) -> int | None:
+    """The next signal of ours; 0 for another, None at the end."""
+    got = os.read(reader, 1)
+    if not got:
+        return None
+    return got[0] if got[0] in SIGNALS else 0
