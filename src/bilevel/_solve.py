@@ -33,6 +33,7 @@ from ._ending import (
 from ._geometry import outer_residual
 from ._inner.closed_form import ClosedForm
 from ._problem import BilevelProblem, FixedPointProblem, Problem
+from ._processes import refuse_forked
 from ._solution import RESULTS, BilevelError, Solution
 from ._summary import Run
 from ._variables import Formula, Uniform
@@ -255,6 +256,7 @@ def solve(
             lower inner minimum was found (with `throw`); the partial solution is its attribute
             `solution`.
         ValueError: `u0` is not in U, an objective is not a scalar, or a count is below 1.
+        RuntimeError: this process was forked after JAX was used.
         TypeError: a leaf is complex or no floating-point array, or `solve` is called under a jax
             transformation.
 
@@ -269,6 +271,7 @@ def solve(
     >>> float(solution.u), solution.stats["num_steps"]
     (1.0, 2)
     """
+    refuse_forked()
     began = time.perf_counter()
     given, size = check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
     asked = problem, algorithm

@@ -20,6 +20,7 @@ from .._inner.gradient import GradientInner
 from .._linear.base import finds_its_step
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
+from .._processes import refuse_forked
 from .._sampler import Streams
 from .._settings import as_data, as_optional_data
 from .._solution import RESULTS, Calls, HypergradientWarning
@@ -112,6 +113,7 @@ def implicit_gradient(
     >>> float(estimate.grad), float(estimate.inner_residual)
     (0.75, 0.0)
     """
+    refuse_forked()
     outer_batch = problem.outer_data if outer_batch is FULL else outer_batch
     inner_batch = problem.inner_data if inner_batch is FULL else inner_batch
     given = uniform(problem, _as_arrays(u), _as_arrays(w))

@@ -21,6 +21,7 @@ from ..._analysis.weight_statistics import effective_sample_size, entropy
 from ..._callback import AbstractCallback, Checkpoint, Chunk, Logger, read_lines
 from ..._inner.minimiser import MinimiserInner
 from ..._problem import BilevelProblem, num_rows
+from ..._processes import refuse_forked
 from ..._sampler import FullBatch, Stream
 from ..._solution import RESULTS, Solution
 from ..._solve import solve
@@ -79,6 +80,7 @@ def free_weights(
     folder: str | os.PathLike | None,
 ) -> Learned:
     """One weight per row, by a bilevel algorithm on the simplex; arguments as in `learn_weights`."""
+    refuse_forked()
     regression = tables.classes is None
     w0, predict = _build_model(model, tables.train.features.shape[1], tables.num_outputs, seed)
     loss = squared_error if regression else softmax_cross_entropy
