@@ -7,6 +7,7 @@ from . import (
     reweighting as reweighting,
     tasks as tasks,
 )
+from ._arrays import take_rows as take_rows
 from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
 from ._algorithm.double_loop import DoubleLoop as DoubleLoop
 from ._algorithm.f2sa import F2SA as F2SA

@@ -13,6 +13,8 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree, Scalar
 
+from ._arrays import dot
+
 
 class AbstractGeometry(eqx.Module):
     """A set U with a way to take a step and stay in it."""
@@ -251,7 +253,7 @@ class Simplex(AbstractGeometry):
 
     def tangent(self, u, grad):
         """`grad - <u, grad>`: how much more each row pulls than the average row does."""
-        mean = optax.tree.vdot(u, grad)
+        mean = dot(u, grad)
         return jax.tree.map(lambda g: g - mean, grad)
 
     def magnitude(self, u, grad):

@@ -26,7 +26,7 @@ class BilevelProblem(eqx.Module):
             objective then gets `None` as its batch.
         inner_data: the same for the inner objective. An objective that needs to know *which* rows
             it is given, for example to look up one weight per row, carries `jnp.arange(n)` as one
-            of its arrays.
+            of its arrays, and calls `take_rows(u, i)`.
         geometry: the set U and how to move in it.
 
     `u` and `w` are any pytrees of floating-point arrays. The hypergradients of this package assume

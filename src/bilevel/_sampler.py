@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Int, Key, PyTree, UInt32
 
+from ._arrays import take_rows
 from ._problem import num_rows
 
 
@@ -102,7 +104,7 @@ class WithReplacement(AbstractSampler):
         index = jr.randint(
             jr.fold_in(state.key, state.drawn), (self.batch_size,), 0, num_rows(data)
         )
-        return _take(data, index), _Draws(state.key, state.drawn + 1)
+        return Batch(take_rows(data, index), index), _Draws(state.key, state.drawn + 1)
 
 
 class _Epoch(NamedTuple):
@@ -155,7 +157,9 @@ class Shuffled(AbstractSampler):
         keys = jnp.where(position[None, :] < n, this[:, None], following[:, None])
         index = _permute((position % n).astype(jnp.uint32), keys, n).astype(jnp.int32)
         end = state.position + self.batch_size
-        return _take(data, index), _Epoch(state.key, state.epoch + end // n, end % n)
+        return Batch(take_rows(data, index), index), _Epoch(
+            state.key, state.epoch + end // n, end % n
+        )
 
 
 class Blocks(AbstractSampler):
@@ -181,10 +185,8 @@ class Blocks(AbstractSampler):
     def draw(self, data, state):
         """One block."""
         k = jr.randint(jr.fold_in(state.key, state.drawn), (), 0, self.num_blocks(data), jnp.int32)
-        first = k * self.batch_size
-        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, self.batch_size), data)
-        index = first + jnp.arange(self.batch_size, dtype=jnp.int32)
-        return Batch(rows, index), _Draws(state.key, state.drawn + 1)
+        index = k * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.int32)
+        return Batch(self._block(data, k), index), _Draws(state.key, state.drawn + 1)
 
     def num_blocks(self, data: PyTree[Array] | None) -> int:
         """How many blocks the data have."""
@@ -199,10 +201,14 @@ class Blocks(AbstractSampler):
             )
         return n // self.batch_size
 
-    def split(self, data: PyTree[Array] | None) -> PyTree[Array]:
-        """All blocks, stacked."""
-        shape = (self.num_blocks(data), self.batch_size)
-        return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), data)
+    def map(self, function: Callable[[PyTree[Array]], PyTree], data: PyTree[Array]) -> PyTree:
+        """The function's values on all blocks, stacked."""
+        blocks = jnp.arange(self.num_blocks(data), dtype=jnp.int32)
+        return jax.lax.map(lambda k: function(self._block(data, k)), blocks)
+
+    def _block(self, data: PyTree[Array], k: Int[Array, ""]) -> PyTree[Array]:
+        start = k * self.batch_size
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, self.batch_size), data)
 
     def block(self, batch: Batch) -> Int[Array, ""]:
         """Which block a batch of this sampler is."""
@@ -237,12 +243,6 @@ def _mix(h: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
     h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
     # One bit less than 32, so that adding a digit cannot overflow.
     return (h ^ (h >> 16)) >> 1
-
-
-def _take(data: PyTree[Array], index: Int[Array, " batch"]) -> Batch:
-    # The indices are in range by construction, so no bounds check is compiled in.
-    rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
-    return Batch(rows, index)
 
 
 def _check_batch_size(sampler: Any) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
+from .._arrays import dot
 from .._geometry import AbstractGeometry, Euclidean
 from .._hypergradient.base import AbstractHypergradient, EstimatorState, Hypergradient
 from .._inner.base import AbstractInnerSolver
@@ -153,7 +154,7 @@ def _phi(
     @phi.defjvp
     def _(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[Scalar, Scalar]:
         found = at(*primals)
-        slope = jnp.asarray(optax.tree.vdot(found.grad, *tangents))
+        slope = dot(found.grad, *tangents)
         return found.value, slope.astype(found.value.dtype)
 
     return phi

@@ -11,6 +11,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from .._arrays import dot
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
 from .base import AbstractAlgorithm, count, require_positive
@@ -70,7 +71,7 @@ class PZOBO(AbstractAlgorithm):
 
         def along(e: Array) -> Array:
             response, _ = sgd(turn, unravel(flat + radius * e), state.w, self.num_inner)
-            return jnp.asarray(optax.tree.vdot(optax.tree.sub(response, w), outer.w)) / radius
+            return dot(optax.tree.sub(response, w), outer.w) / radius
 
         key = jr.fold_in(state.key, state.step)
         directions = jr.normal(key, (self.num_directions, flat.size), flat.dtype)

@@ -71,13 +71,11 @@ class SABA(AbstractAlgorithm):
         v = optax.tree.zeros_like(w0)
         state = init_state(self, problem, u0, w0, key, aux=v, variance_reduced=True)
         u, w, v, samplers = state.u, state.w, state.aux, state.samplers
-        outers = jax.lax.map(
-            lambda batch: outer_terms(problem, u, w, batch),
-            self.outer_sampler.split(problem.outer_data),
+        outers = self.outer_sampler.map(
+            lambda batch: outer_terms(problem, u, w, batch), problem.outer_data
         )
-        inners = jax.lax.map(
-            lambda batch: inner_terms(problem, u, w, v, batch),
-            self.inner_sampler.split(problem.inner_data),
+        inners = self.inner_sampler.map(
+            lambda batch: inner_terms(problem, u, w, v, batch), problem.inner_data
         )
         tables = (
             first_table(outers, _next(self.outer_sampler, problem.outer_data, samplers.outer)),

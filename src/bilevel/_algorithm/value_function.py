@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from .._arrays import dot
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
 from .base import AbstractAlgorithm, State, count, require_positive
@@ -65,7 +66,7 @@ class BOME(AbstractAlgorithm):
         )
         gap = (optax.tree.sub(at_w[0], at_x[0]), at_w[1])
         size = jnp.asarray(optax.tree.norm(gap, squared=True))
-        along = jnp.asarray(optax.tree.vdot((outer.u, outer.w), gap))
+        along = dot((outer.u, outer.w), gap)
         eta = jnp.asarray(turn.now(self.eta)).astype(size.dtype)
         multiplier = jnp.where(
             size > 0, jnp.maximum(eta - along / jnp.where(size > 0, size, 1), 0), 0

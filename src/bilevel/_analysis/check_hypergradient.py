@@ -12,6 +12,7 @@ import optax
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
 
+from .._arrays import dot, function_operator
 from .._hypergradient.base import AbstractHypergradient
 from .._hypergradient.implicit import AID
 from .._inner.base import AbstractInnerSolver
@@ -108,7 +109,7 @@ def _newton_step(problem: Problem, u: PyTree, w: PyTree[Array], batch: Any) -> P
     residual, product = jax.linearize(lambda w: problem.residual(u, w, batch), w)
     convex = isinstance(problem, BilevelProblem)
     tags = (lx.symmetric_tag, lx.positive_semidefinite_tag) if convex else ()
-    operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: w), tags)
+    operator = function_operator(product, w, tags)
     solver = CG(rtol=1e-6) if convex else _gmres(1e-6)
     return lx.linear_solve(operator, residual, solver, throw=False).value
 
@@ -224,7 +225,7 @@ def check_hypergradient(
         coarse, fine = central(h), central(h / 2)
         best = (4 * fine - coarse) / 3
         rounding = 4 * eps * abs(float(found.value)) / float(h)
-        estimated.append(float(jnp.asarray(optax.tree.vdot(found.grad, direction))))
+        estimated.append(float(dot(found.grad, direction)))
         differences.append(best)
         uncertain.append(abs(coarse - fine) + rounding)
 

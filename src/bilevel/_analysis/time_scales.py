@@ -12,6 +12,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, Key, PyTree
 
 from .._algorithm.base import AbstractAlgorithm, State
+from .._arrays import dot
 from .._geometry import Simplex
 from .._inner.minimiser import MinimiserInner
 from .._problem import BilevelProblem
@@ -173,7 +174,7 @@ def _paces(
         after, before = (Simplex().log_weights(jnp.where(u0 > 0, u, 1)) for u in (following.u, u0))
         move = after - before
         gap = optax.tree.norm(optax.tree.sub(following.w, target))
-        return dataclasses.replace(following, u=u0), (gap, jnp.vdot(u0, jnp.abs(move)))
+        return dataclasses.replace(following, u=u0), (gap, dot(u0, jnp.abs(move)))
 
     state = algorithm.init(problem, u0, w0, key)
     _, (gaps, moves) = jax.lax.scan(held, state, length=num_steps)

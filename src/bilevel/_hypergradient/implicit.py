@@ -14,6 +14,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
+from .._arrays import dot, function_operator
 from .._geometry import Euclidean
 from .._inner.base import AbstractInnerSolver, InnerStats
 from .._inner.gradient import GradientInner
@@ -161,9 +162,9 @@ def matrix_free(
     options = jax.lax.stop_gradient(options)
 
     def solve(product: Callable[[PyTree], PyTree], b: PyTree[Array]) -> Solved:
-        operator = lx.FunctionLinearOperator(
+        operator = function_operator(
             lambda v: _damped(product(v), damping, v),
-            jax.eval_shape(lambda: w),
+            w,
             (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else (),
         )
         solution = lx.linear_solve(operator, b, linear_solver, options=options, throw=False)
@@ -264,7 +265,7 @@ def smallest_curvature(
 
     def rayleigh(x: PyTree, ax: PyTree) -> Scalar:
         size = jnp.asarray(optax.tree.norm(x, squared=True))
-        along = jnp.asarray(optax.tree.vdot(x, ax))
+        along = dot(x, ax)
         return jnp.where(size > 0, along / jnp.where(size > 0, size, 1), jnp.inf)
 
     along_residual = jax.jvp(lambda w: problem.residual(u, w, inner_batch), (w,), (residual,))[1]

@@ -6,6 +6,7 @@ import jax
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from .._arrays import function_operator
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
 from .._variables import uniform
@@ -66,7 +67,7 @@ def implicit_layer(
     tags = (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else ()
 
     def solve_linear(function: Any, b: PyTree[Array]) -> PyTree[Array]:
-        operator = lx.FunctionLinearOperator(function, jax.eval_shape(lambda: b), tags)
+        operator = function_operator(function, b, tags)
         return lx.linear_solve(operator, b, linear_solver, throw=False).value
 
     layer = jax.lax.custom_root(

@@ -9,6 +9,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from .._arrays import function_operator
 from .._linear.stochastic import StochasticRichardson
 from .._problem import BilevelProblem, FixedPointProblem, Problem
 from .._sampler import Stream, Streams
@@ -83,9 +84,7 @@ class SID(AbstractHypergradient):
 
         def solve(product: Any, b: PyTree[Array]) -> Solved:
             del product  # of the J batches; each step of the linear solver draws its own
-            operator = lx.FunctionLinearOperator(
-                lambda x: noisy_product(x, inner_stream.state)[0], jax.eval_shape(lambda: w)
-            )
+            operator = function_operator(lambda x: noisy_product(x, inner_stream.state)[0], w)
             options = {
                 "sample": eqx.filter_closure_convert(noisy_product, w, inner_stream.state),
                 "sample_state": inner_stream.state,

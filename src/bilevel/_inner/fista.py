@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
+from .._arrays import dot
 from .._problem import FixedPointProblem
 from .._settings import as_data
 from .._solution import RESULTS
@@ -103,7 +104,7 @@ class FISTA(AbstractInnerSolver):
         def step(s: _State) -> _State:
             w = problem.map(u, s.y, batch)
             residual, moved = optax.tree.sub(s.y, w), optax.tree.sub(w, s.w)
-            restart = jnp.asarray(optax.tree.vdot(residual, moved)) > 0
+            restart = dot(residual, moved) > 0
             t = jnp.where(restart, 1, (1 + jnp.sqrt(1 + 4 * s.t**2)) / 2)
             momentum = jnp.where(restart, 0, (s.t - 1) / t)
             y = jax.tree.map(lambda x, d: x + momentum.astype(x.dtype) * d, w, moved)

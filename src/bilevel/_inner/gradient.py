@@ -10,6 +10,7 @@ import lineax as lx
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
+from .._arrays import function_operator
 from .._geometry import AbstractGeometry, Euclidean
 from .._linear.base import Resolved, resolve_step_size
 from .._problem import BilevelProblem, Problem
@@ -189,9 +190,9 @@ def _inverse_curvature(
     """`1 / L` on the first batch, at a point that is held fixed."""
     u, w, eigenvector = jax.lax.stop_gradient((u, w, eigenvector))
     batch, _ = stream.draw()
-    hessian = lx.FunctionLinearOperator(
+    hessian = function_operator(
         lambda x: jax.jvp(lambda w: problem.residual(u, w, batch), (w,), (x,))[1],
-        jax.eval_shape(lambda: w),
+        w,
         lx.symmetric_tag if isinstance(problem, BilevelProblem) else (),
     )
     return resolve_step_size("GradientInner", "auto", hessian, {"eigenvector": eigenvector})

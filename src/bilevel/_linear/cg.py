@@ -9,6 +9,7 @@ import lineax as lx
 import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from .._arrays import dot
 from .base import conj_state, real_operator, refuse_complex, transpose_state, widened
 
 
@@ -179,7 +180,7 @@ class CG(lx.AbstractLinearSolver[Any]):
 
 
 def _dot(x: PyTree[Array], y: PyTree[Array]) -> Scalar:
-    return jnp.asarray(optax.tree.vdot(x, y))
+    return dot(x, y)
 
 
 def _divided(x: PyTree[Array], scale: Scalar) -> PyTree[Array]:

@@ -9,6 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from .._algorithm.base import AbstractAlgorithm
+from .._arrays import take_rows
 from .._problem import num_rows
 from .._sampler import AbstractSampler, Batch
 
@@ -70,7 +71,7 @@ class WeightedSampler(AbstractSampler):
         points = jr.uniform(jr.fold_in(state.key, state.drawn), (self.batch_size,), q.dtype)
         index = jnp.searchsorted(cumulative, points * cumulative[-1])
         index = jnp.minimum(index, n - 1).astype(jnp.int32)
-        rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
+        rows = take_rows(data, index)
         ratio = 1 / (n * q[index])
         following = _Weighted(state.key, state.drawn + 1, state.u)
         return Batch((*rows, ratio), index), following

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
+from .._arrays import dot
 from .._problem import BilevelProblem
 
 
@@ -53,4 +54,4 @@ def l2_to_uniform(u: Float[Array, " rows"]) -> Scalar:
 
     It is 0 for uniform weights and n - 1 at a vertex of the simplex.
     """
-    return u.size * jnp.vdot(u, u) - 1
+    return u.size * dot(u, u) - 1

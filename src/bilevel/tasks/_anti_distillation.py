@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._arrays import take_rows
 from .._problem import BilevelProblem
 from .models import Predict, squared_error
 
@@ -69,7 +70,7 @@ class _FitTargets(eqx.Module):
 
     def __call__(self, u: Float[Array, " points"], w: PyTree, batch: Rows) -> Array:
         X, i = batch
-        return u.size / i.size * jnp.sum(squared_error(self.predict(w, X), u[i]))
+        return u.size / i.size * jnp.sum(squared_error(self.predict(w, X), take_rows(u, i)))
 
 
 class _FitOriginal(eqx.Module):

@@ -3,9 +3,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from .._arrays import dot, take_rows
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
 from ._reweighting import MeanRisk
@@ -19,8 +19,8 @@ class _SigmoidRisk(eqx.Module):
 
     def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
         x, y, i = batch
-        risk = jnp.mean(jax.nn.sigmoid(u[i]) * self.loss(self.predict(w, x), y))
-        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+        risk = jnp.mean(jax.nn.sigmoid(take_rows(u, i)) * self.loss(self.predict(w, x), y))
+        return risk + 0.5 * self.l2 * dot(w, w)
 
 
 def hyper_cleaning(

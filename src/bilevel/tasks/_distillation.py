@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from .._arrays import dot
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
 from ._reweighting import MeanRisk
@@ -23,7 +23,7 @@ class _DistilledRisk(eqx.Module):
         rows = {**self.fixed, **u}
         target = jax.nn.softmax(rows["labels"])
         risk = jnp.mean(soft_cross_entropy(self.predict(w, rows["inputs"]), target))
-        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+        return risk + 0.5 * self.l2 * dot(w, w)
 
 
 def distillation(
@@ -106,7 +106,7 @@ class _AugmentedRisk(eqx.Module):
     def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array]) -> Array:
         x, y = batch
         risk = jnp.mean(self.loss(self.predict(w, augment(u, x)), y))
-        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+        return risk + 0.5 * self.l2 * dot(w, w)
 
 
 def identity_augmentation(num_features: int) -> dict[str, Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar, Shaped
 
+from .._arrays import dot
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows, squared_penalty
 from .models import Loss, Predict, squared_error
@@ -24,7 +25,7 @@ class FoldRisk(eqx.Module):
     def __call__(self, u: PyTree, w: PyTree, batch: FoldBatch) -> Scalar:
         x, y, weights = batch
         losses = jax.vmap(lambda w: self.loss(self.predict(w, x), y), out_axes=1)(w)
-        return jnp.vdot(weights, losses) / x.shape[0]
+        return dot(weights, losses) / x.shape[0]
 
 
 class _PenalisedFoldRisk(eqx.Module):

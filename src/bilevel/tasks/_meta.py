@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from .._arrays import take_rows
 from .._problem import BilevelProblem
 from .models import Loss, Represent, softmax_cross_entropy
 
@@ -144,7 +145,7 @@ class _TaskRisk(eqx.Module):
                 "`FullBatch` with it, and draw new episodes between the steps."
             )
         x, _, i = batch
-        return jnp.einsum("tkd,trd->trk", w[i], self.shared.features(u, x))
+        return jnp.einsum("tkd,trd->trk", take_rows(w, i), self.shared.features(u, x))
 
     def __call__(self, u: PyTree, w: Array, batch: tuple[Array, Array, Array]) -> Array:
         logits = self.logits(u, w, batch)

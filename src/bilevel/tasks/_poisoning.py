@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from .._arrays import dot
 from .._geometry import AbstractGeometry, Ball, Box, Rowwise
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
@@ -24,7 +24,7 @@ class _PoisonedRisk(eqx.Module):
     def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
         x, y, slot = batch
         risk = jnp.mean(self.loss(self.predict(w, _shifted(u, x, slot)), y))
-        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+        return risk + 0.5 * self.l2 * dot(w, w)
 
 
 class _Damage(eqx.Module):

@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from .._arrays import dot, take_rows
 from .._geometry import Simplex
 from .._problem import BilevelProblem, reparametrise
 from .models import Loss, Predict, softmax_cross_entropy
@@ -28,10 +28,12 @@ class _WeightedRisk(eqx.Module):
 
     def __call__(self, u: Array, w: PyTree, batch: tuple[Array, ...]) -> Array:
         x, y, i, *ratio = batch
-        share = u[i] * ratio[0].astype(u.dtype) if ratio else u[i]
+        share = take_rows(u, i)
+        if ratio:
+            share = share * ratio[0].astype(u.dtype)
         scale = self.num_rows / i.shape[0]
-        risk = scale * jnp.vdot(share, self.loss(self.predict(w, x), y))
-        return risk + 0.5 * self.l2 * optax.tree.vdot(w, w)
+        risk = scale * dot(share, self.loss(self.predict(w, x), y))
+        return risk + 0.5 * self.l2 * dot(w, w)
 
 
 class MeanRisk(eqx.Module):

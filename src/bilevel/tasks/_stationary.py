@@ -14,6 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
+from .._arrays import dot
 from .._geometry import Euclidean
 from .._hypergradient.base import Hypergradient
 from .._hypergradient.implicit import implicit_gradient, matrix_free
@@ -219,7 +220,7 @@ def _newton(
         gradient, product = jax.linearize(jax.grad(f), state.w)
         solve = matrix_free(problem, state.w, linear_solver, damping, {})
         direction = solve(product, gradient).solution.value
-        slope = jnp.asarray(optax.tree.vdot(gradient, direction))
+        slope = dot(gradient, direction)
         noise = 8 * jnp.finfo(slope.dtype).eps * (1 + jnp.abs(state.value))
 
         def attempt(t: Scalar) -> _Trial:

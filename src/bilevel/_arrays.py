@@ -1,0 +1,65 @@
+"""Rows, dot products and linear operators that also work on arrays split among devices.
+
+A mesh whose axes have the type `Explicit`, which is what `jax.make_mesh` gives, makes the sharding of
+an array a part of its type; JAX then refuses operations whose result could be split in several ways.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int, PyTree, Scalar
+
+
+def take_rows(tree: PyTree[Array], index: Int[Array, " batch"]) -> PyTree[Array]:
+    """The rows `index` of every leaf, as `x[index]`; sharded arrays give sharded rows.
+
+    Under a mesh with explicit axes, JAX refuses `x[index]` where x is split by rows, because it cannot
+    know how the result is to be split. Here the rows taken are split along the same mesh axis as x if
+    their number allows it, and are a full copy on every device of that axis if not. An objective that
+    looks up one outer variable per row, `take_rows(u, i)`, then runs on any mesh.
+
+    Args:
+        tree: arrays that share axis 0.
+        index: row numbers from 0 to n - 1. Others give undefined rows.
+    """
+    return jax.tree.map(lambda x: _take(x, index), tree)
+
+
+def _take(x: Array, index: Int[Array, " batch"]) -> Array:
+    # The indices are in range by construction, so no bounds check is compiled in.
+    rows = x.at[index]
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or not any(sharding.spec):
+        return rows.get(mode="promise_in_bounds")
+    along, *rest = sharding.spec
+    axes = () if along is None else (along if isinstance(along, tuple) else (along,))
+    parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
+    spec = PartitionSpec(along if index.shape[0] % parts == 0 else None, *rest)
+    return rows.get(mode="promise_in_bounds", out_sharding=spec)
+
+
+def dot(x: PyTree[Array], y: PyTree[Array]) -> Scalar:
+    """`<x, y>` of two pytrees.
+
+    A sum of products, because under a mesh with explicit axes JAX refuses the dot product of two
+    vectors that are split among its devices.
+    """
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
+    return jnp.asarray(optax.tree.sum(products))
+
+
+def function_operator(
+    function: Callable[[PyTree[Array]], PyTree[Array]], like: PyTree[Any], tags: Any = ()
+) -> lx.FunctionLinearOperator:
+    """A linear operator on pytrees like `like`, as `lineax.FunctionLinearOperator`.
+
+    The function stays one piece in the program: lineax evaluates it for several purposes, and what it
+    captures would lose its sharding.
+    """
+    return lx.FunctionLinearOperator(jax.jit(function), jax.eval_shape(lambda: like), tags)

@@ -1,0 +1,93 @@
+"""Methods on sharded arrays beside one device, in processes of their own: see `test_meshes.py`.
+
+    python tests/meshes.py KIND PROCESS NUM_PROCESSES PORT NAME...
+
+KIND is `Auto` or `Explicit`, the axis type of the mesh; each process has two virtual devices. The last
+line is JSON: for each method, the largest difference of (u, w) from the run on one device, relative to
+the largest entry, or the error.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import bilevel
+from bilevel import tasks
+from methods import METHODS
+from rows import with_steps
+
+ROWS, COLUMNS, CLASSES, STEPS = 32, 3, 2, 12
+SAMPLERS = {
+    "blocks": bilevel.Blocks(8),
+    "shuffled": bilevel.Shuffled(8),
+    "uneven": bilevel.Shuffled(7),  # seven rows cannot be split evenly
+    "replaced": bilevel.WithReplacement(8),
+}
+NEEDS_BLOCKS = ("SABA", "SRBA", "SPABA")
+
+
+def method(name: str) -> bilevel.AbstractAlgorithm:
+    """A method of the table, `SOBA auto`, or SOBA with one of the samplers."""
+    kind, _, sampler = name.partition(" ")
+    if kind == "DoubleLoop":
+        return bilevel.DoubleLoop(bilevel.GradientInner("auto", 5), bilevel.ITD(), optax.sgd(1.0))
+    if sampler == "auto":
+        return bilevel.SOBA("auto", "auto", "auto")
+    draws = bilevel.Blocks(8) if kind in NEEDS_BLOCKS else SAMPLERS.get(sampler)
+    samplers = {"inner_sampler": draws, "outer_sampler": draws} if draws else None
+    return with_steps(METHODS[kind].kind, 0.3, 0.3, 1.0, samplers)
+
+
+def solved(name: str, place: Any) -> list[np.ndarray]:
+    """u and w after some steps; `place(x, by_rows)` puts an array on the devices."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(ROWS, COLUMNS)), rng.integers(0, CLASSES, ROWS)
+    X, y, X_val, y_val = (jnp.asarray(a) for a in (x, y, x[::2], y[::2]))
+    problem = tasks.hyper_cleaning(X, y, X_val, y_val, lambda w, x: x @ w)
+    arrays, rest = eqx.partition(problem, lambda leaf: hasattr(leaf, "shape"))
+    problem = eqx.combine(jax.tree.map(lambda leaf: place(leaf, True), arrays), rest)
+    u, w = place(np.zeros(ROWS), True), place(np.full((COLUMNS, CLASSES), 0.1), False)
+    found = bilevel.solve(problem, method(name), u, w, num_steps=STEPS, throw=False)
+    return [
+        np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        for leaf in (found.u, found.w)
+    ]
+
+
+def difference(name: str, mesh: Any) -> float | str:
+    def split(x: Any, by_rows: bool) -> jax.Array:
+        sharding = NamedSharding(mesh, PartitionSpec("data") if by_rows else PartitionSpec())
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x)[part])
+
+    alone = solved(name, lambda x, by_rows: jnp.asarray(x))
+    try:
+        together = solved(name, split)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return max(
+        float(np.max(abs(x - y)) / np.max(abs(x))) for x, y in zip(alone, together, strict=True)
+    )
+
+
+def main(kind: str, process: str, num_processes: str, port: str, *names: str) -> None:
+    jax.config.update("jax_enable_x64", True)
+    if int(num_processes) > 1:
+        jax.distributed.initialize(f"localhost:{port}", int(num_processes), int(process))
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(getattr(AxisType, kind),))
+    with jax.set_mesh(mesh):
+        print(json.dumps({name: difference(name, mesh) for name in names}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,88 @@
+"""On arrays split among devices and processes, every method makes the steps that it makes on one."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from methods import METHODS
+
+SCRIPT = Path(__file__).with_name("meshes.py")
+SAMPLERS = ["SOBA blocks", "SOBA shuffled", "SOBA uneven", "SOBA replaced", "SOBA auto"]
+WRAPPERS = {"IterateAveraging", "ImportanceSampling", "InexactDescent"}
+EVERY = [*SAMPLERS, *sorted(METHODS.keys() - WRAPPERS)]
+
+
+def differences(kind: str, num_processes: int, names: list[str]) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, kind, str(k), str(num_processes), str(port), *names],
+            cwd=SCRIPT.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(num_processes)
+    ]
+    printed = [process.communicate(timeout=1500) for process in processes]
+    for process, (_, errors) in zip(processes, printed, strict=True):
+        assert process.returncode == 0, errors
+    return json.loads(printed[0][0].splitlines()[-1])
+
+
+def wrong(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: gap for name, gap in found.items() if not (isinstance(gap, float) and gap < 1e-12)
+    }
+
+
+ROWS_AND_PRODUCTS = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from bilevel import take_rows
+from bilevel._arrays import dot
+
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+jax.set_mesh(mesh)
+x = jax.device_put(np.arange(8.0), NamedSharding(mesh, P("data")))
+for index, spec in (([5, 1, 1, 7], P("data")), ([2, 6, 3], P(None))):
+    rows = take_rows(x, np.array(index))
+    assert rows.tolist() == index and rows.sharding.spec == spec, rows
+    slopes = jax.grad(lambda x: dot(take_rows(x, np.array(index)), rows))(x)
+    assert slopes.tolist() == [k * index.count(k) for k in range(8)], slopes
+assert dot((x, x), (x, x)) == 280
+"""
+
+
+def test_rows_and_products_along_an_explicit_axis():
+    done = subprocess.run([sys.executable, "-c", ROWS_AND_PRODUCTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_every_method(kind, num_processes):
+    found = differences(kind, num_processes, EVERY)
+    assert len(found) == len(EVERY)
+    assert wrong(found) == {}
+
+
+@pytest.mark.slow
+def test_the_example():
+    script = SCRIPT.parents[1] / "examples" / "several_processes.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    wrong, other, difference = (float(line.split()[-1]) for line in done.stdout.splitlines()[-3:])
+    assert wrong < 0.5 < other
+    assert difference < 1e-3
