@@ -363,6 +363,20 @@ ROWS = [
         floor={"num_steps": "T"},
     ),
     Row(
+        bilevel.LookAhead,
+        "double_loop",
+        laws={
+            "look ahead": Law(
+                _tree, bilevel.LookAhead(double_loop(_tree, 5, 0.05, warm_start=True)), quick=False
+            )
+        },
+        counted={
+            "look ahead": Counted(
+                bilevel.LookAhead(_loop(AID(lx.LU(), warm_start=False))), (6, 42, 6 * (5 + 1), 6)
+            )
+        },
+    ),
+    Row(
         bilevel.IterateAveraging,
         "remedies",
         laws={

@@ -154,7 +154,10 @@ def run_seed(seed: int, starts: int) -> tuple[dict[str, Any], dict[str, Any]]:
         u, w = way[-1], ws[-1]
         residual = jnp.linalg.norm(problem.residual(u, w, problem.inner_data))
         value = problem.outer(u, w, problem.outer_data)
-        last = {"warm start": InnerSolution(w, value, residual), "retrained": cold(u)}
+        last = {
+            "warm start": InnerSolution(w, value, residual, jnp.zeros_like(value)),
+            "retrained": cold(u),
+        }
         settings[setting] = {name: record(u, choice) for name, choice in last.items()}
         chosen = last | chosen  # the first setting is the one that is drawn
     chosen = {name: chosen[name] for name in CONCEPTS}

@@ -14,6 +14,7 @@ from ._algorithm.f2sa import F2SA as F2SA
 from ._algorithm.fsla import FSLA as FSLA
 from ._algorithm.inexact import InexactDescent as InexactDescent, logarithmic as logarithmic
 from ._algorithm.inner_loop import AmIGO as AmIGO, BSA as BSA, StocBiO as StocBiO
+from ._algorithm.look_ahead import LookAhead as LookAhead
 from ._algorithm.momentum import MRBO as MRBO, SUSTAIN as SUSTAIN, VRBO as VRBO
 from ._algorithm.pdbo import PDBO as PDBO
 from ._algorithm.pzobo import PZOBO as PZOBO

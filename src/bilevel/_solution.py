@@ -95,7 +95,10 @@ class Solution(eqx.Module):
     """What `solve` returns; `print` says in words why the run ended and how far it came.
 
     Attributes:
-        u, w: the outer and the inner variable at the last step.
+        u, w: the outer and the inner variable after the last step. A method moves u last or moves
+            both at once, so w was found at the u *before* the last step: at a solution of `DoubleLoop`
+            it is the inner solution of that u. Where the last step still moved u, solve for w again
+            before you use it: `retrain` does, and `LookAhead` does so within its steps.
         result: a `RESULTS`; print it for the reason in words.
         state: the state of the algorithm; pass it to `solve(..., state=...)` to go on.
         trace: a dict of numpy arrays, one entry per trace point: `step`, `outer_value`,

@@ -210,9 +210,38 @@ def test_pessimistic_is_the_trust_region_solution(radius):
         lambda mu: np.linalg.norm(q / (mu - values)) - radius, low, 1.01 * high, xtol=1e-14
     )
     expected = A.cold(A.u) + A.null @ vectors @ (q / (mu - values))
-    found = at(pessimistic_solution, A.problem, radius, num_steps=2000)
+    found = at(pessimistic_solution, A.problem, radius, num_steps=1)
     np.testing.assert_allclose(found.w, expected, rtol=1e-6, atol=1e-9 * radius)
     np.testing.assert_allclose(found.value, A.outer(None, expected, None), rtol=1e-10)
+    assert found.outer_residual < 1e-8 * found.value
+
+
+def test_pessimistic_where_the_slope_avoids_the_largest_curvature():
+    """F = s z + (4 z_1^2 + z_2^2) / 2 on |z| = 1: steps along the slope alone end at z_2 = 1."""
+
+    @jax.jit
+    def worst(s):
+        problem = BilevelProblem(
+            lambda u, w, _: s @ w[:2] + 2 * w[0] ** 2 + 0.5 * w[1] ** 2,
+            lambda u, w, _: (w[2] - u) ** 2,
+        )
+        return pessimistic_solution(problem, jnp.array(1.0), jnp.zeros(3), 1.0)
+
+    angle = np.linspace(0, 2 * np.pi, 200_001)
+    z = np.stack([np.cos(angle), np.sin(angle)])
+    for slope in np.array([[0.0, 0.0], [0.0, 0.3], [1e-9, 0.3], [-0.01, 0.3]]):
+        found = worst(jnp.asarray(slope))
+        best = (slope @ z + 2 * z[0] ** 2 + 0.5 * z[1] ** 2).max()
+        np.testing.assert_allclose(found.value, best, rtol=1e-8)
+        assert found.outer_residual < 1e-6
+        assert float(jnp.linalg.norm(found.w[:2])) == pytest.approx(1, rel=1e-9)
+
+
+def test_pessimistic_says_if_it_took_too_few_steps():
+    other = BilevelProblem(convex, A.f)
+    few, many = (at(pessimistic_solution, other, 3.0, num_steps=k) for k in (1, 500))
+    assert many.outer_residual < 1e-8 < 1e-3 < few.outer_residual
+    assert few.value < many.value
 
 
 def test_the_concepts_are_ordered_and_bad_radii_refused():

@@ -22,11 +22,15 @@ class InnerSolution(NamedTuple):
         value: `F(u, w)`.
         inner_residual: `||grad_w f(u, w)||_2`; if it is not small, `w` is not an inner solution,
             and the function was used outside of its domain.
+        outer_residual: the length of the part of grad_w F along which F could still be improved
+            within the set that is searched. It is not small if an optimistic or pessimistic search
+            was not finished within `num_steps`; a cold or warm start searches nothing and has 0.
     """
 
     w: PyTree[Array]
     value: Float[Array, "*steps"]
     inner_residual: Float[Array, "*steps"]
+    outer_residual: Float[Array, "*steps"]
 
 
 def cold_start_solution(
@@ -159,7 +163,8 @@ def optimistic_solution(
         best = jnp.nanargmin(values)
         return jnp.where(values[best] <= objective(w), trials[best], w), None
 
-    return _choice(problem, u, jax.lax.scan(newton, centre, length=num_steps)[0], w0)
+    w = jax.lax.scan(newton, centre, length=num_steps)[0]
+    return _choice(problem, u, w, w0, jnp.linalg.norm(solutions.slope(w)))
 
 
 def pessimistic_solution(
@@ -174,22 +179,26 @@ def pessimistic_solution(
     """The inner solution that is worst for the outer objective, among those near the cold-started one.
 
         w = argmax F(u, w)   over w in S(u) with ||w - c|| <= radius,   c = cold_start_solution(u, w0)
+        w_0 = c + z,   (mu I - Q) z = P grad_w F(u, c),   ||z|| = radius,   mu >= the eigenvalues of Q
         w_{k+1} = c + radius P grad_w F(u, w_k) / ||P grad_w F(u, w_k)||,   P = I - H^+ H
 
-    f must be a convex quadratic in w, and F must be convex in w; then no step decreases F. The
-    function takes `num_steps` steps. Where F is quadratic, they tend to the maximum, unless the
-    gradient of F at c is orthogonal to the direction of largest curvature; for another F the
-    maximum may be a local one. Where S(u) is one point, or F is constant on it, w is c.
+    with Q = P F_ww P at c. f must be a convex quadratic in w, and F must be convex in w; then no step
+    decreases F. The start solves the secular equation ||z(mu)|| = radius, and is the maximum where F
+    is quadratic, also where grad_w F(u, c) is orthogonal to the direction of largest curvature. For
+    another F the function goes on with `num_steps` steps to a maximum, which may be a local one;
+    `outer_residual` says if they were too few. Where S(u) is one point, or F is constant on it, w is
+    c.
 
-    The other arguments and properties are those of `cold_start_solution`. Cost: each step costs one
-    gradient of F.
+    The other arguments and properties are those of `cold_start_solution`. Cost: the eigenvectors of
+    Q, and one gradient of F per step.
 
     Raises:
         ValueError: a radius that is not positive.
 
     Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
     overparameterized bilevel optimization", Definition 2.1 [vicol2022][]. The definition has no
-    radius; but a convex F that is not constant on the affine set S(u) has no maximum there.
+    radius; but a convex F that is not constant on the affine set S(u) has no maximum there. The
+    secular equation: Moré and Sorensen (1983), "Computing a trust region step" [more1983][].
 
     >>> import jax.numpy as jnp
     >>> problem = BilevelProblem(  # c = (1, 1); away from w_2 = 3
@@ -209,7 +218,15 @@ def pessimistic_solution(
         square = jnp.sum(slope**2)
         return centre + radius / jnp.sqrt(jnp.where(square > 0, square, 1)) * slope, None
 
-    return _choice(problem, u, jax.lax.scan(ascend, centre, length=num_steps)[0], w0)
+    # The steps carry the derivative in u, which the eigenvectors of equal eigenvalues have not.
+    model = jax.lax.stop_gradient(centre + solutions.largest_on_sphere(radius))
+    objective = solutions.objective
+    start = jnp.where(objective(model) >= objective(centre), model, centre)
+    w = jax.lax.scan(ascend, start, length=num_steps)[0]
+    slope = solutions.slope(w)
+    outwards = (w - centre) / radius
+    remaining = jnp.linalg.norm(slope - jnp.maximum(slope @ outwards, 0) * outwards)
+    return _choice(problem, u, w, w0, remaining)
 
 
 class _SolutionSet(NamedTuple):
@@ -233,6 +250,33 @@ class _SolutionSet(NamedTuple):
         normal = jnp.linalg.norm(curvature) * (jnp.eye(w.size, dtype=w.dtype) - p)
         inverse = _pseudo_inverse(p @ curvature @ p + normal, self.rtol)
         return p @ (inverse @ self.slope(w))
+
+    def largest_on_sphere(self, radius: float) -> Array:
+        """The step z from the centre, `||z|| = radius`, along which F to second order is largest."""
+        p, slope = self.tangent, self.slope(self.centre)
+        curvature = jax.hessian(self.objective)(self.centre)
+        values, vectors = jnp.linalg.eigh(p @ curvature @ p)
+        q, below = vectors.T @ slope, values[-1] - values
+
+        def step(shift: Array) -> Array:  # of (mu I - Q) z = slope, mu = values[-1] + shift
+            return q / jnp.where(q == 0, 1, shift + below)
+
+        def halve(ends: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+            low, high = ends
+            middle = jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), high * 1e-3)
+            long = jnp.linalg.norm(step(middle)) > radius
+            return (jnp.where(long, middle, low), jnp.where(long, high, middle)), None
+
+        top = jnp.linalg.norm(q) / radius
+        (_, shift), _ = jax.lax.scan(halve, (jnp.zeros_like(top), top), length=200)
+        z = step(shift)
+        length = jnp.linalg.norm(z)
+        # Where the slope has no part along the largest curvature, this direction is free.
+        free = jnp.sqrt(jnp.maximum(radius**2 - length**2, 0)) * jnp.eye(q.size, dtype=q.dtype)[-1]
+        scaled = z * radius / jnp.where(length > 0, length, 1)
+        z = jnp.where(length < (1 - 1e-6) * radius, z + free, scaled)
+        flat = values[-1] <= self.rtol * jnp.linalg.norm(curvature)
+        return jnp.where(flat & (top == 0), 0, vectors @ z)
 
 
 def _solution_set(
@@ -263,8 +307,11 @@ def _pseudo_inverse(matrix: Array, rtol: float) -> Array:
     return jnp.linalg.pinv(matrix, rtol=rtol, hermitian=True)
 
 
-def _choice(problem: BilevelProblem, u: PyTree, flat: Array, like: PyTree) -> InnerSolution:
+def _choice(
+    problem: BilevelProblem, u: PyTree, flat: Array, like: PyTree, remaining: Array | None = None
+) -> InnerSolution:
     w = ravel_pytree(like)[1](flat)
     residual = problem.residual(u, w, problem.inner_data)
     value = problem.outer(u, w, problem.outer_data)
-    return InnerSolution(w, value, jnp.asarray(optax.tree.norm(residual)))
+    remaining = jnp.zeros_like(value) if remaining is None else remaining
+    return InnerSolution(w, value, jnp.asarray(optax.tree.norm(residual)), remaining)
