@@ -164,10 +164,10 @@ def orders(cases: Quadratic, draws: list[Quadratic]) -> dict[str, Any]:
             found["checked"] += 1
     # Algorithm 1 returns the inner solution of its last u, even if the last step still moved u.
     short = jax.vmap(lambda case: path(case, case.w0, CONVERGED, False, 3, printed=True))
-    u, w = (x[:, -1] for x in jax.jit(short)(cases))
+    us, ws = (x[:, -1] for x in jax.jit(short)(cases))
     found["residual after 3 cold steps"] = max(
-        float(jnp.linalg.norm(case.problem.residual(*pair, None)))
-        for case, *pair in zip(draws, u, w, strict=True)
+        float(jnp.linalg.norm(case.problem.residual(u, w, None)))
+        for case, u, w in zip(draws, us, ws, strict=True)
     )
     return found
 

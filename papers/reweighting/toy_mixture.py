@@ -180,7 +180,7 @@ def count_changes(problem: bilevel.BilevelProblem, w0: Any) -> tuple[Any, Any, i
 @eqx.filter_jit
 def _counted(problem: bilevel.BilevelProblem, u0: Any, w0: Any) -> tuple[Any, Any, Any]:
     def step(state: Any, _: None) -> tuple[Any, Any]:
-        following, _ = WARM.step(problem, state)
+        following = WARM.step(problem, state)[0]
         return following, jnp.argmax(following.u)
 
     state = WARM.init(problem, u0, w0, jax.random.key(0))
