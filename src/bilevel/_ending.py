@@ -1,6 +1,7 @@
 """How a run ended: whether it blew up, from its trace, and what a person is told about it."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,24 +46,32 @@ class Ending(NamedTuple):
     grown: str = ""
 
 
-def ending(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> Ending:
+class Ran(NamedTuple):
+    """What a run left: its trace, and the norms of (u, w) at its start and at its end."""
+
+    trace: dict[str, np.ndarray]
+    size: float
+    reached: float
+
+
+def ending(result: RESULTS, ran: Ran) -> Ending:
     """The result of a run whose numbers are all finite and that did not converge.
 
     A run has blown up if its steps and one of its residuals have grown: in the last tenth of the trace
     they are more than 30 times as long as in the first quarter, or a million times as long as at the
     first two points, and a step is then longer than `1 + size`, or |F| has grown alike; or F has grown
-    a millionfold after such a step. Residuals alone do not count: they are zero at a start that solves
-    the inner problem. Steps alone do not count: a solution may be far away, and the residuals fall on
-    the way to it. A run from a saddle point may look like a blow-up for a while, but its steps stay of
-    the size of the start, or of order one.
+    a millionfold after such a step; or (u, w) has become a million times as large as `1 + size`, and F
+    is no lower than it was. Residuals alone do not count: they are zero at a start that solves the
+    inner problem. Steps alone do not count: a solution may be far away, and the residuals fall on the
+    way to it. A run from a saddle point may look like a blow-up for a while, but its steps stay of the
+    size of the start, or of order one.
 
     Args:
         result: what the run would be without this.
-        trace: of `Solution`.
-        size: the norm of (u, w) at the start.
+        ran: the run.
     """
-    going_on = bool(result == RESULTS.successful) or bool(result == RESULTS.outer_max_steps_reached)
-    if not going_on or len(trace["step"]) < 2:
+    trace, size = ran.trace, ran.size
+    if not _goes_on(result) or len(trace["step"]) < 2:
         return Ending(result)
     residuals = [
         x for x in ("outer_residual", "inner_residual", "linear_residual") if _grew(trace, x)
@@ -90,30 +99,56 @@ def ending(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> Ending
     codes = trace["result"]
     if np.all(codes[len(codes) // 2 :] == int(RESULTS.inner_divergence._value)):
         return Ending(RESULTS.inner_divergence)
-    return Ending(result)
+    if len(trace["step"]) < SHORT:
+        return Ending(result)
+    return _thrown(result, ran, float(trace["outer_value"][0]), float(trace["outer_value"][-1]))
 
 
-def is_short_and_far(result: RESULTS, trace: dict[str, np.ndarray], size: float) -> bool:
-    """Whether a trace is too short to show growth, and its last step was longer than `1 + size`."""
-    going_on = bool(result == RESULTS.successful) or bool(result == RESULTS.outer_max_steps_reached)
-    return going_on and 0 < len(trace["step"]) < SHORT and bool(trace["move"][-1] > 1 + size)
+def ending_of_short(
+    result: RESULTS, ran: Ran, start: Iterable[float], later: Iterable[float]
+) -> Ending:
+    """The result of a run that went far, and whose trace is too short to show growth.
 
-
-def ending_of_short(result: RESULTS, values: list[float]) -> Ending:
-    """The result of such a run: it has blown up if |F| is a thousand times larger a step later.
+    Where its last step led to shows only in the steps after it, which are no part of the run: u moves
+    first, w follows, and F sees w. The run has blown up if F is a thousand times larger in one of
+    them.
 
     Args:
-        result: as in `ending`.
-        values: F at the trace points, and at the step after the last one, which is not part of the
-            run.
+        result, ran: as in `ending`.
+        start: F at the start, where the trace does not begin with it.
+        later: F at the steps after the last one, infinite if one fails.
     """
-    *known, after = values
-    before = max(abs(x) for x in known[: max(1, len(known) // 2)])
-    if np.isfinite(after) and not (0 < 1e3 * before < abs(after)):
+    trace = ran.trace
+    if not _goes_on(result) or not 0 < len(trace["step"]) < SHORT:
         return Ending(result)
-    return Ending(
-        RESULTS.outer_divergence, f"These grew: |F| from {before:.2g} to {abs(after):.2g}."
-    )
+    if not (trace["move"][-1] > 1 + ran.size or ran.reached > 1e3 * (1 + ran.size)):
+        return Ending(result)
+    known = [*start, *(float(x) for x in trace["outer_value"])]
+    before = max(abs(x) for x in known[: max(1, len(known) // 2)])
+    after = known[-1]
+    for after in later:
+        if not np.isfinite(after) or 0 < 1e3 * before < after:
+            told = f"These grew: |F| from {before:.2g} to {abs(after):.2g}."
+            return Ending(RESULTS.outer_divergence, told)
+    return _thrown(result, ran, known[0], after)
+
+
+def ending_of_converged(ran: Ran) -> Ending:
+    """The result of a run that met its tolerance: on a plain far away, residuals are zero too."""
+    values = ran.trace["outer_value"]
+    return _thrown(RESULTS.successful, ran, float(values[0]), float(values[-1]))
+
+
+def _thrown(result: RESULTS, ran: Ran, before: float, after: float) -> Ending:
+    """A blow-up if (u, w) went a million times as far as it was large, and F is no lower for it."""
+    if not (ran.reached > JUMP * (1 + ran.size) and after >= before):
+        return Ending(result)
+    told = f"(u, w) went from a norm of {ran.size:.2g} to {ran.reached:.2g}, and F is no lower."
+    return Ending(RESULTS.outer_divergence, told)
+
+
+def _goes_on(result: RESULTS) -> bool:
+    return bool(result == RESULTS.successful) or bool(result == RESULTS.outer_max_steps_reached)
 
 
 def spare_evaluations(problem: Problem, algorithm: AbstractAlgorithm, state: State) -> int:

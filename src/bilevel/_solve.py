@@ -1,7 +1,7 @@
 """The only loop in the library: `run_chunk`, compiled, and `solve`, which drives it on the host."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -23,9 +23,10 @@ from ._checks import (
     check_objectives,
 )
 from ._ending import (
+    Ran,
     ending,
+    ending_of_converged,
     ending_of_short,
-    is_short_and_far,
     look_lower,
     spare_evaluations,
     warn_of_steps,
@@ -194,6 +195,7 @@ def _compiled_init(
 
 
 _copy = jax.jit(lambda state: jax.tree.map(_own, state))
+_norm = jax.jit(lambda u, w: optax.tree.norm((u, w)))
 
 
 def solve(
@@ -294,6 +296,7 @@ def solve(
     else:
         check_fits(state, problem, algorithm, given.u, given.w)
         state = cast(State, _copy(state))
+        size = float(_norm(state.u, state.w))
     over = _on_device(int(state.step) >= num_steps, np.bool_)
     status = Status(over, RESULTS.outer_max_steps_reached)
     trace: list[dict[str, np.ndarray]] = []
@@ -324,20 +327,35 @@ def solve(
         result = RESULTS.successful
     columns = {name: np.concatenate([rows[name] for rows in trace]) for name in trace[0]}
     grown = ""
-    if not converged:
-        result, grown = ending(result, columns, size)
-        if not grown and is_short_and_far(result, columns, size):
-            # One step more, by the program that is compiled, says where the last one led to.
-            further = options._replace(num_steps=options.num_steps + 1, trace_every=state.step + 1)
+    ran = Ran(columns, size, float(_norm(state.u, state.w)))
+
+    def start() -> Iterator[float]:
+        if is_new and columns["step"][0] > 1:
+            yield float(_values(given.problem, given, u0, w0)[0])
+
+    def later() -> Iterator[float]:
+        """At up to three steps more, by the program that is compiled; infinite if they fail."""
+        after = cast(State, _copy(state))
+        for step in range(int(state.step) + 1, int(state.step) + 4):
+            until = _on_device(step, np.int32)
+            further = options._replace(num_steps=until, trace_every=until)
             again = eqx.filter((problem, algorithm, further), eqx.is_array)
-            going_on = (cast(State, _copy(state)), Status(~status.over, result))
-            *_, rows = _compiled_chunk(static, again, going_on, chunk_size)
-            values = [*columns["outer_value"], *_fetch(cast(Row, rows))["outer_value"]]
-            if is_new and columns["step"][0] > 1:
-                values.insert(0, _values(given.problem, given, u0, w0)[0])
-            result, grown = ending_of_short(result, [float(x) for x in values])
+            going_on = Status(_on_device(False, np.bool_), RESULTS.outer_max_steps_reached)
+            after, ended, rows = cast(
+                tuple[State, Status, Row],
+                _compiled_chunk(static, again, (after, going_on), chunk_size),
+            )
+            finite = ended.result in (RESULTS.successful, RESULTS.outer_max_steps_reached)
+            yield float(_fetch(rows)["outer_value"][-1]) if finite else np.inf
+
+    if converged:
+        result, grown = ending_of_converged(ran)
+    else:
+        result, grown = ending(result, ran)
+        if not grown:
+            result, grown = ending_of_short(result, ran, start(), later())
     u, w = given.restore(state.u, state.w)
-    if converged and (spare := spare_evaluations(problem, algorithm, state)):
+    if converged and not grown and (spare := spare_evaluations(problem, algorithm, state)):
         result, grown = look_lower(cast(BilevelProblem, problem), state, spare)
     solution = Solution(
         u=u,

@@ -136,12 +136,46 @@ def test_leaving_a_saddle_is_no_blow_up():
         assert bool(solution.result == RESULTS.successful)
 
 
-@pytest.mark.parametrize("num_steps", [3, 5])
-def test_a_short_run(num_steps):
-    """A single step of 1e12: where it led to is seen one step later, which is not part of the run."""
-    solution = outcome("SOBA", (0.5, 0.5, 1e12), num_steps=num_steps)
-    assert bool(solution.result == RESULTS.outer_divergence)
-    assert len(solution.trace["step"]) == solution.stats["num_steps"] == num_steps
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x.values[0], marks=x.marks if x.values[0] == "SOBA" else pytest.mark.slow)
+        for x in SINGLE
+    ],
+)
+def test_absurd_steps(name):
+    """Whatever the number of steps, a run that was thrown away is not successful."""
+    runs = [{"num_steps": n} for n in (1, 2, 3)] + [{"num_steps": 10, "trace_every": 10}]
+    sizes = [(1e12, 0.1), (0.5, 1e12)]
+    if name != "SOBA":
+        runs += [{"num_steps": n, "chunk_size": 1} for n in (1, 2, 3, 10)]
+        runs += [{"num_steps": n} for n in (10, 30)]
+        sizes += [(1e12, 1e12), (1e3, 0.1), (0.5, 1e3)]
+    for step, outer_step in sizes:
+        for options in runs:
+            solution = outcome(name, (step, step, outer_step), **options)
+            assert solution.stats["num_steps"] <= options["num_steps"]
+            if NAMES[int(solution.result._value)] not in FAILED:  # it has not moved yet
+                farthest = max(float(jnp.abs(x).max()) for x in (solution.u, solution.w))
+                assert farthest < 100, (step, outer_step, options)
+
+
+@pytest.mark.parametrize("tol", [None, 1e-6])
+@pytest.mark.parametrize("num_steps", [1, 2, 20])
+def test_thrown_on_a_plain(num_steps, tol):
+    """F is at most 1 and flat there, so that no residual shows that the run is lost."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: 1.0 - jnp.exp(-0.5 * jnp.sum((w - 1.0) ** 2)),
+        inner=lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2),
+    )
+    method = bilevel.DoubleLoop(
+        bilevel.GradientInner(optax.sgd(1.0), 1), bilevel.AID(), optax.sgd(1e12)
+    )
+    start = jnp.zeros(2), jnp.zeros(2)
+    solution = bilevel.solve(problem, method, *start, num_steps=num_steps, tol=tol, throw=False)
+    assert NAMES[int(solution.result._value)] in FAILED
+    with pytest.raises(bilevel.BilevelError, match="blew up"):
+        bilevel.solve(problem, method, *start, num_steps=num_steps, tol=tol)
 
 
 def test_a_trace_of_one_point():
@@ -150,11 +184,13 @@ def test_a_trace_of_one_point():
     assert bool(solution.result == RESULTS.outer_divergence)
 
 
-def test_a_comparison_names_the_methods_that_blew_up():
-    methods = {name: made("SOBA", *steps) for name, steps in BLOW_UPS.items()}
+@pytest.mark.parametrize("num_steps", [4, 60])
+def test_a_comparison_names_the_methods_that_blew_up(num_steps):
+    steps = BLOW_UPS if num_steps == 60 else {"u": (0.5, 0.5, 1e5)}
+    methods = {name: made("SOBA", *steps) for name, steps in steps.items()}
     methods["fine"] = made("SOBA", 0.5, 0.5, 0.1)
     start = jnp.zeros(2), jnp.zeros(2)
-    frame = bilevel.compare(methods, toward(1.0), *start, num_steps=60, seeds=2)
+    frame = bilevel.compare(methods, toward(1.0), *start, num_steps=num_steps, seeds=2)
     ends = frame.groupby(["algorithm", "seed"]).result.last().unstack()
     expected = {name: "successful" if name == "fine" else "outer_divergence" for name in methods}
     for seed in (0, 1):

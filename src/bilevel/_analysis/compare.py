@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from .._algorithm.base import AbstractAlgorithm, State
 from .._checks import check_call
-from .._ending import ending
+from .._ending import Ran, ending, ending_of_short
 from .._problem import Problem
 from .._solution import NAMES, RESULTS
 from .._solve import (
@@ -176,7 +176,7 @@ def compare(
         for group, key in groups:
             frames.append(named(name, _run, program, group, key, partial(measure, problem)))
             frames[-1].insert(0, "algorithm", name)
-            frames[-1] = _with_endings(frames[-1], size)
+            frames[-1] = _with_endings(frames[-1], size, "objective" not in metrics)
     frame = pd.concat(frames, ignore_index=True)
     frame.attrs = {
         "compile_seconds": {name: program.seconds for name, program in programs.items()},
@@ -284,7 +284,7 @@ def _run(
     return pd.concat(parts).sort_values(["seed", "step"], kind="stable")
 
 
-def _with_endings(rows: pd.DataFrame, size: float) -> pd.DataFrame:
+def _with_endings(rows: pd.DataFrame, size: float, objective_is_outer: bool) -> pd.DataFrame:
     """The rows, where the last one of a seed that blew up says so."""
     rows = rows.reset_index(drop=True)
     for _, run in rows[rows.step > 0].groupby("seed"):
@@ -292,7 +292,11 @@ def _with_endings(rows: pd.DataFrame, size: float) -> pd.DataFrame:
         trace["result"] = run.result.map(_CODES).to_numpy()
         last = run.index[-1]
         if rows.loc[last, "result"] not in _FAILURES:
-            told = NAMES[int(ending(RESULTS.successful, trace, size).result._value)]
+            ran = Ran(trace, size, float(trace["move"].max()))
+            found = ending(RESULTS.successful, ran)
+            if objective_is_outer:  # of which it has one value more than the trace
+                found = ending_of_short(found.result, ran, [], [trace["objective"][-1]])
+            told = NAMES[int(found.result._value)]
             rows.loc[last, "result"] = told if told != "successful" else rows.loc[last, "result"]
     return rows
 
