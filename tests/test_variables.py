@@ -14,7 +14,7 @@ import pytest
 import bilevel
 from bilevel import AID, ITD, DoubleLoop, GradientInner
 from methods import METHODS
-from rows import with_steps
+from rows import draws, with_steps
 
 QUICK = ("SOBA", "VRBO", "F2SA")
 SOLVERS = {
@@ -157,6 +157,35 @@ def test_modules_in_a_comparison():
     assert abs(frame["first"].iloc[-1] - 0.5) < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["modules", "dtypes"])
+@pytest.mark.parametrize("name", ["SOBA", "DoubleLoop"])
+def test_a_checkpoint_goes_on_bitwise(kind, name, tmp_path):
+    """Six steps; three, a file and three; and six steps of a loop of one's own."""
+    problem, u, w = (OF_MODULES, MODEL, MODEL) if kind == "modules" else (MIXED, U, W)
+    method = bilevel.SOBA(0.5, 0.5, 0.1) if name == "SOBA" else METHODS_OF_TWO_LOOPS["AID"]
+    given, key = bilevel.as_arrays(problem, u, w), jax.random.key(3)
+    checkpoint = bilevel.Checkpoint(tmp_path / "run.eqx")
+
+    unbroken = bilevel.solve(problem, method, u, w, num_steps=6, key=key)
+    bilevel.solve(problem, method, u, w, num_steps=3, key=key, callbacks=[checkpoint])
+    start = method.init(given.problem, given.u, given.w, key)
+    loaded = checkpoint.load(start, problem, method)
+    assert int(loaded.step) == 3
+    resumed = bilevel.solve(problem, method, u, w, num_steps=6, state=loaded)
+    assert eqx.tree_equal((unbroken.u, unbroken.w), (resumed.u, resumed.w))
+    assert eqx.tree_equal(unbroken.state, resumed.state)
+
+    state, step = start, eqx.filter_jit(method.step)
+    for _ in range(6):
+        state, _ = step(given.problem, state)
+    own_u, own_w = given.restore(state.u, state.w)
+    assert jax.tree.structure(own_w) == jax.tree.structure(unbroken.w)
+    for x, y in zip(*map(jax.tree.leaves, ((own_u, own_w), (unbroken.u, unbroken.w))), strict=True):
+        if eqx.is_array(x):
+            assert x.dtype == y.dtype
+            np.testing.assert_allclose(np.asarray(x, float), np.asarray(y, float), rtol=1e-6)
+
+
 def test_a_formula_for_a_module():
     method = DoubleLoop(bilevel.ClosedForm(lambda u, _: u), AID(), optax.sgd(0.5))
     solution = bilevel.solve(OF_MODULES, method, MODEL, MODEL, num_steps=60)
@@ -201,8 +230,12 @@ def test_what_is_no_variable_is_refused():
     ):
         with pytest.raises(TypeError, match=message):
             bilevel.solve(OF_MODULES, BOTH, MODEL, wrong, num_steps=2)
-    with pytest.raises(TypeError, match="a loop of your own needs floating-point arrays of one dt"):
-        BOTH.init(MIXED, U, W, jax.random.key(0))
+    for problem, u, w in ((MIXED, U, W), (OF_MODULES, MODEL, MODEL)):
+        for name, row in METHODS.items():
+            blocks = draws(bilevel.Blocks, 1) if name == "SABA" else {}
+            method = BOTH if row.oracle is None else row.kind(**blocks)
+            with pytest.raises(TypeError, match=r"of one dtype in u0 and w0.*`given = "):
+                method.init(problem, u, w, jax.random.key(0))
 
 
 def test_a_solution_says_how_it_ended():

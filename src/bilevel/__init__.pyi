@@ -144,6 +144,7 @@ from ._analysis.solution_concepts import (
 )
 from ._solve import Tolerances as Tolerances, run_chunk as run_chunk, solve as solve
 from ._outer.trust_region import log_trust_region as log_trust_region
+from ._variables import as_arrays as as_arrays
 from .penalties import (
     ElasticNetBilevelCV as ElasticNetBilevelCV,
     LogisticRegressionBilevelCV as LogisticRegressionBilevelCV,

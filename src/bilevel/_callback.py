@@ -177,7 +177,9 @@ class Checkpoint(AbstractCallback):
         path: the file. `solve(..., chunk_size=)` decides how often it is written.
 
     To go on: `like = algorithm.init(problem, u0, w0, key)`, then
-    `solve(..., state=Checkpoint(path).load(like, problem, algorithm))`.
+    `solve(..., state=Checkpoint(path).load(like, problem, algorithm))`. Where u0 or w0 has
+    a module or arrays of several dtypes, the state is that of `as_arrays`:
+    `given = as_arrays(problem, u0, w0)` and `algorithm.init(given.problem, given.u, given.w, key)`.
     """
 
     def __init__(self, path: str | os.PathLike):

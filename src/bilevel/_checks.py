@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from ._algorithm.base import AbstractAlgorithm, State
 from ._geometry import AbstractGeometry
 from ._problem import BilevelProblem, FixedPointProblem, Problem
-from ._variables import Uniform, uniform
+from ._variables import Uniform, as_arrays
 
 UNDER_TRANSFORMATION = (
     "`solve` runs on the host and cannot be called under jax.jit, grad or vmap, nor with "
@@ -40,7 +40,7 @@ def check_call(
     # Under jit, new arrays are tracers too.
     if any_tracer((u0, w0, problem, jnp.zeros(()))):
         raise TypeError(UNDER_TRANSFORMATION)
-    given = uniform(problem, u0, w0, ("u0", "w0"))
+    given = as_arrays(problem, u0, w0, ("u0", "w0"))
     numbers = _distance_and_norms(given.problem.geometry, given.u, given.w)
     distance, size, size_of_both = (float(x) for x in numbers)
     if not distance <= max(1e-3 * size, 1e-6):  # entries may be tiny

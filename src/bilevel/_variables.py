@@ -64,7 +64,9 @@ class Uniform(NamedTuple):
         return self.forms[0].cast(by_u), None if by_w is None else self.forms[1].cast(by_w)
 
 
-def uniform(problem: Problem, u: PyTree, w: PyTree, names: tuple[str, str] = ("u", "w")) -> Uniform:
+def as_arrays(
+    problem: Problem, u: PyTree, w: PyTree, names: tuple[str, str] = ("u", "w")
+) -> Uniform:
     """The problem as the methods see it: u and w are pytrees of real arrays of one dtype.
 
     - Of an `equinox.Module` within u or w, the floating-point arrays are the variable; all else
@@ -72,10 +74,36 @@ def uniform(problem: Problem, u: PyTree, w: PyTree, names: tuple[str, str] = ("u
     - Leaves of several dtypes are kept and updated in the widest of them, and in float32 at least.
       The objectives see each leaf in its own dtype, and so does who asked for a solution.
 
-    Variables that already are arrays of one dtype stay as they are.
+    Variables that already are arrays of one dtype stay as they are. `solve` and the functions that
+    look at a problem call this by themselves; a loop of your own, or `Checkpoint.load`, needs it for
+    modules and for several dtypes:
+
+        given = bilevel.as_arrays(problem, u0, w0)
+        state = algorithm.init(given.problem, given.u, given.w, key)
+        state, info = algorithm.step(given.problem, state)
+        u, w = given.restore(state.u, state.w)
+
+    Args:
+        problem: the problem, with objectives of u and w as they are given here.
+        u, w: the variables.
+        names: what errors call them.
+
+    Returns:
+        `problem`, `u` and `w` in this form, and two functions: `restore(u, w)` gives both variables
+        back as they were given, and `strip(u, w)` brings others like them into the form. A
+        `ClosedForm` in a loop of your own gets u in this form.
 
     Raises:
         TypeError: a leaf is complex, or no floating-point array and not within a module.
+
+    >>> mixed = {"net": jnp.ones(2, jnp.float32), "heat": jnp.ones((), jnp.bfloat16)}
+    >>> problem = BilevelProblem(
+    ...     outer=lambda u, w, _: jnp.sum((w["net"] - 3) ** 2) + u["heat"] ** 2,
+    ...     inner=lambda u, w, _: jnp.sum((w["net"] - u["net"]) ** 2) + w["heat"] ** 2,
+    ... )
+    >>> given = as_arrays(problem, mixed, mixed)
+    >>> str(given.w["heat"].dtype), str(given.restore(given.u, given.w)[1]["heat"].dtype)
+    ('float32', 'bfloat16')
     """
     for name, tree in zip(names, (u, w), strict=True):
         check_variable(name, tree)

@@ -148,9 +148,10 @@ def as_variables(u0: PyTree, w0: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
     kinds = {str(x.dtype) if eqx.is_inexact_array(x) else type(x).__name__ for x in leaves}
     if len(kinds) > 1:
         raise TypeError(
-            "a loop of your own needs floating-point arrays of one dtype in u0 and w0, got leaves of "
-            f"{sorted(kinds)}. Split a module with `equinox.partition(x, equinox.is_inexact_array)`, "
-            "cast the arrays, and undo both within the objectives. `solve` does so by itself."
+            "`init` and `step` need floating-point arrays of one dtype in u0 and w0, got leaves of "
+            f"{sorted(kinds)}. `given = bilevel.as_arrays(problem, u0, w0)` brings modules and several"
+            " dtypes into that form: pass `given.problem, given.u, given.w`, and have the variables "
+            "back by `given.restore(state.u, state.w)`. `solve` does so by itself."
         )
     return u0, w0
 

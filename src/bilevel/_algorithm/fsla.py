@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
-from .base import AbstractAlgorithm, count
+from .base import AbstractAlgorithm, as_variables, count
 from .directions import Directions, OuterTerms, Point, at_both, descend, recursive
 from .turn import init_state, open_turn
 
@@ -55,6 +55,7 @@ class FSLA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
+        u0, w0 = as_variables(u0, w0)
         aux = _Aux(optax.tree.zeros_like(w0), u0, optax.tree.zeros_like(u0))
         return init_state(self, problem, u0, w0, key, aux)
 

@@ -9,7 +9,7 @@ import optax
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_setting
-from .base import AbstractAlgorithm, count, require_positive
+from .base import AbstractAlgorithm, as_variables, count, require_positive
 from .directions import Point, joint_directions
 from .loops import linear_sgd, neumann, randomised_neumann, sgd
 from .turn import init_state, open_turn
@@ -145,6 +145,7 @@ class AmIGO(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
+        u0, w0 = as_variables(u0, w0)
         aux = optax.tree.zeros_like(w0)
         return init_state(self, problem, u0, w0, key, aux, num_inner=self.num_inner)
 

@@ -16,7 +16,15 @@ from jaxtyping import Array, PyTree, ScalarLike
 from .._problem import Problem
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
-from .base import AbstractAlgorithm, Info, SamplerStates, State, count, require_positive
+from .base import (
+    AbstractAlgorithm,
+    Info,
+    SamplerStates,
+    State,
+    as_variables,
+    count,
+    require_positive,
+)
 from .directions import Directions, Point, at_both, descend, joint_directions, recursive
 from .loops import neumann, randomised_neumann
 from .turn import Turn, init_state, open_turn
@@ -65,7 +73,7 @@ class MRBO(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """No direction yet."""
-        return init_state(self, problem, u0, w0, key, aux=_start(u0, w0))
+        return init_state(self, problem, u0, w0, key, aux=_start(*as_variables(u0, w0)))
 
     def step(self, problem, state):
         """One joint step."""
@@ -110,7 +118,7 @@ class SUSTAIN(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """No direction yet."""
-        return init_state(self, problem, u0, w0, key, aux=_start(u0, w0))
+        return init_state(self, problem, u0, w0, key, aux=_start(*as_variables(u0, w0)))
 
     def step(self, problem, state):
         """One joint step."""
@@ -166,7 +174,7 @@ class VRBO(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """No direction yet."""
-        aux = optax.tree.zeros_like(Point(u0, w0))
+        aux = optax.tree.zeros_like(Point(*as_variables(u0, w0)))
         return init_state(self, problem, u0, w0, key, aux, variance_reduced=True)
 
     def step(self, problem, state):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Scalar
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
 from .auto_steps import step_size_at
-from .base import AbstractAlgorithm, count, require_positive
+from .base import AbstractAlgorithm, as_variables, count, require_positive
 from .directions import Directions, descend, objective
 from .loops import sgd
 from .turn import init_state, open_turn
@@ -95,7 +95,8 @@ class PDBO(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """The first multiplier."""
-        zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(w0)))
+        u0, w0 = as_variables(u0, w0)
+        zero = jnp.zeros((), jax.tree.leaves(w0)[0].dtype)
         first = jnp.asarray(step_size_at(self.first_multiplier, jnp.zeros((), jnp.int32)))
         aux = _Aux(zero + first.astype(zero.dtype), zero)
         return init_state(self, problem, u0, w0, key, aux, num_inner=self.num_inner)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from .._sampler import Blocks
 from .._settings import StepSize, as_setting
-from .base import AbstractAlgorithm, count
+from .base import AbstractAlgorithm, as_variables, count
 from .directions import (
     descend,
     first_table,
@@ -68,6 +68,7 @@ class SABA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`, and the gradients of all blocks at the start."""
+        u0, w0 = as_variables(u0, w0)
         v = optax.tree.zeros_like(w0)
         state = init_state(self, problem, u0, w0, key, aux=v, variance_reduced=True)
         u, w, v, samplers = state.u, state.w, state.aux, state.samplers

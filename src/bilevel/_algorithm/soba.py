@@ -5,7 +5,7 @@ import optax
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_setting
-from .base import AbstractAlgorithm, count
+from .base import AbstractAlgorithm, as_variables, count
 from .directions import descend, joint_directions
 from .turn import init_state, open_turn
 
@@ -44,6 +44,7 @@ class SOBA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
+        u0, w0 = as_variables(u0, w0)
         return init_state(self, problem, u0, w0, key, aux=optax.tree.zeros_like(w0))
 
     def step(self, problem, state):

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_setting
-from .base import AbstractAlgorithm, count, require_positive
+from .base import AbstractAlgorithm, as_variables, count, require_positive
 from .directions import (
     Directions,
     OuterTerms,
@@ -68,6 +68,7 @@ class SRBA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
+        u0, w0 = as_variables(u0, w0)
         z = Point(u0, w0, optax.tree.zeros_like(w0))
         aux = _Aux(z.v, z, optax.tree.zeros_like(z))
         return init_state(self, problem, u0, w0, key, aux, variance_reduced=True)

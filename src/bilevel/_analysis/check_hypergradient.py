@@ -21,7 +21,7 @@ from .._inner.minimiser import MinimiserInner
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
 from .._sampler import FullBatch, Stream, Streams
-from .._variables import uniform
+from .._variables import as_arrays
 
 
 class HypergradientCheck(eqx.Module):
@@ -177,7 +177,7 @@ def check_hypergradient(
     >>> check.verdict
     'agrees'
     """
-    problem, u, w, _ = uniform(problem, u, w)
+    problem, u, w, _ = as_arrays(problem, u, w)
     dtype = jnp.result_type(*jax.tree.leaves(u))
     eps = float(jnp.finfo(dtype).eps)
     if reference is None:

@@ -29,7 +29,7 @@ from .._solve import (
     _with_formulas,
     run_chunk,
 )
-from .._variables import uniform
+from .._variables import as_arrays
 
 Metric = Callable[[PyTree, PyTree], Scalar]
 
@@ -130,7 +130,7 @@ def compare(
     seeds = _check_seeds(seeds)
     every = {name: min(trace_every or -(-n // TRACE_POINTS), n) for name, n in steps.items()}
     metrics = {} if metrics is None else dict(metrics)
-    given = uniform(problem, u0, w0, ("u0", "w0"))
+    given = as_arrays(problem, u0, w0, ("u0", "w0"))
     size = 0.0
     for n in steps.values():
         _, size = check_call(problem, u0, w0, n, 1 if trace_every is None else trace_every, 1)

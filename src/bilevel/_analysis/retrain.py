@@ -17,7 +17,7 @@ from .._inner.minimiser import MinimiserInner
 from .._problem import BilevelProblem, num_rows
 from .._sampler import FullBatch, Stream
 from .._solution import RESULTS, Solution
-from .._variables import Form, uniform
+from .._variables import Form, as_arrays
 
 HOLDS, LOST = 0.9, 0.5  # of the improvement: at least the first holds, below the second is lost
 
@@ -149,7 +149,7 @@ def retrain_check(
         value = _OuterValue(problem)
     keys = jax.random.split(jax.random.key(0) if key is None else key, num_inits)
     warm = float(value(solution.u, solution.w))
-    given = uniform(problem, solution.u, fresh(keys[0]), ("solution.u", "fresh(key)"))
+    given = as_arrays(problem, solution.u, fresh(keys[0]), ("solution.u", "fresh(key)"))
     w0 = jax.vmap(lambda key: given.strip(solution.u, fresh(key))[1])(keys)
     if given.forms is not None:
         value = _Restored(value, *given.forms)

@@ -25,7 +25,7 @@ from .._processes import refuse_forked
 from .._sampler import Streams
 from .._settings import as_data, as_optional_data
 from .._solution import RESULTS, Calls, HypergradientWarning
-from .._variables import uniform
+from .._variables import as_arrays
 from .base import (
     FULL,
     AbstractHypergradient,
@@ -117,7 +117,7 @@ def implicit_gradient(
     refuse_forked()
     outer_batch = problem.outer_data if outer_batch is FULL else outer_batch
     inner_batch = problem.inner_data if inner_batch is FULL else inner_batch
-    given = uniform(problem, _as_arrays(u), _as_arrays(w))
+    given = as_arrays(problem, _from_numpy(u), _from_numpy(w))
     options = {} if v0 is None else {"y0": given.strip(given.u, v0)[1]}
     solve = matrix_free(given.problem, given.w, linear_solver, damping, options)
     estimate, _ = estimate_at(
@@ -130,7 +130,7 @@ def implicit_gradient(
     return dataclasses.replace(estimate, grad=grad, v=v, w=w)
 
 
-def _as_arrays(tree: PyTree) -> PyTree:
+def _from_numpy(tree: PyTree) -> PyTree:
     """Numbers of Python as arrays, except within a module, where they are settings."""
 
     def convert(x: Any) -> Any:

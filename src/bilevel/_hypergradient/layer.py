@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from .._arrays import function_operator
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
-from .._variables import uniform
+from .._variables import as_arrays
 from .base import FULL
 
 
@@ -59,7 +59,7 @@ def implicit_layer(
     True
     """
     batch = problem.inner_data if inner_batch is FULL else inner_batch
-    given = uniform(problem, u, w)
+    given = as_arrays(problem, u, w)
     problem, u, w = given.problem, given.u, given.w
     symmetric = isinstance(problem, BilevelProblem)
     if linear_solver is None:

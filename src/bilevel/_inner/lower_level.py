@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from .._problem import BilevelProblem
 from .._solution import Solution
-from .._variables import uniform
+from .._variables import as_arrays
 
 REACHES = (0.5, 2.0, 5.0)  # of random starts around w, in units of its size
 STEPS = 200  # evaluations of f per start
@@ -110,7 +110,7 @@ def check_lower_level(
     for name, value in (("num_starts", num_starts), ("max_evaluations", max_evaluations)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    given = uniform(problem, solution.u, solution.w)
+    given = as_arrays(problem, solution.u, solution.w)
     keys = jax.random.split(jax.random.key(0) if key is None else key, num_starts)
     if fresh is None:
         starts = starts_around(given.w, keys)
