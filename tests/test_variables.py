@@ -157,9 +157,16 @@ def test_modules_in_a_comparison():
     assert abs(frame["first"].iloc[-1] - 0.5) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["modules", "dtypes"])
-@pytest.mark.parametrize("name", ["SOBA", "DoubleLoop"])
-def test_a_checkpoint_goes_on_bitwise(kind, name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("SOBA", "modules"),
+        pytest.param("SOBA", "dtypes", marks=pytest.mark.slow),
+        pytest.param("DoubleLoop", "modules", marks=pytest.mark.slow),
+        pytest.param("DoubleLoop", "dtypes", marks=pytest.mark.slow),
+    ],
+)
+def test_a_checkpoint_goes_on_bitwise(name, kind, tmp_path):
     """Six steps; three, a file and three; and six steps of a loop of one's own."""
     problem, u, w = (OF_MODULES, MODEL, MODEL) if kind == "modules" else (MIXED, U, W)
     method = bilevel.SOBA(0.5, 0.5, 0.1) if name == "SOBA" else METHODS_OF_TWO_LOOPS["AID"]

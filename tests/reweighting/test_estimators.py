@@ -1,12 +1,15 @@
 """`ReweightedClassifier` and `ReweightedRegressor`: scikit-learn's conventions, our numbers."""
 
+import html
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.base import clone
+from sklearn import config_context
+from sklearn.base import BaseEstimator, clone
 from sklearn.datasets import load_diabetes
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
@@ -127,6 +130,46 @@ def test_parameters_and_clone():
     copy.set_params(estimator__C=1.0, l2=0.1)
     assert (copy.estimator.C, copy.l2, clf.estimator.C, clf.l2) == (1.0, 0.1, 7.0, 0.5)
     assert "ReweightedClassifier(" in repr(clf)
+
+
+class _Plain(BaseEstimator):
+    """An estimator with the text of scikit-learn, and the parameters of ours."""
+
+    __init__ = ReweightedClassifier.__init__
+
+
+_Plain.__name__ = "ReweightedClassifier"
+
+
+def test_what_a_person_sees(fitted):
+    final = HistGradientBoostingClassifier(max_iter=50, learning_rate=0.2, min_samples_leaf=7)
+    for parameters in ({}, {"estimator": final, "method": "soba"}, {"estimator": final, "l2": 0.1}):
+        before, plain = ReweightedClassifier(**parameters), _Plain(**parameters)
+        assert repr(before) == repr(plain)
+        assert "for the evidence" not in before._repr_html_()
+    result, text = fitted.result_, repr(fitted)
+    weights = np.asarray(result.weights)
+    assert text.startswith("ReweightedClassifier(")
+    for part in (
+        f"chosen: {fitted.winner_}",
+        *[check.detail for check in result.checks],
+        f"weights for {len(weights)} rows",
+        f"from {weights.min():.2g} to {weights.max():.2g}",
+        f"{(weights == 0).sum()} rows have weight 0",
+    ):
+        assert part in text
+        assert html.escape(part, quote=False) in html.unescape(fitted._repr_html_())
+    bundle = fitted._repr_mimebundle_()
+    assert bundle["text/plain"] == text
+    assert "sk-top-container" in bundle["text/html"]
+    with config_context(display="text"):
+        assert set(fitted._repr_mimebundle_()) == {"text/plain"}
+    # Within other estimators it is one of them.
+    assert "chosen" not in repr(make_pipeline(MinMaxScaler(), fitted))
+    assert "chosen" not in repr(clone(fitted))
+    with pytest.warns(UserWarning, match="no trusted rows"):
+        without = ReweightedClassifier().fit(np.eye(4), [0, 1, 0, 1])
+    assert repr(without).endswith("fitted without trusted rows: each of the 4 rows has weight 1")
 
 
 def test_the_users_estimator_is_cloned_and_never_fitted():

@@ -27,6 +27,7 @@ from ._inputs.split import everywhere, split, split_columns, split_probabilities
 from ._learn import learn_weights, warn_about_overlap
 from ._report.evidence import gather_evidence
 from ._report.page import Report
+from ._shown import as_html, as_text
 from ._weights.baselines import (
     BASELINES,
     compare_baselines,
@@ -82,6 +83,13 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         final = self._final()
         tags.input_tags.sparse = get_tags(final).input_tags.sparse
         return tags
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        """The parameters, and after `fit` the verdict, the weights and the checks."""
+        return as_text(self, N_CHAR_MAX)
+
+    def _html_repr(self) -> str:  # which scikit-learn asks for in notebooks
+        return as_html(self)
 
     def _check_features(self, X: Any, *, reset: bool) -> None:
         validate_data(self, X, reset=reset, skip_check_array=True)
