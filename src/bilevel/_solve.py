@@ -245,10 +245,10 @@ def solve(
         converged, or made its steps with `tol=None`; `outer_max_steps_reached` if it had a `tol` and
         did not meet it; `outer_divergence` if its steps and a residual grew 30-fold and more, so that
         what it returns is no solution (where a run has under eight trace points and ends with a long
-        step, up to three steps more are looked at); `inner_divergence` if in the last half of the trace every
-        inner solve ended with a larger residual than it began with; `lower_level_not_minimal` if the
-        run converged and a look around w, for a twentieth of its cost or on a small problem, found
-        that w is no minimum of f: see `check_lower_level`.
+        step, up to three steps more are looked at); `inner_divergence` if in the last half of the
+        trace every inner solve ended with a larger residual than it began with;
+        `lower_level_not_minimal` if the run converged and a look around w, for a twentieth of its cost
+        or on a small problem, found that w is no minimum of f: see `check_lower_level`.
 
     Warns:
         HypergradientWarning: once, if a linear solver met negative curvature or did not contract, or
