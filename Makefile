@@ -29,6 +29,9 @@ once-wrong: $(STAMP) ## what was once wrong or silent, a line per kind
 slow: $(STAMP) ## full-size runs; the MNIST ones need BILEVEL_DATA
 	$(BIN)/python -m pytest -m slow
 
+torture: $(STAMP) ## faults at every call, signals at random moments, mutated files; hours
+	$(BIN)/python tests/faults/torture.py
+
 papers: $(STAMP) ## every figure and table of the papers, quick, in out/papers
 	for script in papers/*/[a-z]*.py; do $(BIN)/python $$script --quick --out out/papers || exit 1; done
 

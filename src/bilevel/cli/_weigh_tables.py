@@ -17,6 +17,7 @@ from ..reweighting._inputs.columns import check_values
 from ..reweighting._inputs.containers import as_internal
 from ..reweighting._inputs.files import read_tables, split_label, suggest
 from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
+from ..reweighting._inputs.scalars import check_scalars
 from ..reweighting._report.thumbnails import thumbnails
 from ._estimators import check_name
 from ._probabilities import (
@@ -166,6 +167,8 @@ def _take_out(
             continue
         if column in table.columns:
             taken[option] = pd.Series(table[column])
+            flag = option.replace("_", "-")
+            check_scalars(taken[option], f"the column {column!r} (--{flag}) of the {name} file")
         elif name == "train" or name in needed:
             raise InputError(
                 f"the {name} file has no column {column!r} (--{option.replace('_', '-')}); its "

@@ -14,6 +14,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from .._inputs.checks import PROSE, InputError
 from .._inputs.prepare import is_regression
+from .._inputs.scalars import LARGEST, seen
 from .duplicates import (
     Table,
     as_frame,
@@ -48,7 +49,8 @@ def audit(
 
     Checks: columns that differ between the tables; rows and ids that two tables share, exactly or
     nearly (`find_shared_rows`); repeated rows; equal rows with different labels; missing labels,
-    and labels that differ only in case or spaces; constant columns; a single column that determines
+    and labels that differ only in case, spaces or what cannot be seen; a single class; infinite or
+    far too large numbers; constant columns; a single column that determines
     the label, of the training or of the trusted rows (a decision tree of depth log2(classes) + 2, 5
     folds, accuracy 0.99 or more where the largest class has less than 0.9; for regression, a rank
     correlation of 0.999); class shares, trusted against training rows (chi-squared, p < 0.001; targets
@@ -108,6 +110,7 @@ def audit(
         conflicts = group_conflicts(table.ids, codes[name], labels[name], regression)
         findings += _at_odds(conflicts, name)
         findings += _missing_labels(labels[name], table.ids, name)
+        findings += _infinite(frames[name], labels[name], name)
     findings += _constant(tables["train"])
     for name in ("train", "trusted"):  # wrong labels hide the leak of right ones
         findings += _leaks(tables[name], labels[name], name, regression, rng)
@@ -241,6 +244,23 @@ def _missing_labels(labels: pd.Series, ids: np.ndarray, name: str) -> list[Findi
     )
 
 
+def _infinite(frame: pd.DataFrame, labels: pd.Series, name: str) -> list[Finding]:
+    """Numbers that nothing can be computed with."""
+    values = frame.select_dtypes("number")
+    if is_number(labels):
+        values = values.assign(**{"the label": labels.to_numpy()})
+    large = np.abs(values.to_numpy(dtype=np.float64, na_value=np.nan)) > LARGEST
+    ids = tuple(np.asarray(frame.index)[large.any(axis=1)].tolist())
+    if not ids:
+        return []
+    columns = [str(c) for c in np.asarray(values.columns)[large.any(axis=0)]]
+    detail = (
+        f"{counted(ids, 'row')} with infinite or far too large numbers in {listed(columns)}: "
+        f"{listed(ids)}. Replace them, or leave them empty."
+    )
+    return [Finding("problem", f"numbers of the {PROSE[name]} rows", detail, ids)]
+
+
 def _constant(table: Table) -> list[Finding]:
     names = [*table.number_names, *table.text_names]
     values = np.hstack([table.numbers, table.codes])
@@ -330,9 +350,12 @@ def _spelling(labels: dict[str, pd.Series]) -> list[Finding]:
     texts = {x for s in labels.values() for x in s.dropna().unique() if isinstance(x, str)}
     same: dict[str, list[str]] = {}
     for text in sorted(texts):
-        same.setdefault(" ".join(text.casefold().split()), []).append(text)
+        same.setdefault(" ".join(seen(text).casefold().split()), []).append(text)
     alike = tuple(x for group in same.values() if len(group) > 1 for x in group)
-    detail = f"labels that differ only in case or spaces: {listed(alike)}. Give them one spelling."
+    detail = (
+        "labels that differ only in case, in spaces, or in what cannot be seen: "
+        f"{listed(alike)}. Give them one spelling."
+    )
     return [Finding("warning", "spelling of the labels", detail, alike)] if alike else []
 
 
@@ -345,6 +368,12 @@ def _class_shares(labels: dict[str, pd.Series]) -> list[Finding]:
         for name, y in known.items()
     }
     found = []
+    if len(classes) < 2:
+        detail = (
+            f"all labels are {listed(classes)}: there is nothing to classify. Check that the label "
+            "column is the right one."
+        )
+        return [Finding("problem", title, detail, tuple(classes))]
 
     def report(severity: Severity, which: np.ndarray, detail: str) -> None:
         rows = tuple(classes[k] for k in np.flatnonzero(which))

@@ -19,6 +19,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
 from .checks import InputError, named
 from .csv import as_texts
 from .files import check_unique
+from .scalars import LARGEST
 
 # skrub and skops take a second to import each: they are imported where they are needed.
 
@@ -31,8 +32,9 @@ def check_values(features: pd.DataFrame, name: str) -> None:
     """Refuse columns that the pipeline cannot make numbers of.
 
     Raises:
-        InputError: repeated column names, infinite numbers (with columns and row ids), columns of
-            objects, vectors of unequal length, or texts that are a different word in every row.
+        InputError: repeated column names, infinite or far too large numbers (with columns and row
+            ids), columns of objects, vectors of unequal length, or texts that are a different word in
+            every row.
     """
     check_unique(features, f"the {name} table")
     kinds = {c: _kind(pd.Series(features[c])) for c in features.columns}
@@ -44,7 +46,15 @@ def check_values(features: pd.DataFrame, name: str) -> None:
             "(--drop)."
         )
     numeric = features.select_dtypes("number")
-    infinite = np.asarray(np.isinf(numeric.to_numpy(dtype=np.float64, na_value=np.nan)))
+    values = np.abs(numeric.to_numpy(dtype=np.float64, na_value=np.nan))
+    if (large := np.isfinite(values) & (values > LARGEST)).any():
+        raise InputError(
+            f"the {name} columns {named(np.asarray(numeric.columns)[large.any(axis=0)].tolist())} "
+            f"hold numbers beyond {LARGEST:g}, whose squares are not finite, in the rows with ids "
+            f"{named(np.asarray(features.index)[large.any(axis=1)])}. Give them in another unit, or "
+            "leave them empty if they stand for a missing value."
+        )
+    infinite = np.asarray(np.isinf(values))
     rows = infinite.any(axis=1)
     at_fault = np.asarray(numeric.columns)[infinite.any(axis=0)].tolist()
     for c in (c for c, kind in kinds.items() if kind == "vector"):

@@ -83,7 +83,7 @@ class Reading(NamedTuple):
                 continue
             digits = found["number"].strip()
             if self.thousands and self.thousands in digits:
-                groups = rf"[0-9]{{1,3}}(?:{re.escape(self.thousands)}[0-9]{{3}})+"
+                groups = rf"[1-9][0-9]{{0,2}}(?:{re.escape(self.thousands)}[0-9]{{3}})+"
                 if not re.fullmatch(rf"{groups}(?:{re.escape(self.decimal)}[0-9]*)?", digits):
                     continue
                 digits = digits.replace(self.thousands, "")
@@ -108,7 +108,8 @@ def read_texts(path: Path, separator: str | None, what: str) -> Texts:
     """The cells of a CSV file as texts; with `separator=None` the header tells the separator.
 
     Raises:
-        InputError: repeated column names; rows with more or fewer fields than the header.
+        InputError: repeated column names; rows with more or fewer fields than the header; cells that
+            hold whole rows, between stray quote marks.
     """
     opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     notes = []
@@ -141,11 +142,29 @@ def read_texts(path: Path, separator: str | None, what: str) -> Texts:
             f"columns: {bad.text[:80]!r}. Name every column, and put text that holds a "
             f"{separator!r} in double quotes."
         )
+    _check_quotes(names, table, separator, what)
     columns = {}
     for k, (name, column) in enumerate(zip(names, table.columns, strict=True)):
         if name or not pc.all(pc.equal(column, "")).as_py():  # else a separator at each line's end
             columns[name or f"Unnamed: {k}"] = column
     return Texts(columns, notes)
+
+
+def _check_quotes(names: list[str], table: pa.Table, separator: str, what: str) -> None:
+    """Refuse cells that hold whole rows, as those between two stray quote marks do.
+
+    Raises:
+        InputError: with the first such cell.
+    """
+    for name, column in zip(names, table.columns, strict=True):
+        for cell in column.filter(pc.match_substring(column, "\n")).to_pylist():
+            inner = cell.split("\n")[1:-1]  # lines that are within the quotes from end to end
+            if len(inner) >= 2 and all(x.count(separator) == len(names) - 1 > 0 for x in inner):
+                raise InputError(
+                    f"a cell of the column {name!r} of {what} holds {len(inner)} lines that look like "
+                    f"rows, from {inner[0][:60]!r} on: a quote mark before it is never closed, or was "
+                    "not meant as one. Remove it, or write it twice within double quotes."
+                )
 
 
 def _parse(path: Path, separator: str, fields: int, skip: int) -> tuple[pa.Table, Any]:

@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
+from ..._storage import DamagedFileError, checksum
 from .checks import InputError, named
 from .csv import (
     TEXT,
@@ -24,6 +26,7 @@ from .csv import (
     read_column,
     read_texts,
 )
+from .scalars import check_scalars
 
 _UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
 _SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
@@ -211,12 +214,18 @@ def _read_folder(folder: Path, name: str) -> pd.DataFrame:
 
 
 def digest(path: Path) -> str:
-    """The sha256 sum of a file, or of the names and sums of a folder's Parquet files."""
+    """The sha256 sum of a file, or of the names and sums of a folder's Parquet files.
+
+    Raises:
+        InputError: it is neither.
+    """
     if path.is_dir():
         sums = [f"{p.relative_to(path).as_posix()} {digest(p)}\n" for p in _parquet_files(path)]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        return checksum(path)
+    except DamagedFileError as error:
+        raise InputError(f"{error}, and may have no end; give a file.") from error
 
 
 def check_unique(table: pd.DataFrame, what: str) -> None:
@@ -232,7 +241,8 @@ def split_label(
     """(features with the row ids as index, labels).
 
     Raises:
-        InputError: the label or id column is unknown, ids repeat, or nothing else is left.
+        InputError: the label or id column is unknown or holds lists, maps or bytes; ids repeat or are
+            missing; or nothing else is left.
     """
     for column, option in [(label, "--label"), (identifier, "--id")]:
         if column is not None and column not in table.columns:
@@ -240,7 +250,14 @@ def split_label(
                 f"the {name} file has no column {column!r} ({option}); "
                 f"{suggest(column, table.columns)}."
             )
+    check_scalars(table[label], f"the label column {label!r} of the {name} file")
     if identifier is not None:
+        check_scalars(table[identifier], f"the column {identifier!r} (--id) of the {name} file")
+        if gaps := int(np.sum(np.asarray(table[identifier].isna()))):
+            raise InputError(
+                f"the {name} file has {gaps} rows without an id in {identifier!r}, the first of them "
+                f"row {int(np.argmax(np.asarray(table[identifier].isna())))}. Give every row an id."
+            )
         repeated = pd.unique(table.loc[table[identifier].duplicated(), identifier])
         if len(repeated):
             raise InputError(f"the {name} file's ids in {identifier!r} repeat: {named(repeated)}.")

@@ -27,6 +27,7 @@ from .compact import compact_frame, compact_pipeline, takes_categories, takes_ga
 from .containers import as_rows, feature_rows
 from .estimators import takes_tables
 from .row_facts import RowColumns, RowFacts, check_sample_weight, row_facts
+from .scalars import check_scalars, check_spelling
 
 MIN_MAX = object()
 DOUBLE = 1_000_000  # numbers that are taken in double precision: features, or outputs, of a table
@@ -192,6 +193,8 @@ def prepare(
     x_names, y_names = ({name: a + _ENDINGS[name] for name in pairs} for a in "Xy")
     for name, (rows, values) in pairs.items():
         tables[name], labels[name] = as_rows(rows, values, x_names[name], y_names[name])
+    for name in tables:
+        check_scalars(labels[name], f"`{y_names[name]}`")
     regression = is_regression(task, labels["train"])
     for name in list(tables)[1:]:
         check_same_columns(tables["train"], tables[name], "X", x_names[name])
@@ -223,6 +226,7 @@ def prepare(
         encoding = Encoding(pipeline, scaler, None, mean, spread)
     else:
         every = folds is None
+        check_spelling(*labels.values(), what="the labels")
         classes = find_classes(checked["train"], checked["trusted"], judge_all=every)
         encoding = Encoding(pipeline, scaler, classes)
 
@@ -231,6 +235,8 @@ def prepare(
     if folds is not None:
         check_trusted_count(int(np.sum(facts[1].weight > 0)), folds)
     if groups is not None:
+        check_scalars(groups, "`groups`")
+        check_spelling(groups, what="the groups")
         groups = check_groups(groups, len(checked["train"]))
     floating = precision(numbers["train"], 1 if encoding.classes is None else len(encoding.classes))
     scaled = {

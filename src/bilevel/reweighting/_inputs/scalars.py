@@ -1,0 +1,80 @@
+"""Columns that name things (labels, ids, groups): one value per row, and one spelling per value."""
+
+import datetime
+import decimal
+import numbers
+import unicodedata
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .checks import InputError, named
+
+LARGEST = 1e150  # of numbers: the square of a larger one is not finite
+_SCALARS = (
+    *(str, bool, np.bool_, numbers.Number, decimal.Decimal),
+    *(datetime.date, datetime.time, np.datetime64, type(None), type(pd.NaT), type(pd.NA)),
+)
+
+
+def check_scalars(values: Any, what: str) -> None:
+    """Refuse values that are no text, number, boolean or date: lists, maps, bytes, durations.
+
+    Raises:
+        InputError: with what they are.
+    """
+    if not isinstance(values, (pd.Series, np.ndarray)) or np.ndim(values) != 1:
+        return
+    column = pd.Series(values)
+    durations = pd.api.types.is_timedelta64_dtype(column)
+    if not durations and (column.dtype.kind in "biufcM" or isinstance(values, pd.Categorical)):
+        return
+    kinds = {type(value) for value in column}
+    foreign = sorted(kind.__name__ for kind in kinds if not issubclass(kind, _SCALARS))
+    if foreign or durations:
+        raise InputError(
+            f"{what} holds {named(foreign or ['timedelta'])}, and must hold one text, number, boolean "
+            "or date per row. Convert it: join a list to a text, decode bytes, give a duration in "
+            "seconds."
+        )
+
+
+def check_spelling(*columns: Any, what: str) -> None:
+    """Refuse texts that look alike and differ, and truth values that are written in two ways.
+
+    Raises:
+        InputError: texts that differ only in how Unicode composes them, in characters that cannot be
+            seen, or in blanks at their ends; 0 and 1 beside true and false.
+    """
+    values = [x for column in columns for x in _of_no_fixed_kind(column)]
+    distinct = list(dict.fromkeys(values))
+    texts = [x for x in distinct if isinstance(x, str)]
+    alike: dict[str, list[str]] = {}
+    for text in sorted(texts):
+        alike.setdefault(seen(text), []).append(text)
+    if same := [text for group in alike.values() if len(group) > 1 for text in group]:
+        raise InputError(
+            f"{what} are written in several ways that look alike: {', '.join(map(ascii, same[:6]))}. "
+            "They differ in blanks at the end, in characters that cannot be seen, or in how Unicode "
+            "composes them. Give each one spelling."
+        )
+    words = {text.casefold() for text in texts}
+    kinds = {isinstance(x, (bool, np.bool_)) for x in values if isinstance(x, numbers.Number)}
+    if (words & {"true", "false"} and words & {"0", "1"}) or len(kinds) > 1:
+        raise InputError(
+            f"{what} hold truth values in two ways, as 0 and 1 and as true and false. Give them one "
+            "spelling."
+        )
+
+
+def _of_no_fixed_kind(column: Any) -> list[Any]:
+    """The values of a vector that may hold texts, or values of several kinds."""
+    array = np.asarray(column)
+    return array.tolist() if array.ndim == 1 and array.dtype.kind in "OUT" else []
+
+
+def seen(text: str) -> str:
+    """What of a text can be seen: composed, without invisible characters and blanks at its ends."""
+    shown = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
+    return unicodedata.normalize("NFC", shown).strip()
