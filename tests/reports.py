@@ -10,6 +10,8 @@ from sklearn.naive_bayes import GaussianNB
 
 from bilevel.reweighting import Check, effective_sample_size, entropy
 from bilevel.reweighting._report.evidence import gather_evidence
+from bilevel.reweighting._weights.noise import Estimate, Noise
+from bilevel.reweighting._weights.verify import Verify
 
 HOSTILE = [
     "<script>window.hacked = 1</script>",
@@ -75,6 +77,24 @@ BASELINES = pd.DataFrame(
 )
 
 
+def made_noise(names: np.ndarray) -> Noise:
+    """What a run could have found about these classes."""
+    table = pd.DataFrame(
+        {
+            "rows": [30, 34, 32],
+            "flagged": [5, 6, 5],
+            "value": [0.163, 0.171, 0.152],
+            "low": [0.11, 0.12, 0.10],
+            "high": [0.23, 0.24, 0.21],
+        },
+        index=names,
+    )
+    shares = Estimate(0.167, 0.125, 0.218), Estimate(0.934, 0.811, 0.999), Estimate(0.953, 0.8, 1.0)
+    verify = Verify(np.array([90, 7, 31]), 0.093, 0.046)
+    rate, precision, recall = shares
+    return Noise(rate, 16, precision, recall, table, None, 0, verify)
+
+
 def iris_evidence(words: list[str]) -> dict[str, Any]:
     """About 96 iris rows, every sixth mislabelled; the words are all their names for things."""
     X, codes = load_iris(return_X_y=True)
@@ -90,6 +110,7 @@ def iris_evidence(words: list[str]) -> dict[str, Any]:
         baselines=BASELINES,
         checks=[Check(words[3], False, words[4])],
         stats={words[5]: words[6]},
+        noise=made_noise(names),
     )
     groups = [words[i % 8] for i in range(96)]
     return gather_evidence(

@@ -77,6 +77,8 @@ def test_weights_have_one_line_per_row_and_wrong_labels_have_low_quality(full):
     assert noise["rate"]["low"] <= wrong.mean() <= noise["rate"]["high"]
     assert [line["name"] for line in noise["by_class"]] == [str(k) for k in range(10)]
     assert len(noise["by_group"]) == len(np.unique(sources()))
+    assert set(noise["verify"]["rows"]) <= set(formula_ids())
+    assert noise["verify"]["expected_width"] < noise["verify"]["width"]
 
 
 def test_the_summary_names_the_choice_among_all_candidates(full):

@@ -8,7 +8,13 @@ from scipy.special import expit
 from scipy.stats import beta
 
 from bilevel import learn_weights
-from bilevel.reweighting._weights.calibration import CENTRES, Evidence, log_odds, simulated
+from bilevel.reweighting._weights.calibration import (
+    CENTRES,
+    Calibration,
+    Evidence,
+    log_odds,
+    simulated,
+)
 from bilevel.reweighting._weights.noise import Estimate, flag, how_many
 from digits import digits
 
@@ -191,3 +197,56 @@ def test_intervals_cover(seen):
 def test_the_bins_hold_what_matters():
     assert CENTRES[0] < -15
     assert CENTRES[-1] > 13
+
+
+def verified(found: Evidence, truth: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, Evidence]:
+    """(the rows that are left, the evidence once these rows are trusted ones)."""
+    left, ones = np.setdiff1d(np.arange(len(truth)), rows), np.ones(len(rows))
+    checked = {
+        "checked": found.training[rows],
+        "checked_wrong": truth[rows],
+        "checked_weight": ones,
+    }
+    rest = {"training": found.training[left], "weight": np.ones(len(left))}
+    return left, found._replace(**checked, **rest)
+
+
+def test_the_rows_to_verify_halve_the_interval_as_announced():
+    """Learn the truth of the rows that are named, and of as many others: the former tell more."""
+    widths = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        truth = rng.random(3000) < 0.05
+        found = evidence(scores(truth, rng), 60, rng)
+        noise = how_many(found, np.zeros(3000, int), seed=seed)[2]
+        plan = noise.verify
+        assert plan is not None
+        assert len(set(plan.rows.tolist())) == len(plan.rows) <= 100
+        assert plan.width == pytest.approx(noise.rate.high - noise.rate.low)
+        assert plan.expected_width <= plan.width / 2
+        line = [plan.width, plan.expected_width]
+        for rows in (plan.rows, rng.permutation(3000)[: len(plan.rows)]):
+            left, after = verified(found, truth, rows)
+            rate = how_many(after, np.zeros(len(left), int), seed=seed)[2].rate
+            assert covers(rate, truth[left].mean())
+            line.append(rate.high - rate.low)
+        widths.append(line)
+    now, announced, named, others = np.mean(widths, axis=0)
+    assert named == pytest.approx(announced, rel=0.25)
+    assert named < 0.55 * now
+    assert others > 0.65 * now
+
+
+def test_one_pair_more_changes_the_mixture_by_its_likelihood():
+    """Against Bayes' rule on draws without the pairs."""
+    rng = np.random.default_rng(6)
+    found = evidence(scores(rng.random(400) < 0.1, rng), 50, rng)
+    s, wrong = np.array([0.05, 1.05, -1.95]), np.array([True, False, False])
+    pairs_too = found._replace(checked=s, checked_wrong=wrong, checked_weight=np.ones(3))
+    before = [d for seed in range(20) for d in Calibration.fit(found).draws(seed)]
+    after = [d.rate for seed in range(20) for d in Calibration.fit(pairs_too).draws(seed)]
+    odds = [np.interp(s, CENTRES, d.ratio) + np.log(d.rate / (1 - d.rate)) for d in before]
+    likelihood = np.prod(expit(np.where(wrong, odds, -np.array(odds))), axis=1)
+    expected = np.average([d.rate for d in before], weights=likelihood)
+    assert np.mean(after) == pytest.approx(expected, rel=0.03)
+    assert np.mean([d.rate for d in before]) != pytest.approx(expected, rel=0.05)

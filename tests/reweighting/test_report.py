@@ -105,6 +105,28 @@ def hostile_page(hostile) -> Page:
 # -- what is on it --------------------------------------------------------------------------------
 
 
+def test_wrong_labels_are_counted_with_intervals_and_rows_to_verify_are_named(text, harmless):
+    assert harmless["noise"]["verify"]["rows"] == ["name 290", "name 77", "name 731"]
+    section = text[text.index('<section id="labels">') :]
+    section = section[: section.index("</section>")]
+    cells = re.findall(r">([^<>\n]+)</", section)
+    lines = {
+        "Wrong labels, of all training rows": ["16.7%", "12.5%", "21.8%"],
+        "Precision: wrong labels, of the flagged rows": ["93.4%", "81.1%", "99.9%"],
+        "Recall: flagged rows, of all wrong labels": ["95.3%", "80.0%", "100.0%"],
+        "name 1": ["34", "6", "17.1%", "12.0%", "24.0%"],
+    }
+    for name, numbers in lines.items():
+        start = cells.index(name) + 1
+        assert cells[start : start + len(numbers)] == numbers
+    assert "name 290, name 77, name 731" in section
+    assert "from 9.3 to about 4.6 percentage points" in section
+
+
+def test_without_an_estimate_there_is_no_section_on_wrong_labels(harmless):
+    assert '"#labels"' not in Report(harmless | {"noise": None}).to_html()
+
+
 def test_the_verdict_comes_first_then_alarms_then_tables(page, harmless):
     parts = [
         "What the training rows are worth",

@@ -89,7 +89,7 @@ def weigh(
     given_label: Annotated[
         str | None,
         typer.Option(
-            help="Column of the trusted rows with the label before it was verified; no feature."
+            help="Column of the trusted rows with the label before it was verified, or empty."
         ),
     ] = None,
     task: Annotated[Task, typer.Option(help="What the label is.")] = Task.auto,

@@ -138,15 +138,21 @@ def check_tables(config: WeighConfig) -> Tables:
 
 
 def _labels_before(table: pd.DataFrame, column: str, labels: pd.Series) -> np.ndarray:
-    """What `--given-label` names, numbers or text as the labels are."""
+    """What `--given-label` names, numbers or text as the labels are; None where it is empty."""
     if column not in table.columns:
         raise InputError(
             f"the trusted file has no column {column!r} (--given-label); "
             f"{suggest(column, table.columns)}."
         )
     what = f"trusted column {column}"
-    before = check_labels(pd.Series(table[column]), table, what)
-    return read_like(before, np.unique(labels), what)
+    there = table[column].notna().to_numpy()
+    before = check_labels(pd.Series(table[column])[there], table[there], what)
+    known = read_like(before, np.unique(labels), what)
+    if there.all():
+        return known
+    every = np.full(len(table), None)
+    every[there] = known
+    return every
 
 
 _BESIDE = {"groups": (), "sample_weight": (), "entity": ("trusted",), "time": ("trusted",)}

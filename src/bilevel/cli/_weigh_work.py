@@ -272,6 +272,8 @@ def _work(
         write_model(model, folder / "model.skops")
         write_scorer(result, folder)
         summary = _summary(config, result, {name: len(y) for name, y in labels.items()}, regression)
+        named = [str(i) for i in ids]
+        summary["noise"] = None if result.noise is None else result.noise.to_dict(named)
         summary["reading"] = list(tables.notes)
         if not config.report:
             return result, write_summary(summary, folder)
@@ -332,7 +334,7 @@ def _summary(
         "trusted_weight": result.trusted_weight,
         "scale": result.scale,
         "keep": int(result.keep.sum()),
-        "noise": None if result.noise is None else result.noise.to_dict(),
+        "noise": None,  # needs the ids
         "effective_sample_size": result.effective_sample_size,
         "entropy": result.entropy,
         "believable": result.believable,

@@ -81,7 +81,7 @@ def learn_weights(
             `"mlp"`, or any `bilevel.tasks.models.Model`.
         method: `"auto"`, which judges uniform weights, the trusted rows alone or beside the others,
             the rows that a model of the trusted rows agrees with, the probabilities of the pool, the
-            rows that the pool finds clean, and the ratio of densities where the trusted rows have
+            rows that are not flagged, and the ratio of densities where the trusted rows have
             another distribution. Free weights, one per row, are learned by `"near-exact"`,
             `"soba"`, or a configured algorithm such as `bilevel.SOBA(...)`; with fewer than about a
             thousand trusted rows they overfit the trusted loss. With another model than the linear
@@ -95,7 +95,7 @@ def learn_weights(
             then matched by name. A check, and a `UserWarning`, say if they fit the training labels
             better than they could out of fold.
         given_labels_trusted: the labels that the trusted rows had before they were verified: pairs
-            that say how labels go wrong, and how often.
+            that say how labels go wrong, and how often; `None` or NaN where that is not known.
         precision: the share of wrong labels among the flagged rows (`keep == False`) that is asked
             for, such as 0.9. By default the list has the greatest expected F1.
         sample_weight, sample_weight_trusted: how much each row counts: in every fit, every estimate

@@ -285,7 +285,7 @@ def _fit_scaler(scaler: Any, X: np.ndarray, weight: np.ndarray) -> Any:
 
 
 def check_verified(labels: Any, tables: Prepared) -> np.ndarray | None:
-    """Codes of the labels that the trusted rows had before they were verified.
+    """Codes of the labels that the trusted rows had before they were verified; -1 if one is missing.
 
     Raises:
         InputError: a regression, another number of labels than trusted rows, or unknown labels.
@@ -301,7 +301,14 @@ def check_verified(labels: Any, tables: Prepared) -> np.ndarray | None:
             f"`{name}` must have one label per trusted row ({len(tables.trusted)}), got shape "
             f"{values.shape}."
         )
-    return tables.encoding.labels(values, name)
+    missing = pd.isna(values)
+    if not missing.any():
+        return tables.encoding.labels(values, name)
+    codes = np.full(len(values), -1)
+    if missing.all():
+        return codes
+    codes[~missing] = tables.encoding.labels(np.asarray(values[~missing].tolist()), name)
+    return codes
 
 
 def is_regression(task: str, y: Any) -> bool:

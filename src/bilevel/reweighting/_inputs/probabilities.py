@@ -72,13 +72,15 @@ def in_sample_smell(
 
     A model that has not seen a row agrees with its label at most about as often as it is right on
     trusted rows, whose labels have fewer errors. One that was trained on the row agrees more often.
-    With `verified`, the labels that the trusted rows had before, like is compared with like.
+    With `verified`, the labels that the trusted rows had before (-1 where that is not known), like is
+    compared with like.
 
     They smell if the share is larger on the training rows by 2.5 standard errors and by 0.05.
     """
     likely = probabilities.trusted.argmax(axis=1)
     on_train = float(np.mean(probabilities.train.argmax(axis=1) == y))
-    on_trusted = float(np.mean(likely == (y_trusted if verified is None else verified)))
+    before = y_trusted if verified is None else np.where(verified < 0, y_trusted, verified)
+    on_trusted = float(np.mean(likely == before))
     m = len(y_trusted)
     error = np.sqrt((on_trusted * (1 - on_trusted) + 1 / m) / m)
     smells = on_train - on_trusted > max(0.05, 2.5 * error)

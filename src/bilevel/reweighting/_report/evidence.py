@@ -118,7 +118,7 @@ def gather_evidence(
             "candidates": _table(result.candidates),
             "scores": _table(result.scores),
             "weights": weights,
-            "noise": None if result.noise is None else result.noise.to_dict(),
+            "noise": None if result.noise is None else result.noise.to_dict(ids),
             "history": _history(result.history),
             "leaks": leaks,
             "overfitting": overfitting(rows, holdout, control, seed),

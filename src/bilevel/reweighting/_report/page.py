@@ -39,6 +39,7 @@ SECTIONS = frozenset(
             "candidates",
             "scores",
             "weights",
+            "noise",
             "history",
             "leaks",
             "overfitting",
@@ -128,12 +129,23 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {"show": _show, "raw": _raw, "prose": _prose}
     environment.tests["picture"] = _is_picture
+    environment.globals["shares"] = _shares
     return environment.get_template("report.html.jinja")
 
 
 def _visible(value: Any) -> Any:
     """What the template writes: our own code as it is, text of others without control characters."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
+
+
+def _shares(noise: dict[str, Any]) -> list[dict[str, Any]]:
+    """The noise rate, and the precision and recall of the list, as lines of a table."""
+    names = {
+        "rate": "Wrong labels, of all training rows",
+        "precision": "Precision: wrong labels, of the flagged rows",
+        "recall": "Recall: flagged rows, of all wrong labels",
+    }
+    return [{"name": name} | noise[key] for key, name in names.items() if noise[key] is not None]
 
 
 def _show(value: Any, form: str = "") -> str:

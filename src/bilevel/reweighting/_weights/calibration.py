@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 from scipy.stats import beta as beta_distribution
@@ -17,6 +17,7 @@ RATES = (np.arange(80) + 0.5) / 80  # square roots of the noise rates on the gri
 LIKE_ALL = 20.0  # rows' worth of belief that a class or group has the rate of all rows
 MANY_PARTS = 200  # classes or groups that are drawn at a time
 MAX_FLIPS = 20  # simulated wrong labels per trusted row
+NEGLIGIBLE = 1e-7  # the probability of a point of the grid that is left out
 SIDES = np.linspace(-3.5, 3.5, 15)  # of the grid, in standard deviations
 
 
@@ -31,6 +32,8 @@ class Evidence(NamedTuple):
         right_label, wrong_label: these labels.
         pairs: how many rows `right` and `wrong` are, if they are a sample of the labels as they were
             given; 0 if the wrong ones are simulated.
+        checked, checked_wrong, checked_weight: where they are simulated, the log-odds of the labels
+            that some trusted rows had before they were verified, and whether these were wrong.
     """
 
     training: Float[np.ndarray, " n"]
@@ -42,6 +45,9 @@ class Evidence(NamedTuple):
     right_label: Int[np.ndarray, " a"]
     wrong_label: Int[np.ndarray, " b"]
     pairs: int
+    checked: Float[np.ndarray, " c"] = np.zeros(0)
+    checked_wrong: Bool[np.ndarray, " c"] = np.zeros(0, bool)
+    checked_weight: Float[np.ndarray, " c"] = np.zeros(0)
 
 
 def log_odds(
@@ -146,17 +152,44 @@ class Calibration(NamedTuple):
 
     def draws(self, seed: int) -> list[Draw]:
         """`DRAWS` of them."""
-        drawn = []
         rng = np.random.default_rng(seed)
         count = histogram(self.evidence.training, self.evidence.weight)
-        for i in rng.choice(len(self.probabilities), DRAWS, p=self.probabilities):
-            score = self.intercepts[i] + self.slopes[i] * CENTRES
-            if self.evidence.pairs:
+        if self.evidence.pairs:
+            drawn = []
+            for i in rng.choice(len(self.probabilities), DRAWS, p=self.probabilities):
+                score = self.intercepts[i] + self.slopes[i] * CENTRES
                 rate = float(np.clip(expit(score) @ count / count.sum(), 1e-9, 1 - 1e-9))
                 drawn.append(Draw(rate, score - logit(rate)))
-            else:
-                drawn.append(Draw(float(draw_rates(score[None], count[None], rng)[0]), score))
-        return drawn
+            return drawn
+        some = np.flatnonzero(self.probabilities > NEGLIGIBLE)
+        ratio = self.intercepts[some, None] + self.slopes[some, None] * CENTRES
+        log_p = _mixtures(ratio, count) + np.log(self.probabilities[some, None])
+        log_p += self._of_checked(ratio)
+        p = np.exp(log_p - log_p.max()).ravel()
+        chosen = rng.choice(len(p), DRAWS, p=p / p.sum())
+        grid, roots = chosen // len(RATES), RATES[chosen % len(RATES)]
+        rates = (roots + rng.uniform(-0.5, 0.5, DRAWS) / len(RATES)) ** 2  # anywhere in the cell
+        return [Draw(float(rate), ratio[g]) for g, rate in zip(grid, rates, strict=True)]
+
+    def _of_checked(self, ratio: Float[np.ndarray, "grid bins"]) -> Float[np.ndarray, "grid rates"]:
+        """The log-likelihood of the verified pairs, for each of `RATES`."""
+        known = self.evidence
+        bad, each = known.checked_wrong, known.checked_weight
+        right = histogram(known.checked[~bad], each[~bad])
+        wrong = histogram(known.checked[bad], each[bad])
+        at = np.flatnonzero(right + wrong)
+        score = ratio[:, None, at] + logit(RATES**2)[:, None]
+        return -(np.logaddexp(0, score) @ right[at] + np.logaddexp(0, -score) @ wrong[at])
+
+
+def _mixtures(
+    ratio: Float[np.ndarray, "grid bins"], count: Float[np.ndarray, " bins"]
+) -> Float[np.ndarray, "grid rates"]:
+    """Of each point of the grid, the log-probability of each of `RATES` given the training rows."""
+    at = np.flatnonzero(count)
+    slopes, rates = np.expm1(np.clip(ratio[:, at], -40, 40)), RATES**2
+    log_p = np.stack([np.log1p(rate * slopes) @ count[at] for rate in rates], axis=1)
+    return log_p - np.asarray(logsumexp(log_p, axis=1))[:, None]
 
 
 def draw_rates(

@@ -9,11 +9,13 @@ from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from .._inputs.compact import takes_gaps
 from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
 from .._inputs.row_facts import RowFacts
 from .annotators import AnnotatedPool, Annotations
 from .baselines import SIMPLEST
+from .calibration import Draw, Evidence
 from .diagnostics import check_choice
 from .folds import FOLDS, JUDGES, Folds, make_folds
 from .label_models import (
@@ -33,7 +35,7 @@ from .label_models import (
 )
 from .labels import Classes
 from .metric import Metric, Scoring
-from .noise import Noise, flag, how_many
+from .noise import Noise, describe, flag, suspects
 from .pool import ClassPool, NumberPool, fit_pool
 from .result import CrossValidatedWeights, Learned
 from .row_weights import effective_rows, entropy_of_rows
@@ -41,7 +43,10 @@ from .scorer import RowScorer
 
 CLEAR = 0.5  # standard errors by which one candidate must beat another that is preferred to it
 PLAIN = 4.0  # standard errors by which forests must lower the pool's loss to join it
-PREFERRED = "weights"  # where nothing is clearly better than it
+SOFT, HARD = (
+    "weights",
+    "clean rows",
+)  # by the probability that a label is right; without the flagged
 STEEPEST = 4.0  # log density ratios are clipped here
 Pool = ClassPool | NumberPool | AnnotatedPool
 
@@ -51,6 +56,12 @@ class Candidate(NamedTuple):
 
     weights: Float[np.ndarray, "choices n"]
     trusted: float
+
+    def same_as(self, other: "Candidate") -> bool:
+        """Whether the fits that judge it would be equal."""
+        return self.trusted == other.trusted and np.array_equal(
+            self.weights[:FOLDS], other.weights[:FOLDS]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +99,15 @@ class Search:
     judged: dict[str, tuple[Float[np.ndarray, " m"], float]]
     history: pd.DataFrame
     shifted: bool
+
+    @property
+    def preferred(self) -> str:
+        """The weights that are used where no others are clearly better.
+
+        A penalised linear model averages over wrong labels that keep some weight; a flexible model of
+        the user's fits them all the same, so such rows are left out.
+        """
+        return SOFT if self.judge is self.linear else HARD
 
     @property
     def member_table(self) -> pd.DataFrame:
@@ -128,7 +148,7 @@ def search(
     The fits of the user's own kind of model are shared: its models of all training rows judge uniform
     weights, those of the trusted rows judge these alone and give the filter its rows, and those that
     judge the weights are the second round. That makes 15 fits on two thirds of the training rows (and
-    three for each more candidate), and 7 on trusted rows alone.
+    three for each more candidate), and 7 on trusted rows alone. Equal weights are judged once.
 
     `probabilities` of the user's are one more member. `verified` are the labels that the trusted rows
     had before they were verified: pairs from which the noise matrix is estimated too. With
@@ -153,9 +173,16 @@ def search(
     forests = forest_label_models(folds, features, features_trusted)
     if forests is not None and annotations is None:
         more = [forget(cross_fitted(forests[0])), forget(trusted_only(forests[1]))]
-        members += more if _are_worth_it(folds, members, more, verified) else []
+        trees = judge is not linear and takes_gaps(estimator)
+        members += more if trees or _are_worth_it(folds, members, more, verified) else []
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack([_right(folds, pools[k], members, k) for k in range(JUDGES)])
+    clean = np.stack(
+        [
+            _suspects(folds, pools[k], members, verified, precision, seed, k).keep
+            for k in range(JUDGES)
+        ]
+    )
     rounds = [_round(folds, pools[FOLDS], members, right[FOLDS])]
 
     agrees = np.stack(
@@ -170,8 +197,8 @@ def search(
         SIMPLEST: Candidate(ones, 1.0),
         "trusted only": Candidate(0 * ones, 1.0),
         "filter": Candidate(agrees.astype(float), 1.0),
-        PREFERRED: Candidate(right, 1.0),
-        "clean rows": Candidate((right >= 0.5).astype(float), 1.0),
+        SOFT: Candidate(right, 1.0),
+        HARD: Candidate(clean.astype(float), 1.0),
     }
     if groups is not None:
         shares = np.stack([_by_group(r, groups, folds.weight) for r in right])
@@ -186,31 +213,34 @@ def search(
     ]
     held_out = {
         "trusted only": of_trusted.trusted[FOLDS],
-        PREFERRED: on_held_out(judge, weighing[-1]),
+        SOFT: on_held_out(judge, weighing[-1]),
     }
     if judge.shares:
         held_out["uniform"] = on_held_out(judge, of_all.models)
-    judged = {
-        name: folds.judge(held_out[name])
-        if name in held_out
-        else _judge_candidate(judge, candidate)
-        for name, candidate in candidates.items()
-    }
+    judged: dict[str, tuple[np.ndarray, float]] = {}
+    for name, candidate in candidates.items():
+        same = [k for k in judged if candidate.same_as(candidates[k])]
+        if same:
+            judged[name] = judged[same[0]]
+        elif name in held_out:
+            judged[name] = folds.judge(held_out[name])
+        else:
+            judged[name] = _judge_candidate(judge, candidate)
 
     members += [second_round(kind, right, fits) for kind, fits in zip(kinds, weighing, strict=True)]
     pool = _pool(folds, members, verified, annotations, FOLDS)
     last = _right(folds, pool, members, FOLDS)
     rounds.append(_round(folds, pool, members, last))
-    final = {PREFERRED: last, "clean rows": (last >= 0.5).astype(float)}
+    suspected = _suspects(folds, pool, members, verified, precision, seed, FOLDS)
+    final = {SOFT: last, HARD: suspected.keep.astype(float)}
     final |= {} if groups is None else {"groups": _by_group(last, groups, folds.weight)}
     if ratio is not None:
         final["weights by density ratio"] = _effective(ratio[FOLDS:] * last, folds.weight)[0]
     for name, weights in final.items():
         kept = candidates[name].weights
         candidates[name] = Candidate(np.concatenate([kept[:FOLDS], weights[None]]), 1.0)
-    train = [member.train[FOLDS] for member in members]
-    quality = np.where(folds.unjudged, 1.0, pool.quality(train, y))
-    wrong, keep, noise = _how_many(folds, pool, members, verified, groups, precision, seed)
+    quality = pool.quality(_for_ranking(folds, members), y)
+    noise = _noise(folds, suspected, groups, seed)
     # New rows are judged by the models that are kept; they come with one label, of no annotator.
     lasting = [member for member in members if member.models or member.kind is None]
     scored: Any = _pool(folds, lasting, verified, None, FOLDS)
@@ -223,8 +253,8 @@ def search(
         pool,
         last,
         quality,
-        wrong,
-        keep,
+        suspected.wrong,
+        suspected.keep,
         noise,
         RowScorer.of(lasting, scored, folds.kind),
         candidates,
@@ -262,6 +292,21 @@ def _pool(
     )
 
 
+def _for_ranking(folds: Folds, members: list[Member]) -> list[Float[np.ndarray, "n outputs"]]:
+    """What each member says of the training rows.
+
+    Of a row whose class no trusted row has, models of the trusted rows alone know nothing. There the
+    model of all rows of the same kind, which comes before them, speaks in their place.
+    """
+    train = [member.train[FOLDS] for member in members]
+    strange = np.flatnonzero(folds.unjudged)
+    if len(strange):
+        for i in (i for i, member in enumerate(members) if member.alone):
+            train[i] = train[i].copy()
+            train[i][strange] = train[i - 1][strange]
+    return train
+
+
 def _are_worth_it(
     folds: Folds, members: list[Member], more: list[Member], verified: np.ndarray | None
 ) -> bool:
@@ -290,43 +335,71 @@ def _right(folds: Folds, pool: Pool, members: list[Member], k: int) -> Float[np.
     return right
 
 
-def _how_many(
+class Suspects(NamedTuple):
+    """What a pool makes of the training labels, calibrated on the trusted rows of choice k.
+
+    Attributes:
+        wrong: the probability that each label is wrong; of rows that no model can judge, the mean.
+        keep: False for the rows to look at.
+        known: positions of the rows that are judged.
+        evidence, draws: from which it came; None where there is no noise matrix.
+    """
+
+    wrong: Float[np.ndarray, " n"]
+    keep: Bool[np.ndarray, " n"]
+    known: Int[np.ndarray, " judged"]
+    evidence: Evidence | None = None
+    draws: list[Draw] | None = None
+
+
+def _suspects(
     folds: Folds,
     pool: Pool,
     members: list[Member],
     verified: np.ndarray | None,
-    groups: np.ndarray | None,
     precision: float | None,
     seed: int,
-) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"], Noise | None]:
-    """(the probability that each label is wrong, whether the row is not flagged, the estimates).
-
-    Rows that no model can judge are not counted, and get the mean of the others.
-    """
-    known, rows = np.flatnonzero(~folds.unjudged), np.flatnonzero(folds.known(FOLDS))
+    k: int,
+) -> Suspects:
+    """Which labels are likely to be wrong; rows that no model can judge are not counted."""
+    judged = ~folds.unjudged & folds.before[k]
+    known, rows = np.flatnonzero(judged), np.flatnonzero(folds.known(k))
     y, weight = folds.y[known], folds.weight[known]
     wrong, keep = np.zeros(folds.n), np.ones(folds.n, bool)
     if not weight.any():
-        return wrong, keep, None
+        return Suspects(wrong, keep, known)
+    train = [member.train[k][known] for member in members]
+    evidence, draws = None, None
     if not isinstance(pool, ClassPool):
-        every = [member.train[FOLDS] for member in members]
-        noise, found = None, 1 - pool.right(every, folds.y)[known]
+        found = 1 - pool.right([member.train[k] for member in members], folds.y)[known]
         flagged = found > 0.5 if precision is None else flag(found, precision, weight)
     else:
         evidence = pool.evidence(
-            [member.trusted[FOLDS][rows] for member in members],
+            [member.trusted[k][rows] for member in members],
             folds.y_trusted[rows],
-            [member.train[FOLDS][known] for member in members],
+            train,
             y,
             None if verified is None else verified[rows],
             weight_trusted=folds.weight_trusted[rows],
             weight=weight,
         )
-        inside = None if groups is None else groups[known]
-        found, flagged, noise = how_many(evidence, y, inside, precision=precision, seed=seed)
+        found, flagged, draws = suspects(evidence, precision=precision, seed=seed)
     wrong[:] = np.average(found, weights=weight)
     wrong[known], keep[known] = found, ~flagged
-    return wrong, keep, noise
+    return Suspects(wrong, keep, known, evidence, draws)
+
+
+def _noise(folds: Folds, found: Suspects, groups: np.ndarray | None, seed: int) -> Noise | None:
+    """How many labels are wrong, of the rows that are judged."""
+    if found.evidence is None or found.draws is None:
+        return None
+    inside = None if groups is None else groups[found.known]
+    flagged, labels = ~found.keep[found.known], folds.y[found.known]
+    noise = describe(found.draws, found.evidence, flagged, labels, inside, seed)
+    if noise.verify is None:
+        return noise
+    among_all = dataclasses.replace(noise.verify, rows=found.known[noise.verify.rows])
+    return dataclasses.replace(noise, verify=among_all)
 
 
 def _round(folds: Folds, pool: Pool, members: list[Member], right: np.ndarray) -> dict[str, float]:
@@ -427,11 +500,11 @@ def candidate_table(judged: dict[str, tuple[np.ndarray, float]]) -> pd.DataFrame
     ).T
 
 
-def best_candidate(judged: dict[str, tuple[np.ndarray, float]]) -> str:
+def best_candidate(judged: dict[str, tuple[np.ndarray, float]], preferred: str = SOFT) -> str:
     """The candidate with the least loss, unless a preferred one is as good.
 
     As good: the paired difference is at most half of its standard error. "All rows + trusted" is
-    preferred to all others, then the soft weights. "Uniform" is judged and not chosen: it forgets the
+    preferred to all others, then `preferred`. "Uniform" is judged and not chosen: it forgets the
     trusted rows, which can only be luck where it is better.
     """
     able = [name for name in judged if name != "uniform"]
@@ -441,8 +514,8 @@ def best_candidate(judged: dict[str, tuple[np.ndarray, float]]) -> str:
         gap = judged[rival][0] - judged[name][0]
         return bool(gap.mean() > CLEAR * _standard_error(gap))
 
-    if best != PREFERRED and not clear(best, PREFERRED):
-        best = PREFERRED
+    if best != preferred and not clear(best, preferred):
+        best = preferred
     return best if clear(best, SIMPLEST) else SIMPLEST
 
 
@@ -452,7 +525,7 @@ def _standard_error(difference: Float[np.ndarray, " m"]) -> float:
 
 def choose(found: Search) -> CrossValidatedWeights:
     """The weights of the candidate to use."""
-    winner, folds = best_candidate(found.judged), found.folds
+    winner, folds = best_candidate(found.judged, found.preferred), found.folds
     weights, trusted = found.candidates[winner].weights[FOLDS], found.candidates[winner].trusted
     scale = float(np.average(weights, weights=folds.weight)) or 1.0
     return CrossValidatedWeights(

@@ -33,8 +33,8 @@ def cross_validated_weights(
     regression, the pool is a combination of predictions and `w_i` the probability that the target
     does not come from a wider distribution around it (`ClassPool`, `NumberPool`).
 
-    These weights are a candidate beside the rows whose `w_i` is at least 1/2 ("clean rows"), the mean
-    of `w` within each group where `groups` are given, the density ratio where a classifier tells the
+    These weights are a candidate beside the rows that are not flagged ("clean rows"), the mean of
+    `w` within each group where `groups` are given, the density ratio where a classifier tells the
     trusted rows from the training rows, and four baselines: uniform, all rows + trusted, trusted only,
     and the filter (rows that a model of the trusted rows agrees with). Each is judged on folds of the
     trusted rows by models that have not seen the fold, and the pool behind its weights has not seen it

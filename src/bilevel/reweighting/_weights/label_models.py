@@ -125,6 +125,7 @@ class Member:
         train: outputs for the training rows, one array per choice of trusted rows (see `Folds`).
         trusted: outputs for the chosen trusted rows, likewise; other rows' are not to be used.
         models: fitted on all trusted rows; their mean judges new rows.
+        alone: whether the models are of the trusted rows alone, and know no other classes.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Member:
     train: list[Float[np.ndarray, "n outputs"]]
     trusted: list[Float[np.ndarray, "m outputs"]]
     models: list[Any]
+    alone: bool = False
 
 
 def from_outside(probabilities: Probabilities) -> Member:
@@ -204,7 +206,8 @@ def trusted_only(model: LabelModel) -> Member:
             fit = without(j, FREE) if folds.forward else without(k, j)
             outputs[rows] = model.on_trusted(fit, rows)
         trusted.append(outputs)
-    return Member(f"{model.name}, trusted rows", model, train, trusted, [without(FOLDS, FREE)])
+    name, last = f"{model.name}, trusted rows", [without(FOLDS, FREE)]
+    return Member(name, model, train, trusted, last, alone=True)
 
 
 def judging_fits(

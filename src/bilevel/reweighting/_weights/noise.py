@@ -21,6 +21,7 @@ from .calibration import (
     draw_rates,
     logit,
 )
+from .verify import Verify, rows_to_verify
 
 CLASS_SHIFT, GROUP_SHIFT = 1.0, 0.3  # standard deviations of their log-likelihood ratios
 SHIFTS = np.linspace(-2.25, 2.25, 7)  # of the grid, in standard deviations
@@ -52,6 +53,7 @@ class Noise:
             `rows`, `flagged`, and the noise rate `value` with `low` and `high`.
         verified_pairs: how many trusted rows told the label that they had before they were verified;
             0 if the estimate rests on the models' disagreement with the labels alone.
+        verify: which rows to verify so that the noise rate is known better; None if there are none.
     """
 
     rate: Estimate
@@ -61,10 +63,18 @@ class Noise:
     by_class: pd.DataFrame
     by_group: pd.DataFrame | None
     verified_pairs: int
+    verify: Verify | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data: of the tables, a list of lines with the `name` of the class or group."""
+    def to_dict(self, ids: Sequence[Any] | None = None) -> dict[str, Any]:
+        """As plain data: of the tables, a list of lines with the `name` of the class or group.
+
+        `ids`: what the training rows are called; by default, their positions.
+        """
         found = dataclasses.asdict(self)
+        if self.verify is not None:
+            rows = self.verify.rows.tolist()
+            named = rows if ids is None else [ids[i] for i in rows]
+            found["verify"] |= {"rows": named, "sentence": str(self.verify)}
         for key in ("by_class", "by_group"):
             if found[key] is not None:
                 lines = zip(found[key].index, found[key].to_dict("records"), strict=True)
@@ -106,11 +116,18 @@ def how_many(
         precision: what `flag` is asked for.
         seed: of the draws from the posterior.
     """
+    wrong, flagged, draws = suspects(evidence, precision=precision, seed=seed)
+    return wrong, flagged, describe(draws, evidence, flagged, labels, groups, seed)
+
+
+def suspects(
+    evidence: Evidence, *, precision: float | None = None, seed: int = 0
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"], list[Draw]]:
+    """(the probability that each training label is wrong, the rows that are flagged, the draws)."""
     draws = Calibration.fit(evidence).draws(seed)
     mean = np.mean([expit(draw.ratio + logit(draw.rate)) for draw in draws], axis=0)
     wrong = np.interp(evidence.training, CENTRES, mean)
-    flagged = flag(wrong, precision, evidence.weight)
-    return wrong, flagged, describe(draws, evidence, flagged, labels, groups, seed)
+    return wrong, flag(wrong, precision, evidence.weight), draws
 
 
 def flag(
@@ -164,19 +181,21 @@ def describe(
     parts = [_Part.classes(evidence, labels)]
     parts += [] if groups is None else [_Part.groups(evidence, groups)]
     rates, hits, found = np.zeros(DRAWS), np.zeros(DRAWS), np.zeros(DRAWS)
-    for d, (rate, ratio) in enumerate(draws):
-        missed, hit = _binomial(rng, lists, expit(ratio + logit(rate))).sum(axis=1)
+    for d, draw in enumerate(draws):
+        missed, hit = _binomial(rng, lists, expit(draw.ratio + logit(draw.rate))).sum(axis=1)
         rates[d], hits[d] = (missed + hit) / total, hit / (listed or 1.0)
         found[d] = hit / (missed + hit) if missed + hit else rng.random()
     tables = [part.table(draws, evidence.pairs, flagged, rng) for part in parts]
+    rate = _estimate(rates)
     return Noise(
-        rate=_estimate(rates),
+        rate=rate,
         flagged=int(flagged.sum()),
         precision=_estimate(hits) if listed else None,
         recall=_estimate(found),
         by_class=tables[0],
         by_group=None if groups is None else tables[1],
-        verified_pairs=evidence.pairs,
+        verified_pairs=evidence.pairs or len(evidence.checked),
+        verify=rows_to_verify(draws, evidence, rate.high - rate.low, seed),
     )
 
 

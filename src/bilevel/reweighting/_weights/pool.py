@@ -21,6 +21,7 @@ CONFUSABLE = 0.5  # how far wrong labels are believed to be those that the pool 
 LABELS_ARE_RIGHT = 0.9  # the share at which it begins
 ROUNDS = 60  # of expectation and maximisation
 TEMPER = 0.5  # the power of the noise matrix by which rows are ranked
+UNKNOWN = -1  # in place of the code of a label
 TAILS = 4  # degrees of freedom of a residual's distribution
 
 Outputs = Sequence[np.ndarray]  # of each label model, (rows, outputs)
@@ -71,7 +72,7 @@ class ClassPool(NamedTuple):
         """From out-of-fold outputs of each member on the trusted and on the training rows.
 
         A row counts as its weight. `verified`: the labels that the trusted rows had before they were
-        verified, if they are known.
+        verified, if they are known; `UNKNOWN` where one is not.
 
         Cost: some ten passes over the trusted rows, and `ROUNDS` over the training rows.
         """
@@ -105,7 +106,8 @@ class ClassPool(NamedTuple):
         )
         pairs = np.zeros((kind.number, kind.number))
         if verified is not None:
-            np.add.at(pairs, (y_trusted, verified), weight_trusted)
+            seen = verified != UNKNOWN
+            np.add.at(pairs, (y_trusted[seen], verified[seen]), weight_trusted[seen])
         blank = cls(coefficients, float(background.x), shares, np.eye(kind.number))
         return blank._replace(noise=_noise_matrix(np.exp(blank.outputs(train)), y, pairs, weight))
 
@@ -136,15 +138,18 @@ class ClassPool(NamedTuple):
         p = np.exp(self.outputs(trusted))
         each, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
         training = log_odds(np.exp(self.outputs(train)), self.noise, y)
-        if verified is None:
-            odds = log_odds(p, self.noise, y_trusted)
-            flips, share, label = simulated(p, self.noise, y_trusted)
-            share = share * np.repeat(each, len(flips) // len(each))
-            return Evidence(training, weight, odds, each, flips, share, y_trusted, label, pairs=0)
-        odds, bad = log_odds(p, self.noise, verified), verified != y_trusted
-        right, wrong = (odds[~bad], each[~bad]), (odds[bad], each[bad])
-        labels = verified[~bad], verified[bad]
-        return Evidence(training, weight, *right, *wrong, *labels, pairs=len(bad))
+        seen = np.zeros(len(y_trusted), bool) if verified is None else verified != UNKNOWN
+        given = y_trusted if verified is None else np.where(seen, verified, y_trusted)
+        before, bad = log_odds(p, self.noise, given), given != y_trusted
+        if seen.all():
+            right, wrong = (before[~bad], each[~bad]), (before[bad], each[bad])
+            labels = given[~bad], given[bad]
+            return Evidence(training, weight, *right, *wrong, *labels, pairs=len(bad))
+        odds = log_odds(p, self.noise, y_trusted)
+        flips, share, label = simulated(p, self.noise, y_trusted)
+        share = share * np.repeat(each, len(flips) // len(each))
+        known = before[seen], bad[seen], each[seen]
+        return Evidence(training, weight, odds, each, flips, share, y_trusted, label, 0, *known)
 
     def quality(self, members: Outputs, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
         """What rows are ranked by: the same with the square root of the noise matrix.
