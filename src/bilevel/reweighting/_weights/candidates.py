@@ -19,6 +19,8 @@ from .calibration import Draw, Evidence
 from .diagnostics import check_choice
 from .folds import FOLDS, JUDGES, Folds, make_folds
 from .label_models import (
+    FEWER_TREES,
+    TREES,
     LabelModel,
     Member,
     cross_fitted,
@@ -170,10 +172,11 @@ def search(
     members = [fit(kind) for kind in kinds for fit in (cross_fitted, trusted_only)]
     of_all, of_trusted = members[-2:]  # the judge's
     members += [] if probabilities is None else [from_outside(probabilities)]
-    forests = forest_label_models(folds, features, features_trusted)
+    trees = judge is not linear and takes_gaps(estimator)
+    number = FEWER_TREES if trees else TREES
+    forests = forest_label_models(folds, features, features_trusted, number)
     if forests is not None and annotations is None:
         more = [forget(cross_fitted(forests[0])), forget(trusted_only(forests[1]))]
-        trees = judge is not linear and takes_gaps(estimator)
         members += more if trees or _are_worth_it(folds, members, more, verified) else []
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack([_right(folds, pools[k], members, k) for k in range(JUDGES)])

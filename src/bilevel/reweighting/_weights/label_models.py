@@ -27,7 +27,11 @@ SMALL = 2_000_000  # entries of a table up to which one thread is faster than se
 TOLERANCE = 1e-3  # of the linear label model's gradient
 LEAST_TOLERANCE = 0.03  # of this, where a class is rare
 LEAST = 1e-5  # the least probability that a label model gives
-TREES, FOREST_ROWS, FOREST_CLASSES = 100, 5000, 30  # of the forest, and where it is left out
+TREES, FEWER_TREES = 100, 50  # of the forest; and beside trees of the user's
+FOREST_ROWS, FOREST_CLASSES = (
+    5000,
+    30,
+)  # that a tree is grown on, and above which there is no forest
 LEAF = 1.5  # rows that a leaf must exceed
 
 
@@ -296,12 +300,13 @@ def _tolerance(y: Int[np.ndarray, " n"], classes: int) -> float:
 
 
 def forest_label_models(
-    folds: Folds, X: np.ndarray, X_trusted: np.ndarray
+    folds: Folds, X: np.ndarray, X_trusted: np.ndarray, number: int = TREES
 ) -> tuple[LabelModel, LabelModel] | None:
     """Extremely randomised trees, for all rows and for the trusted ones; None for many classes.
 
     They see what a linear model cannot, on rows of any kind and without settings to tune. A leaf holds
     two rows, which are counted by their weight. A tree is grown on at most 5000 rows drawn anew.
+    `number`: of trees.
     """
     if not isinstance(folds.kind, Classes) or folds.kind.number > FOREST_CLASSES:
         return None
@@ -310,7 +315,9 @@ def forest_label_models(
 
     def forest(weight: float, **options: Any) -> ExtraTreesClassifier:
         leaf = min(LEAF / (learn * max(weight, 1.0)), 0.5)
-        return ExtraTreesClassifier(TREES, min_weight_fraction_leaf=leaf, random_state=0, **options)
+        return ExtraTreesClassifier(
+            number, min_weight_fraction_leaf=leaf, random_state=0, **options
+        )
 
     drawn = {"bootstrap": True, "max_samples": share} if share < 1 else {}
     grown = forest(folds.weight.sum() * min(share, 1.0), **drawn)

@@ -1,0 +1,136 @@
+"""The list of rows to look at, where few labels are wrong: how many of them are?
+
+Real tables of which 3 % of the training labels are replaced by another class. Per table: at most 2000
+training rows, and 200 trusted rows, or a quarter of the rows if that is less; of a seeded permutation.
+
+Per table: precision, recall and F1 of three lists, in the mean over the seeds. "flagged" are the rows
+with `keep == False` of `learn_weights` with its default settings, the list with the greatest expected
+F1. "above 1/2" are the rows that are more likely wrong than right (`result.wrong > 0.5`). "tabaudit"
+are the rows that the program of that name calls likely mislabelled, which takes no trusted rows. The
+estimate of the noise rate is printed beside the true one.
+
+Three tables come with scikit-learn. `trees.py` says where the others come from; name their folder with
+`--tables`, or they are left out. tabaudit: `pip install tabaudit`; without it its columns are empty.
+Results: `results/flagged.json`; `--out` gets a line per fit, and a run that is started again
+continues it.
+"""
+
+import argparse
+import itertools
+import time
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from _measure import write
+from harm import NAMES, read
+from sklearn.exceptions import ConvergenceWarning
+
+from bilevel import datasets, learn_weights
+
+RATE, TRAIN, TRUSTED, SEEDS = 0.03, 2000, 200, 3
+LISTS = ["flagged", "above 1/2", "tabaudit"]
+
+
+def rows(name: str, seed: int, folder: Path | None) -> tuple[Any, ...]:
+    """(training rows, given labels, trusted rows, their labels, which given labels are wrong)."""
+    X, y = read(name, folder)
+    order = np.random.default_rng(seed).permutation(len(y))
+    trusted, train = np.split(order[: TRAIN + TRUSTED], [min(TRUSTED, len(y) // 4)])
+    known = np.isin(y[train], y[trusted])  # the others cannot be judged
+    given, wrong = datasets.flip_to_different(y[train], RATE, seed=seed)
+    table = X.iloc[train].reset_index(drop=True)
+    return table, given, X.iloc[trusted].reset_index(drop=True), y[trusted], wrong, known.mean()
+
+
+def of_tabaudit(table: pd.DataFrame, given: np.ndarray) -> np.ndarray:
+    """The rows that it calls likely mislabelled."""
+    labelled = table.assign(label=[f"class {k}" for k in given])
+    audit = import_module("tabaudit").run_audit(labelled, "label", checks=["label_noise"])
+    flagged = np.zeros(len(given), bool)
+    for finding in audit.findings:
+        flagged[finding.evidence.get("rows_likely", [])] = True
+    return flagged
+
+
+def fit(name: str, seed: int, folder: Path | None, peer: bool) -> dict[str, Any]:
+    """One line: what each list holds."""
+    table, given, trusted, labels, wrong, judged = rows(name, seed, folder)
+    line: dict[str, Any] = {"table": name, "seed": seed, "rows": len(given), "trusted": len(labels)}
+    start = time.process_time()
+    result = learn_weights(table, given, trusted, labels, seed=seed)
+    line |= {"cpu": time.process_time() - start, "judged": float(judged), "rate": wrong.mean()}
+    assert result.noise is not None
+    assert result.wrong is not None
+    line["estimated rate"] = result.noise.rate.value
+    lists = {"flagged": ~np.asarray(result.keep), "above 1/2": np.asarray(result.wrong) > 0.5}
+    if peer:
+        start = time.process_time()
+        lists["tabaudit"] = of_tabaudit(table, given)
+        line["cpu tabaudit"] = time.process_time() - start
+    for key, flagged in lists.items():
+        hit = float(wrong[flagged].sum())
+        line[f"precision {key}"] = hit / max(flagged.sum(), 1)
+        line[f"recall {key}"] = hit / max(wrong.sum(), 1)
+        line[f"F1 {key}"] = 2 * hit / max(flagged.sum() + wrong.sum(), 1)
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=Path, help="folder with the .rda files")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--out", type=Path, default=Path("out/flagged"))
+    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "flagged.csv"
+    lines: list[Any] = pd.read_csv(path).to_dict("records") if path.exists() else []
+    done = {(line["table"], line["seed"]) for line in lines}
+    try:
+        version = import_module("tabaudit").__version__
+    except ModuleNotFoundError:
+        version = None
+        print("tabaudit is not installed: pip install tabaudit")
+    for seed, name in itertools.product(range(args.seeds), args.only):
+        if (name, seed) in done:
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", (UserWarning, ConvergenceWarning))
+                lines.append(fit(name, seed, args.tables, version is not None))
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            print(f"{name} is left out: {error}")
+            continue
+        pd.DataFrame(lines).to_csv(path, index=False)
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in lines[-1].items()})
+    table = pd.DataFrame(lines)
+    cells: Any = table.drop(columns="seed").groupby("table", sort=False).mean()
+    mean = {key: float(cells[f"F1 {key}"].mean()) for key in LISTS if f"F1 {key}" in cells}
+    found: dict[str, Any] = {"mean F1": mean}
+    if "tabaudit" in mean:
+        ahead = cells["F1 flagged"] >= cells["F1 tabaudit"]
+        found["ahead of tabaudit"] = int(ahead.sum())
+        found["behind tabaudit"] = cells.index[~ahead].tolist()
+    write(
+        __file__,
+        {
+            "settings": {"rate": RATE, "training_rows": TRAIN, "trusted_rows": TRUSTED},
+            "seeds": sorted(int(seed) for seed in table["seed"].unique()),
+            "tabaudit": version,
+            "summary": found,
+            "cells": cells.reset_index()
+            .astype(object)
+            .where(lambda c: c.notna(), None)
+            .to_dict("records"),
+        },
+        full=table["seed"].nunique() >= SEEDS,
+    )
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
