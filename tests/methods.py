@@ -113,7 +113,7 @@ ROWS = [
                 "SOBA replaced": Law(_logistic, soba(0.3, 0.3, 0.1, **REPLACED), quick=False),
                 "auto SOBA": Law(_logistic, bilevel.SOBA(**SHUFFLED)),
             },
-            "counted": {"SOBA auto": Counted(bilevel.SOBA(), (7, 7, 22 + 6 + 6, 8))},
+            "counted": {"SOBA auto": Counted(bilevel.SOBA(), (7, 6, 20 + 6 + 6, 8))},
             "failing": {"untuned": bilevel.SOBA()},
         },
         on_batches=(bilevel.SOBA(**draws(Shuffled, 32)), 0.05),

@@ -77,7 +77,7 @@ def first_control(
 
     The sums of squares begin at what one term of the Neumann series gives for the two parts of the
     hypergradient. So a run that starts at the solution, where the two parts cancel, stays there. This
-    takes an outer gradient and two joint products more.
+    takes an outer gradient and two mixed products more.
     """
     inner = streams.inner
 

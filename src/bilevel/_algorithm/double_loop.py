@@ -91,7 +91,7 @@ class DoubleLoop(AbstractAlgorithm):
         if isinstance(self.outer_tx, str):
             streams = open_streams(problem, self.outer_sampler, self.inner_sampler, samplers)
             control, num_products = first_control(problem, u0, w0, streams)
-            calls = count(1, 1, num_products + 2, 2)
+            calls = count(1, 0, num_products, 2)
         return State(jnp.zeros((), jnp.int32), key, u0, w0, aux, samplers, control, calls)
 
     def step(self, problem, state):

@@ -84,7 +84,7 @@ def init_state(
         noisy = not (variance_reduced or isinstance(method.inner_sampler, FullBatch))
         first, decay = 1 / 3 if variance_reduced else 1.0, DECAY * num_inner if noisy else 0.0
         control, num_products = first_control(problem, u, w, streams, first, decay)
-        calls = count(1, 1, num_products + 2, 2)
+        calls = count(1, 0, num_products, 2)
     return State(jnp.zeros((), jnp.int32), key, u, w, aux, samplers, control, calls)
 
 
