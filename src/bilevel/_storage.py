@@ -110,7 +110,7 @@ def remove_leftovers(folder: Path, *, all_of_them: bool = False) -> None:
     """Remove what processes that died were writing; `all_of_them` if nobody else can be writing."""
     for entry in _entries(folder):
         found = _UNFINISHED.fullmatch(entry.name)
-        if found is None or (int(found[2]) == os.getpid() and found[1] == _HOST):
+        if found is None:
             continue
         if all_of_them or (found[1] == _HOST and not _is_alive(int(found[2]))):
             with contextlib.suppress(OSError):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ..reweighting._audit.audit import audit
@@ -15,7 +14,14 @@ from ..reweighting._inputs.saved import load_model
 from ..reweighting._report.page import ENDINGS, Report
 from ._estimators import SAVED_TYPES
 from ._probabilities import columns_of, read_probabilities, take_columns
-from ._run_files import check_unchanged, read_config, read_scorer, write_csv, write_parquet
+from ._run_files import (
+    check_unchanged,
+    read_config,
+    read_quality,
+    read_scorer,
+    write_csv,
+    write_parquet,
+)
 
 
 def score_table(
@@ -80,9 +86,9 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
         tables[name] = tidy(table, like=model)
     _, tidied, matrices = vectorise(tables)
     features = {name: pd.DataFrame(x, tidied[name].index) for name, x in matrices.items()}
-    quality = pd.read_parquet(run / "weights.parquet")["label_quality"]
+    quality = read_quality(run, len(features["train"]))
     return suggest(
-        np.asarray(quality),
+        quality,
         features["train"],
         labels["train"],
         features["trusted"],

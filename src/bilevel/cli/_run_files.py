@@ -125,6 +125,26 @@ def write_weights(
     write_csv(worst.drop(columns="rank"), folder / "worst.csv")
 
 
+def read_quality(run: Path, rows: int) -> np.ndarray:
+    """The label quality of the training rows, from `weights.parquet`.
+
+    Raises:
+        InputError: it cannot be read, or is not of this run.
+    """
+    path = run / "weights.parquet"
+    try:
+        column = pd.read_parquet(path, columns=["label_quality"])["label_quality"]
+        quality = np.asarray(column, np.float64)
+        if quality.shape != (rows,) or not np.isfinite(quality).all():
+            raise DamagedFileError(f"it must hold {rows} numbers, one per training row")
+    except Exception as error:  # parsers raise many kinds; each means the same to the user
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is damaged, or "
+            f"does not belong to the other files of {run}. Bring back a copy, or weigh again."
+        ) from error
+    return quality
+
+
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """For a spreadsheet: no cell is a formula, nor becomes two where others separate by `;`."""
     safe = table.map(for_spreadsheet).rename(columns=for_spreadsheet)

@@ -56,7 +56,8 @@ def stoppable(stop: Stop) -> Iterator[None]:
 
     def swallowed(unraisable: Any) -> None:
         if stop.signal is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            raise_again(main)
+            # Not here: it would be swallowed again.
+            threading.Timer(0.03, raise_again, [main]).start()
         else:
             hook(unraisable)
 

@@ -1,0 +1,196 @@
+"""Run folders that were damaged or forged: one clear error that names the file, and nothing is run."""
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skops.io
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from torture import write_small_tables
+
+from bilevel.reweighting import InputError, load_model
+from bilevel.reweighting._inputs import archives
+from runs import Run, Said, bilevel, seal, weigh
+
+READERS = {
+    "config.toml": "suggest",
+    "model.skops": "score",
+    "scorer.npz": "score",
+    "weights.parquet": "suggest",
+    "summary.json": "score",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("made")
+    run = weigh([str(x) for x in write_small_tables(folder)], folder / "run")
+    assert run.code == 0
+    return run
+
+
+@pytest.fixture
+def run(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made.out, tmp_path / "run"))
+
+
+def read(made: Run, run: Path, name: str) -> Said:
+    table = [made.out.parent / "train.csv"] if READERS[name] == "score" else []
+    return bilevel(READERS[name], run, *table)
+
+
+def refused(said: Said, *words: str) -> None:
+    assert said.code == 3, said
+    assert said.stdout == ""
+    for word in words:
+        assert "".join(word.split()) in said.squeezed
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_changed_file_is_refused_by_its_name(made, run, name):
+    path = run / name
+    content = path.read_bytes()
+    half = len(content) // 2
+    flipped = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+    changes: list[bytes] = [b"", content[:half], flipped, b"\xff" * 9]
+    for change in changes:
+        path.write_bytes(change)
+        refused(read(made, run, name), name)
+    path.unlink()
+    refused(read(made, run, name), name)
+    path.mkdir()
+    refused(read(made, run, name), name)
+    path.rmdir()
+    os.mkfifo(path)  # which would be waited for
+    refused(read(made, run, name), name)
+    path.unlink()
+    path.write_bytes(content)
+    assert read(made, run, name).code == 0
+
+
+def forged(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def forge(path: Path) -> None:
+        with np.load(path) as saved:
+            arrays: dict[str, Any] = {name: saved[name] for name in saved.files}
+        change(arrays)
+        np.savez(path, **arrays)
+
+    return forge
+
+
+def huge(path: Path) -> None:
+    """An array that says it has 8 TB, in a file of a few bytes."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("numbers.npy", header.getvalue() + bytes(16))
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("numbers.npy", bytes(10**8))
+
+
+WEIGHT = "member 0 weight"
+SCORERS = {
+    "no array": (forged(lambda a: a.pop("pool noise")), "KeyError"),
+    "another shape": (forged(lambda a: a.update({WEIGHT: a[WEIGHT][:, :, :1]})), "finite numbers"),
+    "another number of classes": (forged(lambda a: a.update(classes=a["classes"][:1])), "shape (1"),
+    "text": (forged(lambda a: a.update({WEIGHT: a[WEIGHT].astype(str)})), "finite numbers"),
+    "not finite": (forged(lambda a: a.update({WEIGHT: np.nan * a[WEIGHT]})), "finite numbers"),
+    "objects": (forged(lambda a: a.update(classes=np.array(["a", None]))), "holds objects"),
+    "8 TB": (huge, "is not of the size of its content"),
+    "a bomb": (bomb, "it unpacks to 100000000 bytes, more than"),
+}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_forged_scorer_is_refused(made, run, name):
+    forge, word = SCORERS[name]
+    forge(run / "scorer.npz")
+    seal(run)
+    refused(read(made, run, "scorer.npz"), word)
+
+
+def schema(text: str) -> Callable[[Path], None]:
+    def forge(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("schema.json", text)
+
+    return forge
+
+
+MODELS = {
+    "deep": (schema('{"a":' * 100_000), "RecursionError"),
+    "no description": (schema("[]"), "damaged"),
+    "empty": (schema("{}"), "TypeError"),
+    "a bomb": (bomb, "it unpacks to"),
+    "8 TB": (huge, "is not of the size"),
+    "a vast description": (schema(" " * 5000), "its description has 5000 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_forged_model_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(archives, "LARGEST_SCHEMA", 4096 if "vast" in name else 1 << 26)
+    forge, word = MODELS[name]
+    path = tmp_path / "model.skops"
+    forge(path)
+    with pytest.raises(
+        InputError, match=r"model\.skops is not a skops file, or is damaged"
+    ) as caught:
+        load_model(path)
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["filename", "file"])
+def test_a_model_that_reads_the_files_that_rows_name_is_refused(tmp_path, kind):
+    path = tmp_path / "model.skops"
+    skops.io.dump(make_pipeline(CountVectorizer(input=kind), MinMaxScaler()), path)
+    with pytest.raises(
+        InputError, match="holds a CountVectorizer that reads the files that rows name"
+    ):
+        load_model(path)
+    skops.io.dump(make_pipeline(CountVectorizer()), path)
+    load_model(path)
+
+
+def test_a_table_without_an_end_is_not_read(made, run):
+    config = (run / "config.toml").read_text()
+    train = made.out.parent / "train.csv"
+    assert f'train = "{train}"' in config
+    (run / "config.toml").write_text(config.replace(f'"{train}"', '"/dev/zero"'))
+    seal(run)
+    refused(bilevel("suggest", run), "the train file /dev/zero that this run was made from")
+
+
+def test_a_finished_run_is_left_alone_by_resume(made, tmp_path):
+    """Also when a file in it has changed, which is named."""
+    folder = tmp_path / "again"
+    folder.mkdir()
+    command = [str(x) for x in write_small_tables(folder)]
+    shutil.copytree(made.out, folder / "run")
+    config = (folder / "run" / "config.toml").read_text()
+    config = config.replace(str(made.out.parent), str(folder))
+    (folder / "run" / "config.toml").write_text(config)
+    seal(folder / "run")
+    said = weigh([*command, "--resume", "--json"], folder / "run")
+    assert said.code == 0
+    assert "is complete: there is nothing to do" in " ".join(said.stderr.split())
+    assert json.loads(said.stdout)["folder"] == str(folder / "run")
+    said = weigh([*command, "--resume", "--seed", "3"], folder / "run")
+    assert said.code == 2
+    assert "differsfromthiscallin'seed'" in said.squeezed
+    (folder / "run" / "weights.parquet").write_bytes(b"PAR1")
+    refused(weigh([*command, "--resume"], folder / "run"), "weights.parquet has changed since")

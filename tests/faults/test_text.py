@@ -1,0 +1,127 @@
+"""What others have written, in every place where it is shown."""
+
+import csv
+import io
+import json
+import re
+import sys
+
+import pandas as pd
+import pytest
+
+from bilevel._text import for_spreadsheet, to_json, visible
+from bilevel.cli import _app
+from bilevel.cli._run_files import write_csv
+from bilevel.reweighting._report.charts import draw_charts
+from bilevel.reweighting._report.page import Report
+from reports import iris_evidence
+
+UNSEEN = [
+    *(
+        "\x00",
+        "\x07",
+        "\x08",
+        "\x1b[31m",
+        "\x1b]0;title\x07",
+        "\x7f",
+        "\x9b31m",
+        "\ufffe",
+        "\uffff",
+    ),
+    *(
+        "\u202e",
+        "\u2066",
+        "\u200b",
+        "\ufeff",
+        "\u2028",
+        "\ufdd0",
+        "\U0001fffe",
+        "\U000e0041",
+        "\xad",
+    ),
+]
+ANY_UNSEEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\ufffe\uffff\u202a-\u202e\u2066-\u2069\u200b\ufeff]"
+)
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\uff1d1"]
+BEFORE = ["", " ", "\t", "\u200b", "\ufeff", "\x00", "\u2060", "\x00\u200b ", "\xa0", "\u202e"]
+
+
+@pytest.mark.parametrize("text", UNSEEN, ids=ascii)
+def test_what_cannot_be_seen_is_made_visible(text):
+    shown = visible(f"a{text}b")
+    assert shown.isprintable()
+    assert shown != f"a{text}b"
+    assert visible(shown) == shown
+    assert json.loads(to_json({text: [text]})) == {text: [text]}
+    assert not ANY_UNSEEN.search(to_json(text))
+
+
+def test_what_can_be_seen_stays():
+    for text in ("plain", "é", "naïve 数 ع ", "a\u200db", "👩‍🚀", "e\u0301", "5 %"):
+        assert visible(text) == text
+        assert for_spreadsheet(text) == text
+    assert visible("two\nlines", "\n") == "two\nlines"
+    assert visible("two\nlines") == "two␊lines"
+
+
+@pytest.mark.parametrize("before", BEFORE, ids=ascii)
+def test_formulas_are_text_in_csv_whatever_comes_before_them(tmp_path, before):
+    table = pd.DataFrame({before + f: [before + f, "x"] for f in FORMULAS})
+    write_csv(table, tmp_path / "t.csv")
+    text = (tmp_path / "t.csv").read_bytes().decode("utf-8")
+    for line in csv.reader(io.StringIO(text, newline="")):
+        assert all(cell.startswith("'") or cell == "x" for cell in line)
+
+
+def test_json_has_no_numbers_that_json_does_not_have():
+    values = {"a": [float("nan"), float("inf"), 1.5], float("nan"): {"b": -float("inf")}}
+    text = to_json(values)
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert json.loads(text) == {"a": [None, None, 1.5], "nan": {"b": None}}
+
+
+def test_the_terminal_gets_no_control_character(capsys):
+    for text in UNSEEN:
+        for say in (_app.say, _app.note):
+            say(f"id {text} [red]markup[/red]")
+        _app.say_json({"id": text})
+    said = "".join(capsys.readouterr())
+    assert not ANY_UNSEEN.search(said)
+    assert "[red]markup[/red]" in said
+
+
+def test_a_page_with_charts_of_any_names():
+    """Charts of such names once ended the process: the library that draws them aborts."""
+    words = ["\x00=1", "\ufffe\uffff", "\x1b[31m\u202e", *UNSEEN[5:9], "\x08<b>"]
+    evidence = iris_evidence([f"{word}{k}" for k, word in enumerate(words)])
+    page = Report(evidence).to_html()
+    style = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not ANY_UNSEEN.search(style)
+    for name in ("␀=10", "\\ufffe\\uffff1", "␛[31m\\u202e2"):
+        assert name in page
+    evidence["score"] = "\ufffe\x00accuracy"  # as somebody's report.json may say
+    charts = draw_charts(evidence)
+    assert "\\ufffe␀accuracy" in charts["gains"].svg
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_or_a_closed_pipe_behind_stdout_is_said(tmp_path):
+    import subprocess
+
+    code = "from bilevel.cli import main\nmain()"
+    for target, locale in [("/dev/full", "C.UTF-8"), ("/dev/null", "POSIX")]:
+        with open(target, "w") as out:  # noqa: PTH123
+            done = subprocess.run(
+                [sys.executable, "-c", code, "--help"],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                env={"PATH": "/usr/bin:/bin", "LC_ALL": locale, "PYTHONUTF8": "0"},
+                text=True,
+                check=False,
+            )
+        assert done.returncode == (1 if target == "/dev/full" else 0)
+        assert "Traceback" not in done.stderr
+        assert ("the output cannot be printed (No space left" in done.stderr) == (
+            target == "/dev/full"
+        )
