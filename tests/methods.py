@@ -189,6 +189,7 @@ ROWS = [
             K="num_terms",
             note=r"$p$ is uniform on $0 \dots K - 1$",
         ),
+        quick=False,
         lengths={"num_terms": 4},
         untuned=(RANDOM, {}),
         floor={"momentum": "ETA", "num_terms": "K"},
@@ -220,6 +221,7 @@ ROWS = [
         **costs(
             "1, T + 1, K, 1", "$0$", r"$\varepsilon^{-2}$", SHORT, T="num_inner", K="num_terms"
         ),
+        quick=False,
         lengths={"num_inner": 3, "num_terms": 4},
         untuned=(EXACT, {"num_terms": 100}),
         also={"untuned": {"short series": (bilevel.StocBiO(), SERIES)}},
@@ -293,6 +295,7 @@ ROWS = [
             "1 / multiplier",
             T="num_inner",
         ),
+        quick=False,
         lengths={"num_inner": 3},
         untuned=(0.1, {}),
         floor={"num_inner": "T", "multiplier": "MULTIPLIER"},
@@ -340,6 +343,7 @@ ROWS = [
             T="num_inner",
             Q="num_directions",
         ),
+        quick=False,
         lengths={"num_inner": 3, "num_directions": 2},
         untuned=(RANDOM, {}),
         floor={"num_inner": "T", "num_directions": "K", "radius": "RADIUS"},

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,17 +82,17 @@ def test_stochastic_runs_untuned(name):
 
 def test_the_inner_step_is_the_inverse_of_the_largest_curvature():
     case = CASES["coupled"]
-    state: Any = SOBA().init(case.problem, case.u, case.w0, jax.random.key(0))
+    state: Any = eqx.filter_jit(SOBA().init)(case.problem, case.u, case.w0, jax.random.key(0))
     largest = np.linalg.eigvalsh(COUPLED.a)[-1]
     assert 0.99 * largest < float(state.control.curvature) <= largest * (1 + 1e-12)
-    assert int(state.calls.hvp) == 22
+    assert int(state.calls.hvp) == 20
 
 
 def test_outer_steps_are_adagrads():
     """Against the equations in numpy, on full batches."""
     case, q = CASES["coupled"], COUPLED
     algorithm = SOBA()
-    state: Any = algorithm.init(case.problem, case.u, case.w0, jax.random.key(0))
+    state: Any = eqx.filter_jit(algorithm.init)(case.problem, case.u, case.w0, jax.random.key(0))
     step = jax.jit(lambda state: algorithm.step(case.problem, state))
     u, w, v = flat(case.u), np.zeros(5), np.zeros(5)
     by_w = w - q.t + q.d.T @ u
@@ -141,7 +142,7 @@ def test_a_step_to_nowhere_is_not_taken():
     """A step to infinity leaves u and w where they are and halves all steps."""
     case = CASES["coupled"]
     method = SOBA(inner_step=1e308)
-    state = method.init(case.problem, case.u, jnp.full(5, 1e3), jax.random.key(0))
+    state = eqx.filter_jit(method.init)(case.problem, case.u, jnp.full(5, 1e3), jax.random.key(0))
     state, _ = SOBA().step(case.problem, state)
     following, _ = method.step(case.problem, state)
     assert_same((following.u, following.w), (state.u, state.w))

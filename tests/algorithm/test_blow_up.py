@@ -62,6 +62,7 @@ def test_a_blow_up_is_told(name):
             assert result in FAILED, (place, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
 def test_far_is_no_blow_up(name):
     """A solution at 1e8, a start at 1e8, and few steps of either."""
@@ -73,6 +74,13 @@ def test_far_is_no_blow_up(name):
         for num_steps in (1, 2, 3, 5, 9, 60, 250):
             solution = outcome(name, steps, start, target=target, num_steps=num_steps)
             assert bool(solution.result == RESULTS.successful), (start, target, num_steps)
+
+
+def test_far_is_no_blow_up_of_soba():
+    """Two of the cases of the slow test."""
+    for start, target, num_steps in ((0.0, 1e8, 2), (1e8, 1.0, 60)):
+        solution = outcome("SOBA", (0.3, 0.3, 0.05), start, target=target, num_steps=num_steps)
+        assert bool(solution.result == RESULTS.successful)
 
 
 def test_it_raises_with_what_grew():
@@ -184,6 +192,7 @@ def test_a_trace_of_one_point():
     assert bool(solution.result == RESULTS.outer_divergence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [4, 60])
 def test_a_comparison_names_the_methods_that_blew_up(num_steps):
     steps = BLOW_UPS if num_steps == 60 else {"u": (0.5, 0.5, 1e5)}

@@ -5,6 +5,7 @@ The directions are written out in matrices; they share nothing with the code.
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +66,7 @@ def kept(method: Any, state: bilevel.State) -> tuple[dict[str, Any], tuple[Any, 
 def test_the_kept_direction_is_exact(name):
     method, problem = METHODS[name], CASE.problem
     step = jax.jit(lambda state: method.step(problem, state))
-    state = method.init(problem, CASE.u, CASE.w0, jax.random.key(0))
+    state = eqx.filter_jit(method.init)(problem, CASE.u, CASE.w0, jax.random.key(0))
     for _ in range(23):  # over several restarts
         state, _ = step(state)
         directions, point = kept(method, state)

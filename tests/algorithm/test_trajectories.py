@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -25,7 +26,7 @@ def test_fifty_steps_are_the_equations(name):
         ]
     ]
     step = jax.jit(lambda state: algorithm.step(PROBLEM, state)[0])
-    state = algorithm.init(PROBLEM, jnp.asarray(U0), jnp.asarray(W0), KEY)
+    state = eqx.filter_jit(algorithm.init)(PROBLEM, jnp.asarray(U0), jnp.asarray(W0), KEY)
     found = []
     for _ in range(STEPS):
         state = step(state)

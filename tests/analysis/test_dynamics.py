@@ -242,6 +242,7 @@ def gradient_flow(u, ts):
 TIMES = jnp.array([0.5, 2.0, 8.0])
 
 
+@pytest.mark.slow
 def test_joint_flow_from_a_vertex():
     """No weight can move there, but the model does."""
     u0 = jax.nn.one_hot(3, 6)
@@ -252,6 +253,7 @@ def test_joint_flow_from_a_vertex():
     np.testing.assert_allclose(weight(flow), gradient_flow(u0, 0.7 * TIMES), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_joint_flow_with_a_slow_model():
     flow = joint(UNIFORM, W0, TIMES, 1e-10, 1.0, diffrax.Tsit5())
     frozen = dynamics.mirror_flow(dynamics.frozen_field(PROBLEM, W0), UNIFORM, TIMES)

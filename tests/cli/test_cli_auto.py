@@ -275,6 +275,7 @@ def hostile(tmp_path_factory) -> Run:
         return weigh(command, folder / "run")
 
 
+@pytest.mark.slow
 def test_hostile_tables_are_weighed_and_nothing_is_written_elsewhere(hostile):
     assert hostile.code == 0
     assert hostile.files == FILES

@@ -67,6 +67,7 @@ def test_trees_get_the_table_and_judge_the_labels(trees):
     assert model[-1].is_categorical_.tolist() == [False, False, True]
 
 
+@pytest.mark.slow
 def test_the_saved_trees_say_of_new_rows_what_they_said_in_the_run(trees):
     run, folder, found = trees
     new = found["new"]
@@ -164,6 +165,7 @@ def good_model(found: dict[str, Any]) -> pd.DataFrame:
     return p[["p_dog", "p_car", "p_cat"]].assign(id=X["id"])
 
 
+@pytest.mark.slow
 def test_columns_and_files_of_probabilities_give_the_same(tmp_path):
     command, found = write(tmp_path)
     p = good_model(found)

@@ -39,6 +39,7 @@ def run(folder: Path, train: pd.DataFrame, trusted: pd.DataFrame, *options: str)
 BESIDE = ["person", "day", "count"]
 
 
+@pytest.mark.slow
 def test_a_row_that_counts_twice_is_the_row_twice(tmp_path):
     train, trusted = tables()
     options = ["--drop", "person", "--drop", "day"]

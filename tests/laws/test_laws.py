@@ -55,7 +55,8 @@ def samplers(method) -> dict[str, Any]:
 
 def initial(method, key=3, w0=None):
     w0 = method.case.w0 if w0 is None else w0
-    return method.algorithm.init(method.problem, method.case.u, w0, jax.random.key(key))
+    init = eqx.filter_jit(method.algorithm.init)
+    return init(method.problem, method.case.u, w0, jax.random.key(key))
 
 
 def two_steps_by_hand(method):
@@ -208,7 +209,8 @@ def test_float32_stays_float32(name):
     problem = bilevel.BilevelProblem(
         problem.outer, problem.inner, outer_data, inner_data, problem.geometry
     )
-    state = jax.tree.map(_own, method.algorithm.init(problem, u, w, jax.random.key(0)))
+    first = eqx.filter_jit(method.algorithm.init)(problem, u, w, jax.random.key(0))
+    state = jax.tree.map(_own, first)
     following, info = eqx.filter_eval_shape(method.algorithm.step, problem, state)
 
     def describe(x):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import bilevel
 from bilevel import tasks
-from helpers import assert_close, assert_same
+from helpers import assert_close, assert_same, soba
 
 SIMPLEX = bilevel.Simplex()
 U = jnp.array([0.1, 0.2, 0.3, 0.4])
@@ -149,7 +150,7 @@ def test_importance_ratios_leave_the_inner_objective_unbiased():
 def test_importance_sampling_tells_the_sampler_the_weights():
     problem, w0, u0 = small_problem()
     method = bilevel.ImportanceSampling(bilevel.SOBA(0.05, 0.05, 0.2, bilevel.WeightedSampler(5)))
-    state = method.init(problem, u0, w0, jax.random.key(0))
+    state = eqx.filter_jit(method.init)(problem, u0, w0, jax.random.key(0))
     for _ in range(3):
         before = state.u
         state, _ = method.step(problem, state)
@@ -160,7 +161,7 @@ def test_importance_sampling_tells_the_sampler_the_weights():
 def test_importance_sampling_needs_its_sampler():
     problem, w0, u0 = small_problem()
     with pytest.raises(TypeError, match=r"inner_sampler=WeightedSampler"):
-        bilevel.ImportanceSampling(bilevel.SOBA()).init(problem, u0, w0, jax.random.key(0))
+        bilevel.ImportanceSampling(soba(0.1, 0.1, 0.1)).init(problem, u0, w0, jax.random.key(0))
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 3, "share": 1.0}])
@@ -187,7 +188,7 @@ def test_average_is_the_mean_of_the_iterates(start):
     problem, w0, u0 = small_problem()
     plain = bilevel.SOBA(0.1, 0.1, 0.5)
     method = bilevel.IterateAveraging(plain, start)
-    state = plain.init(problem, u0, w0, jax.random.key(0))
+    state = eqx.filter_jit(plain.init)(problem, u0, w0, jax.random.key(0))
     iterates = []
     for _ in range(10):
         state, _ = plain.step(problem, state)
@@ -207,6 +208,7 @@ def test_iterate_averaging_resumes_where_it_stopped():
     assert_same(unbroken.state, rest.state)
 
 
+@pytest.mark.slow
 def test_penalties_and_their_gradients():
     n = 5
     uniform, vertex = jnp.full(n, 1 / n), jnp.eye(n)[2]

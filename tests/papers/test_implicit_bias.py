@@ -32,6 +32,7 @@ def test_distillation_from_a_cold_start_ends_at_the_formula(script):
     np.testing.assert_allclose((exact - w0) @ rows[3:].T, 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_equation_5_is_approximate(script):
     """The gap tends to max (1 - exp(-x)) (1 + 1/x) - 1 = 0.298, at x = l / eps = 1.79."""
     _, numbers = script("inverse_spectra").spectra(20)

@@ -11,6 +11,7 @@ from scipy.stats import norm
 import bilevel
 
 
+@pytest.mark.slow
 def test_both_orders_of_algorithm_2(script):
     flows = script("flows")
     problem, u0, w0 = flows.problem_of(3), flows.uniform_weights(flows.N), jnp.array(flows.START)
@@ -27,6 +28,7 @@ def test_both_orders_of_algorithm_2(script):
     np.testing.assert_allclose(problem.residual(u0, best, problem.inner_data), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_proposition_2_small(script):
     run = script("flows").discretisation(3, 3, horizon=0.2)
     for name in ("library", "printed"):

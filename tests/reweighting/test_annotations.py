@@ -96,6 +96,7 @@ def test_a_vote_without_features_trusts_those_who_agree():
     assert (vote(Annotations(Labels(row, who, label), NONE, 4), 300, 3) == y).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_simulated_annotators_are_seen_through():
     X, y, table, first, skill, right = simulated()
     columns = ("id", "by", "label")

@@ -114,6 +114,7 @@ def table(n, seed):
     return X, np.where(X["size"] + (X["colour"] == "red") > 0.5, "yes", "no")
 
 
+@pytest.mark.slow
 def test_whatever_holds_a_pipeline_gets_the_table():
     columns = make_column_transformer((OneHotEncoder(), ["colour"]), (StandardScaler(), ["size"]))
     inner = make_pipeline(columns, LogisticRegression())

@@ -47,6 +47,7 @@ def test_of_a_mean_the_pseudo_values_are_the_rows():
     np.testing.assert_allclose(sorted(-losses), sorted(right), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_about_that_of_fresh_rows():
     """The jackknife's for the area under the curve, against its spread over fresh samples."""
     metric: Any = Metric.of("roc_auc")

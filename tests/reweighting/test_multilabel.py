@@ -23,6 +23,7 @@ def case():
     return X, Y, noisy, wrong, found
 
 
+@pytest.mark.slow
 def test_each_label_is_what_learn_weights_finds_alone(case):
     X, Y, noisy, _, found = case
     alone = learn_weights(X[:240], noisy["round"].to_numpy(), X[240:], Y["round"][240:], seed=1)

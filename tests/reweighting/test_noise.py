@@ -143,6 +143,7 @@ def test_what_is_not_known_is_said_with_a_wide_interval():
     assert few.high - few.low > 2 * (many.high - many.low)
 
 
+@pytest.mark.slow
 def test_digits():
     """With every label's truth known: the interval covers, and pairs make it narrow."""
     data = digits()

@@ -188,6 +188,7 @@ def mixed(*parts: Any) -> tuple[np.ndarray, ...]:
     return np.r_[X, X_trusted][order], np.r_[y, y_trusted][order], (np.arange(180) >= 120)[order]
 
 
+@pytest.mark.slow
 def test_the_estimators_pass_the_weights_to_every_fit():
     X, y, mask = mixed(*noisy_rows(False))
     weight = np.random.default_rng(0).integers(0, 3, 180)
@@ -302,6 +303,7 @@ def test_trusted_rows_are_judged_by_earlier_rows():
     assert result.candidates is not None
 
 
+@pytest.mark.slow
 def test_times_show_what_a_random_split_hides():
     """Labels turn round at each season: only rows of the same one help, which come later."""
     rng = np.random.default_rng(0)

@@ -470,6 +470,7 @@ def test_a_model_file_of_other_types_is_refused_by_their_names(tmp_path):
         load_model(tmp_path / "no.skops")
 
 
+@pytest.mark.slow
 def test_skrub_is_imported_for_columns_that_need_it_only():
     code = (
         "import sys, pandas as pd\n"

@@ -118,6 +118,7 @@ def test_trees_get_gaps_and_categories_as_they_are():
     np.testing.assert_array_equal(clf.predict_proba(odd), clf.predict_proba(gap))
 
 
+@pytest.mark.slow
 def test_forests_get_codes_and_linear_models_no_gaps():
     assert takes_gaps(RandomForestClassifier())
     assert not takes_categories(RandomForestClassifier())

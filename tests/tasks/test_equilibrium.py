@@ -284,6 +284,7 @@ def test_layer():
     assert_tree_close(jax.tree.map(lambda a, b: (a + b) / 2, *halves), TRUTH, 1e-9)
 
 
+@pytest.mark.slow
 def test_layer_in_its_input_and_in_second_derivatives():
     np.testing.assert_allclose(
         jax.grad(layer_loss, 1)(U, X, Y), jax.grad(unrolled_loss, 1)(U, X, Y), rtol=1e-9, atol=1e-14

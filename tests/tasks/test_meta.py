@@ -129,6 +129,7 @@ def test_softmax_hypergradient_agrees_with_differences():
     assert bilevel.check_hypergradient(problem, u, w0, num_directions=2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_inner_problems_are_separate():
     """Task t of f depends on row t of w only; the hypergradient is the mean over the tasks."""
     problem, u = problem_of(biased=True), variable(9, True)

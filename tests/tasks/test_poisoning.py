@@ -128,6 +128,7 @@ def test_bounds_are_a_box():
     np.testing.assert_allclose(found, np.maximum(-0.5, -1.0 - x[POISONED]))
 
 
+@pytest.mark.slow
 def test_ridge_attack_ends_at_a_stationary_point():
     """After projected steps the residual is zero, every row is at its bound, and Phi is lower."""
     problem = regression()
