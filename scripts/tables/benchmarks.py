@@ -215,6 +215,33 @@ def how_many() -> str:
     return f"{text}\n\n{_table(head, lines)}"
 
 
+def flagged() -> str:
+    """Where 3 % of the labels are wrong: precision, recall and F1 of the lists, by table."""
+    report = _report("flagged")
+    settings, lines = report["settings"], []
+    kinds = [k for k in ("flagged", "above 1/2", "tabaudit") if f"F1 {k}" in report["cells"][0]]
+    for cell in report["cells"]:
+        lists = [
+            f"{cell[f'precision {k}']:.2f} / {cell[f'recall {k}']:.2f} / {cell[f'F1 {k}']:.2f}"
+            for k in kinds
+        ]
+        size = f"{cell['rows']:.0f} / {cell['trusted']:.0f}"
+        lines.append([cell["table"], size, f"{cell['estimated rate']:.3f}", *lists])
+    mean = report["summary"]["mean F1"]
+    lines.append(["mean F1", "", "", *(f"{mean[k]:.2f}" for k in kinds)])
+    number = len(report["seeds"])
+    text = (
+        f"{100 * settings['rate']:.0f} % of the training labels are wrong; means over {number} seeds. "
+        "Precision, recall and F1 of three lists: the rows with `keep == False`, those with "
+        "`wrong > 0.5`, and those that tabaudit calls likely mislabelled, without trusted rows. "
+        "`benchmarks/flagged.py` writes this table."
+    )
+    if behind := report["summary"].get("behind tabaudit"):
+        text += f" The first list has a lower F1 than tabaudit's on {', '.join(behind)}."
+    head = ["table", "rows / trusted", "estimated rate", "flagged", "above 1/2", "tabaudit"]
+    return f"{text}\n\n{_table(head[: 3 + len(kinds)], lines)}"
+
+
 def trees_summary() -> str:
     """Trees beside what else could be done with them: means and worst cells, by half of the tables."""
     found = _report("trees")
