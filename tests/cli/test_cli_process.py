@@ -25,7 +25,17 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([*PYTHON, code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
-    for command in ("weigh", "demo", "audit", "consensus", "score", "suggest", "report", "bench"):
+    for command in (
+        "weigh",
+        "demo",
+        "audit",
+        "consensus",
+        "multilabel",
+        "score",
+        "suggest",
+        "report",
+        "bench",
+    ):
         assert f" {command} " in done.stdout
 
 

@@ -12,6 +12,7 @@ from ._app import FAILURE, OK, RunFolderError, app, note, stop
 from ._commands import audit, report, score, suggest
 from ._consensus import consensus
 from ._demo import bench, demo
+from ._multilabel import multilabel
 from ._signals import stoppable
 from ._weigh import weigh
 
@@ -23,13 +24,14 @@ __all__ = [
     "consensus",
     "demo",
     "main",
+    "multilabel",
     "report",
     "score",
     "suggest",
     "weigh",
 ]
 
-for command in (weigh, demo, audit, consensus, score, suggest, report, bench):
+for command in (weigh, demo, audit, consensus, multilabel, score, suggest, report, bench):
     app.command()(command)
 
 

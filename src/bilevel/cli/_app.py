@@ -130,7 +130,9 @@ def _load(context: typer.Context, path: Path | None) -> Path | None:
             f"{path} sets {', '.join(unknown)}, which `{context.command.name}` does not have; it has "
             f"{', '.join(sorted(name.rstrip('_') for name in known))}."
         )
-    context.default_map = {**(context.default_map or {}), **settings}
+    lists = {p.name for p in context.command.params if getattr(p, "multiple", False)}
+    one = {k: [v] for k, v in settings.items() if k in lists and isinstance(v, str)}
+    context.default_map = {**(context.default_map or {}), **settings, **one}
     return path
 
 

@@ -43,7 +43,7 @@ class ModelName(StrEnum):
 
 def weigh(
     train: Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")],
-    label: Annotated[str, typer.Option(help="Name of the label column.")],
+    label: Annotated[list[str], typer.Option(help="Name of the label column.")],
     trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     holdout: Annotated[
@@ -156,6 +156,12 @@ def weigh(
 
     4 done, but not to be believed (with --strict); 130, 143 stopped by a signal (go on by --resume).
     """
+    if len(label) > 1:
+        raise typer.BadParameter(
+            f"takes one label column, got {len(label)}: for rows with several labels there is "
+            "`bilevel multilabel`, in Python `bilevel.reweighting.learn_multilabel_weights`.",
+            param_hint="--label",
+        )
     learned = method is Method.auto and model is ModelName.linear
     if groups is not None and not learned:
         raise typer.BadParameter(
@@ -189,7 +195,7 @@ def weigh(
 
     settings = WeighConfig(
         train=str(train),
-        label=label,
+        label=label[0],
         trusted=str(trusted),
         out=str(out),
         holdout=None if holdout is None else str(holdout),

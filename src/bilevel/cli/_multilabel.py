@@ -1,0 +1,59 @@
+"""`bilevel multilabel`: from a table with several label columns to labels to look at, and weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ._app import Config, Json, Seed, failures, say, say_json, shown
+from ._app import out as console
+
+if TYPE_CHECKING:
+    from ..reweighting import MultilabelResult
+
+
+def multilabel(
+    train: Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")],
+    label: Annotated[
+        list[str], typer.Option(help="A label column of 0 and 1; to be given for each label.")
+    ],
+    trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    id: Annotated[
+        str | None, typer.Option(help="Column with the rows' ids (not a feature).")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
+    ] = None,
+    seed: Seed = 0,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """Where a row may have several labels: which of them are likely wrong, and weights.
+
+    Writes rows.parquet (a weight for each row, its quality, and that of each label), worst.csv and
+    labels.parquet (one line per label) to OUT. There is no page: `bilevel weigh` makes one per label.
+    """
+    with failures():
+        from ._multilabel_work import weigh_labels
+
+        found, summary, folder = weigh_labels(train, label, trusted, out, id, drop or [], seed)
+    if json_:
+        say_json(summary | {"folder": str(folder)})
+        return
+    _show(found)
+    say(f"written to {folder}")
+
+
+def _show(found: "MultilabelResult") -> None:
+    """The rows to look at, and one line per label."""
+    say(str(found).splitlines()[0])
+    table = Table(title="The labels", title_justify="left")
+    table.add_column("label")
+    for column in found.labels.columns:
+        table.add_column(str(column).replace("_", " "), justify="right")
+    for name, row in found.labels.iterrows():
+        cells = (f"{x:.3f}" if isinstance(x, float) else shown(x) for x in row)
+        table.add_row(shown(name), *cells)
+    console.print(table)
