@@ -89,6 +89,13 @@ def undefined_above(u: Any, w: Any, batch: Any) -> Any:
     return outer(u, w, batch) + 0.0 * jnp.sqrt(0.3 - w[0])
 
 
+def too_large(u: Any, w: Any, batch: Any) -> Any:
+    """It has an array of 8 TB."""
+    n = 10**6
+    large = jnp.outer(jnp.arange(n) * w[0], jnp.ones(n) + w[1])
+    return inner(u, w, batch) + 0.0 * jnp.fft.fft(large, axis=1)[0, 0].real
+
+
 def singular(u: Any, w: Any, batch: Any) -> Any:
     """The second entry of w is free."""
     return 0.5 * (w[0] - u[0]) ** 2 + jnp.sum(batch) * jnp.sum(w) + 0.0 * u[1]
@@ -97,9 +104,12 @@ def singular(u: Any, w: Any, batch: Any) -> Any:
 WAYS = {
     "step on w too large": lambda make: (make(step=2.6), problem()),
     "step on u too large": lambda make: (make(outer=60.0), problem()),
+    "two steps, of 1e12 on u": lambda make: (make(outer=1e12), problem()),
     "NaN in the data": lambda make: (make(), problem(rows=jnp.nan)),
     "F becomes NaN": lambda make: (make(), problem(undefined_above)),
     "singular Hessian": lambda make: (make(), problem(f=singular)),
+    "f unbounded below": lambda make: (make(), problem(f=indefinite)),
+    "no memory": lambda make: (make(), problem(f=too_large)),
     "zero gradient in u at the start, auto": lambda make: (make("auto", "auto"), problem()),
 }
 LINEAR = {
@@ -119,14 +129,19 @@ def indefinite(u: Any, w: Any, batch: Any) -> Any:
     return 0.5 * (w[0] - u[0]) ** 2 - 0.5 * (w[1] - u[1]) ** 2
 
 
-def ran(method: Any, of: bilevel.BilevelProblem) -> dict[str, Any]:
+def ran(method: Any, of: bilevel.BilevelProblem, steps: int = STEPS) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        solution = bilevel.solve(of, method, ZERO, ZERO, num_steps=STEPS, throw=False)
+        try:
+            solution = bilevel.solve(of, method, ZERO, ZERO, num_steps=steps, throw=False)
+        except MemoryError as error:
+            kind = type(error).__name__
+            return {"result": kind, "steps": 0, "asked": steps, "finite": True, "warned": False}
     leaves = [np.asarray(x) for x in jax.tree.leaves((solution.u, solution.w))]
     return {
         "result": NAMES[int(solution.result._value)],
         "steps": solution.stats["num_steps"],
+        "asked": steps,
         "finite": bool(all(np.all(np.isfinite(x)) for x in leaves)),
         "u": float(leaves[0][0]),
         "warned": bool(said),
@@ -148,7 +163,10 @@ def main(*names: str) -> None:
     """Run all, or the methods named, and write the report."""
     runs = json.loads((_measure.RESULTS / "failures.json").read_text())["runs"] if names else {}
     runs |= {
-        name: {way: ran(*build(METHODS[name])) for way, build in WAYS.items()}
+        name: {
+            way: ran(*build(METHODS[name]), 2 if way.startswith("two") else STEPS)
+            for way, build in WAYS.items()
+        }
         for name in names or METHODS
     }
     systems = {

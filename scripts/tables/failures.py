@@ -33,9 +33,10 @@ def failures_of_systems() -> str:
 
 
 def _told(run: dict) -> str:
-    steps = _report()["settings"]["steps"]
     text = run["result"].replace("_", " ")
-    if run["steps"] < steps:
+    if run["result"] == "MemoryError":
+        return "`MemoryError`"
+    if run["steps"] < run["asked"]:
         text += f", {run['steps']} steps kept"
     elif run["result"] == "successful":
         text += f", u = {run['u']:.2f}" + (", warns" if run["warned"] else "")

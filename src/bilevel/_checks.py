@@ -1,5 +1,7 @@
 """What `solve` refuses before it runs, and while it is traced."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -24,6 +26,22 @@ UNDER_TRANSFORMATION = (
 def any_tracer(tree: Any) -> bool:
     """Whether jax is tracing a leaf."""
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+
+
+@contextlib.contextmanager
+def memory_of(algorithm: AbstractAlgorithm) -> Iterator[None]:
+    """Say in words that a step of the algorithm needs more memory than there is."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"a step of `{type(algorithm).__name__}` needs more memory than there is ({error}). Draw "
+            "smaller batches (`inner_sampler=`, `outer_sampler=`), choose an estimator that keeps "
+            "fewer vectors (`ITD('checkpointed')`, or `AID(CG())` in place of a direct solver), or "
+            "use float32. The last chunk's state is in your `Checkpoint`, if you passed one."
+        ) from error
 
 
 def check_call(

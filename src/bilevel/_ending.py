@@ -4,12 +4,16 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
 
 from ._algorithm.base import AbstractAlgorithm, State
+from ._hypergradient.implicit import implicit_gradient
 from ._inner.lower_level import look_around, starts_around
+from ._linear.cg import CG
 from ._problem import BilevelProblem, FixedPointProblem, Problem, num_rows
 from ._sampler import AbstractSampler, FullBatch
 from ._solution import RESULTS, HypergradientWarning
@@ -166,8 +170,7 @@ def spare_evaluations(problem: Problem, algorithm: AbstractAlgorithm, state: Sta
     if isinstance(problem, FixedPointProblem) or minibatches:
         return 0
     spare = int(SPARE * int(state.calls.inner_grad)) // (LOOKS + 2)
-    small = ravel_pytree(state.w)[0].size * max(num_rows(problem.inner_data), 1) <= SMALL
-    return max(spare, FEWEST) if small or spare >= FEWEST else 0
+    return max(spare, FEWEST) if _is_small(problem, state) or spare >= FEWEST else 0
 
 
 def look_lower(problem: BilevelProblem, state: State, budget: int) -> Ending:
@@ -192,6 +195,50 @@ def warn_of_steps(trace: dict[str, np.ndarray]) -> None:
                 HypergradientWarning,
                 stacklevel=3,
             )
+
+
+def warn_of_singular_hessian(problem: Problem, state: State, trace: dict[str, np.ndarray]) -> None:
+    """Warn where the linear residual stays, because the inner Hessian at the end is singular.
+
+    The methods that carry v make steps on `H v = grad_w F`. Where H is singular and grad_w F has a
+    part in its null space, there is no such v, and v grows while the run goes on. If the residual no
+    longer falls, and the problem is small, conjugate gradients look at the Hessian on all data, for
+    at most 100 products.
+    """
+    residual = trace["linear_residual"]
+    count = len(residual)
+    uses_mixed = int(state.calls.mixed) >= int(state.step)  # besides the few of "auto"
+    if count < SHORT or isinstance(problem, FixedPointProblem) or not uses_mixed:
+        return
+    tenth = max(1, count // 10)
+    earlier, end = (float(np.median(residual[i - tenth : i])) for i in (3 * count // 4, count))
+    stays = end > 0.5 * earlier and end > 1e-2 * float(np.max(residual))
+    told = np.any(trace["result"] == int(RESULTS.negative_curvature._value))
+    if stays and not told and _is_small(problem, state) and _is_singular(problem, state):
+        warnings.warn(
+            f"the linear residual stays at {end:.2g}, because the inner Hessian at the end of this "
+            "run is singular or has a negative eigenvalue, and grad_w F has a part in that direction: "
+            "w*(u) is not unique, and the hypergradient is not defined there. Add a small penalty "
+            "such as 1e-3 |w|^2 to the inner objective, or take a method that chooses among the inner "
+            "solutions the one with the least F (`F2SA`, `ValueFunctionPenalty`). "
+            "`check_lower_level(problem, solution)` looks for other inner solutions.",
+            HypergradientWarning,
+            stacklevel=3,
+        )
+
+
+def _is_small(problem: Problem, state: State) -> bool:
+    return ravel_pytree(state.w)[0].size * max(num_rows(problem.inner_data), 1) <= SMALL
+
+
+@eqx.filter_jit
+def _code_of_cg(problem: Problem, u: PyTree[Array], w: PyTree[Array]) -> Array:
+    return implicit_gradient(problem, u, w, CG(rtol=1e-3, max_steps=100)).result._value
+
+
+def _is_singular(problem: Problem, state: State) -> bool:
+    found = _code_of_cg(problem, state.u, state.w)
+    return int(found) == int(RESULTS.negative_curvature._value)
 
 
 def _head(trace: dict[str, np.ndarray]) -> slice:

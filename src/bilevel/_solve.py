@@ -21,6 +21,7 @@ from ._checks import (
     check_call,
     check_fits,
     check_objectives,
+    memory_of,
 )
 from ._ending import (
     Ran,
@@ -29,6 +30,7 @@ from ._ending import (
     ending_of_short,
     look_lower,
     spare_evaluations,
+    warn_of_singular_hessian,
     warn_of_steps,
 )
 from ._geometry import outer_residual
@@ -252,13 +254,15 @@ def solve(
 
     Warns:
         HypergradientWarning: once, if a linear solver met negative curvature or did not contract, or
-            an inner solve ended with a larger residual than it began with.
+            an inner solve ended with a larger residual than it began with; and, on a small problem,
+            if the linear residual stays because the inner Hessian is singular.
 
     Raises:
         BilevelError: a number became non-finite, the run blew up, `tol` was not met, or a
             lower inner minimum was found (with `throw`); the partial solution is its attribute
             `solution`.
         ValueError: `u0` is not in U, an objective is not a scalar, or a count is below 1.
+        MemoryError: a step needs more memory than there is.
         RuntimeError: this process was forked after JAX was used.
         TypeError: a leaf is complex or no floating-point array, or `solve` is called under a jax
             transformation.
@@ -293,7 +297,9 @@ def solve(
     static = (tuple(leaves), structure)
     # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
     if is_new := state is None:
-        state = cast(State, _compiled_init(static, arrays, given.u, given.w, _typed_key(key)))
+        with memory_of(algorithm):
+            state = cast(State, _compiled_init(static, arrays, given.u, given.w, _typed_key(key)))
+            jax.block_until_ready(state.step)
     else:
         check_fits(state, problem, algorithm, given.u, given.w)
         state = cast(State, _copy(state))
@@ -304,13 +310,14 @@ def solve(
     stopped = False
     try:
         while True:
-            state, status, rows = cast(
-                tuple[State, Status, Row],
-                _compiled_chunk(static, arrays, (state, status), chunk_size),
-            )
-            if any_tracer((state, status, rows)):
-                raise TypeError(UNDER_TRANSFORMATION)
-            rows = _fetch(rows)
+            with memory_of(algorithm):
+                state, status, rows = cast(
+                    tuple[State, Status, Row],
+                    _compiled_chunk(static, arrays, (state, status), chunk_size),
+                )
+                if any_tracer((state, status, rows)):
+                    raise TypeError(UNDER_TRANSFORMATION)
+                rows = _fetch(rows)  # which waits for the steps
             trace.append(rows)
             chunk = Chunk(int(state.step), num_steps, state, rows, *asked)
             # Every callback sees every chunk, also when an earlier one asks to stop.
@@ -380,6 +387,8 @@ def solve(
         ),
     )
     warn_of_steps(columns)
+    if not grown and not converged:
+        warn_of_singular_hessian(problem, state, columns)
     if throw and not bool(result == RESULTS.successful):
         raise BilevelError(
             f"the run ended at step {int(state.step)} of {num_steps}: {RESULTS[result]} "

@@ -1,5 +1,6 @@
 """Numerical failures end a run with a code, a partial solution and a finite state."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ import pytest
 import bilevel
 from bilevel import RESULTS, BilevelError
 from helpers import assert_same, flat, raw, soba
-from methods import ROWS
+from methods import METHODS, ROWS
+from rows import draws, with_steps
 
 INNER = bilevel.GradientInner(optax.sgd(0.5), 2)
 FAILING = {name: method for row in ROWS for name, method in row.failing.items()}
@@ -103,6 +105,52 @@ def test_singular_hessian_is_a_linear_divergence():
     assert all(np.all(np.isfinite(x)) for x in raw(solution.state))
     with pytest.raises(BilevelError, match="singular or indefinite"):
         bilevel.solve(problem, method, jnp.array(0.0), jnp.zeros(2), num_steps=5)
+
+
+FREE = bilevel.BilevelProblem(  # the second entry of w is free, and F depends on it
+    outer=lambda u, w, _: 0.5 * jnp.sum((w - 1.0) ** 2),
+    inner=lambda u, w, batch: 0.5 * (w[0] - u[0]) ** 2 + 0.0 * u[1] * jnp.sum(batch),
+    outer_data=jnp.zeros(1),
+    inner_data=jnp.zeros(1),
+)
+WITHOUT_V = ("F2SA", "BOME", "ValueFunctionPenalty", "PDBO", "PZOBO")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("SOBA", "F2SA") else pytest.mark.slow)
+        for name, row in METHODS.items()
+        if row.oracle is not None
+    ],
+)
+def test_a_singular_hessian_is_told(name):
+    """No v solves `H v = grad_w F`. The methods that need none go to the inner solution of least F."""
+    blocks = draws(bilevel.Blocks, 1) if name == "SABA" else {}
+    method = with_steps(METHODS[name].kind, 0.5, 0.5, 0.1, blocks)
+    options = {"num_steps": 60, "throw": False}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        solution = bilevel.solve(FREE, method, jnp.zeros(2), jnp.zeros(2), **options)
+    told = [str(x.message) for x in said if x.category is bilevel.HypergradientWarning]
+    assert [text[:27] for text in told] == (
+        [] if name in WITHOUT_V else ["the linear residual stays a"]
+    )
+    if name in WITHOUT_V and name != "PZOBO":  # which follows the start, as unrolling does
+        assert abs(solution.w[1] - 1) < 0.3
+
+
+def test_too_little_memory_is_told():
+    """A step that would need 16 TB."""
+    n = 10**6
+
+    def inner(u, w, _):
+        large = jnp.outer(jnp.arange(1.0 * n) * w[0], jnp.ones(n) + w[1])
+        return 0.5 * jnp.sum((w - u) ** 2) + 0.0 * jnp.fft.fft(large, axis=1)[0, 0].real
+
+    problem = bilevel.BilevelProblem(FREE.outer, inner)
+    with pytest.raises(MemoryError, match=r"`SOBA` needs more memory .* smaller batches"):
+        bilevel.solve(problem, soba(0.5, 0.5, 0.1), jnp.zeros(2), jnp.zeros(2), num_steps=1)
 
 
 def test_a_linear_step_of_soba_that_explodes_is_a_linear_divergence():
