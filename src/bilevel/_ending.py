@@ -232,13 +232,12 @@ def _is_small(problem: Problem, state: State) -> bool:
 
 
 @eqx.filter_jit
-def _code_of_cg(problem: Problem, u: PyTree[Array], w: PyTree[Array]) -> Array:
-    return implicit_gradient(problem, u, w, CG(rtol=1e-3, max_steps=100)).result._value
+def _result_of_cg(problem: Problem, u: PyTree[Array], w: PyTree[Array]) -> RESULTS:
+    return implicit_gradient(problem, u, w, CG(rtol=1e-3, max_steps=100)).result
 
 
 def _is_singular(problem: Problem, state: State) -> bool:
-    found = _code_of_cg(problem, state.u, state.w)
-    return int(found) == int(RESULTS.negative_curvature._value)
+    return bool(_result_of_cg(problem, state.u, state.w) == RESULTS.negative_curvature)
 
 
 def _head(trace: dict[str, np.ndarray]) -> slice:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from bilevel.reweighting import InputError
-from bilevel.reweighting._inputs.files import read_table, read_tables
+from bilevel.reweighting._inputs.files import read_table, read_tables, split_label
 
 
 def read(tmp_path, text, **options):
@@ -41,6 +41,8 @@ NUMBERS = [
     (["70 kg", "81.5 kg"], [70, 81.5]),
     (["+5", "-6"], [5, -6]),
     (["0.5", "0"], [0.5, 0]),
+    (["(1,234.50)", "7.25"], [-1234.5, 7.25]),
+    (["($3)", "$4"], [-3, 4]),
 ]
 
 
@@ -199,3 +201,38 @@ def test_the_named_index_of_a_parquet_file_is_a_column_where_it_is_asked_for(tmp
     assert list(read_table(tmp_path / "t.parquet", "train", ids=["key"]).frame) == ["key", "a"]
     assert list(read_table(tmp_path / "t.parquet", "train", label="key").frame) == ["key", "a"]
     assert read_table(tmp_path / "t.parquet", "train").frame.index.tolist() == ["p", "q"]
+
+
+def tables(tmp_path, **texts):
+    for name, text in texts.items():
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+    return read_tables({name: tmp_path / f"{name}.csv" for name in texts}, label="y")
+
+
+@pytest.mark.parametrize("other", ["0.124", "12,4", "9 kg"])
+def test_a_column_with_marks_that_another_table_writes_otherwise_is_refused(tmp_path, other):
+    train = "a,y\n12.4%,u\n80.1%,v\n"
+    with pytest.raises(InputError, match=f"'a' holds numbers with '%' in the first .*'{other}'"):
+        tables(tmp_path, train=train, trusted=f'a,y\n"{other}",u\n9%,v\n')
+    found = tables(tmp_path, train=train, trusted="a,y\n9%,u\nNA,v\n")["trusted"].frame["a"]
+    np.testing.assert_array_equal(found, [9, np.nan])
+
+
+def test_a_comma_is_the_decimal_point_of_the_whole_file(tmp_path):
+    train = "a;b;y\n0,5;1,234;u\n1,25;2,500;v\n"
+    read = tables(tmp_path, train=train, trusted=train.replace("0,5;1,234", "7;3,125"))
+    np.testing.assert_array_equal(read["train"].frame["b"], [1.234, 2.5])
+    np.testing.assert_array_equal(read["trusted"].frame["b"], [3.125, 2.5])
+
+
+@pytest.mark.parametrize("column", ["Y", "y ", "y.1", "y_1"])
+def test_the_label_under_a_similar_name_is_refused(tmp_path, column):
+    labels = ["u", "v"] * 10
+    rows = "".join(f"{i},{label},{label}\n" for i, label in enumerate(labels))
+    read = tables(tmp_path, train=f"a,y,{column}\n{rows}")["train"].frame
+    with pytest.raises(InputError, match=f"label twice: '{column}' .* 20 of 20 rows.*--drop"):
+        split_label(read, "y", None, "train")
+    # A coordinate beside a class of its name is none.
+    rows = "".join(f"{i},{label},{i % 7}\n" for i, label in enumerate(labels))
+    read = tables(tmp_path, train=f"a,y,{column}\n{rows}")["train"].frame
+    assert list(split_label(read, "y", None, "train")[0].columns) == ["a", column]

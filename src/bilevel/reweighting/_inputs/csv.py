@@ -7,7 +7,9 @@
   `02`, and `1`, `2`, `other` are classes named by their text.
 - Other columns: an empty cell and the words in `GAPS` are gaps. A column is numbers where every
   other cell is one; a leading zero (`00123`) makes it text. Thousands separators, a decimal comma, a
-  per cent sign, a currency or a unit are understood where the whole column is written in one way.
+  per cent sign, a currency, a unit, or brackets around negative numbers are understood where the whole
+  column is written in one way. A comma that is the decimal point of one column separates no thousands
+  in another.
 - `true` and `false`, in any case, are booleans.
 """
 
@@ -42,6 +44,7 @@ _MARKED = re.compile(
     r"(?P<number>(?:[0-9][0-9.,' ]*|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?)\s*"
     rf"(?P<after>[%‰{_CURRENCY}]?|[^\W\d_]{{1,5}}[²³]?)"
 )
+_BRACKETS = re.compile(r"\([^()]+\)")
 _SPACES = str.maketrans({"\u2212": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2019": "'"})
 
 
@@ -52,12 +55,14 @@ class Reading(NamedTuple):
         kind: "text", "number" or "boolean".
         thousands, decimal: the separators of its numbers, where they are not written plainly.
         mark: what stands before and after each number.
+        brackets: whether negative numbers stand in brackets, as accountants write them.
     """
 
     kind: str
     thousands: str = ""
     decimal: str = "."
     mark: tuple[str, str] = ("", "")
+    brackets: bool = False
 
     @property
     def plain(self) -> bool:
@@ -70,15 +75,31 @@ class Reading(NamedTuple):
         parts = [f"without {self.mark[0] + self.mark[1]!r}"] * any(self.mark)
         parts += [f"{self.thousands!r} separates thousands"] * bool(self.thousands)
         parts += ["a comma is the decimal point"] * (self.decimal == ",")
+        parts += ["brackets are a minus"] * self.brackets
         value = self.numbers([example])[0]
         how = ", ".join(parts)
         return f"the column {column!r} is read as numbers ({how}): {example!r} is {value:g}"
+
+    def misfit(self, column: str, name: str, texts: Any) -> str | None:
+        """What to say of another table's numbers that are written otherwise, if there are any."""
+        distinct = [x for x in pc.unique(texts).to_pylist() if x.strip() not in GAPS]
+        other = [
+            x for x, value in zip(distinct, self.numbers(distinct), strict=True) if value != value
+        ]
+        other = [x for x in other if _match(x, False)]
+        if not other:
+            return None  # words, which are refused with the ids of their rows
+        how = f"with {self.mark[0] + self.mark[1]!r}" if any(self.mark) else "with separators"
+        return (
+            f"the column {column!r} holds numbers {how} in the first table, and numbers without in "
+            f"the {name} file: {named(other)}. Write them alike in all tables."
+        )
 
     def numbers(self, texts: Sequence[str]) -> np.ndarray:
         """Numbers of texts that are written in this way; others are NaN."""
         values = np.full(len(texts), np.nan)
         for i, text in enumerate(texts):
-            found = _MARKED.fullmatch(text.strip().translate(_SPACES))
+            found = _match(text, self.brackets)
             if found is None or (found["before"].strip(), found["after"]) != self.mark:
                 continue
             digits = found["number"].strip()
@@ -304,7 +325,9 @@ def _are_plain_numbers(values: Any) -> bool:
 
 def _marked_numbers(distinct: list[str]) -> Reading:
     """Numbers that all have the same marks and separators, or text."""
-    found = [_MARKED.fullmatch(x.strip().translate(_SPACES)) for x in distinct]
+    in_brackets = sum(_BRACKETS.fullmatch(x.strip()) is not None for x in distinct)
+    brackets = 0 < in_brackets < len(distinct)  # if all are, they number something
+    found = [_match(x, brackets) for x in distinct]
     marks = {(m["before"].strip(), m["after"]) for m in found if m is not None}
     if None in found or len(marks) != 1:
         return TEXT
@@ -314,10 +337,26 @@ def _marked_numbers(distinct: list[str]) -> Reading:
     mark = marks.pop()
     separators = {c for x in digits for c in x if not c.isdigit()}
     for thousands, decimal in _styles(digits, separators):
-        reading = Reading("number", thousands, decimal, mark)
+        reading = Reading("number", thousands, decimal, mark, brackets)
         if np.isfinite(reading.numbers(distinct)).all():
             return reading
     return TEXT
+
+
+def _match(text: str, brackets: bool) -> re.Match[str] | None:
+    text = text.strip().translate(_SPACES)
+    if brackets and _BRACKETS.fullmatch(text):
+        text = f"-{text[1:-1].strip()}"
+    return _MARKED.fullmatch(text)
+
+
+def with_decimal_comma(texts: Any, reading: Reading) -> Reading:
+    """Another reading of numbers like `1,234`, where the file has decimal commas elsewhere."""
+    if reading.kind != "number" or reading.thousands != "," or reading.decimal != ".":
+        return reading
+    other = reading._replace(thousands="", decimal=",")
+    distinct = [x for x in pc.unique(texts).to_pylist() if x.strip() not in GAPS]
+    return other if np.isfinite(other.numbers(distinct)).all() else reading
 
 
 def _styles(digits: list[str], separators: set[str]) -> list[tuple[str, str]]:

@@ -25,9 +25,11 @@ from .csv import (
     find_reading,
     read_column,
     read_texts,
+    with_decimal_comma,
 )
 from .scalars import check_scalars
 
+REPEATED = 0.8  # the share of equal cells from which a column of the label's name repeats it
 _UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
 _SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
@@ -78,7 +80,7 @@ def read_tables(
     tables = {}
     for name, one in read.items():
         if isinstance(one, Texts):
-            frame, notes = _interpret(one, readings, {label, *ids})
+            frame, notes = _interpret(one, readings, {label, *ids}, name)
         else:
             wanted = [c for c in dict.fromkeys((label, *ids)) if c and c in one.index.names]
             frame, notes = one.reset_index(wanted) if wanted else one, []
@@ -101,17 +103,24 @@ def _as_texts_if_any_is(label: str, frames: list[pd.DataFrame]) -> None:
 
 
 def _interpret(
-    one: Texts, readings: dict[str, Reading], verbatim: Container[str | None]
+    one: Texts, readings: dict[str, Reading], verbatim: Container[str | None], name: str
 ) -> tuple[pd.DataFrame, list[str]]:
     """The columns as they are read; `readings` are those of earlier tables, and grow."""
+    found = {c: find_reading(texts) for c, texts in one.columns.items() if c not in readings}
+    if any(reading.decimal == "," for reading in [*found.values(), *readings.values()]):
+        found = {c: with_decimal_comma(one.columns[c], reading) for c, reading in found.items()}
+    readings |= found
     columns, notes = {}, [*one.notes]
     for c, texts in one.columns.items():
-        if c not in readings:
-            readings[c] = find_reading(texts)
         reading = readings[c]
         columns[c] = read_column(texts, reading, verbatim=c in verbatim)
-        if not reading.plain:
-            notes.append(reading.describe(c, texts))
+        if reading.plain:
+            continue
+        if not pd.api.types.is_numeric_dtype(columns[c]):
+            if c not in verbatim and (misfit := reading.misfit(c, name, texts)):
+                raise InputError(misfit)
+            continue
+        notes.append(reading.describe(c, texts))
     return pd.DataFrame(columns), notes
 
 
@@ -262,10 +271,28 @@ def split_label(
         if len(repeated):
             raise InputError(f"the {name} file's ids in {identifier!r} repeat: {named(repeated)}.")
         table = table.set_index(identifier)
+    _check_label_is_no_feature(table, label, name)
     features = table.drop(columns=label)
     if features.shape[1] == 0:
         raise InputError(f"the {name} file has no column besides the label {label!r}.")
     return features, pd.Series(table[label])
+
+
+def _check_label_is_no_feature(table: pd.DataFrame, label: str, name: str) -> None:
+    """Refuse a column with the label's values and, but for case, blanks or a number, its name."""
+    told = as_texts(pd.Series(table[label]).reset_index(drop=True))
+    for column in table.columns:
+        stem = re.sub(r"[._]\d+$", "", str(column))
+        alike = {" ".join(x.casefold().split()) for x in (str(column), stem)}
+        if column == label or " ".join(label.casefold().split()) not in alike:
+            continue
+        same = as_texts(pd.Series(table[column]).reset_index(drop=True)) == told
+        if np.mean(np.asarray(same)) >= REPEATED:
+            raise InputError(
+                f"the {name} file has the label twice: {column!r} holds what {label!r} holds in "
+                f"{int(np.sum(np.asarray(same)))} of {len(table)} rows. A model would read the label "
+                f"off it: leave it out with --drop {column!r}."
+            )
 
 
 def suggest(column: str, columns: Any) -> str:
