@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bilevel._storage import CHECKPOINT_KIND, whole_file, write_sealed, write_text
+from bilevel.cli import _weigh_work
 from bilevel.cli._app import RunFolderError
 from bilevel.cli._lock import LOCK, hold
 from bilevel.cli._run_folder import RunFolder, State, WeighConfig
@@ -227,6 +228,24 @@ def test_names_of_any_length(tmp_path, size):
     assert folder.state() is State.complete
     with pytest.raises(RunFolderError, match="has 256 bytes, more than 255"):
         RunFolder.of(tmp_path / ("x" * 256))
+
+
+def test_a_link_to_where_the_run_goes_is_followed_in_messages_too(tmp_path):
+    """`--out` may be a link that leads nowhere yet: the run goes where it leads."""
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    folder = RunFolder.of(tmp_path / "link")
+    resumable(folder)
+    assert folder == RunFolder.of(tmp_path / "real")
+    assert RunFolder.of(tmp_path / "link").state() is State.resumable
+    with folder.writing(TOML, resume=True) as partial:
+        write_text(partial / "summary.json", "{}")
+    assert (tmp_path / "link" / "summary.json").exists()
+
+
+def test_a_clock_that_models_cannot_hold_is_said_before_anything_is_learned(monkeypatch):
+    monkeypatch.setattr(_weigh_work.time, "time", lambda: 86400.0)
+    with pytest.raises(OSError, match=r"stands at 1970-01-0., .* Set the clock"):
+        _weigh_work.check_clock()
 
 
 def test_names_that_no_file_of_a_run_can_hold_are_refused_before_anything_is_written():

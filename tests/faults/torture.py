@@ -151,6 +151,12 @@ def random_moments(server: Server, folder: Path, number: int) -> dict[str, Any]:
     return counts
 
 
+def write(counts: dict[str, Any], path: Path) -> None:
+    """What was counted so far."""
+    path.write_text(json.dumps(counts, indent=1) + "\n")
+    print(f"written: {path}", flush=True)
+
+
 def main() -> int:
     """Run everything and write the counts; 1 if something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -174,14 +180,16 @@ def main() -> int:
         if shim is None:
             print("no C compiler, so no faults at single calls")
         with Server(shim, "bilevel.reweighting._weights.free_weights") as server:
+            # The longest comes last.
+            counts["mutated tables"] = mutate_tables(server, folder, mutations)
+            counts["mutated run folders"] = mutate_folders(server, folder, mutations)
+            write(counts, asked.out)
             if shim is not None:
                 steps = {"auto": 7, "soba": 20} if asked.short else {"auto": 1, "soba": asked.step}
                 counts["at every call"] = every_call(server, folder, steps)
+                write(counts, asked.out)
             counts["at random moments"] = random_moments(server, folder, kills)
-            counts["mutated run folders"] = mutate_folders(server, folder, mutations)
-            counts["mutated tables"] = mutate_tables(server, folder, mutations)
-    asked.out.write_text(json.dumps(counts, indent=1) + "\n")
-    print(f"written: {asked.out}")
+    write(counts, asked.out)
     parts = [x for part in counts.values() if isinstance(part, dict) for x in part.values()]
     return int(any(x["wrong"] for x in parts if isinstance(x, dict)))
 

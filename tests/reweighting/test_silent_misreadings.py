@@ -1,5 +1,6 @@
 """Tables that were once read as something else without a word: each is refused, or read as it is."""
 
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bilevel.cli._probabilities import read_probabilities
 from bilevel.reweighting import audit
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._inputs.columns import check_values
+from bilevel.reweighting._inputs.containers import as_internal
 from bilevel.reweighting._inputs.files import digest, read_table, split_label
 from bilevel.reweighting._inputs.prepare import prepare
 from bilevel.reweighting._learn import learn_weights
@@ -127,6 +130,18 @@ def test_decimal_commas_with_three_digits_are_not_thousands(tmp_path):
     np.testing.assert_array_equal(read_table(path, "train").frame["a"], [0.126, -0.5, 1.25])
     path.write_text('a;y\n"1,126";1\n"-2,500";0\n"1,250";1\n')
     np.testing.assert_array_equal(read_table(path, "train").frame["a"], [1126, -2500, 1250])
+
+
+def test_an_array_that_lies_about_its_size_takes_no_memory(tmp_path):
+    path, header = tmp_path / "p.npy", {"descr": "<f8", "fortran_order": False}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (10**12, 2)})
+        file.write(bytes(160))
+    with pytest.raises(InputError, match=r"p\.npy cannot be read as \.npy: .*length"):
+        read_probabilities(path, X.index, None, "--pred-probs")
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(InputError, match="does not exist; check the path"):
+        as_internal(tmp_path / "x.npy", "X")
 
 
 def test_a_file_without_an_end_is_refused():

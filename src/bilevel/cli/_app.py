@@ -100,6 +100,11 @@ def failures(interrupted: Callable[[], str] | None = None) -> Iterator[None]:
         raise
 
 
+def _refusal(message: str) -> typer.BadParameter:
+    """Of a configuration file, which somebody else may have written."""
+    return typer.BadParameter(visible(message))
+
+
 def _load(context: typer.Context, path: Path | None) -> Path | None:
     """The file's values become the defaults of the command's options."""
     if path is None:
@@ -108,25 +113,25 @@ def _load(context: typer.Context, path: Path | None) -> Path | None:
         with path.open("rb") as file:
             content = file.read(LARGEST_CONFIG + 1)
         if len(content) > LARGEST_CONFIG:
-            raise typer.BadParameter(f"{path} has more than {LARGEST_CONFIG} bytes.")
+            raise _refusal(f"{path} has more than {LARGEST_CONFIG} bytes.")
         values = tomllib.loads(content.decode("utf-8"))
     except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
+        raise _refusal(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{path} is not TOML: {error}.") from error
+        raise _refusal(f"{path} is not TOML: {error}.") from error
     values.pop("sha256", None)  # a run folder's config.toml notes the digests of its inputs
     known = {str(p.name) for p in context.command.params} - {"config"} - SAID_ALOUD
     names = {key: {"json": "json_"}.get(key, key).replace("-", "_") for key in values}
     if said_aloud := sorted(SAID_ALOUD & set(names.values())):
         option = "--" + said_aloud[0].replace("_", "-")
-        raise typer.BadParameter(
+        raise _refusal(
             f"{path} sets {said_aloud[0]}, which no file can: if you trust the code, say "
             f"{option} on the command line."
         )
     unknown = sorted(key for key in names if names[key] not in known)
     settings: dict[str, Any] = {names[key]: value for key, value in values.items()}
     if unknown:
-        raise typer.BadParameter(
+        raise _refusal(
             f"{path} sets {', '.join(unknown)}, which `{context.command.name}` does not have; it has "
             f"{', '.join(sorted(name.rstrip('_') for name in known))}."
         )

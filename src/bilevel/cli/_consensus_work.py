@@ -8,6 +8,7 @@ import pandas as pd
 from ..reweighting._annotations import AnnotationsResult, learn_from_annotations
 from ..reweighting._inputs.checks import InputError, check_same_columns, named
 from ..reweighting._inputs.files import read_tables, split_label, suggest
+from ..reweighting._inputs.scalars import check_scalars
 from ._run_files import WORST, write_csv, write_parquet, write_summary
 from ._run_folder import RunFolder
 
@@ -40,6 +41,7 @@ def find_consensus(
                 f"the annotations file has no column {column!r} ({option}); "
                 f"{suggest(column, lines.columns)}."
             )
+        check_scalars(lines[column], f"the column {column!r} ({option}) of the annotations")
     rows = tables["train"].frame
     if unknown := [c for c in drop if c not in rows.columns]:
         raise InputError(f"the train file has no column {named(unknown)} to --drop.")

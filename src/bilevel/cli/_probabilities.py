@@ -63,7 +63,8 @@ def read_probabilities(path: Path, ids: pd.Index, identifier: str | None, option
         if not path.is_file():
             raise InputError(f"the file {path} ({option}) does not exist; check the path.")
         try:
-            values = np.load(path, allow_pickle=False)
+            # Mapped: an array that is not as long as it says is refused before memory is taken.
+            values = np.array(np.lib.format.open_memmap(path, mode="r"))
         except (ValueError, OSError, EOFError) as error:
             raise InputError(f"{what} cannot be read as .npy: {error}") from error
         if values.ndim != 2 or values.dtype.kind not in "fiu":

@@ -290,6 +290,11 @@ class RunFolder:
             rename_folder(self.partial, self.out)
             (self.out / LOCK).unlink(missing_ok=True)
 
+    def remove_lock(self) -> None:
+        """Remove the lock that a process left in the complete run, if it died as it removed it."""
+        if _is_file(self.out / LOCK) and not holder(self.out):
+            (self.out / LOCK).unlink(missing_ok=True)
+
     def _say_what_was_left(self, state: State) -> None:
         if state is State.begun:
             note(

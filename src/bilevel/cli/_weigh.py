@@ -263,7 +263,7 @@ def _show(result: "WeightsResult") -> None:
     n = len(result.weights)
     console.print()
     if result.candidates is not None:
-        console.print(result.advice, style="bold")
+        console.print(shown(result.advice), style="bold")
     console.print(
         f"{n} rows weighed: {int(result.keep.sum())} to keep, {int((~result.keep).sum())} to look "
         f"at. Effective sample size {result.effective_sample_size:.0f}. "

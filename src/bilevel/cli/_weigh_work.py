@@ -109,6 +109,7 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     state = folder.check(resume=resume)
     check_clock()
     if state is State.complete:
+        folder.remove_lock()
         folder.check_same_run(config.to_toml(digests_of(config)))
         raise RunIsCompleteError(folder.out)
     tables = check_tables(config)

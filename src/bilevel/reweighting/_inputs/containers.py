@@ -169,10 +169,10 @@ def _from_path(path: Path, name: str) -> np.ndarray | pd.DataFrame:
         for note in table.notes:
             warnings.warn(note, UserWarning, stacklevel=5)
         return table.frame
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"the `{name}` file {path} does not exist; check the path.")
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError as error:
-        raise InputError(f"the `{name}` file {path} does not exist; check the path.") from error
     except (ValueError, OSError, EOFError) as error:
         raise InputError(
             f"the `{name}` file {path} cannot be mapped as an array of numbers: {error} Save it by "

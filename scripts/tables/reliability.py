@@ -1,0 +1,54 @@
+"""What faults, signals and mutated files led to, from `benchmarks/results/reliability.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def reliability_total(part: str) -> str:
+    """How many cases a part has, and how many of them went wrong."""
+    groups = _report().get(part, {}).values()
+    cases = sum(group["cases"] for group in groups)
+    wrong = sum(sum(group["wrong"].values()) for group in groups)
+    return f"{cases} cases, {wrong} wrong"
+
+
+def reliability_states(part: str) -> str:
+    """A row per way to disturb a run: cases, the states that were left, what was wrong."""
+    lines = [["", "cases", "absent", "begun", "resumable", "complete", "foreign", "wrong"]]
+    for name, group in _report().get(part, {}).items():
+        states = [str(group["states"].get(state, 0)) for state in lines[0][2:7]]
+        lines.append([name, str(group["cases"]), *states, _wrong(group)])
+    return _table(lines)
+
+
+def reliability_ends(part: str) -> str:
+    """A row per kind of file: cases, how the commands ended, what was wrong."""
+    lines = [["file", "cases", "read", "refused in words", "wrong"]]
+    for name, group in _report().get(part, {}).items():
+        ends = [str(group["ends"].get(end, 0)) for end in ("done", "refused")]
+        lines.append([f"`{name}`", str(group["cases"]), *ends, _wrong(group)])
+    return _table(lines)
+
+
+def reliability_run() -> str:
+    """When it was measured, with what."""
+    report = _report()
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return f"measured on {report['date']} with {versions}"
+
+
+def _wrong(group: dict[str, Any]) -> str:
+    return ", ".join(f"{n} {what}" for what, n in group["wrong"].items()) or "0"
+
+
+def _report() -> dict[str, Any]:
+    path = ROOT / "benchmarks" / "results" / "reliability.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])

@@ -1,0 +1,46 @@
+"""The same command gives the same weights, bit for bit, whatever the number of threads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from digits import write_tables
+from torture import SAME, write_small_tables
+
+METHODS = {
+    "auto": [],
+    "trees": ["--estimator", "trees"],
+    "soba": ["--method", "soba", "--num-steps", "300"],
+    "near-exact": ["--method", "near-exact", "--num-steps", "3"],
+}
+
+
+def results(command: list[str], out: Path, threads: int) -> dict[str, bytes]:
+    """What a process with so many threads has written; JAX gets as many processors."""
+    number = str(threads)
+    limits = {f"{name}_NUM_THREADS": number for name in ("OMP", "OPENBLAS", "MKL")}
+    begin = [sys.executable, "-c", "from bilevel.cli import main\nmain()"]
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        begin[2] = f"import os\nos.sched_setaffinity(0, {cores})\n" + begin[2]
+    arguments = [*command, "--no-report", "--out", str(out)]
+    subprocess.run([*begin, *arguments], check=True, capture_output=True, env=os.environ | limits)
+    return {name: (out / name).read_bytes() for name in SAME if (out / name).exists()}
+
+
+@pytest.mark.slow  # a process per number of threads
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_do_not_depend_on_the_number_of_threads(tmp_path, method):
+    if method == "auto":
+        command = [*write_tables(tmp_path), "--id", "row"]
+    else:
+        command = [str(x) for x in write_small_tables(tmp_path) if x != "--no-report"]
+    one, *others = (
+        results([*command, *METHODS[method]], tmp_path / f"run{n}", n) for n in (1, 2, 4)
+    )
+    assert set(one) >= {"weights.parquet", "worst.csv"}
+    for other in others:
+        assert other == one
