@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torture import SAME, write_small_tables
 
 from digits import write_tables
-from torture import SAME, write_small_tables
 
 METHODS = {
     "auto": [],

@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+import warnings
 
+import jax.numpy as jnp
+import lineax as lx
 import pytest
+
+from bilevel import BilevelProblem, implicit_gradient
 
 IMPORT = """
 import os, sys
@@ -42,6 +47,7 @@ forked(lambda: implicit_gradient(problem, 0.0, 0.0, lx.CG(1e-6, 1e-6)))
 """
 
 
+@pytest.mark.slow  # quick: the next one, and what `weigh` imports
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_imports_start_no_backend_and_a_late_fork_says_what_to_do():
     done = subprocess.run(
@@ -58,3 +64,23 @@ def test_imports_start_no_backend_and_a_late_fork_says_what_to_do():
     for line in others:
         assert "forked from one that had used JAX" in line
         assert "'spawn' or 'forkserver'" in line
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_was_forked_too_late_says_so():
+    problem = BilevelProblem(outer=lambda u, w, _: w**2, inner=lambda u, w, _: (w - u) ** 2)
+    jnp.zeros(1).block_until_ready()
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of the fork itself
+        child = os.fork()
+    if child == 0:
+        try:
+            implicit_gradient(problem, 0.0, 0.0, lx.CG(1e-6, 1e-6))
+        except RuntimeError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as file:
+        assert "Start processes by 'spawn' or 'forkserver'" in file.read()
