@@ -127,6 +127,11 @@ class Logger(AbstractCallback):
             self._file = open_log(self._path, "".join(line + "\n" for line in kept))
         if self._file is not None:
             self._file.writelines(line + "\n" for line in lines)
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until every line is on the disk, so that it survives a loss of power too."""
+        if self._file is not None:
             flush(self._file)
 
     def close(self):

@@ -61,6 +61,7 @@ class _History(AbstractCallback):
         if self._logger is not None:
             columns = {name: np.asarray([value]) for name, value in row.items()}
             self._logger(Chunk(chunk.step, chunk.num_steps, chunk.state, columns))
+            self._logger.sync()  # before the checkpoint, which counts on it
 
     def close(self):
         """Close the file."""
