@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from joblib import Parallel, delayed
+from sklearn.datasets import load_wine
 from torture import SAME, write_small_tables
 
+from bilevel import learn_weights
 from digits import write_tables
 
 METHODS = {
@@ -44,3 +48,19 @@ def test_weights_do_not_depend_on_the_number_of_threads(tmp_path, method):
     assert set(one) >= {"weights.parquet", "worst.csv"}
     for other in others:
         assert other == one
+
+
+def weights_of(seed: int) -> bytes:
+    """Of a small problem; called in threads and in other processes."""
+    X, y = load_wine(return_X_y=True)
+    trusted = np.arange(len(y)) % 2 == 0
+    found = learn_weights(X[~trusted], y[~trusted], X[trusted], y[trusted], seed=seed)
+    return np.asarray(found.weights).tobytes()
+
+
+@pytest.mark.slow  # eight fits in threads and processes
+def test_threads_and_processes_give_the_same_weights():
+    alone = [weights_of(seed) for seed in range(4)]
+    for backend in ("threading", "loky"):
+        together = Parallel(n_jobs=4, backend=backend)(delayed(weights_of)(s) for s in range(4))
+        assert together == alone, backend

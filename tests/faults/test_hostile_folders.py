@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import skops.io
 from sklearn.feature_extraction.text import CountVectorizer
@@ -165,6 +166,24 @@ def test_a_model_that_reads_the_files_that_rows_name_is_refused(tmp_path, kind):
         load_model(path)
     skops.io.dump(make_pipeline(CountVectorizer()), path)
     load_model(path)
+
+
+def test_forged_weights_are_refused(made, run):
+    """Found by `mutations.py`: tracebacks, and exit codes without the name of the file."""
+    path = run / "weights.parquet"
+    table, content = pd.read_parquet(path), path.read_bytes()
+    forgeries = [
+        content[:-200] + content[-180:],
+        b"PAR1" + bytes(200) + b"PAR1",
+        table.drop(columns="label_quality").to_parquet(),
+        table.head(7).to_parquet(),
+        table.assign(label_quality="high").to_parquet(),
+        table.assign(label_quality=np.nan).to_parquet(),
+    ]
+    for forgery in forgeries:
+        path.write_bytes(forgery)
+        seal(run)
+        refused(bilevel("suggest", run), "weights.parquet cannot be read", "it is damaged, or")
 
 
 def test_a_table_without_an_end_is_not_read(made, run):
