@@ -168,6 +168,25 @@ def test_a_model_that_reads_the_files_that_rows_name_is_refused(tmp_path, kind):
     load_model(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('label = "y"', "label = 3", "'label'"),
+        ("drop = []", "drop = [1]", "'drop'"),
+        ("drop = []", 'drop = "a"', "'drop'"),
+        ("[sha256]", "[sha256]\n[other]", "'sha256'"),  # found by `mutations.py`
+        ("[sha256]", "sha256 = 1\n[other]", "'sha256'"),
+    ],
+)
+def test_a_forged_config_is_refused(made, run, old, new, named):
+    path = run / "config.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    seal(run)
+    for reader in ("config.toml", "scorer.npz"):
+        refused(read(made, run, reader), f"config.toml cannot be used: {named}")
+
+
 def test_forged_weights_are_refused(made, run):
     """Found by `mutations.py`: tracebacks, and exit codes without the name of the file."""
     path = run / "weights.parquet"

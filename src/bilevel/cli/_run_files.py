@@ -27,6 +27,7 @@ from ._run_folder import CONFIG, FILES, LARGEST_TEXT, LOCK, PASSING, SUMMARY, re
 
 WORST = 1000  # rows in worst.csv
 PAGE = "report.html"
+TEXTS = ("train", "label", "trusted", "task", "id", "groups", "pred_probs")  # of a config
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -42,6 +43,17 @@ def read_config(run: Path) -> dict[str, Any]:
     if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
         raise InputError(
             f"{run} is not a run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
+        )
+    sums, drop = config["sha256"], config.get("drop", [])
+    wrong = [key for key in TEXTS if not isinstance(config.get(key, ""), str)]
+    if not isinstance(sums, dict) or not {"train", "trusted"} <= sums.keys():
+        wrong.append("sha256")
+    if not isinstance(drop, list) or not all(isinstance(x, str) for x in drop):
+        wrong.append("drop")
+    if wrong:
+        raise InputError(
+            f"{path} cannot be used: {named(wrong)} is not what a run writes there. It was changed "
+            "or damaged; bring back a copy, or weigh again."
         )
     return config
 
