@@ -4,10 +4,10 @@ The lock is the system's own (`flock`), which ends with the process that holds i
 several machines share do not always pass it on, so the file also says who holds it, and its time of
 change is set again every `BEAT` seconds: from another machine, a lock that is older than `STALE`
 seconds is that of a dead process. The clocks of the machines must agree within a minute.
+On Windows there is no lock.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -20,6 +20,9 @@ from pathlib import Path
 
 from ._app import RunFolderError
 
+if sys.platform != "win32":
+    import fcntl
+
 LOCK = "lock"
 BEAT, STALE = 10.0, 120.0  # seconds
 
@@ -31,6 +34,9 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: somebody else holds it, with who.
     """
+    if sys.platform == "win32":
+        yield
+        return
     path = folder / LOCK
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
@@ -56,6 +62,8 @@ def hold(folder: Path) -> Iterator[None]:
 
 def holder(folder: Path) -> str | None:
     """Who holds the lock of a folder, in words; None if nobody does."""
+    if sys.platform == "win32":
+        return None
     try:
         handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
