@@ -269,7 +269,8 @@ def hostile(tmp_path_factory) -> Run:
         }.items()
     ):
         write_table(hostile_table(*part, first_id=10_000 * k), folder / f"{name}.csv")
-    command = [*arguments(folder), "--label", LABEL, "--id", "../id", "--groups", "source"]
+    command = [*arguments(folder), "--id", "../id", "--groups", "source"]
+    command[command.index("--label") + 1] = LABEL
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # where relative paths would lead out of
         return weigh(command, folder / "run")

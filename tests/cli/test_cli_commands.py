@@ -446,7 +446,7 @@ def test_a_file_that_cannot_be_followed_is_refused(tmp_path, asked, extra, messa
         ("seed", 1.5, "Invalid value for '--seed'"),
         ("l2", -1, "Invalid value for '--l2'"),
         ("task", "ranking", "'ranking' is not one of 'auto', 'classification', 'regression'"),
-        ("drop", "p", "Invalid value for '--drop'"),
+        ("drop", 3, "Invalid value for '--drop'"),
         ("num_steps", 5, "--method auto chooses where to stop"),
         ("method", "soba", "weights of groups need --method auto and --model linear"),
         ("model", "mlp", "weights of groups need --method auto and --model linear"),
@@ -517,7 +517,10 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tmp_path):
         "the trusted rows have labels that the training rows lack: 10",
         spoilt=trusted.assign(digit=trusted["digit"] + 1),
     )
-    refuse(3, "no column 'digits' (--label); did you mean 'digit'?", "--label", "digits")
+    refuse(2, "takes one label column, got 2", "--label", "digits")
+    command[command.index("--label") + 1] = "digits"
+    refuse(3, "no column 'digits' (--label); did you mean 'digit'?")
+    command[command.index("--label") + 1] = "digit"
     refuse(3, "must have the same columns", spoilt=trusted.drop(columns="p3"))
     refuse(3, "has no column 'nowhere' (--groups)", "--groups", "nowhere")
     write_table(train.assign(source="only"), tmp_path / "train.csv")

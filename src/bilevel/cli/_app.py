@@ -136,6 +136,13 @@ def _load(context: typer.Context, path: Path | None) -> Path | None:
             f"{', '.join(sorted(name.rstrip('_') for name in known))}."
         )
     lists = {p.name for p in context.command.params if getattr(p, "multiple", False)}
+    for name in lists & settings.keys():
+        values = settings[name] if isinstance(settings[name], list) else [settings[name]]
+        if not all(isinstance(value, str) for value in values):
+            option = "--" + name.replace("_", "-")
+            raise _refusal(
+                f"Invalid value for '{option}' in {path}: {settings[name]!r} is no text."
+            )
     one = {k: [v] for k, v in settings.items() if k in lists and isinstance(v, str)}
     context.default_map = {**(context.default_map or {}), **settings, **one}
     return path
