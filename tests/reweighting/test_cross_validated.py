@@ -17,15 +17,10 @@ from bilevel.reweighting._inputs.probabilities import check_probabilities
 from bilevel.reweighting._weights import candidates as _candidates
 from bilevel.reweighting._weights import folds as _folds
 from bilevel.reweighting._weights.baselines import SIMPLEST
-from bilevel.reweighting._weights.candidates import (
-    _by_group,
-    _density_ratio,
-    _effective,
-    best_candidate,
-    candidate_table,
-    search,
-)
+from bilevel.reweighting._weights.candidates import search
+from bilevel.reweighting._weights.choice import best_candidate, candidate_table, choose
 from bilevel.reweighting._weights.folds import FOLDS, make_folds
+from bilevel.reweighting._weights.shares import at_effective_size, density_ratio, mean_by_group
 
 
 def scaled_digits(n: int, m: int, rate: float, seed: int) -> tuple[Any, Any, np.ndarray]:
@@ -71,7 +66,7 @@ def test_weights_find_wrong_labels_and_pay(noisy):
 
 def test_the_table_and_the_members(noisy):
     data, _, _, found = noisy
-    chosen = _candidates.choose(found)
+    chosen = choose(found)
     assert list(chosen.candidates.index[:4]) == ["uniform", SIMPLEST, "trusted only", "filter"]
     assert chosen.candidates.loc[SIMPLEST, "difference"] == 0
     assert chosen.winner in ("weights", "clean rows")
@@ -200,7 +195,7 @@ def test_groups_weigh_by_their_share_of_right_labels():
     right, groups = np.array([1.0, 0.5, 0.0, 0.1]), np.array(["a", "a", "b", "b"])
     mean = 0.4
     np.testing.assert_allclose(
-        _by_group(right, groups, np.ones(len(right))),
+        mean_by_group(right, groups, np.ones(len(right))),
         np.repeat([(1.5 + mean) / 3, (0.1 + mean) / 3], 2),
     )
 
@@ -208,7 +203,7 @@ def test_groups_weigh_by_their_share_of_right_labels():
 def test_effective_weights_sum_to_the_effective_sample_size():
     weights = np.array([[1.0, 1.0, 1.0], [2.0, 0.0, 2.0], [1.0, 2.0, 3.0]])
     sizes = weights.sum(1) ** 2 / (weights**2).sum(1)
-    np.testing.assert_allclose(_effective(weights, np.ones(weights.shape[1])).sum(1), sizes)
+    np.testing.assert_allclose(at_effective_size(weights, np.ones(weights.shape[1])).sum(1), sizes)
 
 
 def shifted(n: int, m: int, shift: float, seed: int) -> tuple[Any, ...]:
@@ -221,7 +216,7 @@ def shifted(n: int, m: int, shift: float, seed: int) -> tuple[Any, ...]:
 
 def test_a_shift_is_found_where_there_is_one():
     X, y, X_trusted, y_trusted = shifted(6000, 2000, 1.0, 0)
-    ratio = _density_ratio(make_folds(y, y_trusted, 0), X, X_trusted)
+    ratio = density_ratio(make_folds(y, y_trusted, 0), X, X_trusted)
     assert ratio is not None
     # Of two normal distributions with unit variance, the log ratio has the slope of the shift.
     slope = np.polyfit(X[:, 0], np.log(ratio[FOLDS]), 1)[0]
@@ -233,7 +228,7 @@ def test_a_shift_is_seldom_found_where_there_is_none():
     found = 0
     for seed in range(20):
         X, y, X_trusted, y_trusted = shifted(500, 100, 0.0, seed)
-        found += _density_ratio(make_folds(y, y_trusted, seed), X, X_trusted) is not None
+        found += density_ratio(make_folds(y, y_trusted, seed), X, X_trusted) is not None
     assert found <= 1
 
 
@@ -268,7 +263,7 @@ def test_rows_of_a_class_that_no_trusted_row_has_weigh_like_the_others():
     sevens = y == 7
     assert found.folds.unjudged[sevens].all()
     np.testing.assert_allclose(found.right[sevens], found.right[~sevens].mean())
-    assert _candidates.choose(found).keep[sevens].all()
+    assert choose(found).keep[sevens].all()
 
 
 def test_given_probabilities_join_the_pool():

@@ -112,7 +112,7 @@ def _summary(found: MultilabelResult, trusted: int, seed: int) -> dict[str, Any]
                 if name not in found.results or (noise := found.results[name].noise) is None
                 else noise.to_dict([str(i) for i in found.keep.index]),
             }
-            for name, line in found.labels.iterrows()
+            for name, line in found.labels.to_dict("index").items()
         },
         "checks": [check._asdict() for check in found.checks],
     }

@@ -12,7 +12,8 @@ from ._inputs.containers import feature_rows
 from ._inputs.prepare import MIN_MAX, Prepared, prepare
 from ._learn import complete
 from ._weights.annotators import AnnotatedPool, Annotations, Annotators, Labels, vote
-from ._weights.candidates import Search, choose, explain, search
+from ._weights.candidates import Search, search
+from ._weights.choice import choose, explain
 from ._weights.folds import FOLDS
 from ._weights.label_models import few_threads
 from ._weights.result import WeightsResult

@@ -12,7 +12,8 @@ from ._inputs.prepare import MIN_MAX, Prepared, check_verified, prepare
 from ._inputs.probabilities import CHECK, check_probabilities, in_sample_smell
 from ._inputs.row_facts import RowColumns
 from ._weights.baselines import compare_on_holdout
-from ._weights.candidates import choose, explain, search
+from ._weights.candidates import search
+from ._weights.choice import choose, explain
 from ._weights.diagnostics import Check, holdout_check
 from ._weights.folds import FOLDS
 from ._weights.label_models import few_threads

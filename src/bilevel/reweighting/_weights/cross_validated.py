@@ -6,7 +6,8 @@ import numpy as np
 
 from .._inputs.checks import check_trusted_count
 from .._inputs.prepare import precision
-from .candidates import choose, search
+from .candidates import search
+from .choice import choose
 from .folds import FOLDS
 from .label_models import few_threads
 from .result import CrossValidatedWeights

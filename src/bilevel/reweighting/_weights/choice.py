@@ -1,0 +1,124 @@
+"""The choice among candidates, and what is to be said of it."""
+
+import numpy as np
+import pandas as pd
+
+from .._inputs.prepare import Prepared
+from .baselines import SIMPLEST
+from .candidates import SOFT, Search, judge_candidate, standard_error
+from .diagnostics import check_choice
+from .folds import FOLDS
+from .result import CrossValidatedWeights, Learned
+from .row_weights import effective_rows, entropy_of_rows
+from .scorer import RowScorer
+
+CLEAR = 0.5  # standard errors by which one candidate must beat another that is preferred to it
+
+
+def candidate_table(judged: dict[str, tuple[np.ndarray, float]]) -> pd.DataFrame:
+    """The table of candidates: loss, score, and the difference of the loss to the simplest one's.
+
+    The standard error is of the paired difference.
+    """
+    simplest = judged[SIMPLEST][0]
+    return pd.DataFrame(
+        {
+            name: {
+                "loss": losses.mean(),
+                "score": score,
+                "difference": (losses - simplest).mean(),
+                "standard_error": standard_error(losses - simplest),
+            }
+            for name, (losses, score) in judged.items()
+        }
+    ).T
+
+
+def best_candidate(judged: dict[str, tuple[np.ndarray, float]], preferred: str = SOFT) -> str:
+    """The candidate with the least loss, unless a preferred one is as good.
+
+    As good: the paired difference is at most half of its standard error. "All rows + trusted" is
+    preferred to all others, then `preferred`. "Uniform" is judged and not chosen: it forgets the
+    trusted rows, which can only be luck where it is better.
+    """
+    able = [name for name in judged if name != "uniform"]
+    best = min(able, key=lambda name: judged[name][0].mean())
+
+    def clear(name: str, rival: str) -> bool:
+        gap = judged[rival][0] - judged[name][0]
+        return bool(gap.mean() > CLEAR * standard_error(gap))
+
+    if best != preferred and not clear(best, preferred):
+        best = preferred
+    return best if clear(best, SIMPLEST) else SIMPLEST
+
+
+def choose(found: Search) -> CrossValidatedWeights:
+    """The weights of the candidate to use."""
+    winner, folds = best_candidate(found.judged, found.preferred), found.folds
+    weights, trusted = found.candidates[winner].weights[FOLDS], found.candidates[winner].trusted
+    scale = float(np.average(weights, weights=folds.weight)) or 1.0
+    return CrossValidatedWeights(
+        weights=weights / scale,
+        trusted_weight=trusted / scale,
+        scale=scale,
+        winner=winner,
+        candidates=candidate_table(found.judged),
+        members=found.member_table,
+        label_quality=found.quality,
+        keep=found.keep,
+        wrong=found.wrong,
+        noise=found.noise,
+        shifted=found.shifted,
+    )
+
+
+def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> Learned:
+    """The chosen weights, the weighting model that they give, and the questions asked of them."""
+    weights = chosen.weights
+    model = found.linear
+    candidate = found.candidates[chosen.winner]
+    fitted = model.fit(candidate.weights[FOLDS], np.full(found.folds.m, candidate.trusted))
+    counts = found.folds.weight
+    size = effective_rows(weights, counts) if weights.any() else 0.0
+    group_weights = None
+    if tables.groups is not None:
+        names, codes = np.unique(tables.groups, return_inverse=True)
+        some = counts if np.bincount(codes, counts).all() else np.ones(len(weights))
+        group_weights = pd.Series(
+            np.bincount(codes, some * weights) / np.bincount(codes, some), names
+        )
+    return Learned(
+        weights=weights,
+        trusted_weight=chosen.trusted_weight,
+        scale=chosen.scale,
+        label_quality=chosen.label_quality,
+        keep=chosen.keep,
+        wrong=chosen.wrong,
+        noise=chosen.noise if found.noise is None else found.noise.named(tables.classes),
+        winner=chosen.winner,
+        candidates=chosen.candidates,
+        effective_sample_size=size,
+        entropy=entropy_of_rows(weights, counts) if weights.any() else 0.0,
+        checks=check_choice(
+            chosen.winner, chosen.candidates, size, len(weights), tables.num_outputs
+        ),
+        scores=_score_weighting_model(found, chosen.winner),
+        parameters=RowScorer.linear_parameters(fitted, found.folds.kind),
+        history=found.history,
+        stats={"num_steps": len(found.history)},
+        group_weights=group_weights,
+        scorer=found.scorer,
+    )
+
+
+def _score_weighting_model(found: Search, winner: str) -> pd.DataFrame:
+    """The linear model on uniform weights and on the chosen ones: held-out loss and score."""
+    model = found.linear
+    table: dict[str, dict[str, float]] = {}
+    for line, name in {"uniform": "uniform", "chosen": winner}.items():
+        candidate = found.candidates[name]
+        judged = model is found.judge
+        losses, score = found.judged[name] if judged else judge_candidate(model, candidate)
+        table[line] = {"trusted_loss": float(losses.mean()), "trusted_score": score}
+    return pd.DataFrame.from_dict(table, orient="index")
