@@ -95,7 +95,8 @@ def main() -> None:
     except ModuleNotFoundError:
         version = None
         print("tabaudit is not installed: pip install tabaudit")
-    for seed, name in itertools.product(range(args.seeds), args.only):
+    only: list[str] = args.only
+    for seed, name in itertools.product(range(args.seeds), only):
         if (name, seed) in done:
             continue
         try:
@@ -127,7 +128,7 @@ def main() -> None:
             .where(lambda c: c.notna(), None)
             .to_dict("records"),
         },
-        full=table["seed"].nunique() >= SEEDS,
+        full=args.seeds >= SEEDS,
     )
     print(found)
 

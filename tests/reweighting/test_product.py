@@ -100,27 +100,28 @@ def test_free_row_weights_are_a_candidate_where_trusted_rows_abound():
 
 
 @pytest.mark.slow
-def test_rows_of_a_class_without_trusted_rows_count_as_average_ones():
+def test_rows_of_a_class_without_trusted_rows_are_judged_by_models_of_all_rows():
     rng = np.random.default_rng(0)
     y = np.arange(360) % 3
     X = np.eye(3)[y] * 3 + rng.normal(size=(360, 3))
     noisy = np.where(np.arange(300) % 10 == 0, (y[:300] + 1) % 3, y[:300])
     verified = np.flatnonzero(y[300:] < 2) + 300
     with pytest.warns(
-        UserWarning, match=r"labels that no trusted row has: 2\. These rows cannot be judged"
+        UserWarning, match=r"labels that no trusted row has: 2\. These rows are judged by"
     ):
         result = learn_weights(X[:300], noisy, X[verified], y[verified])
-    weights, third = np.asarray(result.weights), noisy == 2
-    assert weights[third].mean() == pytest.approx(weights[~third].mean(), rel=1e-4)
-    assert np.asarray(result.keep)[third].all()
-    np.testing.assert_allclose(np.ptp(np.asarray(result.label_quality)[third]), 0)
+    third, wrong = noisy == 2, noisy != y[:300]
+    quality, keep = np.asarray(result.label_quality), np.asarray(result.keep)
+    assert quality[third & wrong].max() < np.quantile(quality[third & ~wrong], 0.1)
+    assert keep[third & ~wrong].mean() > 0.9
+    assert keep[third & wrong].mean() <= 0.2
 
 
 def test_a_class_without_trusted_rows_is_refused_or_warned_of():
     y, trusted = np.array([0, 1, 2, 2]), np.array([0, 1, 1])
     with pytest.raises(InputError, match=r"no trusted row has: 2\. Every row of such a class"):
         find_classes(y[:3], trusted, judge_all=True)
-    with pytest.warns(UserWarning, match=r"no trusted row has: 2\. These rows cannot be judged"):
+    with pytest.warns(UserWarning, match=r"no trusted row has: 2\. These rows are judged by"):
         assert find_classes(y[:3], trusted, judge_all=False).tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="no trusted row has: 0, 2"):
         find_classes(y, np.ones(4, int), judge_all=False)

@@ -166,7 +166,7 @@ def test_labels_of_any_kind_reach_the_estimator_as_codes():
     clf: Any = ReweightedClassifier(OnlyCodes(max_iter=5))
     codes[codes == 1], y_trusted[y_trusted == 1] = 2, 2
     codes[-1] = 1
-    with pytest.warns(UserWarning, match="cannot be judged"):
+    with pytest.warns(UserWarning, match="are judged by models of the training rows"):
         clf.fit(rows, codes, X_trusted=trusted, y_trusted=y_trusted)
     assert clf.label_quality_.shape == (201,)
 

@@ -205,7 +205,8 @@ def find_classes(
         )
     if len(unseen):
         warnings.warn(
-            f"{message}These rows cannot be judged and count as average ones: verify a few of them.",
+            f"{message}These rows are judged by models of the training rows alone: verify a few of "
+            "them.",
             UserWarning,
             stacklevel=4,
         )

@@ -1,6 +1,7 @@
 """The candidates: weights that are judged on the trusted rows that each has not seen."""
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,15 +166,19 @@ def search(
 
     members = [fit(kind) for kind in kinds for fit in (cross_fitted, trusted_only)]
     of_all, of_trusted = members[-2:]  # the judge's
+    members = _spoken_for(folds, members)
     members += [] if probabilities is None else [from_outside(probabilities)]
     trees = judge is not linear and takes_gaps(estimator)
     number = FEWER_TREES if trees else TREES
     forests = forest_label_models(folds, features, features_trusted, number)
     if forests is not None and annotations is None:
-        more = [forget(cross_fitted(forests[0])), forget(trusted_only(forests[1]))]
+        fits = cross_fitted(forests[0]), trusted_only(forests[1])
+        more = _spoken_for(folds, [forget(member) for member in fits])
         members += more if trees or _are_worth_it(folds, members, more, verified) else []
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
-    right = np.stack([_right(folds, pools[k], members, k) for k in range(JUDGES)])
+    right = np.stack(
+        [pools[k].right([member.train[k] for member in members], y) for k in range(JUDGES)]
+    )
     clean = np.stack(
         [
             judge_labels(folds, pools[k], members, verified, precision, seed, k).keep
@@ -226,7 +231,8 @@ def search(
 
     members += [second_round(kind, right, fits) for kind, fits in zip(kinds, weighing, strict=True)]
     pool = _pool(folds, members, verified, annotations, FOLDS)
-    last = _right(folds, pool, members, FOLDS)
+    of_last = [member.train[FOLDS] for member in members]
+    last = pool.right(of_last, y)
     rounds.append(_round(folds, pool, members, last))
     suspected = judge_labels(folds, pool, members, verified, precision, seed, FOLDS)
     final = {SOFT: last, HARD: suspected.keep.astype(float)}
@@ -236,7 +242,7 @@ def search(
     for name, weights in final.items():
         kept = candidates[name].weights
         candidates[name] = Candidate(np.concatenate([kept[:FOLDS], weights[None]]), 1.0)
-    quality = pool.quality(_for_ranking(folds, members), y)
+    quality = pool.quality(of_last, y)
     noise = noise_of(folds, suspected, groups, seed)
     # New rows are judged by the models that are kept; they come with one label, of no annotator.
     lasting = [member for member in members if member.models or member.kind is None]
@@ -276,7 +282,7 @@ def _pool(
         every = [member.trusted[k] for member in members]
         labels = folds.y_trusted, train, folds.y
         return AnnotatedPool.fit(folds.kind, every, *labels, annotations, folds.known(k))
-    known = ~folds.unjudged & folds.before[k]
+    known = folds.before[k]
     return fit_pool(
         folds.kind,
         trusted,
@@ -289,19 +295,23 @@ def _pool(
     )
 
 
-def _for_ranking(folds: Folds, members: list[Member]) -> list[Float[np.ndarray, "n outputs"]]:
-    """What each member says of the training rows.
+def _spoken_for(folds: Folds, members: list[Member]) -> list[Member]:
+    """The members, where each of trusted rows alone follows the one of all rows of the same kind.
 
     Of a row whose class no trusted row has, models of the trusted rows alone know nothing. There the
-    model of all rows of the same kind, which comes before them, speaks in their place.
+    model of all rows speaks in their place.
     """
-    train = [member.train[FOLDS] for member in members]
     strange = np.flatnonzero(folds.unjudged)
-    if len(strange):
-        for i in (i for i, member in enumerate(members) if member.alone):
-            train[i] = train[i].copy()
-            train[i][strange] = train[i - 1][strange]
-    return train
+    if not len(strange):
+        return members
+    spoken = [members[0]]
+    for before, member in itertools.pairwise(members):
+        train = [outputs.copy() for outputs in member.train] if member.alone else member.train
+        for outputs, known in zip(train, before.train, strict=True):
+            if member.alone:
+                outputs[strange] = known[strange]
+        spoken.append(dataclasses.replace(member, train=train))
+    return spoken
 
 
 def _are_worth_it(
@@ -320,16 +330,6 @@ def _are_worth_it(
 
     gain = losses(members) - losses([*members, *more])
     return bool(gain.mean() > PLAIN * standard_error(gain))
-
-
-def _right(folds: Folds, pool: Pool, members: list[Member], k: int) -> Float[np.ndarray, " n"]:
-    """The probability that each label is right; of rows that no model can judge, the mean."""
-    right = pool.right([member.train[k] for member in members], folds.y)
-    if folds.unjudged.any():
-        judged = ~folds.unjudged & (folds.weight > 0)
-        mean = np.average(right[judged], weights=folds.weight[judged]) if judged.any() else 1.0
-        right[folds.unjudged] = mean
-    return right
 
 
 def _round(folds: Folds, pool: Pool, members: list[Member], right: np.ndarray) -> dict[str, float]:

@@ -43,7 +43,7 @@ class Folds:
         beside: per choice, those of them that belong to no row of fold k.
         others: per choice, the trusted rows that it has and that belong to no row of fold k.
         sub: the training rows that models are fitted on.
-        unjudged: the training rows whose class no trusted row has.
+        unjudged: the training rows whose class no trusted row has: only models of all rows know them.
         units: how many training, and how many judging trusted rows there are, where those that belong
             together are one.
     """

@@ -20,7 +20,7 @@ class Suspects(NamedTuple):
     """What a pool makes of the training labels, calibrated on the trusted rows of choice k.
 
     Attributes:
-        wrong: the probability that each label is wrong; of rows that no model can judge, the mean.
+        wrong: the probability that each label is wrong; of rows that the choice has not, the mean.
         keep: False for the rows to look at.
         known: positions of the rows that are judged.
         evidence, draws: from which it came; None where there is no noise matrix.
@@ -42,9 +42,8 @@ def judge_labels(
     seed: int,
     k: int,
 ) -> Suspects:
-    """Which labels are likely to be wrong; rows that no model can judge are not counted."""
-    judged = ~folds.unjudged & folds.before[k]
-    known, rows = np.flatnonzero(judged), np.flatnonzero(folds.known(k))
+    """Which labels are likely to be wrong, among the rows of choice k."""
+    known, rows = np.flatnonzero(folds.before[k]), np.flatnonzero(folds.known(k))
     y, weight = folds.y[known], folds.weight[known]
     wrong, keep = np.zeros(folds.n), np.ones(folds.n, bool)
     if not weight.any():
