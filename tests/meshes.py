@@ -2,7 +2,8 @@
 
     python tests/meshes.py KIND PROCESS NUM_PROCESSES PORT NAME...
 
-KIND is `Auto` or `Explicit`, the axis type of the mesh; each process has two virtual devices. The last
+KIND is `Auto` or `Explicit`, the axis type of the mesh, or `Model`: automatic axes, and w is split as
+well as u. Each process has two virtual devices. The last
 line is JSON: for each method, the largest difference of (u, w) from the run on one device, relative to
 the largest entry, or the error.
 """
@@ -27,7 +28,7 @@ from bilevel import tasks
 from methods import METHODS
 from rows import with_steps
 
-ROWS, COLUMNS, CLASSES, STEPS = 32, 3, 2, 12
+ROWS, COLUMNS, CLASSES, STEPS = 32, 4, 2, 12
 SAMPLERS = {
     "blocks": bilevel.Blocks(8),
     "shuffled": bilevel.Shuffled(8),
@@ -65,8 +66,9 @@ def solved(name: str, place: Any) -> list[np.ndarray]:
     ]
 
 
-def difference(name: str, mesh: Any) -> float | str:
+def difference(name: str, mesh: Any, split_model: bool) -> float | str:
     def split(x: Any, by_rows: bool) -> jax.Array:
+        by_rows |= split_model
         sharding = NamedSharding(mesh, PartitionSpec("data") if by_rows else PartitionSpec())
         return jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x)[part])
 
@@ -84,9 +86,10 @@ def main(kind: str, process: str, num_processes: str, port: str, *names: str) ->
     jax.config.update("jax_enable_x64", True)
     if int(num_processes) > 1:
         jax.distributed.initialize(f"localhost:{port}", int(num_processes), int(process))
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(getattr(AxisType, kind),))
+    axis = AxisType.Explicit if kind == "Explicit" else AxisType.Auto
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(axis,))
     with jax.set_mesh(mesh):
-        print(json.dumps({name: difference(name, mesh) for name in names}))
+        print(json.dumps({name: difference(name, mesh, kind == "Model") for name in names}))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_rows_and_products_along_an_explicit_axis():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", ["Auto", "Explicit", "Model"])
 def test_every_method(kind, num_processes):
     found = differences(kind, num_processes, EVERY)
     assert len(found) == len(EVERY)

@@ -62,4 +62,7 @@ def function_operator(
     The function stays one piece in the program: lineax evaluates it for several purposes, and what it
     captures would lose its sharding.
     """
-    return lx.FunctionLinearOperator(jax.jit(function), jax.eval_shape(lambda: like), tags)
+    whole = jax.jit(
+        function
+    )  # hidden in a lambda, because equinox 0.13.0 warns of a jitted attribute
+    return lx.FunctionLinearOperator(lambda x: whole(x), jax.eval_shape(lambda: like), tags)

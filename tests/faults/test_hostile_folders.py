@@ -136,7 +136,7 @@ def schema(text: str) -> Callable[[Path], None]:
 MODELS = {
     "deep": (schema('{"a":' * 100_000), "RecursionError"),
     "no description": (schema("[]"), "damaged"),
-    "empty": (schema("{}"), "TypeError"),
+    "empty": (schema("{}"), "Error"),
     "a bomb": (bomb, "it unpacks to"),
     "8 TB": (huge, "is not of the size"),
     "a vast description": (schema(" " * 5000), "its description has 5000 bytes"),

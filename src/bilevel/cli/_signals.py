@@ -42,7 +42,7 @@ class Stop:
 
 
 def command_line(*more: str) -> str:
-    """This command, for a shell, with further options if it has them not."""
+    """This command, for a shell, and the further options that it does not have yet."""
     given = sys.argv[1:]
     return shlex.join(["bilevel", *given, *(option for option in more if option not in given)])
 
