@@ -239,6 +239,12 @@ def test_a_checkpoint_of_other_step_sizes_is_refused(tmp_path):
     run(0.1)
     with pytest.raises(ValueError, match="with other settings"):
         run(0.05)
+    # A damaged file counts as absent, and is named.
+    for name in ("checkpoint.eqx", "history.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-30])
+        with pytest.warns(UserWarning, match=rf"{name}.* starts from the beginning"):
+            run(0.1)
 
 
 @pytest.mark.slow
