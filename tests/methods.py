@@ -16,7 +16,7 @@ import equations
 from bilevel import AID, ITD, Blocks, DoubleLoop, GradientInner, Shuffled, WithReplacement
 from equations import BATCH, ETA, K, T
 from helpers import BLOCKS, REPLACED, SHUFFLED, double_loop, soba
-from problems import CASES, Quadratic, spd
+from problems import CASES, Quadratic, on_network, spd
 from rows import Counted, Law, Row, costs, draws, single_loop
 
 # How far from u* an untuned run ends, relative to u*: the bias that stays with the default lengths.
@@ -27,6 +27,7 @@ WIDE = Quadratic.random(4, spd(4, 14, 1.0, 30.0), 3)  # CG takes more than ten s
 
 _coupled, _tree, _logistic = CASES["coupled"], CASES["pytree"], CASES["logistic"]
 _simplex, _box = CASES["simplex"], CASES["box"]
+RING = [[0.5, 0.3, 0.2], [0.3, 0.4, 0.3], [0.2, 0.3, 0.5]]  # a gossip matrix of three agents
 _two_steps = GradientInner(optax.sgd(0.5), 2)
 _three_steps = GradientInner(optax.sgd(0.02), 3)
 _accurate = AID(bilevel.CG(rtol=1e-12))
@@ -365,6 +366,15 @@ ROWS = [
         lengths={"num_steps": 3},
         untuned=(EXACT, {}),
         floor={"num_steps": "T"},
+    ),
+    Row(
+        bilevel.GossipSOBA,
+        "gossip",
+        laws={
+            "gossip": Law(
+                on_network(_coupled, 3), bilevel.GossipSOBA(RING, 0.4, 0.4, 0.05), quick=False
+            )
+        },
     ),
     Row(
         bilevel.LookAhead,

@@ -309,3 +309,24 @@ CASES = {
         ),
     ]
 }
+
+
+def on_network(case: Case, agents: int) -> Case:
+    """The case for agents who all have the same objectives."""
+
+    def every(x: Any) -> Any:
+        return bilevel.replicate(x, agents)
+
+    def gradient(u: Any) -> np.ndarray:
+        own = [case.gradient(jax.tree.map(lambda x, i=i: x[i], u)) for i in range(agents)]
+        return np.stack(own).ravel() / agents
+
+    return Case(
+        f"{case.name} on a network",
+        bilevel.on_network(case.problem, agents),
+        every(case.u),
+        every(case.w0),
+        jax.vmap(case.w_star),
+        gradient,
+        None if case.u_star is None else every(case.u_star),
+    )

@@ -15,6 +15,12 @@ Theorem 2 assumes that Omega is smooth in theta. No instance has this property e
 the support of Omega changes. We take an instance and a horizon on which it does not change, and on
 which the weight of one of its two rows grows from 0.35 to 0.74; then an instance on which Omega
 jumps, to see what happens after the jump.
+
+What does happen is our own: the limit for alpha -> 0 is the flow whose weight sits on the argmin of
+the *integrated* field (`bilevel.dynamics.slow_model_flow`), which Omega does not know of. We compare
+the joint flow with both limits, on that instance and on the smallest one, two rows x = -1 and 1 of a
+mean, for which both limits are known by hand; and count on random instances how often Omega changes
+its support along the way.
 """
 
 import sys
@@ -46,6 +52,9 @@ START = (3.0, 0.0)  # of theta
 SEED, HORIZON = 3, 0.6  # Omega's support does not change: Theorem 2
 JUMP_SEED, JUMP_HORIZON, BEFORE = 8, 1.3, 0.9  # it does: when we stop, and when all is still smooth
 TAU, BETA, ALPHA = 0.01, 1.6e-3, 0.02  # the first of each series, which halves from there
+TARGET, MEAN_START, MEAN_HORIZON = 0.3, -0.5, 3.0  # the mean of two rows: outer optimum, start, end
+MEAN_ALPHAS = (1e-2, 1e-3, 1e-4)
+COUNTED_HORIZON, COUNTED_POINTS = 3.0, 61
 POINTS = 201  # times at which flows are compared
 VISIBLE = 1e-3  # what counts as the support of Omega, near whose changes its flow gets slow
 
@@ -280,6 +289,16 @@ def slow_parameters(seed: int, count: int, horizon: float) -> tuple[dict[str, An
         "Omega on its first support": [omegas[i, support[0]].round(4).tolist() for i in (0, -1)],
         "at the end": at_the_end(problem, runs[-1], alphas[-1]),
     }
+    limit = dynamics.slow_model_flow(problem, u0, w0, ts)
+    away = [
+        float(jnp.linalg.norm(parameters(run) - parameters(limit), axis=1).max()) for run in runs
+    ]
+    numbers["integrated field"] = {
+        "finished": bool(limit.finished),
+        "switches": int(limit.num_steps),
+        "gaps": away,
+        "slope": slope(alphas, away),
+    }
     return numbers, {"t": np.asarray(ts), "gap": gap, "omega": omegas}
 
 
@@ -298,6 +317,59 @@ def at_the_end(problem: BilevelProblem, run: dynamics.Flow, alpha: float) -> dic
         "its margin": float(verdict.margins.min()),
         "its alpha log w": alpha * float(run.log_u[-1, wants_in]),
     }
+
+
+# The limit with the integrated field.
+
+
+def mean_of_two_rows() -> dict[str, Any]:
+    """f = sum_i u_i (w - x_i)^2 / 2 with x = -1, 1 and F = (w - TARGET)^2 / 2: both limits by hand.
+
+    The field at w favours the row on the other side of TARGET. So Omega holds w at TARGET once it is
+    there. The integrated field lets w go on, until the time beyond TARGET has made up for the time
+    before.
+    """
+    rows = jnp.array([-1.0, 1.0])
+    problem = BilevelProblem(
+        lambda u, w, _: 0.5 * jnp.sum((w - TARGET) ** 2),
+        lambda u, w, _: 0.5 * jnp.vdot(u, (w - rows) ** 2),
+        geometry=bilevel.Simplex(),
+    )
+    u0, w0 = uniform_weights(2), jnp.array([MEAN_START])
+    ts = jnp.linspace(0, MEAN_HORIZON, 61)
+    printed = jnp.minimum(1 + (MEAN_START - 1) * jnp.exp(-ts), TARGET)
+    limit = dynamics.slow_model_flow(problem, u0, w0, ts)
+    found: dict[str, Any] = {"switches": int(limit.num_steps), "printed": [], "integrated": []}
+    for alpha in MEAN_ALPHAS:
+        flow = dynamics.joint_flow(problem, u0, w0, ts / alpha, alpha=alpha, beta=1.0)
+        for name, path in (("printed", printed), ("integrated", parameters(limit)[:, 0])):
+            found[name].append(float(jnp.abs(parameters(flow)[:, 0] - path).max()))
+    return found | {"slope": slope(MEAN_ALPHAS, found["integrated"])}
+
+
+@eqx.filter_jit
+def _omegas(problem: BilevelProblem, ws: Array) -> Array:
+    return jax.lax.map(lambda w: omega(problem, w, uniform_weights(N)).u[-1], ws)
+
+
+def count_changes(num_seeds: int) -> dict[str, Any]:
+    """On random mixtures: whether Omega changes its support, and whether the weights follow it."""
+    outcomes = []
+    for seed in range(num_seeds):
+        problem, u0, w0 = problem_of(seed), uniform_weights(N), jnp.array(START)
+        ts = jnp.linspace(0, COUNTED_HORIZON, COUNTED_POINTS)
+        limit = dynamics.slow_model_flow(problem, u0, w0, ts)
+        support = np.asarray(_omegas(problem, parameters(limit))) > VISIBLE
+        held = np.asarray(limit.u) > VISIBLE
+        outcomes.append(
+            {
+                "finished": bool(limit.finished),
+                "switches": int(limit.num_steps),
+                "support of Omega changes": int((support[1:] != support[:-1]).any(1).sum()),
+                "at the end as Omega": bool((support[-1] == held[-1]).all()),
+            }
+        )
+    return {key: [outcome[key] for outcome in outcomes] for key in outcomes[0]}
 
 
 # The figure.
@@ -413,6 +485,8 @@ def measure(full: bool) -> dict[str, Any]:
         "theorem 1": [run for run, _ in first],
         "theorem 2": second,
         "theorem 2 past a jump": jump,
+        "mean of two rows": mean_of_two_rows(),
+        "random instances": count_changes(20 if full else 10),
         "figure": {
             "theorem 1": first[0][1],
             "theorem 2": second_curves,
@@ -434,6 +508,10 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
     beta, alpha = first[0]["beta"][-1], jump["alpha"]
     end = jump["at the end"]
     last_ratio = jump["gaps"][-1] / jump["gaps"][-2]
+    integrated, mean = jump["integrated field"], measured["mean of two rows"]
+    counted = measured["random instances"]
+    changes_of_omega = counted["support of Omega changes"]
+    changed = sum(x > 0 for x in changes_of_omega)
     return [
         Claim(
             "R4",
@@ -504,6 +582,44 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             f"exp({end['its alpha log w']:.2f} / alpha), and it takes a time of order 1 in t to "
             "come back, however small alpha is. Omega(theta, w_0) starts from w_0 at every theta "
             "and has no memory; the joint flow has.",
+        ),
+        Claim(
+            "R5",
+            "The limit for alpha -> 0 is the flow whose weight sits on the argmin of the integrated "
+            "field, also past a jump of Omega: the distance of theta is of order 1 in alpha.",
+            "the flow with the weights Omega(theta, w_0)",
+            f"{integrated['gaps'][-1]:.1e} at alpha = {alpha[-1]:.1e}, order "
+            f"{integrated['slope']:.2f}, where the printed limit is {jump['gaps'][-1]:.3f} away; "
+            f"where Omega is smooth, {second['integrated field']['gaps'][-1]:.1e}, order "
+            f"{second['integrated field']['slope']:.2f}",
+            integrated["finished"]
+            and first_order(integrated["slope"])
+            and first_order(second["integrated field"]["slope"]),
+            "`bilevel.dynamics.slow_model_flow`. Assumption 3 of the paper's proof cannot hold: at "
+            "every vertex of the simplex P(w) = 0, so that its left side is 0, and its right side is "
+            "positive at all vertices but Omega.",
+        ),
+        Claim(
+            "R5",
+            "The smallest case, a mean of two rows x = -1 and 1: the joint flow tends to the limit "
+            "with the integrated field with order 1 in alpha, and not to the printed one.",
+            "the printed limit",
+            f"distances {', '.join(f'{x:.2g}' for x in mean['integrated'])} at alpha = "
+            f"{', '.join(f'{x:g}' for x in MEAN_ALPHAS)}, order {mean['slope']:.2f}; from the printed "
+            f"limit {', '.join(f'{x:.2f}' for x in mean['printed'])}",
+            first_order(mean["slope"]) and min(mean["printed"]) > 0.1,
+            f"The weight changes the row {mean['switches']} times up to t = {MEAN_HORIZON:g}.",
+        ),
+        Claim(
+            "R5",
+            "Random mixtures on which Omega keeps its support along the way, as Theorem 2 needs it.",
+            "Omega is Lipschitz",
+            f"{len(changes_of_omega) - changed} of {len(changes_of_omega)}",
+            changed == 0,
+            f"On {changed} it changes up to t = {COUNTED_HORIZON:g}. At the end the weights are on "
+            f"other rows than Omega on {counted['at the end as Omega'].count(False)} of them. The "
+            f"flow with the integrated field was followed to its end on "
+            f"{counted['finished'].count(True)}.",
         ),
     ]
 

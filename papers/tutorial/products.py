@@ -139,6 +139,8 @@ def draw(measured: Measured):
 def claims(measured: Measured) -> list[Claim]:
     """Equal values, and a price."""
     slowest = max(row["gradients"] for row in measured["table"].values())
+    ways = ("RR", "RF", "FR")
+    memory = {name: measured["table"][name]["temporary_megabytes"] for name in ways}
     return [
         Claim(
             "G6",
@@ -154,6 +156,14 @@ def claims(measured: Measured) -> list[Claim]:
             f"at most {slowest:.1f} gradients",
             slowest <= 5,
             "This is the median of the ratios of alternating runs, on this machine.",
+        ),
+        Claim(
+            "G6",
+            "The memory of RR is at least that of RF, and that of RF at least that of FR.",
+            "RR >= RF >= FR",
+            ", ".join(f"{name} {megabytes:.2f} MB" for name, megabytes in memory.items()),
+            memory["RR"] >= memory["RF"] >= memory["FR"],
+            "These are the temporary buffers of the compiled programs.",
         ),
     ]
 

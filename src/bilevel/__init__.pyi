@@ -12,6 +12,11 @@ from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Inf
 from ._algorithm.double_loop import DoubleLoop as DoubleLoop
 from ._algorithm.f2sa import F2SA as F2SA
 from ._algorithm.fsla import FSLA as FSLA
+from ._algorithm.gossip import (
+    GossipSOBA as GossipSOBA,
+    on_network as on_network,
+    replicate as replicate,
+)
 from ._algorithm.inexact import InexactDescent as InexactDescent, logarithmic as logarithmic
 from ._algorithm.inner_loop import AmIGO as AmIGO, BSA as BSA, StocBiO as StocBiO
 from ._algorithm.look_ahead import LookAhead as LookAhead

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.linalg
+import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
 import bilevel
@@ -315,6 +316,44 @@ def test_exact_field_is_the_gradient():
     inner = bilevel.GradientInner(optax.sgd(0.3), 400)
     iterated = dynamics.exact_field(PROBLEM, inner, W0, lx.LU())
     np.testing.assert_allclose(eqx.filter_jit(iterated)(u), jax.grad(phi)(u), rtol=1e-8)
+
+
+def two_row_mean(w0, target, t):
+    """w and the row with the weight at time t, piece by piece; D = S_2 - S_1 for x = -1 and 1."""
+    x, start, began, d = 1.0, w0, 0.0, 0.0
+    while True:
+        path = lambda s, x=x, start=start: x + (start - x) * np.exp(-s)  # noqa: E731
+        integral = lambda s, x=x, start=start, d=d: (  # noqa: E731
+            d + 2 * ((x - target) * s + (start - x) * (1 - np.exp(-s)))
+        )
+        grid = np.linspace(1e-3, 50, 20_000)
+        crossed = grid[np.flatnonzero(integral(grid) * x >= 0)[0]]
+        end = scipy.optimize.brentq(integral, max(crossed - 3e-3, 1e-9), crossed, xtol=1e-14)
+        if began + end > t:
+            return path(t - began), int(x > 0)
+        x, start, began, d = -x, path(end), began + end, 0.0
+
+
+def test_slow_model_flow_of_a_mean_by_hand():
+    """The weight stays on a row until the integral of the field has changed its sign."""
+    rows, target, w0 = jnp.array([-1.0, 1.0]), 0.3, -0.5
+    problem = bilevel.BilevelProblem(
+        lambda u, w, _: 0.5 * jnp.sum((w - target) ** 2),
+        lambda u, w, _: 0.5 * jnp.vdot(u, (w - rows) ** 2),
+        geometry=bilevel.Simplex(),
+    )
+    ts, start = jnp.linspace(0, 3, 13), (uniform_weights(2), jnp.array([w0]))
+    flow = dynamics.slow_model_flow(problem, *start, ts)
+    assert bool(flow.finished)
+    assert int(flow.num_steps) == 2
+    expected = [two_row_mean(w0, target, float(t)) for t in ts]
+    np.testing.assert_allclose(flow.w[:, 0], [w for w, _ in expected], atol=1e-7)
+    assert jnp.argmax(flow.u, axis=1).tolist() == [row for _, row in expected]
+    np.testing.assert_allclose(jnp.max(flow.u, axis=1), 1, rtol=1e-12)
+    few = dynamics.slow_model_flow(problem, *start, ts, max_switches=1)
+    assert not bool(few.finished)
+    np.testing.assert_allclose(few.w[:9], flow.w[:9], rtol=1e-12)
+    assert float(jnp.max(jnp.abs(flow.w[:, 0] - target))) > 0.4  # the printed limit stays at 0.3
 
 
 # A field at a point.

@@ -40,6 +40,7 @@ from .._hypergradient.implicit import implicit_gradient
 from .._inner.base import AbstractInnerSolver
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream
+from . import slow_model
 
 __all__ = [
     "SUPPORT",
@@ -58,6 +59,7 @@ __all__ = [
     "may_be_stationary",
     "mirror_flow",
     "row_gradients",
+    "slow_model_flow",
     "stability",
     "support_bound",
 ]
@@ -181,6 +183,77 @@ def joint_flow(
     speeds = (jnp.asarray(alpha, float), jnp.asarray(beta, float))
     term = _JointTerm(problem, linear_solver, *speeds)
     return _integrate(term, (u0, w0), ts, 0.0, rtol, atol, solver, max_steps=max_steps)
+
+
+def slow_model_flow(
+    problem: BilevelProblem,
+    u0: Weights,
+    w0: PyTree[Array],
+    ts: Float[Array, " times"],
+    *,
+    linear_solver: lx.AbstractLinearSolver | None = None,
+    rtol: float = 1e-10,
+    max_switches: int = 100,
+) -> Flow:
+    """The limit of the joint flow for alpha / beta -> 0, on the time scale of the model.
+
+        dw/dt = -grad_w f(u, w),   dS/dt = Psi(w, u),   S(0) = 0,   supp u(t) in argmin_i S_i(t)
+
+    The weights of the joint flow are `u0 exp(-(beta / alpha) S)`, normalised, with S the *integral* of
+    the field along the path. So they sit where the integral is least, and a row that becomes better
+    than the others must first make up for the time that it was worse. `joint_flow(..., ts / alpha,
+    alpha=alpha, beta=1.0)` differs from this flow by O(alpha), except within O(alpha |log alpha|) of a
+    switch. At t = 0 the weights jump to the end of the mirror flow with the model held at w0. Where
+    several rows share the weight, Psi is the same on them, which determines their shares.
+
+    The limit in Theorem 2 of the paper is another flow: there the weights are `Omega(w, u0)`, the end
+    of the mirror flow from u0 at every w. Both agree until a row that lost at the start would win. The
+    theorem's Assumption 3, `<P(u) Psi(w, u), u - Omega(w, u0)> >= nu ||u - Omega(w, u0)||^2` for all u
+    and w, holds for no problem with two rows or more: `P(u) = 0` at every vertex of the simplex, so
+    that the left side is 0, and the right side is positive at all vertices but Omega.
+
+    Args:
+        problem: on the simplex, with weights of shape `(rows,)` and a model of few parameters.
+        u0, w0: the start.
+        ts: increasing times, 0 or later, of the slow time `alpha t`; at 0 the weights are those after
+            the jump.
+        linear_solver: as in `joint_flow`.
+        rtol: relative and absolute tolerance of the pieces between switches.
+        max_switches: where switches accumulate, as in a limit that slides between two rows, the flow
+            ends after this many, with `finished` False.
+
+    Returns:
+        A `Flow`. Its `num_steps` is the number of switches; `finished` is also False if the mirror
+        flow came to no rest at a switch. Then the last state is repeated.
+
+    The integration runs on the host and cannot be traced. Use float64. Source: ours; equation (8) and
+    Theorem 2 are those of Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel
+    optimization" [ivanova2023][].
+    """
+    linear_solver = lx.Cholesky() if linear_solver is None else linear_solver
+
+    def rest(u: Weights, w: PyTree[Array]) -> tuple[Weights, bool]:
+        field = frozen_field(problem, w, linear_solver)
+        flow = mirror_flow(field, u, jnp.array([1e5]), tol=1e-7)
+        end = jnp.where(flow.u[-1] > SUPPORT, flow.u[-1], 0)
+        return end / jnp.sum(end), bool(flow.converged)
+
+    times = np.asarray(ts)
+    path = slow_model.integrate(
+        problem, rest, jnp.asarray(u0), w0, times, linear_solver, rtol, max_switches
+    )
+    u, end = jnp.asarray(path.u), path.w[-1]
+    field = _value(frozen_field(problem, end, linear_solver), u[-1])
+    c = Simplex().tangent(u[-1], field)
+    return Flow(
+        ts=jnp.asarray(ts),
+        log_u=jnp.log(u),
+        w=jax.tree.map(lambda *x: jnp.stack(x), *path.w),
+        converged=jnp.asarray(False),
+        residual=jnp.maximum(jnp.max(u[-1] * jnp.abs(c)), jnp.max(-c)),
+        finished=jnp.asarray(path.finished),
+        num_steps=jnp.asarray(path.num_switches),
+    )
 
 
 class _MirrorTerm(eqx.Module):

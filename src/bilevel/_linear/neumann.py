@@ -44,10 +44,10 @@ class Neumann(AbstractStepSolver):
         TypeError: the operator is complex.
 
     Source: Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in
-    overparameterized bilevel optimization", equation (3), Figure 6 and Appendix E [vicol2022][];
-    Lorraine, Vicol and Duvenaud (2020), "Optimizing millions of hyperparameters by implicit
-    differentiation" [lorraine2020][]; AID-FP: Grazzi, Franceschi, Pontil and Salzo (2020), "On the
-    iteration complexity of hypergradient computation" [grazzi2020][].
+    overparameterized bilevel optimization", equation (2) truncated as in (5), Figure 6 and Appendix E
+    [vicol2022][]; Lorraine, Vicol and Duvenaud (2020), "Optimizing millions of hyperparameters by
+    implicit differentiation" [lorraine2020][]; AID-FP: Grazzi, Franceschi, Pontil and Salzo (2020),
+    "On the iteration complexity of hypergradient computation" [grazzi2020][].
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> operator = lx.MatrixLinearOperator(jnp.diag(jnp.array([1.0, 0.5])))
