@@ -55,16 +55,18 @@ def run(method, problem, u0, w0, num_steps):
 def test_with_complete_mixing_it_is_soba_on_the_mean():
     agents, steps = 4, (0.3, 0.3, 0.1)
     problem, _ = problem_of(0, agents)
+    outer_mean, inner_mean = (
+        lambda u, w, batch, f=f: jnp.mean(jax.vmap(f, in_axes=(None, None, 1))(u, w, batch))
+        for f in (outer, inner)
+    )
     mean = bilevel.BilevelProblem(
-        *(
-            lambda u, w, batch, f=f: jnp.mean(jax.vmap(f, in_axes=(None, None, 1))(u, w, batch))
-            for f in (outer, inner)
-        ),
+        outer_mean,
+        inner_mean,
         problem.outer_data,
         problem.inner_data,
     )
     u0, w0 = jnp.array([0.3, -0.2]), jnp.array([1.0, 0.5])
-    central = run(bilevel.SOBA(*steps), mean, u0, w0, 30)
+    central = run(bilevel.SOBA(steps[0], steps[1], steps[2]), mean, u0, w0, 30)
     gossip = GossipSOBA(np.full((agents, agents), 1 / agents), *steps)
     network = on_network(problem, agents)
     found = run(gossip, network, replicate(u0, agents), replicate(w0, agents), 30)

@@ -100,7 +100,7 @@ def integrate(
         off = np.flatnonzero(~on & (np.asarray(u0) > 0))
 
         def velocity(_: float, y: np.ndarray, on: np.ndarray = on) -> np.ndarray:
-            return np.asarray(slow.velocity(y, on))
+            return np.asarray(slow.velocity(jnp.asarray(y), jnp.asarray(on)))
 
         def arrival(_: float, y: np.ndarray, on: np.ndarray = on, off: np.ndarray = off) -> float:
             integral = parts(y)[2]
