@@ -163,7 +163,7 @@ def run(ask: dict[str, Any], said: int, counts: int) -> None:
     from bilevel.cli import main as command
 
     shim = None
-    if "folder" in ask:
+    if "folder" in ask and "LD_PRELOAD" in os.environ:
         shim = ctypes.CDLL(None)
         shim.arm(ask["folder"].encode(), ctypes.c_long(ask.get("at", -1)), ask.get("mode", COUNT))
     code = 70
