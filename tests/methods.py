@@ -375,6 +375,7 @@ ROWS = [
                 on_network(_coupled, 3), bilevel.GossipSOBA(RING, 0.4, 0.4, 0.05), quick=False
             )
         },
+        place_of_v=lambda state: state.aux,
     ),
     Row(
         bilevel.LookAhead,
