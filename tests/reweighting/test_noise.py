@@ -4,18 +4,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 from scipy.stats import beta
 
 from bilevel import learn_weights
 from bilevel.reweighting._weights.calibration import (
     CENTRES,
     Calibration,
+    Draw,
     Evidence,
     log_odds,
     simulated,
 )
-from bilevel.reweighting._weights.noise import Estimate, flag, how_many
+from bilevel.reweighting._weights.noise import Estimate, flag, how_many, suspects
 from digits import digits
 
 SPREAD = 2.0  # of log-odds around -2 (right) and 2 (wrong): their log-likelihood ratio is 4 s / 4
@@ -251,3 +252,19 @@ def test_one_pair_more_changes_the_mixture_by_its_likelihood():
     expected = np.average([d.rate for d in before], weights=likelihood)
     assert np.mean(after) == pytest.approx(expected, rel=0.03)
     assert np.mean([d.rate for d in before]) != pytest.approx(expected, rel=0.05)
+
+
+def test_a_few_draws_in_which_most_labels_are_wrong_do_not_fill_the_list(monkeypatch):
+    """Nine of ten draws are alike: the list is theirs; the probability is the mean of all."""
+    rng = np.random.default_rng(7)
+    s = rng.normal(-3, 1.5, 2000)
+    found = evidence(s, 20, rng)
+    usual, odd = Draw(0.02, CENTRES), Draw(0.97, CENTRES)
+    monkeypatch.setattr(Calibration, "draws", lambda self, seed: [usual] * 9 + [odd])
+    wrong, flagged, _ = suspects(found)
+    p, q = expit(CENTRES + logit(0.02)), expit(CENTRES + logit(0.97))
+    np.testing.assert_allclose(wrong, np.interp(s, CENTRES, 0.9 * p + 0.1 * q))
+    np.testing.assert_array_equal(flagged, flag(np.interp(s, CENTRES, p)))
+    assert flag(wrong).sum() > 10 * flagged.sum() > 0
+    asked = suspects(found, precision=0.1)[1]
+    np.testing.assert_array_equal(asked, flag(wrong, 0.1))
