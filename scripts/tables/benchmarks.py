@@ -231,7 +231,8 @@ def flagged() -> str:
     lines.append(["mean F1", "", "", *(f"{mean[k]:.2f}" for k in kinds)])
     number = len(report["seeds"])
     text = (
-        f"{100 * settings['rate']:.0f} % of the training labels are wrong; means over {number} seeds. "
+        f"{100 * settings['rate']:.0f} % of the training labels are wrong; "
+        f"{number} seed{'s' * (number > 1)}. "
         "Precision, recall and F1 of three lists: the rows with `keep == False`, those with "
         "`wrong > 0.5`, and those that tabaudit calls likely mislabelled, without trusted rows. "
         "`benchmarks/flagged.py` writes this table."
