@@ -36,7 +36,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Thousands of small functions are compiled once and run once: most of the time is the compiler's.
 # These flags, which JAX reads at its first computation, bring it to a quarter. A flag that XLA does
-# not know ends the process; the second one exists in JAX 0.6 to 0.10.
+# not know ends the process; the second one exists in JAX 0.8 to 0.10.
 QUICK = "--xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):
     QUICK += " --xla_cpu_use_fusion_emitters=false"

@@ -116,8 +116,9 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
         splitter: Any = check_cv(cv, y, classifier=not regression)
         try:
             return list(splitter.split(X, y, groups))
-        except ValueError as error:
-            if groups is None and "groups" in str(error):
+        except (ValueError, TypeError) as error:
+            # scikit-learn 1.7 stumbles over the missing groups of `StratifiedGroupKFold`.
+            if groups is None and ("groups" in str(error) or isinstance(error, TypeError)):
                 raise ValueError(
                     f"`cv={splitter}` makes folds of whole groups and was given none: pass `groups=` "
                     "to fit, one entry per row, or give the folds themselves, "

@@ -125,6 +125,10 @@ def _unset(part: Any, method: str) -> list[str]:
     """What it takes of weights without the user having said whether to pass them."""
     routing = part.get_metadata_routing()
     if isinstance(routing, MetadataRouter):  # it takes some, and passes some on
-        return [WEIGHT] * (method == "fit" and has_fit_parameter(part, WEIGHT))
+        if method == "fit":
+            return [WEIGHT] * has_fit_parameter(part, WEIGHT)
+        routing = vars(part).get("_metadata_request")  # what the user has said of its own methods
+        if routing is None:
+            return [WEIGHT]
     requests = getattr(routing, method, None)
     return [] if requests is None else [k for k, v in requests.requests.items() if v is None]
