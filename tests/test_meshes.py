@@ -13,8 +13,8 @@ from methods import METHODS
 
 SCRIPT = Path(__file__).with_name("meshes.py")
 SAMPLERS = ["SOBA blocks", "SOBA shuffled", "SOBA uneven", "SOBA replaced", "SOBA auto"]
-WRAPPERS = {"IterateAveraging", "ImportanceSampling", "InexactDescent"}
-EVERY = [*SAMPLERS, *sorted(METHODS.keys() - WRAPPERS)]
+STEPWISE = [name for name, row in METHODS.items() if row.oracle is not None]  # and no wrappers
+EVERY = [*SAMPLERS, "DoubleLoop", *STEPWISE]
 
 
 def differences(kind: str, num_processes: int, names: list[str]) -> dict[str, Any]:
