@@ -486,7 +486,7 @@ def measure(full: bool) -> dict[str, Any]:
         "theorem 2": second,
         "theorem 2 past a jump": jump,
         "mean of two rows": mean_of_two_rows(),
-        "random instances": count_changes(20 if full else 10),
+        "random instances": count_changes(20 if full else 4),
         "figure": {
             "theorem 1": first[0][1],
             "theorem 2": second_curves,

@@ -89,7 +89,10 @@ def integrate(
 
     def settled(u: Array, w: PyTree[Array]) -> tuple[np.ndarray, bool]:
         end, found = rest(u, w)
-        return np.asarray(slow.levelled(end, w, end > 0)), found
+        if not found:
+            return np.asarray(end), False
+        level = np.asarray(slow.levelled(end, w, end > 0))
+        return level, bool(np.all(level[np.asarray(end) > 0] > 0))
 
     u, found = settled(u0, w0)
     y = np.concatenate([flat, u, np.zeros(n)])
