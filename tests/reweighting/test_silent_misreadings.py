@@ -121,7 +121,7 @@ def test_stray_quote_marks_do_not_swallow_rows(tmp_path):
     # A text of several lines, with commas in it, is a text.
     told = [x.replace("word", '"one, two\nthree\n, four, five, six"') for x in lines]
     path.write_text("\n".join([header, *told]) + "\n")
-    assert read_table(path, "train").frame["b"].nunique() == 1
+    assert len(set(read_table(path, "train").frame["b"])) == 1
 
 
 def test_decimal_commas_with_three_digits_are_not_thousands(tmp_path):
