@@ -43,5 +43,5 @@ def test_example(name):
 
 
 def test_every_example_is_tested():
-    tested = {*CLAIMS, "new_method"}  # which tests/test_compare.py runs
+    tested = {*CLAIMS, "new_method", "several_processes"}  # see test_compare.py and test_meshes.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested

@@ -138,6 +138,7 @@ def test_the_curvature_is_followed():
     np.testing.assert_allclose(curvature, 1 + np.exp(flat(followed.u).max()), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_a_step_to_nowhere_is_not_taken():
     """A step to infinity leaves u and w where they are and halves all steps."""
     case = CASES["coupled"]

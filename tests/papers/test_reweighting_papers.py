@@ -93,6 +93,7 @@ def test_algorithm_2_is_a_loop_over_log_weights(script):
     assert int(changes) == np.sum(np.diff(heaviest) != 0) > 0
 
 
+@pytest.mark.slow
 def test_equal_speeds_move_the_log_weights_alike_in_the_first_step(script):
     times, results = script("reparametrised").run_grid(1, 1, speeds=(1e-6,), inners=(0.02,))
     assert times.tolist() == [0, 1]

@@ -172,6 +172,7 @@ def test_a_subsample_is_enough_for_the_models(monkeypatch):
     assert roc_auc_score(~wrong, found.label_quality) > 0.97
 
 
+@pytest.mark.slow
 def test_the_users_own_kind_of_model_judges_labels():
     """Two classes that a linear model cannot tell apart, and trees can."""
     rng = np.random.default_rng(0)

@@ -38,6 +38,7 @@ def fitted() -> Any:
     return ReweightedClassifier().fit(X, y, is_trusted=mask)
 
 
+@pytest.mark.slow
 def test_a_mask_and_separate_arrays_give_the_weights_of_learn_weights(fitted):
     data, result = digits(), learned()
     X, y, mask = together()

@@ -114,6 +114,7 @@ def test_candidates_are_scored_out_of_fold(labels):
     assert baselines.loc["all rows + trusted", "difference"] == pytest.approx(gap, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_metric_decides():
     """Positives are missing among the training rows: who wants many asks the trusted rows alone."""
     rows, _ = rare(1, 300, 90, 0.3, 0.6)

@@ -170,6 +170,7 @@ def test_weights_of_one_change_nothing():
     same(weighted, plain, np.arange(120), 0)
 
 
+@pytest.mark.slow
 def test_weights_reach_the_users_own_kind_of_model():
     """Not a tree: of splits that are equally good it takes one by the last digit of a sum."""
     X, y, X_trusted, y_trusted = noisy_rows(False)
@@ -257,6 +258,7 @@ def people(m: int) -> tuple[Any, ...]:
     return (X[m:], y[m:], X[:m], y[:m]), person[m:], person[:m]
 
 
+@pytest.mark.slow
 def test_what_identifies_a_person_is_not_rewarded():
     rows, person, trusted = people(160)
     assert judged_scores(*rows)["all rows + trusted"] > 0.9  # inflated

@@ -58,7 +58,10 @@ def tables(request):
     return request.param, make_tables(request.param)
 
 
-@pytest.mark.parametrize("with_holdout", [False, True], ids=["folds", "hold-out"])
+@pytest.mark.parametrize(
+    "with_holdout",
+    [pytest.param(False, id="folds", marks=pytest.mark.slow), pytest.param(True, id="hold-out")],
+)
 def test_python_and_the_command_line_write_the_same_report(tmp_path, tables, with_holdout):
     regression, tables = tables
     for name, table in tables.items():

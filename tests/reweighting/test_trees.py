@@ -42,10 +42,7 @@ class Witness(ClassifierMixin, BaseEstimator):
 
 
 def test_no_model_judges_a_row_that_it_has_seen_and_fits_are_shared():
-    """Up to 15 fits on two thirds of the training rows, and 7 on trusted rows alone.
-
-    Here no row is flagged: "clean rows" are all rows, which are judged once.
-    """
+    """15 fits on two thirds of the training rows, and 7 on trusted rows alone."""
     rng = np.random.default_rng(0)
     n, m = 300, 60
     X, y = rng.normal(size=(n + m, 3)), rng.integers(0, 3, n + m)
@@ -68,7 +65,7 @@ def test_no_model_judges_a_row_that_it_has_seen_and_fits_are_shared():
     trusted = set(X[n:, 0].tolist())
     alone = [rows for rows in Witness.fits if rows <= trusted]
     beside = [rows for rows in Witness.fits if not rows <= trusted]
-    assert (len(alone), len(beside)) == (7, 12 if found.judged.keys() == set(CANDIDATES) else -1)
+    assert (len(alone), len(beside)) == (7, 15 if found.judged.keys() == set(CANDIDATES) else -1)
     assert max(len(rows - trusted) for rows in beside) == 2 * n // 3
     # In the judging fits the fold and the part left out go together.
     left_out = {frozenset(trusted - rows) for rows in beside if rows & trusted}
