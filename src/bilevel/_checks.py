@@ -34,7 +34,7 @@ def memory_of(algorithm: AbstractAlgorithm) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
             raise
         raise MemoryError(
             f"a step of `{type(algorithm).__name__}` needs more memory than there is ({error}). Draw "
