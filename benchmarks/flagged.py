@@ -15,7 +15,6 @@ Results: `results/flagged.json`; `--out` gets a line per fit, and a run that is 
 continues it.
 """
 
-import argparse
 import itertools
 import time
 import warnings
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _measure import write
-from harm import NAMES, read
+from harm import arguments, read
 from sklearn.exceptions import ConvergenceWarning
 
 from bilevel import datasets, learn_weights
@@ -80,22 +79,14 @@ def fit(name: str, seed: int, folder: Path | None, peer: bool) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=Path, help="folder with the .rda files")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--out", type=Path, default=Path("out/flagged"))
-    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "flagged.csv"
-    lines: list[Any] = pd.read_csv(path).to_dict("records") if path.exists() else []
+    args, path, lines = arguments("flagged", __doc__, SEEDS)
+    only: list[str] = args.only
     done = {(line["table"], line["seed"]) for line in lines}
     try:
         version = import_module("tabaudit").__version__
     except ModuleNotFoundError:
         version = None
         print("tabaudit is not installed: pip install tabaudit")
-    only: list[str] = args.only
     for seed, name in itertools.product(range(args.seeds), only):
         if (name, seed) in done:
             continue

@@ -93,16 +93,21 @@ def summary(lines: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(name: str, what: str | None, seeds: int) -> tuple[Any, Path, list[Any]]:
+    """(the options of a benchmark that goes table by table, where it keeps its fits, those it has)."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--tables", type=Path, help="folder with the .rda files")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--out", type=Path, default=Path("out/harm"))
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--out", type=Path, default=Path("out", name))
     parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "harm.csv"
-    done: list[Any] = pd.read_csv(path).to_dict("records") if path.exists() else []
+    path = args.out / f"{name}.csv"
+    return args, path, pd.read_csv(path).to_dict("records") if path.exists() else []
+
+
+def main() -> None:
+    args, path, done = arguments("harm", __doc__, SEEDS)
     only: list[str] = args.only
     known: set[Any] = {(d["table"], d["trusted"], d["rate"], d["seed"]) for d in done}
     for seed, name in itertools.product(range(args.seeds), only):

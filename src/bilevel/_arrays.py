@@ -60,9 +60,8 @@ def function_operator(
     """A linear operator on pytrees like `like`, as `lineax.FunctionLinearOperator`.
 
     The function stays one piece in the program: lineax evaluates it for several purposes, and what it
-    captures would lose its sharding.
+    captures would lose its sharding. The lambda hides it from equinox, which warns of an attribute
+    that is jitted.
     """
-    whole = jax.jit(
-        function
-    )  # hidden in a lambda, because equinox 0.13.0 warns of a jitted attribute
+    whole = jax.jit(function)
     return lx.FunctionLinearOperator(lambda x: whole(x), jax.eval_shape(lambda: like), tags)

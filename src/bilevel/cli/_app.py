@@ -6,14 +6,18 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from .._text import to_json, visible
 from ._signals import Stop
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OK, FAILURE, USAGE, BAD_INPUT, NOT_BELIEVABLE = 0, 1, 2, 3, 4
 
@@ -43,6 +47,18 @@ def shown(value: object, keep: str = "") -> str:
 def say(text: str) -> None:
     """A line on stdout that is not wrapped, nor taken for markup."""
     out.print(shown(text, "\n"), highlight=False, soft_wrap=True)
+
+
+def say_table(title: str, first: str, lines: "pd.DataFrame") -> None:
+    """A table on stdout; `first` is what its index is called."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in lines.columns:
+        table.add_column(str(column).replace("_", " "), justify="right")
+    for name, row in lines.iterrows():
+        cells = (f"{x:.3f}" if isinstance(x, float) else shown(x) for x in row)
+        table.add_row(shown(name), *cells)
+    out.print(table)
 
 
 def say_json(value: Any) -> None:
@@ -160,3 +176,9 @@ Config = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Train = Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")]
+Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
+Id = Annotated[str | None, typer.Option(help="Column with the rows' ids (not a feature).")]
+Drop = Annotated[
+    list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ._app import NOT_BELIEVABLE, Config, Json, failures, say, say_json, shown
+from ._app import NOT_BELIEVABLE, Config, Drop, Json, failures, say, say_json, shown
 from ._app import out as console
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ def audit(
     trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
     holdout: Annotated[Path | None, typer.Option(help="Rows to judge the result on.")] = None,
     id: Annotated[str | None, typer.Option(help="Column with the rows' ids.")] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
-    ] = None,
+    drop: Drop = None,
     json_: Json = False,
     strict: Annotated[bool, typer.Option(help="Exit with 4 if a problem is found.")] = False,
     config: Config = None,

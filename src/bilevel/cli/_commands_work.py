@@ -7,7 +7,7 @@ import pandas as pd
 from ..reweighting._audit.audit import audit
 from ..reweighting._audit.finding import Audit, Finding
 from ..reweighting._audit.suggest import suggest
-from ..reweighting._inputs.checks import InputError, named
+from ..reweighting._inputs.checks import InputError
 from ..reweighting._inputs.columns import tidy, vectorise
 from ..reweighting._inputs.files import digest, read_table, read_tables, split_label
 from ..reweighting._inputs.saved import load_model
@@ -22,6 +22,7 @@ from ._run_files import (
     write_csv,
     write_parquet,
 )
+from ._tables import check_drop
 
 
 def score_table(
@@ -138,9 +139,8 @@ def audit_tables(
     read = read_tables(paths, label=label, ids=[identifier] if identifier else [])
     for name, table in read.items():
         features, labels = split_label(table.frame, label, identifier, name)
-        unknown = [c for c in drop if c not in features.columns]
-        if name == "train" and unknown:
-            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+        if name == "train":
+            check_drop(drop, features.columns)
         tables += [features.drop(columns=drop, errors="ignore"), labels]
     notes = [
         Finding("warning", "how the files are read", f"{note}.")

@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from ._app import Config, Json, Seed, failures, say, say_json, shown
-from ._app import out as console
+from ._app import Config, Drop, Json, Out, Seed, Train, failures, say, say_json, say_table
 
 if TYPE_CHECKING:
     from ..reweighting import AnnotationsResult
@@ -16,18 +14,16 @@ SHOWN = 10
 
 
 def consensus(
-    train: Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")],
+    train: Train,
     annotations: Annotated[
         Path, typer.Option(help="One line per label: columns for the row's id, annotator, label.")
     ],
     label: Annotated[str, typer.Option(help="Name of the label column.")],
     id: Annotated[str, typer.Option(help="Column with the rows' ids, in all tables.")],
     trusted: Annotated[Path, typer.Option(help="Trusted rows with their labels.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    out: Out,
     annotator: Annotated[str, typer.Option(help="Column that says who.")] = "annotator",
-    drop: Annotated[
-        list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
-    ] = None,
+    drop: Drop = None,
     seed: Seed = 0,
     json_: Json = False,
     config: Config = None,
@@ -53,11 +49,5 @@ def consensus(
 def _show(found: "AnnotationsResult") -> None:
     """The summary, and the annotators with the lowest quality."""
     say(str(found))
-    table = Table(title="The annotators of the lowest quality", title_justify="left")
-    table.add_column("annotator")
-    for column in found.annotators.columns:
-        table.add_column(str(column).replace("_", " "), justify="right")
-    for name, row in found.annotators.head(SHOWN).iterrows():
-        cells = (f"{x:.3f}" if isinstance(x, float) else shown(x) for x in row)
-        table.add_row(shown(name), *cells)
-    console.print(table)
+    lowest = found.annotators.head(SHOWN)
+    say_table("The annotators of the lowest quality", "annotator", lowest)

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ..reweighting._annotations import AnnotationsResult, learn_from_annotations
-from ..reweighting._inputs.checks import InputError, check_same_columns, named
+from ..reweighting._inputs.checks import InputError, named
 from ..reweighting._inputs.files import read_tables, split_label, suggest
 from ..reweighting._inputs.scalars import check_scalars
 from ._run_files import WORST, write_csv, write_parquet, write_summary
 from ._run_folder import RunFolder
+from ._tables import check_drop, check_same_names
 
 
 def find_consensus(
@@ -43,8 +43,7 @@ def find_consensus(
             )
         check_scalars(lines[column], f"the column {column!r} ({option}) of the annotations")
     rows = tables["train"].frame
-    if unknown := [c for c in drop if c not in rows.columns]:
-        raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+    check_drop(drop, rows.columns)
     if label not in rows.columns:  # which the annotations replace
         rows = rows.assign(**{label: 0})
     features, _ = split_label(rows, label, identifier, "train")
@@ -54,7 +53,7 @@ def find_consensus(
         raise InputError(
             f"the ids {named(both)} are in the train and in the trusted file; keep them in one."
         )
-    check_same_columns(features, known[_ordered(features, known)], "train", "trusted")
+    check_same_names(features, known, "trusted")
     of_known = np.isin(np.asarray(lines[identifier]), np.asarray(known.index))
     found = learn_from_annotations(
         features,
@@ -81,10 +80,3 @@ def _write(found: AnnotationsResult, identifier: str, folder: Path) -> None:
     write_csv(found.annotators.reset_index(), folder / "annotators.csv")
     write_parquet(found.labels, folder / "labels.parquet")
     write_summary(found.summary, folder)
-
-
-def _ordered(features: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """The columns of `other` in the order of `features`, then those that only it has."""
-    return [c for c in features.columns if c in other.columns] + [
-        c for c in other.columns if c not in features.columns
-    ]

@@ -4,28 +4,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from ._app import Config, Json, Seed, failures, say, say_json, shown
-from ._app import out as console
+from ._app import Config, Drop, Id, Json, Out, Seed, Train, failures, say, say_json, say_table
 
 if TYPE_CHECKING:
     from ..reweighting import MultilabelResult
 
 
 def multilabel(
-    train: Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")],
+    train: Train,
     label: Annotated[
         list[str], typer.Option(help="A label column of 0 and 1; to be given for each label.")
     ],
     trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    id: Annotated[
-        str | None, typer.Option(help="Column with the rows' ids (not a feature).")
-    ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
-    ] = None,
+    out: Out,
+    id: Id = None,
+    drop: Drop = None,
     seed: Seed = 0,
     json_: Json = False,
     config: Config = None,
@@ -49,11 +43,4 @@ def multilabel(
 def _show(found: "MultilabelResult") -> None:
     """The rows to look at, and one line per label."""
     say(str(found).splitlines()[0])
-    table = Table(title="The labels", title_justify="left")
-    table.add_column("label")
-    for column in found.labels.columns:
-        table.add_column(str(column).replace("_", " "), justify="right")
-    for name, row in found.labels.iterrows():
-        cells = (f"{x:.3f}" if isinstance(x, float) else shown(x) for x in row)
-        table.add_row(shown(name), *cells)
-    console.print(table)
+    say_table("The labels", "label", found.labels)

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..reweighting._inputs.checks import InputError, check_ids, check_same_columns, named
+from ..reweighting._inputs.checks import InputError, check_ids, named
 from ..reweighting._inputs.files import read_tables, split_label, suggest
 from ..reweighting._multilabel import MultilabelResult, learn_multilabel_weights
 from ._run_files import WORST, write_csv, write_parquet, write_summary
 from ._run_folder import RunFolder
+from ._tables import check_drop, check_same_names
 
 
 def weigh_labels(
@@ -43,8 +44,8 @@ def weigh_labels(
                     f"the {name} file has no column {column!r} (--label); "
                     f"{suggest(column, rows.columns)}."
                 )
-        if name == "train" and (unknown := [c for c in drop if c not in rows.columns]):
-            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+        if name == "train":
+            check_drop(drop, rows.columns)
         rows, _ = split_label(rows, labels[0], identifier, name)
         own = rows.columns.difference(labels[1:], sort=False)
         features[name] = rows[own].drop(columns=drop, errors="ignore")
@@ -54,10 +55,7 @@ def weigh_labels(
     first, other = features["train"], features["trusted"]
     if first.shape[1] == 0:
         raise InputError("the train file has no column besides the labels.")
-    shared = [c for c in first.columns if c in other.columns]
-    check_same_columns(
-        first, other[[*shared, *other.columns.difference(shared)]], "train", "trusted"
-    )
+    check_same_names(first, other, "trusted")
     found = learn_multilabel_weights(
         first, indicators["train"], other[list(first.columns)], indicators["trusted"], seed=seed
     )

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ._app import NOT_BELIEVABLE, Config, Json, Seed, failures, note, say, say_json, shown
+from ._app import (
+    NOT_BELIEVABLE,
+    Config,
+    Drop,
+    Id,
+    Json,
+    Out,
+    Seed,
+    Train,
+    failures,
+    note,
+    say,
+    say_json,
+    shown,
+)
 from ._app import out as console
 from ._signals import command_line
 
@@ -42,23 +56,19 @@ class ModelName(StrEnum):
 
 
 def weigh(
-    train: Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")],
+    train: Train,
     label: Annotated[list[str], typer.Option(help="Name of the label column.")],
     trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    out: Out,
     holdout: Annotated[
         Path | None, typer.Option(help="Rows to judge the result on, used for nothing else.")
     ] = None,
-    id: Annotated[
-        str | None, typer.Option(help="Column with the rows' ids (not a feature).")
-    ] = None,
+    id: Id = None,
     groups: Annotated[
         str | None,
         typer.Option(help="Column that says which source a row is from; no feature."),
     ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
-    ] = None,
+    drop: Drop = None,
     images: Annotated[
         Path | None,
         typer.Option(

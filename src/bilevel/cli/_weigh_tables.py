@@ -10,7 +10,6 @@ from ..reweighting._inputs.checks import (
     InputError,
     check_ids,
     check_labels,
-    check_same_columns,
     named,
 )
 from ..reweighting._inputs.columns import check_values
@@ -29,6 +28,7 @@ from ._probabilities import (
 )
 from ._run_files import read_like
 from ._run_folder import WeighConfig
+from ._tables import check_drop, check_same_names
 
 
 def input_files(config: WeighConfig) -> dict[str, str]:
@@ -102,9 +102,8 @@ def check_tables(config: WeighConfig) -> Tables:
     tables = read_tables(paths, label=config.label, ids=ids)
     for name, one in tables.items():
         table, labels[name] = split_label(one.frame, config.label, config.id, name)
-        unknown = [c for c in config.drop if c not in table.columns]
-        if name == "train" and unknown:
-            raise InputError(f"the train file has no column {named(unknown)} to --drop.")
+        if name == "train":
+            check_drop(config.drop, table.columns)
         table = table.drop(columns=list(config.drop), errors="ignore")
         if columns is not None and name == "holdout":
             table = table.drop(columns=columns, errors="ignore")
@@ -126,7 +125,7 @@ def check_tables(config: WeighConfig) -> Tables:
         check_ids(read)
     train = read["train"]
     for name, table in read.items():
-        check_same_columns(train, table[_common(train, table)], "train", name)
+        check_same_names(train, table, name)
     features = {name: table[list(train.columns)] for name, table in read.items()}
     for option, path in probability_files(config).items():
         name, flag = option.removeprefix("pred_probs_"), "--" + option.replace("_", "-")
@@ -200,9 +199,3 @@ def _pictures(path: str | None, n: int) -> np.ndarray | None:
     except ValueError as error:
         raise InputError(f"--images {path} cannot be drawn: {error}") from error
     return images
-
-
-def _common(train: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    # Names matter, order does not: tables on disk are addressed by column name.
-    ordered = [c for c in train.columns if c in other.columns]
-    return ordered + [c for c in other.columns if c not in train.columns]

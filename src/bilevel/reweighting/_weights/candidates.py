@@ -42,10 +42,8 @@ from .shares import at_effective_size, density_ratio, mean_by_group
 from .suspects import Pool, judge_labels, noise_of
 
 PLAIN = 4.0  # standard errors by which forests must lower the pool's loss to join it
-SOFT, HARD = (
-    "weights",
-    "clean rows",
-)  # by the probability that a label is right; without the flagged
+SOFT = "weights"  # the probability that a label is right
+HARD = "clean rows"  # without the rows that are flagged
 
 
 class Candidate(NamedTuple):
