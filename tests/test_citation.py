@@ -36,8 +36,9 @@ def fields(entry: str) -> dict[str, str]:
 def cited() -> dict[str, set[str]]:
     """The keys that each module, page or script of the project cites."""
     files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-    for folder in ("src", "docs", "papers", "examples", "benchmarks"):
-        files += [f for f in (ROOT / folder).rglob("*") if f.suffix in {".py", ".md"}]
+    package = Path(bilevel.__file__).parent  # which the sources need not be beside
+    for folder in (package, *(ROOT / x for x in ("docs", "papers", "examples", "benchmarks"))):
+        files += [f for f in folder.rglob("*") if f.suffix in {".py", ".md"}]
     return {str(f): set(_KEY.findall(f.read_text(encoding="utf-8"))) for f in files if f.is_file()}
 
 

@@ -251,7 +251,7 @@ def test_the_api_pages_have_every_public_name():
 
 
 def test_every_key_that_a_page_cites_is_in_the_bibliography():
-    references = (DOCS.parent / "src" / "bilevel" / "references.bib").read_text()
+    references = Path(bilevel.__file__).with_name("references.bib").read_text()
     known = set(re.findall(r"^@\w+\{(\w+),", references, re.MULTILINE))
     cited = {
         key for page in PAGES for key in re.findall(r"\[(\w+\d{4}\w?)\]\[\]", page.read_text())
