@@ -33,6 +33,15 @@ def visible(text: str, keep: str = "") -> str:
     return _UNSEEN.sub(lambda found: found[0] if found[0] in keep else _picture(found[0]), text)
 
 
+def without_unseen(text: str) -> str:
+    r"""The same without what cannot be seen; tabs and line breaks stay, and so do joiners.
+
+    >>> without_unseen("vis\u200bible\ufeff\n")
+    'visible\n'
+    """
+    return _UNSEEN.sub(lambda found: found[0] if found[0] in "\t\n\r" else "", text)
+
+
 def _picture(character: str) -> str:
     code = ord(character)
     if code < 0x20:

@@ -241,6 +241,7 @@ def test_planted_copies_are_found_with_their_ids():
         "ids of training and hold-out rows": ("a100",),
         "repeated training rows": ("a50", "a51"),
         "equal training rows with different labels": ("a49", "a50", "a51"),
+        "nearly equal rows with different labels": ("a20",),
         "repeated trusted rows": ("b41",),
     }
     assert not result.passed

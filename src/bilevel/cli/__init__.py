@@ -9,9 +9,11 @@ import os
 import sys
 
 from ._app import FAILURE, OK, RunFolderError, app, note, stop
-from ._commands import audit, report, score, suggest
+from ._audit import audit
+from ._commands import report, score, suggest
 from ._consensus import consensus
 from ._demo import bench, demo
+from ._fix import fix
 from ._multilabel import multilabel
 from ._signals import stoppable
 from ._weigh import weigh
@@ -23,6 +25,7 @@ __all__ = [
     "bench",
     "consensus",
     "demo",
+    "fix",
     "main",
     "multilabel",
     "report",
@@ -31,7 +34,7 @@ __all__ = [
     "weigh",
 ]
 
-for command in (weigh, demo, audit, consensus, multilabel, score, suggest, report, bench):
+for command in (weigh, demo, audit, fix, consensus, multilabel, score, suggest, report, bench):
     app.command()(command)
 
 

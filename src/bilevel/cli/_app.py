@@ -1,6 +1,7 @@
 """What all commands share: the application, consoles, exit codes, errors, configuration files."""
 
 import contextlib
+import os
 import sys
 import tomllib
 import warnings
@@ -78,15 +79,28 @@ def fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+HIDDEN = (
+    "with --private no message quotes your data. Run it without --private where its messages may be "
+    "seen, to read what is meant."
+)
+
+
 @contextlib.contextmanager
-def failures(interrupted: Callable[[], str] | None = None) -> Iterator[None]:
-    """Turn the library's errors into messages and exit codes."""
+def failures(
+    interrupted: Callable[[], str] | None = None, *, private: bool = False
+) -> Iterator[None]:
+    """Turn the library's errors into messages and exit codes.
+
+    In private mode no message and no warning is shown, as they quote what is in the tables, and what
+    is written can be read by its owner alone.
+    """
     from ..reweighting._inputs.checks import InputError
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        note(str(message))
+        note(f"a warning was given; {HIDDEN}" if private else str(message))
 
     stop.hint = interrupted or stop.hint
+    mask = os.umask(0o077) if private else None
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show
@@ -94,7 +108,7 @@ def failures(interrupted: Callable[[], str] | None = None) -> Iterator[None]:
     except KeyboardInterrupt:
         stop.said = True
         fail(stop.hint(), stop.code)
-    except typer.Exit:
+    except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:
         if (
@@ -102,6 +116,9 @@ def failures(interrupted: Callable[[], str] | None = None) -> Iterator[None]:
         ):  # compiled code turned the interruption into an error of its own
             stop.said = True
             fail(stop.hint(), stop.code)
+        if private:
+            code = {RunFolderError: USAGE, InputError: BAD_INPUT}.get(type(error), FAILURE)
+            fail(f"{_SAID[code]}; {HIDDEN}", code)
         if isinstance(error, RunFolderError):
             fail(str(error), USAGE)
         if isinstance(error, InputError):
@@ -114,6 +131,16 @@ def failures(interrupted: Callable[[], str] | None = None) -> Iterator[None]:
             if isinstance(error, BilevelError):
                 fail(str(error), FAILURE)
         raise
+    finally:
+        if mask is not None:
+            os.umask(mask)
+
+
+_SAID = {
+    USAGE: "the output folder cannot be used",
+    BAD_INPUT: "the data cannot be used",
+    FAILURE: "it failed",
+}
 
 
 def _refusal(message: str) -> typer.BadParameter:
@@ -176,6 +203,13 @@ Config = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Private = Annotated[
+    bool,
+    typer.Option(
+        "--private",
+        help="No value, id, group, column, class or file name goes to any file or to the terminal.",
+    ),
+]
 Train = Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 Id = Annotated[str | None, typer.Option(help="Column with the rows' ids (not a feature).")]

@@ -1,4 +1,4 @@
-"""The commands beside `weigh`: `bilevel audit`, `score`, `suggest` and `report`."""
+"""The commands beside `weigh`: `bilevel score`, `suggest` and `report`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ._app import NOT_BELIEVABLE, Config, Drop, Json, failures, say, say_json, shown
+from ._app import Config, Json, failures, say, shown
 from ._app import out as console
 
 if TYPE_CHECKING:
@@ -18,36 +18,6 @@ Output = Annotated[
     Path | None, typer.Option("--out", help="CSV or Parquet file to write the table to.")
 ]
 SHOWN = 20
-MARKS = {"problem": "[red]NO[/red]", "warning": "[yellow]??[/yellow]", "ok": "[green]ok[/green]"}
-
-
-def audit(
-    train: Annotated[Path, typer.Argument(help="Training rows: CSV or Parquet.")],
-    label: Annotated[str, typer.Option(help="Name of the label column.")],
-    trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
-    holdout: Annotated[Path | None, typer.Option(help="Rows to judge the result on.")] = None,
-    id: Annotated[str | None, typer.Option(help="Column with the rows' ids.")] = None,
-    drop: Drop = None,
-    json_: Json = False,
-    strict: Annotated[bool, typer.Option(help="Exit with 4 if a problem is found.")] = False,
-    config: Config = None,
-) -> None:
-    """Look for what would make weights, or their proof, worthless: leaks, duplicates, conflicts."""
-    with failures():
-        from ._commands_work import audit_tables
-
-        found = audit_tables(train, label, trusted, holdout, id, drop or [])
-    if json_:
-        say_json(found.to_dict())
-    else:
-        for finding in found.findings:
-            line = Table.grid(padding=(0, 1))
-            line.add_row(
-                f" {MARKS[finding.severity]}", f"{shown(finding.title)}: {shown(finding.detail)}"
-            )
-            console.print(line)
-    if strict and not found.passed:
-        raise typer.Exit(NOT_BELIEVABLE)
 
 
 def score(

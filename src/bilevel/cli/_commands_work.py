@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..reweighting._audit.audit import audit
-from ..reweighting._audit.finding import Audit, Finding
 from ..reweighting._audit.suggest import suggest
 from ..reweighting._inputs.checks import InputError
 from ..reweighting._inputs.columns import tidy, vectorise
@@ -22,7 +20,6 @@ from ._run_files import (
     write_csv,
     write_parquet,
 )
-from ._tables import check_drop
 
 
 def score_table(
@@ -122,32 +119,6 @@ def write_report(run: Path, output: Path | None) -> Path:
         raise InputError(
             f"{path} is not a report of this version ({type(error).__name__}: {error}). Weigh again."
         ) from error
-
-
-def audit_tables(
-    train: Path,
-    label: str,
-    trusted: Path,
-    holdout: Path | None,
-    identifier: str | None,
-    drop: list[str],
-) -> Audit:
-    """`audit` of tables on disk."""
-    paths = {"train": train, "trusted": trusted}
-    paths |= {} if holdout is None else {"holdout": holdout}
-    tables = []
-    read = read_tables(paths, label=label, ids=[identifier] if identifier else [])
-    for name, table in read.items():
-        features, labels = split_label(table.frame, label, identifier, name)
-        if name == "train":
-            check_drop(drop, features.columns)
-        tables += [features.drop(columns=drop, errors="ignore"), labels]
-    notes = [
-        Finding("warning", "how the files are read", f"{note}.")
-        for table in read.values()
-        for note in table.notes
-    ]
-    return Audit([*notes, *audit(*tables).findings])
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

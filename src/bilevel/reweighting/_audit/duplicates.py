@@ -237,18 +237,19 @@ def match_rows(
     place = np.minimum(np.searchsorted(others[unique], codes), len(unique) - 1)
     same = others[unique][place] == codes if len(unique) else np.zeros(len(codes), bool)
     exact, rest = np.flatnonzero(same), np.flatnonzero(~same)
-    table = _pairs(exact, unique[place[exact]], np.zeros(len(exact))).assign(kind="exact")
+    table = pairs_of(exact, unique[place[exact]], np.zeros(len(exact))).assign(kind="exact")
     note = "near duplicates were not searched"
     if near:
         unique = np.sort(unique)
-        found, note = _near(rows.take(rest), among.take(unique))
-        found = _pairs(rest[found["row"]], unique[found["other"]], found["distance"])
+        found, note = find_near(rows.take(rest), among.take(unique))
+        found = pairs_of(rest[found["row"]], unique[found["other"]], found["distance"])
         table = pd.concat([table, found.assign(kind="near")]).sort_values("row", ignore_index=True)
     table.attrs["note"] = note
     return table
 
 
-def _pairs(row: Any, other: Any, distance: Any) -> pd.DataFrame:
+def pairs_of(row: Any, other: Any, distance: Any) -> pd.DataFrame:
+    """Positions of rows in two tables, and how far these are apart."""
     return pd.DataFrame(
         {"row": np.asarray(row, int), "other": np.asarray(other, int), "distance": distance}
     )
@@ -275,13 +276,16 @@ def scale(tables: Sequence[Table], rng: np.random.Generator) -> list[np.ndarray]
     return [np.where(np.isfinite(a), a, 0.0) for a in z]
 
 
-def _near(rows: Table, among: Table) -> tuple[pd.DataFrame, str]:
-    """(pairs, how they were searched), for two tables without equal rows in or between them."""
+def find_near(rows: Table, among: Table, *, within: bool = False) -> tuple[pd.DataFrame, str]:
+    """(pairs, how they were searched), for two tables without equal rows in or between them.
+
+    `within`: both are one table, and no row is near itself.
+    """
     rng = np.random.default_rng(0)
     a, b = scale([rows, among], rng)
     unique = _firsts(_codes(b))  # text does not count here
     if len(a) == 0 or b.shape[1] == 0 or len(unique) <= NEIGHBOURS + 1:
-        return _pairs([], [], []), "near duplicates were not searched: too few different numbers"
+        return pairs_of([], [], []), "near duplicates were not searched: too few different numbers"
 
     search = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(b[unique])
     sample = b[rng.permutation(unique)[:SAMPLE]]
@@ -302,6 +306,7 @@ def _near(rows: Table, among: Table) -> tuple[pd.DataFrame, str]:
     others = np.asarray(tree.query(points, k=NEIGHBOURS, distance_upper_bound=slack)[1])
     row, k = np.nonzero(others < len(b))
     other = others[row, k]
+    row, other = (x[row != other] if within else x for x in (row, other))
     distance = np.sqrt(((a[row] - b[other]) ** 2).sum(axis=1))
     order = np.lexsort((other, distance, row))
     order = order[((distance < near) & (key_a[row] == key_b[other]))[order]]
@@ -313,13 +318,13 @@ def _near(rows: Table, among: Table) -> tuple[pd.DataFrame, str]:
         order = np.sort(rng.permutation(order)[:LIMIT])
     row, other, distance = row[order], other[order], distance[order]
     if len(row):
-        around = np.maximum(np.asarray(search.kneighbors(a[row])[0])[:, 1:], 1e-300)
+        around = np.maximum(np.asarray(search.kneighbors(a[row])[0])[:, 1 + within :], 1e-300)
         ratios = np.log(around[:, -1:] / around[:, :-1]).mean(axis=1)
         power = np.maximum(ratios, 1 / b.shape[1])  # 1 / dimension
         c = np.minimum(0.01, (CHANCE / NEIGHBOURS / len(a)) ** power)
         close = distance < c * around[:, -1]
         row, other, distance = row[close], other[close], distance[close]
-    return _pairs(row, other, distance), note
+    return pairs_of(row, other, distance), note
 
 
 # --- one table

@@ -108,7 +108,7 @@ def row_facts(
     if entities is None:
         blocks = content_hash(features), content_hash(features_trusted)
     else:
-        blocks = _hash_names(entities[0]), _hash_names(entities[1])
+        blocks = hash_names(entities[0]), hash_names(entities[1])
     return (
         RowFacts(blocks[0], weights[0], moments[0], entities is not None),
         RowFacts(blocks[1], weights[1], moments[1], entities is not None),
@@ -172,7 +172,7 @@ def _column(values: Any, rows: int, name: str) -> np.ndarray:
     return column
 
 
-def _hash_names(values: np.ndarray) -> UInt64[np.ndarray, " rows"]:
+def hash_names(values: np.ndarray) -> UInt64[np.ndarray, " rows"]:
     """Equal for equal names; the numbers 7 and 7.0 and the text "7" are one name."""
     code, names = pd.factorize(np.array([_name(value) for value in values.tolist()], object))
     digests = [blake2b(name.encode(), digest_size=8).digest() for name in names]

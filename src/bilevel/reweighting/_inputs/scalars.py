@@ -78,3 +78,12 @@ def seen(text: str) -> str:
     """What of a text can be seen: composed, without invisible characters and blanks at its ends."""
     shown = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
     return unicodedata.normalize("NFC", shown).strip()
+
+
+def as_spelled(text: str) -> str:
+    """The same for texts that differ only in case, blanks, Unicode form, or what cannot be seen.
+
+    >>> as_spelled("Two \u200bWords") == as_spelled("two  words ")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", seen(text)).casefold().split())

@@ -1,0 +1,180 @@
+"""What of an audit can be mended without a person, and what only a person can decide."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..._text import without_unseen
+from .._inputs.checks import InputError, named
+from .._inputs.csv import as_texts
+from .._inputs.scalars import as_spelled
+from .columns import identifiers, row_numbers
+from .finding import as_plain
+from .rows import conflicts, near_conflicts
+from .view import View
+
+SAFE = {
+    "drop-row": "exact copies of hold-out rows leave the training rows",
+    "strip-unseen": "characters that cannot be seen leave texts",
+    "respell-label": "labels that differ only in case, blanks or what cannot be seen get one spelling",
+    "drop-column": "columns that number or name the rows leave all tables",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One change of one table.
+
+    Attributes:
+        kind: one of `SAFE`, or "set-label", which a person decided.
+        table: "train", "trusted" or "holdout".
+        reason: in words.
+        rows: the places of the rows it changes, the first row being 0; of a column all.
+        column: that it changes.
+        before, after: of labels.
+    """
+
+    kind: str
+    table: str
+    reason: str
+    rows: tuple[int, ...] = ()
+    column: str | None = None
+    before: Any = None
+    after: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            key: list(value) if key == "rows" else as_plain(value)
+            for key, value in dataclasses.asdict(self).items()
+            if value is not None and value != ()
+        }
+
+    def __str__(self) -> str:
+        where = f"{self.table}: {self.kind}"
+        where += "" if self.column is None else f" {self.column!r}"
+        where += f" {self.before!r} to {self.after!r}" if self.kind in _OF_LABELS else ""
+        return f"{where}{f', {len(self.rows)} rows' * bool(self.rows)} ({self.reason})"
+
+
+_OF_LABELS = ("respell-label", "set-label")
+
+
+def safe_changes(view: View, label: str) -> list[Change]:
+    """The changes that need no person, see `SAFE`."""
+    found = []
+    if ("train", "holdout") in view.pairs:
+        pairs = view.pairs["train", "holdout"]
+        rows = pairs.loc[pairs["kind"] == "exact", "row"]
+        if len(rows):
+            found.append(
+                Change("drop-row", "train", "equal to a hold-out row", tuple(rows.tolist()))
+            )
+    found += _without_unseen(view)
+    found += _one_spelling(view, label)
+    for finding in [*row_numbers(view), *identifiers(view)]:
+        for column in finding.ids:
+            found += [
+                Change("drop-column", name, finding.title, column=str(column))
+                for name in view.frames
+            ]
+    return found
+
+
+def _without_unseen(view: View) -> list[Change]:
+    found = []
+    for name, frame in view.frames.items():
+        for column in frame.columns:
+            values = pd.Series(frame[column])
+            if pd.api.types.is_numeric_dtype(values):
+                continue
+            rows = tuple(
+                i
+                for i, x in enumerate(values.tolist())
+                if isinstance(x, str) and without_unseen(x) != x
+            )
+            if rows:
+                reason = "characters that cannot be seen"
+                found.append(Change("strip-unseen", name, reason, rows, str(column)))
+    return found
+
+
+def _one_spelling(view: View, label: str) -> list[Change]:
+    """To the spelling that most trusted rows have, then most training rows."""
+    counts: dict[str, Counter[tuple[int, str]]] = {}
+    for turn, name in enumerate(("trusted", "train", "holdout")):
+        for text, count in view.labels.get(name, pd.Series(dtype=object)).value_counts().items():
+            if isinstance(text, str):
+                counts.setdefault(as_spelled(text), Counter())[-turn, text] += int(count)
+    best = {
+        key: max(count.items(), key=lambda item: (item[0][0], item[1], item[0][1]))[0][1]
+        for key, count in counts.items()
+    }
+    found = []
+    for name, labels in view.labels.items():
+        for text in labels.dropna().unique():
+            if isinstance(text, str) and (after := best[as_spelled(text)]) != text:
+                rows = tuple(np.flatnonzero(labels.to_numpy(dtype=object) == text).tolist())
+                reason = "the spelling of the trusted rows, or of most rows"
+                found.append(Change("respell-label", name, reason, rows, label, text, after))
+    return found
+
+
+def decided_labels(view: View, label: str, accepted: pd.DataFrame) -> list[Change]:
+    """What a person decided: a table with the columns `id` and `label`, of training rows.
+
+    Raises:
+        InputError: other columns, ids that no training row has or that repeat, or new classes.
+    """
+    name = label if label in accepted.columns else "label"
+    if "id" not in accepted.columns or name not in accepted.columns:
+        raise InputError(
+            f"accepted labels need the columns 'id' and 'label'; got {named(list(accepted.columns))}."
+        )
+    ids = as_texts(pd.Series(accepted["id"])).tolist()
+    wanted = as_texts(pd.Series(accepted[name])).tolist()
+    if repeated := [i for i, count in Counter(ids).items() if count > 1]:
+        raise InputError(f"accepted labels repeat the ids {named(repeated)}.")
+    rows = view.tables["train"].ids
+    place = {text: i for i, text in enumerate(as_texts(pd.Series(rows)).tolist())}
+    if unknown := [i for i in ids if i not in place]:
+        raise InputError(
+            f"accepted labels name rows that the training rows do not have: {named(unknown)}."
+        )
+    given = as_texts(view.labels["train"].reset_index(drop=True)).tolist()
+    classes = {x for y in view.labels.values() for x in as_texts(y.dropna()).tolist()}
+    if not view.regression and (new := [x for x in wanted if x not in classes]):
+        raise InputError(
+            f"accepted labels have classes that no table has: {named(new)}. Mend the spelling."
+        )
+    changes = []
+    for i, after in zip(ids, wanted, strict=True):
+        row = place[i]
+        if given[row] != after:
+            changes.append(
+                Change("set-label", "train", f"decided for {i}", (row,), label, given[row], after)
+            )
+    return changes
+
+
+def proposals(view: View) -> list[dict[str, Any]]:
+    """Training rows whose label a person should look at, as equal or nearly equal rows differ."""
+    labels = view.labels["train"]
+    place = {str(i): k for k, i in enumerate(view.tables["train"].ids)}
+    found: dict[str, dict[str, Any]] = {}
+    for finding in [*conflicts(view), *near_conflicts(view)]:
+        for i in finding.ids if finding.table == "train" else ():
+            row = place[str(i)]
+            found.setdefault(
+                str(i),
+                {
+                    "id": as_plain(i),
+                    "row": row,
+                    "given_label": as_plain(labels.iloc[row]),
+                    "reason": finding.title,
+                },
+            )
+    return list(found.values())

@@ -1,0 +1,150 @@
+"""Rows that are nearly equal in ways that no distance between numbers shows."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int, UInt64
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from .._inputs.row_facts import mix
+from .duplicates import Table, find_near, pairs_of
+
+FEWEST_COLUMNS = 5  # of a row: with fewer, rows that agree in all but one are no wonder
+CELLS = 5_000_000  # that are compared one column after the other
+LONG = 25  # characters of a text that is more than a name
+TEXTS = 20_000  # rows whose texts are compared
+OVERLAP = 0.6  # of the rare parts of two texts
+
+
+def near_within(table: Table, codes: Int[np.ndarray, " rows"]) -> pd.DataFrame:
+    """`match_rows` of a table and itself: of each row the nearest other one, if it is near.
+
+    Equal rows are taken once.
+    """
+    first = np.sort(np.unique(codes, return_index=True)[1])
+    some = table.take(first)
+    found, note = find_near(some, some, within=True)
+    table_of = pairs_of(first[found["row"]], first[found["other"]], found["distance"])
+    table_of = table_of[table_of["row"] > table_of["other"]].assign(kind="near")
+    table_of.attrs["note"] = note
+    return table_of
+
+
+def altered_rows(
+    one: Table, other: Table | None, frame: pd.DataFrame, other_frame: pd.DataFrame | None
+) -> pd.DataFrame:
+    """The rows of one table that are rows of another with one cell, or a part of a text, changed.
+
+    Without another table, of one table, with rows that stand before.
+    """
+    found = [*_one_cell(one, other)]
+    for name in one.text_names:
+        texts = _long_texts(pd.Series(frame[name]))
+        others = texts if other_frame is None else _long_texts(pd.Series(other_frame[name]))
+        if texts is not None and others is not None:
+            pairs = near_texts(texts, None if other is None else others)
+            found.append(pairs_of(*pairs, np.nan).assign(kind="text"))
+    table = pd.concat(found, ignore_index=True) if found else pairs_of([], [], []).assign(kind="")
+    return table.drop_duplicates("row")
+
+
+def _one_cell(one: Table, other: Table | None) -> list[pd.DataFrame]:
+    """Pairs of rows that agree in all columns but one, unless chance makes such pairs.
+
+    Chance makes more pairs that differ in two columns than in one, and copies with one cell changed
+    do not: so pairs count only where fewer rows differ from one of the other table in two columns.
+    """
+    hashes = _cell_hashes(one, other)
+    d = hashes[0].shape[1]
+    if d < FEWEST_COLUMNS:
+        return []
+    rng = np.random.default_rng(0)
+    rows = np.arange(len(one.ids))
+    if len(rows) * d > CELLS:
+        rows = np.sort(rng.permutation(rows)[: CELLS // d])
+    a, b = hashes[0][rows], hashes[-1]
+    total_a, total_b = a.sum(axis=1), b.sum(axis=1)
+    within = other is None
+    found: dict[int, int] = {}
+    for j in range(d):
+        for i, k in _meet(total_a - a[:, j], total_b - b[:, j], within):
+            if a[i, j] != b[k, j]:
+                found.setdefault(int(rows[i]), k)
+    if not found:
+        return []
+    two = list({tuple(sorted(rng.choice(d, 2, replace=False).tolist())) for _ in range(40)})
+    further: set[int] = set()
+    for j, k in two:
+        pairs = _meet(total_a - a[:, j] - a[:, k], total_b - b[:, j] - b[:, k], within)
+        further |= {i for i, m in pairs if a[i, j] != b[m, j] and a[i, k] != b[m, k]}
+    if len(further) * (d * (d - 1) / 2) / len(two) > len(found):
+        return []
+    row = np.array(sorted(found))
+    return [pairs_of(row, [found[i] for i in row.tolist()], np.nan).assign(kind="cell")]
+
+
+def _meet(a: np.ndarray, b: np.ndarray, within: bool) -> list[tuple[int, int]]:
+    """(i, k) with a[i] == b[k], for each i the first such k; within one table, k before i."""
+    order = np.argsort(b, kind="stable")
+    place = np.searchsorted(b[order], a)
+    place = np.minimum(place, len(b) - 1)
+    k = order[place]
+    same = (b[k] == a) & (k < np.arange(len(a)) if within else np.True_)
+    i = np.flatnonzero(same)
+    return list(zip(i.tolist(), k[i].tolist(), strict=True))
+
+
+def _cell_hashes(one: Table, other: Table | None) -> list[UInt64[np.ndarray, "rows columns"]]:
+    tables = [one] if other is None else [one, other]
+    hashed = []
+    for table in tables:
+        columns = [*(table.numbers + 0.0).T, *table.codes.astype(np.float64).T]
+        parts = [
+            mix(np.ascontiguousarray(column).view(np.uint64), j + 1)
+            for j, column in enumerate(columns)
+        ]
+        hashed.append(
+            np.stack(parts, axis=1) if parts else np.empty((len(table.ids), 0), np.uint64)
+        )
+    return hashed
+
+
+def _long_texts(column: pd.Series) -> np.ndarray | None:
+    """Texts that are more than names, and mostly distinct; None for any other column."""
+    texts = column.fillna("").astype(str).to_numpy(dtype=object)
+    if len(texts) == 0 or np.median([len(x) for x in texts[:1000]]) < LONG:
+        return None
+    return texts if len(set(texts.tolist())) >= 0.5 * len(texts) else None
+
+
+def near_texts(texts: np.ndarray, others: np.ndarray | None) -> tuple[Any, Any]:
+    """(positions, positions in `others`) of texts that share most of their rare parts.
+
+    The parts are runs of five characters within words, in lower case; those that are in more than
+    20 texts, or in one per cent, do not count. Two texts are near if the rare parts that both have are
+    at least 0.6 of those that either has, and five or more. Equal texts count as near, but where a
+    table is compared with itself.
+    """
+    within = others is None
+    read = HashingVectorizer(
+        analyzer="char_wb", ngram_range=(5, 5), n_features=2**20, binary=True, norm=None,
+        alternate_sign=False,
+    )  # fmt: skip
+    a = read.transform(texts[:TEXTS])
+    b = a if others is None else read.transform(others[:TEXTS])
+    count = np.asarray(a.sum(axis=0)).ravel()
+    count += 0 if within else np.asarray(b.sum(axis=0)).ravel()
+    rare = (count > 0) & (count <= max(20, 0.01 * (a.shape[0] + (0 if within else b.shape[0]))))
+    a, b = a[:, np.flatnonzero(rare)], b[:, np.flatnonzero(rare)]
+    size_a, size_b = (np.asarray(x.sum(axis=1)).ravel() for x in (a, b))
+    shared = (a @ b.T).tocoo()
+    i, k, both = shared.row, shared.col, shared.data
+    near = (both >= 5) & (both >= OVERLAP * (size_a[i] + size_b[k] - both))
+    if within:
+        near &= k < i
+        near &= texts[i] != texts[k]
+    i, k = i[near], k[near]
+    order = np.lexsort((k, i))
+    first = order[np.unique(i[order], return_index=True)[1]]
+    return i[first], k[first]

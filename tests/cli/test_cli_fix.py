@@ -1,0 +1,164 @@
+"""`bilevel fix`: a plan first, safe changes alone, new files, and nothing in place."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from runs import Said, bilevel
+
+HEADER = "row,no,size,kind,note,y\n"
+
+
+def lines(n: int, first: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [
+        f"r{first + i},{first + i},{rng.normal():.4f},{rng.choice(list('uvw'))},"
+        f"{'plain' if rng.random() < 0.5 else 'other'},{rng.choice(['yes', 'no'])}\n"
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def tables(tmp_path) -> Path:
+    """Copies of the hold-out, labels in three spellings, an unseen character, a column of numbers."""
+    train, trusted, holdout = lines(80, 0, 0), lines(40, 100, 1), lines(40, 200, 2)
+    parts = holdout[4].split(",")
+    train[7] = ",".join(["r7", "7", *parts[2:]])
+    train[9] = "r9,9,0.25,u,pl\u200bain,YES\n"
+    train[10] = 'r10,10,"0.5",v,"a, quoted\nnote", yes\n'
+    train[11] = "r11,11,0.75,v,plain,no\r\n"
+    for name, rows in (("train", train), ("trusted", trusted), ("holdout", holdout)):
+        (tmp_path / f"{name}.csv").write_bytes((HEADER + "".join(rows)).encode())
+    return tmp_path
+
+
+def fix(folder: Path, *options: str | Path, end: str = "csv") -> Said:
+    paths = [folder / f"{name}.{end}" for name in ("train", "trusted", "holdout")]
+    return bilevel(
+        "fix", paths[0], "--label", "y", "--trusted", paths[1], "--holdout", paths[2],
+        "--id", "row", "--out", folder / "fixed", *options,
+    )  # fmt: skip
+
+
+def test_the_plan_and_the_files_made_by_it(tables):
+    before = {path.name: path.read_bytes() for path in tables.iterdir()}
+    said = fix(tables, "--skip", "drop-column")
+    assert said.code == 0, said.stderr
+    assert {name: (tables / name).read_bytes() for name in before} == before
+    plan = json.loads((tables / "fixed" / "plan.json").read_text())
+    assert plan["format"] == "bilevel plan 1"
+    assert [
+        (c["kind"], c["table"], c["rows"], c.get("before"), c.get("after")) for c in plan["changes"]
+    ] == [
+        ("strip-unseen", "train", [9], None, None),
+        ("respell-label", "train", [9], "YES", "yes"),
+        ("respell-label", "train", [10], " yes", "yes"),
+    ]
+    old = before["train.csv"].decode().split("\n")
+    new = (tables / "fixed" / "train.csv").read_bytes().decode().split("\n")
+    changed = {k: line for k, (line, was) in enumerate(zip(new, old, strict=True)) if line != was}
+    assert changed == {
+        10: "r9,9,0.25,u,plain,yes",
+        11: 'r10,10,0.5,v,"a, quoted',
+        12: 'note",yes',
+    }
+    assert new[13].endswith("no\r")  # a line that nothing changes
+    for name in ("trusted.csv", "holdout.csv"):
+        assert (tables / "fixed" / name).read_bytes() == before[name]
+    assert "written to" in said.stdout
+    assert fix(tables).code == 2  # what is there is not overwritten
+
+
+def test_row_numbers_leave_all_tables_and_then_a_copy_is_seen(tables):
+    said = fix(tables, "--skip", "respell-label", "--skip", "strip-unseen", "--json")
+    assert [(c["kind"], c["table"]) for c in json.loads(said.stdout)["changes"]] == [
+        ("drop-column", name) for name in ("train", "trusted", "holdout")
+    ]
+    heads = [
+        (tables / "fixed" / f"{name}.csv").read_text().split("\n")[0]
+        for name in ("train", "trusted", "holdout")
+    ]
+    assert heads == ["row,size,kind,note,y"] * 3
+    (tables / "fixed").rename(tables / "again")
+    assert fix(tables / "again").code == 0
+    plan = json.loads((tables / "again" / "fixed" / "plan.json").read_text())
+    drop = plan["changes"][0]
+    assert (drop["kind"], drop["rows"]) == ("drop-row", [7])
+    assert "r7," not in (tables / "again" / "fixed" / "train.csv").read_text()
+
+
+def test_a_dry_run_writes_nothing(tables):
+    said = fix(tables, "--dry-run")
+    assert said.code == 0
+    assert "train: respell-label 'y' 'YES' to 'yes', 1 rows" in said.stdout
+    assert not (tables / "fixed").exists()
+
+
+def test_labels_change_where_a_person_decided(tables):
+    table = pd.read_csv(tables / "train.csv", dtype=str, keep_default_na=False)
+    wanted = {i: "yes" if table.loc[i, "y"] == "no" else "no" for i in (3, 5)}
+    accepted = tables / "accepted.csv"
+    accepted.write_text("id,label\n" + "".join(f"r{i},{y}\n" for i, y in wanted.items()))
+    assert fix(tables, "--apply-labels", accepted).code == 0
+    fixed = pd.read_csv(tables / "fixed" / "train.csv", dtype=str, keep_default_na=False)
+    fixed = fixed.set_index("row")["y"]
+    assert {i: fixed[f"r{i}"] for i in wanted} == wanted
+    assert (fixed.drop(["r3", "r5", "r9", "r10"]) == table.set_index("row")["y"].drop(
+        ["r3", "r5", "r9", "r10"])).all()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("id,label\nr500,yes\n", "name rows that the training rows do not have: 'r500'"),
+        ("id,label\nr5,maybe\n", "have classes that no table has: 'maybe'"),
+        ("id,label\nr5,yes\nr5,no\n", "repeat the ids 'r5'"),
+        ("id,answer\nr5,yes\n", "need the columns 'id' and 'label'"),
+    ],
+)
+def test_decisions_that_do_not_fit_are_refused(tables, content, said):
+    (tables / "accepted.csv").write_text(content)
+    found = fix(tables, "--apply-labels", tables / "accepted.csv")
+    assert found.code == 3
+    assert "".join(said.split()) in found.squeezed
+    assert not (tables / "fixed").exists()
+
+
+def test_parquet_and_zipped_files_keep_their_kind(tables):
+    zipped = tables / "zipped"
+    zipped.mkdir()
+    for name in ("train", "trusted", "holdout"):
+        (zipped / f"{name}.csv.gz").write_bytes(
+            gzip.compress((tables / f"{name}.csv").read_bytes())
+        )
+        frame = pd.read_csv(tables / f"{name}.csv").assign(y=lambda t: t["y"].str.strip())
+        frame.astype({"kind": "category"}).to_parquet(tables / f"{name}.parquet")
+    assert fix(zipped, end="csv.gz").code == 0
+    text = gzip.decompress((zipped / "fixed" / "train.csv.gz").read_bytes()).decode()
+    assert "\nr9,0.25,u,plain,yes\n" in text
+    assert fix(tables, end="parquet").code == 0
+    fixed = pd.read_parquet(tables / "fixed" / "train.parquet")
+    assert list(fixed.columns) == ["row", "size", "kind", "note", "y"]
+    assert fixed["kind"].dtype == "category"
+    assert fixed.loc[9, ["note", "y"]].tolist() == ["plain", "yes"]
+
+
+def test_rows_that_contradict_each_other_are_only_proposed(tables):
+    text = (
+        (tables / "train.csv").read_text().replace("r11,11,0.75,v,plain,no", "r11,11,0.75,v,p,no")
+    )
+    copy = "r12,12,0.75,v,p,yes\n"
+    rows = [line for line in text.splitlines(keepends=True) if not line.startswith("r12,")]
+    (tables / "train.csv").write_text("".join([*rows, copy]))
+    for name in ("train", "trusted", "holdout"):
+        table = (tables / f"{name}.csv").read_text().replace("row,no,", "row,other,")
+        (tables / f"{name}.csv").write_text(table.replace(",12,0.75", ",11,0.75"))
+    assert fix(tables, "--skip", "drop-column").code == 0
+    check = pd.read_csv(tables / "fixed" / "to_check.csv")
+    assert check[["id", "given_label"]].to_numpy().tolist() == [["r11", "no"], ["r12", "yes"]]
+    fixed = pd.read_csv(tables / "fixed" / "train.csv").set_index("row")["y"]
+    assert fixed[["r11", "r12"]].tolist() == ["no", "yes"]
