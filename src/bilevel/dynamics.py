@@ -1,3 +1,4 @@
-"""The flows of weights under their public name."""
+"""The flows of weights and their fields under their public name."""
 
 from ._analysis.dynamics import *  # noqa: F403
+from ._analysis.fields import *  # noqa: F403
