@@ -32,8 +32,16 @@ def promotion():
         yield
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
-@pytest.mark.parametrize("place", ["inner", "outer"])
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        *(("inner", name) for name in TRANSFORMATIONS),
+        ("outer", "lbfgs"),
+        ("outer", "polyak"),
+        pytest.param("outer", "backtracking", marks=pytest.mark.slow),
+        pytest.param("outer", "zoom", marks=pytest.mark.slow),
+    ],
+)
 def test_line_searches(name, place):
     tx = TRANSFORMATIONS[name]
     inner, outer = GradientInner("auto", 60), optax.sgd(0.2)

@@ -42,7 +42,7 @@ def judged_scores(*rows: Any, **options: Any) -> Any:
     return table["score"]
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_copies_of_trusted_rows_judge_nothing(flip):
     """Labels are coins: whatever a model learns from copies is worth nothing on new rows."""
     rng = np.random.default_rng(0)
