@@ -331,6 +331,25 @@ def pzobo(i, j):
         yield u, w
 
 
+def hoag(i, j):
+    u, w, v, first = U0, W0, np.zeros(P), None
+    for step in range(STEPS):
+        ii, jj, tolerance = i(), j(), 0.1 * 0.9**step
+        first = [np.linalg.norm(f_w(u, w, ii))] if step == 0 else first
+        while np.linalg.norm(f_w(u, w, ii)) > tolerance * first[0]:
+            w = w - RHO * f_w(u, w, ii)
+        b = g_w(u, w, jj)
+        first += [np.linalg.norm(b)] if step == 0 else []
+        r = b - hv(w, v, ii)
+        p = r
+        while np.linalg.norm(r) > tolerance * first[1]:  # conjugate gradients
+            a = r @ r / (p @ hv(w, p, ii))
+            v, last, r = v + a * p, r, r - a * hv(w, p, ii)
+            p = r + (r @ r) / (last @ last) * p
+        u = u - GAMMA * (g_u(u, w, jj) - mixed_product(v, ii))
+        yield u, w
+
+
 def inexact(i, j):
     u = U0
     for step in range(STEPS):

@@ -367,6 +367,21 @@ ROWS = [
         untuned=(EXACT, {}),
         floor={"num_steps": "T"},
     ),
+    single_loop(
+        bilevel.HOAG,
+        "hoag",
+        tried=(_logistic, 0.3, 0.1),
+        by_hand=(equations.hoag, {}),
+        **costs(
+            "1, s + 2, l + 1, 1",
+            "$0 + 1$",
+            note="$s$ and $l$: steps until the tolerance is met",
+        ),
+        quick=False,
+        lengths={"tolerance": 0.5},
+        untuned=(EXACT, {}),
+        place_of_v=lambda state: state.aux.v,
+    ),
     Row(
         bilevel.GossipSOBA,
         "gossip",

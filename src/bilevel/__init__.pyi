@@ -17,6 +17,7 @@ from ._algorithm.gossip import (
     on_network as on_network,
     replicate as replicate,
 )
+from ._algorithm.hoag import HOAG as HOAG
 from ._algorithm.inexact import InexactDescent as InexactDescent, logarithmic as logarithmic
 from ._algorithm.inner_loop import AmIGO as AmIGO, BSA as BSA, StocBiO as StocBiO
 from ._algorithm.look_ahead import LookAhead as LookAhead

@@ -24,8 +24,9 @@ with warnings.catch_warnings():  # of the message of `successful`, which is empt
         )
         inner_divergence = (
             "The inner solver ended with a larger residual than it began with, or met a number that "
-            "is not finite: it went away from the inner solution. Usually its step size is too "
-            "large; `GradientInner('auto', num_steps)` finds one, and `MinimiserInner` needs none."
+            "is not finite: it went away from the inner solution. Or it left w where it was although "
+            "the residual is large. Usually its step size is too large, or a schedule has let it fall "
+            "to nothing; `GradientInner('auto', num_steps)` finds one, `MinimiserInner` needs none."
         )
         outer_max_steps_reached = (
             "The run used all its steps before every residual met its tolerance. Go on with "

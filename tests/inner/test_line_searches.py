@@ -1,5 +1,6 @@
 """Any optax transformation as inner or outer transformation, line searches and Polyak's steps too."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import bilevel
 from bilevel import AID, ITD, DoubleLoop, GradientInner
+from bilevel._solution import NAMES
 
 PROBLEM = bilevel.BilevelProblem(  # w* = u, Phi = |u - 1|^2
     outer=lambda u, w, _: jnp.sum((w - 1) ** 2),
@@ -136,6 +138,41 @@ def test_a_solve_that_runs_away_says_so(factor):
     u, w = jnp.ones(3), jnp.zeros(3)
     stats = solver.solve(PROBLEM, u, w, solver.init(PROBLEM, u, w), stream)[3]
     assert bool(stats.result == bilevel.RESULTS.inner_divergence)
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_a_schedule_that_freezes_w_says_so(x64):
+    """Under a warm start the schedule goes on: after some outer steps w does not move at all."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda u, w, _: jnp.sum((w - 3.0) ** 2) / 2,
+        inner=lambda u, w, _: jnp.sum((w - u) ** 2) / 2,
+    )
+    schedule = optax.exponential_decay(0.5, 1, 0.5)
+    for step, expected in ((schedule, "inner_divergence"), (0.5, "successful")):
+        method = bilevel.DoubleLoop(
+            GradientInner(optax.sgd(step), 5), bilevel.AID(), optax.sgd(0.1), warm_start=True
+        )
+        with jax.enable_x64(x64):
+            start = jnp.zeros(2), jnp.zeros(2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", bilevel.HypergradientWarning)
+                solution = bilevel.solve(problem, method, *start, num_steps=100, throw=False)
+        assert NAMES[int(solution.result._value)] == expected
+        assert (float(solution.trace["inner_residual"][-1]) > 0.1) == (step is schedule)
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_w_that_stands_still_at_the_solution_is_successful(x64):
+    """Rounding stops w, and leaves a gradient; so does a schedule that ends with steps of zero."""
+    for tx in (optax.sgd(0.3), optax.sgd(optax.cosine_decay_schedule(0.3, 300))):
+        with jax.enable_x64(x64):
+            u = jnp.array([1e3, 0.3, 7.0])
+            solver = GradientInner(tx, 300)
+            w, state = jnp.zeros(3), solver.init(PROBLEM, u, jnp.zeros(3))
+            stream = bilevel.Stream(bilevel.FullBatch(), None, ())
+            for _ in range(3):
+                w, state, _, stats = solver.solve(PROBLEM, u, w, state, stream)
+                assert bool(stats.result == bilevel.RESULTS.successful)
 
 
 @pytest.mark.parametrize("slope", [-3.0, 3.0, 1e30])

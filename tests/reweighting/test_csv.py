@@ -203,6 +203,22 @@ def test_the_named_index_of_a_parquet_file_is_a_column_where_it_is_asked_for(tmp
     assert read_table(tmp_path / "t.parquet", "train").frame.index.tolist() == ["p", "q"]
 
 
+@pytest.mark.parametrize("name", ["index", "__index_level_0__"])
+def test_the_unnamed_index_of_a_parquet_file_can_be_the_id(tmp_path, name):
+    table = pd.DataFrame({"a": [1, 2], "y": ["u", "v"]}, ["p", "q"])
+    table.to_parquet(tmp_path / "t.parquet")
+    read = read_table(tmp_path / "t.parquet", "train", ids=[name]).frame
+    assert list(read) == [name, "a", "y"]
+    assert split_label(read, "y", name, "train")[0].index.tolist() == ["p", "q"]
+    with pytest.raises(InputError, match=r"no column 'key'.*--id index takes it"):
+        split_label(read_table(tmp_path / "t.parquet", "train").frame, "y", "key", "train")
+    table.reset_index(drop=True).to_parquet(tmp_path / "t.parquet")  # numbers are not stored
+    with pytest.raises(InputError, match="no column 'index' "):
+        split_label(
+            read_table(tmp_path / "t.parquet", "train", ids=[name]).frame, "y", "index", "t"
+        )
+
+
 def tables(tmp_path, **texts):
     for name, text in texts.items():
         (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Bool, PyTree, Scalar
 
 from .._arrays import function_operator
 from .._geometry import AbstractGeometry, Euclidean
 from .._linear.base import Resolved, resolve_step_size
 from .._problem import BilevelProblem, Problem
 from .._sampler import FullBatch, Stream
+from .._solution import RESULTS
 from .._transformation import line_search_steps, transformed
 from .base import AbstractInnerSolver, InnerStats, ended
 
@@ -46,7 +47,9 @@ class GradientInner(AbstractInnerSolver):
 
     Error: for f mu-strongly convex and L-smooth in w, gradient steps of size `1 / L` shrink the
     distance to `w*(u)` at least by the factor `1 - mu / L` per step. A solve whose last gradient is
-    longer than its first one ends with `RESULTS.inner_divergence`. Memory: that of the
+    longer than its first one ends with `RESULTS.inner_divergence`, and so does one on all data that
+    leaves w where it was although its gradient is no rounding: the step size of a schedule may have
+    fallen to nothing (under a warm start it goes on from solve to solve). Memory: that of the
     transformation; `ITD` keeps `num_steps` vectors of the size of w, and twice as many with "auto" on
     all data. Source: ours, as a wrapper of
     optax's transformations.
@@ -119,9 +122,13 @@ class GradientInner(AbstractInnerSolver):
             first = dataclasses.replace(first, w_before=w)
         last, (sizes, evaluations) = jax.lax.scan(step, first, length=self.num_steps)
         calls = jnp.full((), self.num_steps, jnp.int32) + jnp.sum(evaluations, dtype=jnp.int32)
+        result = ended(sizes[0], sizes[-1], w, last.w, stream)
+        if isinstance(stream.sampler, FullBatch) and isinstance(self.geometry, Euclidean):
+            still = _stands_still(problem, u, w, last.w, sizes[-1], stream)
+            result = RESULTS.where(still, RESULTS.inner_divergence, result)
         stats = InnerStats(
             calls,
-            ended(sizes[0], sizes[-1], w, last.w, stream),
+            result,
             products=jnp.zeros((), jnp.int32) if found is None else found.num_products,
         )
         state = last.tx_state if found is None else found.eigenvector
@@ -182,6 +189,25 @@ def _value_and_residual(
 def _length(residual: PyTree[Array]) -> Scalar:
     """Its norm, as a constant: the derivative of a norm at zero would be NaN, and nobody needs it."""
     return jnp.asarray(optax.tree.norm(jax.lax.stop_gradient(residual)))
+
+
+def _stands_still(
+    problem: Problem, u: PyTree, start: PyTree, end: PyTree, size: Scalar, stream: Stream
+) -> Bool[Array, ""]:
+    """Whether w has not moved though its residual is not rounding, as a schedule of steps may end.
+
+    Rounding leaves a residual of about eps |H w|; H w is computed where w has not moved only.
+    """
+    u, start, end, size = jax.lax.stop_gradient((u, start, end, size))
+    eps, (batch, _) = float(jnp.finfo(size.dtype).eps), stream.draw()
+    moved, length = (jnp.asarray(optax.tree.norm(x)) for x in (optax.tree.sub(end, start), end))
+    still = moved <= 4 * eps * length
+
+    def scale() -> Scalar:
+        return _length(jax.jvp(lambda w: problem.residual(u, w, batch), (end,), (end,))[1])
+
+    scaled = jax.lax.cond(still, scale, lambda: jnp.full_like(size, jnp.inf))
+    return still & (size > eps**0.5 * scaled)
 
 
 def _inverse_curvature(

@@ -46,7 +46,7 @@ class CG(lx.AbstractLinearSolver[Any]):
     against `atol + rtol |b_i|`, which an entry with `b_i = 0` meets late or never.
 
     Args:
-        rtol, atol: the tolerances; `rtol=0, atol=0` runs all `max_steps`.
+        rtol, atol: the tolerances, numbers or arrays; `rtol=0, atol=0` runs all `max_steps`.
         max_steps: the largest number of steps, by default ten times the dimension.
         preconditioner: a function from the operator to an operator close to its inverse, called
             once per solve: `diagonal_preconditioner()`, `nystrom_preconditioner(rank, damping)`, or
@@ -77,12 +77,14 @@ class CG(lx.AbstractLinearSolver[Any]):
     ([0.5, 0.5, 0.5], 1)
     """
 
-    rtol: float = 1e-6
-    atol: float = 0.0
+    rtol: float | Scalar = 1e-6
+    atol: float | Scalar = 0.0
     max_steps: int | None = None
     preconditioner: Callable[[lx.AbstractLinearOperator], lx.AbstractLinearOperator] | None = None
 
     def __check_init__(self):
+        if isinstance(self.rtol, jax.Array) or isinstance(self.atol, jax.Array):
+            return  # within compiled code, where they have no value yet
         if self.rtol < 0 or self.atol < 0:
             raise ValueError(f"tolerances must be >= 0, got rtol={self.rtol}, atol={self.atol}.")
         if self.max_steps is None and self.rtol == 0 and self.atol == 0:
@@ -154,7 +156,7 @@ class CG(lx.AbstractLinearSolver[Any]):
         last = jax.lax.while_loop(unfinished, iterate, first)
         worse = last.rr > first_rr
         x = jax.tree.map(lambda x, best: jnp.where(worse, best, x), last.x, last.best)
-        exhausted = (last.rr > target**2) & (self.rtol + self.atol > 0)
+        exhausted = (last.rr > target**2) & jnp.asarray(self.rtol + self.atol > 0)
         curved = last.curvature <= 0
         result = lx.RESULTS.where(exhausted, lx.RESULTS.max_steps_reached, lx.RESULTS.successful)
         result = lx.RESULTS.where(curved, lx.RESULTS.breakdown, result)

@@ -17,7 +17,9 @@ from ._tuning import AbstractTunedLinear
 SHORTEST_PATH = 1e-4  # the least l1 penalty, as a part of the one that leaves no feature
 RIDGE = (1e-8, 1e2)  # bounds of the l2 penalty, as multiples of the mean of x^2
 RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the grid that the search starts from
-GRID, SHORTEST_START = 30, 1e-3  # strengths of that grid, and the least of them
+GRID, SHORTEST_START = 25, 1e-3  # strengths of that grid, and the least of them
+PIECES, WORSE = 5, 1.02  # of the grid; a piece whose losses are worse by this factor is the last
+DOWN = 10  # strengths on the way to the last fit
 ROUGH, EXACT = 1e-4, (1e-4, 1e-7, 1e-10)  # tolerances of coordinate descent
 ROUNDS = 10  # of guessing a support from the last one, before coordinate descent finds it
 LARGEST_GRAM = 1000  # features of which all products are kept
@@ -58,13 +60,14 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
         tuned_: the result of the outer solver; `tuned_.values` is its history.
         n_iter_: the number of outer steps, the choice of a start included.
 
-    Phi is neither convex nor smooth: the search starts from the best point of a grid of 30 strengths
+    Phi is neither convex nor smooth: the search starts from the best point of a grid of 25 strengths
     (and 4 ratios), whose inner problems scikit-learn's coordinate descent solves roughly, along a
-    path per fold. From there on they are solved exactly: the support and the signs of the last
-    solution are corrected until they meet the conditions of optimality, which takes one or two
-    linear systems of the size of the support; where that fails, coordinate descent finds them.
-    Cost: the paths, and a few such systems per fold and evaluation. Sparse rows are never made
-    dense, and no copy of them is centred.
+    path per fold. A path ends after five strengths in a row that are worse by 2 %. Two minima whose
+    losses are closer than that to each other may be told apart wrongly. From there on problems are
+    solved exactly: the support and the signs of the last solution are corrected until they meet the
+    conditions of optimality, which takes one or two linear systems of the size of the support; where
+    that fails, coordinate descent finds them. Cost: the paths, and a few such systems per fold and
+    evaluation. Sparse rows are never made dense, and no copy of them is centred.
 
     Source: Bertrand, Klopfenstein, Massias, Blondel, Vaiter, Gramfort and Salmon (2022), "Implicit
     differentiation for fast hyperparameter selection in non-smooth convex learning", Theorem 1
@@ -121,11 +124,21 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
 
         strengths = most * np.geomspace(1, SHORTEST_START, GRID)
         ratios = RATIOS if ratio is None else (ratio,)
-        losses = np.array([sum(each.rough(strengths, r) for each in lassos) for r in ratios])
-        row, column = np.unravel_index(np.argmin(losses), losses.shape)
-        alpha, r = strengths[column] / ratios[row], ratios[row]
-        for each in lassos:
-            each.begin(int(row), int(column))
+        least, alpha, r = np.inf, 1.0, 1.0
+        for each in ratios:
+            for lasso in lassos:
+                lasso.restart()
+            lowest = np.inf  # of this ratio
+            for piece in np.array_split(strengths, PIECES):  # from strong to weak
+                losses = np.sum([lasso.rough(piece, each) for lasso in lassos], axis=0)
+                at = int(np.argmin(losses))
+                if not losses[at] <= WORSE * lowest:  # weaker penalties take longer, and lead away
+                    break
+                lowest = min(losses[at], lowest)
+                if losses[at] < least:
+                    least, alpha, r = losses[at], piece[at] / each, each
+                    for lasso in lassos:
+                        lasso.keep(at)
         if ratio is None:
             lower = np.log([SHORTEST_PATH * most, RIDGE[0] * square])
             upper = np.log([most, RIDGE[1] * square])
@@ -137,8 +150,8 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
         self.grid_cv_loss_ = self.tuned_.values[0]
         l1, l2 = penalties(self.tuned_.u)
         self.alpha_, self.l1_ratio_ = float(l1 + l2), float(l1 / (l1 + l2))
-        everything.rough(np.geomspace(max(everything.most, l1), l1, GRID), self.l1_ratio_)
-        everything.begin(0, -1)
+        everything.rough(np.geomspace(max(everything.most, l1), l1, DOWN), self.l1_ratio_)
+        everything.keep(-1)
         self.coef_ = everything.solution(l1, l2)
         self.intercept_ = float(whole.y_mean - whole.X_mean @ self.coef_)
 
@@ -158,7 +171,7 @@ class _Fold:
         self.weight = part.weight * (self.rows / part.weight.sum())
         self.right = part.X.back(self.weight * part.y) / self.rows
         self.w = np.zeros(len(self.right))  # the last solution
-        self.paths: list[np.ndarray] = []  # rough solutions, a column for each strength
+        self.path = np.zeros((len(self.right), 1))  # rough ones, a column for each strength
         small = len(self.right) <= LARGEST_GRAM
         self.gram = part.X.gram(self.weight) / self.rows if small else None
         self.settings: dict[str, Any] = {"check_input": False, "max_iter": 10_000}
@@ -189,16 +202,19 @@ class _Fold:
         """The mean of the features' squares."""
         return float(np.mean(self.part.X.squares(self.weight)) / self.rows)
 
+    def restart(self) -> None:
+        """The next strengths are the strongest."""
+        self.path = np.zeros((len(self.w), 1))
+
     def rough(self, l1: np.ndarray, ratio: float) -> np.ndarray:
-        """The losses on the held-out rows, roughly, for falling l1 penalties."""
-        path = self._descend(l1 / ratio, ratio, np.zeros_like(self.w), ROUGH)
-        self.paths.append(path)
-        error = self.part.X_held.times(path) - self.part.y_held[:, None]
+        """The losses on the held-out rows, roughly, for falling l1 penalties below the last ones."""
+        self.path = self._descend(l1 / ratio, ratio, self.path[:, -1].copy(), ROUGH)
+        error = self.part.X_held.times(self.path) - self.part.y_held[:, None]
         return self.part.weight_held @ error**2
 
-    def begin(self, row: int, column: int) -> None:
-        """Start from one of the rough solutions, and drop them."""
-        self.w, self.paths = self.paths[row][:, column].copy(), []
+    def keep(self, column: int) -> None:
+        """The rough solution of one of the last strengths is where the search starts."""
+        self.w = self.path[:, column].copy()
 
     def _descend(self, alphas: np.ndarray, ratio: float, w: np.ndarray, tol: float) -> np.ndarray:
         """A column of coefficients for each strength, by scikit-learn's coordinate descent."""
@@ -261,7 +277,7 @@ class _Fold:
         else:
             columns = self.part.X.columns(support)
             matrix = (columns.T * self.weight) @ columns / self.rows
-        matrix[np.diag_indices_from(matrix)] += l2
+        matrix.flat[:: len(matrix) + 1] += l2
         try:
             x = np.linalg.solve(matrix, right)
             worst = np.abs(matrix @ x - right).max(initial=0.0)

@@ -1,5 +1,6 @@
 """Ridge regression that chooses its penalties, one per feature, by hypergradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,8 @@ class RidgeBilevelCV(RegressorMixin, AbstractPenalised):
     def _problems(self, parts: list[Part]) -> "list[_Normal]":
         return [_Normal(part) for part in parts]
 
-    def _finish(self, whole: Part, u: np.ndarray) -> None:
+    def _finish(self, whole: Part, u: np.ndarray, problems: Sequence[Any]) -> None:
+        del problems
         self.coef_ = _Normal(whole).solution(u)
         self.intercept_ = float(whole.y_mean - whole.X_mean @ self.coef_)
 
@@ -149,9 +151,10 @@ class _Normal:
         return float(part.weight_held @ error**2)
 
     def value_and_hypergradient(
-        self, u: np.ndarray, penalties: PenaltyMap
+        self, u: np.ndarray, penalties: PenaltyMap, accuracy: float = 0.0
     ) -> tuple[float, np.ndarray]:
-        """The loss on the held-out rows, and its derivative in the log-penalties."""
+        """The loss on the held-out rows, and its derivative in the log-penalties, exactly."""
+        del accuracy
         solve = self.solver(u[penalties.codes])
         w = solve(self.right)
         part = self.part

@@ -26,6 +26,9 @@ from ._search import Tuned, best_of, tune
 # useful l1 penalty): below, it does nothing; above, the feature is gone.
 LEAST, MOST = 1e-7, 1e5
 GRID = 9  # shared penalties that the search starts from
+# Errors of a slope that the search may see, as parts of the loss and of the last slope; and how often
+# a slope is computed more accurately at the same point.
+ROUGH, SLACK, PASSES = 1e-3, 0.1, 4
 ACTIVE = (0.1,)  # parts of its sum of squares that are a feature's penalty in the other starts
 
 
@@ -200,9 +203,12 @@ class InnerProblem(Protocol):
         ...
 
     def value_and_hypergradient(
-        self, u: np.ndarray, penalties: PenaltyMap
+        self, u: np.ndarray, penalties: PenaltyMap, accuracy: float = 0.0
     ) -> tuple[float, np.ndarray]:
-        """The loss on the held-out rows, and its derivative in the log-penalties."""
+        """The loss on the held-out rows, and its derivative in the log-penalties.
+
+        The error of the derivative should be well below `accuracy`.
+        """
         ...
 
 
@@ -218,8 +224,8 @@ class AbstractPenalised(AbstractTunedLinear):
         """The inner problems of some folds."""
 
     @abc.abstractmethod
-    def _finish(self, whole: Part, u: np.ndarray) -> None:
-        """Fit on all rows, for one log-penalty per feature."""
+    def _finish(self, whole: Part, u: np.ndarray, problems: "Sequence[Any]") -> None:
+        """Fit on all rows, for one log-penalty per feature; `problems` are those of the folds."""
 
     def _unit(self, whole: Part) -> float:
         """What the outer objective is measured in."""
@@ -232,30 +238,48 @@ class AbstractPenalised(AbstractTunedLinear):
             self.nested_loss_ = self._nested(folds)
             kind = min(self.nested_loss_, key=self.nested_loss_.get)  # "shared" in a tie
         chosen = penalty_map(kind, whole)
-        shared, best = self._search(chosen, whole, folds)
+        problems = self._problems(folds)
+        shared, best = self._search(chosen, whole, problems)
         self.shared_alpha_, self.shared_cv_loss_ = float(np.exp(shared.u[0])), shared.value
         self.tuned_ = best
         alpha = np.exp(best.u)
         self.alpha_ = alpha[chosen.codes] if chosen.number > 1 else float(alpha[0])
-        self._finish(whole, best.u[chosen.codes])
+        self._finish(whole, best.u[chosen.codes], problems)
 
-    def _search(self, chosen: PenaltyMap, whole: Part, folds: list[Part]) -> tuple[Tuned, Tuned]:
+    def _search(
+        self, chosen: PenaltyMap, whole: Part, problems: "Sequence[InnerProblem]"
+    ) -> tuple[Tuned, Tuned]:
         """The best shared penalty, and the best of the penalties asked for."""
-        problems = self._problems(folds)
 
-        def search(penalties: PenaltyMap, start: np.ndarray, unit: float) -> Tuned:
+        def search(
+            penalties: PenaltyMap, start: np.ndarray, unit: float, curvature: float | None = None
+        ) -> Tuned:
+            accuracy = ROUGH * unit
+
             def phi(u: np.ndarray) -> tuple[float, np.ndarray]:
-                pairs = [each.value_and_hypergradient(u, penalties) for each in problems]
-                values, grads = zip(*pairs, strict=True)
-                return sum(values), np.sum(grads, axis=0)
+                # An error of a part of the last slope does no harm, unless this one is far smaller.
+                nonlocal accuracy
+                value, grad = np.nan, u
+                for _ in range(PASSES):
+                    pairs = [
+                        each.value_and_hypergradient(u, penalties, accuracy) for each in problems
+                    ]
+                    values, grads = zip(*pairs, strict=True)
+                    value, grad = sum(values), np.sum(grads, axis=0)
+                    needed = max(self.tol * unit, SLACK * float(np.max(np.abs(grad))))
+                    enough, accuracy = not accuracy > needed, needed
+                    if enough:
+                        break
+                return value, grad
 
-            return tune(phi, start, *penalties.bounds(), self.max_iter, self.tol, unit)
+            box = penalties.bounds()
+            return tune(phi, start, *box, self.max_iter, self.tol, unit, curvature)
 
         one = penalty_map("shared", whole)
         # From the strongest penalty down: weak ones take the inner solver longest.
         down = [one.log_scale + np.log(part) for part in np.geomspace(1e2, 1e-6, GRID)]
         start = best_of(lambda u: sum(each.value(u, one) for each in problems), down)
-        shared = search(one, start, self._unit(whole))
+        shared = search(one, start.u, self._unit(whole), start.curvature)
         if chosen.number == 1:
             return shared, shared
         # Where penalties are tiny Phi is flat, and a descent would not leave: one starts elsewhere.
@@ -279,7 +303,7 @@ class AbstractPenalised(AbstractTunedLinear):
             inner = [other.without(fold) for other in folds if other is not fold]
             chosen = penalty_map("feature", fold)
             (problem,) = self._problems([fold])
-            shared, best = self._search(chosen, fold, inner)
+            shared, best = self._search(chosen, fold, self._problems(inner))
             for name, found in (("shared", shared), ("feature", best)):
                 u = np.broadcast_to(found.u, chosen.number)
                 loss[name] += problem.value_and_hypergradient(u, chosen)[0]

@@ -31,6 +31,7 @@ from .scalars import check_scalars
 
 REPEATED = 0.8  # the share of equal cells from which a column of the label's name repeats it
 _UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
+_NO_NAME = ("__index_level_0__", "index")  # what an index without a name is asked for as
 _SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
 
@@ -62,7 +63,8 @@ def read_tables(
     A CSV file has no types: how its columns are read (see `csv.py`) is decided by the first table, for
     the label column by all of them; columns in `ids` stay text. The files of a folder are read in the
     order of their paths; parts of paths like `year=2025` become columns. A named index that pandas
-    wrote to Parquet is a column where `label` or `ids` ask for it. A first column without a name that
+    wrote to Parquet is a column where `label` or `ids` ask for it; one without a name is asked for as
+    `__index_level_0__`, which other readers call it, or as `index`. A first column without a name that
     numbers or names the rows is left out.
 
     Raises:
@@ -82,6 +84,7 @@ def read_tables(
         if isinstance(one, Texts):
             frame, notes = _interpret(one, readings, {label, *ids}, name)
         else:
+            one = _with_named_index(one, ids)
             wanted = [c for c in dict.fromkeys((label, *ids)) if c and c in one.index.names]
             frame, notes = one.reset_index(wanted) if wanted else one, []
         frame, more = _without_row_numbers(frame, {label, *ids})
@@ -92,6 +95,14 @@ def read_tables(
     if texts and label is not None:
         _as_texts_if_any_is(label, [one.frame for one in tables.values()])
     return tables
+
+
+def _with_named_index(frame: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
+    """The frame, its index named as `ids` call an index that pandas wrote without a name."""
+    if frame.index.names != [None] or isinstance(frame.index, pd.RangeIndex):
+        return frame
+    asked = [name for name in ids if name in _NO_NAME and name not in frame.columns]
+    return frame.rename_axis(asked[0]) if asked else frame
 
 
 def _as_texts_if_any_is(label: str, frames: list[pd.DataFrame]) -> None:
@@ -255,9 +266,11 @@ def split_label(
     """
     for column, option in [(label, "--label"), (identifier, "--id")]:
         if column is not None and column not in table.columns:
+            nameless = table.index.names == [None] and not isinstance(table.index, pd.RangeIndex)
+            way = ". Its index has no name: --id index takes it" if nameless else ""
             raise InputError(
                 f"the {name} file has no column {column!r} ({option}); "
-                f"{suggest(column, table.columns)}."
+                f"{suggest(column, table.columns)}{way if option == '--id' else ''}."
             )
     check_scalars(table[label], f"the label column {label!r} of the {name} file")
     if identifier is not None:
