@@ -101,8 +101,8 @@ class Hessian:
                 if np.linalg.norm(rest) < size:
                     found, left, size = start.ravel(), rest, np.linalg.norm(rest)
             while self.model.rows is not None and size > target:
-                part, right32 = max(float(0.5 * target / size), ROUNDING), (left / size).astype(np.float32)
-                step, solved = self._descend(self.single_product, right32, part, 0)
+                part, unit = max(float(0.5 * target / size), ROUNDING), left / size
+                step, solved = self._descend(self.single_product, unit.astype(np.float32), part, 0)
                 new = found + size * step.astype(np.float64)
                 if solved and rtol >= UNCHECKED:
                     return new.reshape(right.shape)
