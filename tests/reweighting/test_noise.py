@@ -122,7 +122,7 @@ def test_one_bad_group_and_one_bad_class_are_found():
     s = scores(truth, rng)
     m = 2000
     found = evidence(s, m, rng)._replace(right_label=np.arange(m) % 2, wrong_label=np.arange(m) % 2)
-    noise = how_many(found, label, group)[2]
+    _, flagged, noise = how_many(found, label, group)
     table: Any = noise.by_group
     for k in range(4):
         line, true = table.loc[k], truth[group == k].mean()
@@ -133,6 +133,27 @@ def test_one_bad_group_and_one_bad_class_are_found():
     classes: Any = noise.by_class
     assert classes["rows"] @ classes["value"] / 4000 == pytest.approx(noise.rate.value, abs=0.01)
     assert classes["flagged"].sum() == noise.flagged
+    assert noise.precision is not None
+    for lines, code in ((table, group), (classes, label)):
+        hit = [truth[flagged & (code == k)].mean() for k in lines.index]
+        assert (lines["precision_low"] - 0.01 <= hit).all()
+        assert (hit <= lines["precision_high"] + 0.01).all()
+        mean = lines["flagged"] @ lines["precision"] / noise.flagged
+        assert mean == pytest.approx(noise.precision.value, abs=0.02)
+
+
+def test_a_class_without_flagged_rows_has_no_precision():
+    rng = np.random.default_rng(4)
+    label = np.arange(1000) % 2
+    truth = (label == 1) & (rng.random(1000) < 0.2)
+    found = evidence(np.where(label == 1, scores(truth, rng), -9.0), 500, rng)
+    _, flagged, noise = how_many(found, label)
+    assert flagged.any()
+    assert not flagged[label == 0].any()
+    assert noise.by_class.loc[0, ["precision", "precision_low", "precision_high"]].isna().all()
+    lines = noise.to_dict()["by_class"]
+    assert lines[0]["precision"] is None
+    assert lines[1]["precision_low"] < lines[1]["precision"] < lines[1]["precision_high"]
 
 
 def test_what_is_not_known_is_said_with_a_wide_interval():

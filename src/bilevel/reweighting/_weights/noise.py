@@ -50,7 +50,8 @@ class Noise:
         precision: the share of the flagged rows whose label is wrong; None if no row is flagged.
         recall: the share of the rows with a wrong label that are flagged.
         by_class, by_group: a table with one line per given label (per group, where groups were given):
-            `rows`, `flagged`, and the noise rate `value` with `low` and `high`.
+            `rows`, `flagged`, the noise rate `value` with `low` and `high`, and the `precision` of the
+            flagged rows with `precision_low` and `precision_high` (NaN where no row is flagged).
         verified_pairs: how many trusted rows told the label that they had before they were verified;
             0 if the estimate rests on the models' disagreement with the labels alone.
         verify: which rows to verify so that the noise rate is known better; None if there are none.
@@ -68,6 +69,7 @@ class Noise:
     def to_dict(self, ids: Sequence[Any] | None = None) -> dict[str, Any]:
         """As plain data: of the tables, a list of lines with the `name` of the class or group.
 
+        What is NaN in the tables is None here.
         `ids`: what the training rows are called; by default, their positions.
         """
         found = dataclasses.asdict(self)
@@ -77,7 +79,8 @@ class Noise:
             found["verify"] |= {"rows": named, "sentence": str(self.verify)}
         for key in ("by_class", "by_group"):
             if found[key] is not None:
-                lines = zip(found[key].index, found[key].to_dict("records"), strict=True)
+                plain = found[key].astype(object).where(found[key].notna(), None)
+                lines = zip(found[key].index, plain.to_dict("records"), strict=True)
                 found[key] = [{"name": str(name), **line} for name, line in lines]
         return found | {"sentence": str(self)}
 
@@ -184,14 +187,14 @@ def describe(
     s, weight = evidence.training, evidence.weight
     lists = _counts(s, flagged.astype(int), 2, weight)
     listed, total = weight[flagged].sum(), weight.sum()
-    parts = [_Part.classes(evidence, labels)]
-    parts += [] if groups is None else [_Part.groups(evidence, groups)]
+    parts = [_Part.classes(evidence, labels, flagged)]
+    parts += [] if groups is None else [_Part.groups(evidence, groups, flagged)]
     rates, hits, found = np.zeros(DRAWS), np.zeros(DRAWS), np.zeros(DRAWS)
     for d, draw in enumerate(draws):
         missed, hit = _binomial(rng, lists, expit(draw.ratio + logit(draw.rate))).sum(axis=1)
         rates[d], hits[d] = (missed + hit) / total, hit / (listed or 1.0)
         found[d] = hit / (missed + hit) if missed + hit else rng.random()
-    tables = [part.table(draws, evidence.pairs, flagged, rng) for part in parts]
+    tables = [part.table(draws, evidence.pairs, rng) for part in parts]
     rate = _estimate(rates)
     return Noise(
         rate=rate,
@@ -213,68 +216,79 @@ class _Part(NamedTuple):
 
     Attributes:
         names, codes: of the parts, and the part of each row.
-        rows: of the training rows.
+        flagged: of each row.
+        rows, listed: of the training rows, and of those that are flagged.
         right, wrong: of the trusted rows, as in `Evidence`; zero where their part is not known.
         spread: the prior's standard deviation of the shift.
     """
 
     names: np.ndarray
     codes: Int[np.ndarray, " n"]
+    flagged: Bool[np.ndarray, " n"]
     rows: Num[np.ndarray, "parts bins"]
+    listed: Num[np.ndarray, "parts bins"]
     right: Num[np.ndarray, "parts bins"]
     wrong: Num[np.ndarray, "parts bins"]
     spread: float
 
     @classmethod
-    def classes(cls, evidence: Evidence, labels: Int[np.ndarray, " n"]) -> "_Part":
+    def classes(
+        cls, evidence: Evidence, labels: Int[np.ndarray, " n"], flagged: Bool[np.ndarray, " n"]
+    ) -> "_Part":
         names, codes = np.unique(labels, return_inverse=True)
         number = len(names)
 
         def of(s: np.ndarray, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
             known = np.isin(label, names)
             code = np.searchsorted(names, label[known])
-            return _counts(s[known], code, number, weight[known])
+            return _coarse(_counts(s[known], code, number, weight[known]))
 
         right = of(evidence.right, evidence.right_label, evidence.right_weight)
         wrong = of(evidence.wrong, evidence.wrong_label, evidence.wrong_weight)
-        count = _counts(evidence.training, codes, number, evidence.weight)
-        return cls(names, codes, _coarse(count), _coarse(right), _coarse(wrong), CLASS_SHIFT)
+        counts = cls._of_training(evidence, codes, number, flagged)
+        return cls(names, codes, flagged, *counts, right, wrong, CLASS_SHIFT)
 
     @classmethod
-    def groups(cls, evidence: Evidence, groups: np.ndarray) -> "_Part":
+    def groups(
+        cls, evidence: Evidence, groups: np.ndarray, flagged: Bool[np.ndarray, " n"]
+    ) -> "_Part":
         names, codes = np.unique(groups, return_inverse=True)
-        count = _coarse(_counts(evidence.training, codes, len(names), evidence.weight))
-        return cls(names, codes, count, 0.0 * count, 0.0 * count, GROUP_SHIFT)
+        rows, listed = cls._of_training(evidence, codes, len(names), flagged)
+        none = 0.0 * rows
+        return cls(names, codes, flagged, rows, listed, none, none, GROUP_SHIFT)
 
-    def table(
-        self,
-        draws: Sequence[Draw],
-        pairs: int,
-        flagged: Bool[np.ndarray, " n"],
-        rng: np.random.Generator,
-    ) -> pd.DataFrame:
-        """One line per part: rows, flagged rows, the noise rate and its interval."""
+    @staticmethod
+    def _of_training(
+        evidence: Evidence, codes: np.ndarray, number: int, flagged: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Histograms of all training rows, and of the flagged ones."""
+        s, weight = evidence.training, evidence.weight
+        return (
+            _coarse(_counts(s, codes, number, weight)),
+            _coarse(_counts(s, codes, number, weight * flagged)),
+        )
+
+    def table(self, draws: Sequence[Draw], pairs: int, rng: np.random.Generator) -> pd.DataFrame:
+        """One line per part: rows, flagged rows, noise rate and precision with their intervals."""
         number = len(self.names)
         draws = draws[:: max(2, min(10, number // MANY_PARTS))]  # of many parts fewer
-        drawn = np.stack([self._draw(draw, pairs, rng) for draw in draws]) / np.maximum(
-            self.rows.sum(axis=1), 1e-9
-        )
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-        return pd.DataFrame(
-            {
-                "rows": np.bincount(self.codes, minlength=number),
-                "flagged": np.bincount(self.codes[flagged], minlength=number),
-                "value": drawn.mean(axis=0),
-                "low": low,
-                "high": high,
-            },
-            self.names,
-        )
+        hits, all_wrong = np.moveaxis([self._draw(draw, pairs, rng) for draw in draws], 1, 0)
+        columns: dict[str, np.ndarray] = {
+            "rows": np.bincount(self.codes, minlength=number),
+            "flagged": np.bincount(self.codes[self.flagged], minlength=number),
+        }
+        names = ("value", "low", "high"), ("precision", "precision_low", "precision_high")
+        for keys, wrong, rows in zip(names, (all_wrong, hits), (self.rows, self.listed), strict=True):
+            total = rows.sum(axis=1)
+            share = np.divide(wrong, total, out=np.full(wrong.shape, np.nan), where=total > 0)
+            ends = np.quantile(share, [0.025, 0.975], axis=0)
+            columns |= dict(zip(keys, (share.mean(axis=0), *ends), strict=True))
+        return pd.DataFrame(columns, self.names)
 
     def _draw(
         self, draw: Draw, pairs: int, rng: np.random.Generator
-    ) -> Float[np.ndarray, " parts"]:
-        """How many labels are wrong in each part."""
+    ) -> Float[np.ndarray, "2 parts"]:
+        """How many labels are wrong in each part, among the flagged rows and among all."""
         at_bins = draw.ratio[1::3]
         score = at_bins + (logit(draw.rate) if pairs else 0.0) + self.spread * SHIFTS[:, None]
         log_p = -(np.logaddexp(0, score) @ self.right.T + np.logaddexp(0, -score) @ self.wrong.T)
@@ -290,7 +304,9 @@ class _Part(NamedTuple):
             near = expit(logit(draw.rate) + offset)
         ratio = score - offset[:, None]
         rate = draw_rates(ratio, self.rows, rng, near)
-        return _binomial(rng, self.rows, expit(ratio + logit(rate)[:, None])).sum(axis=1)
+        p = expit(ratio + logit(rate)[:, None])
+        hits = _binomial(rng, self.listed, p).sum(axis=1)
+        return np.stack([hits, hits + _binomial(rng, self.rows - self.listed, p).sum(axis=1)])
 
 
 def _counts(

@@ -76,40 +76,70 @@ class ClassPool(NamedTuple):
 
         Cost: some ten passes over the trusted rows, and `ROUNDS` over the training rows.
         """
-        rows = np.arange(len(y_trusted))
         weight_trusted, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
-        members = np.stack(trusted).astype(float)
-        of_label = members[:, rows, y_trusted] @ weight_trusted
+        blank = cls._without_noise(kind.number, np.stack(trusted), y_trusted, weight_trusted)
+        pairs = np.zeros((kind.number, kind.number))
+        if verified is not None:
+            seen = verified != UNKNOWN
+            np.add.at(pairs, (y_trusted[seen], verified[seen]), weight_trusted[seen])
+        return blank._replace(noise=_noise_matrix(np.exp(blank.outputs(train)), y, pairs, weight))
+
+    @classmethod
+    def _without_noise(
+        cls,
+        number: int,
+        members: Float[np.ndarray, "members m classes"],
+        y: Int[np.ndarray, " m"],
+        weight: Float[np.ndarray, " m"],
+    ) -> "ClassPool":
+        """Coefficients and background from trusted rows; the noise matrix says that there is none."""
+        rows, members = np.arange(len(y)), members.astype(float)
+        of_label = members[:, rows, y] @ weight
 
         def loss(log_c: np.ndarray) -> tuple[float, np.ndarray]:
             c = np.exp(log_c)
             score = np.tensordot(c, members, 1)
             normaliser = np.asarray(logsumexp(score, axis=1))
-            p = np.exp(score - normaliser[:, None]) * weight_trusted[:, None]
+            p = np.exp(score - normaliser[:, None]) * weight[:, None]
             slope = np.array([np.vdot(p, outputs) for outputs in members]) - of_label
             away = log_c - start
-            value = weight_trusted @ normaliser - c @ of_label + STRENGTH / 2 * away @ away
+            value = weight @ normaliser - c @ of_label + STRENGTH / 2 * away @ away
             return float(value), slope * c + STRENGTH * away
 
         start = np.full(len(members), -np.log(len(members)))
         coefficients = np.exp(minimize(loss, start, jac=True, method="L-BFGS-B").x)
-        counts = np.bincount(y_trusted, weight_trusted, kind.number) + 1.0
+        counts = np.bincount(y, weight, number) + 1.0
         shares = counts / counts.sum()
-        p = np.exp(_log_linear(coefficients, trusted)[rows, y_trusted])
-        share = shares[y_trusted]
+        p, share = np.exp(_log_linear(coefficients, members)[rows, y]), shares[y]
         background: Any = minimize_scalar(
-            lambda d: (
-                -weight_trusted @ np.log((1 - d) * p + d * share) - BACKGROUND_PULL * np.log(d)
-            ),
+            lambda d: -weight @ np.log((1 - d) * p + d * share) - BACKGROUND_PULL * np.log(d),
             bounds=BACKGROUND,
             method="bounded",
         )
-        pairs = np.zeros((kind.number, kind.number))
-        if verified is not None:
-            seen = verified != UNKNOWN
-            np.add.at(pairs, (y_trusted[seen], verified[seen]), weight_trusted[seen])
-        blank = cls(coefficients, float(background.x), shares, np.eye(kind.number))
-        return blank._replace(noise=_noise_matrix(np.exp(blank.outputs(train)), y, pairs, weight))
+        return cls(coefficients, float(background.x), shares, np.eye(number))
+
+    def _held_out(
+        self,
+        trusted: Outputs,
+        y: Int[np.ndarray, " m"],
+        weight: Float[np.ndarray, " m"],
+        fold: Int[np.ndarray, " m"],
+    ) -> Float[np.ndarray, "m classes"]:
+        """Of each trusted row, the probabilities by coefficients that have not seen its fold.
+
+        The coefficients fit the rows that they come from better than others: by those, the models
+        would seem to err less on clean labels than they do on the training rows.
+        """
+        members = np.stack(trusted)
+        p = np.empty(members.shape[1:])
+        for k in np.unique(fold):
+            here, others = fold == k, (fold != k) & (weight > 0)
+            pool = self
+            if others.any():
+                of_others = members[:, others], y[others], weight[others]
+                pool = self._without_noise(members.shape[2], *of_others)
+            p[here] = np.exp(pool.outputs(list(members[:, here])))
+        return p
 
     def outputs(self, members: Outputs) -> Float[np.ndarray, "rows classes"]:
         """Log-probabilities of the true label."""
@@ -128,15 +158,17 @@ class ClassPool(NamedTuple):
         y: Int[np.ndarray, " n"],
         verified: Int[np.ndarray, " m"] | None = None,
         *,
+        fold: Int[np.ndarray, " m"],
         weight_trusted: Float[np.ndarray, " m"] | None = None,
         weight: Float[np.ndarray, " n"] | None = None,
     ) -> Evidence:
         """What the log-odds of wrong labels are on the training and on the trusted rows.
 
-        The arguments are those of `fit`.
+        The arguments are those of `fit`. `fold`: of each trusted row, which is judged by coefficients
+        of the other folds.
         """
-        p = np.exp(self.outputs(trusted))
         each, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
+        p = self._held_out(trusted, y_trusted, each, fold)
         training = log_odds(np.exp(self.outputs(train)), self.noise, y)
         seen = np.zeros(len(y_trusted), bool) if verified is None else verified != UNKNOWN
         given = y_trusted if verified is None else np.where(seen, verified, y_trusted)

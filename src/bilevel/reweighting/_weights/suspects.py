@@ -60,6 +60,7 @@ def judge_labels(
             train,
             y,
             None if verified is None else verified[rows],
+            fold=folds.fold[rows],
             weight_trusted=folds.weight_trusted[rows],
             weight=weight,
         )
