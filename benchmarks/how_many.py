@@ -62,7 +62,9 @@ def draw(name: str, seed: int) -> list[dict[str, Any]]:
         rows = of_trusted, y[trusted], of_train, given, pairs
         kind: Any = folds.kind
         pool = ClassPool.fit(kind, *rows)
-        p, flagged, noise = how_many(pool.evidence(*rows, fold=folds.fold), given, seed=seed)
+        p, flagged, noise = how_many(
+            pool.evidence(*rows, fold=folds.fold, part=folds.part), given, seed=seed
+        )
         line = {"data": name, "pairs": pairs is not None, "seed": seed}
         hit = wrong[flagged].sum()
         line["F1"] = 2 * hit / max(flagged.sum() + wrong.sum(), 1)

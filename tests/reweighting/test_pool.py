@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
 from bilevel.reweighting._learn import learn_weights
+from bilevel.reweighting._weights.calibration import log_odds
 from bilevel.reweighting._weights.folds import FOLDS, make_folds
 from bilevel.reweighting._weights.label_models import (
     cross_fitted,
@@ -110,6 +111,29 @@ def test_verified_pairs_enter_the_matrix():
     y = rng.integers(0, 3, 30)
     pool = ClassPool.fit(CLASSES, [trusted], y_trusted, [blank], y, before)
     np.testing.assert_allclose(pool.noise, NOISE, atol=0.05)
+
+
+def test_rows_are_called_wrong_by_coefficients_that_have_not_seen_their_fold():
+    """A trusted row, and a training row of the same part: by a pool that was fitted without it."""
+    rng = np.random.default_rng(3)
+    outputs, y_trusted = sampled(60, rng)
+    members = [outputs, log_softmax(rng.normal(size=(60, 3)), axis=1)]
+    fold, labels = np.arange(60) % 3, given(y_trusted, rng)
+    pool = ClassPool.fit(CLASSES, members, y_trusted, members, labels)
+    # The training rows are the trusted ones again, those of part 3 are judged by the pool itself.
+    part = np.where(np.arange(60) < 30, fold, 3)
+    found = pool.evidence(members, y_trusted, members, y_trusted, fold=fold, part=part)
+    own = log_odds(np.exp(pool.outputs(members)), pool.noise, y_trusted)
+    for k in range(3):
+        here = fold == k
+        without = [outputs[~here] for outputs in members]
+        other = ClassPool.fit(CLASSES, without, y_trusted[~here], members, labels)
+        p = np.exp(other.outputs(members))
+        by_hand = log_odds(p, pool.noise, y_trusted)
+        np.testing.assert_allclose(found.right[here], by_hand[here], rtol=1e-6)
+        assert np.abs(by_hand - own)[here].max() > 1e-3
+    np.testing.assert_allclose(found.training[:30], found.right[:30], rtol=1e-12)
+    np.testing.assert_allclose(found.training[30:], own[30:], rtol=1e-12)
 
 
 @pytest.mark.parametrize("confidence", [1.0, 3.0])

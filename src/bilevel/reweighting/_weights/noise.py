@@ -272,13 +272,15 @@ class _Part(NamedTuple):
         """One line per part: rows, flagged rows, noise rate and precision with their intervals."""
         number = len(self.names)
         draws = draws[:: max(2, min(10, number // MANY_PARTS))]  # of many parts fewer
-        hits, all_wrong = np.moveaxis([self._draw(draw, pairs, rng) for draw in draws], 1, 0)
+        hits, all_wrong = np.stack([self._draw(draw, pairs, rng) for draw in draws], axis=1)
         columns: dict[str, np.ndarray] = {
             "rows": np.bincount(self.codes, minlength=number),
             "flagged": np.bincount(self.codes[self.flagged], minlength=number),
         }
         names = ("value", "low", "high"), ("precision", "precision_low", "precision_high")
-        for keys, wrong, rows in zip(names, (all_wrong, hits), (self.rows, self.listed), strict=True):
+        for keys, wrong, rows in zip(
+            names, (all_wrong, hits), (self.rows, self.listed), strict=True
+        ):
             total = rows.sum(axis=1)
             share = np.divide(wrong, total, out=np.full(wrong.shape, np.nan), where=total > 0)
             ends = np.quantile(share, [0.025, 0.975], axis=0)

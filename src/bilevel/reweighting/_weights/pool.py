@@ -110,7 +110,7 @@ class ClassPool(NamedTuple):
         coefficients = np.exp(minimize(loss, start, jac=True, method="L-BFGS-B").x)
         counts = np.bincount(y, weight, number) + 1.0
         shares = counts / counts.sum()
-        p, share = np.exp(_log_linear(coefficients, members)[rows, y]), shares[y]
+        p, share = np.exp(_log_linear(coefficients, list(members))[rows, y]), shares[y]
         background: Any = minimize_scalar(
             lambda d: -weight @ np.log((1 - d) * p + d * share) - BACKGROUND_PULL * np.log(d),
             bounds=BACKGROUND,
@@ -118,33 +118,37 @@ class ClassPool(NamedTuple):
         )
         return cls(coefficients, float(background.x), shares, np.eye(number))
 
-    def _held_out(
+    def _without_each(
         self,
         trusted: Outputs,
         y: Int[np.ndarray, " m"],
         weight: Float[np.ndarray, " m"],
         fold: Int[np.ndarray, " m"],
-    ) -> Float[np.ndarray, "m classes"]:
-        """Of each trusted row, the probabilities by coefficients that have not seen its fold.
-
-        The coefficients fit the rows that they come from better than others: by those, the models
-        would seem to err less on clean labels than they do on the training rows.
-        """
-        members = np.stack(trusted)
-        p = np.empty(members.shape[1:])
-        for k in np.unique(fold):
-            here, others = fold == k, (fold != k) & (weight > 0)
-            pool = self
+    ) -> dict[int, "ClassPool"]:
+        """For each fold, the pool whose coefficients have not seen it, with the same noise matrix."""
+        members, found = np.stack(trusted), {}
+        for k in np.unique(fold).tolist():
+            others = (fold != k) & (weight > 0)
             if others.any():
                 of_others = members[:, others], y[others], weight[others]
                 pool = self._without_noise(members.shape[2], *of_others)
-            p[here] = np.exp(pool.outputs(list(members[:, here])))
-        return p
+                found[k] = pool._replace(noise=self.noise)
+        return found
 
     def outputs(self, members: Outputs) -> Float[np.ndarray, "rows classes"]:
         """Log-probabilities of the true label."""
         p = np.exp(_log_linear(self.coefficients, members))
         return np.log((1 - self.background) * p + self.background * self.shares)
+
+    def _by_fold(
+        self, pools: dict[int, "ClassPool"], members: Outputs, fold: Int[np.ndarray, " rows"]
+    ) -> Float[np.ndarray, "rows classes"]:
+        """Of each row, the log-probabilities by the pool of its fold."""
+        found = np.empty(members[0].shape)
+        for k in np.unique(fold).tolist():
+            here = fold == k
+            found[here] = pools.get(k, self).outputs([outputs[here] for outputs in members])
+        return found
 
     def right(self, members: Outputs, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
         """The probability that the given label is the true one."""
@@ -159,17 +163,21 @@ class ClassPool(NamedTuple):
         verified: Int[np.ndarray, " m"] | None = None,
         *,
         fold: Int[np.ndarray, " m"],
+        part: Int[np.ndarray, " n"],
         weight_trusted: Float[np.ndarray, " m"] | None = None,
         weight: Float[np.ndarray, " n"] | None = None,
     ) -> Evidence:
         """What the log-odds of wrong labels are on the training and on the trusted rows.
 
-        The arguments are those of `fit`. `fold`: of each trusted row, which is judged by coefficients
-        of the other folds.
+        The arguments are those of `fit`, and the fold of each trusted row and the part of each
+        training row. Coefficients of the other folds judge both: by coefficients that have seen the
+        trusted rows, the models would seem to err less on clean labels than they do on training rows.
+        A part that is no fold is judged by the pool itself.
         """
         each, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
-        p = self._held_out(trusted, y_trusted, each, fold)
-        training = log_odds(np.exp(self.outputs(train)), self.noise, y)
+        pools = self._without_each(trusted, y_trusted, each, fold)
+        p = np.exp(self._by_fold(pools, trusted, fold))
+        training = log_odds(np.exp(self._by_fold(pools, train, part)), self.noise, y)
         seen = np.zeros(len(y_trusted), bool) if verified is None else verified != UNKNOWN
         given = y_trusted if verified is None else np.where(seen, verified, y_trusted)
         before, bad = log_odds(p, self.noise, given), given != y_trusted

@@ -8,12 +8,13 @@ from jaxtyping import Bool, Float, Int
 
 from .annotators import AnnotatedPool
 from .calibration import Draw, Evidence
-from .folds import Folds
+from .folds import FOLDS, Folds
 from .label_models import Member
 from .noise import Noise, describe, flag, suspects
 from .pool import ClassPool, NumberPool
 
 Pool = ClassPool | NumberPool | AnnotatedPool
+NO_FOLD = FOLDS  # in place of a part: the pool of all trusted rows judges
 
 
 class Suspects(NamedTuple):
@@ -48,7 +49,6 @@ def judge_labels(
     wrong, keep = np.zeros(folds.n), np.ones(folds.n, bool)
     if not weight.any():
         return Suspects(wrong, keep, known)
-    train = [member.train[k][known] for member in members]
     evidence, draws = None, None
     if not isinstance(pool, ClassPool):
         found = 1 - pool.right([member.train[k] for member in members], folds.y)[known]
@@ -57,10 +57,11 @@ def judge_labels(
         evidence = pool.evidence(
             [member.trusted[k][rows] for member in members],
             folds.y_trusted[rows],
-            train,
+            [member.train[k][known] for member in members],
             y,
             None if verified is None else verified[rows],
             fold=folds.fold[rows],
+            part=np.full(len(known), NO_FOLD) if folds.forward else folds.part[known],
             weight_trusted=folds.weight_trusted[rows],
             weight=weight,
         )
