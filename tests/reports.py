@@ -82,17 +82,20 @@ def made_noise(names: np.ndarray) -> Noise:
     table = pd.DataFrame(
         {
             "rows": [30, 34, 32],
-            "flagged": [5, 6, 5],
+            "flagged": [5, 6, 0],
             "value": [0.163, 0.171, 0.152],
             "low": [0.11, 0.12, 0.10],
             "high": [0.23, 0.24, 0.21],
+            "precision": [0.91, 0.87, np.nan],
+            "precision_low": [0.72, 0.65, np.nan],
+            "precision_high": [1.0, 0.99, np.nan],
         },
         index=names,
     )
     shares = Estimate(0.167, 0.125, 0.218), Estimate(0.934, 0.811, 0.999), Estimate(0.953, 0.8, 1.0)
     verify = Verify(np.array([90, 7, 31]), 0.093, 0.046)
     rate, precision, recall = shares
-    return Noise(rate, 16, precision, recall, table, None, 0, verify)
+    return Noise(rate, 11, precision, recall, table, None, 0, verify)
 
 
 def iris_evidence(words: list[str]) -> dict[str, Any]:

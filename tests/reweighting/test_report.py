@@ -114,7 +114,17 @@ def test_wrong_labels_are_counted_with_intervals_and_rows_to_verify_are_named(te
         "Wrong labels, of all training rows": ["16.7%", "12.5%", "21.8%"],
         "Precision: wrong labels, of the flagged rows": ["93.4%", "81.1%", "99.9%"],
         "Recall: flagged rows, of all wrong labels": ["95.3%", "80.0%", "100.0%"],
-        "name 1": ["34", "6", "17.1%", "12.0%", "24.0%"],
+        "name 1": ["34", "6", "17.1%", "12.0%", "24.0%", "87.0%", "65.0%", "99.0%"],
+        "name 2": [
+            "32",
+            "0",
+            "15.2%",
+            "10.0%",
+            "21.0%",
+            "\N{EN DASH}",
+            "\N{EN DASH}",
+            "\N{EN DASH}",
+        ],
     }
     for name, numbers in lines.items():
         start = cells.index(name) + 1
