@@ -114,6 +114,7 @@ def iris_evidence(words: list[str]) -> dict[str, Any]:
         checks=[Check(words[3], False, words[4])],
         stats={words[5]: words[6]},
         noise=made_noise(names),
+        wrong=np.where(np.arange(96) % 6 == 0, 0.9, 0.02),
     )
     groups = [words[i % 8] for i in range(96)]
     return gather_evidence(

@@ -149,6 +149,8 @@ def test_config_mirrors_the_flags(tmp_path, plain):
         "num_steps": 2,
         "l2": 0.01,
         "report": False,
+        "show": [],
+        "private": False,
         "control": False,
         "seed": 7,
     }

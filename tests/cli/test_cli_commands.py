@@ -329,6 +329,9 @@ EVERYTHING: dict[str, Any] = {
     "seed": 7,
     "report": False,
     "control": True,
+    "show": ["text", "size"],
+    "minutes_per_check": 1.5,
+    "private": False,
 }
 ONLY_AUTO = ("groups", "pred_probs", "given_label", "precision")
 
@@ -341,7 +344,7 @@ def write_config(folder: Path, values: dict[str, Any], extra: str = "") -> Path:
 
 
 def config(**changes: Any) -> _weigh_work.WeighConfig:
-    values: dict[str, Any] = {**EVERYTHING, "drop": ("p", "q"), **changes}
+    values: dict[str, Any] = {**EVERYTHING, "drop": ("p", "q"), "show": ("text", "size"), **changes}
     return _weigh_work.WeighConfig(**values)
 
 

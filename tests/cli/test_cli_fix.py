@@ -107,8 +107,8 @@ def test_labels_change_where_a_person_decided(tables):
     fixed = pd.read_csv(tables / "fixed" / "train.csv", dtype=str, keep_default_na=False)
     fixed = fixed.set_index("row")["y"]
     assert {i: fixed[f"r{i}"] for i in wanted} == wanted
-    assert (fixed.drop(["r3", "r5", "r9", "r10"]) == table.set_index("row")["y"].drop(
-        ["r3", "r5", "r9", "r10"])).all()  # fmt: skip
+    untouched = [i for i in fixed.index if i not in ("r3", "r5", "r9", "r10")]
+    assert fixed[untouched].tolist() == table.set_index("row")["y"][untouched].tolist()
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def test_the_order_of_rows_is_told_by_labels_and_columns():
     by_label = table.sort_values("y", kind="stable")[:300]
     rest = table.drop(by_label.index)
     train, trusted = by_label.drop(columns="y").reset_index(drop=True), rest.drop(columns="y")
-    result = audit(train, by_label["y"].to_numpy(), trusted, rest["y"].to_numpy())
+    result = audit(train, np.asarray(by_label["y"]), trusted, np.asarray(rest["y"]))
     order = next(f for f in result.findings if f.check == "order/rows")
     assert (order.severity, order.ids) == ("warning", ())
     assert "labels follow each other" in order.detail

@@ -6,9 +6,11 @@ import hashlib
 import html.parser
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import altair as alt
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,9 +21,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.naive_bayes import GaussianNB
 
 from bilevel.reweighting._report import bundle
+from bilevel.reweighting._report import page as page_module
 from bilevel.reweighting._report.charts import Chart, draw_charts
 from bilevel.reweighting._report.evidence import gather_evidence
-from bilevel.reweighting._report.page import Report, _show
+from bilevel.reweighting._report.page import SECTIONS, Report, _show
 from reports import HARMLESS, HOSTILE, iris_evidence, made_result
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -163,7 +166,7 @@ def test_the_table_of_worst_rows_holds_the_evidence(page, harmless):
     assert len(rows) == 96
     for row in rows[:10]:
         line = f"{row['id']} {row['given']} {row['suggested']} {row['probability']:.2f}"
-        line += f" {row['group']}"
+        line += f" {row['kind']} {row['group']}"
         assert line in cells
     pictures = page.named("img")
     assert [p["src"] for p in pictures] == [row["thumbnail"] for row in rows]
@@ -172,7 +175,16 @@ def test_the_table_of_worst_rows_holds_the_evidence(page, harmless):
 
 def test_every_chart_is_a_drawing_with_words_and_a_specification(page, charts):
     assert list(charts) == [
-        *("gains", "histogram", "effective-sample-size", "entropy", "outer-value", "drops"),
+        *(
+            "gains",
+            "first-wrong",
+            "noise-matrix",
+            "histogram",
+            "effective-sample-size",
+            "entropy",
+            "outer-value",
+            "drops",
+        ),
         *("removal", "weight-classes", "score-classes", "weight-groups", "score-groups"),
     ]
     shown = [e["data-chart"] for e in page.named("div") if "data-chart" in e]
@@ -327,8 +339,8 @@ def test_a_file_is_written_whole_or_not_at_all(harmless, tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("{", "not a report saved as JSON: Expecting"),
-        ("[1]", "has no line \"format\": 'bilevel report 2'"),
-        ('{"format": "bilevel report 2", "rows": 3}', "lacks alarms, baselines,"),
+        ("[1]", "has no line \"format\": 'bilevel report 3'"),
+        ('{"format": "bilevel report 3", "rows": 3}', "lacks advice, alarms, baselines,"),
     ],
 )
 def test_other_files_are_refused(text, message, tmp_path):
@@ -427,3 +439,30 @@ def test_the_bundle_is_read_as_it_was_built_and_else_made(tmp_path, monkeypatch)
     assert read() == r"'<\/script><\!--';window.vegaEmbed = vegaEmbed;"
     built.write_text("already built")
     assert read() == "already built"
+
+
+# -- the schema, advice, private reports ----------------------------------------------------------
+
+
+def test_reports_keep_to_the_published_schema(harmless, hostile):
+    path = Path(page_module.__file__).with_name("report.schema.json")
+    schema = json.loads(path.read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    assert set(schema["required"]) == {"format", *SECTIONS}
+    for evidence in (harmless, hostile):
+        assert [error.message for error in validator.iter_errors(evidence)] == []
+    wrong = harmless | {"advice": 3, "work": {"hours": 1}}
+    assert len(list(validator.iter_errors(wrong))) >= 2
+
+
+def test_every_part_of_the_evidence_is_on_the_page(harmless, page):
+    for pair in harmless["confusions"]["pairs"]:
+        line = f"{pair['given']} {pair['suggested']} {pair['rows']} {pair['share']:.1%}"
+        assert line in page.text
+    kinds = {row["name"]: row["rows"] for row in harmless["kinds"]}
+    assert sum(kinds.values()) == 16  # the flagged rows
+    assert all(f"{name} {count} " in page.text for name, count in kinds.items())
+    nearest = harmless["worst"]["rows"][0]["nearest_suggested"]
+    assert f"{nearest['id']} ({nearest['distance']:.2f})" in page.text
+    assert "Advice: Use the weights." in page.text

@@ -86,6 +86,17 @@ HIDDEN = (
 
 
 @contextlib.contextmanager
+def owner_only(private: bool) -> Iterator[None]:
+    """In private mode, what is written inside can be read by its owner alone (0600, 0700)."""
+    before = os.umask(0o077) if private else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.umask(before)
+
+
+@contextlib.contextmanager
 def failures(
     interrupted: Callable[[], str] | None = None, *, private: bool = False
 ) -> Iterator[None]:
@@ -100,9 +111,8 @@ def failures(
         note(f"a warning was given; {HIDDEN}" if private else str(message))
 
     stop.hint = interrupted or stop.hint
-    mask = os.umask(0o077) if private else None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), owner_only(private):
             warnings.showwarning = show
             yield
     except KeyboardInterrupt:
@@ -131,9 +141,6 @@ def failures(
             if isinstance(error, BilevelError):
                 fail(str(error), FAILURE)
         raise
-    finally:
-        if mask is not None:
-            os.umask(mask)
 
 
 _SAID = {

@@ -10,6 +10,7 @@ from ..reweighting._inputs.columns import tidy, vectorise
 from ..reweighting._inputs.files import digest, read_table, read_tables, split_label
 from ..reweighting._inputs.saved import load_model
 from ..reweighting._report.page import ENDINGS, Report
+from ._app import owner_only
 from ._estimators import SAVED_TYPES
 from ._probabilities import columns_of, read_probabilities, take_columns
 from ._run_files import (
@@ -17,6 +18,7 @@ from ._run_files import (
     read_config,
     read_quality,
     read_scorer,
+    read_settings,
     write_csv,
     write_parquet,
 )
@@ -103,7 +105,7 @@ def write_report(run: Path, output: Path | None) -> Path:
     Raises:
         InputError: it is no run folder, has no report, or the output ends in neither .html nor .json.
     """
-    read_config(run)
+    private = read_settings(run).get("private") is True
     path = run / "report.json"
     if not path.is_file():
         raise InputError(f"{run} has no report.json: it was weighed with --no-report.")
@@ -112,7 +114,8 @@ def write_report(run: Path, output: Path | None) -> Path:
     if target.suffix.lower() not in ENDINGS:
         raise InputError(f"a report is saved as .html or .json, got {target.name!r}.")
     try:
-        return Report.load(path).save(target)
+        with owner_only(private):
+            return Report.load(path).save(target)
     except OSError:
         raise
     except Exception as error:  # what somebody else's file holds may be of any kind

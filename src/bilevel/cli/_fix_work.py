@@ -132,7 +132,7 @@ def _write_csv(path: Path, target: Path, changes: list[Change], label: str) -> N
             continue
         k = header.index(change.column)
         for row in change.rows:
-            cell = edits.setdefault(row, {}).get(k, records[row + 1][0][k])
+            cell: str = edits.setdefault(row, {}).get(k) or records[row + 1][0][k]
             new = without_unseen(cell) if change.kind == "strip-unseen" else str(change.after)
             edits[row][k] = new
     parts = []
@@ -143,7 +143,7 @@ def _write_csv(path: Path, target: Path, changes: list[Change], label: str) -> N
         if not edit and len(kept) == len(header):
             parts.append(raw)
             continue
-        new = [edit.get(k, cells[k]) for k in kept if k < len(cells)]
+        new = [edit[k] if k in edit else cells[k] for k in kept if k < len(cells)]
         parts.append(_as_line(new, separator, raw))
     fixed = "".join(parts).encode("utf-8")
     write_bytes(target, gzip.compress(fixed, mtime=0) if zipped else fixed)

@@ -30,16 +30,30 @@ PAGE = "report.html"
 TEXTS = ("train", "label", "trusted", "task", "id", "groups", "pred_probs")  # of a config
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """The settings of a run, from its `config.toml`.
+def read_settings(run: Path) -> dict[str, Any]:
+    """What is in the `config.toml` of a run, which may be a private one.
 
     Raises:
-        InputError: it is no run folder, or the file is not the one that the run wrote.
+        InputError: it is no run folder.
     """
     path = run / CONFIG
     if not path.is_file():
         raise InputError(f"{run} is not a run folder of `bilevel weigh`: it has no config.toml.")
-    config = read_toml(path)
+    return read_toml(path)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The settings of a run that is not private, from its `config.toml`.
+
+    Raises:
+        InputError: it is no run folder, it is private, or the file is not the one that the run wrote.
+    """
+    path, config = run / CONFIG, read_settings(run)
+    if config.get("private") is True:
+        raise InputError(
+            f"the run in {run} is private: it keeps no models, nor names of files, columns or rows. "
+            "Its page is report.html; for more, weigh without --private."
+        )
     if missing := sorted({"train", "label", "trusted", "task", "seed", "sha256"} - config.keys()):
         raise InputError(
             f"{run} is not a run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
@@ -114,9 +128,16 @@ def check_unchanged(run: Path, *names: str) -> None:
 
 
 def write_weights(
-    result: WeightsResult, ids: np.ndarray, given: np.ndarray, predicted: np.ndarray, folder: Path
+    result: WeightsResult,
+    ids: np.ndarray,
+    given: np.ndarray | None,
+    predicted: np.ndarray | None,
+    folder: Path,
 ) -> None:
-    """`weights.parquet`, one line per training row; `worst.csv`, the flagged rows, worst first."""
+    """`weights.parquet`, one line per training row; `worst.csv`, the flagged rows, worst first.
+
+    Without labels where they are private.
+    """
     weights = np.asarray(result.weights)
     rank = pd.Series(weights).rank(ascending=False, method="first").astype(int)
     table = pd.DataFrame(
@@ -127,8 +148,7 @@ def write_weights(
             "label_quality": np.asarray(result.label_quality),
             "keep": result.keep,
             **({} if result.wrong is None else {"wrong": result.wrong}),
-            "given_label": given,
-            "predicted_label": predicted,
+            **({} if given is None else {"given_label": given, "predicted_label": predicted}),
         }
     )
     write_parquet(table, folder / "weights.parquet")

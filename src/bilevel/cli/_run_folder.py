@@ -41,6 +41,13 @@ FILES = frozenset(
 )
 LONGEST_NAME = 255  # bytes, of a file in the usual file systems
 LARGEST_TEXT = 1 << 26  # bytes of a config or summary
+# What may be said of a private run: numbers and choices of ours.
+HARMLESS = frozenset(
+    [
+        *("task", "method", "model", "num_steps", "l2", "precision", "report", "control", "seed"),
+        *("private", "minutes_per_check"),
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +79,10 @@ class WeighConfig:
     time: str | None = None
     metric: str | None = None
     report: bool = True
+    show: tuple[str, ...] = ()
+    minutes_per_check: float | None = None
     control: bool = False
+    private: bool = False
     seed: int = 0
 
     def check_names(self) -> None:
@@ -93,6 +103,9 @@ class WeighConfig:
         """The settings and the inputs' sha256 sums as TOML (whose scalars are written as JSON's)."""
         settings = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         del settings["allow_code"]  # which is said each time
+        if self.private:  # nor what files and columns are called, nor what would tell a file
+            settings = {k: v for k, v in settings.items() if k in HARMLESS}
+            digests = {}
         lines = [f"{key} = {_as_toml(value)}" for key, value in settings.items()]
         lines += ["", "[sha256]", *(f"{k} = {json.dumps(v)}" for k, v in digests.items())]
         return "\n".join(lines) + "\n"

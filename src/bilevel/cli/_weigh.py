@@ -15,6 +15,7 @@ from ._app import (
     Id,
     Json,
     Out,
+    Private,
     Seed,
     Train,
     failures,
@@ -140,6 +141,17 @@ def weigh(
         ),
     ] = None,
     overlap: Annotated[str | None, typer.Option(hidden=True)] = None,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Columns, separated by commas, to print beside each suspect row in the report."
+        ),
+    ] = None,
+    minutes_per_check: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Minutes that a person takes to check a row, for the report."),
+    ] = None,
+    private: Private = False,
     seed: Seed = 0,
     json_: Json = False,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
@@ -229,11 +241,14 @@ def weigh(
         time=time,
         metric=metric,
         report=report,
+        show=tuple(x.strip() for x in ",".join(show or ()).split(",") if x.strip()),
+        minutes_per_check=minutes_per_check,
         control=control,
+        private=private,
         seed=seed,
     )
     if dry_run:
-        with failures():
+        with failures(private=private):
             expected = estimate(settings)
         if json_:
             say_json(expected._asdict())
@@ -242,12 +257,14 @@ def weigh(
         return
 
     def interrupted() -> str:
+        if private:
+            return "interrupted; nothing is left"
         if RunFolder.of(out).state() is State.resumable:
             hint = "the same command with --resume goes on where it stopped"
             return f"interrupted; {hint}:\n{command_line('--resume')}"
         return f"interrupted; nothing is left, the same command starts again:\n{command_line()}"
 
-    with failures(interrupted):
+    with failures(interrupted, private=private):
         try:
             done = run(settings, resume=resume)
         except RunIsCompleteError as complete:

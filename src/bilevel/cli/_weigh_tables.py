@@ -48,6 +48,7 @@ class Tables(NamedTuple):
         notes: what is worth saying about how the files are read.
         probabilities: of the user's own model, for the training and the trusted rows.
         given: the labels that the trusted rows had before they were verified.
+        others: columns of the training rows that are neither features nor labels nor ids.
     """
 
     features: dict[str, pd.DataFrame]
@@ -57,6 +58,13 @@ class Tables(NamedTuple):
     notes: tuple[str, ...]
     probabilities: dict[str, Any]
     given: np.ndarray | None
+    others: pd.DataFrame
+
+    @property
+    def described(self) -> pd.DataFrame:
+        """The training rows as people know them: the features, and what else is said of them."""
+        others = {str(name): np.asarray(self.others[name]) for name in self.others.columns}
+        return self.features["train"].assign(**others)
 
     @property
     def columns(self) -> RowColumns:
@@ -123,7 +131,14 @@ def check_tables(config: WeighConfig) -> Tables:
         read[name] = table
     if config.id is not None:
         check_ids(read)
-    train = read["train"]
+    train, known = read["train"], tables["train"].frame
+    if unknown := [c for c in config.show if c not in known.columns]:
+        raise InputError(
+            f"the train file has no column {named(unknown)} (--show); "
+            f"{suggest(unknown[0], known.columns)}."
+        )
+    told = {config.label, config.id, *train.columns}
+    others = known[[c for c in known.columns if c not in told]]
     for name, table in read.items():
         check_same_names(train, table, name)
     features = {name: table[list(train.columns)] for name, table in read.items()}
@@ -133,7 +148,9 @@ def check_tables(config: WeighConfig) -> Tables:
         probabilities[name] = read_probabilities(Path(path), read[name].index, config.id, flag)
     notes = tuple(note for one in tables.values() for note in one.notes)
     pictures = _pictures(config.images, len(train))
-    return Tables(features, labels, beside, pictures, notes, probabilities, given)
+    return Tables(
+        features, labels, beside, pictures, notes, probabilities, given, pd.DataFrame(others)
+    )
 
 
 def _labels_before(table: pd.DataFrame, column: str, labels: pd.Series) -> np.ndarray:

@@ -24,6 +24,7 @@ from ..reweighting._weights.metric import Metric
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._estimators import inner, make_estimator, takes_gaps_inside, with_columns
+from ._private import check_private, places, private_evidence, without_names
 from ._probabilities import probability_files
 from ._run_files import (
     check_unchanged,
@@ -112,7 +113,13 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
         folder.remove_lock()
         folder.check_same_run(config.to_toml(digests_of(config)))
         raise RunIsCompleteError(folder.out)
+    if config.private:
+        check_private(config, resume)
     tables = check_tables(config)
+    if config.private:
+        tables = without_names(
+            tables, is_regression(config.task, np.asarray(tables.labels["train"]))
+        )
     toml = config.to_toml(digests_of(config))
     if resume and folder.saved_config():
         folder.check_same_run(toml)
@@ -203,7 +210,7 @@ def estimate(config: WeighConfig) -> Estimate:
         folds=FOLDS if is_cross_validated(config.method, config.model) else None,
     )
     cost = estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
-    return cost._replace(notes=tables.notes)
+    return cost._replace(notes=() if config.private else tables.notes)
 
 
 def _work(
@@ -269,9 +276,13 @@ def _work(
         last = fitted[-1] if rows is tidied else fitted
         model = Pipeline([*encoder.steps, (_name(last), last)])
         ids = np.asarray(tidied["train"].index)
-        write_weights(result, ids, labels["train"], fitted.predict(train[0]), folder)
-        write_model(model, folder / "model.skops")
-        write_scorer(result, folder)
+        if config.private:
+            ids = places(len(ids))
+            write_weights(result, ids, None, None, folder)
+        else:
+            write_weights(result, ids, labels["train"], fitted.predict(train[0]), folder)
+            write_model(model, folder / "model.skops")
+            write_scorer(result, folder)
         summary = _summary(config, result, {name: len(y) for name, y in labels.items()}, regression)
         named = [str(i) for i in ids]
         summary["noise"] = None if result.noise is None else result.noise.to_dict(named)
@@ -288,6 +299,10 @@ def _work(
             ids=ids,
             groups=groups,
             images=tables.images,
+            table=None if config.private else tables.described,
+            show=[c for c in config.show if c not in (config.label, config.id)],
+            trusted_ids=None if config.private else tables.features["trusted"].index,
+            minutes_per_check=config.minutes_per_check,
             holdout_groups=tables.beside["groups"].get("holdout"),
             shared=shared_rows(tidied),
             control=learn if config.control else None,
@@ -295,7 +310,10 @@ def _work(
             seconds=time.monotonic() - start,
             peak_memory=peak_memory(),
         )
-        evidence["provenance"]["estimator"] = str(inner(last))
+        if config.private:
+            evidence = private_evidence(evidence)
+        else:
+            evidence["provenance"]["estimator"] = str(inner(last))
         report = Report(evidence)
         for name in ("report.json", "report.html"):
             report.save(folder / name)
@@ -330,7 +348,9 @@ def _summary(
         "task": "regression" if regression else "classification",
         **{f"{name}_rows": size for name, size in sizes.items()},
         "seed": config.seed,
-        "estimator": config.estimator or ("ridge" if regression else "logistic"),
+        "estimator": None
+        if config.private
+        else config.estimator or ("ridge" if regression else "logistic"),
         "winner": result.winner,
         "trusted_weight": result.trusted_weight,
         "scale": result.scale,
@@ -348,6 +368,7 @@ def _summary(
         if result.group_weights is None
         else {str(group): weight for group, weight in result.group_weights.items()},
         "baselines": None if result.baselines is None else result.baselines.to_dict(orient="index"),
+        "private": config.private,
         "score": config.metric or ("R2" if regression else "accuracy"),
         "history": result.history.to_dict(orient="list"),
         "stats": result.stats,

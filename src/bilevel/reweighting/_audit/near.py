@@ -127,12 +127,13 @@ def near_texts(texts: np.ndarray, others: np.ndarray | None) -> tuple[Any, Any]:
     table is compared with itself.
     """
     within = others is None
-    read = HashingVectorizer(
+    kind: Any = HashingVectorizer  # its stubs do not know `norm=None`
+    read = kind(
         analyzer="char_wb", ngram_range=(5, 5), n_features=2**20, binary=True, norm=None,
         alternate_sign=False,
     )  # fmt: skip
-    a = read.transform(texts[:TEXTS])
-    b = a if others is None else read.transform(others[:TEXTS])
+    a: Any = read.transform(texts[:TEXTS])
+    b: Any = a if others is None else read.transform(others[:TEXTS])
     count = np.asarray(a.sum(axis=0)).ravel()
     count += 0 if within else np.asarray(b.sum(axis=0)).ravel()
     rare = (count > 0) & (count <= max(20, 0.01 * (a.shape[0] + (0 if within else b.shape[0]))))

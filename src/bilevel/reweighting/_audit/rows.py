@@ -1,5 +1,7 @@
 """Checks of rows: those that tables share, that repeat, and equal ones with different labels."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -170,8 +172,10 @@ def near_conflicts(view: View) -> list[Finding]:
         return []
     found, title = [], "nearly equal rows with different labels"
     for one, other in (("train", "train"), *view.between()):
-        pairs = view.pairs[one, other]
-        pairs = pairs[(pairs["kind"] != "exact") & _differ(view, one, other, pairs)]
+        everything: Any = view.pairs[one, other]
+        pairs: Any = everything[
+            (everything["kind"] != "exact") & _differ(view, one, other, everything)
+        ]
         if not len(pairs):
             continue
         ids = tuple(view.tables[one].ids[pairs["row"].to_numpy()])

@@ -75,7 +75,9 @@ def make_view(
                 f"the {lacking[0]} rows have no column {column!r} (`{option}`); their columns are "
                 f"{listed(frames['train'].columns, 20)}."
             )
-        beside.append({} if column is None else {n: f[column] for n, f in frames.items()})
+        beside.append(
+            {} if column is None else {n: pd.Series(f[column]) for n, f in frames.items()}
+        )
     frames = {
         name: frame.drop(columns=[c for c in (entity, time) if c is not None])
         for name, frame in frames.items()
@@ -102,7 +104,8 @@ def make_view(
         tables,
         codes,
         pairs,
-        *beside,
+        beside[0],
+        beside[1],
         is_regression(task, labels["train"].dropna()),
         np.random.default_rng(seed),
     )

@@ -86,6 +86,8 @@ def draw_charts(evidence: dict[str, Any]) -> dict[str, Chart]:
     """All charts of a report, by name; those without numbers are left out."""
     charts = [
         gains(evidence),
+        first_wrong(evidence["first_rows"]),
+        noise_matrix(evidence["confusions"]),
         histogram(evidence["weights"]),
         *over_the_run(evidence["history"]),
         drops(evidence["overfitting"]),
@@ -181,6 +183,60 @@ def gains(evidence: dict[str, Any]) -> Chart | None:
         f"{r['name']}: {r['gain']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows
     )
     return make_chart("gains", f"{title}, with 95% interval", words, rows, chart, width=340)
+
+
+def first_wrong(table: list[dict[str, Any]] | None) -> Chart | None:
+    """The share of wrong labels among the first k rows of the list, with its band."""
+    if table is None:
+        return None
+    x = _x("rows", "first rows of the list", nice=False)
+    base = alt.Chart(height=220).encode(x=x)
+    tips = _tips(rows=",d|First rows", wrong=".1%|Wrong", low=".1%|From", high=".1%|To")
+    percent = alt.Axis(format=".0%", tickCount=5)
+    chart = alt.layer(
+        base.mark_area(opacity=0.18, color=ACCENT).encode(
+            y=alt.Y("low:Q", title="wrong labels", axis=percent, scale=alt.Scale(domain=[0, 1])),
+            y2="high:Q",
+        ),
+        base.mark_line().encode(y="wrong:Q", tooltip=tips),
+    )
+    some = table[:: max(1, len(table) // 5)]
+    words = "; ".join(
+        f"of the first {t['rows']} rows {t['wrong']:.0%} ({t['low']:.0%} to {t['high']:.0%})"
+        for t in some
+    )
+    return make_chart("first-wrong", "Wrong labels among the first rows", words, table, chart)
+
+
+def noise_matrix(found: dict[str, Any] | None) -> Chart | None:
+    """How many flagged rows have each given label and each suggested one."""
+    if found is None:
+        return None
+    names = [str(name) for name in found["pictured"]]
+    pairs = found["all_pairs"] or found["pairs"]
+    count = {(str(t["given"]), str(t["suggested"])): t["rows"] for t in pairs}
+    rows = [
+        {"given": a, "suggested": b, "rows": count.get((a, b), 0)}
+        for a in names
+        for b in names
+        if a != b
+    ]
+    most = max((row["rows"] for row in rows), default=1) or 1
+    side = max(30 * len(names), 120)
+    base = alt.Chart(height=side).encode(
+        x=alt.X("suggested:N", title="suggested", sort=names, axis=alt.Axis(orient="top")),
+        y=alt.Y("given:N", title="given", sort=names),
+        tooltip=_tips(given="Given", suggested="Suggested", rows=",d|Flagged rows"),
+    )
+    opacity = alt.Opacity(
+        "rows:Q", scale=alt.Scale(domain=[0, most], range=[0.04, 0.75]), legend=None
+    )
+    chart = alt.layer(
+        base.mark_rect(color=ACCENT).encode(opacity=opacity),
+        base.transform_filter("datum.rows > 0").mark_text(color=INK).encode(text="rows:Q"),
+    )
+    words = "; ".join(f"{t['given']} to {t['suggested']}: {t['rows']}" for t in found["pairs"][:10])
+    return make_chart("noise-matrix", "Flagged rows, given and suggested label", words, rows, chart)
 
 
 def histogram(weights: dict[str, Any]) -> Chart:

@@ -3,20 +3,24 @@
 import math
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .._weights.baselines import BASELINES, SIMPLEST
-from .._weights.diagnostics import holdout_check, verdict
+from .._weights.diagnostics import holdout_check
 from .._weights.scorer import LinearOutputs
-from .refits import Rows, effects_by, overfitting, removal, worst_rows
+from .clusters import find_clusters
+from .confusions import confusions
+from .first_rows import first_rows
+from .refits import Rows, effects_by, overfitting, removal
+from .suspects import KINDS, Suspects, judge_suspects
+from .verdict import give_advice, give_verdict
+from .worst import worst_rows
 
-FORMAT = "bilevel report 2"
-Z95 = 1.96
+FORMAT = "bilevel report 3"
 
 
 def gather_evidence(
@@ -32,6 +36,10 @@ def gather_evidence(
     groups: Any = None,
     holdout_groups: Any = None,
     images: Any = None,
+    table: pd.DataFrame | None = None,
+    show: Sequence[str] = (),
+    trusted_ids: Any = None,
+    minutes_per_check: float | None = None,
     shared: Mapping[str, Mapping[str, Any]] | None = None,
     control: Callable[[np.ndarray], Any] | None = None,
     seed: int = 0,
@@ -51,6 +59,11 @@ def gather_evidence(
         groups, holdout_groups: a group for each training row, and for each row of the hold-out.
         images: pictures of the training rows, shape `(n, h, w)`, `(n, h, w, 1 | 3 | 4)` or
             `(n, h * h)`; shown beside the worst rows, darkest value black.
+        table: the training rows as people know them, whose columns describe where the suspect rows
+            are; by default `X`, if it is a data frame.
+        show: columns of `table` to print beside each suspect row.
+        trusted_ids: a name for each trusted row; by default as for the training rows.
+        minutes_per_check: how long a person takes to check a row, for the work that the list saves.
         shared: what `find_shared_rows` found, by pair of tables, such as
             `{"trusted/holdout": {"exact": 2, "near": 1, "ids": ["r1", "r7", "r9"]}}`.
         control: learns weights as `result` was learned, but against the trusted labels it is given,
@@ -71,7 +84,7 @@ def gather_evidence(
     """
     n, m = len(y), len(y_trusted)
     rows = Rows(estimator, X, np.asarray(y), X_trusted, np.asarray(y_trusted), result)
-    ids = _names(ids, X, n)
+    ids, trusted_ids = _names(ids, X, n, "ids"), _names(trusted_ids, X_trusted, m, "trusted_ids")
     groups, holdout_groups = _as_text(groups), _as_text(holdout_groups)
     for name, given, wanted in [
         ("groups", groups, n),
@@ -102,6 +115,9 @@ def gather_evidence(
     }
     leaks = None if shared is None else _leaks(shared)
     weights = _weights(rows)
+    noise = None if result.noise is None else result.noise.to_dict(ids)
+    verdict = give_verdict(result, baselines, rows, holdout_rows)
+    suspects = judge_suspects(rows, seed)
     return jsonable(
         {
             "format": FORMAT,
@@ -111,18 +127,24 @@ def gather_evidence(
             "trusted_rows": m,
             "holdout_rows": holdout_rows,
             "winner": result.winner,
-            "verdict": _verdict(result, baselines, rows, holdout_rows),
+            "verdict": verdict,
+            "advice": give_advice(rows, verdict, noise, holdout_rows),
             "alarms": _alarms(weights, result, effects, leaks),
             "checks": [check._asdict() for check in checks],
             "baselines": _table(baselines),
             "candidates": _table(result.candidates),
             "scores": _table(result.scores),
             "weights": weights,
-            "noise": None if result.noise is None else result.noise.to_dict(ids),
+            "noise": noise,
+            "first_rows": first_rows(rows),
+            "kinds": _kinds(suspects, rows),
+            "confusions": confusions(rows, suspects),
+            "clusters": _clusters(rows, table, groups, seed),
+            "work": _work(rows, noise, minutes_per_check),
             "history": _history(result.history),
             "leaks": leaks,
             "overfitting": overfitting(rows, holdout, control, seed),
-            "worst": worst_rows(rows, ids, groups, images, seed),
+            "worst": worst_rows(rows, suspects, ids, trusted_ids, groups, images, table, show),
             "effects": effects,
             "removal": removal(rows, holdout, seed),
             "provenance": {
@@ -160,11 +182,11 @@ def _as_text(groups: Any) -> np.ndarray | None:
     return None if groups is None else np.asarray([str(group) for group in groups])
 
 
-def _names(ids: Any, X: Any, n: int) -> list[str]:
+def _names(ids: Any, X: Any, n: int, name: str) -> list[str]:
     if ids is None:
         ids = X.index if isinstance(X, (pd.DataFrame, pd.Series)) else range(n)
     if len(ids) != n:
-        raise ValueError(f"`ids` must have one entry for each of {n} rows, got {len(ids)}.")
+        raise ValueError(f"`{name}` must have one entry for each of {n} rows, got {len(ids)}.")
     return [str(i) for i in ids]
 
 
@@ -182,139 +204,6 @@ def _history(frame: pd.DataFrame) -> dict[str, list[Any]]:
     if len(frame) > 500:
         frame = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, 500).astype(int))]
     return {str(name): list(frame[name]) for name in frame.select_dtypes("number").columns}
-
-
-def _number(x: float) -> str:
-    return f"{x:+.3f}" if abs(x) >= 5e-4 else f"{x:+.1e}" if x else "0"
-
-
-def _verdict(
-    result: Any, baselines: pd.DataFrame | None, rows: Rows, holdout_rows: int | None
-) -> dict[str, Any]:
-    """Whether weighting paid, in one sentence, with a 95% interval of the gain."""
-    on_holdout = baselines is not None and bool(holdout_rows)
-    if baselines is not None and holdout_rows:
-        found = _on_holdout(baselines, result.winner, rows, holdout_rows)
-    else:
-        found = _on_folds(result, rows)
-    if found is None:
-        return _said(
-            "is not proven",
-            "there is no hold-out and no comparison on held-out folds of the trusted rows. Keep a "
-            "hold-out.",
-        )
-    gain, half, sign = found["gain"], found.pop("half"), found.pop("sign")
-    found |= {"low": gain - half, "high": gain + half}
-    low, high = sorted(sign * found[end] for end in ("low", "high"))
-    used = result.winner not in BASELINES
-    outcome = verdict(gain, found["standard_error"]) if used else "was not used"
-    detail = ""
-    if not used:
-        why = "did clearly best on held-out folds of the trusted rows"
-        if result.winner == SIMPLEST:
-            why = (
-                "is used, as no other choice that keeps the trusted rows did clearly better on "
-                "held-out folds of the trusted rows"
-            )
-        detail = f'"{result.winner}" {why}; '
-    detail += (
-        f"{'its ' if not used else ''}{found['measure']} is {found['ours']:.3f} on "
-        f"{found['where']}, against {found['theirs']:.3f} of {found.pop('rival')}: "
-        f"{_number(sign * gain)} (95% interval {_number(low)} to {_number(high)}, paired over the "
-        "rows)."
-    )
-    if outcome == "may have paid":
-        detail += " Chance could explain a gain of that size."
-    if outcome == "did not pay":
-        detail += (
-            f' "{found["against"]}" is {"as good" if found["high"] >= 0 else "better: use it"}.'
-        )
-    over = found.get("over_uniform")
-    if used and over is not None and found["against"] != "uniform":
-        change, low, high = (_number(over[key]) for key in ("gain", "low", "high"))
-        detail += f" Over uniform weights it gains {change} ({low} to {high})."
-    if not on_holdout:
-        detail += " The same rows chose the winner, so the gain is optimistic: keep a hold-out to "
-        detail += "prove it."
-    return _said(outcome, detail) | found
-
-
-def _said(outcome: str, detail: str) -> dict[str, Any]:
-    """The sentence, and its parts for a headline and a line beneath."""
-    return {
-        "sentence": f"Weighting {outcome}: {detail}",
-        "headline": f"Weighting {outcome}",
-        "detail": detail[0].upper() + detail[1:],
-        "outcome": outcome,
-    }
-
-
-def _on_holdout(
-    baselines: pd.DataFrame, winner: str, rows: Rows, holdout_rows: int
-) -> dict[str, Any]:
-    """The result against the best baseline in hindsight, on the hold-out."""
-    others = baselines.drop(index=["reweighted", winner], errors="ignore")
-    other = "other " if winner in baselines.index else ""
-    best = str(others["score"].idxmax())
-    line = others.loc[best].astype(float)
-    error = line["standard_error"]
-    plain = baselines.loc["uniform"].astype(float)
-    # Where no two predictions differ in being right: the rule of three bounds how many could.
-    exact = error == 0 and not rows.regression
-    return {
-        "measure": rows.metric,
-        "where": f"{holdout_rows} hold-out rows",
-        "against": best,
-        "rival": f"the best {other}baseline ({best})",
-        "ours": float(baselines.loc["reweighted", "score"]),
-        "theirs": line["score"],
-        "gain": line["difference"],
-        "standard_error": error,
-        "half": 3 / holdout_rows if exact else Z95 * error,
-        "over_uniform": {
-            "gain": plain["difference"],
-            "low": plain["difference"] - Z95 * plain["standard_error"],
-            "high": plain["difference"] + Z95 * plain["standard_error"],
-        },
-        "sign": 1,
-    }
-
-
-def _on_folds(result: Any, rows: Rows) -> dict[str, Any] | None:
-    """The winner against all rows + trusted, by the loss on held-out folds of the trusted rows.
-
-    Where all rows + trusted won: against the best of the others.
-    """
-    table, winner = result.candidates, _line(result.candidates, result.winner)
-    if winner is None or SIMPLEST not in table.index or len(table) < 2:
-        return None
-    rival, line, sign = SIMPLEST, winner, -1
-    if result.winner == SIMPLEST:
-        rival = str(table.drop(index=SIMPLEST)["loss"].idxmin())
-        line, sign = table.loc[rival].to_dict(), 1
-    least = 1 if result.metric is None else -1  # the loss is a metric's score with a minus
-    return {
-        "measure": "loss" if result.metric is None else rows.metric,
-        "where": f"held-out folds of the {len(rows.y_trusted)} trusted rows",
-        "against": rival,
-        "rival": rival,
-        "ours": least * winner["loss"],
-        "theirs": least * float(table.loc[rival, "loss"]),
-        "gain": sign * float(line["difference"]),
-        "standard_error": float(line["standard_error"]),
-        "half": Z95 * float(line["standard_error"]),
-        "sign": -least,
-    }
-
-
-def _line(candidates: pd.DataFrame | None, winner: str) -> dict[str, float] | None:
-    """The winner's line: of that name, or the best of those whose name starts with it."""
-    if candidates is None:
-        return None
-    alike = [name for name in candidates.index if name == winner]
-    alike = alike or [name for name in candidates.index if str(name).startswith(winner)]
-    lines = candidates.loc[alike, ["loss", "difference", "standard_error"]].astype(float)
-    return min(lines.to_dict("records"), key=lambda line: line["loss"], default=None)
 
 
 def _weights(rows: Rows) -> dict[str, Any]:
@@ -335,6 +224,50 @@ def _weights(rows: Rows) -> dict[str, Any]:
         "top_share": np.sort(weights)[n - top :].sum() / total if total else None,
         "quantiles": {f"{q}%": np.percentile(weights, q) for q in (0, 5, 25, 50, 75, 95, 100)},
         "histogram": {"edges": edges, "counts": counts},
+    }
+
+
+def _kinds(found: Suspects, rows: Rows) -> list[dict[str, Any]] | None:
+    """How many of the flagged rows are of each kind, and what the kinds mean."""
+    if found.kind is None:
+        return None
+    flagged = ~np.asarray(rows.result.keep)[found.rows]
+    return [
+        {"name": kind, "rows": int(((found.kind == kind) & flagged).sum()), "meaning": meaning}
+        for kind, meaning in KINDS.items()
+    ]
+
+
+def _clusters(
+    rows: Rows, table: pd.DataFrame | None, groups: np.ndarray | None, seed: int
+) -> dict[str, Any] | None:
+    """Where the flagged rows are, by the columns, the group and the given label."""
+    if table is None and isinstance(rows.X, pd.DataFrame):
+        table = rows.X
+    if table is None:
+        return None
+    beside = {} if groups is None else {"group": groups}
+    beside |= {} if rows.regression else {"the given label": rows.y.astype(str)}
+    extra = pd.DataFrame({k: v for k, v in beside.items() if k not in table.columns})
+    table = pd.concat([table.reset_index(drop=True), extra], axis=1)
+    return find_clusters(table, ~np.asarray(rows.result.keep), seed)
+
+
+def _work(rows: Rows, noise: dict[str, Any] | None, minutes: float | None) -> dict[str, Any] | None:
+    """What checking the flagged rows costs, beside checking all rows."""
+    if minutes is None:
+        return None
+    flagged = int((~np.asarray(rows.result.keep)).sum())
+    precision = None if noise is None or noise["precision"] is None else noise["precision"]["value"]
+    each = None if not precision else minutes / precision
+    rate = None if noise is None else noise["rate"]["value"]
+    return {
+        "minutes_per_check": minutes,
+        "flagged": flagged,
+        "hours": flagged * minutes / 60,
+        "hours_of_all": len(rows.y) * minutes / 60,
+        "minutes_per_wrong_label": each,
+        "minutes_per_wrong_label_at_random": None if not rate else minutes / rate,
     }
 
 

@@ -43,6 +43,12 @@ SECTIONS = frozenset(
             "history",
             "leaks",
             "overfitting",
+            "advice",
+            "first_rows",
+            "kinds",
+            "confusions",
+            "clusters",
+            "work",
         ),
         *("worst", "effects", "removal", "provenance"),
     ]

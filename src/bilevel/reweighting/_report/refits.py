@@ -18,9 +18,8 @@ from .._weights.baselines import (
     take_rows,
 )
 from .._weights.metric import Said
-from .thumbnails import thumbnails
 
-NUM_WORST, MAX_ROWS, NUM_FOLDS, NUM_RANDOM = 200, 20_000, 5, 3
+MAX_ROWS, NUM_RANDOM = 20_000, 3
 REMOVED = (0, 5, 10, 20, 30, 40, 50)
 
 
@@ -80,15 +79,22 @@ class Rows:
         weights = weights * self.result.counts[0][index]
         return fit_weighted(self.estimator, take_rows(self.X, index), self.y[index], weights)
 
-    def fit_beside(self, index: np.ndarray, weights: np.ndarray, trusted_weight: float) -> Any:
-        """Fitted on these training rows and all trusted ones."""
+    def fit_beside(
+        self,
+        index: np.ndarray,
+        weights: np.ndarray,
+        trusted_weight: float,
+        trusted: np.ndarray | None = None,
+    ) -> Any:
+        """Fitted on these training rows and these trusted ones, or all of them."""
+        X, y, counts = self.X_trusted, self.y_trusted, self.result.counts[1]
+        if trusted is not None:
+            X, y, counts = take_rows(X, trusted), y[trusted], counts[trusted]
         return fit_weighted(
             self.estimator,
-            stack_rows(take_rows(self.X, index), self.X_trusted),
-            stack_rows(self.y[index], self.y_trusted),
-            np.concatenate(
-                [weights * self.result.counts[0][index], trusted_weight * self.result.counts[1]]
-            ),
+            stack_rows(take_rows(self.X, index), X),
+            stack_rows(self.y[index], y),
+            np.concatenate([weights * self.result.counts[0][index], trusted_weight * counts]),
         )
 
     def equal_model(self) -> Any:
@@ -96,12 +102,14 @@ class Rows:
         everything = np.arange(len(self.y))
         return self.fit_beside(everything, np.ones(len(self.y)), 1.0)
 
-    def final_model(self, index: np.ndarray | None = None) -> Any:
-        """Of the trusted and (these) training rows, weighted as the result says."""
+    def final_model(
+        self, index: np.ndarray | None = None, trusted: np.ndarray | None = None
+    ) -> Any:
+        """Of (these) training and (these) trusted rows, weighted as the result says."""
         index = np.arange(len(self.y)) if index is None else index
         scale = float(self.result.scale)
         trusted_weight = scale * float(self.result.trusted_weight)
-        return self.fit_beside(index, scale * self.weights[index], trusted_weight)
+        return self.fit_beside(index, scale * self.weights[index], trusted_weight, trusted)
 
     def compare_baselines(self, X_holdout: Any, y_holdout: np.ndarray) -> pd.DataFrame:
         """The reweighted fit beside the baselines, on rows that took no part in learning."""
@@ -290,50 +298,6 @@ def _expected_losses(rows: Rows, model: Any) -> np.ndarray:
         return (residual**2 + spread) / (spread or 1.0)
     classes, counts = np.unique(y, return_counts=True)
     return _loss_matrix(model, rows.X_trusted, classes) @ (counts / len(y))
-
-
-def worst_rows(rows: Rows, ids: list[str], groups: Any, images: Any, seed: int) -> dict[str, Any]:
-    """The rows of lowest label quality, with what a model that has not seen them would say.
-
-    They are dealt into five folds. Each fold is predicted by the final estimator, fitted on all
-    other rows with their weights (of more than 20000, on a random 20000) and the trusted ones.
-    """
-    n = len(rows.y)
-    worst = np.argsort(rows.quality, kind="stable")[:NUM_WORST]
-    rng = np.random.default_rng(seed)
-    suggested = np.empty(len(worst), dtype=object)
-    sure = np.full(len(worst), np.nan)
-    num_folds = min(NUM_FOLDS, len(worst))
-    for fold in range(num_folds):
-        mine = np.arange(fold, len(worst), num_folds)
-        others = np.setdiff1d(np.arange(n), worst[mine])
-        if len(others) > MAX_ROWS:
-            others = np.sort(rng.choice(others, MAX_ROWS, replace=False))
-        model = rows.final_model(others)
-        part = take_rows(rows.X, worst[mine])
-        suggested[mine] = np.asarray(model.predict(part))
-        if hasattr(model, "predict_proba"):
-            sure[mine] = model.predict_proba(part).max(axis=1)
-    pictures = [None] * len(worst) if images is None else thumbnails(np.asarray(images[worst]))
-    bound = f" on {MAX_ROWS} rows drawn at random," if n > MAX_ROWS else ""
-    return {
-        "note": f"The {len(worst)} rows of lowest label quality, of {n}. The suggested label is the "
-        f"final estimator's, fitted{bound} with these weights and the trusted rows, without the row "
-        f"itself and a fifth of the others shown.",
-        "rows": [
-            {
-                "id": ids[i],
-                "given": rows.y[i],
-                "suggested": suggested[k],
-                "probability": sure[k],
-                "weight": rows.weights[i],
-                "label_quality": rows.quality[i],
-                "group": None if groups is None else groups[i],
-                "thumbnail": pictures[k],
-            }
-            for k, i in enumerate(worst)
-        ],
-    }
 
 
 def removal(rows: Rows, holdout: tuple[Any, np.ndarray] | None, seed: int) -> dict[str, Any]:

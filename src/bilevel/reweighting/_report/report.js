@@ -43,23 +43,59 @@ function sortable(table) {
 }
 document.querySelectorAll("table.sortable").forEach(sortable);
 
-// The worst rows: only those that hold the text, only those whose label is in doubt.
+// The worst rows: only those that hold the text, are of the class and the kind, or are in doubt.
 const worst = document.getElementById("worst-table");
 if (worst) {
-  const text = document.getElementById("filter-text"), doubt = document.getElementById("filter-doubt");
-  const count = document.getElementById("filter-count"), rows = [...worst.tBodies[0].rows];
+  const find = (id) => document.getElementById(id);
+  const text = find("filter-text"), doubt = find("filter-doubt");
+  const ofClass = find("filter-class"), ofKind = find("filter-kind");
+  const count = find("filter-count"), rows = [...worst.tBodies[0].rows];
   const filter = () => {
     const wanted = text.value.trim().toLowerCase();
     let shown = 0;
     for (const row of rows) {
-      const fits = [...row.cells].some((cell) => cell.textContent.toLowerCase().includes(wanted));
+      const fits = [...row.cells].some((cell) => cell.textContent.toLowerCase().includes(wanted))
+        && (!ofClass || !ofClass.value || row.dataset.class === ofClass.value)
+        && (!ofKind || !ofKind.value || row.dataset.kind === ofKind.value);
       row.hidden = !fits || (doubt.checked && row.dataset.agrees === "yes");
       shown += !row.hidden;
     }
     count.textContent = `${shown} of ${rows.length} rows`;
   };
   text.addEventListener("input", filter);
-  doubt.addEventListener("change", filter);
-  document.getElementById("filter").hidden = false;
+  for (const field of [doubt, ofClass, ofKind]) if (field) field.addEventListener("change", filter);
+  const visible = () => [...worst.tBodies[0].rows].filter((row) => !row.hidden);
+  const id = (row) => row.querySelector("th").dataset.value;
+  find("copy-ids").addEventListener("click", async () => {
+    const ids = visible().map(id).join("\n");
+    try {
+      await navigator.clipboard.writeText(ids);
+    } catch {
+      const area = document.createElement("textarea");
+      area.value = ids;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    count.textContent = `${visible().length} ids copied`;
+  });
+  // A cell that a spreadsheet would run as a formula gets an apostrophe before it.
+  const cell = (value) => {
+    const safe = /^[\s\p{C}]*[=+@\uFF1D\uFF0B\uFF20]|^[\s\p{C}]*[-\uFF0D](?![\d.]+(e[-+]?\d+)?$)|^[\t\r\n]/u.test(value) ? `'${value}` : value;
+    return `"${safe.replaceAll('"', '""')}"`;
+  };
+  find("save-list").addEventListener("click", () => {
+    const heads = [...worst.tHead.rows[0].cells].map((head) => head.textContent);
+    const lines = visible().map((row) => [...row.cells].map((c) => c.dataset.value ?? c.textContent.trim()));
+    const content = [heads, ...lines].map((line) => line.map(cell).join(",")).join("\r\n") + "\r\n";
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob(["\ufeff", content], { type: "text/csv" }));
+    link.download = "rows.csv";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    count.textContent = `${lines.length} rows saved`;
+  });
+  find("filter").hidden = false;
   filter();
 }

@@ -1,0 +1,106 @@
+"""The lines of the table of the worst rows, with what else is known of each."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from . import refits
+from .refits import Rows
+from .suspects import NUM_WORST, Suspects
+from .thumbnails import thumbnails
+
+LONGEST = 300  # characters of a text that is shown
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
+LARGEST_PICTURE = 1 << 25  # bytes
+
+
+def worst_rows(
+    rows: Rows,
+    found: Suspects,
+    ids: list[str],
+    trusted_ids: list[str],
+    groups: Any,
+    images: Any,
+    table: pd.DataFrame | None,
+    show: Sequence[str],
+) -> dict[str, Any]:
+    """The 200 suspect rows of lowest label quality, see `Suspects` for what is said of each."""
+    n, worst = len(rows.y), found.rows[:NUM_WORST]
+    pictures = [None] * len(worst) if images is None else thumbnails(np.asarray(images[worst]))
+    most = refits.MAX_ROWS
+    bound = f" on {most} rows drawn at random," if n > most else ""
+    columns = _shown(table, show, worst)
+
+    def trusted(k: int, side: int) -> dict[str, Any] | None:
+        place = int(found.nearest[k, side])
+        if place < 0:
+            return None
+        return {"id": trusted_ids[place], "distance": found.distance[k, side]}
+
+    return {
+        "note": f"The {len(worst)} rows of lowest label quality, of {n}. The suggested label is the "
+        f"final estimator's, fitted{bound} with these weights and four fifths of the trusted rows, "
+        "without the row itself and a fifth of the other suspect rows.",
+        "shown": list(show),
+        "rows": [
+            {
+                "id": ids[i],
+                "given": rows.y[i],
+                "suggested": found.suggested[k],
+                "probability": found.probability[k],
+                "kind": None if found.kind is None else found.kind[k],
+                "nearest_given": trusted(k, 0),
+                "nearest_suggested": trusted(k, 1),
+                "weight": rows.weights[i],
+                "label_quality": rows.quality[i],
+                "group": None if groups is None else groups[i],
+                "thumbnail": pictures[k],
+                "shown": {name: values[k] for name, values in columns.items()},
+            }
+            for k, i in enumerate(worst)
+        ],
+    }
+
+
+def _shown(
+    table: pd.DataFrame | None, show: Sequence[str], worst: np.ndarray
+) -> dict[str, list[Any]]:
+    """The chosen columns of the worst rows: numbers, texts of at most 300 characters, pictures."""
+    if not show:
+        return {}
+    if table is None:
+        raise ValueError("`show` needs a `table` with the columns to show.")
+    return {name: [_value(x) for x in table[name].iloc[worst].tolist()] for name in show}
+
+
+def _value(value: Any) -> Any:
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, (bool, int, float)):
+        return value
+    text = str(value)
+    if text.lower().endswith(PICTURES) and (picture := _picture(Path(text))) is not None:
+        return picture
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\u2026"
+
+
+def _picture(path: Path) -> str | None:
+    """A thumbnail of a file, where it is one and Pillow is there to read it."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return None
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_PICTURE:
+            return None
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            image.draft("RGB", (128, 128))
+            image.thumbnail((64, 64))
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception:  # a file of somebody else may hold anything; its name is shown then
+        return None
+    return thumbnails(pixels[None])[0]

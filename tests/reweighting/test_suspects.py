@@ -1,0 +1,261 @@
+"""What the report says of suspect rows, on rows whose kinds, neighbours and places are known."""
+
+import types
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from bilevel.reweighting._report.clusters import find_clusters
+from bilevel.reweighting._report.confusions import confusions
+from bilevel.reweighting._report.first_rows import first_rows
+from bilevel.reweighting._report.refits import Rows
+from bilevel.reweighting._report.suspects import judge_suspects
+from bilevel.reweighting._report.verdict import give_advice
+from bilevel.reweighting._report.worst import worst_rows
+from bilevel.reweighting._weights.noise import Estimate
+from reports import made_result
+
+
+def three_blobs() -> tuple[Rows, dict[str, np.ndarray]]:
+    """Classes at three corners; rows with a wrong label, rows between two classes, and far ones."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[0, 0, 0, 0], [6, 0, 0, 0], [0, 6, 0, 0]], float)
+    labels = np.arange(240) % 3
+    X = centres[labels] + rng.normal(size=(240, 4))
+    y = np.array(["a", "b", "c"])[labels]
+    which = {
+        "wrong label": np.arange(10),
+        "ambiguous": np.arange(10, 20),
+        "odd row": np.arange(20, 30),
+    }
+    y[:10] = np.roll(["a", "b", "c"], 1)[labels[:10]]
+    X[10:20] = [3, 0, 0, 0] + 0.1 * rng.normal(size=(10, 4))
+    y[10:20] = np.array(["a", "b"] * 5)
+    X[20:30] = 40 * rng.normal(size=(10, 4))
+    trusted = np.arange(150) % 3
+    X_trusted = centres[trusted] + rng.normal(size=(150, 4))
+    X_trusted[:24:2] = [3, 0, 0, 0] + 0.3 * rng.normal(size=(12, 4))
+    y_trusted = np.array(["a", "b", "c"])[trusted]
+    y_trusted[:24:2] = np.array(["a", "b"] * 6)
+    weights = np.ones(240)
+    weights[:30] = 0.1
+    result = made_result(weights / weights.mean(), 150, keep=weights > 0.5)
+    result.wrong = np.where(np.arange(240) < 10, 0.9, np.where(np.arange(240) < 30, 0.5, 0.01))
+    model = LogisticRegression()
+    return Rows(model, X, y, X_trusted, y_trusted, result), which
+
+
+ROWS, WHICH = three_blobs()
+FOUND = judge_suspects(ROWS, 0)
+
+
+def test_the_kinds_are_those_that_the_rows_were_made_of():
+    assert len(FOUND.rows) == 200
+    assert FOUND.kind is not None
+    kind = dict(zip(FOUND.rows.tolist(), FOUND.kind.tolist(), strict=True))
+    for name, rows in WHICH.items():
+        assert sum(kind[i] == name for i in rows.tolist()) >= 8, name
+    fine = [kind[i] for i in FOUND.rows.tolist() if i >= 30]
+    assert fine.count("label fits") + fine.count("ambiguous") > 0.9 * len(fine)
+
+
+def test_wrong_rows_get_the_right_label_and_its_nearest_trusted_row():
+    for k in np.flatnonzero(np.isin(FOUND.rows, WHICH["wrong label"])):
+        i = FOUND.rows[k]
+        assert FOUND.suggested[k] == np.array(["a", "b", "c"])[i % 3]
+        given, suggested = FOUND.nearest[k]
+        assert ROWS.y_trusted[given] == ROWS.y[i]
+        assert ROWS.y_trusted[suggested] == FOUND.suggested[k]
+        assert FOUND.distance[k, 1] < FOUND.distance[k, 0]
+
+
+def test_the_noise_matrix_counts_and_rates():
+    found = confusions(ROWS, FOUND)
+    assert found is not None
+    flagged = ~ROWS.result.keep[FOUND.rows]
+    differs = flagged & (ROWS.y[FOUND.rows] != FOUND.suggested)
+    assert (found["flagged"], found["differ"]) == (30, differs.sum())
+    counts = [pair["rows"] for pair in found["pairs"]]
+    assert counts == sorted(counts, reverse=True)
+    assert sum(counts) == differs.sum()
+    first = found["pairs"][0]
+    inside = (
+        differs & (ROWS.y[FOUND.rows] == first["given"]) & (FOUND.suggested == first["suggested"])
+    )
+    assert first["rate"] == pytest.approx(
+        ROWS.result.wrong[FOUND.rows[inside]].sum() / np.sum(ROWS.y == first["given"])
+    )
+
+
+def test_chosen_columns_are_shown_with_long_texts_cut_and_pictures_small(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (900, 300), (200, 10, 10)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    n = len(ROWS.y)
+    table = pd.DataFrame({"text": ["x" * 500] * n, "size": np.arange(n) / 2, "file": "none.png"})
+    worst = FOUND.rows[:3]
+    table.loc[worst[0], "file"] = str(tmp_path / "a.png")
+    table.loc[worst[1], "file"] = str(tmp_path / "b.png")
+    ids, trusted = [f"r{i}" for i in range(n)], [f"t{i}" for i in range(150)]
+    lines = worst_rows(ROWS, FOUND, ids, trusted, None, None, table, ["text", "size", "file"])[
+        "rows"
+    ]
+    shown = [line["shown"] for line in lines[:3]]
+    assert shown[0]["text"] == "x" * 299 + "\u2026"
+    assert [s["size"] for s in shown] == [i / 2 for i in worst]
+    assert shown[0]["file"].startswith("data:image/png;base64,")
+    assert len(shown[0]["file"]) < 20_000
+    assert shown[1]["file"] == str(tmp_path / "b.png")
+    assert shown[2]["file"] == "none.png"
+    with pytest.raises(ValueError, match="needs a `table`"):
+        worst_rows(ROWS, FOUND, ids, trusted, None, None, None, ["text"])
+
+
+# -- where they are ---------------------------------------------------------------------------------
+
+
+def sources(seed: int, *, planted: bool) -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    n = 800
+    table = pd.DataFrame(
+        {
+            "source": rng.choice(["vendor_a", "vendor_b", "vendor_c"], n),
+            "made": pd.Timestamp("2024-01-05") + pd.to_timedelta(rng.integers(0, 180, n), "D"),
+            "price": rng.normal(size=n),
+            "note": ["x" * k for k in rng.integers(1, 200, n)],
+        }
+    )
+    rate = np.full(n, 0.05)
+    if planted:
+        inside = (table["source"] == "vendor_b") & (table["made"].dt.month == 3)
+        rate[np.asarray(inside)] = 0.8
+    return table, rng.random(n) < rate
+
+
+def test_a_bad_source_in_one_month_is_described_in_words():
+    table, suspect = sources(0, planted=True)
+    found = find_clusters(table, suspect, 0)
+    assert found is not None
+    best = found["clusters"][0]
+    assert "source = vendor_b" in best["words"]
+    assert "the month of made from 2024-03" in best["words"]
+    assert "before 2024-04" in best["words"]
+    inside = np.asarray((table["source"] == "vendor_b") & (table["made"].dt.month == 3))
+    assert (best["rows"], best["suspects"]) == (inside.sum(), (inside & suspect).sum())
+    assert best["lift"] == pytest.approx((suspect[inside].mean()) / suspect.mean())
+    assert best["p"] == 0.01
+
+
+def test_texts_as_dates_lengths_and_booleans_are_columns_too():
+    rng = np.random.default_rng(1)
+    n = 600
+    long = rng.random(n) < 0.2
+    table = pd.DataFrame(
+        {
+            "when": pd.date_range("2023-01-01", periods=n).astype(str),
+            "text": [f"{i:05d}" * (30 if x else 3) for i, x in enumerate(long)],
+            "flag": rng.random(n) < 0.5,
+            "same": "one",
+        }
+    )
+    found = find_clusters(table, long & (rng.random(n) < 0.9), 0)
+    assert found is not None
+    assert found["clusters"][0]["words"].startswith("the length of text from ")
+    late = np.asarray(table["when"] >= "2024-06")
+    found = find_clusters(table, late & (rng.random(n) < 0.9), 0)
+    assert found is not None
+    assert found["clusters"][0]["words"] == "the month of when from 2024-06"
+
+
+def test_suspects_at_random_are_rarely_described():
+    """The p-value accounts for the search: at most about one draw in twenty finds something."""
+    hits = 0
+    for seed in range(12):
+        table, suspect = sources(seed, planted=False)
+        found = find_clusters(table, suspect, seed)
+        assert found is not None
+        hits += bool(found["clusters"])
+    assert hits <= 3  # more has a probability of 0.02 at a rate of 0.05
+
+
+def test_too_few_suspects_are_not_described():
+    table, _ = sources(0, planted=False)
+    assert find_clusters(table, np.arange(800) < 9, 0) is None
+
+
+# -- the curve and the advice -----------------------------------------------------------------------
+
+
+def with_noise(low: float, value: float, high: float) -> Any:
+    ROWS.result.noise = types.SimpleNamespace(precision=Estimate(value, low, high))
+    return first_rows(ROWS)
+
+
+def test_the_share_of_wrong_labels_in_the_first_rows_and_its_band():
+    curve = with_noise(0.5, 0.63, 0.75)
+    order = np.argsort(ROWS.quality, kind="stable")
+    for point in curve:
+        k = point["rows"]
+        assert point["wrong"] == pytest.approx(ROWS.result.wrong[order[:k]].mean())
+        assert 0 <= point["low"] <= point["wrong"] <= point["high"] <= 1
+    assert curve[-1]["rows"] == 60
+    wide = with_noise(0.2, 0.63, 0.95)
+    assert all(
+        b["high"] - b["low"] > a["high"] - a["low"] for a, b in zip(curve, wide, strict=True)
+    )
+    ROWS.result.noise = None
+    assert first_rows(ROWS) is None
+
+
+def noise(rate_high: float, **wide: Any) -> dict[str, Any]:
+    part = {"name": "a", "rows": 80, "flagged": 9, "value": 0.1, "low": 0.05, "high": 0.2}
+    return {
+        "rate": {"value": rate_high / 2, "low": 0, "high": rate_high},
+        "by_class": [part | wide],
+        "verify": {"rows": ["r1", "r2"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("verdict", "known", "holdout", "advice"),
+    [
+        ({"outcome": "paid", "low": 0.01, "high": 0.1}, noise(0.3), 100, "Use the weights."),
+        ({"outcome": "paid", "low": 0.01, "high": 0.1}, noise(0.01), 100, "Use the weights."),
+        (
+            {"outcome": "may have paid", "against": "filter", "low": -0.01, "high": 0.02},
+            noise(0.3),
+            100,
+            "Either the weights or the filter: the filter is simpler.",
+        ),
+        (
+            {"outcome": "did not pay", "against": "trusted only", "low": -0.2, "high": -0.1},
+            None,
+            100,
+            'Use "trusted only": it is better.',
+        ),
+        (
+            {"outcome": "was not used", "low": -0.01, "high": 0.01},
+            noise(0.01),
+            100,
+            "Your labels are fine: do nothing.",
+        ),
+        (
+            {"outcome": "was not used", "low": -0.01, "high": 0.01},
+            noise(0.3, low=0.1, high=0.6),
+            None,
+            "Use what was chosen: no weights did clearly better; collect 156 more trusted rows of "
+            "class a, whose share of wrong labels is known only to lie between 10% and 60%.",
+        ),
+        (
+            {"outcome": "paid", "low": 0.01, "high": 0.1},
+            noise(0.3),
+            None,
+            "Use the weights; verify the 2 rows named below next.",
+        ),
+    ],
+)
+def test_the_advice(verdict, known, holdout, advice):
+    assert give_advice(ROWS, verdict, known, holdout) == advice
