@@ -100,7 +100,8 @@ class Search:
         """The weights that are used where no others are clearly better.
 
         A penalised linear model averages over wrong labels that keep some weight; a flexible model of
-        the user's fits them all the same, so such rows are left out.
+        the user's fits them all the same, so such rows are left out. The probabilities would cost it
+        the dearest fits, and are no candidate.
         """
         return SOFT if self.judge is self.linear else HARD
 
@@ -142,8 +143,9 @@ def search(
 
     The fits of the user's own kind of model are shared: its models of all training rows judge uniform
     weights, those of the trusted rows judge these alone and give the filter its rows, and those that
-    judge the weights are the second round. That makes 15 fits on two thirds of the training rows (and
-    three for each more candidate), and 7 on trusted rows alone. Equal weights are judged once.
+    judge the clean rows are its second round; the probabilities are no candidate then (`preferred`).
+    That makes 12 fits on two thirds of the training rows (and three for each more candidate), and 7 on
+    trusted rows alone. Equal weights are judged once.
 
     `probabilities` of the user's are one more member. `verified` are the labels that the trusted rows
     had before they were verified: pairs from which the noise matrix is estimated too. With
@@ -200,6 +202,8 @@ def search(
         SOFT: Candidate(right, 1.0),
         HARD: Candidate(clean.astype(float), 1.0),
     }
+    if judge is not linear:  # see `preferred`
+        del candidates[SOFT]
     if groups is not None:
         shares = np.stack([mean_by_group(r, groups, folds.weight) for r in right])
         candidates["groups"] = Candidate(shares, 1.0)
@@ -208,32 +212,34 @@ def search(
         candidates["density ratio"] = Candidate(at_effective_size(ratio, folds.weight), 1.0)
         product = at_effective_size(ratio * right, folds.weight)
         candidates["weights by density ratio"] = Candidate(product, 1.0)
+    preferred = SOFT if judge is linear else HARD
+    seconds = [candidates[preferred].weights if kind is judge else right for kind in kinds]
     weighing = [
-        judging_fits(kind, right, 1.0) if kind is judge or folds.forward else [] for kind in kinds
+        judging_fits(kind, weights, 1.0) if kind is judge or folds.forward else []
+        for kind, weights in zip(kinds, seconds, strict=True)
     ]
     held_out = {
         "trusted only": of_trusted.trusted[FOLDS],
-        SOFT: on_held_out(judge, weighing[-1]),
+        preferred: on_held_out(judge, weighing[-1]),
     }
     if judge.shares:
         held_out["uniform"] = on_held_out(judge, of_all.models)
-    judged: dict[str, tuple[np.ndarray, float]] = {}
+    judged = {name: folds.judge(outputs) for name, outputs in held_out.items()}
     for name, candidate in candidates.items():
         same = [k for k in judged if candidate.same_as(candidates[k])]
-        if same:
-            judged[name] = judged[same[0]]
-        elif name in held_out:
-            judged[name] = folds.judge(held_out[name])
-        else:
-            judged[name] = judge_candidate(judge, candidate)
+        judged[name] = judged[same[0]] if same else judge_candidate(judge, candidate)
+    judged = {name: judged[name] for name in candidates}
 
-    members += [second_round(kind, right, fits) for kind, fits in zip(kinds, weighing, strict=True)]
+    members += [
+        second_round(kind, weights, fits)
+        for kind, weights, fits in zip(kinds, seconds, weighing, strict=True)
+    ]
     pool = _pool(folds, members, verified, annotations, FOLDS)
     of_last = [member.train[FOLDS] for member in members]
     last = pool.right(of_last, y)
     rounds.append(_round(folds, pool, members, last))
     suspected = judge_labels(folds, pool, members, verified, precision, seed, FOLDS)
-    final = {SOFT: last, HARD: suspected.keep.astype(float)}
+    final = {HARD: suspected.keep.astype(float)} | ({SOFT: last} if SOFT in candidates else {})
     final |= {} if groups is None else {"groups": mean_by_group(last, groups, folds.weight)}
     if ratio is not None:
         final["weights by density ratio"] = at_effective_size(ratio[FOLDS:] * last, folds.weight)[0]
