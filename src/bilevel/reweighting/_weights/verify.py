@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -78,7 +77,7 @@ def rows_to_verify(
     g = total * h
     chosen: list[int] = []
     count = np.zeros(len(total))
-    before = _spread(p, total, np.zeros(len(draws)))
+    before = float(_spread(p, total, np.zeros((1, len(draws))))[0])
     expected, target = width, LEAST
     while len(chosen) < most:
         slope = covariance @ g
@@ -100,14 +99,16 @@ def rows_to_verify(
 def _spread(
     p: Float[np.ndarray, "draws bins"],
     rows: Float[np.ndarray, " bins"],
-    log_weight: Float[np.ndarray, " draws"],
-) -> float:
+    log_weight: Float[np.ndarray, "truths draws"],
+) -> Float[np.ndarray, " truths"]:
     """The standard deviation of the share of wrong labels among these rows, draws being weighted."""
-    weight = np.exp(log_weight - logsumexp(log_weight))
-    share = p @ rows
-    mean = weight @ share
-    variance = weight @ (share - mean) ** 2 + weight @ ((p * (1 - p)) @ rows)
-    return float(np.sqrt(variance) / max(rows.sum(), 1e-12))
+    weight = np.exp(log_weight - logsumexp(log_weight, axis=1, keepdims=True))
+    share, within = p @ rows, (p * (1 - p)) @ rows
+    centre = share.mean()
+    away = share - centre  # so that the squares do not cancel
+    mean = weight @ away
+    variance = weight @ (away**2 + within) - mean**2
+    return np.sqrt(np.maximum(variance, 0.0)) / max(rows.sum(), 1e-12)
 
 
 def _after(
@@ -119,9 +120,8 @@ def _after(
     """The expected spread among the other rows, once `count` rows of each bin are verified."""
     some = np.flatnonzero(count)
     inside = np.clip(p[:, some], 1e-12, 1 - 1e-12)
-    log_p, log_q = np.log(inside), np.log1p(-inside)
-    spreads: list[Any] = []
-    for truth in rng.choice(len(p), TRUTHS, replace=len(p) < TRUTHS):
-        wrong = rng.binomial(count[some].astype(int), inside[truth])
-        spreads.append(_spread(p, rows, log_p @ wrong + log_q @ (count[some] - wrong)))
-    return float(np.mean(spreads))
+    number = count[some].astype(int)
+    truths = rng.choice(len(p), TRUTHS, replace=len(p) < TRUTHS)
+    wrong = rng.binomial(number, inside[truths])
+    log_weight = wrong @ np.log(inside).T + (number - wrong) @ np.log1p(-inside).T
+    return float(_spread(p, rows, log_weight).mean())
