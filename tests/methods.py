@@ -162,7 +162,9 @@ ROWS = [
         lengths={},
         untuned=(EXACT, {}),
         on_batches=(bilevel.FSLA(**draws(Shuffled, 32)), 0.05),
-        decaying=lambda s, t: bilevel.FSLA(s, s, t, 1.0, **draws(WithReplacement, 32)),
+        decaying=lambda s, t: bilevel.FSLA(
+            s, s, t, lambda k: (1 + k / 100) ** -0.5, **draws(WithReplacement, 32)
+        ),
         place_of_v=lambda state: state.aux.v,
         floor={"momentum": "ETA"},
     ),

@@ -226,7 +226,7 @@ def reverse_mode(weight, num_steps: int, last: int = 0) -> np.ndarray:
     return grad
 
 
-@pytest.mark.parametrize("mode", ["reverse", "forward"])
+@pytest.mark.parametrize("mode", ["reverse", "forward", "checkpointed"])
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_unrolled_is_algorithm_five(name, mode):
     solver, (_, weight) = bigsam(name, 10), WEIGHTINGS[name]
@@ -236,7 +236,24 @@ def test_unrolled_is_algorithm_five(name, mode):
     differences = central(lambda u: WIDE.outer(u, solve(solver, u)), U)
     assert norm_error(found.grad, differences) < 1e-8
     np.testing.assert_allclose(np.asarray(found.w), solve(solver), rtol=1e-13)
-    assert [int(n) for n in jax.tree.leaves(found.calls)[:2]] == [1 + 10, 1 + 10]
+    passes = 2 if mode == "checkpointed" else 1
+    assert [int(n) for n in jax.tree.leaves(found.calls)[:2]] == [1 + 10 * passes, 1 + 10 * passes]
+
+
+def test_blocks_of_steps_go_on_counting():
+    """With `every` above the size of a block, and truncated: the same numbers as in one piece."""
+    solver = bilevel.BiGSAM(INNER_STEP, OUTER_STEP, 11, every=5)
+    runs = [
+        estimate(itd, solver, jnp.asarray(U), jnp.zeros(6))
+        for itd in (ITD(), ITD("checkpointed"), ITD(truncate=11), ITD("checkpointed", truncate=4))
+    ]
+    for found in runs:
+        np.testing.assert_allclose(np.asarray(found.w), np.asarray(runs[0].w), rtol=1e-13)
+    for found in runs[1:3]:
+        np.testing.assert_allclose(np.asarray(found.grad), np.asarray(runs[0].grad), rtol=1e-12)
+    truncated = estimate(ITD(truncate=4), solver, jnp.asarray(U), jnp.zeros(6)).grad
+    np.testing.assert_allclose(np.asarray(runs[3].grad), np.asarray(truncated), rtol=1e-12)
+    assert norm_error(truncated, np.asarray(runs[0].grad)) > 1e-3
 
 
 # What each weighting converges to

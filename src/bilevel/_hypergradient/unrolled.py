@@ -1,5 +1,6 @@
 """Iterative differentiation (ITD): the derivative of the inner solver itself."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -11,9 +12,10 @@ import jax.random as jr
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
 from .._inner.base import AbstractInnerSolver, InnerStats
+from .._inner.bigsam import BiGSAM
 from .._inner.gradient import GradientInner
 from .._problem import Problem
 from .._sampler import Stream, Streams
@@ -111,7 +113,7 @@ class ITD(AbstractHypergradient):
             skipped = max(_steps(inner) - self.truncate, 0)
         if skipped:
             start, _ = _advance(_with_steps(inner, skipped), problem, u, start, streams.inner)
-            inner = _with_steps(inner, _steps(inner) - skipped)
+            inner = _with_steps(inner, _steps(inner) - skipped, skipped)
         start = jax.lax.stop_gradient(start)
         advance = _advance_checkpointed if self.mode == "checkpointed" else _advance
 
@@ -193,15 +195,19 @@ def _advance_checkpointed(
     size = math.isqrt(num_steps - 1) + 1
     blocks, rest = divmod(num_steps, size)
 
-    def block(at: _Iterate, steps: int) -> _Iterate:
-        return _advance(_with_steps(inner, steps), problem, u, at, stream)[0]
+    def block(at: _Iterate, steps: int, done: ScalarLike) -> _Iterate:
+        return _advance(_with_steps(inner, steps, done), problem, u, at, stream)[0]
 
     at, _ = jax.lax.scan(
-        lambda at, _: (jax.checkpoint(lambda at: block(at, size))(at), None), at, length=blocks
+        lambda at, i: (jax.checkpoint(lambda at: block(at, size, i * size))(at), None),
+        at,
+        jnp.arange(blocks),
     )
     if rest:
-        at = jax.checkpoint(lambda at: block(at, rest))(at)
-    return at, InnerStats(jnp.full((), num_steps, jnp.int32), RESULTS.successful)
+        at = jax.checkpoint(lambda at: block(at, rest, blocks * size))(at)
+    calls = jnp.full((), num_steps, jnp.int32)
+    outer_calls = 2 * inner.outer_calls() if isinstance(inner, BiGSAM) else 0
+    return at, InnerStats(calls, RESULTS.successful, jnp.asarray(outer_calls, jnp.int32))
 
 
 def _reverse(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, Any, Scalar]:
@@ -235,14 +241,21 @@ def _over(x: Scalar, size: Scalar) -> Scalar:
 
 
 def _steps(inner: AbstractInnerSolver) -> int:
-    if not isinstance(inner, GradientInner):
+    if not isinstance(inner, GradientInner | BiGSAM):
         raise ValueError(
             "`ITD` with `truncate` or mode='checkpointed' splits the inner solve into blocks of "
-            f"steps, which `{type(inner).__name__}` does not have; use `GradientInner`."
+            f"steps, which `{type(inner).__name__}` does not have; use `GradientInner` or `BiGSAM`."
         )
     return inner.num_steps
 
 
-def _with_steps(inner: AbstractInnerSolver, num_steps: int) -> GradientInner:
+def _with_steps(
+    inner: AbstractInnerSolver, num_steps: int, done: ScalarLike = 0
+) -> GradientInner | BiGSAM:
+    """So many steps of a solver, after those that are done."""
+    if isinstance(inner, BiGSAM):
+        before = jnp.asarray(inner.done)
+        following = before + jnp.asarray(done).astype(before.dtype)
+        return dataclasses.replace(inner, num_steps=num_steps, done=following)
     assert isinstance(inner, GradientInner)
     return GradientInner(inner.tx, num_steps, inner.geometry)

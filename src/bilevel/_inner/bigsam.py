@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .._problem import BilevelProblem
 from .._sampler import Stream
@@ -117,6 +117,7 @@ class BiGSAM(AbstractInnerSolver):
             function.
         every: take the BiG-SAM step at k = every, 2 every, ..., and the gradient step `theta_k` at
             the others. b_k stays a function of k.
+        done: how many steps came before: the first one is k = done + 1. Data, like the steps.
 
     **Valid** for f convex and F strongly convex in w, and for weights that fall to zero with a sum
     that diverges. `w_k` then converges to w(u), and f to its minimum as 1 / k. Where f is strongly
@@ -135,8 +136,8 @@ class BiGSAM(AbstractInnerSolver):
     **Cost**: `num_steps` inner gradients (`InnerStats.calls`) and `num_steps // every` outer
     gradients (`InnerStats.outer_calls`). Unrolling keeps `num_steps` vectors of the size of w. When
     `ITD` differentiates the outer steps, it takes products with the Hessian and the mixed
-    derivative of F that are not counted. `ITD` unrolls this solver in the modes `"reverse"` and
-    `"forward"`; it does not accept `truncate` or `"checkpointed"` with it.
+    derivative of F that are not counted. `ITD` unrolls this solver in all of its modes; in
+    `"checkpointed"` it keeps about 2 sqrt(num_steps) vectors, for one more forward pass.
 
     Source: Li, Gu and Huang (2020), "Improved bilevel model: Fast and optimal algorithm with
     theoretical guarantee", problem (3), Algorithms 1, 2 and 5, Figure 2 (`every`) and Algorithm 6
@@ -172,6 +173,7 @@ class BiGSAM(AbstractInnerSolver):
         converter=_as_weighting, default_factory=sabach_shtern_weighting
     )
     every: int = 1
+    done: Setting = eqx.field(default=0, converter=as_data)
     unrollable: ClassVar[bool] = True
 
     def __check_init__(self):
@@ -179,7 +181,8 @@ class BiGSAM(AbstractInnerSolver):
         _check("BiGSAM", "outer_step > 0", self.outer_step, lambda x: x > 0)
         if self.num_steps < 1:
             raise ValueError(f"`BiGSAM` needs num_steps >= 1, got {self.num_steps}.")
-        if not 1 <= self.every <= self.num_steps:
+        whole = isinstance(self.done, np.ndarray) and not self.done.any()
+        if self.every < 1 or (whole and self.every > self.num_steps):
             raise ValueError(
                 f"`BiGSAM` needs every in 1 .. num_steps = {self.num_steps}, got {self.every}. For "
                 "gradient steps alone use `GradientInner(optax.sgd(t), num_steps)`."
@@ -188,6 +191,11 @@ class BiGSAM(AbstractInnerSolver):
     def init(self, problem, u, w):
         """No state: k begins with 1 in each solve."""
         return ()
+
+    def outer_calls(self) -> Int[Array, ""]:
+        """How many of the steps take an outer gradient."""
+        done = jnp.asarray(self.done).astype(jnp.int32)
+        return (done + self.num_steps) // self.every - done // self.every
 
     def solve(self, problem, u, w, state, stream):
         """`num_steps` steps."""
@@ -216,6 +224,7 @@ class BiGSAM(AbstractInnerSolver):
             return (w, following.state), jnp.asarray(optax.tree.norm(residual))
 
         numbers = jnp.arange(1, self.num_steps + 1, dtype=jnp.int32)
+        numbers = numbers + jnp.asarray(self.done).astype(jnp.int32)
         # When unrolled, a step keeps only w; intermediate values of the gradients are computed again.
         step = jax.checkpoint(step, prevent_cse=False)
         (w, draws), sizes = jax.lax.scan(step, (w, stream.state), numbers)
@@ -225,7 +234,7 @@ class BiGSAM(AbstractInnerSolver):
         stats = InnerStats(
             calls=jnp.full((), self.num_steps, jnp.int32),
             result=RESULTS.where(failed, RESULTS.inner_divergence, RESULTS.successful),
-            outer_calls=jnp.full((), self.num_steps // self.every, jnp.int32),
+            outer_calls=self.outer_calls(),
         )
         return w, state, Stream(stream.sampler, stream.data, draws), stats
 

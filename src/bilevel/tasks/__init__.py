@@ -23,11 +23,15 @@ from ._hyperparameters import log_penalties, logistic, ridge, tensor_penalties
 from ._kernel import kernel_ridge
 from ._meta import Episodes, episodes, meta_accuracy, meta_learning, rotated_classes
 from ._nonsmooth import elastic_net, elastic_net_cv, lasso, lasso_cv
+from ._penalties import group_lasso, power_penalty, support_vectors
 from ._poisoning import poisoned_rows, poisoning
 from ._quadratic import quadratic
 from ._reweighting import reweighting, uniform_weights, weight_function
+from ._training import Descent, DescentSettings, initialisation, learning_rate
 
 __all__ = [
+    "Descent",
+    "DescentSettings",
     "Episodes",
     "anti_distillation",
     "augmentation",
@@ -41,13 +45,16 @@ __all__ = [
     "exponential_amplitudes",
     "federated",
     "fourier_features",
+    "group_lasso",
     "hard_labels",
     "harmonic_amplitudes",
     "hyper_cleaning",
     "identity_augmentation",
+    "initialisation",
     "kernel_ridge",
     "lasso",
     "lasso_cv",
+    "learning_rate",
     "log_penalties",
     "logistic",
     "meta_accuracy",
@@ -55,12 +62,14 @@ __all__ = [
     "models",
     "poisoned_rows",
     "poisoning",
+    "power_penalty",
     "quadratic",
     "reference",
     "reweighting",
     "ridge",
     "rotated_classes",
     "stack_models",
+    "support_vectors",
     "tensor_penalties",
     "uniform_weights",
     "weight_function",

@@ -21,7 +21,7 @@ from .models import (
 )
 
 
-class _PenalisedRisk(eqx.Module):
+class PenalisedRisk(eqx.Module):
     predict: Predict
     loss: Loss
 
@@ -64,7 +64,7 @@ def check_rows(X: Any, y: Any, X_val: Any, y_val: Any, l2: float = 0.0) -> None:
         )
 
 
-def _signs(name: str, y: Array, dtype: Any) -> Array:
+def signs(name: str, y: Array, dtype: Any) -> Array:
     if not isinstance(y, Tracer):
         others = np.setdiff1d(np.asarray(y), [-1, 1])
         if others.size:
@@ -117,7 +117,7 @@ def ridge(
     check_rows(X, y, X_val, y_val)
     return BilevelProblem(
         outer=MeanRisk(linear_predict, squared_error),
-        inner=_PenalisedRisk(linear_predict, squared_error),
+        inner=PenalisedRisk(linear_predict, squared_error),
         outer_data=(X_val, y_val),
         inner_data=(X, y),
     )
@@ -162,9 +162,9 @@ def logistic(
     check_rows(X, y, X_val, y_val)
     return BilevelProblem(
         outer=MeanRisk(linear_predict, logistic_loss),
-        inner=_PenalisedRisk(linear_predict, logistic_loss),
-        outer_data=(X_val, _signs("y_val", y_val, X_val.dtype)),
-        inner_data=(X, _signs("y", y, X.dtype)),
+        inner=PenalisedRisk(linear_predict, logistic_loss),
+        outer_data=(X_val, signs("y_val", y_val, X_val.dtype)),
+        inner_data=(X, signs("y", y, X.dtype)),
     )
 
 
@@ -216,7 +216,7 @@ def tensor_penalties(
     check_rows(X, y, X_val, y_val)
     return BilevelProblem(
         outer=MeanRisk(predict, loss),
-        inner=_PenalisedRisk(predict, loss),
+        inner=PenalisedRisk(predict, loss),
         outer_data=(X_val, y_val),
         inner_data=(X, y),
     )

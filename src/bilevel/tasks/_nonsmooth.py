@@ -58,7 +58,7 @@ def feature_penalties(u: LogPenalties, w: Float[Array, " features"]) -> tuple[Ar
     return l1, jnp.broadcast_to(jnp.exp(log_l2[0]), w.shape) if log_l2 else jnp.zeros_like(w)
 
 
-def _inverse_lipschitz(x: Float[Array, "rows features"]) -> Scalar:
+def inverse_lipschitz(x: Float[Array, "rows features"]) -> Scalar:
     """`1 / L`, L the largest eigenvalue of `X'X / rows`."""
     gram = (x.T @ x if x.shape[0] > x.shape[1] else x @ x.T) / x.shape[0]
     largest = jnp.linalg.eigvalsh(gram)[-1]
@@ -134,7 +134,7 @@ def elastic_net(
     check_rows(X, y, X_val, y_val)
     return FixedPointProblem(
         outer=MeanRisk(linear_predict, squared_error),
-        map=_ProximalStep(_inverse_lipschitz(X)),
+        map=_ProximalStep(inverse_lipschitz(X)),
         outer_data=(X_val, y_val),
         inner_data=(X, y),
     )
@@ -200,7 +200,7 @@ def elastic_net_cv(
     """
     check_rows(X, y, X, y)
     training, held_out = fold_weights(X, y, folds, classes=False)
-    steps = jax.vmap(lambda a: _inverse_lipschitz(jnp.sqrt(a)[:, None] * X), in_axes=1)(training)
+    steps = jax.vmap(lambda a: inverse_lipschitz(jnp.sqrt(a)[:, None] * X), in_axes=1)(training)
     return FixedPointProblem(
         outer=FoldRisk(linear_predict, squared_error),
         map=_ProximalStep(steps),
