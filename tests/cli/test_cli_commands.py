@@ -227,6 +227,32 @@ def test_suggest_refuses_tables_that_have_changed(full, copied, tmp_path):
     refused(3, "config.toml cannot be read:", said=bilevel("suggest", copied))
 
 
+# -- two runs ---------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_compared(full, copied, tmp_path):
+    table = pd.read_parquet(copied / "weights.parquet")
+    kept = int(np.flatnonzero(table["keep"])[0])
+    table.loc[kept, "keep"] = False
+    table.to_parquet(copied / "weights.parquet", index=False)
+    config = (copied / "config.toml").read_text().replace("seed = 0", "seed = 5")
+    (copied / "config.toml").write_text(config)
+    seal(copied)
+    said = bilevel("report", full.out, copied, "--out", tmp_path / "c.json")
+    assert said.code == 0, said.stderr
+    assert "seed: 0 in the first run, 5 in the second" in said.stdout
+    assert "1 rows changed sides" in said.stdout
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["format"] == "bilevel comparison 1"
+    assert [row["id"] for row in found["changed_rows"]] == [str(table.loc[kept, "id"])]
+    assert found["agreement"]["rank correlation"] == pytest.approx(1)
+    assert found["scores"]["difference"] == 0
+    by_hand = full.summary["baselines"]["reweighted"]["score"]
+    assert found["scores"]["first"] == pytest.approx(by_hand)
+    said = bilevel("report", full.out, copied, "--out", "c.html")
+    refused(3, "a comparison is saved as .json", said=said)
+
+
 # -- audit ------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 
+from ._annotate import collect, export
 from ._app import FAILURE, OK, RunFolderError, app, note, stop
 from ._audit import audit
 from ._commands import report, score, suggest
@@ -23,8 +24,10 @@ __all__ = [
     "app",
     "audit",
     "bench",
+    "collect",
     "consensus",
     "demo",
+    "export",
     "fix",
     "main",
     "multilabel",
@@ -34,7 +37,20 @@ __all__ = [
     "weigh",
 ]
 
-for command in (weigh, demo, audit, fix, consensus, multilabel, score, suggest, report, bench):
+for command in (
+    weigh,
+    demo,
+    audit,
+    fix,
+    consensus,
+    multilabel,
+    score,
+    suggest,
+    report,
+    export,
+    collect,
+    bench,
+):
     app.command()(command)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ._app import Config, Json, failures, say, shown
+from ._app import Config, Json, failures, say, say_json, shown
 from ._app import out as console
 
 if TYPE_CHECKING:
@@ -79,16 +79,35 @@ def suggest(
 
 def report(
     run: Folder,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="HTML or JSON file; by default RUN/report.html.")
+    other: Annotated[
+        Path | None, typer.Argument(help="A second run folder, to compare with the first.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="HTML or JSON file; by default RUN/report.html. JSON for two runs."
+        ),
+    ] = None,
+    json_: Json = False,
 ) -> None:
-    """Write a run's report again from its report.json."""
-    with failures():
-        from ._commands_work import write_report
+    """Write a run's report again from its report.json, or say how two runs differ."""
+    if other is None:
+        with failures():
+            from ._commands_work import write_report
 
-        path = write_report(run, out)
-    say(f"written to {path}")
+            path = write_report(run, out)
+        say(f"written to {path}")
+        return
+    with failures():
+        from ._compare_work import compare_folders
+
+        found = compare_folders(run, other, out)
+    if json_:
+        say_json(found.to_dict())
+        return
+    say(str(found))
+    if out is not None:
+        say(f"written to {out}")
 
 
 def _show(rows: "pd.DataFrame", json_: bool, title: str, out: Path | None) -> None:

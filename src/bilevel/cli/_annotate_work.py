@@ -1,0 +1,164 @@
+"""What `bilevel export` and `bilevel collect` do with the tables of a run."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .._storage import DamagedFileError, read_regular, write_text
+from .._text import to_json
+from ..reweighting._inputs.checks import InputError, named
+from ..reweighting._inputs.csv import as_texts
+from ..reweighting._inputs.files import digest, read_tables
+from ._annotation_formats import (
+    RowToCheck,
+    from_argilla,
+    from_label_studio,
+    label_studio_config,
+    to_argilla,
+    to_label_studio,
+)
+from ._app import RunFolderError
+from ._run_files import check_unchanged, read_config, read_like, read_summary, write_parquet
+
+LARGEST = 1 << 28  # bytes of an export
+GIVEN = "given_label"  # the column of the label before it was verified
+
+
+def _tables(run: Path, config: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """The training and the trusted rows of a run, as they are in their files.
+
+    Raises:
+        InputError: one of them is not there, or has changed.
+    """
+    paths = {name: Path(config[name]) for name in ("train", "trusted")}
+    for name, path in paths.items():
+        if not path.exists() or digest(path) != config["sha256"][name]:
+            raise InputError(
+                f"the {name} file {path} that this run was made from is not there, or has changed; "
+                "weigh again."
+            )
+    ids = [c for c in (config.get("id"), config.get("groups"), config.get(GIVEN)) if c]
+    read = read_tables(paths, label=config["label"], ids=ids)
+    return {name: table.frame for name, table in read.items()}
+
+
+def _ids(frame: pd.DataFrame, config: dict[str, Any]) -> np.ndarray:
+    """What the rows are called, as text."""
+    column = config.get("id")
+    values = frame[column] if column else pd.Series(np.arange(len(frame)))
+    return as_texts(pd.Series(values)).to_numpy()
+
+
+def export_rows(run: Path, out: Path, tool: str, count: int, verify_next: bool) -> int:
+    """Write the rows to check; how many.
+
+    Raises:
+        InputError: no run folder of a classification, or its tables have changed.
+    """
+    config = read_config(run)
+    if out.suffix.lower() != ".json":
+        raise InputError(f"--out {out} must end in .json.")
+    check_unchanged(run, "config.toml", "weights.parquet")
+    weights = pd.read_parquet(run / "weights.parquet")
+    if config["task"] == "regression" or "given_label" not in weights:
+        raise InputError("only labels of a classification can be exported; this run has none.")
+    train = _tables(run, config)["train"]
+    texts = as_texts(pd.Series(weights["id"])).to_numpy()
+    if verify_next:
+        verify = (read_summary(run).get("noise") or {}).get("verify")
+        if verify is None:
+            raise InputError("this run names no rows to verify next; leave out --verify-next.")
+        places = {text: i for i, text in enumerate(texts.tolist())}
+        chosen = [places[str(i)] for i in verify["rows"] if str(i) in places][:count]
+    else:
+        flagged = np.flatnonzero(~weights["keep"].to_numpy(bool))
+        quality = weights["label_quality"].to_numpy()[flagged]
+        chosen = flagged[np.argsort(quality, kind="stable")][:count].tolist()
+    hidden = {config["label"], config.get("id")}
+    shown = [c for c in train.columns if c not in hidden]
+    wrong = weights["wrong"].to_numpy() if "wrong" in weights else None
+    given, said = (
+        as_texts(pd.Series(weights[column])).tolist()
+        for column in ("given_label", "predicted_label")
+    )
+    rows = [
+        RowToCheck(
+            texts[i],
+            {str(c): _plain(train[c].iloc[i]) for c in shown},
+            given[i],
+            said[i],
+            None if wrong is None else float(wrong[i] if said[i] != given[i] else 1 - wrong[i]),
+        )
+        for i in chosen
+    ]
+    tasks = to_argilla(rows) if tool == "argilla" else to_label_studio(rows)
+    write_text(out, to_json(tasks) + "\n")
+    if tool != "argilla":
+        classes = sorted({*given, *said})
+        write_text(out.with_suffix(".xml"), label_studio_config(classes))
+    return len(rows)
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def collect_rows(run: Path, decisions: Path, out: Path, tool: str) -> dict[str, Any]:
+    """Write the tables of the next round; what is in them.
+
+    Raises:
+        InputError: an export that cannot be read, or of rows or classes that the run does not have.
+        RunFolderError: the folder exists.
+    """
+    config = read_config(run)
+    check_unchanged(run, "config.toml")
+    if out.exists():
+        raise RunFolderError(f"--out {out} exists; nothing is overwritten.")
+    try:
+        content = json.loads(read_regular(decisions, LARGEST))
+    except (OSError, DamagedFileError, ValueError, RecursionError) as error:
+        raise InputError(f"{decisions} cannot be read as JSON: {error}.") from error
+    decided = from_argilla(content) if tool == "argilla" else from_label_studio(content)
+    if not decided:
+        raise InputError(f"{decisions} holds no decision; finish some rows first.")
+    tables = _tables(run, config)
+    train, trusted, label = tables["train"], tables["trusted"], config["label"]
+    ids = _ids(train, config)
+    place = {text: i for i, text in enumerate(ids.tolist())}
+    if unknown := [i for i in decided if i not in place]:
+        raise InputError(f"{decisions} decides rows that the training rows lack: {named(unknown)}.")
+    classes = {x for t in (train, trusted) for x in as_texts(pd.Series(t[label])).tolist()}
+    if new := sorted(set(decided.values()) - classes):
+        raise InputError(f"{decisions} has classes that no table has: {named(new)}.")
+    rows = [place[i] for i in decided]
+    known = pd.unique(pd.Series(train[label]).dropna())
+    checked = train.iloc[rows].copy()
+    before = config.get(GIVEN) or GIVEN
+    checked[before] = pd.Series(checked[label]).convert_dtypes()  # whole numbers beside gaps
+    checked[label] = read_like(np.array(list(decided.values())), np.asarray(known), label)
+    if config.get("id") is None:
+        train = train.reset_index(drop=True)
+    both = pd.concat([trusted, checked], ignore_index=True)
+    rest = train.drop(index=train.index[rows])
+    out.mkdir(parents=True)
+    write_parquet(both, out / "trusted.parquet")
+    write_parquet(rest, out / "train.parquet")
+    given = as_texts(pd.Series(checked[before])).tolist()
+    changed = sum(a != b for a, b in zip(given, decided.values(), strict=True))
+    command = ["bilevel", "weigh", str(out / "train.parquet"), "--label", label]
+    command += ["--trusted", str(out / "trusted.parquet"), "--given-label", before]
+    for option in ("id", "groups", "holdout", "entity", "time", "estimator"):
+        if config.get(option):
+            command += [f"--{option}", str(config[option])]
+    return {
+        "decided": len(decided),
+        "changed": changed,
+        "trusted": len(both),
+        "train": len(rest),
+        "command": shlex.join([*command, "--out", "NEXT_RUN"]),
+    }

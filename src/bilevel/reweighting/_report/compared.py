@@ -1,0 +1,156 @@
+"""Two runs side by side: what was asked, which rows changed sides, and the scores on the same rows."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from ..._text import visible
+
+SHOWN = 50  # rows that changed sides
+FIRST = (50, 100, 200)  # rows of the list whose overlap is told
+NOT_ASKED = frozenset({"out", "sha256"})  # of the settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two runs on the same training rows, or on rows of which some are the same.
+
+    Attributes:
+        settings: by name, what the two runs were asked where that differs.
+        files: which of the input files differ, by their sums.
+        rows: how many rows both runs have.
+        agreement: rank correlation of the label quality; by list length, how many of the first rows of
+            one list are in the other.
+        changed: rows that one run keeps and the other flags: `id`, `first` and `second` ("keep" or
+            "flag"), and the label quality in both; the largest change first.
+        flagged: how many rows each run flags.
+        scores: of the final models on the same hold-out, with the paired difference (second less
+            first), its standard error and 95 % interval; None without a common hold-out.
+    """
+
+    settings: dict[str, tuple[Any, Any]]
+    files: list[str]
+    rows: int
+    agreement: dict[str, float]
+    changed: pd.DataFrame
+    flagged: tuple[int, int]
+    scores: dict[str, float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "format": "bilevel comparison 1",
+            "settings": {k: list(v) for k, v in self.settings.items()},
+            "files": self.files,
+            "rows": self.rows,
+            "agreement": self.agreement,
+            "flagged": list(self.flagged),
+            "changed": len(self.changed),
+            "changed_rows": self.changed.to_dict("records"),
+            "scores": self.scores,
+        }
+
+    def __str__(self) -> str:
+        """A few sentences and the first rows that changed sides."""
+        lines = []
+        for name, (one, two) in self.settings.items():
+            lines.append(f"{name}: {one} in the first run, {two} in the second")
+        if self.files:
+            lines.append(f"other files: {', '.join(self.files)}")
+        if not lines:
+            lines.append("both runs were asked the same of the same files")
+        overlap = ", ".join(
+            f"{share:.0%} of the first {name}"
+            for name, share in self.agreement.items()
+            if name != "rank correlation"
+        )
+        lines.append(
+            f"{self.rows} rows in both; rank correlation of the label quality "
+            f"{self.agreement['rank correlation']:.3f}; in both lists: {overlap}"
+        )
+        lines.append(
+            f"flagged: {self.flagged[0]} and {self.flagged[1]}; {len(self.changed)} rows changed sides"
+        )
+        if self.scores is not None:
+            s = self.scores
+            lines.append(
+                f"score on {s['rows']:.0f} hold-out rows: {s['first']:.4f} and {s['second']:.4f}; "
+                f"difference {s['difference']:+.4f} (95 % interval {s['low']:+.4f} to "
+                f"{s['high']:+.4f})"
+            )
+        else:
+            lines.append("scores are not compared: the runs have no hold-out in common")
+        for row in self.changed.head(10).to_dict("records"):
+            lines.append(f"  {visible(str(row['id']))}: {row['first']}, then {row['second']}")
+        return "\n".join(lines)
+
+
+def compare_runs(
+    configs: tuple[dict[str, Any], dict[str, Any]],
+    weights: tuple[pd.DataFrame, pd.DataFrame],
+    losses: tuple[np.ndarray, np.ndarray] | None,
+) -> Comparison:
+    """What two runs have in common and what not.
+
+    Args:
+        configs: the settings of both, with `sha256`.
+        weights: the tables in `weights.parquet` of both.
+        losses: per row of the common hold-out, the score of each final model: 1 or 0 for right or
+            wrong, or the negative squared error over the variance of the targets.
+    """
+    one, two = configs
+    names = sorted((one.keys() | two.keys()) - NOT_ASKED)
+    settings = {k: (one.get(k), two.get(k)) for k in names if one.get(k) != two.get(k)}
+    sums = [dict(c.get("sha256", {})) for c in configs]
+    files = sorted(k for k in sums[0].keys() | sums[1].keys() if sums[0].get(k) != sums[1].get(k))
+    settings = {k: v for k, v in settings.items() if k not in sums[0] or k in files}
+    both = weights[0].merge(weights[1], on="id", suffixes=("_first", "_second"))
+    quality = [both[f"label_quality_{side}"].to_numpy() for side in ("first", "second")]
+    found: Any = spearmanr(quality[0], quality[1]) if len(both) > 2 else None
+    agreement = {"rank correlation": np.nan if found is None else float(found.statistic)}
+    for k in FIRST:
+        if k <= len(both) // 2:
+            first = [set(np.argsort(q, kind="stable")[:k].tolist()) for q in quality]
+            agreement[str(k)] = len(first[0] & first[1]) / k
+    keep = [both[f"keep_{side}"].to_numpy(bool) for side in ("first", "second")]
+    size = np.abs(quality[0] - quality[1])
+    moved = np.flatnonzero(keep[0] != keep[1])
+    moved = moved[np.argsort(-size[moved], kind="stable")]
+    words = np.array(["flag", "keep"])
+    changed = pd.DataFrame(
+        {
+            "id": both["id"].to_numpy()[moved],
+            "first": words[keep[0][moved].astype(int)],
+            "second": words[keep[1][moved].astype(int)],
+            "quality_first": quality[0][moved],
+            "quality_second": quality[1][moved],
+        }
+    )
+    flagged = tuple(int((~np.asarray(w["keep"], bool)).sum()) for w in weights)
+    return Comparison(
+        settings,
+        files,
+        len(both),
+        agreement,
+        changed,
+        (flagged[0], flagged[1]),
+        None if losses is None else _paired(*losses),
+    )
+
+
+def _paired(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    difference = second - first
+    error = float(np.std(difference, ddof=1) / np.sqrt(len(difference)))
+    mean = float(difference.mean())
+    return {
+        "rows": float(len(difference)),
+        "first": float(first.mean()),
+        "second": float(second.mean()),
+        "difference": mean,
+        "standard_error": error,
+        "low": mean - 1.96 * error,
+        "high": mean + 1.96 * error,
+    }

@@ -1,0 +1,72 @@
+"""Two runs compared: settings, rows that changed sides, the paired difference of the scores."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bilevel.reweighting._report.compared import compare_runs
+
+
+def weights(order: np.ndarray, flagged: list[int]) -> pd.DataFrame:
+    n = len(order)
+    return pd.DataFrame(
+        {
+            "id": [f"r{i}" for i in range(n)],
+            "weight": np.ones(n),
+            "label_quality": order / n,
+            "keep": ~np.isin(np.arange(n), flagged),
+        }
+    )
+
+
+CONFIG = {
+    "seed": 0,
+    "label": "y",
+    "train": "a.csv",
+    "out": "one",
+    "sha256": {"train": "1", "holdout": "2"},
+}
+
+
+def test_rows_settings_and_scores():
+    first = weights(np.arange(400), [0, 1, 2, 3])
+    swapped = np.arange(400)
+    swapped[[0, 300]] = swapped[[300, 0]]
+    second = weights(swapped, [1, 2, 3, 300]).iloc[::-1]  # the order of the file says nothing
+    other = CONFIG | {"seed": 3, "out": "two", "sha256": {"train": "1", "holdout": "2"}}
+    right = np.array([1, 1, 0, 1, 0, 1, 1, 0.0]), np.array([1, 1, 1, 1, 0, 1, 0, 1.0])
+    found = compare_runs((CONFIG, other), (first, second), right)
+    assert found.settings == {"seed": (0, 3)}
+    assert found.files == []
+    assert found.rows == 400
+    assert found.agreement["50"] == 49 / 50
+    assert found.agreement["rank correlation"] == pytest.approx(
+        1 - 6 * 2 * 300**2 / (400 * (400**2 - 1))  # Spearman's formula
+    )
+    assert found.changed[["id", "first", "second"]].to_numpy().tolist() == [
+        ["r0", "flag", "keep"],
+        ["r300", "keep", "flag"],
+    ]
+    assert found.scores is not None
+    difference = right[1] - right[0]
+    assert found.scores["difference"] == pytest.approx(0.125)
+    assert found.scores["standard_error"] == pytest.approx(difference.std(ddof=1) / np.sqrt(8))
+    text = str(found)
+    assert "seed: 0 in the first run, 3 in the second" in text
+    assert "flagged: 4 and 4; 2 rows changed sides" in text
+    assert "r0: flag, then keep" in text
+
+
+def test_other_files_and_rows_that_only_one_run_has():
+    second = CONFIG | {"train": "b.csv", "sha256": {"train": "9", "holdout": "2"}}
+    found = compare_runs(
+        (CONFIG, second), (weights(np.arange(100), [1]), weights(np.arange(80), [1])), None
+    )
+    assert (found.files, found.rows, found.scores) == (["train"], 80, None)
+    assert found.settings == {"train": ("a.csv", "b.csv")}
+    assert "scores are not compared" in str(found)
+    renamed = CONFIG | {"train": "renamed.csv"}  # the same file under another name
+    nine = weights(np.arange(9), [])
+    same = compare_runs((CONFIG, renamed), (nine, nine), None)
+    assert same.settings == {}
+    assert "both runs were asked the same of the same files" in str(same)
