@@ -8,7 +8,7 @@ from .refits import Rows
 from .suspects import Suspects
 
 PICTURED = 12  # classes in the picture
-LISTED = 30  # pairs in the table
+LISTED = 20  # pairs in the table
 
 
 def confusions(rows: Rows, found: Suspects) -> dict[str, Any] | None:
