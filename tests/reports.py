@@ -130,6 +130,7 @@ def iris_evidence(words: list[str]) -> dict[str, Any]:
         holdout_groups=[words[i % 8] for i in range(30)],
         images=np.random.default_rng(0).random((96, 5, 7)),
         shared={words[7]: {"exact": 1, "near": 2, "ids": words}},
+        truth=names[codes[train]],
         seconds=1.25,
         peak_memory=4e8,
     )

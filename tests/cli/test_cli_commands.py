@@ -356,6 +356,7 @@ EVERYTHING: dict[str, Any] = {
     "report": False,
     "control": True,
     "show": ["text", "size"],
+    "truth": "right",
     "minutes_per_check": 1.5,
     "private": False,
 }

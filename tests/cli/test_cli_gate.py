@@ -1,8 +1,10 @@
 """`bilevel audit` as a gate: what makes it fail, baselines, and the forms that programs read."""
 
 import json
+import os
 import re
 import stat
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -294,6 +296,30 @@ def test_the_hook_and_the_action_name_options_that_there_are():
         v.split("inputs.")[1].split(" ")[0] for v in action["runs"]["steps"][1]["env"].values()
     }
     assert named | {"package"} == set(action["inputs"])
+
+
+def test_the_action_passes_its_inputs_as_they_are(tmp_path):
+    """Its script runs, with a `bilevel` that writes down what it is given."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    stub = tmp_path / "bilevel"
+    stub.write_text(
+        '#!/bin/sh\nfor x in "$@"; do printf "<%s>" "$x"; done >> calls\necho >> calls\n'
+    )
+    stub.chmod(0o755)
+    given = dict.fromkeys(action["runs"]["steps"][1]["env"], "")
+    given |= {"TRAIN": "a b.csv", "LABEL": "$(touch hacked)", "TRUSTED": "t.csv", "ID": "row id"}
+    given |= {"FAIL_ON": "leak,labels", "SARIF": "out.sarif", "PRIVATE": "false"}
+    script = action["runs"]["steps"][1]["run"]
+    subprocess.run(
+        ["bash", "-e", "-c", script], cwd=tmp_path, check=True,
+        env=given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    common = "<audit><a b.csv><--label><$(touch hacked)><--trusted><t.csv><--id><row id>"
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        f"{common}<--format><sarif><--out><out.sarif>",
+        f"{common}<--format><github><--fail-on><leak,labels>",
+    ]
+    assert not (tmp_path / "hacked").exists()
 
 
 def test_the_page_on_audits_names_every_check():

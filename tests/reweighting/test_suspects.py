@@ -190,9 +190,9 @@ def test_too_few_suspects_are_not_described():
 # -- the curve and the advice -----------------------------------------------------------------------
 
 
-def with_noise(low: float, value: float, high: float) -> Any:
+def with_noise(low: float, value: float, high: float, truth: Any = None) -> Any:
     ROWS.result.noise = types.SimpleNamespace(precision=Estimate(value, low, high))
-    return first_rows(ROWS)
+    return first_rows(ROWS, truth)
 
 
 def test_the_share_of_wrong_labels_in_the_first_rows_and_its_band():
@@ -202,7 +202,11 @@ def test_the_share_of_wrong_labels_in_the_first_rows_and_its_band():
         k = point["rows"]
         assert point["wrong"] == pytest.approx(ROWS.result.wrong[order[:k]].mean())
         assert 0 <= point["low"] <= point["wrong"] <= point["high"] <= 1
+        assert point["observed"] is None
     assert curve[-1]["rows"] == 60
+    truth = np.arange(240) < 10
+    for point in with_noise(0.5, 0.63, 0.75, truth):
+        assert point["observed"] == truth[order[: point["rows"]]].mean()
     wide = with_noise(0.2, 0.63, 0.95)
     assert all(
         b["high"] - b["low"] > a["high"] - a["low"] for a, b in zip(curve, wide, strict=True)

@@ -77,6 +77,7 @@ def check_private(config: WeighConfig, resume: bool) -> None:
     for option, given in {
         "--show": bool(config.show),
         "--images": config.images is not None,
+        "--truth": config.truth is not None,
         "--resume": resume,
         "--allow-code": config.allow_code,
         "--control": config.control,

@@ -80,6 +80,7 @@ class WeighConfig:
     metric: str | None = None
     report: bool = True
     show: tuple[str, ...] = ()
+    truth: str | None = None
     minutes_per_check: float | None = None
     control: bool = False
     private: bool = False

@@ -147,6 +147,13 @@ def weigh(
             help="Columns, separated by commas, to print beside each suspect row in the report."
         ),
     ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the training file with the true labels, if you know them: the report then "
+            "says how many of the flagged labels are wrong; used for nothing else."
+        ),
+    ] = None,
     minutes_per_check: Annotated[
         float | None,
         typer.Option(min=0.01, help="Minutes that a person takes to check a row, for the report."),
@@ -242,6 +249,7 @@ def weigh(
         metric=metric,
         report=report,
         show=tuple(x.strip() for x in ",".join(show or ()).split(",") if x.strip()),
+        truth=truth,
         minutes_per_check=minutes_per_check,
         control=control,
         private=private,

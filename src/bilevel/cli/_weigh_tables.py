@@ -105,7 +105,9 @@ def check_tables(config: WeighConfig) -> Tables:
     beside: dict[str, dict[str, pd.Series]] = {option: {} for option in _BESIDE}
     paths = {name: Path(path) for name, path in input_files(config).items()}
     ids = [
-        c for c in (config.id, config.groups, config.entity, config.given_label) if c is not None
+        c
+        for c in (config.id, config.groups, config.entity, config.given_label, config.truth)
+        if c is not None
     ]
     tables = read_tables(paths, label=config.label, ids=ids)
     for name, one in tables.items():
@@ -122,6 +124,11 @@ def check_tables(config: WeighConfig) -> Tables:
                 given = _labels_before(table, config.given_label, labels[name])
             table = table.drop(columns=config.given_label, errors="ignore")
         table, taken = _take_out(table, config, name)
+        if "truth" in taken and (gaps := int(np.sum(np.asarray(taken["truth"].isna())))):
+            raise InputError(
+                f"the column {config.truth!r} (--truth) of the {name} file has {gaps} gaps; it must "
+                "have the true label of every row."
+            )
         for option, column in taken.items():
             beside[option][name] = column
         if table.shape[1] == 0:
@@ -137,7 +144,7 @@ def check_tables(config: WeighConfig) -> Tables:
             f"the train file has no column {named(unknown)} (--show); "
             f"{suggest(unknown[0], known.columns)}."
         )
-    told = {config.label, config.id, *train.columns}
+    told = {config.label, config.id, config.truth, *train.columns}
     others = known[[c for c in known.columns if c not in told]]
     for name, table in read.items():
         check_same_names(train, table, name)
@@ -171,7 +178,13 @@ def _labels_before(table: pd.DataFrame, column: str, labels: pd.Series) -> np.nd
     return every
 
 
-_BESIDE = {"groups": (), "sample_weight": (), "entity": ("trusted",), "time": ("trusted",)}
+_BESIDE = {
+    "groups": (),
+    "sample_weight": (),
+    "entity": ("trusted",),
+    "time": ("trusted",),
+    "truth": (),
+}
 
 
 def _take_out(

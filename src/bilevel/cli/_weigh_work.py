@@ -28,6 +28,7 @@ from ._private import check_private, places, private_evidence, without_names
 from ._probabilities import probability_files
 from ._run_files import (
     check_unchanged,
+    read_like,
     read_summary,
     write_model,
     write_scorer,
@@ -231,6 +232,7 @@ def _work(
     trusted = rows["trusted"], labels["trusted"]
     holdout = (rows["holdout"], labels["holdout"]) if "holdout" in rows else None
     groups = tables.beside["groups"].get("train")
+    truth, known = tables.beside["truth"].get("train"), np.unique(labels["train"])
 
     # The default takes tables as they are, like `ReweightedClassifier`; an estimator of the user's
     # that is none of trees takes their numbers.
@@ -303,6 +305,9 @@ def _work(
             show=[c for c in config.show if c not in (config.label, config.id)],
             trusted_ids=None if config.private else tables.features["trusted"].index,
             minutes_per_check=config.minutes_per_check,
+            truth=None
+            if truth is None
+            else read_like(np.asarray(truth), known, config.truth or ""),
             holdout_groups=tables.beside["groups"].get("holdout"),
             shared=shared_rows(tidied),
             control=learn if config.control else None,

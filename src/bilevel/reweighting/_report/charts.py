@@ -193,19 +193,25 @@ def first_wrong(table: list[dict[str, Any]] | None) -> Chart | None:
     base = alt.Chart(height=220).encode(x=x)
     tips = _tips(rows=",d|First rows", wrong=".1%|Wrong", low=".1%|From", high=".1%|To")
     percent = alt.Axis(format=".0%", tickCount=5)
+    known = table[0]["observed"] is not None
+    tips += _tips(observed=".1%|Observed") if known else []
+    seen = base.mark_line(color=INK, strokeDash=[4, 3]).encode(y="observed:Q", tooltip=tips)
     chart = alt.layer(
         base.mark_area(opacity=0.18, color=ACCENT).encode(
             y=alt.Y("low:Q", title="wrong labels", axis=percent, scale=alt.Scale(domain=[0, 1])),
             y2="high:Q",
         ),
         base.mark_line().encode(y="wrong:Q", tooltip=tips),
+        *([seen] if known else []),
     )
     some = table[:: max(1, len(table) // 5)]
     words = "; ".join(
         f"of the first {t['rows']} rows {t['wrong']:.0%} ({t['low']:.0%} to {t['high']:.0%})"
+        + (f", in truth {t['observed']:.0%}" if known else "")
         for t in some
     )
-    return make_chart("first-wrong", "Wrong labels among the first rows", words, table, chart)
+    rows = [{k: v for k, v in t.items() if known or k != "observed"} for t in table]
+    return make_chart("first-wrong", "Wrong labels among the first rows", words, rows, chart)
 
 
 def noise_matrix(found: dict[str, Any] | None) -> Chart | None:

@@ -40,6 +40,7 @@ def gather_evidence(
     show: Sequence[str] = (),
     trusted_ids: Any = None,
     minutes_per_check: float | None = None,
+    truth: Any = None,
     shared: Mapping[str, Mapping[str, Any]] | None = None,
     control: Callable[[np.ndarray], Any] | None = None,
     seed: int = 0,
@@ -64,6 +65,8 @@ def gather_evidence(
         show: columns of `table` to print beside each suspect row.
         trusted_ids: a name for each trusted row; by default as for the training rows.
         minutes_per_check: how long a person takes to check a row, for the work that the list saves.
+        truth: the true label of each training row, where it is known: how many of the suspect labels
+            are wrong is then counted too.
         shared: what `find_shared_rows` found, by pair of tables, such as
             `{"trusted/holdout": {"exact": 2, "near": 1, "ids": ["r1", "r7", "r9"]}}`.
         control: learns weights as `result` was learned, but against the trusted labels it is given,
@@ -90,6 +93,7 @@ def gather_evidence(
         ("groups", groups, n),
         ("holdout_groups", holdout_groups, 0 if holdout is None else len(holdout[1])),
         ("images", images, n),
+        ("truth", truth, n),
     ]:
         if given is not None and len(given) != wanted:
             raise ValueError(
@@ -118,6 +122,7 @@ def gather_evidence(
     noise = None if result.noise is None else result.noise.to_dict(ids)
     verdict = give_verdict(result, baselines, rows, holdout_rows)
     suspects = judge_suspects(rows, seed)
+    wrong = None if truth is None else np.asarray(truth) != rows.y
     return jsonable(
         {
             "format": FORMAT,
@@ -136,8 +141,8 @@ def gather_evidence(
             "scores": _table(result.scores),
             "weights": weights,
             "noise": noise,
-            "first_rows": first_rows(rows),
-            "kinds": _kinds(suspects, rows),
+            "first_rows": first_rows(rows, wrong),
+            "kinds": _kinds(suspects, rows, wrong),
             "confusions": confusions(rows, suspects),
             "clusters": _clusters(rows, table, groups, seed),
             "work": _work(rows, noise, minutes_per_check),
@@ -227,15 +232,17 @@ def _weights(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _kinds(found: Suspects, rows: Rows) -> list[dict[str, Any]] | None:
-    """How many of the flagged rows are of each kind, and what the kinds mean."""
+def _kinds(found: Suspects, rows: Rows, wrong: np.ndarray | None) -> list[dict[str, Any]] | None:
+    """How many of the flagged rows are of each kind and, by the truth, wrong; what the kinds mean."""
     if found.kind is None:
         return None
     flagged = ~np.asarray(rows.result.keep)[found.rows]
-    return [
-        {"name": kind, "rows": int(((found.kind == kind) & flagged).sum()), "meaning": meaning}
-        for kind, meaning in KINDS.items()
-    ]
+    lines = []
+    for kind, meaning in KINDS.items():
+        inside = found.rows[(found.kind == kind) & flagged]
+        share = None if wrong is None or not len(inside) else float(wrong[inside].mean())
+        lines.append({"name": kind, "rows": len(inside), "wrong": share, "meaning": meaning})
+    return lines
 
 
 def _clusters(

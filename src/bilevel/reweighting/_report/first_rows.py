@@ -11,14 +11,14 @@ from .refits import Rows
 POINTS = 40
 
 
-def first_rows(rows: Rows) -> list[dict[str, Any]] | None:
+def first_rows(rows: Rows, observed: np.ndarray | None = None) -> list[dict[str, Any]] | None:
     """The expected share of wrong labels among the k rows of lowest label quality, for several k.
 
     With p_i the calibrated probability that label i is wrong, the share among the first k is
     `sum p_i / k`. The band holds two errors: that of the k labels, given p (a normal interval of
     95 %), and that of p, as the 95 % interval of the precision of the flagged list says it: all
     log-odds are shifted so that the flagged rows have the lower, or the upper, precision. None
-    without p.
+    without p. `observed`: which labels are wrong, where that is known.
     """
     result = rows.result
     if result.wrong is None or result.noise is None or result.noise.precision is None:
@@ -36,12 +36,14 @@ def first_rows(rows: Rows) -> list[dict[str, Any]] | None:
         error = 1.96 * np.sqrt(np.cumsum(moved * (1 - moved)))[at - 1]
         cumulative[name] = np.cumsum(moved)[at - 1] + (-error if name == "low" else error)
     middle = np.cumsum(wrong[order])[at - 1]
+    seen = None if observed is None else np.cumsum(observed[order])[at - 1]
     return [
         {
             "rows": int(k),
             "wrong": float(middle[j] / k),
             "low": float(np.clip(cumulative["low"][j] / k, 0, middle[j] / k)),
             "high": float(np.clip(cumulative["high"][j] / k, middle[j] / k, 1)),
+            "observed": None if seen is None else float(seen[j] / k),
         }
         for j, k in enumerate(at)
     ]
