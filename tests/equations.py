@@ -332,14 +332,15 @@ def pzobo(i, j):
 
 
 def hoag(i, j):
-    u, w, v, first = U0, W0, np.zeros(P), None
+    u, w, v = U0, W0, np.zeros(P)
+    first: list[float] = []  # the lengths that tolerances are relative to
     for step in range(STEPS):
         ii, jj, tolerance = i(), j(), 0.1 * 0.9**step
-        first = [np.linalg.norm(f_w(u, w, ii))] if step == 0 else first
+        first += [float(np.linalg.norm(f_w(u, w, ii)))] if step == 0 else []
         while np.linalg.norm(f_w(u, w, ii)) > tolerance * first[0]:
             w = w - RHO * f_w(u, w, ii)
         b = g_w(u, w, jj)
-        first += [np.linalg.norm(b)] if step == 0 else []
+        first += [float(np.linalg.norm(b))] if step == 0 else []
         r = b - hv(w, v, ii)
         p = r
         while np.linalg.norm(r) > tolerance * first[1]:  # conjugate gradients

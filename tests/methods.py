@@ -6,6 +6,7 @@ the failures, the tests of "auto" step sizes, `benchmarks/step_time.py` and the 
 `rows.py` says what a row is made of.
 """
 
+import dataclasses
 from typing import Any
 
 import lineax as lx
@@ -16,7 +17,7 @@ import equations
 from bilevel import AID, ITD, Blocks, DoubleLoop, GradientInner, Shuffled, WithReplacement
 from equations import BATCH, ETA, K, T
 from helpers import BLOCKS, REPLACED, SHUFFLED, double_loop, soba
-from problems import CASES, Quadratic, on_network, spd
+from problems import CASES, Quadratic, among_clients, on_network, spd
 from rows import Counted, Law, Row, costs, draws, single_loop
 
 # How far from u* an untuned run ends, relative to u*: the bias that stays with the default lengths.
@@ -28,6 +29,8 @@ WIDE = Quadratic.random(4, spd(4, 14, 1.0, 30.0), 3)  # CG takes more than ten s
 _coupled, _tree, _logistic = CASES["coupled"], CASES["pytree"], CASES["logistic"]
 _simplex, _box = CASES["simplex"], CASES["box"]
 RING = [[0.5, 0.3, 0.2], [0.3, 0.4, 0.3], [0.2, 0.3, 0.5]]  # a gossip matrix of three agents
+CLIENTS = among_clients(_coupled)
+DRIFTING = dataclasses.replace(CLIENTS, u_star=None)  # of a method that ends elsewhere
 _two_steps = GradientInner(optax.sgd(0.5), 2)
 _three_steps = GradientInner(optax.sgd(0.02), 3)
 _accurate = AID(bilevel.CG(rtol=1e-12))
@@ -383,6 +386,16 @@ ROWS = [
         lengths={"tolerance": 0.5},
         untuned=(EXACT, {}),
         place_of_v=lambda state: state.aux.v,
+    ),
+    Row(
+        bilevel.FedNest,
+        "federated",
+        laws={"FedNest": Law(CLIENTS, bilevel.FedNest(0.05, 0.2, 0.02, 3, 2, 200), quick=False)},
+    ),
+    Row(
+        bilevel.LFedNest,
+        "federated",
+        laws={"LFedNest": Law(DRIFTING, bilevel.LFedNest(0.1, 0.2, 0.1, 3, 2, 8), quick=False)},
     ),
     Row(
         bilevel.GossipSOBA,

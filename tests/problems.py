@@ -4,6 +4,7 @@ The gradients of Phi are written out by hand in numpy, so that nothing they are 
 their derivation.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -329,4 +330,41 @@ def on_network(case: Case, agents: int) -> Case:
         jax.vmap(case.w_star),
         gradient,
         None if case.u_star is None else every(case.u_star),
+    )
+
+
+def client_shifts(dim_u: int, dim_w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What three clients add to a problem: curvatures and slopes in w, slopes in u; means of zero."""
+    rng = np.random.default_rng(11)
+    curvatures = 0.1 * rng.normal(size=(3, dim_w, dim_w))
+    curvatures = curvatures + curvatures.swapaxes(1, 2)
+    slopes, outer_slopes = rng.normal(size=(3, dim_w)), rng.normal(size=(3, dim_u))
+    return (
+        curvatures - curvatures.mean(axis=0),
+        slopes - slopes.mean(axis=0),
+        outer_slopes - outer_slopes.mean(axis=0),
+    )
+
+
+def among_clients(case: Case) -> Case:
+    """The case as the mean over three clients that differ; its variables are vectors."""
+    curvatures, slopes, outer_slopes = client_shifts(len(case.u), len(case.w0))
+    problem = case.problem
+
+    def inner(u, w, batch):
+        e, s = (jnp.mean(x.astype(w.dtype), axis=0) for x in batch)
+        return problem.inner(u, w, None) + 0.5 * w @ e @ w + s @ w
+
+    def outer(u, w, batch):
+        return problem.outer(u, w, None) + jnp.mean(batch.astype(u.dtype), axis=0) @ u
+
+    return dataclasses.replace(
+        case,
+        name=f"{case.name} among clients",
+        problem=bilevel.BilevelProblem(
+            outer,
+            inner,
+            outer_data=jnp.asarray(outer_slopes),
+            inner_data=(jnp.asarray(curvatures), jnp.asarray(slopes)),
+        ),
     )

@@ -46,6 +46,28 @@ def equilibrium_seconds() -> str:
     return _table(["solver", "time"], [[name, f"{1e3 * t:.1f} ms"] for name, t in times.items()])
 
 
+def measured_rates() -> str:
+    """The published and the fitted exponent of each method, on both problems."""
+    report = _report("recent_advances")
+    rows = []
+    for name, published in report["published"].items():
+        curves, cells = report["methods"][name], []
+        for place in report["settings"]["rows"]:
+            found = curves.get(place)
+            if found is None:
+                cells.append("")
+                continue
+            low, high = found["interval"]
+            spread = f" [{low:.2f}, {high:.2f}]" if high > low else ""
+            judged = "**" if place == published["on"] and published["exponent"] else ""
+            cells.append(f"{judged}{found['exponent']:.2f}{judged}{spread}")
+        exponent = published["exponent"]
+        asked = f"{-exponent:.2f}" if exponent else "none"
+        rows.append([name, published["samples"], asked, *cells])
+    header = ["method", "published samples", "exponent", *report["settings"]["rows"]]
+    return _table(header, rows)
+
+
 def hyperparameters_race() -> str:
     """The median validation loss of each search, and the test accuracy where gradients led."""
     rows = _report("hyperparameters")["race"]

@@ -11,6 +11,7 @@ from ._arrays import take_rows as take_rows
 from ._algorithm.base import AbstractAlgorithm as AbstractAlgorithm, Info as Info, State as State
 from ._algorithm.double_loop import DoubleLoop as DoubleLoop
 from ._algorithm.f2sa import F2SA as F2SA
+from ._algorithm.federated import FedNest as FedNest, LFedNest as LFedNest
 from ._algorithm.fsla import FSLA as FSLA
 from ._algorithm.gossip import (
     GossipSOBA as GossipSOBA,

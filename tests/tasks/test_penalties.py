@@ -138,7 +138,7 @@ def group_by_hand(log_penalty: np.ndarray) -> np.ndarray:
     "u", [pytest.param(np.array(-0.7), marks=pytest.mark.slow), np.array([-1.0, 0.0, -0.5])]
 )
 def test_group_lasso(u):
-    problem = tasks.group_lasso(*ROWS, GROUPS)
+    problem = tasks.group_lasso(*ROWS, groups=GROUPS)
     w = solved(problem, jnp.asarray(u), 1.0)
     by_hand = group_by_hand(u)
     np.testing.assert_allclose(w, by_hand, atol=1e-10)
@@ -154,7 +154,7 @@ def test_group_lasso(u):
 
 
 def test_groups_of_one_are_the_lasso():
-    groups, lasso = tasks.group_lasso(*ROWS, range(6)), tasks.lasso(*ROWS)
+    groups, lasso = tasks.group_lasso(*ROWS, groups=range(6)), tasks.lasso(*ROWS)
     u, w = jnp.linspace(-2.0, 0.0, 6), jnp.asarray(RNG.normal(size=6))
     ours, theirs = (p.map(u, w, p.inner_data) for p in (groups, lasso))
     np.testing.assert_allclose(ours, theirs, atol=1e-14)
@@ -183,7 +183,7 @@ def test_wrong_calls():
     with pytest.raises(ValueError, match="`rounding` must be > 0, got 0"):
         tasks.power_penalty(*ROWS, rounding=0.0)
     with pytest.raises(ValueError, match="one label for each of the 6 features"):
-        tasks.group_lasso(*ROWS, [0, 1])
-    problem = tasks.group_lasso(*ROWS, GROUPS)
+        tasks.group_lasso(*ROWS, groups=[0, 1])
+    problem = tasks.group_lasso(*ROWS, groups=GROUPS)
     with pytest.raises(ValueError, match=r"one entry per group, \(3,\), got \(2,\)"):
         problem.map(jnp.zeros(2), jnp.zeros(6), problem.inner_data)

@@ -25,7 +25,7 @@ def arrays(*given: Any) -> Any:
 
 
 ROWS = arrays(X, Y, X_VAL, Y_VAL)
-RUN = tasks.learning_rate(*ROWS, linear_predict, loss=squared_error)
+RUN = tasks.learning_rate(*ROWS, predict=linear_predict, loss=squared_error)
 W0 = Descent(jnp.asarray(START), jnp.zeros(3))
 
 
