@@ -58,7 +58,7 @@ FAULTS = {
     "infinite": ("columns/numbers", None, None),
     "spelling": ("labels/spelling", None, None),
     "truth values": ("labels/kinds", None, None),
-    "one class": ("labels/classes", "imbalance", None),
+    "one class": ("labels/classes", None, None),
     "entities": ("leak/entity", None, None),
     "times": ("leak/time", None, None),
     "id gaps": ("ids/gaps", None, None),
@@ -102,7 +102,11 @@ def plant_rows(t: Tables, rng: np.random.Generator) -> Planted:
     places = rng.permutation(len(train))[: 3 * number + 20]
     sources = rng.permutation(len(holdout))[: 3 * number]
     numeric = [k for k, dtype in enumerate(train.dtypes) if pd.api.types.is_float_dtype(dtype)]
-    columns = {k: train.iloc[:, k].copy() for k in range(train.shape[1])}
+    category = pd.CategoricalDtype
+    columns = {
+        k: column.astype(object if isinstance(column.dtype, category) else column.dtype)
+        for k, (_, column) in enumerate(train.items())
+    }
     exact, near, cell = np.split(places[: 3 * number], 3)
     for group, source in zip((exact, near, cell), np.split(sources, 3), strict=True):
         for k in columns:
@@ -137,6 +141,7 @@ def plant_rows(t: Tables, rng: np.random.Generator) -> Planted:
             max(a, b) for a, b in zip(one.tolist(), other.tolist(), strict=True)
         }
     t.frames["train"] = pd.DataFrame({train.columns[k]: column for k, column in columns.items()})
+    t.frames["train"] = t.frames["train"].astype(train.dtypes.to_dict())
     return planted
 
 
@@ -243,7 +248,7 @@ def of_audit(t: Tables) -> dict[str, set[Any]]:
     """By check all that is at fault, and the check itself."""
     found: dict[str, set[Any]] = {}
     for f in t.audit():
-        found.setdefault(f.check, set()).update(f.ids)
+        found.setdefault(f.check, set()).update({*f.ids, f.check})
     return found
 
 

@@ -173,6 +173,7 @@ def test_pages_for_other_frameworks(page, package, tmp_path, monkeypatch):
         "start/sources",
         "start/annotators",
         "tutorials/equilibrium",
+        "tutorials/evidence",
         "tutorials/hyperparameters",
         "tutorials/meta_learning",
     ],

@@ -58,8 +58,8 @@ def audit(
     - `leak`: rows that two tables share, exactly, nearly (`find_shared_rows`), in all columns but one
       (if chance does not explain it), or in most of a text; ids that two tables share; entities with
       rows in two tables; training and trusted rows later than the hold-out's first; and a single
-      column that determines the label, of the training or of the trusted rows (a decision tree of
-      depth log2(classes) + 2, 5 folds, accuracy 0.99 or more where the largest class has less than
+      column that determines the label, of the training or of the trusted rows (a decision tree
+      with 4 leaves per class, 5 folds, accuracy 0.99 or more where the largest class has less than
       0.9; for regression, a rank correlation of 0.999), with the score of a linear model with and
       without it.
     - `duplicates`, `conflicts`: ids and rows that repeat, rows that are nearly equal, and equal or
