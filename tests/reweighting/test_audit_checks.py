@@ -73,6 +73,32 @@ def patients(seed: int, *, leak: bool) -> list[Any]:
     return split(table.iloc[place], (360, 120))
 
 
+def test_columns_of_every_kind_with_gaps_are_taken():
+    n = 120
+    rng = np.random.default_rng(0)
+    gap = rng.random(n) < 0.2  # of the numbers; each other column has its own
+    table = pd.DataFrame(
+        {
+            "number": np.where(gap, np.nan, rng.normal(size=n)),
+            "category": pd.Series(rng.choice(["u", "v"], n))
+            .astype("category")
+            .mask(rng.random(n) < 0.2),
+            "long": pd.Series(sentences(n, 0)).astype("category").mask(rng.random(n) < 0.2),
+            "text": pd.Series(rng.choice(["p", "q"], n), dtype="string").mask(rng.random(n) < 0.2),
+            "whole": pd.Series(rng.integers(0, 50, n), dtype="Int64").mask(rng.random(n) < 0.2),
+            "truth": pd.Series(rng.random(n) < 0.5, dtype="boolean").mask(rng.random(n) < 0.2),
+            "day": pd.Series(pd.date_range("2024-01-01", periods=n, tz="UTC")).mask(
+                rng.random(n) < 0.2
+            ),
+            "mixed": pd.Series([3 if g else "three" for g in gap]).mask(rng.random(n) < 0.1),
+            "empty": None,
+            "y": rng.choice(["yes", "no"], n),
+        }
+    )
+    result = audit(*split(table, (60, 30)))
+    assert set(found(result)) == {"columns/constant"}, str(result)
+
+
 def test_every_check_has_a_name_and_a_sentence():
     assert set(IN_ORDER) | {"reading/file"} == set(CHECKS)
     result = audit(*split(plain(300, 0), (160, 70)))

@@ -112,7 +112,7 @@ def _cell_hashes(one: Table, other: Table | None) -> list[UInt64[np.ndarray, "ro
 
 def _long_texts(column: pd.Series) -> np.ndarray | None:
     """Texts that are more than names, and mostly distinct; None for any other column."""
-    texts = column.fillna("").astype(str).to_numpy(dtype=object)
+    texts = column.astype(object).where(column.notna(), "").astype(str).to_numpy(dtype=object)
     if len(texts) == 0 or np.median([len(x) for x in texts[:1000]]) < LONG:
         return None
     return texts if len(set(texts.tolist())) >= 0.5 * len(texts) else None
