@@ -14,6 +14,7 @@ FEWEST_COLUMNS = 5  # of a row: with fewer, rows that agree in all but one are n
 CELLS = 5_000_000  # that are compared one column after the other
 LONG = 25  # characters of a text that is more than a name
 TEXTS = 20_000  # rows whose texts are compared
+BLOCK = 500  # rows whose texts are compared at a time
 OVERLAP = 0.6  # of the rare parts of two texts
 
 
@@ -139,13 +140,16 @@ def near_texts(texts: np.ndarray, others: np.ndarray | None) -> tuple[Any, Any]:
     rare = (count > 0) & (count <= max(20, 0.01 * (a.shape[0] + (0 if within else b.shape[0]))))
     a, b = a[:, np.flatnonzero(rare)], b[:, np.flatnonzero(rare)]
     size_a, size_b = (np.asarray(x.sum(axis=1)).ravel() for x in (a, b))
-    shared = (a @ b.T).tocoo()
-    i, k, both = shared.row, shared.col, shared.data
-    near = (both >= 5) & (both >= OVERLAP * (size_a[i] + size_b[k] - both))
-    if within:
-        near &= k < i
-        near &= texts[i] != texts[k]
-    i, k = i[near], k[near]
+    found: list[np.ndarray] = []
+    for start in range(0, a.shape[0], BLOCK):  # the product of all at once may need much memory
+        shared = (a[start : start + BLOCK] @ b.T).tocoo()
+        i, k, both = shared.row + start, shared.col, shared.data
+        near = (both >= 5) & (both >= OVERLAP * (size_a[i] + size_b[k] - both))
+        if within:
+            near &= k < i
+            near[near] = texts[i[near]] != texts[k[near]]
+        found.append(np.stack([i[near], k[near]]))
+    i, k = np.concatenate(found, axis=1) if found else np.empty((2, 0), int)
     order = np.lexsort((k, i))
     first = order[np.unique(i[order], return_index=True)[1]]
     return i[first], k[first]
