@@ -19,10 +19,11 @@ from bilevel.reweighting._weights.label_models import (
 )
 from bilevel.reweighting._weights.labels import Classes, Numbers
 from bilevel.reweighting._weights.pool import ClassPool, NumberPool, _noise_matrix
-from bilevel.reweighting._weights.scorer import RowScorer
+from bilevel.reweighting._weights.scorer import Doubt, RowScorer
 from digits import digits
 
 RNG = np.random.default_rng(0)
+NO_DOUBT = Doubt(np.zeros(1), np.zeros(1), np.inf)
 CLASSES = Classes(3)
 NOISE = np.array([[0.8, 0.15, 0.05], [0.0, 1.0, 0.0], [0.1, 0.3, 0.6]])
 
@@ -253,11 +254,11 @@ def test_linear_models_as_arrays_say_the_same(classes):
     fitted = model.fit(np.ones(60), np.zeros(60))
     member = RowScorer.linear_parameters(fitted, folds.kind)
     pool = ClassPool(np.ones(1), 0.0, np.full(classes, 1 / classes), np.eye(classes))
-    scorer = RowScorer(folds.kind, [[member]], pool)
+    scorer = RowScorer(folds.kind, [[member]], pool, NO_DOUBT)
     np.testing.assert_allclose(scorer.outputs(X)[0], model.outputs(fitted, X), atol=1e-9)
     one = model.fit(np.zeros(60), (y == 1).astype(float))  # a single class
     member = RowScorer.linear_parameters(one, folds.kind)
-    constant = RowScorer(folds.kind, [[member]], pool).outputs(X)[0]
+    constant = RowScorer(folds.kind, [[member]], pool, NO_DOUBT).outputs(X)[0]
     np.testing.assert_allclose(constant, model.outputs(one, X), atol=1e-9)
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import skops.io
 from sklearn.pipeline import Pipeline
 
@@ -21,7 +23,7 @@ from ..reweighting._inputs.saved import load_model, load_trusted
 from ..reweighting._weights.labels import Classes, Numbers
 from ..reweighting._weights.pool import ClassPool, NumberPool
 from ..reweighting._weights.result import WeightsResult
-from ..reweighting._weights.scorer import LinearOutputs, OwnModel, RowScorer
+from ..reweighting._weights.scorer import Doubt, LinearOutputs, OwnModel, RowScorer
 from ._estimators import SAVED_TYPES
 from ._run_folder import CONFIG, FILES, LARGEST_TEXT, LOCK, PASSING, SUMMARY, read_toml
 
@@ -127,34 +129,50 @@ def check_unchanged(run: Path, *names: str) -> None:
             )
 
 
-def write_weights(
-    result: WeightsResult,
-    ids: np.ndarray,
-    given: np.ndarray | None,
-    predicted: np.ndarray | None,
-    folder: Path,
-) -> None:
-    """`weights.parquet`, one line per training row; `worst.csv`, the flagged rows, worst first.
+class RowVerdicts(NamedTuple):
+    """What a run says of the training rows.
 
-    Without labels where they are private.
+    Attributes:
+        ids: an array, or a column of an Arrow table.
+        weights, quality, keep, wrong: as in `WeightsResult`.
+        given, predicted: labels; None where they are private.
     """
-    weights = np.asarray(result.weights)
-    rank = pd.Series(weights).rank(ascending=False, method="first").astype(int)
-    table = pd.DataFrame(
-        {
-            "id": ids,
-            "weight": weights,
-            "rank": np.asarray(rank),
-            "label_quality": np.asarray(result.label_quality),
-            "keep": result.keep,
-            **({} if result.wrong is None else {"wrong": result.wrong}),
-            **({} if given is None else {"given_label": given, "predicted_label": predicted}),
-        }
-    )
+
+    ids: Any
+    weights: np.ndarray
+    quality: np.ndarray
+    keep: np.ndarray
+    wrong: np.ndarray | None
+    given: np.ndarray | None
+    predicted: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls, result: WeightsResult, ids: np.ndarray, given: np.ndarray, predicted: np.ndarray
+    ) -> "RowVerdicts":
+        """Of the rows that the weights were learned from."""
+        weights, quality = np.asarray(result.weights), np.asarray(result.label_quality)
+        return cls(ids, weights, quality, result.keep, result.wrong, given, predicted)
+
+
+def write_weights(rows: RowVerdicts, folder: Path) -> None:
+    """`weights.parquet`, one line per training row; `worst.csv`, the flagged rows, worst first."""
+    rank = pd.Series(rows.weights).rank(ascending=False, method="first").astype(int)
+    columns: dict[str, Any] = {
+        "id": rows.ids,
+        "weight": rows.weights,
+        "rank": np.asarray(rank),
+        "label_quality": rows.quality,
+        "keep": rows.keep,
+        **({} if rows.wrong is None else {"wrong": rows.wrong}),
+        **({} if rows.given is None else {"given_label": rows.given}),
+        **({} if rows.predicted is None else {"predicted_label": rows.predicted}),
+    }
+    table = pa.table(columns)
     write_parquet(table, folder / "weights.parquet")
-    flagged: Any = table[~table["keep"]]
-    worst = flagged.sort_values("label_quality", kind="stable").head(WORST)
-    write_csv(worst.drop(columns="rank"), folder / "worst.csv")
+    flagged = np.flatnonzero(~rows.keep)
+    worst = flagged[np.argsort(rows.quality[flagged], kind="stable")][:WORST]
+    write_csv(table.take(worst).drop_columns("rank").to_pandas(), folder / "worst.csv")
 
 
 def read_quality(run: Path, rows: int) -> np.ndarray:
@@ -186,10 +204,12 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         )
 
 
-def write_parquet(table: pd.DataFrame, path: Path) -> None:
+def write_parquet(table: pd.DataFrame | pa.Table, path: Path) -> None:
     """Parquet, the whole file or nothing."""
+    if isinstance(table, pd.DataFrame):
+        table = pa.Table.from_pandas(table, preserve_index=False)
     with whole_file(path) as file:
-        file.write(table.to_parquet(index=False))
+        pyarrow.parquet.write_table(table, file)
 
 
 def write_model(model: Any, path: Path) -> None:
@@ -227,13 +247,15 @@ class Scorer(NamedTuple):
             given = check_new_probabilities(probabilities, self.encoding.classes, len(rows))
         name = str(labels.name)
         y = read_like(check_labels(labels, features, name), self.encoding.classes, name)
-        quality, right = self.scorer(x, self.encoding.labels(y, name), own, given)
+        outputs = self.scorer.outputs(x, own, given)
+        judged = self.scorer.judge(outputs, self.encoding.labels(y, name))
         return pd.DataFrame(
             {
-                "label_quality": quality,
-                "keep": right,
+                "label_quality": judged.quality,
+                "keep": judged.keep,
+                "wrong": judged.wrong,
                 "given_label": y,
-                "predicted_label": self.encoding.decode(self.scorer.predict(x, own, given)),
+                "predicted_label": self.encoding.decode(judged.said),
             },
             features.index.rename("id"),
         )
@@ -262,6 +284,7 @@ def write_scorer(result: WeightsResult, folder: Path) -> bool:
     arrays: dict[str, Any] = {
         f"pool {name}": np.asarray(value) for name, value in scorer.pool._asdict().items()
     }
+    arrays |= {f"doubt {name}": np.asarray(value) for name, value in scorer.doubt._asdict().items()}
     own: dict[str, list[Any]] = {}
     for k, member in enumerate(scorer.members):
         linear = [model for model in member or () if isinstance(model, LinearOutputs)]
@@ -340,7 +363,12 @@ def _scorer_of(arrays: dict[str, np.ndarray], own_models: dict[str, Any]) -> Row
         return [OwnModel(model, classes, centre, spread) for model in own_models[str(k)]]
 
     members = [member(k) for k in range(known)]
-    return RowScorer(Numbers() if classes is None else Classes(outputs), members, pool)
+    knots = len(arrays["doubt log_odds"])
+    log_odds, wrong = (
+        _numbers(arrays, f"doubt {name}", (knots,)) for name in ("log_odds", "wrong")
+    )
+    doubt = Doubt(log_odds, wrong, float(arrays["doubt flagged"]))  # infinite where none is flagged
+    return RowScorer(Numbers() if classes is None else Classes(outputs), members, pool, doubt)
 
 
 def _numbers(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

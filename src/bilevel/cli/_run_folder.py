@@ -78,6 +78,7 @@ class WeighConfig:
     entity: str | None = None
     time: str | None = None
     metric: str | None = None
+    memory: str = "4GB"
     report: bool = True
     show: tuple[str, ...] = ()
     truth: str | None = None

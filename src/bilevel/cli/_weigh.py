@@ -140,6 +140,13 @@ def weigh(
             "class in sorted order is the positive one."
         ),
     ] = None,
+    memory: Annotated[
+        str,
+        typer.Option(
+            help="Memory to stay below, such as 4GB. Of a training table of Parquet files that needs "
+            "more, a random sample is learned from, and the other rows are judged by parts."
+        ),
+    ] = "4GB",
     overlap: Annotated[str | None, typer.Option(hidden=True)] = None,
     show: Annotated[
         list[str] | None,
@@ -218,10 +225,15 @@ def weigh(
     for number, option in [(l2, "--l2"), (precision, "--precision")]:
         if number is not None and not math.isfinite(number):
             raise typer.BadParameter("must be a finite number.", param_hint=option)
+    from ._large import parse_memory
     from ._run_folder import RunFolder, State, WeighConfig
     from ._weigh_work import RunIsCompleteError, estimate
     from ._weigh_work import weigh as run
 
+    try:
+        parse_memory(memory)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--memory") from error
     settings = WeighConfig(
         train=str(train),
         label=label[0],
@@ -247,6 +259,7 @@ def weigh(
         entity=entity,
         time=time,
         metric=metric,
+        memory=memory,
         report=report,
         show=tuple(x.strip() for x in ",".join(show or ()).split(",") if x.strip()),
         truth=truth,

@@ -19,6 +19,7 @@ from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
 from ..reweighting._inputs.scalars import check_scalars
 from ..reweighting._report.thumbnails import thumbnails
 from ._estimators import check_name
+from ._large import LargeTable, find_large
 from ._probabilities import (
     check_options,
     columns_of,
@@ -49,6 +50,7 @@ class Tables(NamedTuple):
         probabilities: of the user's own model, for the training and the trusted rows.
         given: the labels that the trusted rows had before they were verified.
         others: columns of the training rows that are neither features nor labels nor ids.
+        large: the training table on disk, where the training rows here are a sample of it.
     """
 
     features: dict[str, pd.DataFrame]
@@ -59,6 +61,7 @@ class Tables(NamedTuple):
     probabilities: dict[str, Any]
     given: np.ndarray | None
     others: pd.DataFrame
+    large: LargeTable | None
 
     @property
     def described(self) -> pd.DataFrame:
@@ -109,7 +112,9 @@ def check_tables(config: WeighConfig) -> Tables:
         for c in (config.id, config.groups, config.entity, config.given_label, config.truth)
         if c is not None
     ]
-    tables = read_tables(paths, label=config.label, ids=ids)
+    large = find_large(config)
+    sources = paths if large is None else paths | {"train": large.sample}
+    tables = read_tables(sources, label=config.label, ids=ids)
     for name, one in tables.items():
         table, labels[name] = split_label(one.frame, config.label, config.id, name)
         if name == "train":
@@ -154,9 +159,18 @@ def check_tables(config: WeighConfig) -> Tables:
         name = "train" if option == "pred_probs" else name
         probabilities[name] = read_probabilities(Path(path), read[name].index, config.id, flag)
     notes = tuple(note for one in tables.values() for note in one.notes)
+    notes += () if large is None else (large.note,)
     pictures = _pictures(config.images, len(train))
     return Tables(
-        features, labels, beside, pictures, notes, probabilities, given, pd.DataFrame(others)
+        features,
+        labels,
+        beside,
+        pictures,
+        notes,
+        probabilities,
+        given,
+        pd.DataFrame(others),
+        large,
     )
 
 

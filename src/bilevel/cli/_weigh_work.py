@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from ..reweighting._audit.duplicates import shared_rows
-from ..reweighting._inputs.columns import vectorise
+from ..reweighting._inputs.columns import tidy, vectorise
 from ..reweighting._inputs.compact import compact_pipeline
 from ..reweighting._inputs.files import digest
 from ..reweighting._inputs.prepare import is_regression, prepare
@@ -21,12 +21,15 @@ from ..reweighting._weights.baselines import default_estimator, fit_weighted, st
 from ..reweighting._weights.folds import FOLDS, MAX_ROWS
 from ..reweighting._weights.label_models import few_threads
 from ..reweighting._weights.metric import Metric
+from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._estimators import inner, make_estimator, takes_gaps_inside, with_columns
+from ._large import judge_all
 from ._private import check_private, places, private_evidence, without_names
 from ._probabilities import probability_files
 from ._run_files import (
+    RowVerdicts,
     check_unchanged,
     read_like,
     read_summary,
@@ -278,17 +281,37 @@ def _work(
         last = fitted[-1] if rows is tidied else fitted
         model = Pipeline([*encoder.steps, (_name(last), last)])
         ids = np.asarray(tidied["train"].index)
+        verdicts = RowVerdicts.of(result, ids, labels["train"], fitted.predict(train[0]))
+        if tables.large is not None:
+
+            def as_rows(part: Any, y: np.ndarray, groups: np.ndarray | None) -> LabelledRows:
+                new = tidy(part[list(tables.features["train"].columns)], like=encoder)
+                own_rows = new if rows is tidied else encoder.transform(new)
+                return LabelledRows(new if given is tidied else own_rows, own_rows, y, groups)
+
+            known, checked = (
+                LabelledRows(given[name], rows[name], labels[name], kinds)
+                for name, kinds in (("train", groups), ("trusted", None))
+            )
+            weigh_rows = NewRowWeights(result, final, known, checked)
+            verdicts = judge_all(
+                tables.large, config, result, weigh_rows, as_rows, fitted.predict, activity
+            )
         if config.private:
             ids = places(len(ids))
-            write_weights(result, ids, None, None, folder)
+            of_all = places(len(verdicts.weights))
+            verdicts = verdicts._replace(ids=of_all, given=None, predicted=None)
         else:
-            write_weights(result, ids, labels["train"], fitted.predict(train[0]), folder)
             write_model(model, folder / "model.skops")
             write_scorer(result, folder)
+        write_weights(verdicts, folder)
         summary = _summary(config, result, {name: len(y) for name, y in labels.items()}, regression)
         named = [str(i) for i in ids]
         summary["noise"] = None if result.noise is None else result.noise.to_dict(named)
         summary["reading"] = list(tables.notes)
+        if tables.large is not None:
+            of_all = {"train_rows": len(verdicts.weights), "keep": int(verdicts.keep.sum())}
+            summary |= {**of_all, "sampled_rows": len(ids)}
         if not config.report:
             return result, write_summary(summary, folder)
         activity.say("gathering the evidence for the report")

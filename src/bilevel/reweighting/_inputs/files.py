@@ -56,9 +56,11 @@ def is_table(path: Path) -> bool:
 
 
 def read_tables(
-    paths: Mapping[str, Path], *, label: str | None = None, ids: Sequence[str] = ()
+    paths: Mapping[str, Path | pd.DataFrame], *, label: str | None = None, ids: Sequence[str] = ()
 ) -> dict[str, Table]:
     """CSV, TSV or Parquet files, or folders of Parquet files, as data frames.
+
+    In place of a path there may be what has been read of a Parquet file.
 
     A CSV file has no types: how its columns are read (see `csv.py`) is decided by the first table, for
     the label column by all of them; columns in `ids` stay text. The files of a folder are read in the
@@ -72,7 +74,10 @@ def read_tables(
             column names, rows with more or fewer fields than there are columns, or files of one folder
             with different columns.
     """
-    read = {name: _read(Path(path), name) for name, path in paths.items()}
+    read = {
+        name: path if isinstance(path, pd.DataFrame) else _read(Path(path), name)
+        for name, path in paths.items()
+    }
     texts = {name: one for name, one in read.items() if isinstance(one, Texts)}
     readings: dict[str, Reading] = dict.fromkeys(ids, TEXT)
     if label is not None:
@@ -198,7 +203,27 @@ def _parquet_files(folder: Path) -> list[Path]:
     )
 
 
+def parquet_dataset(path: Path, name: str) -> pa.dataset.Dataset | None:
+    """A Parquet file, or a folder of them, that is read by parts; None where it is neither.
+
+    Raises:
+        InputError: as `read_tables`.
+    """
+    if path.is_dir():
+        return _folder_dataset(path, name)
+    if not path.is_file() or path.suffix.lower() not in _PARQUET or path.stat().st_size == 0:
+        return None
+    try:
+        return pyarrow.dataset.dataset(path, format="parquet", partitioning=None)
+    except Exception as error:  # parsers raise many kinds; each means the same to the user
+        raise InputError(f"the {name} file {path} cannot be read as parquet: {error}") from error
+
+
 def _read_folder(folder: Path, name: str) -> pd.DataFrame:
+    return _folder_dataset(folder, name).to_table().to_pandas()
+
+
+def _folder_dataset(folder: Path, name: str) -> pa.dataset.Dataset:
     files = _parquet_files(folder)
     if not files:
         raise InputError(f"the {name} folder {folder} holds no Parquet files (.parquet, .pq).")
@@ -230,7 +255,7 @@ def _read_folder(folder: Path, name: str) -> pd.DataFrame:
     found = pyarrow.dataset.dataset(files, **arguments).schema
     from_paths = pa.schema([field for field in found if field.name not in schemas[0].names])
     schema = pa.unify_schemas([*schemas, from_paths], promote_options="permissive")
-    return pyarrow.dataset.dataset(files, schema=schema, **arguments).to_table().to_pandas()
+    return pyarrow.dataset.dataset(files, schema=schema, **arguments)
 
 
 def digest(path: Path) -> str:
@@ -255,6 +280,23 @@ def check_unique(table: pd.DataFrame, what: str) -> None:
         raise InputError(f"{what} has repeated column names: {named(repeated)}.")
 
 
+def check_unique_ids(ids: pd.Series, what: str, column: str) -> None:
+    """Refuse ids that are missing or repeat.
+
+    Raises:
+        InputError: with the ids.
+    """
+    missing = np.asarray(ids.isna())
+    if missing.any():
+        raise InputError(
+            f"{what} has {int(missing.sum())} rows without an id in {column!r}, the first of them row "
+            f"{int(np.argmax(missing))}. Give every row an id."
+        )
+    repeated = pd.unique(ids[ids.duplicated()])
+    if len(repeated):
+        raise InputError(f"{what}'s ids in {column!r} repeat: {named(repeated)}.")
+
+
 def split_label(
     table: pd.DataFrame, label: str, identifier: str | None, name: str
 ) -> tuple[pd.DataFrame, pd.Series]:
@@ -275,14 +317,7 @@ def split_label(
     check_scalars(table[label], f"the label column {label!r} of the {name} file")
     if identifier is not None:
         check_scalars(table[identifier], f"the column {identifier!r} (--id) of the {name} file")
-        if gaps := int(np.sum(np.asarray(table[identifier].isna()))):
-            raise InputError(
-                f"the {name} file has {gaps} rows without an id in {identifier!r}, the first of them "
-                f"row {int(np.argmax(np.asarray(table[identifier].isna())))}. Give every row an id."
-            )
-        repeated = pd.unique(table.loc[table[identifier].duplicated(), identifier])
-        if len(repeated):
-            raise InputError(f"the {name} file's ids in {identifier!r} repeat: {named(repeated)}.")
+        check_unique_ids(pd.Series(table[identifier]), f"the {name} file", identifier)
         table = table.set_index(identifier)
     _check_label_is_no_feature(table, label, name)
     features = table.drop(columns=label)

@@ -263,7 +263,7 @@ def search(
         suspected.wrong,
         suspected.keep,
         noise,
-        RowScorer.of(lasting, scored, folds.kind),
+        RowScorer.of(lasting, scored, folds.kind, suspected.doubt(last)),
         candidates,
         judged,
         history.assign(step=np.arange(1, len(history) + 1)),

@@ -86,6 +86,21 @@ class Learned(NamedTuple):
     scorer: RowScorer | None
 
 
+class Seen(NamedTuple):
+    """New rows through the eyes of the label models.
+
+    Attributes:
+        scorer: what judges them.
+        x, y: the rows as scaled numbers, and their labels as codes or standardised targets.
+        outputs: of each label model.
+    """
+
+    scorer: RowScorer
+    x: Float[np.ndarray, "rows features"]
+    y: np.ndarray
+    outputs: list[Float[np.ndarray, "rows outputs"]]
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightsResult:
     """What `learn_weights` returns; print it for a summary.
@@ -168,13 +183,26 @@ class WeightsResult:
 
         Returns:
             A table with one line per row, with the index of X if it is a data frame: `label_quality`
-            (in [0, 1]: the share of training rows whose label fits less well), `predicted_label`, and
-            `keep`: whether the label is more likely right than wrong.
+            (in [0, 1]; the lowest are most likely to be wrong), `predicted_label`, `keep` (False for
+            the rows to look at) and `wrong` (the probability that the label is wrong), by the
+            thresholds and the calibration of the training rows.
 
         Raises:
             InputError: rows that cannot be used, or labels that no training row has.
             ValueError: the weights are free ones, which say nothing of other rows.
         """
+        seen = self.see(X, y, pred_probs)
+        judged = seen.scorer.judge(seen.outputs, seen.y)
+        columns = {
+            "label_quality": judged.quality,
+            "predicted_label": self.encoding.decode(judged.said),
+            "keep": judged.keep,
+            "wrong": judged.wrong,
+        }
+        return pd.DataFrame(columns, X.index if isinstance(X, pd.DataFrame) else None)
+
+    def see(self, X: Any, y: Any, pred_probs: Any = None) -> "Seen":
+        """New rows through the eyes of the label models; the arguments are those of `score_rows`."""
         if self.scorer is None:
             raise ValueError(
                 "nothing here can judge new rows: free weights say nothing of them. Learn the weights "
@@ -190,13 +218,7 @@ class WeightsResult:
         X, y = as_rows(X, y)
         x, labels = self.encoding.features(X, "X"), self.encoding.labels(y, "y")
         rows = X if self.scorer.takes_tables else self.encoding.encode(X, "X")
-        quality, right = self.scorer(x, labels, rows, given)
-        columns = {
-            "label_quality": quality,
-            "predicted_label": self.encoding.decode(self.scorer.predict(x, rows, given)),
-            "keep": right,
-        }
-        return pd.DataFrame(columns, X.index if isinstance(X, pd.DataFrame) else None)
+        return Seen(self.scorer, x, labels, self.scorer.outputs(x, rows, given))
 
     def sample_weight(self, num_trusted: int) -> Float[np.ndarray, " rows"]:
         """For the final fit: of the training rows, then of the trusted rows.

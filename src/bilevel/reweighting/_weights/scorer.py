@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logit
 
 from .._inputs.estimators import takes_tables
 from .label_models import LEAST, Member, outputs
@@ -13,6 +13,57 @@ from .labels import Classes, Numbers
 from .pool import ClassPool, NumberPool
 
 IMPOSSIBLE = -1e9  # the score of a class that a model has not seen
+NEARLY_0 = 1e-12
+KNOTS = 256  # of the curve from log-odds to probabilities
+
+
+class Doubt(NamedTuple):
+    """What the training rows taught about the log-odds with which the pool calls a label wrong.
+
+    Attributes:
+        log_odds, wrong: the calibrated probability that a label is wrong, along increasing log-odds.
+        flagged: the log-odds from which a row is on the list of rows to look at.
+    """
+
+    log_odds: Float[np.ndarray, " knots"]
+    wrong: Float[np.ndarray, " knots"]
+    flagged: float
+
+    @classmethod
+    def of(
+        cls,
+        log_odds: Float[np.ndarray, " rows"],
+        wrong: Float[np.ndarray, " rows"],
+        keep: Bool[np.ndarray, " rows"],
+    ) -> "Doubt":
+        """From the training rows that were judged: both are functions of the log-odds."""
+        log_odds, first = np.unique(log_odds, return_index=True)
+        some = np.unique(np.linspace(0, len(first) - 1, KNOTS).round().astype(int))
+        flagged = np.min(log_odds[~keep[first]], initial=np.inf)
+        return cls(log_odds[some], wrong[first][some], float(flagged))
+
+
+def log_odds_of_wrong(right: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+    """`log((1 - right) / right)`, finite."""
+    return logit(np.clip(1 - right, NEARLY_0, 1 - NEARLY_0))
+
+
+class Judged(NamedTuple):
+    """What is said of labelled rows.
+
+    Attributes:
+        quality: what rows are ranked by, see `WeightsResult.label_quality`.
+        right: the probability of the pool that each label is right.
+        wrong: the probability that it is wrong, calibrated on the trusted rows.
+        keep: False for the rows to look at.
+        said: log-probabilities of the true label, or predictions.
+    """
+
+    quality: Float[np.ndarray, " rows"]
+    right: Float[np.ndarray, " rows"]
+    wrong: Float[np.ndarray, " rows"]
+    keep: Bool[np.ndarray, " rows"]
+    said: Float[np.ndarray, "rows outputs"]
 
 
 class LinearOutputs(NamedTuple):
@@ -52,15 +103,21 @@ class RowScorer(NamedTuple):
         members: the models of each member, whose outputs are averaged. None where the member is what
             a model of the user's says.
         pool: how the members are put together, and the noise of the labels.
+        doubt: from what the pool says to which labels are wrong.
     """
 
     kind: Classes | Numbers
     members: Sequence[Sequence[LinearOutputs | OwnModel] | None]
     pool: ClassPool | NumberPool
+    doubt: Doubt
 
     @classmethod
     def of(
-        cls, members: list[Member], pool: ClassPool | NumberPool, kind: Classes | Numbers
+        cls,
+        members: list[Member],
+        pool: ClassPool | NumberPool,
+        kind: Classes | Numbers,
+        doubt: Doubt,
     ) -> "RowScorer":
         """From the members of a search."""
         return cls(
@@ -79,6 +136,7 @@ class RowScorer(NamedTuple):
                 for member in members
             ],
             pool,
+            doubt,
         )
 
     @staticmethod
@@ -124,22 +182,14 @@ class RowScorer(NamedTuple):
             return outputs
         return log_softmax(np.maximum(log_softmax(outputs, axis=1), np.log(LEAST)), axis=1)
 
-    def predict(
-        self, x: Float[np.ndarray, "rows features"], rows: Any = None, given: Any = None
-    ) -> Float[np.ndarray, "rows outputs"]:
-        """Log-probabilities of the true label, or predictions."""
-        return self.pool.outputs(self.outputs(x, rows, given))
-
-    def __call__(
-        self,
-        x: Float[np.ndarray, "rows features"],
-        y: np.ndarray,
-        rows: Any = None,
-        given: Any = None,
-    ) -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        """(label quality, whether the label is more likely right than wrong)."""
-        outputs = self.outputs(x, rows, given)
-        return self.pool.quality(outputs, y), self.pool.right(outputs, y) >= 0.5
+    def judge(self, outputs: list[Float[np.ndarray, "rows outputs"]], y: np.ndarray) -> Judged:
+        """What the pool says of the labels `y`, calibrated as on the training rows."""
+        right = self.pool.right(outputs, y)
+        log_odds = log_odds_of_wrong(right)
+        wrong = np.interp(log_odds, self.doubt.log_odds, self.doubt.wrong)
+        keep = log_odds < self.doubt.flagged
+        said = self.pool.outputs(outputs)
+        return Judged(self.pool.quality(outputs, y), right, wrong, keep, said)
 
     @property
     def takes_tables(self) -> bool:

@@ -1,5 +1,7 @@
 """Weights that are not of single labels: of groups, and of where trusted rows lie."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
@@ -27,6 +29,36 @@ def at_effective_size(
     return weights * ((weights @ counts) / (weights**2 @ counts))[:, None]
 
 
+class DensityRatio(NamedTuple):
+    """The density of the trusted over that of the training rows, as a function of scaled numbers.
+
+    Attributes:
+        classifier: fitted to tell one from the other, where both sides weigh the same.
+    """
+
+    classifier: LogisticRegression
+
+    @classmethod
+    def fit(
+        cls, X: np.ndarray, X_trusted: np.ndarray, weight: np.ndarray, weight_trusted: np.ndarray
+    ) -> "DensityRatio":
+        """From the rows of both tables, each of which counts as its weight."""
+        domain = np.repeat([0, 1], [len(X), len(X_trusted)])
+        share = weight_trusted.sum() / weight.sum()
+        classifier = LogisticRegression(tol=1e-2)
+        both = np.concatenate([X, X_trusted])
+        weights = np.concatenate([share * weight, weight_trusted])
+        return cls(classifier.fit(both, domain, sample_weight=weights))
+
+    def logarithm(self, X: np.ndarray) -> Float[np.ndarray, " rows"]:
+        """Of the ratio, not clipped."""
+        return self.classifier.decision_function(X)
+
+    def __call__(self, X: np.ndarray) -> Float[np.ndarray, " rows"]:
+        """The ratio, between exp(-4) and exp(4)."""
+        return np.exp(np.clip(self.logarithm(X), -STEEPEST, STEEPEST))
+
+
 def density_ratio(
     folds: Folds, X: np.ndarray, X_trusted: np.ndarray
 ) -> Float[np.ndarray, "choices n"] | None:
@@ -38,21 +70,18 @@ def density_ratio(
     """
     ratios, areas = np.zeros((JUDGES, folds.n)), []
     sub, meets = folds.sub, folds.meets_trusted
-    domain = np.repeat([0, 1], [len(sub), folds.m])
-    both = np.concatenate([X[sub], X_trusted])
     for k in range(JUDGES):
         mine = folds.weight * folds.beside[k]
         theirs = folds.weight_trusted * folds.others[k]
-        share = theirs.sum() / mine[sub].sum()  # both sides weigh the same
         held_out = np.zeros(folds.m)
         for p in range(FOLDS):
             left_out = meets & (folds.part_trusted == p)
-            weights = np.concatenate([share * (mine * (folds.part != p))[sub], theirs * ~left_out])
-            fitted = LogisticRegression(tol=1e-2).fit(both, domain, sample_weight=weights)
+            kept = (mine * (folds.part != p))[sub], theirs * ~left_out
+            fitted = DensityRatio.fit(X[sub], X_trusted, *kept)
             rows = np.flatnonzero(folds.part == p)
             if len(rows):
-                ratios[k, rows] = fitted.decision_function(X[rows])
-            held_out += fitted.decision_function(X_trusted) / FOLDS
+                ratios[k, rows] = fitted.logarithm(X[rows])
+            held_out += fitted.logarithm(X_trusted) / FOLDS
         if k < FOLDS:
             here = folds.fold == k
             labels = np.repeat([0, 1], [folds.n, np.sum(here)])

@@ -12,6 +12,7 @@ from .folds import FOLDS, Folds
 from .label_models import Member
 from .noise import Noise, describe, flag, suspects
 from .pool import ClassPool, NumberPool
+from .scorer import Doubt, log_odds_of_wrong
 
 Pool = ClassPool | NumberPool | AnnotatedPool
 NO_FOLD = FOLDS  # in place of a part: the pool of all trusted rows judges
@@ -32,6 +33,11 @@ class Suspects(NamedTuple):
     known: Int[np.ndarray, " judged"]
     evidence: Evidence | None = None
     draws: list[Draw] | None = None
+
+    def doubt(self, right: Float[np.ndarray, " n"]) -> Doubt:
+        """How the log-odds of the pool become these probabilities; `right` are the pool's."""
+        rows = self.known
+        return Doubt.of(log_odds_of_wrong(right[rows]), self.wrong[rows], self.keep[rows])
 
 
 def judge_labels(

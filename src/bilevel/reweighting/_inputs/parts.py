@@ -1,0 +1,141 @@
+"""A table of Parquet files that is too large for memory: read by parts, and a sample of its rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.dataset
+from jaxtyping import Int
+
+from .checks import InputError
+from .files import check_unique, check_unique_ids, parquet_dataset, suggest
+
+PART = 50_000  # rows that are read at a time
+HEAD = 2_000  # rows by which a table is told
+FEWEST = 20  # rows of a class in the sample, if there are as many
+# A row group of a file, which may be larger than memory, is not read as a whole.
+LAZY = pyarrow.dataset.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+MANY_CLASSES = 1000  # distinct labels from which they are taken for numbers to predict
+
+
+class PartedTable:
+    """A table on disk, of which a part is in memory at a time.
+
+    Args:
+        dataset: what is read.
+        what: how messages name it.
+        label: its label column.
+        named_rows: columns that may be the named index of a data frame that was saved.
+    """
+
+    def __init__(
+        self, dataset: pa.dataset.Dataset, what: str, label: str, named_rows: Sequence[str] = ()
+    ):
+        self.dataset, self.what, self.label = dataset, what, label
+        self.named_rows = tuple(named_rows)
+        self.rows = dataset.count_rows()
+
+    @classmethod
+    def of(
+        cls, path: Path, name: str, label: str, named_rows: Sequence[str] = ()
+    ) -> "PartedTable | None":
+        """The table, if it can be read by parts: Parquet files can, CSV files cannot.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        dataset = parquet_dataset(path, name)
+        if dataset is None:
+            return None
+        return cls(dataset, f"the {name} file {path}", label, named_rows)
+
+    def parts(self) -> Iterator[pd.DataFrame]:
+        """The rows in their order, with their positions as index."""
+        start = 0
+        batches = self.dataset.to_batches(
+            batch_size=PART,
+            batch_readahead=1,
+            fragment_readahead=1,
+            fragment_scan_options=LAZY,
+        )
+        for batch in batches:
+            part = batch.to_pandas()
+            wanted = [c for c in self.named_rows if c in part.index.names]
+            part = part.reset_index(wanted) if wanted else part
+            part.index = pd.RangeIndex(start, start + len(part))
+            part.columns = part.columns.astype(str)
+            start += len(part)
+            if len(part):
+                yield part
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of all rows.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        if name in self.dataset.schema.names:
+            return self.dataset.to_table(columns=[name]).column(0)
+        if name not in self.head.columns:
+            raise InputError(
+                f"{self.what} has no column {name!r}; {suggest(name, self.dataset.schema.names)}."
+            )
+        return pa.chunked_array([pa.array(part[name]) for part in self.parts()])
+
+    def check_ids(self, column: str) -> None:
+        """Refuse ids that are missing or repeat.
+
+        Raises:
+            InputError: with the ids.
+        """
+        ids = self.column(column)
+        if ids.null_count or pyarrow.compute.count_distinct(ids).as_py() < len(ids):
+            check_unique_ids(ids.to_pandas(), self.what, column)
+
+    @cached_property
+    def head(self) -> pd.DataFrame:
+        """The first rows."""
+        return next(self.parts(), pd.DataFrame()).head(HEAD)
+
+    def take(
+        self, positions: Int[np.ndarray, " sample"], check: Callable[[pd.DataFrame], None]
+    ) -> pd.DataFrame:
+        """The rows at these increasing positions; every part is checked on the way.
+
+        Raises:
+            InputError: repeated column names, or by `check`.
+        """
+        taken = []
+        for part in self.parts():
+            check_unique(part, self.what)
+            check(part)
+            first, last = np.searchsorted(positions, [part.index[0], part.index[-1] + 1])
+            taken.append(part.loc[positions[first:last]])
+        return pd.concat(taken)
+
+
+def draw_sample(labels: np.ndarray, size: int, seed: int) -> Int[np.ndarray, " sample"]:
+    """Positions of a random sample, in increasing order, in which labels are as frequent as in all.
+
+    The rows are sorted by label, those of one label at random, and every (n / size)-th is taken: of a
+    class, and of a range of targets, the sample has its share of rows, rounded. Of a class with few
+    rows it has at least 20, or all.
+    """
+    n, rng = len(labels), np.random.default_rng(seed)
+    if n <= size:
+        return np.arange(n)
+    codes, values = pd.factorize(labels, sort=True)
+    order = np.lexsort((rng.random(n), codes))
+    taken = [order[np.floor((np.arange(size) + rng.random()) * (n / size)).astype(int)]]
+    if len(values) <= MANY_CLASSES:
+        numbers, ends = (
+            np.bincount(codes[taken[0]], minlength=len(values)),
+            np.cumsum(np.bincount(codes)),
+        )
+        for code in np.flatnonzero(numbers < FEWEST):
+            taken.append(order[ends[code - 1] if code else 0 : ends[code]][:FEWEST])
+    return np.unique(np.concatenate(taken))
