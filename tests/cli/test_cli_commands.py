@@ -352,6 +352,7 @@ EVERYTHING: dict[str, Any] = {
     "time": "day",
     "metric": "r2",
     "precision": 0.9,
+    "memory": "3GB",
     "seed": 7,
     "report": False,
     "control": True,

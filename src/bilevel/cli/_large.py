@@ -17,6 +17,7 @@ from jaxtyping import Int
 from ..reweighting._inputs.checks import InputError, check_labels, named
 from ..reweighting._inputs.columns import check_values
 from ..reweighting._inputs.parts import PartedTable, draw_sample
+from ..reweighting._inputs.prepare import is_regression
 from ..reweighting._inputs.scalars import check_scalars
 from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ..reweighting._weights.result import WeightsResult
@@ -27,6 +28,7 @@ from ._run_folder import WeighConfig
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 BASE = 4e8  # bytes of the interpreter, the libraries and the trusted rows
 COPIES = 14  # of the sample as float64 numbers at the peak, measured on 100 columns
+OUTPUTS = 128  # bytes per row and class: of each label model, for each choice of trusted rows
 SMALLEST = 20_000  # rows of a sample: as many as label models are fitted on
 WIDEST = 50  # numbers that a column of text becomes, at most
 
@@ -50,9 +52,15 @@ def parse_memory(text: str) -> float:
     return found
 
 
-def bytes_of(rows: float, width: float) -> float:
-    """What a run needs at its peak for so many rows that become `width` numbers each."""
-    return BASE + 8.0 * COPIES * rows * width
+def bytes_of(rows: float, width: float, outputs: float) -> float:
+    """What a run needs at its peak.
+
+    Args:
+        rows: training rows in memory.
+        width: numbers that each becomes.
+        outputs: numbers that a model says of each: one per class.
+    """
+    return BASE + rows * (8.0 * COPIES * width + OUTPUTS * outputs)
 
 
 class LargeTable(NamedTuple):
@@ -62,20 +70,20 @@ class LargeTable(NamedTuple):
         table: on disk.
         positions: of the rows of the sample, increasing.
         sample: these rows, with their positions as index.
-        width: numbers that a row becomes, about.
+        needed: bytes that all rows would need, about.
     """
 
     table: PartedTable
     positions: Int[np.ndarray, " sample"]
     sample: pd.DataFrame
-    width: int
+    needed: float
 
     @property
     def note(self) -> str:
         """What is to be said of it."""
-        needed = bytes_of(self.table.rows, self.width) / 1e9
         return (
-            f"train: {self.table.rows} rows would need about {needed:.1f} GB, more than --memory: the "
+            f"train: {self.table.rows} rows would need about {self.needed / 1e9:.1f} GB, more than "
+            "--memory: the "
             f"weights were learned from a random sample of {len(self.positions)} rows, and the other "
             "rows judged by the models that were learned there; models, baselines and report are of "
             "the sample"
@@ -92,23 +100,26 @@ def find_large(config: WeighConfig) -> LargeTable | None:
     table = PartedTable.of(Path(config.train), "train", config.label, [config.label, *ids])
     if table is None or table.rows == 0:
         return None
-    width = _width(table.head, config)
-    rows = int((parse_memory(config.memory) - BASE) / (8 * COPIES * width))
-    if table.rows <= max(rows, SMALLEST):
+    memory, width = parse_memory(config.memory), _width(table.head, config)
+    if table.rows <= SMALLEST or bytes_of(table.rows, width, outputs=1) <= memory / 2:
         return None
-    _check_options(config, table)
-    labels = table.column(config.label)
-    if labels.null_count == 0:  # gaps are told with their rows, below
-        check_scalars(table.head[config.label], f"the label column {config.label!r}")
+    labels = table.column(config.label).to_pandas()
+    check_scalars(table.head[config.label], f"the label column {config.label!r} of the train file")
+    labels = check_labels(labels, pd.DataFrame(index=labels.index), f"train column {config.label}")
+    classes = 1 if is_regression(config.task, labels) else len(pd.unique(labels))
+    needed = bytes_of(table.rows, width, classes)
+    if needed <= memory:
+        return None
+    _check_options(config, table, needed)
     if config.id is not None:
         table.check_ids(config.id)
-    positions = draw_sample(labels.to_pandas().to_numpy(), max(rows, SMALLEST), config.seed)
-    del labels
+    each = (needed - BASE) / table.rows
+    positions = draw_sample(labels, max(int((memory - BASE) / each), SMALLEST), config.seed)
     sample = table.take(positions, lambda part: _check(part, config))
-    return LargeTable(table, positions, sample, width)
+    return LargeTable(table, positions, sample, needed)
 
 
-def _check_options(config: WeighConfig, table: PartedTable) -> None:
+def _check_options(config: WeighConfig, table: PartedTable, needed: float) -> None:
     """Refuse what needs all training rows in memory."""
     asked = {
         "--images": config.images is not None,
@@ -120,18 +131,16 @@ def _check_options(config: WeighConfig, table: PartedTable) -> None:
         raise InputError(
             f"{table.what} has {table.rows} rows, more than fit in --memory {config.memory}, and "
             f"{named(at_fault)} cannot be had of a part of them. Give more --memory (all rows need "
-            f"about {bytes_of(table.rows, _width(table.head, config)) / 1e9:.1f} GB), or leave it out."
+            f"about {needed / 1e9:.1f} GB), or leave it out."
         )
 
 
 def _check(part: pd.DataFrame, config: WeighConfig) -> None:
     """The checks of a table that need one row at a time."""
-    name = "train"
-    check_labels(part[config.label], part, f"{name} column {config.label}")
     features = _features(part, config)
     if config.id is not None:
         features = features.set_axis(pd.Index(part[config.id]), axis=0)
-    check_values(features, f"{name} rows'")
+    check_values(features, "training")
 
 
 def _features(part: pd.DataFrame, config: WeighConfig) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._estimators import inner, make_estimator, takes_gaps_inside, with_columns
-from ._large import judge_all
+from ._large import LargeTable, bytes_of, judge_all
 from ._private import check_private, places, private_evidence, without_names
 from ._probabilities import probability_files
 from ._run_files import (
@@ -44,6 +44,8 @@ from ._weigh_tables import Tables, check_tables, input_files
 # Measured on digits, MNIST and 100000 x 100 rows: evaluations of loss and gradient in a whole run of
 # "auto" (a product with the Hessian counts as one), and seconds to compile and to start.
 EVALUATIONS, SECONDS = 40 * 60, 10.0
+PASS = 5e-7  # seconds per number that every row costs: to be read, encoded, copied and judged
+BYTES = 60  # per row that is judged by parts
 
 
 class Estimate(NamedTuple):
@@ -167,9 +169,10 @@ def check_clock() -> None:
         )
 
 
-def estimate_cost(x: np.ndarray, trusted: int, outputs: int) -> Estimate:
+def estimate_cost(x: np.ndarray, trusted: int, outputs: int, large: LargeTable | None) -> Estimate:
     """Time the two matrix products of one gradient on the rows that a run would see, and count."""
     rows, columns = x.shape
+    all_rows = rows if large is None else large.table.rows
     some = np.asarray(x[: min(rows, MAX_ROWS)], np.float32)
     w = np.zeros((outputs, columns), np.float32)
     times = []
@@ -177,15 +180,10 @@ def estimate_cost(x: np.ndarray, trusted: int, outputs: int) -> Estimate:
         start = time.perf_counter()
         w = w + 0 * (some @ w.T).T @ some
         times.append(time.perf_counter() - start)
-    everything = 4.0 * (rows + trusted) * (columns + 4 * outputs)  # float32, and outputs of models
-    return Estimate(
-        rows,
-        trusted,
-        columns,
-        outputs,
-        SECONDS + EVALUATIONS * min(times),
-        5e8 + 4 * everything + 2 * x.nbytes,
-    )
+    seconds = SECONDS + EVALUATIONS * min(times) + PASS * columns * (all_rows if large else rows)
+    more = 0 if large is None else BYTES * all_rows
+    memory = bytes_of(rows + trusted, columns, outputs) + more
+    return Estimate(all_rows, trusted, columns, outputs, seconds, memory)
 
 
 def estimate(config: WeighConfig) -> Estimate:
@@ -213,7 +211,9 @@ def estimate(config: WeighConfig) -> Estimate:
         columns=tables.columns,
         folds=FOLDS if is_cross_validated(config.method, config.model) else None,
     )
-    cost = estimate_cost(features["train"], len(features["trusted"]), data.num_outputs)
+    cost = estimate_cost(
+        features["train"], len(features["trusted"]), data.num_outputs, tables.large
+    )
     return cost._replace(notes=() if config.private else tables.notes)
 
 

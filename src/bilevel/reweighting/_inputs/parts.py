@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset
+import pyarrow.parquet
 from jaxtyping import Int
 
 from .checks import InputError
@@ -17,8 +18,7 @@ from .files import check_unique, check_unique_ids, parquet_dataset, suggest
 PART = 50_000  # rows that are read at a time
 HEAD = 2_000  # rows by which a table is told
 FEWEST = 20  # rows of a class in the sample, if there are as many
-# A row group of a file, which may be larger than memory, is not read as a whole.
-LAZY = pyarrow.dataset.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+BUFFER = 1 << 16  # bytes of a column that are read at a time
 MANY_CLASSES = 1000  # distinct labels from which they are taken for numbers to predict
 
 
@@ -56,14 +56,8 @@ class PartedTable:
     def parts(self) -> Iterator[pd.DataFrame]:
         """The rows in their order, with their positions as index."""
         start = 0
-        batches = self.dataset.to_batches(
-            batch_size=PART,
-            batch_readahead=1,
-            fragment_readahead=1,
-            fragment_scan_options=LAZY,
-        )
-        for batch in batches:
-            part = batch.to_pandas()
+        for table in self._tables():
+            part = table.to_pandas()
             wanted = [c for c in self.named_rows if c in part.index.names]
             part = part.reset_index(wanted) if wanted else part
             part.index = pd.RangeIndex(start, start + len(part))
@@ -71,6 +65,21 @@ class PartedTable:
             start += len(part)
             if len(part):
                 yield part
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """File by file, page by page: a scan of the dataset would hold a whole group of rows."""
+        schema = self.dataset.schema
+        for fragment in self.dataset.get_fragments():
+            from_path = pyarrow.dataset.get_partition_keys(fragment.partition_expression)
+            file = pyarrow.parquet.ParquetFile(fragment.path, pre_buffer=False, buffer_size=BUFFER)
+            for batch in file.iter_batches(PART):
+                columns = [
+                    batch.column(field.name).cast(field.type)
+                    if field.name in batch.schema.names
+                    else pa.repeat(pa.scalar(from_path[field.name], field.type), len(batch))
+                    for field in schema
+                ]
+                yield pa.Table.from_arrays(columns, schema=schema)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of all rows.
@@ -130,12 +139,10 @@ def draw_sample(labels: np.ndarray, size: int, seed: int) -> Int[np.ndarray, " s
         return np.arange(n)
     codes, values = pd.factorize(labels, sort=True)
     order = np.lexsort((rng.random(n), codes))
-    taken = [order[np.floor((np.arange(size) + rng.random()) * (n / size)).astype(int)]]
-    if len(values) <= MANY_CLASSES:
-        numbers, ends = (
-            np.bincount(codes[taken[0]], minlength=len(values)),
-            np.cumsum(np.bincount(codes)),
-        )
-        for code in np.flatnonzero(numbers < FEWEST):
-            taken.append(order[ends[code - 1] if code else 0 : ends[code]][:FEWEST])
-    return np.unique(np.concatenate(taken))
+    taken = order[np.floor((np.arange(size) + rng.random()) * (n / size)).astype(int)]
+    if len(values) > MANY_CLASSES:
+        return np.sort(taken)
+    numbers, ends = np.bincount(codes[taken], minlength=len(values)), np.cumsum(np.bincount(codes))
+    few = np.flatnonzero(numbers < FEWEST)
+    more = [order[ends[code - 1] if code else 0 : ends[code]][:FEWEST] for code in few]
+    return np.sort(np.concatenate([taken[~np.isin(codes[taken], few)], *more]))

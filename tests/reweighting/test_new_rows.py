@@ -1,0 +1,137 @@
+"""Weights of rows that had no part in learning them."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from bilevel.reweighting import learn_weights
+from bilevel.reweighting._weights.new_rows import LabelledRows, NewRowWeights
+from bilevel.reweighting._weights.scorer import Doubt
+
+N, M, NEW = 400, 80, 300
+
+
+def draw(rows: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(rows, 3)) + shift
+    return X, (X[:, 0] + 0.5 * rng.normal(size=rows) > 0).astype(int)
+
+
+@pytest.fixture(scope="module")
+def learned() -> dict[str, Any]:
+    """A fifth of the labels is wrong; group 0 has most of them, and trusted rows lie elsewhere."""
+    tables = {"train": draw(N, 0), "trusted": draw(M, 1, 0.7), "new": draw(NEW, 2)}
+    rng = np.random.default_rng(3)
+    rows, wrong = {}, {}
+    for name, (X, y) in tables.items():
+        groups = rng.integers(0, 3, len(y))
+        rate = np.where(groups == 0, 0.5, 0.05) * (name != "trusted")
+        wrong[name] = rng.random(len(y)) < rate
+        y = np.where(wrong[name], 1 - y, y)
+        rows[name] = LabelledRows(X, X, y, groups)
+    result = learn_weights(
+        rows["train"].given,
+        rows["train"].y,
+        rows["trusted"].given,
+        rows["trusted"].y,
+        groups=rows["train"].groups,
+    )
+    return {"result": result, "wrong": wrong, **rows}
+
+
+def weigh(learned: dict[str, Any], winner: str) -> tuple[np.ndarray, np.ndarray]:
+    """(weights of the training rows as if they were new, of the new rows)."""
+    result = dataclasses.replace(learned["result"], winner=winner)
+    rule = NewRowWeights(result, LogisticRegression(), learned["train"], learned["trusted"])
+    return rule(learned["train"])[1], rule(learned["new"])[1]
+
+
+@pytest.mark.parametrize(
+    "winner",
+    [
+        *("uniform", "all rows + trusted", "filter", "weights", "clean rows", "groups"),
+        *("density ratio", "weights by density ratio"),
+    ],
+)
+def test_training_rows_have_mean_one(learned, winner):
+    train, new = weigh(learned, winner)
+    assert np.mean(train) == pytest.approx(1, rel=1e-12)
+    assert np.mean(new) == pytest.approx(1, abs=0.15)
+    assert (new >= 0).all()
+
+
+def test_rules_without_a_model(learned):
+    assert np.all(weigh(learned, "trusted only")[1] == 0)
+    assert np.all(weigh(learned, "all rows + trusted")[1] == 1)
+
+
+def test_wrong_labels_weigh_little(learned):
+    wrong = learned["wrong"]["new"]
+    for winner in ("weights", "clean rows", "filter"):
+        _, new = weigh(learned, winner)
+        assert new[wrong].mean() < 0.75 * new[~wrong].mean()
+
+
+def test_the_filter_by_hand(learned):
+    train, trusted, new = (learned[name] for name in ("train", "trusted", "new"))
+    model = LogisticRegression().fit(trusted.given, trusted.y)
+    share = np.mean(model.predict(train.given) == train.y)
+    expected = (model.predict(new.given) == new.y) / share
+    np.testing.assert_allclose(weigh(learned, "filter")[1], expected)
+
+
+def test_groups_have_the_weight_of_their_training_rows(learned):
+    result = dataclasses.replace(learned["result"], winner="groups")
+    means = pd.Series([0.4, 1.2, 1.4], [0, 1, 2])
+    result = dataclasses.replace(result, group_weights=means)
+    rule = NewRowWeights(result, None, learned["train"], learned["trusted"])
+    unknown = learned["new"]._replace(groups=np.full(NEW, 7))
+    mean = means[learned["train"].groups].mean()
+    expected = means[learned["new"].groups].to_numpy() / mean
+    np.testing.assert_allclose(rule(learned["new"])[1], expected)
+    np.testing.assert_allclose(rule(unknown)[1], 1 / mean)  # a group never seen counts as the mean
+
+
+def test_the_ratio_of_densities_is_that_of_two_normal_distributions(learned):
+    """Means 0 and 0.7 in three features: the logarithm is `0.7 sum x`, up to a constant; shrunk."""
+    _, new = weigh(learned, "density ratio")
+    exact = 0.7 * learned["new"].given.sum(axis=1)
+    assert np.corrcoef(np.log(new), exact)[0, 1] > 0.95
+    assert np.polyfit(exact, np.log(new), 1)[0] == pytest.approx(0.6, abs=0.4)
+    _, both = weigh(learned, "weights by density ratio")
+    _, right = weigh(learned, "weights")
+    ratio = both / (new * right)
+    np.testing.assert_allclose(ratio, ratio[0])  # the product, up to the scale
+
+
+# ---- from what the pool says to what is wrong
+
+
+def test_doubt_is_the_curve_of_the_training_rows():
+    rng = np.random.default_rng(0)
+    log_odds = rng.normal(size=5000)
+    wrong = expit(2 * log_odds - 1)
+    doubt = Doubt.of(log_odds, wrong, wrong < 0.6)
+    new = np.linspace(-2, 2, 50)
+    found = np.interp(new, doubt.log_odds, doubt.wrong)
+    np.testing.assert_allclose(found, expit(2 * new - 1), atol=2e-3)
+    assert doubt.flagged == log_odds[wrong >= 0.6].min()
+    assert Doubt.of(log_odds, wrong, np.ones(5000, bool)).flagged == np.inf
+    one = Doubt.of(np.zeros(3), np.full(3, 0.2), np.ones(3, bool))
+    assert (len(one.wrong), one.wrong[0]) == (1, 0.2)
+
+
+def test_new_rows_are_flagged_like_training_rows(learned):
+    """The probabilities are calibrated, and the list is as precise as that of the training rows."""
+    result, new, wrong = learned["result"], learned["new"], learned["wrong"]
+    scored = result.score_rows(new.given, new.y)
+    assert scored["wrong"].mean() == pytest.approx(wrong["new"].mean(), abs=0.06)
+    flagged = ~scored["keep"].to_numpy()
+    ours, theirs = wrong["new"][flagged].mean(), wrong["train"][~result.keep].mean()
+    assert ours == pytest.approx(theirs, abs=0.12)
+    assert flagged.mean() == pytest.approx((~result.keep).mean(), abs=0.08)
