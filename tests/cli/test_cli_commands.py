@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from bilevel import datasets
-from bilevel.cli import _demo_work, _weigh_work, app
-from bilevel.cli._weigh_work import Estimate
+from bilevel.cli import _demo_work, _weigh_cost, _weigh_work, app
+from bilevel.cli._weigh_cost import Estimate
 from digits import TRAIN, TRUSTED, digits, plain_table, write_table, write_tables
 from runs import Run, Said, bilevel, formula_ids, full_run, seal, weigh, write_sources
 
@@ -426,7 +426,7 @@ def test_names_have_dashes_or_underscores(tmp_path, asked, monkeypatch, dashed):
         estimated.append(config)
         return Estimate(1, 2, 3, 4, 50.0, 6e9)
 
-    monkeypatch.setattr(_weigh_work, "estimate", estimate)
+    monkeypatch.setattr(_weigh_cost, "estimate", estimate)
     path = write_config(tmp_path, {names[key]: value for key, value in values.items()})
     said = bilevel("weigh", "-c", path)
     assert said.code == 0

@@ -227,7 +227,8 @@ def weigh(
             raise typer.BadParameter("must be a finite number.", param_hint=option)
     from ._large import parse_memory
     from ._run_folder import RunFolder, State, WeighConfig
-    from ._weigh_work import RunIsCompleteError, estimate
+    from ._weigh_cost import estimate
+    from ._weigh_work import RunIsCompleteError
     from ._weigh_work import weigh as run
 
     try:

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sklearn.pipeline import Pipeline
@@ -13,19 +13,17 @@ from ..reweighting._audit.duplicates import shared_rows
 from ..reweighting._inputs.columns import tidy, vectorise
 from ..reweighting._inputs.compact import compact_pipeline
 from ..reweighting._inputs.files import digest
-from ..reweighting._inputs.prepare import is_regression, prepare
-from ..reweighting._learn import check_method, is_cross_validated, learn_weights
+from ..reweighting._inputs.prepare import is_regression
+from ..reweighting._learn import is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
 from ..reweighting._report.page import Report
 from ..reweighting._weights.baselines import default_estimator, fit_weighted, stack_rows
-from ..reweighting._weights.folds import FOLDS, MAX_ROWS
 from ..reweighting._weights.label_models import few_threads
-from ..reweighting._weights.metric import Metric
 from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._estimators import inner, make_estimator, takes_gaps_inside, with_columns
-from ._large import LargeTable, bytes_of, judge_all
+from ._large import judge_all
 from ._private import check_private, places, private_evidence, without_names
 from ._probabilities import probability_files
 from ._run_files import (
@@ -40,47 +38,6 @@ from ._run_files import (
 )
 from ._run_folder import RunFolder, State, WeighConfig
 from ._weigh_tables import Tables, check_tables, input_files
-
-# Measured on digits, MNIST and 100000 x 100 rows: evaluations of loss and gradient in a whole run of
-# "auto" (a product with the Hessian counts as one), and seconds to compile and to start.
-EVALUATIONS, SECONDS = 40 * 60, 10.0
-PASS = 5e-7  # seconds per number that every row costs: to be read, encoded, copied and judged
-BYTES = 60  # per row that is judged by parts
-
-
-class Estimate(NamedTuple):
-    """What a run will cost.
-
-    Attributes:
-        train_rows, trusted_rows, columns, outputs: the size of the problem as numbers; one output
-            per class.
-        seconds: of the default method, on this machine as busy as it is now.
-        bytes: of memory at the peak.
-        notes: how the files are read, where that is worth saying.
-    """
-
-    train_rows: int
-    trusted_rows: int
-    columns: int
-    outputs: int
-    seconds: float
-    bytes: float
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        notes = "".join(f"{note}.\n" for note in self.notes)
-        return (
-            f"{notes}{self.train_rows} training and {self.trusted_rows} trusted rows, "
-            f"{self.columns} numeric columns, {self.outputs} outputs: about "
-            f"{_duration(self.seconds)} and {self.bytes / 1e9:.1f} GB of memory with the default "
-            "method. Nothing was written."
-        )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{10 * round(seconds / 10) or 10:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,54 +124,6 @@ def check_clock() -> None:
             f"the clock of this machine stands at {time.strftime('%Y-%m-%d', now)}, and the files of "
             "models cannot hold a time before 1980. Set the clock, and start again."
         )
-
-
-def estimate_cost(x: np.ndarray, trusted: int, outputs: int, large: LargeTable | None) -> Estimate:
-    """Time the two matrix products of one gradient on the rows that a run would see, and count."""
-    rows, columns = x.shape
-    all_rows = rows if large is None else large.table.rows
-    some = np.asarray(x[: min(rows, MAX_ROWS)], np.float32)
-    w = np.zeros((outputs, columns), np.float32)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        w = w + 0 * (some @ w.T).T @ some
-        times.append(time.perf_counter() - start)
-    seconds = SECONDS + EVALUATIONS * min(times) + PASS * columns * (all_rows if large else rows)
-    more = 0 if large is None else BYTES * all_rows
-    memory = bytes_of(rows + trusted, columns, outputs) + more
-    return Estimate(all_rows, trusted, columns, outputs, seconds, memory)
-
-
-def estimate(config: WeighConfig) -> Estimate:
-    """Do everything that `weigh` does before it learns, and say what the rest would cost.
-
-    Raises:
-        InputError, RunFolderError: as `weigh` would.
-    """
-    config.check_names()
-    RunFolder.of(config.out).check(resume=False)
-    tables = check_tables(config)
-    _, _, features = vectorise(tables.features, tables.present)
-    rows = {name: (features[name], np.asarray(y)) for name, y in tables.labels.items()}
-    groups = tables.beside["groups"].get("train")
-    extras = {"groups": groups} | tables.columns._asdict()
-    check_method(config.method, config.model, config.num_steps, extras)
-    Metric.of(config.metric)
-    data = prepare(
-        *rows["train"],
-        *rows["trusted"],
-        task=config.task,
-        scaler=None,
-        holdout=rows.get("holdout"),
-        groups=groups,
-        columns=tables.columns,
-        folds=FOLDS if is_cross_validated(config.method, config.model) else None,
-    )
-    cost = estimate_cost(
-        features["train"], len(features["trusted"]), data.num_outputs, tables.large
-    )
-    return cost._replace(notes=() if config.private else tables.notes)
 
 
 def _work(
