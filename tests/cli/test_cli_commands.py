@@ -57,7 +57,7 @@ def test_score_finds_wrong_labels_of_new_rows(full, tmp_path):
     assert said.code == 0
     scores = pd.DataFrame(json.loads(said.stdout))
     assert list(scores.columns) == [
-        *("id", "label_quality", "keep", "given_label", "predicted_label")
+        *("id", "label_quality", "keep", "wrong", "given_label", "predicted_label")
     ]
     assert scores["label_quality"].is_monotonic_increasing
     scores = scores.set_index("id").loc[table["row"]]
@@ -65,6 +65,7 @@ def test_score_finds_wrong_labels_of_new_rows(full, tmp_path):
     assert roc_auc_score(~wrong, scores["label_quality"]) >= 0.98  # 0.996
     assert np.mean(~scores["keep"][wrong]) >= 0.88  # 0.92
     assert np.mean(scores["keep"][~wrong]) >= 0.95
+    assert scores["wrong"].mean() == pytest.approx(wrong.mean(), abs=0.05)
     assert scores["keep"][scores["given_label"] == scores["predicted_label"]].all()
 
 

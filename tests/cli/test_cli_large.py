@@ -204,10 +204,10 @@ def test_parts_are_the_rows_in_their_order(files, monkeypatch, tmp_path):
 
 
 def test_no_row_group_is_read_as_a_whole(tmp_path, monkeypatch):
-    """Reading the first rows of one large row group takes a part of its memory."""
+    """While one large row group is read, a part of it is in memory."""
     rng = np.random.default_rng(0)
     columns = {f"c{i}": rng.normal(size=200_000) for i in range(20)}  # 32 MB
-    pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet", use_dictionary=False)
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "t.parquet", use_dictionary=False)
     table = parts.PartedTable.of(tmp_path / "t.parquet", "train", "c0")
     assert table is not None
     monkeypatch.setattr(parts, "PART", 20_000)
@@ -215,7 +215,7 @@ def test_no_row_group_is_read_as_a_whole(tmp_path, monkeypatch):
     reader = table.parts()
     assert len(next(reader)) == 20_000
     assert pa.total_allocated_bytes() - before < 16e6
-    reader.close()
+    del reader
 
 
 @pytest.mark.parametrize("size", [10, 99, 500])

@@ -2,7 +2,7 @@
 
 The whole job of `weigh` is done on a random sample of the training rows. Then the table is read once
 more, by parts, and every other row is judged by the label models that were learned, and weighed by
-the rule that won. Memory holds the sample, one part, and about 50 bytes per row for what is written.
+the rule that won. Memory holds the sample, one part, and about 60 bytes per row for what is written.
 """
 
 import time
@@ -29,6 +29,7 @@ UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 BASE = 4e8  # bytes of the interpreter, the libraries and the trusted rows
 COPIES = 14  # of the sample as float64 numbers at the peak, measured on 100 columns
 OUTPUTS = 128  # bytes per row and class: of each label model, for each choice of trusted rows
+VERDICT = 60  # bytes per row of the table: what is written of it, with its label and its id
 SMALLEST = 20_000  # rows of a sample: as many as label models are fitted on
 WIDEST = 50  # numbers that a column of text becomes, at most
 
@@ -113,8 +114,8 @@ def find_large(config: WeighConfig) -> LargeTable | None:
     _check_options(config, table, needed)
     if config.id is not None:
         table.check_ids(config.id)
-    each = (needed - BASE) / table.rows
-    positions = draw_sample(labels, max(int((memory - BASE) / each), SMALLEST), config.seed)
+    each, left = (needed - BASE) / table.rows, memory - BASE - VERDICT * table.rows
+    positions = draw_sample(labels, max(int(left / each), SMALLEST), config.seed)
     sample = table.take(positions, lambda part: _check(part, config))
     return LargeTable(table, positions, sample, needed)
 

@@ -10,7 +10,7 @@ from ..reweighting._inputs.prepare import prepare
 from ..reweighting._learn import check_method, is_cross_validated
 from ..reweighting._weights.folds import FOLDS, MAX_ROWS
 from ..reweighting._weights.metric import Metric
-from ._large import LargeTable, bytes_of
+from ._large import VERDICT, LargeTable, bytes_of
 from ._run_folder import RunFolder, WeighConfig
 from ._weigh_tables import check_tables
 
@@ -18,7 +18,6 @@ from ._weigh_tables import check_tables
 # "auto" (a product with the Hessian counts as one), and seconds to compile and to start.
 EVALUATIONS, SECONDS = 40 * 60, 10.0
 PASS = 5e-7  # seconds per number that every row costs: to be read, encoded, copied and judged
-BYTES = 60  # per row that is judged by parts
 
 
 class Estimate(NamedTuple):
@@ -68,7 +67,7 @@ def estimate_cost(x: np.ndarray, trusted: int, outputs: int, large: LargeTable |
         w = w + 0 * (some @ w.T).T @ some
         times.append(time.perf_counter() - start)
     seconds = SECONDS + EVALUATIONS * min(times) + PASS * columns * (all_rows if large else rows)
-    more = 0 if large is None else BYTES * all_rows
+    more = 0 if large is None else VERDICT * all_rows
     memory = bytes_of(rows + trusted, columns, outputs) + more
     return Estimate(all_rows, trusted, columns, outputs, seconds, memory)
 

@@ -121,11 +121,19 @@ def encode(*frames: pd.DataFrame) -> list[Table]:
 
 
 def _codes(*blocks: np.ndarray) -> Int[np.ndarray, " rows"]:
-    """A number for each distinct row of the blocks side by side, by their bytes."""
-    rows = np.hstack([block.astype(np.float64) for block in blocks])
-    values = np.empty(len(rows), dtype=object)
-    values[:] = [row.tobytes() for row in rows]
-    return pd.factorize(values)[0]
+    """A number for each distinct row of the blocks side by side.
+
+    Column by column: rows that one column has told apart stay so, and where all are, the others need
+    not be looked at.
+    """
+    codes, distinct = np.zeros(len(blocks[0]), np.int64), min(1, len(blocks[0]))
+    for column in (block[:, j] for block in blocks for j in range(block.shape[1])):
+        if distinct == len(codes):
+            break
+        found, values = pd.factorize(column, use_na_sentinel=False)
+        codes, pairs = pd.factorize(codes * len(values) + found)
+        distinct = len(pairs)
+    return codes
 
 
 def row_codes(*tables: Table) -> list[Int[np.ndarray, " rows"]]:
@@ -257,12 +265,18 @@ def pairs_of(row: Any, other: Any, distance: Any) -> pd.DataFrame:
 
 def scale(tables: Sequence[Table], rng: np.random.Generator) -> list[np.ndarray]:
     """`arcsinh((x - median) / spread)` with 0 for what is not finite; no constant columns."""
-    pool = np.concatenate([t.numbers for t in tables])
-    some = pool[rng.permutation(len(pool))[:10_000]]
+    numbers = [t.numbers for t in tables]
+    drawn = np.sort(rng.permutation(sum(map(len, numbers)))[:10_000])
+    ends = np.cumsum([len(x) for x in numbers])
+    here = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+    some = np.concatenate(
+        [x[at - end + len(x)] for x, at, end in zip(numbers, here, ends, strict=True)]
+    )
     keep, centre, spread = [], [], []
     with np.errstate(over="ignore", invalid="ignore"):
-        for j in range(pool.shape[1]):
-            for x in (some[:, j], pool[:, j]):  # all rows where the sample is constant
+        for j in range(some.shape[1]):
+            for whole in (False, True):  # all rows where the sample is constant
+                x = np.concatenate([x[:, j] for x in numbers]) if whole else some[:, j]
                 x = x[np.isfinite(x)]
                 low, middle, high = np.percentile(x, [25, 50, 75]) if len(x) else (0.0, 0.0, 0.0)
                 width = high - low or (np.std(x) if len(x) else 0.0)
@@ -272,8 +286,21 @@ def scale(tables: Sequence[Table], rng: np.random.Generator) -> list[np.ndarray]
                 keep.append(j)
                 centre.append(middle)
                 spread.append(width)
-        z = [np.arcsinh((t.numbers[:, keep] - centre) / spread) for t in tables]
-    return [np.where(np.isfinite(a), a, 0.0) for a in z]
+        scaled = [x[:, keep] for x in numbers]
+        for z in scaled:  # in place: these are the largest arrays
+            z -= centre
+            z /= spread
+            np.arcsinh(z, out=z)
+            z[~np.isfinite(z)] = 0.0
+    return scaled
+
+
+def _gaps(columns: Sequence[np.ndarray]) -> Int[np.ndarray, " rows"]:
+    """0 for a finite number, 2 for a gap, 1 and -1 for the infinite ones."""
+    x = np.concatenate(columns)
+    kinds = np.zeros(len(x), np.int8)
+    kinds[np.isnan(x)], kinds[x == np.inf], kinds[x == -np.inf] = 2, 1, -1
+    return kinds
 
 
 def find_near(rows: Table, among: Table, *, within: bool = False) -> tuple[pd.DataFrame, str]:
@@ -296,9 +323,9 @@ def find_near(rows: Table, among: Table, *, within: bool = False) -> tuple[pd.Da
     near = usual * min(0.01, (CHANCE / len(a)) ** (1 / dimension))
 
     # Rows whose text or gaps differ are kept apart by one more coordinate.
-    numbers = np.concatenate([rows.numbers, among.numbers])
-    gaps = np.where(np.isfinite(numbers), 0, np.where(np.isnan(numbers), 2, np.sign(numbers)))
-    key_a, key_b = np.split(_codes(gaps, np.concatenate([rows.codes, among.codes])), [len(a)])
+    gaps = [_gaps(x) for x in zip(rows.numbers.T, among.numbers.T, strict=True)]
+    kinds = np.stack([x for x in gaps if x.any()] or [np.zeros(len(a) + len(b), np.int8)], axis=1)
+    key_a, key_b = np.split(_codes(kinds, np.concatenate([rows.codes, among.codes])), [len(a)])
     directions = np.linalg.qr(rng.normal(size=(b.shape[1], min(8, b.shape[1]))))[0]
     tree = KDTree(np.column_stack([b @ directions, 3 * near * key_b]))
     points = np.column_stack([a @ directions, 3 * near * key_a])

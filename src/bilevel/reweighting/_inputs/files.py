@@ -203,7 +203,7 @@ def _parquet_files(folder: Path) -> list[Path]:
     )
 
 
-def parquet_dataset(path: Path, name: str) -> pa.dataset.Dataset | None:
+def parquet_dataset(path: Path, name: str) -> pyarrow.dataset.Dataset | None:
     """A Parquet file, or a folder of them, that is read by parts; None where it is neither.
 
     Raises:
@@ -223,7 +223,7 @@ def _read_folder(folder: Path, name: str) -> pd.DataFrame:
     return _folder_dataset(folder, name).to_table().to_pandas()
 
 
-def _folder_dataset(folder: Path, name: str) -> pa.dataset.Dataset:
+def _folder_dataset(folder: Path, name: str) -> pyarrow.dataset.Dataset:
     files = _parquet_files(folder)
     if not files:
         raise InputError(f"the {name} folder {folder} holds no Parquet files (.parquet, .pq).")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.parquet
 from jaxtyping import Int
@@ -33,7 +32,11 @@ class PartedTable:
     """
 
     def __init__(
-        self, dataset: pa.dataset.Dataset, what: str, label: str, named_rows: Sequence[str] = ()
+        self,
+        dataset: pyarrow.dataset.Dataset,
+        what: str,
+        label: str,
+        named_rows: Sequence[str] = (),
     ):
         self.dataset, self.what, self.label = dataset, what, label
         self.named_rows = tuple(named_rows)
@@ -102,7 +105,7 @@ class PartedTable:
             InputError: with the ids.
         """
         ids = self.column(column)
-        if ids.null_count or pyarrow.compute.count_distinct(ids).as_py() < len(ids):
+        if ids.null_count or len(ids.unique()) < len(ids):
             check_unique_ids(ids.to_pandas(), self.what, column)
 
     @cached_property
