@@ -27,7 +27,7 @@ from ._run_folder import WeighConfig
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 BASE = 4e8  # bytes of the interpreter, the libraries and the trusted rows
-COPIES = 14  # of the sample as float64 numbers at the peak, measured on 100 columns
+COPIES = 10  # of the sample as float64 numbers at the peak, measured on 100 columns
 OUTPUTS = 128  # bytes per row and class: of each label model, for each choice of trusted rows
 VERDICT = 60  # bytes per row of the table: what is written of it, with its label and its id
 SMALLEST = 20_000  # rows of a sample: as many as label models are fitted on
