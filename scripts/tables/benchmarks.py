@@ -352,6 +352,28 @@ def weighting_auroc() -> str:
     return _table(["ranked by", "AUROC"], [[name, f"{area:.3f}"] for name, area in found.items()])
 
 
+def growth_table() -> str:
+    """Cost of `bilevel weigh` against the number of rows, beside what a dry run expects."""
+    report = _report("growth")
+    lines = [
+        [
+            row["memory"],
+            f"{row['rows']:,}",
+            f"{row['sampled_rows']:,}",
+            f"{row['cpu_seconds']:.0f} ({row['expected_seconds']:.0f})",
+            f"{row['peak_bytes'] / 1e9:.2f} ({row['expected_bytes'] / 1e9:.2f})",
+            f"{row['report_bytes'] / 1e6:.1f}",
+            f"{row['sgd_seconds']:.0f}",
+            f"{row['sgd_peak_bytes'] / 1e9:.2f}",
+        ]
+        for row in report["table"]
+    ]
+    head = ["`--memory`", "rows", "sample", "CPU s (expected)", "peak GB (expected)"]
+    head += ["report, MB", "SGD, CPU s", "SGD, peak GB"]
+    columns = report["settings"]["columns"]
+    return f"Tables of {columns} columns:\n\n{_table(head, lines)}"
+
+
 def measured_costs() -> str:
     """What a step of SOBA, `solve` and `near_exact` cost."""
     lines = []

@@ -14,10 +14,12 @@ from ._large import VERDICT, LargeTable, bytes_of
 from ._run_folder import RunFolder, WeighConfig
 from ._weigh_tables import check_tables
 
-# Measured on digits, MNIST and 100000 x 100 rows: evaluations of loss and gradient in a whole run of
-# "auto" (a product with the Hessian counts as one), and seconds to compile and to start.
-EVALUATIONS, SECONDS = 40 * 60, 10.0
-PASS = 5e-7  # seconds per number that every row costs: to be read, encoded, copied and judged
+# Measured on 1000 to 10 million rows of 100 columns, see benchmarks/growth.py: evaluations of loss and
+# gradient in a whole run of "auto", on the rows that label models are fitted on; seconds to start; and
+# seconds per number of a row that is in memory (encoded, fitted, judged), and of one that is judged by
+# parts.
+EVALUATIONS, SECONDS = 12_000, 10.0
+IN_MEMORY, BY_PARTS = 1.2e-6, 2e-7
 
 
 class Estimate(NamedTuple):
@@ -66,9 +68,11 @@ def estimate_cost(x: np.ndarray, trusted: int, outputs: int, large: LargeTable |
         start = time.perf_counter()
         w = w + 0 * (some @ w.T).T @ some
         times.append(time.perf_counter() - start)
-    seconds = SECONDS + EVALUATIONS * min(times) + PASS * columns * (all_rows if large else rows)
-    more = 0 if large is None else VERDICT * all_rows
-    memory = bytes_of(rows + trusted, columns, outputs) + more
+    seconds = SECONDS + EVALUATIONS * min(times) + IN_MEMORY * columns * rows
+    memory = bytes_of(rows + trusted, columns, outputs)
+    if large is not None:
+        seconds += BY_PARTS * columns * all_rows
+        memory += VERDICT * all_rows
     return Estimate(all_rows, trusted, columns, outputs, seconds, memory)
 
 
