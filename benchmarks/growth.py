@@ -107,7 +107,7 @@ def measure(rows: int, columns: int, memory: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=float, nargs="+", default=[1e3, 1e4, 1e5, 1e6, 1e7])
     parser.add_argument("--columns", type=int, default=100)
     parser.add_argument("--memory", nargs="+", default=["2GB", "4GB"])

@@ -71,8 +71,8 @@ def test_the_sample_is_weighed_as_if_it_were_all_and_the_rest_is_judged(
     run = weigh(command(folder, "train.parquet", *options, "--memory", "700MB"), tmp_path / "run")
     assert run.code == 0
     assert f"{ROWS} rows would need about 1.3 GB" in " ".join(run.stdout.split())
-    train = pd.read_parquet(folder / "train.parquet")
-    weights = run.weights
+    train: Any = pd.read_parquet(folder / "train.parquet")
+    weights: Any = run.weights
     assert weights["id"].tolist() == train["key"].tolist()
     assert weights["given_label"].tolist() == train["label"].tolist()
     assert sorted(weights["rank"]) == list(range(1, ROWS + 1))
@@ -88,9 +88,8 @@ def test_the_sample_is_weighed_as_if_it_were_all_and_the_rest_is_judged(
     )
     assert alone.code == 0
     columns = ["id", "weight", "label_quality", "keep", "wrong", "given_label", "predicted_label"]
-    pd.testing.assert_frame_equal(
-        weights.iloc[sample][columns].reset_index(drop=True), alone.weights[columns]
-    )
+    theirs: Any = alone.weights[columns]
+    pd.testing.assert_frame_equal(weights.iloc[sample][columns].reset_index(drop=True), theirs)
 
     # The others are judged as `bilevel score` judges new rows, and rightly.
     others = np.setdiff1d(np.arange(ROWS), sample)
@@ -122,7 +121,7 @@ def test_trees_and_regressions_judge_the_rest_too(files, small_memory, tmp_path,
         folder = tmp_path
     run = weigh(command(folder, "train.parquet", "--drop", "source", *options), tmp_path / "run")
     assert run.code == 0
-    weights = run.weights
+    weights: Any = run.weights
     assert len(weights) == ROWS
     assert np.isfinite(weights["weight"]).all()
     assert weights["weight"].mean() == pytest.approx(1, abs=0.1)
@@ -179,7 +178,7 @@ def test_a_table_that_fits_is_not_sampled(files, tmp_path):
 def test_parts_are_the_rows_in_their_order(files, monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "PART", 64)
     folder, _ = files
-    whole = pd.read_parquet(folder / "train.parquet")
+    whole: Any = pd.read_parquet(folder / "train.parquet")
     table = parts.PartedTable.of(folder / "train.parquet", "train", "label")
     assert table is not None
     assert table.rows == ROWS
@@ -192,14 +191,13 @@ def test_parts_are_the_rows_in_their_order(files, monkeypatch, tmp_path):
         indexed.to_parquet(tmp_path / f"year={year}" / "part.parquet")
     table = parts.PartedTable.of(tmp_path, "train", "label", ["key"])
     assert table is not None
-    found = pd.concat(table.parts())
+    found: Any = pd.concat(table.parts())
     assert found["year"].tolist() == [i // 500 for i in range(ROWS)]
     pd.testing.assert_frame_equal(found[whole.columns], whole)
     assert table.column("key").to_pylist() == whole["key"].tolist()
     some = np.array([0, 63, 64, 500, 899])
-    pd.testing.assert_frame_equal(
-        table.take(some, lambda part: None)[whole.columns], whole.iloc[some]
-    )
+    taken: Any = table.take(some, lambda part: None)[whole.columns]
+    pd.testing.assert_frame_equal(taken, whole.iloc[some])
     assert parts.PartedTable.of(folder / "train.csv", "train", "label") is None
 
 

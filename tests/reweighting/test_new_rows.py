@@ -92,7 +92,7 @@ def test_groups_have_the_weight_of_their_training_rows(learned):
     rule = NewRowWeights(result, None, learned["train"], learned["trusted"])
     unknown = learned["new"]._replace(groups=np.full(NEW, 7))
     mean = means[learned["train"].groups].mean()
-    expected = means[learned["new"].groups].to_numpy() / mean
+    expected = np.asarray(means[learned["new"].groups]) / mean
     np.testing.assert_allclose(rule(learned["new"])[1], expected)
     np.testing.assert_allclose(rule(unknown)[1], 1 / mean)  # a group never seen counts as the mean
 

@@ -151,7 +151,7 @@ def _features(part: pd.DataFrame, config: WeighConfig) -> pd.DataFrame:
 
 
 def _width(head: pd.DataFrame, config: WeighConfig) -> int:
-    """How many numbers a row becomes, about."""
+    """How many numbers each row becomes, about."""
     rows = _features(head, config)
 
     def of_column(column: pd.Series) -> int:

@@ -145,6 +145,7 @@ def _work(
     holdout = (rows["holdout"], labels["holdout"]) if "holdout" in rows else None
     groups = tables.beside["groups"].get("train")
     truth, known = tables.beside["truth"].get("train"), np.unique(labels["train"])
+    sources = None if groups is None else np.asarray(groups)
 
     # The default takes tables as they are, like `ReweightedClassifier`; an estimator of the user's
     # that is none of trees takes their numbers.
@@ -159,7 +160,7 @@ def _work(
             task="regression" if regression else "classification",
             model=config.model,  # pyright: ignore[reportArgumentType]
             method=config.method,
-            groups=None if groups is None else np.asarray(groups),
+            groups=sources,
             num_steps=config.num_steps,
             l2=config.l2,
             precision=config.precision,
@@ -198,11 +199,11 @@ def _work(
                 own_rows = new if rows is tidied else encoder.transform(new)
                 return LabelledRows(new if given is tidied else own_rows, own_rows, y, groups)
 
-            known, checked = (
+            sampled, verified = (
                 LabelledRows(given[name], rows[name], labels[name], kinds)
-                for name, kinds in (("train", groups), ("trusted", None))
+                for name, kinds in (("train", sources), ("trusted", None))
             )
-            weigh_rows = NewRowWeights(result, final, known, checked)
+            weigh_rows = NewRowWeights(result, final, sampled, verified)
             verdicts = judge_all(
                 tables.large, config, result, weigh_rows, as_rows, fitted.predict, activity
             )

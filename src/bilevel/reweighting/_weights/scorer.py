@@ -18,7 +18,7 @@ KNOTS = 256  # of the curve from log-odds to probabilities
 
 
 class Doubt(NamedTuple):
-    """What the training rows taught about the log-odds with which the pool calls a label wrong.
+    """What the training rows taught about the log-odds of wrong labels under the pool.
 
     Attributes:
         log_odds, wrong: the calibrated probability that a label is wrong, along increasing log-odds.
