@@ -18,7 +18,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 def public(base: type) -> list[type]:
     """The concrete classes of the library below `base`."""
     for module in pkgutil.walk_packages(bilevel.__path__, "bilevel."):
-        if module.name != "bilevel.torch":  # whose solvers take tensors, if PyTorch is there
+        if not module.name.startswith(
+            "bilevel.torch"
+        ):  # whose solvers take tensors, if PyTorch is there
             importlib.import_module(module.name)
     found, waiting = [], [base]
     while waiting:

@@ -80,7 +80,7 @@ def test_inexact_solvers_are_those_of_the_library(ours, theirs):
     expected = bilevel.implicit_gradient(problem, jnp.asarray(U), jnp.asarray(w), theirs)
     found = door.implicit_gradient(outer, inner, tensor(U), tensor(w), ours)
     np.testing.assert_allclose(found.grad, expected.grad, rtol=1e-9)
-    np.testing.assert_allclose(found.v, expected.v, rtol=1e-9)
+    np.testing.assert_allclose(found.v, np.asarray(expected.v), rtol=1e-9)
     for name in ("value", "inner_residual", "linear_residual"):
         assert getattr(found, name) == pytest.approx(float(getattr(expected, name)), rel=1e-8)
 

@@ -148,6 +148,7 @@ def test_config_mirrors_the_flags(tmp_path, plain):
         "model": "linear",
         "num_steps": 2,
         "l2": 0.01,
+        "memory": "4GB",
         "report": False,
         "show": [],
         "private": False,

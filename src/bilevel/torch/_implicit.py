@@ -11,14 +11,17 @@ import abc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-try:
-    import torch  # pyright: ignore[reportMissingImports]
-except ImportError as error:
-    raise ImportError("`bilevel.torch` needs PyTorch: `pip install torch`.") from error
-
-Tensor = torch.Tensor
+if TYPE_CHECKING:  # PyTorch is an extra, which a type checker need not have
+    torch: Any
+    Tensor = Any
+else:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("`bilevel.torch` needs PyTorch: `pip install torch`.") from error
+    Tensor = torch.Tensor
 Tree = Any  # a tensor, or a dictionary, list or tuple of trees
 Product = Callable[[Tensor], Tensor]  # of a matrix with a vector
 
@@ -262,7 +265,7 @@ class _System(NamedTuple):
         v, converged = solver.solve(self.product, b)
         residual = _norm(self.product(v) - self.damping * v - b)
         if not converged:
-            from ._solution import HypergradientWarning as Warned
+            from .._solution import HypergradientWarning as Warned
 
             told = f"the linear solver did not converge: the residual is {residual:.3g}."
             warnings.warn(told, Warned, stacklevel=3)
