@@ -281,6 +281,25 @@ def trees_summary() -> str:
     return _table(["", *heads], lines)
 
 
+def trees_again() -> str:
+    """The worst cells with trees, with seeds that they were not picked by."""
+    found = _report("trees")["again"]
+    lines = [
+        [
+            x["data"],
+            x["noise"] if not x["rate"] else f"{x['noise']} {100 * x['rate']:.0f} %",
+            f"{x['gain at first']:+.3f}",
+            f"{x['gain']:+.3f} ({x['standard_error']:.3f}), {x['best alternative']}",
+            f"{x['gain in hindsight']:+.3f}",
+            f"{x['over all rows + trusted']:+.3f}",
+        ]
+        for x in found
+    ]
+    head = ["table", "noise", "gain at first", f"gain, {len(found[0]['seeds'])} other seeds"]
+    head += ["gain in hindsight, by seed", "over all rows + trusted"]
+    return _table(head, lines)
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
 
