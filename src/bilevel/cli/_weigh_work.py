@@ -247,6 +247,7 @@ def _work(
             seed=config.seed,
             seconds=time.monotonic() - start,
             peak_memory=peak_memory(),
+            table_rows=None if tables.large is None else tables.large.table.rows,
         )
         if config.private:
             evidence = private_evidence(evidence)

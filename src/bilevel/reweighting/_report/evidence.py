@@ -46,6 +46,7 @@ def gather_evidence(
     seed: int = 0,
     seconds: float | None = None,
     peak_memory: float | None = None,
+    table_rows: int | None = None,
 ) -> dict[str, Any]:
     """Compute what the report shows about a `WeightsResult`.
 
@@ -73,6 +74,7 @@ def gather_evidence(
             which are shuffled; it completes the overfitting check, and costs as much as the first run.
         seed: for random removal and the shuffle.
         seconds, peak_memory: of the run, peak memory in bytes.
+        table_rows: of the table that the training rows are a sample of, if they are.
 
     Returns:
         A dictionary of floats, integers, strings, lists and dictionaries; what is not known, and
@@ -156,6 +158,7 @@ def gather_evidence(
                 "seed": seed,
                 "seconds": seconds,
                 "peak_memory": peak_memory,
+                "table_rows": table_rows,
                 "estimator": str(estimator),
                 "stats": result.stats,
                 "versions": {
