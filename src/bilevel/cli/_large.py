@@ -97,7 +97,7 @@ def find_large(config: WeighConfig) -> LargeTable | None:
     Raises:
         InputError: it cannot be used, or the run asks for what needs all rows in memory.
     """
-    ids = [c for c in (config.id, config.groups, config.entity) if c is not None]
+    ids = [c for c in (config.id, config.groups, config.entity, config.truth) if c is not None]
     table = PartedTable.of(Path(config.train), "train", config.label, [config.label, *ids])
     if table is None or table.rows == 0:
         return None
@@ -125,6 +125,7 @@ def _check_options(config: WeighConfig, table: PartedTable, needed: float) -> No
     asked = {
         "--images": config.images is not None,
         "--pred-probs": config.pred_probs is not None,
+        "--private": config.private,
         "--method and --model other than auto and linear": (config.method, config.model)
         != ("auto", "linear"),
     }
@@ -146,7 +147,7 @@ def _check(part: pd.DataFrame, config: WeighConfig) -> None:
 
 def _features(part: pd.DataFrame, config: WeighConfig) -> pd.DataFrame:
     beside = {config.label, config.id, config.groups, config.entity, config.time}
-    beside |= {config.sample_weight, config.given_label, *config.drop}
+    beside |= {config.sample_weight, config.given_label, config.truth, *config.drop}
     return part.drop(columns=[c for c in part.columns if c in beside])
 
 
