@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from bilevel.reweighting._report import suspects as suspects_module
 from bilevel.reweighting._report.clusters import find_clusters
 from bilevel.reweighting._report.confusions import confusions
 from bilevel.reweighting._report.first_rows import first_rows
@@ -70,6 +71,17 @@ def test_wrong_rows_get_the_right_label_and_its_nearest_trusted_row():
         assert ROWS.y_trusted[given] == ROWS.y[i]
         assert ROWS.y_trusted[suggested] == FOUND.suggested[k]
         assert FOUND.distance[k, 1] < FOUND.distance[k, 0]
+
+
+def test_distances_are_looked_at_for_as_many_rows_as_fit(monkeypatch):
+    monkeypatch.setattr(suspects_module, "CELLS", 4 * (150 + 40))
+    nearest, distance, odd = suspects_module._likenesses(ROWS, FOUND.rows, FOUND.suggested)
+    np.testing.assert_array_equal(nearest[40:], -1)
+    assert np.isnan(distance[40:]).all()
+    assert not odd[40:].any()
+    assert (nearest[:40] >= 0).all()
+    monkeypatch.setattr(suspects_module, "CELLS", 100)
+    assert (suspects_module._likenesses(ROWS, FOUND.rows, FOUND.suggested)[0] == -1).all()
 
 
 def test_the_noise_matrix_counts_and_rates():

@@ -18,6 +18,7 @@ from .refits import Rows
 
 NUM_WORST, NUM_FOLDS = 200, 5
 PLAUSIBLE = 0.2  # the least share of trusted rows that are of a class
+CELLS = 20_000_000  # of the rows whose distances are looked at
 USUAL = 0.99  # of the trusted rows, that are as near to another one as a row that is not odd
 KINDS = {
     "wrong label": "another class is plausible, and the given one is not",
@@ -117,6 +118,14 @@ def _likenesses(
     """(nearest trusted rows of the given and of the suggested class, their distances, odd rows)."""
     k, m = len(suspect), len(rows.y_trusted)
     nearest, distance = np.full((k, 2), -1), np.full((k, 2), np.nan)
+    fit = CELLS // max(int(np.shape(rows.X)[1]), 1) - m  # rows, the worst first
+    if fit < k:
+        fit = max(fit, 0)
+        found = _likenesses(rows, suspect[:fit], suggested[:fit]) if fit else None
+        odd = np.zeros(k, bool)
+        if found is not None:
+            nearest[:fit], distance[:fit], odd[:fit] = found
+        return nearest, distance, odd
     frames = [as_frame(take_rows(rows.X, suspect)), as_frame(rows.X_trusted)]
     frames[0].columns = frames[1].columns
     a, b = as_matrix(encode(*frames), np.random.default_rng(0))
