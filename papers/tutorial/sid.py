@@ -148,14 +148,17 @@ def odd_digits() -> Instance:
 
 
 def mean_squared_error(case: Instance, term, steps: int, schedule, keys, options) -> np.ndarray:
-    """Over the keys, relative to the squared hypergradient; and its relative standard error."""
+    """Over the keys, relative to the squared hypergradient: it, its relative standard error, the
+    squared bias, and the standard error of the bias."""
 
     def run(keys):
         return jax.lax.map(lambda key: term(steps, schedule, key), keys, batch_size=50)
 
     run = jax.jit(run, compiler_options=options)
-    squares = (np.asarray(run(keys)) / float(case.truth) - 1) ** 2
-    return np.array([squares.mean(), squares.std() / squares.mean() / np.sqrt(len(squares))])
+    errors = np.asarray(run(keys)) / float(case.truth) - 1
+    squares, root = errors**2, np.sqrt(len(errors))
+    spread = squares.std() / squares.mean() / root
+    return np.array([squares.mean(), spread, errors.mean() ** 2, errors.std() / root])
 
 
 def curves_of(case: Instance, counts: list[int], num_seeds: int, options) -> dict[str, Any]:
@@ -177,11 +180,14 @@ def curves_of(case: Instance, counts: list[int], num_seeds: int, options) -> dic
             mean_squared_error(case, term, s, schedule, k, options)
             for s, k in zip(steps, keys, strict=True)
         ]
-        mse, deviation = np.array(points).T
+        mse, deviation, bias, bias_error = np.array(points).T
         ratios = mse[:-1] / mse[1:]
         found[name] = {
             "steps": steps,
             "mse": mse.tolist(),
+            "squared_bias": bias.tolist(),
+            "variance": (mse - bias).tolist(),
+            "standard_error_of_bias": bias_error.tolist(),
             "ratios": ratios.tolist(),
             "standard_errors": (ratios * np.hypot(deviation[:-1], deviation[1:])).tolist(),
         }
@@ -264,7 +270,27 @@ def claims(measured: Measured) -> list[Claim]:
             good = all(RANGE[0] <= r <= RANGE[1] for r in ratios)
             text = f"Each doubling of {name} halves the mean squared error."
             found.append(Claim("G9", text, "O(1/x)", f"divided by {shown}", good))
+            found.append(_parts(name, curve))
     return found
+
+
+def _parts(name: str, curve: dict[str, Any]) -> Claim:
+    """Squared bias and variance apart; the first is measured up to its own noise."""
+    bias, variance = np.array(curve["squared_bias"]), np.array(curve["variance"])
+    noise = 3 * np.array(curve["standard_error_of_bias"])
+    share = np.maximum(np.sqrt(bias) - noise, 0) ** 2 / np.array(curve["mse"])
+    falls = variance[:-1] / variance[1:]
+    return Claim(
+        "G9",
+        f"Of the error of {name} the variance falls as 1/x, and the squared bias is a smaller part.",
+        "a sum of both (no shares are published)",
+        f"variance divided by {', '.join(f'{x:.2f}' for x in falls)}; squared bias "
+        f"{', '.join(f'{x:.1e}' for x in bias)} of the squared hypergradient, variance "
+        f"{', '.join(f'{x:.1e}' for x in variance)}",
+        bool(np.all((falls >= RANGE[0]) & (falls <= RANGE[1])) and np.all(share < 0.5)),
+        "The squared bias is the square of a mean over the repetitions, so that the variance over "
+        "their number is part of it; three of its standard errors are taken off for the verdict.",
+    )
 
 
 if __name__ == "__main__":

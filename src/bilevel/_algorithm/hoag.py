@@ -18,7 +18,7 @@ from .._linear.cg import CG
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_schedule, as_setting
 from .._solution import RESULTS
-from .base import AbstractAlgorithm, count, require_positive
+from .base import AbstractAlgorithm, as_variables, count, require_positive
 from .directions import descend, joint_directions
 from .turn import init_state, open_turn
 
@@ -74,7 +74,8 @@ class HOAG(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """The adjoint variable starts at zero."""
-        nothing = jnp.zeros((), jnp.result_type(*jax.tree.leaves(w0)))
+        u0, w0 = as_variables(u0, w0)
+        nothing = jnp.zeros((), jax.tree.leaves(w0)[0].dtype)
         aux = _Aux(optax.tree.zeros_like(w0), nothing, nothing)
         return init_state(self, problem, u0, w0, key, aux=aux)
 
