@@ -96,6 +96,7 @@ def test_corrected_local_steps_end_at_the_solution_and_light_ones_elsewhere():
     assert 0.01 < away / np.linalg.norm(Q.u_star) < 1
 
 
+@pytest.mark.slow
 def test_clients_that_are_alike_make_the_light_variant_exact():
     alike = bilevel.BilevelProblem(
         CASE.problem.outer,

@@ -140,7 +140,7 @@ def test_a_solve_that_runs_away_says_so(factor):
     assert bool(stats.result == bilevel.RESULTS.inner_divergence)
 
 
-@pytest.mark.parametrize("x64", [True, False])
+@pytest.mark.parametrize("x64", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_schedule_that_freezes_w_says_so(x64):
     """Under a warm start the schedule goes on: after some outer steps w does not move at all."""
     problem = bilevel.BilevelProblem(
@@ -161,7 +161,7 @@ def test_a_schedule_that_freezes_w_says_so(x64):
         assert (float(solution.trace["inner_residual"][-1]) > 0.1) == (step is schedule)
 
 
-@pytest.mark.parametrize("x64", [True, False])
+@pytest.mark.parametrize("x64", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_w_that_stands_still_at_the_solution_is_successful(x64):
     """Rounding stops w, and leaves a gradient; so does a schedule that ends with steps of zero."""
     for tx in (optax.sgd(0.3), optax.sgd(optax.cosine_decay_schedule(0.3, 300))):

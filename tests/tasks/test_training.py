@@ -38,7 +38,10 @@ def by_hand(log_rate: float, logit: float, num_steps: int) -> float:
     return float(0.5 * np.mean((X_VAL @ p - Y_VAL) ** 2))
 
 
-@pytest.mark.parametrize("mode", ["reverse", "forward", "checkpointed"])
+@pytest.mark.parametrize(
+    "mode",
+    [*(pytest.param(m, marks=pytest.mark.slow) for m in ("reverse", "checkpointed")), "forward"],
+)
 def test_the_derivative_in_rate_and_momentum(mode):
     u, h = DescentSettings(jnp.asarray(-2.0), jnp.asarray(0.4)), 1e-6
     inner = GradientInner(optax.sgd(1.0), 7)
@@ -51,6 +54,7 @@ def test_the_derivative_in_rate_and_momentum(mode):
     np.testing.assert_allclose(found.grad, truth, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_tuned_rate_and_momentum_are_the_best_of_a_grid():
     method = DoubleLoop(GradientInner(optax.sgd(1.0), 5), ITD("forward"), optax.adam(0.05))
     u = DescentSettings(jnp.asarray(-3.0), jnp.asarray(-2.0))
@@ -70,7 +74,7 @@ def few() -> tasks.Episodes:
     return tasks.Episodes(x[0], y[0], x[1], y[1])  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("num_steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_start_is_maml(num_steps):
     """The derivative of each task's own training from the shared start, written out."""
     given, rate = few(), 0.1
