@@ -16,7 +16,8 @@ not touch each other:
   by label.
 
 A fault is found if a finding of the right check that the clean table does not have names the column,
-or nine tenths of the rows; of a program that names no rows, if it counts as many. False alarms are
+or nine tenths of the rows; of a program that names no rows, if it counts as many more than before; of
+tabaudit a finding of any check will do. False alarms are
 problems and warnings on clean tables that are no fact of the table: repeated rows, constant columns
 and rare classes are looked up. Label errors are in `flagged.py`.
 
@@ -266,7 +267,8 @@ def of_tabaudit(t: Tables) -> dict[str, set[Any]] | None:
             numbers = [int(x.replace(",", "")) for x in re.findall(r"^[\d,]+", f.title)]
             said = {*f.columns, re.sub(r"[\d,.]+%?", "#", f.title)}
             found.setdefault(f.check, set()).update(said | {("rows", n) for n in numbers})
-    return found
+    everything = set().union(*found.values()) if found else set()
+    return dict.fromkeys(checks, everything)
 
 
 def of_datalab(t: Tables) -> dict[str, set[Any]] | None:
@@ -303,8 +305,13 @@ def judge(planted: set[Any], found: set[Any], before: set[Any]) -> bool:
     new = found if found & planted else found - before
     if len(planted & new) >= 0.9 * len(planted):
         return True
-    counts = [x[1] for x in found - before if isinstance(x, tuple)]
-    return any(0.9 * len(planted) <= count <= 1.5 * len(planted) for count in counts)
+    more = sum(_counts(found)) - sum(_counts(before))
+    return more >= 0.9 * len(planted)
+
+
+def _counts(found: set[Any]) -> list[int]:
+    """How many rows a program counts that names none."""
+    return [x[1] for x in found if isinstance(x, tuple)]
 
 
 def facts(t: Tables) -> set[str]:
