@@ -5,11 +5,12 @@ Times are medians of CPU times, taken alternately in one process: ratios hold on
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,6 +32,45 @@ def cpu_ratio(one: Callable[[], object], floor: Callable[[], object], repeats: i
     """The quartiles of time of `one` over that of the two `floor`s before and after it."""
     times = _rounds((floor, one, floor), repeats)
     return np.percentile(2 * times[:, 1] / (times[:, 0] + times[:, 2]), [25, 50, 75]).tolist()
+
+
+# Not `ru_maxrss`, which begins with the memory of the process that started this one.
+_USED = """
+import json, sys, time
+from pathlib import Path
+lines = Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+print(json.dumps([time.process_time(), 1024 * peak]), file=sys.stderr)
+"""
+_COMMAND = """
+from bilevel.cli import app
+try:
+    app({arguments})
+except SystemExit as stop:
+    assert not stop.code
+"""
+
+
+class Used(NamedTuple):
+    """What a process took: CPU seconds, bytes of memory at its peak; and what it printed."""
+
+    cpu_seconds: float
+    peak_bytes: float
+    said: str
+
+
+def in_a_process(code: str) -> Used:
+    """A fresh process that runs the code, on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code + _USED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    seconds, peak = json.loads(done.stderr.splitlines()[-1])
+    return Used(seconds, peak, done.stdout)
+
+
+def command_in_a_process(arguments: Sequence[str]) -> Used:
+    """A command of `bilevel` in a fresh process."""
+    return in_a_process(_COMMAND.format(arguments=list(arguments)))
 
 
 def write(script: str, measured: dict[str, Any], *, full: bool = True) -> Path:

@@ -12,9 +12,6 @@ linear model and judges no label.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,30 +19,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _measure import write
+from _measure import command_in_a_process, in_a_process, write
 
 BLOCK = 500_000  # rows that are drawn at a time
 TRUSTED, HOLDOUT, WRONG = 1000, 2000, 0.2
-USED = (
-    "import resource as r, json, sys\n"
-    "u = r.getrusage(r.RUSAGE_SELF)\n"
-    "print(json.dumps([u.ru_utime + u.ru_stime, u.ru_maxrss * 1024]), file=sys.stderr)\n"
-)
-WEIGH = f"""
-from bilevel.cli import app
-try:
-    app({{arguments}})
-except SystemExit as stop:
-    assert not stop.code
-{USED}"""
-SGD = f"""
+SGD = """
 import numpy as np, pyarrow.parquet as pq
 from sklearn.linear_model import SGDClassifier
 model = SGDClassifier(loss="log_loss", random_state=0)
-for batch in pq.ParquetFile({{path!r}}, pre_buffer=False).iter_batches(50_000):
+for batch in pq.ParquetFile({path!r}, pre_buffer=False).iter_batches(50_000):
     part = batch.to_pandas()
     model.partial_fit(part.drop(columns=["id", "y"]).to_numpy(), part["y"], [0, 1])
-{USED}"""
+"""
 
 
 def draw(rows: int, columns: int, seed: int, wrong: float) -> pa.Table:
@@ -71,16 +56,6 @@ def write_tables(folder: Path, rows: int, columns: int) -> None:
     writer.close()
 
 
-def run(code: str) -> tuple[float, float, str]:
-    """(CPU seconds, bytes of memory at the peak, what was printed)."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    seconds, peak = json.loads(done.stderr.splitlines()[-1])
-    return seconds, peak, done.stdout
-
-
 def measure(rows: int, columns: int, memory: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,21 +63,20 @@ def measure(rows: int, columns: int, memory: str) -> dict[str, Any]:
         files = ["weigh", str(folder / "train.parquet"), "--label", "y", "--id", "id"]
         files += ["--trusted", str(folder / "trusted.parquet"), "--memory", memory]
         files += ["--holdout", str(folder / "holdout.parquet"), "--out", str(folder / "run")]
-        _, _, said = run(WEIGH.format(arguments=[*files, "--dry-run", "--json"]))
-        expected = json.loads(said)
-        seconds, peak, said = run(WEIGH.format(arguments=[*files, "--json"]))
-        summary = json.loads(said)
-        sgd_seconds, sgd_peak, _ = run(SGD.format(path=str(folder / "train.parquet")))
+        expected = json.loads(command_in_a_process([*files, "--dry-run", "--json"]).said)
+        used = command_in_a_process([*files, "--json"])
+        summary = json.loads(used.said)
+        sgd = in_a_process(SGD.format(path=str(folder / "train.parquet")))
         return {
             "rows": rows,
             "sampled_rows": summary.get("sampled_rows", rows),
-            "cpu_seconds": seconds,
-            "peak_bytes": peak,
+            "cpu_seconds": used.cpu_seconds,
+            "peak_bytes": used.peak_bytes,
             "expected_seconds": expected["seconds"],
             "expected_bytes": expected["bytes"],
             "report_bytes": (folder / "run" / "report.html").stat().st_size,
-            "sgd_seconds": sgd_seconds,
-            "sgd_peak_bytes": sgd_peak,
+            "sgd_seconds": sgd.cpu_seconds,
+            "sgd_peak_bytes": sgd.peak_bytes,
         }
 
 

@@ -12,35 +12,19 @@ checkout that was never built it is made for each report, which takes two CPU se
 Results: `results/sizes.json`.
 """
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import write
+from _measure import Used, command_in_a_process, in_a_process, write
 from sklearn.datasets import load_breast_cancer
 
 from bilevel.reweighting._report.bundle import BUILT
 
 RUNS = 3
-USED = (
-    "import resource as r, json, sys\n"
-    "u = r.getrusage(r.RUSAGE_SELF)\n"
-    "print(json.dumps([u.ru_utime + u.ru_stime, u.ru_maxrss / 1024]), file=sys.stderr)\n"
-)
-WEIGH = f"""
-from bilevel.cli import app
-try:
-    app({{arguments}})
-except SystemExit as stop:
-    assert not stop.code
-{USED}"""
-CLASSES = f"""
+CLASSES = """
 import time, warnings
 import numpy as np
 from bilevel import learn_weights
@@ -50,17 +34,11 @@ X = (1.2 * rng.normal(size=(300, 40)))[y] + rng.normal(size=(6000, 40))
 noisy = np.where(rng.random(5000) < 0.3, rng.integers(0, 300, 5000), y[:5000])
 warnings.simplefilter("ignore")  # a few classes have no trusted row
 learn_weights(X[:5000], noisy, X[5000:], y[5000:])
-{USED}"""
+"""
 
 
-def measure(code: str) -> dict[str, float]:
-    """CPU seconds and megabytes of a fresh process that runs the code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    seconds, megabytes = json.loads(done.stderr.splitlines()[-1])
-    return {"cpu_seconds": seconds, "megabytes": megabytes}
+def shown(used: Used) -> dict[str, float]:
+    return {"cpu_seconds": used.cpu_seconds, "megabytes": used.peak_bytes / 2**20}
 
 
 def weigh() -> dict[str, float]:
@@ -80,14 +58,14 @@ def weigh() -> dict[str, float]:
         for part in ("trusted", "holdout"):
             arguments += [f"--{part}", str(folder / f"{part}.csv")]
         runs = [
-            measure(WEIGH.format(arguments=[*arguments, "--out", str(folder / f"run{i}")]))
+            shown(command_in_a_process([*arguments, "--out", str(folder / f"run{i}")]))
             for i in range(RUNS)
         ]
         return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
 if __name__ == "__main__":
-    found = {"weigh": weigh(), "classes": measure(CLASSES)}
+    found = {"weigh": weigh(), "classes": shown(in_a_process(CLASSES))}
     print(found)
     settings = {"classes": 300, "rows": 5000, "columns": 40, "built": BUILT.is_file()}
     write(__file__, {"settings": settings} | found, full=BUILT.is_file())
