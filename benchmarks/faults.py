@@ -428,7 +428,7 @@ def main() -> None:
             "faults": found,
             "clean": {
                 "cells": len(clean),
-                "with a false alarm": int((clean["found"] > 0).sum()),
+                "with a false alarm": int(np.sum(np.asarray(clean["found"]) > 0)),
                 "alarms": sorted(x for x in map(str, clean["said"]) if x not in ("", "nan")),
             },
             "cpu": planted.groupby("program")["cpu"].median().to_dict(),
