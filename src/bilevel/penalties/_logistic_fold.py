@@ -1,6 +1,6 @@
 """The inner problem of penalised logistic regression on one fold, and its adjoint."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from scipy.special import expit, log_softmax
@@ -48,6 +48,8 @@ class Fold:
     Parameters are `(outputs, features + 1)`; the last column is the intercept, which stays zero if
     there is none.
     """
+
+    exact: ClassVar[bool] = False
 
     def __init__(self, part: Part, intercept: bool, classes: int):
         self.part, self.model = part, Model(part, intercept, classes)

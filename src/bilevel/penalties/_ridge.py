@@ -1,7 +1,7 @@
 """Ridge regression that chooses its penalties, one per feature, by hypergradients."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -113,6 +113,8 @@ class _Normal:
     singular. With more features than rows, the system is solved in the rows (Woodbury). Sparse rows
     with more than `LARGEST` of both are solved by conjugate gradients.
     """
+
+    exact: ClassVar[bool] = True
 
     def __init__(self, part: Part):
         self.part = part

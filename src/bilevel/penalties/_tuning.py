@@ -4,7 +4,7 @@ import abc
 import numbers
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
@@ -196,7 +196,12 @@ def penalty_map(penalties: Any, whole: Part) -> PenaltyMap:
 
 
 class InnerProblem(Protocol):
-    """The inner problem of one fold, for a map of penalties."""
+    """The inner problem of one fold, for a map of penalties.
+
+    `exact` says that hypergradients have no error but rounding, whatever accuracy is asked for.
+    """
+
+    exact: ClassVar[bool]
 
     def value(self, u: np.ndarray, penalties: PenaltyMap) -> float:
         """The loss on the held-out rows, roughly: good enough to choose a start."""
@@ -260,7 +265,7 @@ class AbstractPenalised(AbstractTunedLinear):
                 # An error of a part of the last slope does no harm, unless this one is far smaller.
                 nonlocal accuracy
                 value, grad = np.nan, u
-                for _ in range(PASSES):
+                for _ in range(1 if all(each.exact for each in problems) else PASSES):
                     pairs = [
                         each.value_and_hypergradient(u, penalties, accuracy) for each in problems
                     ]
