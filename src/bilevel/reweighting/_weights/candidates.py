@@ -101,7 +101,8 @@ class Search:
 
         A penalised linear model averages over wrong labels that keep some weight; a flexible model of
         the user's fits them all the same, so such rows are left out. The probabilities would cost it
-        the dearest fits, and are no candidate.
+        the dearest fits, and are no candidate. The rows left out are those of the first round, as they
+        were judged: the second round is of models that have not learned from them.
         """
         return SOFT if self.judge is self.linear else HARD
 
@@ -239,7 +240,7 @@ def search(
     last = pool.right(of_last, y)
     rounds.append(_round(folds, pool, members, last))
     suspected = judge_labels(folds, pool, members, verified, precision, seed, FOLDS)
-    final = {HARD: suspected.keep.astype(float)} | ({SOFT: last} if SOFT in candidates else {})
+    final = {SOFT: last, HARD: suspected.keep.astype(float)} if judge is linear else {}
     final |= {} if groups is None else {"groups": mean_by_group(last, groups, folds.weight)}
     if ratio is not None:
         final["weights by density ratio"] = at_effective_size(ratio[FOLDS:] * last, folds.weight)[0]
