@@ -12,9 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from bilevel import ReweightedClassifier
 from bilevel.reweighting._inputs.compact import takes_categories, takes_gaps
 from bilevel.reweighting._inputs.prepare import prepare
+from bilevel.reweighting._weights import candidates as _candidates
 from bilevel.reweighting._weights.candidates import search
 from bilevel.reweighting._weights.coded_labels import CodedLabels
 from bilevel.reweighting._weights.folds import FOLDS
+from bilevel.reweighting._weights.suspects import judge_labels
 
 
 class Witness(ClassifierMixin, BaseEstimator):
@@ -41,7 +43,7 @@ class Witness(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
-def test_no_model_judges_a_row_that_it_has_seen_and_fits_are_shared():
+def test_no_model_judges_a_row_that_it_has_seen_and_fits_are_shared(monkeypatch):
     """12 fits on two thirds of the training rows, and 7 on trusted rows alone."""
     rng = np.random.default_rng(0)
     n, m = 300, 60
@@ -58,6 +60,13 @@ def test_no_model_judges_a_row_that_it_has_seen_and_fits_are_shared():
         folds=FOLDS,
     )
     Witness.fits, Witness.seen_again = [], []
+    rounds = []
+
+    def remember(*arguments: Any) -> Any:
+        rounds.append(judge_labels(*arguments))
+        return rounds[-1]
+
+    monkeypatch.setattr(_candidates, "judge_labels", remember)
     found = search(
         *tables.train.numbers, *tables.trusted.numbers, tables=tables, estimator=Witness()
     )
@@ -68,6 +77,10 @@ def test_no_model_judges_a_row_that_it_has_seen_and_fits_are_shared():
     assert found.judged.keys() == set(CANDIDATES)
     assert (found.candidates["clean rows"].weights == 0).any()  # so it has fits of its own
     assert (len(alone), len(beside)) == (7, 12)
+    # What is judged is what is used: the clean rows of the first round.
+    judged = np.stack([labels.keep for labels in rounds[: FOLDS + 1]])
+    np.testing.assert_array_equal(found.candidates["clean rows"].weights, judged)
+    assert len(rounds) == FOLDS + 2
     assert max(len(rows - trusted) for rows in beside) == 2 * n // 3
     # In the judging fits the fold and the part left out go together.
     left_out = {frozenset(trusted - rows) for rows in beside if rows & trusted}
