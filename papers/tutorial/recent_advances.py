@@ -356,6 +356,9 @@ def claims(measured: Measured) -> list[Claim]:
                 f"{method.published}, N^-{method.exponent:.2f}",
                 f"N^{here['exponent']:.2f}{spread}",
                 here["exponent"] <= -method.exponent + ALLOWANCE,
+                "The interval reaches above the published exponent: other seeds may judge otherwise."
+                if high > -method.exponent + ALLOWANCE
+                else "",
             )
         )
     return found
