@@ -91,7 +91,7 @@ def test_score_writes_all_rows_and_shows_some(full, tmp_path, name):
         written["label_quality"], [row["label_quality"] for row in printed], atol=1e-9
     )
     disputed = int((~written["keep"]).sum())
-    assert f"{disputed} of 300 labels are more likely wrong than right" in said.stdout
+    assert f"{disputed} of 300 rows are flagged" in said.stdout
     assert str(tmp_path / name) in said.stdout
     assert [row["id"] in said.stdout for row in printed[:21]] == [True] * 20 + [False]
 

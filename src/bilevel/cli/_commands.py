@@ -55,7 +55,7 @@ def score(
     _show(
         scores.reset_index(),
         json_,
-        f"{disputed} of {len(scores)} labels are more likely wrong than right",
+        f"{disputed} of {len(scores)} rows are flagged",
         out,
     )
 
