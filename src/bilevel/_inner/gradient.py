@@ -196,7 +196,8 @@ def _stands_still(
 ) -> Bool[Array, ""]:
     """Whether w has not moved though its residual is not rounding, as a schedule of steps may end.
 
-    Rounding leaves a residual of about eps |H w|; H w is computed where w has not moved only.
+    Rounding leaves a residual of about eps |H w|. H w is computed where w has not moved only, and by a
+    difference of residuals: the objective need not have second derivatives, or of one mode alone.
     """
     u, start, end, size = jax.lax.stop_gradient((u, start, end, size))
     eps, (batch, _) = float(jnp.finfo(size.dtype).eps), stream.draw()
@@ -204,7 +205,9 @@ def _stands_still(
     still = moved <= 4 * eps * length
 
     def scale() -> Scalar:
-        return _length(jax.jvp(lambda w: problem.residual(u, w, batch), (end,), (end,))[1])
+        ahead = optax.tree.scale(1 + eps**0.5, end)
+        ends = (problem.residual(u, w, batch) for w in (ahead, end))
+        return _length(optax.tree.sub(*ends)) / eps**0.5
 
     scaled = jax.lax.cond(still, scale, lambda: jnp.full_like(size, jnp.inf))
     return still & (size > eps**0.5 * scaled)
