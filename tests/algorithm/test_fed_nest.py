@@ -89,6 +89,7 @@ def end(method: Any, **steps: Any) -> np.ndarray:
     return np.asarray(found.u)
 
 
+@pytest.mark.slow
 def test_corrected_local_steps_end_at_the_solution_and_light_ones_elsewhere():
     for num_outer in (1, 3):
         np.testing.assert_allclose(end(FedNest, num_outer=num_outer), Q.u_star, rtol=1e-6)

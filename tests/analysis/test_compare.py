@@ -190,6 +190,7 @@ def test_seeds_may_be_a_number():
     assert small(seeds=range(4, 6)).seed.unique().tolist() == [4, 5]
 
 
+@pytest.mark.slow
 def test_each_algorithm_compiles_once(compilations):
     small(seeds=2, vmap=False)
     compilations.clear()

@@ -126,6 +126,7 @@ def test_a_periodic_flow_does_not_converge():
     assert np.ptp(flow.u[:, 0]) > 0.3
 
 
+@pytest.mark.slow
 def test_one_compilation_for_fields_of_one_shape(compilations):
     for seed, tol in ((1001, 0.0), (1002, 1e-6), (1003, 1e-8)):
         dynamics.mirror_flow(low_rank(seed, 7, 2), uniform_weights(7), jnp.array([1.0]), tol=tol)
@@ -209,6 +210,7 @@ def test_without_a_tolerance_a_flow_does_not_stop_early():
     assert int(flow.num_steps) > 0
 
 
+@pytest.mark.slow
 def test_vmap_equals_a_loop():
     fields = [low_rank(seed) for seed in (0, 1, 98)]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *fields)
@@ -336,6 +338,7 @@ def two_row_mean(w0, target, t):
         x, start, began, d = -x, path(end), began + end, 0.0
 
 
+@pytest.mark.slow
 def test_slow_model_flow_of_a_mean_by_hand():
     """The weight stays on a row until the integral of the field has changed its sign."""
     rows, target, w0 = jnp.array([-1.0, 1.0]), 0.3, -0.5

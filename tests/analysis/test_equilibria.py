@@ -271,6 +271,7 @@ RESPONSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESPONSES)
 def test_the_concepts_are_differentiable_in_u(name):
     w0 = jnp.asarray(A.w0)

@@ -109,6 +109,7 @@ def test_optimizer_aware_itd(name):
     assert norm_error(found.grad, case.gradient(case.u)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_preconditioning_by_adam_speeds_up_the_fixed_point():
     """With badly scaled curvature the plain fixed point is slow, and that of Adam is not."""

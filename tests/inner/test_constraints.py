@@ -36,6 +36,7 @@ def kkt(u, z, _) -> Any:
     return {name: z[name] - residual[name] for name in z}
 
 
+@pytest.mark.slow
 def test_the_conditions_of_kkt_as_a_root_with_the_active_set():
     problem = FixedPointProblem(lambda u, z, _: 0.5 * jnp.sum((z["w"] - TARGET) ** 2), kkt)
     u = jnp.array([0.9, 0.2, -0.4, 0.25])

@@ -125,6 +125,7 @@ def test_weighted_batches_have_their_distribution():
     assert not np.array_equal(np.asarray(other.index), np.asarray(drawn.index))
 
 
+@pytest.mark.slow
 def test_importance_ratios_leave_the_inner_objective_unbiased():
     """The mean over all batches of one row, weighted by q, is the objective: value and
     gradients."""

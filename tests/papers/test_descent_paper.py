@@ -14,6 +14,7 @@ def descent(script):
     return script("descent")
 
 
+@pytest.mark.slow
 def test_phi_in_closed_form(descent):
     """Its gradient is the implicit one at an inner solution, and the bounds are the Hessians'."""
     u = jnp.asarray(np.random.default_rng(1).normal(size=descent.FEATURES))

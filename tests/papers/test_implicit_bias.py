@@ -94,6 +94,7 @@ def test_ends_of_two_learned_targets(script):
     np.testing.assert_allclose(runs["exact"]["end"], [1.0, 1.0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_closed_form_solution_concepts(script):
     """The cold start is the minimum-norm fit, and the optimistic value is lower."""
     concepts = script("solution_concepts")

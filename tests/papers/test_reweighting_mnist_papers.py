@@ -106,6 +106,7 @@ def test_per_visit_divides_the_outer_step_by_rows_over_batch(script):
     assert float(slow.inner_step) == float(slow.linear_step) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_empty_pixels_change_nothing_and_judging_knows_perfect_weights(script):
     steps = script("soba_steps")
     data = cleaning(steps)

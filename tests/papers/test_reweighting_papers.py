@@ -50,6 +50,7 @@ def test_a_period_is_found(script):
     assert frozen.goes_round(np.full((5001, 3), 1 / 3), t[1]) is None
 
 
+@pytest.mark.slow
 def test_propositions_6_and_7(script):
     frozen = script("frozen_flow")
     worst = frozen.constant_fields(2)

@@ -119,6 +119,7 @@ def test_ridge_hypergradient_is_that_of_the_library(features):
     np.testing.assert_allclose(value, np.mean((part.X_held.X @ w - part.y_held) ** 2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_logistic_hypergradient_is_that_of_the_library():
     X, y = rows(load_breast_cancer)
     part = split(StandardScaler().fit_transform(X)[:, :8], y)

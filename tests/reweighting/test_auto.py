@@ -115,6 +115,7 @@ def test_useless_labels_leave_the_trusted_rows_alone():
         assert result.effective_sample_size == 0
 
 
+@pytest.mark.slow
 def test_an_own_estimator_judges_the_candidates():
     data = digits()
     tree = DecisionTreeClassifier(min_samples_leaf=3, random_state=0)

@@ -92,6 +92,7 @@ def test_the_table_and_the_members(noisy):
     assert chosen.candidates.loc["trusted only", "score"] == losses.mean()
 
 
+@pytest.mark.slow
 def test_forests_join_only_where_linear_models_plainly_do_not_suffice():
     rng = np.random.default_rng(0)
     X, X_trusted = rng.uniform(-1, 1, size=(600, 3)), rng.uniform(-1, 1, size=(100, 3))
@@ -275,6 +276,7 @@ def test_rows_of_a_class_that_no_trusted_row_has_are_judged_by_models_of_all_row
             np.testing.assert_array_equal(member.train[0][sevens], before.train[0][sevens])
 
 
+@pytest.mark.slow
 def test_given_probabilities_join_the_pool():
     data, _, wrong = scaled_digits(600, 60, 0.3, seed=1)
     X, y, X_trusted, _ = data

@@ -125,6 +125,7 @@ def test_whatever_holds_a_pipeline_gets_the_table():
     assert len(clf.score_rows(trusted, y_trusted)) == 60
 
 
+@pytest.mark.slow
 def test_column_names_of_two_levels():
     def rows(n, seed):
         X, y = table(n, seed)

@@ -80,6 +80,7 @@ def test_the_final_model_is_the_estimator_fitted_with_weights_(fitted):
     assert fitted.score(*data.holdout) > uniform.score(*data.holdout) + 0.05
 
 
+@pytest.mark.slow
 def test_data_frames_keep_their_index_and_names():
     X, y, mask = together()
     index = pd.Index(np.arange(len(X)) * 10, name="id")

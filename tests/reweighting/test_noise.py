@@ -234,6 +234,7 @@ def verified(found: Evidence, truth: np.ndarray, rows: np.ndarray) -> tuple[np.n
     return left, found._replace(**checked, **rest)
 
 
+@pytest.mark.slow
 def test_the_rows_to_verify_halve_the_interval_as_announced():
     """Learn the truth of the rows that are named, and of as many others: the former tell more."""
     widths = []

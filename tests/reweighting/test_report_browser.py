@@ -193,6 +193,7 @@ def test_the_first_stop_of_the_keyboard_skips_to_the_report(opened):
     assert browser.current_url.endswith("#main")
 
 
+@pytest.mark.slow
 def test_a_phone_scrolls_in_one_direction_only_and_the_dark_is_dark(opened):
     browser, _, path = opened
     colours = {}

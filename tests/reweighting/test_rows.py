@@ -163,6 +163,7 @@ def test_a_row_of_weight_two_is_the_row_twice_and_one_of_weight_zero_is_absent(r
     assert (both[120:][weight_trusted == 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_weights_of_one_change_nothing():
     rows = noisy_rows(False)
     plain = learn_weights(*rows)

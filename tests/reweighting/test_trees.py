@@ -183,6 +183,7 @@ def test_labels_of_any_kind_reach_the_estimator_as_codes():
     assert clf.label_quality_.shape == (201,)
 
 
+@pytest.mark.slow
 def test_trees_find_their_categories_by_the_name_of_the_column():
     rng = np.random.default_rng(0)
 

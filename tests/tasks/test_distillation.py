@@ -45,6 +45,7 @@ def test_hard_labels_are_one_hot():
     np.testing.assert_array_equal(hard, [[0, 0, 1], [1, 0, 0]])
 
 
+@pytest.mark.slow
 def test_distillation_hypergradient_against_finite_differences():
     """With l2 > 0 there is one inner solution, and Phi is smooth."""
     problem = tasks.distillation(X, Y, predict, l2=0.3)

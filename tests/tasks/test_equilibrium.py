@@ -318,6 +318,7 @@ def free(solver, linear_solver):
     )
 
 
+@pytest.mark.slow
 def test_a_map_that_is_not_a_contraction():
     u = U | {"W": monotone(), "U": 0.1 * U["U"]}
     plain = free(RootInner(optx.FixedPointIteration(1e-9, 1e-9)), GMRES).solve(u, X)
@@ -333,6 +334,7 @@ def test_a_map_that_is_not_a_contraction():
         assert float(slope[i]) == pytest.approx(float(ahead - behind) / 2e-5, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_backward_pass_that_does_not_converge_raises():
     u = U | {"W": monotone(), "U": 0.1 * U["U"]}
     model = free(TIGHT, bilevel.Richardson(1.0))

@@ -91,6 +91,7 @@ def test_ridge_solution_is_that_of_scikit_learn(d):
         assert_close(w[t], model.coef_, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("d", "biased"),
     [

@@ -87,6 +87,7 @@ def equilibrium_model(u0: np.ndarray, cell: Any, width: int) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_convolutional_cell():
     """`z = tanh(k * z + x)` on images of 4 x 4, with a 3 x 3 filter that contracts."""
     k, images = RNG.uniform(-0.1, 0.1, size=(3, 3)), RNG.normal(size=(2, SIDE * SIDE))

@@ -145,6 +145,7 @@ def test_hypergradient_against_differences_of_coordinate_descent(name):
 # ---- folds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["elastic net, one and eight", pytest.param("lasso", marks=pytest.mark.slow)]
 )

@@ -111,6 +111,7 @@ def test_steps_through_corners_have_the_derivative_of_the_steps():
     np.testing.assert_allclose(found, central(phi, u, 1e-7), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_power_of_two_is_ridge_and_its_hypergradient_is_a_difference():
     problem = tasks.power_penalty(*ROWS, rounding=0.1)
     u = jnp.asarray(-1.0), jnp.zeros(())

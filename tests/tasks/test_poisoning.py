@@ -87,6 +87,7 @@ def test_hypergradient_against_the_closed_form_of_ridge():
     assert_close(found.grad, jax.grad(phi)(U), rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_logistic_hypergradient_against_finite_differences():
     check = bilevel.check_hypergradient(
         classification(),
