@@ -68,7 +68,7 @@ def test_the_sample_is_weighed_as_if_it_were_all_and_the_rest_is_judged(
 ):
     folder, wrong = files
     options = ["--no-report", "--groups", "source", "--seed", "3"]
-    run = weigh(command(folder, "train.parquet", *options, "--memory", "700MB"), tmp_path / "run")
+    run = weigh(command(folder, "train.parquet", *options, "--memory", "701MB"), tmp_path / "run")
     assert run.code == 0
     assert f"{ROWS} rows would need about 1.3 GB" in " ".join(run.stdout.split())
     train: Any = pd.read_parquet(folder / "train.parquet")
@@ -111,7 +111,7 @@ def test_the_sample_is_weighed_as_if_it_were_all_and_the_rest_is_judged(
 @pytest.mark.parametrize("estimator", ["trees", "ridge"])
 def test_trees_and_regressions_judge_the_rest_too(files, small_memory, tmp_path, estimator):
     folder, _ = files
-    options = ["--no-report", "--estimator", estimator, "--memory", "700MB"]
+    options = ["--no-report", "--estimator", estimator, "--memory", "701MB"]
     if estimator == "ridge":
         for name in ("train", "trusted"):
             table = pd.read_parquet(folder / f"{name}.parquet")
@@ -137,7 +137,7 @@ def test_bad_rows_are_found_wherever_they_are_and_nothing_is_left(files, small_m
         trusted = pd.read_parquet(folder / "trusted.parquet")
         trusted.to_parquet(tmp_path / "trusted.parquet")
         run = weigh(
-            command(tmp_path, "bad.parquet", "--memory", "700MB", *options), tmp_path / "no"
+            command(tmp_path, "bad.parquet", "--memory", "701MB", *options), tmp_path / "no"
         )
         assert run.code == 3
         assert "".join(message.split()) in run.squeezed.replace("│", "")
@@ -152,6 +152,10 @@ def test_bad_rows_are_found_wherever_they_are_and_nothing_is_left(files, small_m
     refuse("'s ids in 'key' repeat: 'r00000'", key=train["key"].mask(last, "r00000"))
     refuse("without an id in 'key', the first of them row 899", key=train["key"].mask(last))
     refuse("cannot be had of a part of them", "--method", "near-exact")
+    outside = np.setdiff1d(np.arange(ROWS), draw_sample(train["label"].to_numpy(), 300, seed=0))[0]
+    shared = train["key"].mask(np.arange(ROWS) == outside, "t00000")
+    refuse("1 training rows have the id of trusted rows ('t00000')", key=shared)
+    refuse("cannot be weighed in --memory 600MB: a sample of 300", "--memory", "600MB")
 
 
 def test_memory_is_an_amount():
@@ -233,7 +237,7 @@ def test_a_sample_has_its_share_of_each_class(size):
 
 def test_a_sample_of_numbers_has_their_distribution():
     targets = np.random.default_rng(0).lognormal(size=20_000)
-    sample = targets[draw_sample(targets, 200, seed=0)]
+    sample = targets[draw_sample(targets, 200, seed=0, classes=False)]
     assert len(sample) == 200
     grid = np.linspace(0.05, 0.95, 19)
     shares = np.searchsorted(np.sort(targets), np.quantile(sample, grid)) / len(targets)

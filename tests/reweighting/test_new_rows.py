@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from bilevel.reweighting import learn_weights
-from bilevel.reweighting._weights.new_rows import LabelledRows, NewRowWeights
+from bilevel.reweighting._weights import candidates
+from bilevel.reweighting._weights.new_rows import LabelledRows, NewRowWeights, _rule
 from bilevel.reweighting._weights.scorer import Doubt
 
 N, M, NEW = 400, 80, 300
@@ -54,7 +55,7 @@ def weigh(learned: dict[str, Any], winner: str) -> tuple[np.ndarray, np.ndarray]
 @pytest.mark.parametrize(
     "winner",
     [
-        *("uniform", "all rows + trusted", "filter", "weights", "clean rows", "groups"),
+        *("uniform", "all rows + trusted", "filter", "groups"),
         *("density ratio", "weights by density ratio"),
     ],
 )
@@ -63,6 +64,14 @@ def test_training_rows_have_mean_one(learned, winner):
     assert np.mean(train) == pytest.approx(1, rel=1e-12)
     assert np.mean(new) == pytest.approx(1, abs=0.15)
     assert (new >= 0).all()
+
+
+def test_probabilities_keep_the_scale_of_the_training_rows(learned):
+    """Which was found by models that had not seen them."""
+    result = dataclasses.replace(learned["result"], winner="weights", scale=0.8)
+    rule = NewRowWeights(result, None, learned["train"], learned["trusted"])
+    judged, weights = rule(learned["new"])
+    np.testing.assert_allclose(weights, judged.right / 0.8)
 
 
 def test_rules_without_a_model(learned):
@@ -121,7 +130,8 @@ def test_doubt_is_the_curve_of_the_training_rows():
     found = np.interp(new, doubt.log_odds, doubt.wrong)
     np.testing.assert_allclose(found, expit(2 * new - 1), atol=2e-3)
     assert doubt.flagged == log_odds[wrong >= 0.6].min()
-    assert Doubt.of(log_odds, wrong, np.ones(5000, bool)).flagged == np.inf
+    assert Doubt.of(log_odds, wrong, np.ones(5000, bool)).flagged == 0
+    assert np.all(doubt(np.array([8.0, 20.0])) > 0.999)  # beyond all training rows
     one = Doubt.of(np.zeros(3), np.full(3, 0.2), np.ones(3, bool))
     assert (len(one.wrong), one.wrong[0]) == (1, 0.2)
 
@@ -135,3 +145,47 @@ def test_new_rows_are_flagged_like_training_rows(learned):
     ours, theirs = wrong["new"][flagged].mean(), wrong["train"][~result.keep].mean()
     assert ours == pytest.approx(theirs, abs=0.12)
     assert flagged.mean() == pytest.approx((~result.keep).mean(), abs=0.08)
+
+
+def test_groups_that_are_objects_are_named_by_their_text(learned):
+    names = np.array(["2020-01-01", "2020-01-02", "2020-01-03"])
+    dates = np.array([np.datetime64(name).astype(object) for name in names])
+    result = dataclasses.replace(
+        learned["result"], winner="groups", group_weights=pd.Series([0.4, 1.2, 1.4], names)
+    )
+    train, new = (
+        learned[name]._replace(groups=dates[learned[name].groups]) for name in ("train", "new")
+    )
+    rule = NewRowWeights(result, None, train, learned["trusted"])
+    assert len(np.unique(rule(new)[1])) == 3
+
+
+def test_the_filter_of_a_regression_has_the_threshold_of_the_training_rows(learned):
+    """A part in which all targets are far off has no row that is kept."""
+    train, trusted = (
+        learned[name]._replace(y=learned[name].given[:, 0] + 0.01 * np.cos(np.arange(n)))
+        for name, n in (("train", N), ("trusted", M))
+    )
+    result = dataclasses.replace(learned["result"], winner="filter")
+    rule = _rule(result, LinearRegression(), train, trusted)
+    seen: Any = None
+    judged: Any = None
+    assert rule(seen, judged, train).mean() > 0.95
+    assert not rule(seen, judged, train._replace(y=train.y + 5)).any()
+
+
+def test_rows_of_models_that_are_not_kept_are_judged_by_the_others(monkeypatch):
+    """Forests find wrong labels that no linear model finds; they are not kept for new rows."""
+    monkeypatch.setattr(candidates, "_are_worth_it", lambda *_: True)
+    monkeypatch.setattr(candidates, "TREES", 10)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1000, 3))
+    y = (X[:, 0] + X[:, 1] * X[:, 2] > 0).astype(int)
+    wrong = rng.random(1000) < 0.1
+    z = np.where(wrong, 1 - y, y)
+    train, trusted, new = np.split(np.arange(1000), [600, 750])
+    result = learn_weights(X[train], z[train], X[trusted], y[trusted])
+    assert result.scorer is not None
+    scored = result.score_rows(X[new], z[new])
+    assert scored["wrong"].mean() == pytest.approx(wrong[new].mean(), abs=0.07)
+    assert (~scored["keep"]).mean() < 0.3

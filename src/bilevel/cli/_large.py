@@ -6,7 +6,7 @@ the rule that won. Memory holds the sample, one part, and about 60 bytes per row
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from ..reweighting._inputs.checks import InputError, check_labels, named
+from ..reweighting._inputs.checks import PROSE, InputError, as_targets, check_labels, named
 from ..reweighting._inputs.columns import check_values
 from ..reweighting._inputs.parts import PartedTable, draw_sample
 from ..reweighting._inputs.prepare import is_regression
@@ -72,12 +72,30 @@ class LargeTable(NamedTuple):
         positions: of the rows of the sample, increasing.
         sample: these rows, with their positions as index.
         needed: bytes that all rows would need, about.
+        regression: whether the labels are numbers to predict, by all of them.
     """
 
     table: PartedTable
     positions: Int[np.ndarray, " sample"]
     sample: pd.DataFrame
     needed: float
+    regression: bool
+
+    def check_ids(self, column: str, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Refuse rows of other tables whose id a row has that is not in the sample.
+
+        Raises:
+            InputError: with the ids.
+        """
+        chunks = [pd.Index(chunk.to_pandas()) for chunk in self.table.column(column).chunks]
+        for name, table in tables.items():
+            found = [chunk[chunk.isin(table.index)] for chunk in chunks]
+            if shared := [id_ for ids in found for id_ in ids]:
+                raise InputError(
+                    f"{len(shared)} {PROSE['train']} rows have the id of {PROSE[name]} rows "
+                    f"({named(shared)}): a row must not judge itself. Remove them from the "
+                    "training rows."
+                )
 
     @property
     def note(self) -> str:
@@ -101,23 +119,32 @@ def find_large(config: WeighConfig) -> LargeTable | None:
     table = PartedTable.of(Path(config.train), "train", config.label, [config.label, *ids])
     if table is None or table.rows == 0:
         return None
-    memory, width = parse_memory(config.memory), _width(table.head, config)
-    if table.rows <= SMALLEST or bytes_of(table.rows, width, outputs=1) <= memory / 2:
+    if table.rows <= SMALLEST:
         return None
+    memory, width = parse_memory(config.memory), _width(table.head, config)
     labels = table.column(config.label).to_pandas()
     check_scalars(table.head[config.label], f"the label column {config.label!r} of the train file")
     labels = check_labels(labels, pd.DataFrame(index=labels.index), f"train column {config.label}")
-    classes = 1 if is_regression(config.task, labels) else len(pd.unique(labels))
-    needed = bytes_of(table.rows, width, classes)
+    regression = is_regression(config.task, labels)
+    outputs = 1 if regression else len(pd.unique(labels))
+    needed = bytes_of(table.rows, width, outputs)
     if needed <= memory:
         return None
     _check_options(config, table, needed)
     if config.id is not None:
         table.check_ids(config.id)
+    if regression:
+        as_targets(labels, f"train column {config.label}")
     each, left = (needed - BASE) / table.rows, memory - BASE - VERDICT * table.rows
-    positions = draw_sample(labels, max(int(left / each), SMALLEST), config.seed)
+    if left < SMALLEST * each:
+        least = (memory - left + SMALLEST * each) / 1e9
+        raise InputError(
+            f"{table.what} cannot be weighed in --memory {config.memory}: a sample of {SMALLEST} "
+            f"of its rows, and what is written of all {table.rows}, need {least:.1f} GB."
+        )
+    positions = draw_sample(labels, int(left / each), config.seed, classes=not regression)
     sample = table.take(positions, lambda part: _check(part, config))
-    return LargeTable(table, positions, sample, needed)
+    return LargeTable(table, positions, sample, needed, regression)
 
 
 def _check_options(config: WeighConfig, table: PartedTable, needed: float) -> None:
@@ -182,6 +209,8 @@ def judge_all(
     for part in large.table.parts():
         y = check_labels(part[config.label], part, f"train column {config.label}")
         y = read_like(y, result.encoding.classes, config.label)
+        if (classes := result.encoding.classes) is not None:
+            y = classes[result.encoding.labels(y, config.label)]  # not a text of its own per row
         groups = None if config.groups is None else np.asarray(part[config.groups])
         rows = as_rows(part, y, groups)
         judged, u = weigh(rows)

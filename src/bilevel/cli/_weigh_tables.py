@@ -143,6 +143,8 @@ def check_tables(config: WeighConfig) -> Tables:
         read[name] = table
     if config.id is not None:
         check_ids(read)
+        if large is not None:
+            large.check_ids(config.id, {name: t for name, t in read.items() if name != "train"})
     train, known = read["train"], tables["train"].frame
     if unknown := [c for c in config.show if c not in known.columns]:
         raise InputError(

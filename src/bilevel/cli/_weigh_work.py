@@ -132,7 +132,8 @@ def _work(
     start = time.monotonic()
     encoder, tidied, features = vectorise(tables.features, tables.present)
     labels = {name: np.asarray(y) for name, y in tables.labels.items()}
-    regression = is_regression(config.task, labels["train"])
+    large = tables.large
+    regression = large.regression if large else is_regression(config.task, labels["train"])
     own = _own_estimator(config, regression)
     final = default_estimator(regression) if own is None else own
     rows: dict[str, Any] = dict(features)

@@ -4,7 +4,7 @@
 
 A variable is a tensor, or a dictionary, list or tuple of variables. Products with second derivatives
 are taken by reverse differentiation of the gradient: F and f may hold whatever has a double backward
-pass. Needs PyTorch; JAX is imported by `to_jax` and `from_jax` only.
+pass. Needs PyTorch; JAX is imported to exchange arrays, and to warn.
 """
 
 import abc
@@ -181,7 +181,7 @@ def implicit_gradient(
         HypergradientWarning: the linear solver did not converge.
 
     Raises:
-        ValueError: f does not depend on u.
+        ValueError: f does not depend on u, or not on u and w together.
 
     Source: Pedregosa (2016), "Hyperparameter optimization with approximate gradient"
     [pedregosa2016][].
@@ -228,17 +228,19 @@ def fixed_point_layer(
     """
 
     def residual(of_u: "_Leaves", of_z: "_Leaves") -> Tensor:
-        return _flat(of_z.all) - _flat(_tensors(function(of_u.tree, of_z.tree)))
+        return _flat(of_z.all) - _flat(_tensors(function(of_u.tree, of_z.tree), of_z.tree))
 
     return _layer(residual, u, z, Richardson(1.0) if linear_solver is None else linear_solver)
 
 
 def _layer(residual: Callable[..., Tensor], u: Tree, w: Tree, solver: AbstractLinearSolver) -> Tree:
+    w = _rebuild(w, [x.detach().clone() for x in _tensors(w)])  # as it is now
+
     class Layer(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
             ctx.save_for_backward(*tensors)
-            return tuple(x.detach().clone() for x in _tensors(w))
+            return tuple(x.clone() for x in _tensors(w))
 
         @staticmethod
         @torch.autograd.function.once_differentiable
@@ -267,8 +269,9 @@ class _System(NamedTuple):
         if not converged:
             from .._solution import HypergradientWarning as Warned
 
-            told = f"the linear solver did not converge: the residual is {residual:.3g}."
-            warnings.warn(told, Warned, stacklevel=3)
+            warnings.warn(
+                f"the linear solver did not converge: {residual:.3g} is left.", Warned, stacklevel=3
+            )
         return v, residual, converged
 
     def product(self, v: Tensor) -> Tensor:
@@ -373,12 +376,13 @@ class _Leaves(NamedTuple):
         return _rebuild(self.tree, [p.reshape(x.shape).to(x.dtype) for p, x in pairs])
 
 
-def _tensors(tree: Tree) -> list[Any]:
-    """The leaves, in order."""
-    if isinstance(tree, dict):
-        return [x for value in tree.values() for x in _tensors(value)]
-    if isinstance(tree, (list, tuple)):
-        return [x for value in tree for x in _tensors(value)]
+def _tensors(tree: Tree, like: Tree = None) -> list[Any]:
+    """The leaves, in the order of `like`, which has the same structure."""
+    like = tree if like is None else like
+    if isinstance(like, dict):
+        return [x for key in like for x in _tensors(tree[key], like[key])]
+    if isinstance(like, (list, tuple)):
+        return [x for one, other in zip(tree, like, strict=True) for x in _tensors(one, other)]
     return [tree]
 
 

@@ -89,7 +89,8 @@ def read_tables(
         if isinstance(one, Texts):
             frame, notes = _interpret(one, readings, {label, *ids}, name)
         else:
-            one = _with_named_index(one, ids)
+            if not isinstance(paths[name], pd.DataFrame):  # those have their columns already
+                one = with_named_index(one, ids)
             wanted = [c for c in dict.fromkeys((label, *ids)) if c and c in one.index.names]
             frame, notes = one.reset_index(wanted) if wanted else one, []
         frame, more = _without_row_numbers(frame, {label, *ids})
@@ -102,7 +103,7 @@ def read_tables(
     return tables
 
 
-def _with_named_index(frame: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
+def with_named_index(frame: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
     """The frame, its index named as `ids` call an index that pandas wrote without a name."""
     if frame.index.names != [None] or isinstance(frame.index, pd.RangeIndex):
         return frame

@@ -12,13 +12,12 @@ import pyarrow.parquet
 from jaxtyping import Int
 
 from .checks import InputError
-from .files import check_unique, check_unique_ids, parquet_dataset, suggest
+from .files import check_unique, check_unique_ids, parquet_dataset, suggest, with_named_index
 
 PART = 50_000  # rows that are read at a time
 HEAD = 2_000  # rows by which a table is told
 FEWEST = 20  # rows of a class in the sample, if there are as many
 BUFFER = 1 << 16  # bytes of a column that are read at a time
-MANY_CLASSES = 1000  # distinct labels from which they are taken for numbers to predict
 
 
 class PartedTable:
@@ -60,7 +59,7 @@ class PartedTable:
         """The rows in their order, with their positions as index."""
         start = 0
         for table in self._tables():
-            part = table.to_pandas()
+            part = with_named_index(table.to_pandas(), self.named_rows)
             wanted = [c for c in self.named_rows if c in part.index.names]
             part = part.reset_index(wanted) if wanted else part
             part.index = pd.RangeIndex(start, start + len(part))
@@ -74,8 +73,7 @@ class PartedTable:
         schema = self.dataset.schema
         for fragment in self.dataset.get_fragments():
             from_path = pyarrow.dataset.get_partition_keys(fragment.partition_expression)
-            file = pyarrow.parquet.ParquetFile(fragment.path, pre_buffer=False, buffer_size=BUFFER)
-            for batch in file.iter_batches(PART):
+            for batch in self._batches(fragment.path):
                 columns = [
                     batch.column(field.name).cast(field.type)
                     if field.name in batch.schema.names
@@ -83,6 +81,13 @@ class PartedTable:
                     for field in schema
                 ]
                 yield pa.Table.from_arrays(columns, schema=schema)
+
+    def _batches(self, path: str) -> Iterator[pa.RecordBatch]:
+        try:
+            file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
+            yield from file.iter_batches(PART)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.what} cannot be read as parquet: {error}") from error
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of all rows.
@@ -130,12 +135,14 @@ class PartedTable:
         return pd.concat(taken)
 
 
-def draw_sample(labels: np.ndarray, size: int, seed: int) -> Int[np.ndarray, " sample"]:
+def draw_sample(
+    labels: np.ndarray, size: int, seed: int, *, classes: bool = True
+) -> Int[np.ndarray, " sample"]:
     """Positions of a random sample, in increasing order, in which labels are as frequent as in all.
 
     The rows are sorted by label, those of one label at random, and every (n / size)-th is taken: of a
-    class, and of a range of targets, the sample has its share of rows, rounded. Of a class with few
-    rows it has at least 20, or all.
+    class, and of a range of targets, the sample has its share of rows, rounded. If the labels are
+    `classes`, it has at least 20 rows of each, or all that there are.
     """
     n, rng = len(labels), np.random.default_rng(seed)
     if n <= size:
@@ -143,7 +150,7 @@ def draw_sample(labels: np.ndarray, size: int, seed: int) -> Int[np.ndarray, " s
     codes, values = pd.factorize(labels, sort=True)
     order = np.lexsort((rng.random(n), codes))
     taken = order[np.floor((np.arange(size) + rng.random()) * (n / size)).astype(int)]
-    if len(values) > MANY_CLASSES:
+    if not classes:
         return np.sort(taken)
     numbers, ends = np.bincount(codes[taken], minlength=len(values)), np.cumsum(np.bincount(codes))
     few = np.flatnonzero(numbers < FEWEST)

@@ -249,9 +249,15 @@ def search(
         candidates[name] = Candidate(np.concatenate([kept[:FOLDS], weights[None]]), 1.0)
     quality = pool.quality(of_last, y)
     noise = noise_of(folds, suspected, groups, seed)
-    # New rows are judged by the models that are kept; they come with one label, of no annotator.
+    # New rows are judged by the models that are kept; they come with one label, of no annotator. Where
+    # that makes another pool, it is calibrated by what it says itself.
     lasting = [member for member in members if member.models or member.kind is None]
     scored: Any = _pool(folds, lasting, verified, None, FOLDS)
+    if len(lasting) == len(members) and annotations is None:
+        doubt = suspected.doubt(last)
+    else:
+        own = judge_labels(folds, scored, lasting, verified, precision, seed, FOLDS)
+        doubt = own.doubt(scored.right([member.train[FOLDS] for member in lasting], y))
     history = pd.DataFrame(rounds)
     return Search(
         folds,
@@ -264,7 +270,7 @@ def search(
         suspected.wrong,
         suspected.keep,
         noise,
-        RowScorer.of(lasting, scored, folds.kind, suspected.doubt(last)),
+        RowScorer.of(lasting, scored, folds.kind, doubt),
         candidates,
         judged,
         history.assign(step=np.arange(1, len(history) + 1)),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from sklearn.base import is_classifier
 
 from .baselines import agreeing_rows, fit_weighted
 from .candidates import HARD, SOFT
@@ -35,8 +36,8 @@ class NewRowWeights:
         weight(x, y) = c u(x, y)
 
     with u the probability that the label is right (`weights`), 1 or 0 (`clean rows`, `filter`), the
-    mean of the row's group, the ratio of densities, or 1 for all; and c such that u has mean 1 on the
-    rows that the weights were learned from.
+    mean of the row's group, the ratio of densities, or 1 for all; and c such that the weights have
+    mean 1 on the rows that they were learned from.
 
     Args:
         result: of `learn_weights`.
@@ -49,8 +50,11 @@ class NewRowWeights:
     ):
         self._result = result
         self._rule = _rule(result, estimator, train, trusted)
-        _, u = self._judge(train)
-        self._scale = 1 / (float(np.average(u, weights=result.counts[0])) or 1.0)
+        if result.winner in (SOFT, HARD):  # of the training rows by models that have not seen them
+            self._scale = 1 / result.scale
+        else:
+            _, u = self._judge(train)
+            self._scale = 1 / (float(np.average(u, weights=result.counts[0])) or 1.0)
 
     def __call__(self, rows: LabelledRows) -> tuple[Judged, Float[np.ndarray, " rows"]]:
         """What is said of the labels, and the weights."""
@@ -79,11 +83,15 @@ def _rule(
         return lambda seen, judged, rows: judged.keep
     if winner == "filter":
         model = fit_weighted(estimator, trusted.own, trusted.y, counts_trusted)
-        return lambda seen, judged, rows: agreeing_rows(model, rows.own, rows.y)
+        if is_classifier(model):
+            return lambda seen, judged, rows: agreeing_rows(model, rows.own, rows.y)
+        known = agreeing_rows(model, train.own, train.y, counts)  # the threshold is theirs
+        largest = np.max(_residuals(model, train)[known], initial=0.0)
+        return lambda seen, judged, rows: _residuals(model, rows) <= largest
     if winner == "groups":
         means = result.group_weights
         assert means is not None
-        return lambda seen, judged, rows: means.reindex(rows.groups).fillna(1.0).to_numpy()
+        return lambda seen, judged, rows: np.asarray(means.reindex(_names(rows)).fillna(1.0))
     if winner in ("density ratio", "weights by density ratio"):
         x, x_trusted = (result.see(rows.given, rows.y).x for rows in (train, trusted))
         ratio = DensityRatio.fit(x, x_trusted, counts, counts_trusted)
@@ -91,3 +99,13 @@ def _rule(
             return lambda seen, judged, rows: ratio(seen.x)
         return lambda seen, judged, rows: judged.right * ratio(seen.x)
     return lambda seen, judged, rows: np.ones(len(seen.y))
+
+
+def _residuals(model: Any, rows: LabelledRows) -> Float[np.ndarray, " rows"]:
+    return np.abs(np.asarray(rows.y) - np.ravel(model.predict(rows.own)))
+
+
+def _names(rows: LabelledRows) -> np.ndarray:
+    """The groups as `learn_weights` names them: objects by their text."""
+    groups = np.asarray(rows.groups)
+    return groups.astype(str) if groups.dtype == object else groups

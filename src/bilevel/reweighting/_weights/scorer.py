@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import log_softmax, logit
+from scipy.special import expit, log_softmax, logit
 
 from .._inputs.estimators import takes_tables
 from .label_models import LEAST, Member, outputs
@@ -36,11 +36,21 @@ class Doubt(NamedTuple):
         wrong: Float[np.ndarray, " rows"],
         keep: Bool[np.ndarray, " rows"],
     ) -> "Doubt":
-        """From the training rows that were judged: both are functions of the log-odds."""
+        """From the training rows that were judged.
+
+        As many of them lie at or above `flagged` as are on the list; where none is, it is 0: more
+        likely wrong than right, as the pool sees it.
+        """
+        number = int(np.sum(~keep))
+        flagged = float(np.sort(log_odds)[-number]) if number else 0.0
         log_odds, first = np.unique(log_odds, return_index=True)
         some = np.unique(np.linspace(0, len(first) - 1, KNOTS).round().astype(int))
-        flagged = np.min(log_odds[~keep[first]], initial=np.inf)
-        return cls(log_odds[some], wrong[first][some], float(flagged))
+        return cls(log_odds[some], np.maximum.accumulate(wrong[first][some]), flagged)
+
+    def __call__(self, log_odds: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+        """The probability that a label is wrong; beyond all training rows at least the pool's own."""
+        known = np.interp(log_odds, self.log_odds, self.wrong)
+        return np.where(log_odds > self.log_odds[-1], np.maximum(known, expit(log_odds)), known)
 
 
 def log_odds_of_wrong(right: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
@@ -186,7 +196,7 @@ class RowScorer(NamedTuple):
         """What the pool says of the labels `y`, calibrated as on the training rows."""
         right = self.pool.right(outputs, y)
         log_odds = log_odds_of_wrong(right)
-        wrong = np.interp(log_odds, self.doubt.log_odds, self.doubt.wrong)
+        wrong = self.doubt(log_odds)
         keep = log_odds < self.doubt.flagged
         said = self.pool.outputs(outputs)
         return Judged(self.pool.quality(outputs, y), right, wrong, keep, said)
