@@ -187,5 +187,5 @@ def test_rows_of_models_that_are_not_kept_are_judged_by_the_others(monkeypatch):
     result = learn_weights(X[train], z[train], X[trusted], y[trusted])
     assert result.scorer is not None
     scored = result.score_rows(X[new], z[new])
-    assert scored["wrong"].mean() == pytest.approx(wrong[new].mean(), abs=0.07)
-    assert (~scored["keep"]).mean() < 0.3
+    assert np.mean(scored["wrong"]) == pytest.approx(wrong[new].mean(), abs=0.07)
+    assert np.mean(scored["keep"]) > 0.7
