@@ -82,7 +82,7 @@ class LargeTable(NamedTuple):
     regression: bool
 
     def check_ids(self, column: str, tables: Mapping[str, pd.DataFrame]) -> None:
-        """Refuse rows of other tables whose id a row has that is not in the sample.
+        """Refuse rows of other tables whose id a training row has, whether it is in the sample or not.
 
         Raises:
             InputError: with the ids.
@@ -102,10 +102,9 @@ class LargeTable(NamedTuple):
         """What is to be said of it."""
         return (
             f"train: {self.table.rows} rows would need about {self.needed / 1e9:.1f} GB, more than "
-            "--memory: the "
-            f"weights were learned from a random sample of {len(self.positions)} rows, and the other "
-            "rows judged by the models that were learned there; models, baselines and report are of "
-            "the sample"
+            f"--memory: the weights were learned from a random sample of {len(self.positions)} rows, "
+            "and the other rows judged by the models that were learned there; models, baselines and report "
+            "are of the sample"
         )
 
 
@@ -117,9 +116,7 @@ def find_large(config: WeighConfig) -> LargeTable | None:
     """
     ids = [c for c in (config.id, config.groups, config.entity, config.truth) if c is not None]
     table = PartedTable.of(Path(config.train), "train", config.label, [config.label, *ids])
-    if table is None or table.rows == 0:
-        return None
-    if table.rows <= SMALLEST:
+    if table is None or table.rows <= SMALLEST:
         return None
     memory, width = parse_memory(config.memory), _width(table.head, config)
     labels = table.column(config.label).to_pandas()

@@ -209,9 +209,8 @@ def _work(
                 tables.large, config, result, weigh_rows, as_rows, fitted.predict, activity
             )
         if config.private:
-            ids = places(len(ids))
-            of_all = places(len(verdicts.weights))
-            verdicts = verdicts._replace(ids=of_all, given=None, predicted=None)
+            ids = places(len(ids))  # of all rows: a private run is never one of a sample
+            verdicts = verdicts._replace(ids=ids, given=None, predicted=None)
         else:
             write_model(model, folder / "model.skops")
             write_scorer(result, folder)

@@ -121,17 +121,15 @@ class Nystrom(AbstractLinearSolver):
 
     def solve(self, product: Product, b: Tensor) -> tuple[Tensor, bool]:
         """By the eigenvalues of A_S."""
-        rank = min(self.rank, len(b))
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(b), generator=generator)[:rank].to(b.device)
-        units = torch.eye(len(b), dtype=b.dtype, device=b.device)[chosen]
+        chosen = torch.randperm(len(b), generator=generator)[: self.rank].to(b.device)
+        units = torch.nn.functional.one_hot(chosen, len(b)).to(b.dtype)
         c = torch.stack([product(unit) for unit in units], dim=1)
         values, vectors = torch.linalg.eigh((c[chosen] + c[chosen].T) / 2)
         kept = values > values.abs().max() * len(b) * torch.finfo(b.dtype).eps
         root = c @ (vectors[:, kept] / values[kept].sqrt())
         basis, singular, _ = torch.linalg.svd(root, full_matrices=False)
-        inside = basis.T @ b
-        outside = b - basis @ inside
+        inside, outside = basis.T @ b, b - basis @ (basis.T @ b)
         outside = outside - basis @ (basis.T @ outside)  # what rounding leaves
         return basis @ (inside / (singular**2 + self.damping)) + outside / self.damping, True
 
@@ -269,9 +267,8 @@ class _System(NamedTuple):
         if not converged:
             from .._solution import HypergradientWarning as Warned
 
-            warnings.warn(
-                f"the linear solver did not converge: {residual:.3g} is left.", Warned, stacklevel=3
-            )
+            told = f"the linear solver did not converge: the residual is {residual:.3g}."
+            warnings.warn(told, Warned, stacklevel=3)
         return v, residual, converged
 
     def product(self, v: Tensor) -> Tensor:
@@ -322,8 +319,7 @@ def reweighting_objectives(
     training = [(name, part) for name, part in module.named_modules() if part.training]
     changing = [name for name, part in training if getattr(part, "track_running_stats", False)]
     if changing:
-        what = f"the layers {', '.join(changing)} change their running statistics in training"
-        raise ValueError(f"{what}: call `module.eval()`.")
+        raise ValueError(f"call `module.eval()`: {', '.join(changing)} change running statistics.")
 
     def losses(w: dict[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
         return loss(torch.func.functional_call(module, w, (rows[0],)), rows[1])
