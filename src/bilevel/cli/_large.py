@@ -103,8 +103,8 @@ class LargeTable(NamedTuple):
         return (
             f"train: {self.table.rows} rows would need about {self.needed / 1e9:.1f} GB, more than "
             f"--memory: the weights were learned from a random sample of {len(self.positions)} rows, "
-            "and the other rows judged by the models that were learned there; models, baselines and report "
-            "are of the sample"
+            "and the other rows judged by the models that were learned there; models, baselines and "
+            "report are of the sample"
         )
 
 
