@@ -244,7 +244,7 @@ def test_two_runs_are_compared(full, copied, tmp_path):
     assert "seed: 0 in the first run, 5 in the second" in said.stdout
     assert "1 rows changed sides" in said.stdout
     found = json.loads((tmp_path / "c.json").read_text())
-    assert found["format"] == "bilevel comparison 1"
+    assert found["format"] == "bilevel comparison 2"
     assert [row["id"] for row in found["changed_rows"]] == [str(table.loc[kept, "id"])]
     assert found["agreement"]["rank correlation"] == pytest.approx(1)
     assert found["scores"]["difference"] == 0

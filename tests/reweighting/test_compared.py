@@ -3,8 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import r2_score, roc_auc_score
 
-from bilevel.reweighting._report.compared import compare_runs
+from bilevel.cli._compare_work import _per_row
+from bilevel.reweighting._report.compared import Scores, compare_runs
+from bilevel.reweighting._weights.metric import Metric
 
 
 def weights(order: np.ndarray, flagged: list[int]) -> pd.DataFrame:
@@ -35,7 +39,7 @@ def test_rows_settings_and_scores():
     second = weights(swapped, [1, 2, 3, 300]).iloc[::-1]  # the order of the file says nothing
     other = CONFIG | {"seed": 3, "out": "two", "sha256": {"train": "1", "holdout": "2"}}
     right = np.array([1, 1, 0, 1, 0, 1, 1, 0.0]), np.array([1, 1, 1, 1, 0, 1, 0, 1.0])
-    found = compare_runs((CONFIG, other), (first, second), right)
+    found = compare_runs((CONFIG, other), (first, second), Scores("accuracy", 8, *right))
     assert found.settings == {"seed": (0, 3)}
     assert found.files == []
     assert found.rows == 400
@@ -52,6 +56,7 @@ def test_rows_settings_and_scores():
     assert found.scores["difference"] == pytest.approx(0.125)
     assert found.scores["standard_error"] == pytest.approx(difference.std(ddof=1) / np.sqrt(8))
     text = str(found)
+    assert "accuracy on 8 hold-out rows: 0.6250 and 0.7500" in text
     assert "seed: 0 in the first run, 3 in the second" in text
     assert "flagged: 4 and 4; 2 rows changed sides" in text
     assert "r0: flag, then keep" in text
@@ -70,3 +75,23 @@ def test_other_files_and_rows_that_only_one_run_has():
     same = compare_runs((CONFIG, renamed), (nine, nine), None)
     assert same.settings == {}
     assert "both runs were asked the same of the same files" in str(same)
+
+
+def test_models_are_compared_by_the_metric_of_both_runs():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(120, 2)), columns=["a", "b"])
+    y = pd.Series(np.where(X["a"] + rng.normal(size=120) > 0, "yes", "no"))
+    model = LogisticRegression().fit(X, y)
+    part = _per_row(model, X, y, False, Metric.of("roc_auc"))
+    assert part is not None
+    assert part.mean() == pytest.approx(roc_auc_score(y, model.predict_proba(X)[:, 1]))
+    assert len(part) == 20
+    right = _per_row(model, X, y, False, None)
+    assert right is not None
+    assert right.mean() == model.score(X, y)
+    assert _per_row(model, X, y.replace("no", "never"), False, Metric.of("roc_auc")) is None
+    line = LinearRegression().fit(X, X["a"] * 2 + X["b"] ** 2)
+    for metric in (None, Metric.of("r2")):
+        part = _per_row(line, X, pd.Series(X["a"]), True, metric)
+        assert part is not None
+        assert part.mean() == pytest.approx(r2_score(X["a"], line.predict(X)))

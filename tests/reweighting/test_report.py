@@ -6,7 +6,6 @@ import hashlib
 import html.parser
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -21,10 +20,9 @@ from sklearn.linear_model import LinearRegression
 from sklearn.naive_bayes import GaussianNB
 
 from bilevel.reweighting._report import bundle
-from bilevel.reweighting._report import page as page_module
 from bilevel.reweighting._report.charts import Chart, draw_charts
 from bilevel.reweighting._report.evidence import gather_evidence
-from bilevel.reweighting._report.page import SECTIONS, Report, _show
+from bilevel.reweighting._report.page import Report, _show, read_schema
 from reports import HARMLESS, HOSTILE, iris_evidence, made_result
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -185,7 +183,8 @@ def test_every_chart_is_a_drawing_with_words_and_a_specification(page, charts):
             "outer-value",
             "drops",
         ),
-        *("removal", "weight-classes", "score-classes", "weight-groups", "score-groups"),
+        *("removal", "weight-classes", "change-classes", "weight-groups", "change-groups"),
+        *("calibration", "confusion-before", "confusion-after"),
     ]
     shown = [e["data-chart"] for e in page.named("div") if "data-chart" in e]
     assert sorted(shown) == sorted(charts)
@@ -339,8 +338,8 @@ def test_a_file_is_written_whole_or_not_at_all(harmless, tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("{", "not a report saved as JSON: Expecting"),
-        ("[1]", "has no line \"format\": 'bilevel report 3'"),
-        ('{"format": "bilevel report 3", "rows": 3}', "lacks advice, alarms, baselines,"),
+        ("[1]", "has no line \"format\": 'bilevel report 4'"),
+        ('{"format": "bilevel report 4", "rows": 3}', "lacks advice, alarms, baselines,"),
     ],
 )
 def test_other_files_are_refused(text, message, tmp_path):
@@ -358,7 +357,7 @@ def test_a_page_without_holdout_leaks_or_history():
     table = pd.DataFrame(
         {
             "loss": [0.3, 0.25, 0.4],
-            "accuracy": [0.9, 0.91, 0.8],
+            "score": [0.9, 0.91, 0.8],
             "difference": [0.0, -0.05, 0.1],
             "standard_error": [0.0, 0.02, 0.05],
         },
@@ -445,11 +444,10 @@ def test_the_bundle_is_read_as_it_was_built_and_else_made(tmp_path, monkeypatch)
 
 
 def test_reports_keep_to_the_published_schema(harmless, hostile):
-    path = Path(page_module.__file__).with_name("report.schema.json")
-    schema = json.loads(path.read_text())
+    schema = read_schema()
     validator = jsonschema.Draft202012Validator(schema)
     validator.check_schema(schema)
-    assert set(schema["required"]) == {"format", *SECTIONS}
+    assert set(schema["required"]) == set(schema["properties"]) == set(harmless)
     for evidence in (harmless, hostile):
         assert [error.message for error in validator.iter_errors(evidence)] == []
     wrong = harmless | {"advice": 3, "work": {"hours": 1}}
@@ -466,3 +464,8 @@ def test_every_part_of_the_evidence_is_on_the_page(harmless, page):
     nearest = harmless["worst"]["rows"][0]["nearest_suggested"]
     assert f"{nearest['id']} ({nearest['distance']:.2f})" in page.text
     assert "Advice: Use the weights." in page.text
+    changed = harmless["before_after"]
+    assert changed["sentences"]["classes"] in page.text
+    assert "name 1 name 2 3 1 \N{MINUS SIGN}2" in page.text  # a confusion before and after
+    assert "name 1 32 1.011 33.3% 33.7% 12 0.7500 0.9167 +0.1667" in page.text
+    assert "log loss 0.2216 0.1223 \N{MINUS SIGN}0.0992" in page.text

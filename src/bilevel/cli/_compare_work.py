@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.base import is_classifier
 
 from ..reweighting._inputs.checks import InputError
 from ..reweighting._inputs.columns import tidy
 from ..reweighting._inputs.csv import as_texts
 from ..reweighting._inputs.files import digest, read_tables, split_label
 from ..reweighting._inputs.saved import load_model
-from ..reweighting._report.compared import Comparison, compare_runs
+from ..reweighting._report.compared import Comparison, Scores, compare_runs
+from ..reweighting._weights.metric import Metric, Said
 from ._estimators import SAVED_TYPES
 from ._run_files import check_unchanged, read_config, write_json
 
@@ -43,17 +45,17 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> Comparison:
     return found
 
 
-def _scores(
-    runs: tuple[Path, Path], configs: list[dict[str, Any]]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Per row of the hold-out of both runs, how well each final model does; None if they differ."""
+def _scores(runs: tuple[Path, Path], configs: list[dict[str, Any]]) -> Scores | None:
+    """How well each final model does on the hold-out of both runs; None if they differ."""
     sums = [config["sha256"].get("holdout") for config in configs]
     path = Path(configs[0].get("holdout") or "")
     if sums[0] is None or sums[0] != sums[1] or configs[0]["label"] != configs[1]["label"]:
         return None
     if not path.exists() or digest(path) != sums[0]:
         return None
-    losses = []
+    asked = [config.get("metric") for config in configs]
+    metric = Metric.of(asked[0]) if asked[0] == asked[1] else None
+    parts, rows, regression = [], 0, False
     for run, config in zip(runs, configs, strict=True):
         check_unchanged(run, "model.skops")
         model = load_model(run / "model.skops", SAVED_TYPES)
@@ -64,11 +66,32 @@ def _scores(
         ids = [c for c in (config.get("id"), config.get("groups"), config.get("entity")) if c]
         read = read_tables(paths, label=config["label"], ids=ids)["holdout"].frame
         table, labels = split_label(read, config["label"], config.get("id"), "holdout")
-        predicted = np.asarray(model.predict(tidy(table, like=model)))
-        if predicted.dtype.kind == "f" and pd.api.types.is_float_dtype(labels):
-            y = labels.to_numpy(float)
-            losses.append(-((predicted - y) ** 2) / (np.var(y) or 1.0))
-        else:
-            told = as_texts(pd.Series(predicted)).to_numpy()
-            losses.append((told == as_texts(labels).to_numpy()).astype(float))
-    return losses[0], losses[1]
+        regression = not is_classifier(model)
+        part = _per_row(model, tidy(table, like=model), labels, regression, metric)
+        if part is None:
+            return None
+        parts.append(part)
+        rows = len(labels)
+    name = metric.name if metric else "R2" if regression else "accuracy"
+    return Scores(name, rows, *parts)
+
+
+def _per_row(
+    model: Any, X: pd.DataFrame, labels: pd.Series, regression: bool, metric: Metric | None
+) -> np.ndarray | None:
+    """What each row, or group of rows, adds to the score; None where the model lacks a label."""
+    predicted = np.asarray(model.predict(X))
+    every = np.arange(len(labels))
+    if regression:
+        y = labels.to_numpy(float)
+        if metric is None:
+            return 1 - (predicted - y) ** 2 / (np.var(y) or 1.0)
+        return -metric.judge(Said(None, {"predict": predicted}), X, y, every * 0 + 1.0, every)[0]
+    names, y = as_texts(pd.Series(model.classes_)).to_numpy(), as_texts(labels).to_numpy()
+    if metric is None:
+        return (as_texts(pd.Series(predicted)).to_numpy() == y).astype(float)
+    code = pd.Index(names).get_indexer(pd.Index(y))
+    if (code < 0).any():
+        return None
+    said = Said.of_model(model, X, np.asarray(model.classes_), coded=True)
+    return -metric.judge(said, X, code, every * 0 + 1.0, every)[0]

@@ -91,15 +91,17 @@ def check_private(config: WeighConfig, resume: bool) -> None:
 def private_evidence(evidence: dict[str, Any]) -> dict[str, Any]:
     """The same without what values of the tables could be in.
 
-    Those are targets of rows in a regression, parts of the rows in words, and the parameters of the
-    estimator.
+    Those are targets of rows in a regression, and their means, parts of the rows in words, and the
+    parameters of the estimator.
     """
-    worst = dict(evidence["worst"])
+    worst, changed = dict(evidence["worst"]), evidence["before_after"]
     if evidence["task"] == "regression":
         nothing = {"given": None, "suggested": None}
         worst["rows"] = [line | nothing for line in worst["rows"]]
+        changed = None if changed is None else changed | {"calibration": None}
     provenance = evidence["provenance"] | {"estimator": "not said"}
-    return evidence | {"worst": worst, "clusters": None, "provenance": provenance}
+    nothing = {"clusters": None, "before_after": changed}
+    return evidence | {"worst": worst, "provenance": provenance} | nothing
 
 
 def places(rows: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Two runs side by side: what was asked, which rows changed sides, and the scores on the same rows."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,21 @@ from ..._text import visible
 SHOWN = 50  # rows that changed sides
 FIRST = (50, 100, 200)  # rows of the list whose overlap is told
 NOT_ASKED = frozenset({"out", "sha256"})  # of the settings
+
+
+class Scores(NamedTuple):
+    """How well two models do on the same rows.
+
+    Attributes:
+        name: of the score: accuracy, R2 or the metric of both runs.
+        rows: how many.
+        first, second: numbers whose means are the scores: one per row, or per group of rows.
+    """
+
+    name: str
+    rows: int
+    first: np.ndarray
+    second: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +42,9 @@ class Comparison:
         changed: rows that one run keeps and the other flags: `id`, `first` and `second` ("keep" or
             "flag"), and the label quality in both; the largest change first.
         flagged: how many rows each run flags.
-        scores: of the final models on the same hold-out, with the paired difference (second less
-            first), its standard error and 95 % interval; None without a common hold-out.
+        scores: of the final models on the same hold-out (`name`: accuracy, R2, or the metric of both
+            runs), with the paired difference (second less first), its standard error and 95 %
+            interval; None without a common hold-out.
     """
 
     settings: dict[str, tuple[Any, Any]]
@@ -37,12 +53,12 @@ class Comparison:
     agreement: dict[str, float]
     changed: pd.DataFrame
     flagged: tuple[int, int]
-    scores: dict[str, float] | None
+    scores: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         return {
-            "format": "bilevel comparison 1",
+            "format": "bilevel comparison 2",
             "settings": {k: list(v) for k, v in self.settings.items()},
             "files": self.files,
             "rows": self.rows,
@@ -77,7 +93,7 @@ class Comparison:
         if self.scores is not None:
             s = self.scores
             lines.append(
-                f"score on {s['rows']:.0f} hold-out rows: {s['first']:.4f} and {s['second']:.4f}; "
+                f"{s['name']} on {s['rows']} hold-out rows: {s['first']:.4f} and {s['second']:.4f}; "
                 f"difference {s['difference']:+.4f} (95 % interval {s['low']:+.4f} to "
                 f"{s['high']:+.4f})"
             )
@@ -91,15 +107,14 @@ class Comparison:
 def compare_runs(
     configs: tuple[dict[str, Any], dict[str, Any]],
     weights: tuple[pd.DataFrame, pd.DataFrame],
-    losses: tuple[np.ndarray, np.ndarray] | None,
+    scores: Scores | None,
 ) -> Comparison:
     """What two runs have in common and what not.
 
     Args:
         configs: the settings of both, with `sha256`.
         weights: the tables in `weights.parquet` of both.
-        losses: per row of the common hold-out, the score of each final model: 1 or 0 for right or
-            wrong, or the negative squared error over the variance of the targets.
+        scores: of both final models on the common hold-out.
     """
     one, two = configs
     names = sorted((one.keys() | two.keys()) - NOT_ASKED)
@@ -137,18 +152,19 @@ def compare_runs(
         agreement,
         changed,
         (flagged[0], flagged[1]),
-        None if losses is None else _paired(*losses),
+        None if scores is None else _paired(scores),
     )
 
 
-def _paired(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    difference = second - first
+def _paired(found: Scores) -> dict[str, Any]:
+    difference = found.second - found.first
     error = float(np.std(difference, ddof=1) / np.sqrt(len(difference)))
     mean = float(difference.mean())
     return {
-        "rows": float(len(difference)),
-        "first": float(first.mean()),
-        "second": float(second.mean()),
+        "name": found.name,
+        "rows": found.rows,
+        "first": float(found.first.mean()),
+        "second": float(found.second.mean()),
         "difference": mean,
         "standard_error": error,
         "low": mean - 1.96 * error,

@@ -12,15 +12,16 @@ import pandas as pd
 
 from .._weights.diagnostics import holdout_check
 from .._weights.scorer import LinearOutputs
+from .before_after import before_and_after, effects_by, fit_both
 from .clusters import find_clusters
 from .confusions import confusions
 from .first_rows import first_rows
-from .refits import Rows, effects_by, overfitting, removal
+from .refits import Rows, overfitting, removal
 from .suspects import KINDS, Suspects, judge_suspects
 from .verdict import give_advice, give_verdict
 from .worst import worst_rows
 
-FORMAT = "bilevel report 3"
+FORMAT = "bilevel report 4"
 
 
 def gather_evidence(
@@ -102,10 +103,10 @@ def gather_evidence(
                 f"`{name}` must have one entry for each of {wanted} rows, got {len(given)}."
             )
     baselines, checks = result.baselines, list(result.checks)
-    holdout_rows, models = None, None
+    holdout_rows, fits = None, None
     if holdout is not None:
         holdout = holdout[0], np.asarray(holdout[1])
-        holdout_rows, models = len(holdout[1]), (rows.equal_model(), rows.final_model())
+        holdout_rows, fits = len(holdout[1]), fit_both(rows, holdout)
         if baselines is None:
             baselines = rows.compare_baselines(*holdout)
             checks.append(holdout_check(baselines, result.winner, result.candidates is not None))
@@ -113,7 +114,7 @@ def gather_evidence(
     classes = None if rows.regression else rows.y
     holdout_classes = None if rows.regression or holdout is None else holdout[1]
     effects = {
-        kind: None if inside is None else effects_by(rows, inside, holdout, inside_holdout, models)
+        kind: None if inside is None else effects_by(rows, kind, inside, fits, inside_holdout)
         for kind, inside, inside_holdout in [
             ("classes", classes, holdout_classes),
             ("groups", groups, holdout_groups),
@@ -153,6 +154,7 @@ def gather_evidence(
             "overfitting": overfitting(rows, holdout, control, seed),
             "worst": worst_rows(rows, suspects, ids, trusted_ids, groups, images, table, show),
             "effects": effects,
+            "before_after": before_and_after(rows, fits, effects),
             "removal": removal(rows, holdout, seed),
             "provenance": {
                 "seed": seed,
@@ -348,6 +350,13 @@ def _alarms(
             "rows (alarm: 10%)"
         )
         alarm(f"a {one} is nearly gone", gone, "; ".join(said) or fine)
+        if judged := [t for t in effects[kind] if t["change"] is not None]:
+            lost = [t for t in judged if t["change"] == "loses"]
+            said = [
+                f"{one} {t['name']} from {t['equal']:.3f} to {t['reweighted']:.3f}" for t in lost
+            ]
+            fine = f"of {len(judged)} with enough hold-out rows none clearly loses"
+            alarm(f"a {one} scores worse", lost, "; ".join(said) or fine)
     if leaks is not None:
         said = [
             f"{leak['between']}: {leak['exact']} exact and {leak['near']} near duplicates"

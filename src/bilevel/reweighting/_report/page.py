@@ -21,38 +21,6 @@ from .evidence import FORMAT
 PRINTED_ROWS = 40
 ENDINGS = (".html", ".htm", ".json")
 LARGEST = 1 << 28  # bytes of a report's evidence
-SECTIONS = frozenset(
-    [
-        *(
-            "task",
-            "score",
-            "train_rows",
-            "trusted_rows",
-            "holdout_rows",
-            "winner",
-            "verdict",
-            "alarms",
-        ),
-        *(
-            "checks",
-            "baselines",
-            "candidates",
-            "scores",
-            "weights",
-            "noise",
-            "history",
-            "leaks",
-            "overfitting",
-            "advice",
-            "first_rows",
-            "kinds",
-            "confusions",
-            "clusters",
-            "work",
-        ),
-        *("worst", "effects", "removal", "provenance"),
-    ]
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +86,7 @@ class Report:
             raise ValueError(
                 f'{path} is not a report saved as JSON: it has no line "format": {FORMAT!r}.'
             )
-        if missing := sorted(SECTIONS - evidence.keys()):
+        if missing := sorted(set(read_schema()["required"]) - evidence.keys()):
             raise ValueError(f"the report {path} lacks {', '.join(missing)}.")
         return cls(evidence)
 
@@ -182,6 +150,11 @@ def _is_picture(value: Any) -> bool:
 @functools.cache
 def _packaged(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def read_schema() -> dict[str, Any]:
+    """What a report's evidence consists of, as JSON Schema."""
+    return json.loads(_packaged("report.schema.json"))
 
 
 def _csp_hash(code: str) -> str:

@@ -130,38 +130,6 @@ class Rows:
         )
 
 
-def effects_by(
-    rows: Rows,
-    membership: np.ndarray,
-    holdout: tuple[Any, np.ndarray] | None,
-    holdout_membership: np.ndarray | None,
-    models: tuple[Any, Any] | None,
-) -> list[dict[str, Any]]:
-    """What weighting does to each class or group: rows, weight, hold-out score before and after."""
-    weights, total = rows.weights, rows.weights.sum()
-    table = []
-    for name in np.unique(membership):
-        inside = membership == name
-        line = {
-            "name": str(name),
-            "train_rows": inside.sum(),
-            "mean_weight": weights[inside].mean(),
-            "share_of_rows": inside.mean(),
-            "share_of_weight": weights[inside].sum() / total if total else None,
-            "holdout_rows": None,
-            "equal": None,
-            "reweighted": None,
-        }
-        if holdout is not None and holdout_membership is not None and models is not None:
-            index = np.flatnonzero(holdout_membership == name)
-            line["holdout_rows"] = len(index)
-            if len(index):
-                part = take_rows(holdout[0], index), holdout[1][index]
-                line["equal"], line["reweighted"] = (rows.score(fit, *part) for fit in models)
-        table.append(line)
-    return table
-
-
 def overfitting(
     rows: Rows,
     holdout: tuple[Any, np.ndarray] | None,

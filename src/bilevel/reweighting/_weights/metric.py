@@ -144,9 +144,13 @@ class Said(NamedTuple):
             p = np.zeros((len(said["predict"]), len(classes)))
             p[:, known] = said["predict_proba"]
             said["predict_proba"] = p
-        if coded:
-            said["predict"] = np.searchsorted(classes, said["predict"])
-        return cls(np.arange(len(classes)) if coded else classes, said)
+        return cls(classes, said).coded() if coded else cls(classes, said)
+
+    def coded(self) -> "Said":
+        """With codes 0, 1, ... in the place of labels."""
+        assert self.classes is not None
+        told = np.searchsorted(self.classes, self.responses["predict"])
+        return Said(np.arange(len(self.classes)), {**self.responses, "predict": told})
 
     def take(self, rows: np.ndarray) -> "Said":
         """Of these rows."""

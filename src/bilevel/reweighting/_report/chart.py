@@ -1,0 +1,162 @@
+"""One chart of the report: a Vega-Lite specification, drawn as a static SVG when it is asked for.
+
+Colours are CSS variables of the page, so that light, dark and print need one chart only. Names of
+fields are ours; what comes from data is only ever a value.
+"""
+
+import dataclasses
+from typing import Any
+
+import altair as alt
+import vl_convert
+from markupsafe import escape
+
+from ..._text import visible_everywhere
+
+WIDTH = 420
+ACCENT, MUTED, INK, LINE = "var(--accent)", "var(--muted)", "var(--ink)", "var(--line)"
+MOST_NAMES = 30
+_AXIS = {
+    "labelColor": MUTED,
+    "titleColor": MUTED,
+    "gridColor": LINE,
+    "domainColor": LINE,
+    "tickColor": LINE,
+    "labelFontSize": 12,
+    "titleFontSize": 12,
+    "titleFontWeight": "normal",
+    "titlePadding": 8,
+    "labelLimit": 140,
+    "labelFlush": False,
+    "labelPadding": 6,
+}
+_CONFIG = {
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": _AXIS,
+    "axisDiscrete": {"ticks": False, "grid": False, "domain": False, "labelColor": INK},
+    "legend": {
+        "labelColor": INK,
+        "labelFontSize": 12,
+        "title": None,
+        "orient": "top",
+        "symbolType": "stroke",
+        "symbolStrokeWidth": 3,
+        "columnPadding": 20,
+    },
+    "bar": {"color": ACCENT},
+    "line": {"color": ACCENT, "strokeWidth": 2},
+    "point": {"color": ACCENT, "filled": True, "size": 60, "opacity": 1},
+    "rule": {"color": MUTED},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A chart as the page shows it.
+
+    Attributes:
+        name: its id in the page.
+        title: what it shows.
+        alt: in words, for those who cannot see it.
+        spec: Vega-Lite, as wide as its container.
+        rows: the numbers in it, for the table beneath.
+        width: of the drawing, in pixels.
+    """
+
+    name: str
+    title: str
+    alt: str
+    spec: dict[str, Any]
+    rows: list[dict[str, Any]]
+    width: int = WIDTH
+
+    @property
+    def svg(self) -> str:
+        """The specification, drawn."""
+        # Where the reader's font is wider than the one measured here, labels need the padding.
+        fixed = {
+            "width": self.width,
+            "autosize": {"type": "fit-x", "contains": "padding"},
+            "padding": {"left": 16, "right": 12, "top": 5, "bottom": 5},
+        }
+        svg = vl_convert.vegalite_to_svg(self.spec | fixed, allowed_base_urls=[])
+        return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.alt)}" ', 1)
+
+    @property
+    def columns(self) -> list[tuple[str, str, str | None]]:
+        """Key, title and number format of the columns of `rows`."""
+        forms = {str: None, int: ",d", float: ".4g"}
+        return [
+            (key, key.replace("_", " ").capitalize(), forms.get(type(value), ".4g"))
+            for key, value in self.rows[0].items()
+        ]
+
+
+def make_chart(
+    name: str, title: str, alt_text: str, rows: list[dict], chart: Any, width: int = WIDTH
+) -> Chart:
+    """Of an altair chart, whose data are `rows`."""
+    rows, title, alt_text = visible_everywhere([rows, title, alt_text])
+    chart = chart.properties(data=alt.Data(values=rows), width="container", description=alt_text)
+    # Control characters in texts would end the process of the library that draws.
+    spec = visible_everywhere(chart.to_dict(validate=False) | {"config": _CONFIG})
+    return Chart(name, title, alt_text, spec, rows, width)
+
+
+def axis_x(field: str, title: str, **scale: Any) -> alt.X:
+    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(**scale), axis=alt.Axis(tickCount=5))
+
+
+def axis_y(field: str, title: str, **scale: Any) -> alt.Y:
+    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(**scale), axis=alt.Axis(tickCount=5))
+
+
+def height_of(rows: list[dict[str, Any]], step: int) -> int:
+    """Room for a line a name: in pixels, as step heights warn where the width is the container's."""
+    return step * len({row["name"] for row in rows})
+
+
+def axis_names() -> alt.Y:
+    return alt.Y("name:N", title=None, sort=None)
+
+
+def tips(**fields: str) -> list[alt.Tooltip]:
+    """Tooltips; `name="Row"` is text, `x=",.3f Score"` a number in that format."""
+    shown = []
+    for field, text in fields.items():
+        form, _, title = text.rpartition("|")
+        if form:
+            shown.append(alt.Tooltip(field, title=title, type="quantitative", format=form))
+        else:
+            shown.append(alt.Tooltip(field, title=title, type="nominal"))
+    return shown
+
+
+def matrix(
+    name: str,
+    title: str,
+    words: str,
+    rows: list[dict[str, Any]],
+    names: list[str],
+    most: int,
+    down: str,
+) -> Chart:
+    """Counts by two labels: as dark as `rows` of `most`; right predictions are not shaded."""
+    across = next(key for key in rows[0] if key not in (down, "rows"))
+    base = alt.Chart(height=max(30 * len(names), 120)).encode(
+        x=alt.X(f"{across}:N", title=across, sort=names, axis=alt.Axis(orient="top")),
+        y=alt.Y(f"{down}:N", title=down, sort=names),
+        tooltip=tips(**{down: down.capitalize(), across: across.capitalize(), "rows": ",d|Rows"}),
+    )
+    opacity = alt.Opacity(
+        "rows:Q", scale=alt.Scale(domain=[0, most], range=[0.04, 0.75], clamp=True), legend=None
+    )
+    chart = alt.layer(
+        base.transform_filter(f"datum.{down} != datum.{across}")
+        .mark_rect(color=ACCENT)
+        .encode(opacity=opacity),
+        base.transform_filter("datum.rows > 0").mark_text(color=INK).encode(text="rows:Q"),
+    )
+    return make_chart(name, title, words, rows, chart)

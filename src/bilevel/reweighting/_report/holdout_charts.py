@@ -1,0 +1,153 @@
+"""The charts of what was measured on the hold-out: gains, changes, calibration, confusions."""
+
+from typing import Any
+
+import altair as alt
+
+from .chart import (
+    ACCENT,
+    MOST_NAMES,
+    MUTED,
+    Chart,
+    axis_names,
+    axis_x,
+    axis_y,
+    height_of,
+    make_chart,
+    matrix,
+    tips,
+)
+
+
+def gains(evidence: dict[str, Any]) -> Chart | None:
+    """The gain over each baseline, or each candidate's over the simplest, with its interval."""
+    if evidence["baselines"] is not None:
+        table, sign, digits = evidence["baselines"], 1, ".4f"
+        what = f"gain in {evidence['score']}"
+        title = "Gain over each baseline"
+        table = [line for line in table if line["name"] != "reweighted"]
+    elif evidence["candidates"] is not None:
+        table, sign, digits = evidence["candidates"], -1, ".4f"
+        what, title = "loss saved", "Gain over all rows + trusted"
+    else:
+        return None
+    rows = [
+        {
+            "name": line["name"],
+            "gain": sign * line["difference"],
+            "low": sign * line["difference"] - 1.96 * line["standard_error"],
+            "high": sign * line["difference"] + 1.96 * line["standard_error"],
+        }
+        for line in table
+        if line["difference"] is not None and line["standard_error"] is not None
+    ]
+    shown = tips(
+        name="Against", gain=f"+{digits}|Gain", low=f"+{digits}|From", high=f"+{digits}|To"
+    )
+    base = alt.Chart(height=height_of(rows, 32)).encode(y=axis_names(), tooltip=shown)
+    chart = alt.layer(
+        alt.Chart().mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative")),
+        base.mark_rule(color=ACCENT, strokeWidth=2).encode(x=axis_x("low", what), x2="high:Q"),
+        base.mark_point().encode(x=axis_x("gain", what)),
+    )
+    words = "; ".join(
+        f"{r['name']}: {r['gain']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows
+    )
+    return make_chart("gains", f"{title}, with 95% interval", words, rows, chart, width=340)
+
+
+def change_of_each(kind: str, table: list[dict[str, Any]], score: str) -> Chart | None:
+    """How the hold-out score of each class or group changes: at most 30, the largest changes."""
+    score = "recall" if kind == "classes" else score
+    rows = [
+        {key: t[key] for key in ("name", "equal", "reweighted", "difference", "low", "high")}
+        for t in table
+        if t["difference"] is not None
+    ]
+    if not rows:
+        return None
+    if len(rows) > MOST_NAMES:
+        least = sorted((abs(r["difference"]) for r in rows), reverse=True)[MOST_NAMES - 1]
+        rows = [r for r in rows if abs(r["difference"]) >= least][:MOST_NAMES]
+    shown = tips(
+        name="Name",
+        equal=".4f|Before",
+        reweighted=".4f|After",
+        difference="+.4f|Difference",
+        low="+.4f|From",
+        high="+.4f|To",
+    )
+    base = alt.Chart(height=height_of(rows, 20)).encode(y=axis_names(), tooltip=shown)
+    what = f"change of {score}"
+    chart = alt.layer(
+        alt.Chart().mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative")),
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(color=ACCENT, strokeWidth=2)
+        .encode(x=axis_x("low", what), x2="high:Q"),
+        base.mark_point().encode(x=axis_x("difference", what)),
+    )
+    words = "; ".join(f"{r['name']}: {r['difference']:+.3f}" for r in rows)
+    return make_chart(f"change-{kind}", f"Change of {score}, 95% interval", words, rows, chart)
+
+
+def calibration(found: dict[str, Any] | None) -> Chart | None:
+    """What is said against what is so, before and after."""
+    if found is None:
+        return None
+    rows = [
+        {"fit": name} | line
+        for name, key in (("before", "before"), ("after", "after"))
+        for line in found[key]
+    ]
+    everything = [r[k] for r in rows for k in ("said", "seen", "low", "high") if r[k] is not None]
+    ends = [min(everything), max(everything)]
+    colour = alt.Color(
+        "fit:N",
+        scale=alt.Scale(domain=["before", "after"], range=[MUTED, ACCENT]),
+        legend=alt.Legend(symbolType="circle", symbolOpacity=1),
+    )
+    shown = tips(
+        fit="Fit", said=".3f|Said", seen=".3f|So", low=".3f|From", high=".3f|To", rows=",d|Rows"
+    )
+    x = axis_x("said", "said", domain=ends, nice=True)
+    y = axis_y("low", "so", domain=ends, nice=True)
+    base = alt.Chart(height=280).encode(x=x, color=colour, tooltip=shown)
+    chart = alt.layer(
+        alt.Chart(alt.Data(values=[{"said": end, "seen": end} for end in ends]))
+        .mark_line(color=MUTED, strokeDash=[2, 3], strokeWidth=1.5)
+        .encode(x=x, y="seen:Q"),
+        base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=y, y2="high:Q"),
+        base.mark_line(strokeWidth=1.5, opacity=0.6).encode(y="seen:Q"),
+        base.mark_point().encode(y="seen:Q"),
+    )
+    words = "; ".join(f"{r['fit']}, said {r['said']:.2f}: {r['seen']:.2f}" for r in rows)
+    return make_chart("calibration", "Calibration before and after", words, rows, chart)
+
+
+def confusion(found: dict[str, Any] | None) -> list[Chart]:
+    """True and predicted labels of the hold-out, before and after."""
+    if found is None or not found["pictured"]:
+        return []
+    names = [str(name) for name in found["pictured"]]
+    wrong = [c[side] for c in found["cells"] for side in ("before", "after")]
+    off = [
+        c[side]
+        for c in found["cells"]
+        for side in ("before", "after")
+        if str(c["true"]) != str(c["predicted"])
+    ]
+    most = max([*off, 1]) if any(off) else max([*wrong, 1])
+    charts = []
+    for side in ("before", "after"):
+        rows = [
+            {"true": str(c["true"]), "predicted": str(c["predicted"]), "rows": c[side]}
+            for c in found["cells"]
+        ]
+        total = found["wrong"][side == "after"]
+        words = f"{total} wrong predictions; " + "; ".join(
+            f"{c['true']} as {c['predicted']}: {c[side]}" for c in found["changes"][:10]
+        )
+        charts.append(
+            matrix(f"confusion-{side}", f"Hold-out, {side}", words, rows, names, most, "true")
+        )
+    return charts
