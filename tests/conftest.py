@@ -73,6 +73,22 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", message)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_forests(request):
+    """Tests of the product ask what is done with label models, not how many trees a forest has.
+
+    With a quarter of the trees, `learn_weights` takes half of the time on a small table.
+    """
+    if request.path.parent.name not in {"reweighting", "cli"}:
+        yield
+        return
+    from bilevel.reweighting._weights import candidates
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "TREES", candidates.TREES // 4)
+        yield
+
+
 MEGABYTE = 2**20
 ROOM = 1400 * MEGABYTE  # with what one test takes, a worker stays below 2 GB
 limit = ROOM
