@@ -125,6 +125,7 @@ from ._analysis.retrain import (
     retrain_check as retrain_check,
 )
 from ._inner.root import Anderson as Anderson, RootInner as RootInner
+from ._loader import FromLoader as FromLoader, Loaders as Loaders
 from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from ._algorithm.base import AbstractAlgorithm, State
 from ._geometry import AbstractGeometry
+from ._loader import sample_batches
 from ._problem import BilevelProblem, FixedPointProblem, Problem
 from ._variables import Uniform, as_arrays
 
@@ -78,11 +79,12 @@ def _distance_and_norms(
     return distance, optax.tree.norm(u), optax.tree.norm((u, w))
 
 
-def check_objectives(problem: Problem, state: State) -> None:
+def check_objectives(problem: Problem, algorithm: AbstractAlgorithm, state: State) -> None:
     """Refuse objectives that are no scalars, and a map whose value is not like w."""
-    scalars = [("outer", problem.outer, problem.outer_data)]
+    outer_data, inner_data = sample_batches(problem, algorithm)
+    scalars = [("outer", problem.outer, outer_data)]
     if isinstance(problem, BilevelProblem):
-        scalars.append(("inner", problem.inner, problem.inner_data))
+        scalars.append(("inner", problem.inner, inner_data))
     for name, objective, data in scalars:
         value = eqx.filter_eval_shape(objective, state.u, state.w, data)
         if not (hasattr(value, "shape") and value.shape == ()):
@@ -91,7 +93,7 @@ def check_objectives(problem: Problem, state: State) -> None:
                 f"{getattr(value, 'shape', type(value).__name__)}; take a mean or a sum."
             )
     if isinstance(problem, FixedPointProblem):
-        image = eqx.filter_eval_shape(problem.map, state.u, state.w, problem.inner_data)
+        image = eqx.filter_eval_shape(problem.map, state.u, state.w, inner_data)
         got, expected = (jax.tree.map(lambda x: x.shape, tree) for tree in (image, state.w))
         if got != expected:
             raise ValueError(

@@ -49,6 +49,11 @@ class Stream(eqx.Module):
     data: PyTree[Array] | None
     state: Any
 
+    @property
+    def has_batches(self) -> bool:
+        """Whether a draw has rows: False for the whole of no data."""
+        return jax.eval_shape(lambda: self.draw()[0]) is not None
+
     def draw(self) -> tuple[Any, "Stream"]:
         """The next batch's data, and the stream that follows it."""
         batch, state = self.sampler.draw(self.data, self.state)

@@ -62,6 +62,11 @@ with warnings.catch_warnings():  # of the message of `successful`, which is empt
             "An objective, a gradient or an iterate became NaN or infinite. The state returned is the "
             "last finite one. Usually a step size is too large, or the objective is undefined there."
         )
+        loader_exhausted = (
+            "A `FromLoader` had no batches left before the run had made its steps. Give it more, or "
+            "an iterable that can be begun again when it ends, and go on with "
+            "`solve(..., state=solution.state)`."
+        )
 
 
 NAMES = {int(item._value): name for name, item in RESULTS._name_to_item.items()}

@@ -35,10 +35,11 @@ from ._ending import (
 )
 from ._geometry import outer_residual
 from ._inner.closed_form import ClosedForm
+from ._loader import Loaders, as_many_again, at_rest, missing, positions
 from ._problem import BilevelProblem, FixedPointProblem, Problem
 from ._processes import refuse_forked
 from ._solution import RESULTS, BilevelError, Solution
-from ._summary import Run
+from ._summary import Run, unknown
 from ._variables import Formula, Uniform
 
 
@@ -95,10 +96,13 @@ def run_chunk(
     """At most `chunk_size` steps in one compiled loop; pure, so it may be jitted or vmapped.
 
     The loop ends with the run (enough steps, converged, or a non-finite number), so a last, partial
-    chunk needs no second compilation. Returns the new state and status, and the rows recorded, which
-    are marked `live`.
+    chunk needs no second compilation. It also ends where the batches of a `FromLoader` that are on
+    the device do, which `Loaders` opened: a step that needs others is not taken. Returns the new state
+    and status, and the rows recorded, which are marked `live`.
     """
-    check_objectives(problem, state)  # while tracing, so a compiled run pays nothing for it
+    check_objectives(
+        problem, algorithm, state
+    )  # while tracing, so a compiled run pays nothing for it
 
     def one(state: State) -> tuple[State, Status, Row]:
         following, info = algorithm.step(problem, state)
@@ -163,18 +167,29 @@ def run_chunk(
     row_shape = eqx.filter_eval_shape(one, state)[2]
     rows = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), row_shape)
 
-    def unfinished(carry: tuple[State, Status, Row, Array]) -> Array:
-        _, status, _, k = carry
-        return ~status.over & (k < chunk_size)
+    has_loader = bool(positions(state))
 
-    def body(carry: tuple[State, Status, Row, Array]) -> tuple[State, Status, Row, Array]:
-        state, _, rows, k = carry
-        state, status, row = one(state)
+    def unfinished(carry: tuple[State, Status, Row, Array, Array]) -> Array:
+        _, status, _, k, waits = carry
+        return ~status.over & (k < chunk_size) & ~waits
+
+    def body(
+        carry: tuple[State, Status, Row, Array, Array],
+    ) -> tuple[State, Status, Row, Array, Array]:
+        state, status, rows, k, waits = carry
+        following = one(state)
+        if has_loader:
+            lacking = missing(following[0])
+            waits = lacking | ~as_many_again(state, following[0])
+            unchanged = (state, status, following[2]._replace(live=jnp.zeros((), bool)))
+            following = jax.tree.map(lambda x, y: jnp.where(lacking, x, y), unchanged, following)
+        state, status, row = following
         rows = jax.tree.map(lambda all_rows, x: all_rows.at[k].set(x), rows, row)
-        return state, status, rows, k + 1
+        return state, status, rows, k + 1, waits
 
-    first = (state, status, rows, jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(unfinished, body, first)[:3]
+    first = (state, status, rows, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    state, status, rows = jax.lax.while_loop(unfinished, body, first)[:3]
+    return at_rest(state), status, rows
 
 
 # `eqx.filter_jit` would sort arrays from the rest at every call; a run does it once.
@@ -282,7 +297,8 @@ def solve(
     began = time.perf_counter()
     given, size = check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
     asked = problem, algorithm
-    problem, algorithm = given.problem, _with_formulas(algorithm, given)
+    loaders = Loaders(algorithm, state)
+    problem, algorithm = given.problem, _with_formulas(loaders.algorithm, given)
     if tol is None:
         tolerances = Tolerances(-1.0, -1.0, -1.0)
     else:
@@ -307,7 +323,8 @@ def solve(
     over = _on_device(int(state.step) >= num_steps, np.bool_)
     status = Status(over, RESULTS.outer_max_steps_reached)
     trace: list[dict[str, np.ndarray]] = []
-    stopped = False
+    stopped = exhausted = False
+    at_step = int(state.step)
     try:
         while True:
             with memory_of(algorithm):
@@ -325,11 +342,20 @@ def solve(
             stopped = any(answers)
             if stopped or bool(status.over):
                 break
+            if loaders:
+                came, step = loaders.advance(state), int(state.step)
+                if exhausted := not came and step == at_step:
+                    _refuse_window(loaders)
+                    break
+                at_step = step
+                algorithm = _with_formulas(loaders.algorithm, given)
+                arrays = eqx.filter((problem, algorithm, options), eqx.is_array)
     finally:
+        loaders.close()
         for callback in callbacks:
             callback.close()
 
-    result = status.result
+    result = RESULTS.loader_exhausted if exhausted else status.result
     converged = bool(result == RESULTS.successful)
     if bool(result == RESULTS.outer_max_steps_reached) and (tol is None or stopped):
         result = RESULTS.successful
@@ -360,7 +386,7 @@ def solve(
         result, grown = ending_of_converged(ran)
     else:
         result, grown = ending(result, ran)
-        if not grown:
+        if not grown and not loaders:  # whose batches are gone
             result, grown = ending_of_short(result, ran, start(), later())
     u, w = given.restore(state.u, state.w)
     if converged and not grown and (spare := spare_evaluations(problem, algorithm, state)):
@@ -383,11 +409,11 @@ def solve(
             stopped=stopped,
             seconds=time.perf_counter() - began,
             grown=grown,
-            values=partial(_values, problem, given),
+            values=unknown if loaders else partial(_values, problem, given),
         ),
     )
     warn_of_steps(columns)
-    if not grown and not converged:
+    if not grown and not converged and not loaders:
         warn_of_singular_hessian(problem, state, columns)
     if throw and not bool(result == RESULTS.successful):
         raise BilevelError(
@@ -397,6 +423,15 @@ def solve(
             solution,
         )
     return solution
+
+
+def _refuse_window(loaders: Loaders) -> None:
+    if not loaders.exhausted:
+        raise ValueError(
+            "one step draws more batches than a `FromLoader` has on the device. Give it a larger "
+            "`window`: at least as many batches as a step draws, which is one per inner gradient and "
+            "per product in most methods."
+        )
 
 
 def _with_formulas(algorithm: AbstractAlgorithm, given: Uniform) -> AbstractAlgorithm:

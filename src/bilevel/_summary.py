@@ -37,6 +37,7 @@ _ADVICE = {
     "lower_level_not_minimal": "start anew from the w that `check_lower_level` returns",
     "negative_curvature": "solve the inner problem further, or damp",
     "not_contracting": "use step_size='auto' in the linear solver, or damp",
+    "loader_exhausted": "go on with solve(..., state=solution.state) and a loader with more batches",
 }
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree, Scalar, ScalarLike
 
 from .._hypergradient.base import require_outer_variable
+from .._loader import refuse_loader
 from .._problem import Problem
 from .._sampler import FullBatch, Stream, Streams
 from .._settings import StepSize
@@ -141,7 +142,13 @@ class Turn(Generic[M_co]):
         )
 
     def on_all_data(self) -> "Turn[M_co]":
-        """The turn whose batches are all the data."""
+        """The turn whose batches are all the data.
+
+        Raises:
+            ValueError: the batches come from a `FromLoader`.
+        """
+        for stream in self.streams:
+            refuse_loader(stream.sampler, type(self.method).__name__)
         data = self.problem.outer_data, self.problem.inner_data
         return _draw(self, Streams(*(Stream(FullBatch(), x, ()) for x in data)))
 

@@ -137,8 +137,10 @@ def _averaged(problem: Problem, streams: Streams) -> Problem:
 
         return averaged
 
-    outer = mean(problem.outer, streams.outer.data is not None)
-    has_inner = streams.inner.data is not None
+    outer, has_inner = (
+        mean(problem.outer, streams.outer.has_batches),
+        streams.inner.has_batches,
+    )
     if isinstance(problem, FixedPointProblem):
         return FixedPointProblem(outer, mean(problem.map, has_inner))
     assert isinstance(problem, BilevelProblem)

@@ -11,6 +11,7 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from .._loader import refuse_loader
 from .._problem import BilevelProblem
 from .._sampler import Stream
 from .._settings import as_data
@@ -205,6 +206,7 @@ class BiGSAM(AbstractInnerSolver):
                 f"`{type(problem).__name__}` does not have; use `GradientInner(optax.sgd(1.0), T)` "
                 "to iterate its map."
             )
+        refuse_loader(stream.sampler, "BiGSAM")
 
         def step(carry: tuple[PyTree, Any], k: Array) -> tuple[tuple[PyTree, Any], Array]:
             w, draws = carry
