@@ -19,7 +19,7 @@ def reliability_states(part: str) -> str:
     """A row per way to disturb a run: cases, the states that were left, what was wrong."""
     lines = [["", "cases", "absent", "begun", "resumable", "complete", "foreign", "wrong"]]
     for name, group in _report().get(part, {}).items():
-        states = [str(group["states"].get(state, 0)) for state in lines[0][2:7]]
+        states = [str(group["ends"].get(state, 0)) for state in lines[0][2:7]]
         lines.append([name, str(group["cases"]), *states, _wrong(group)])
     return _table(lines)
 

@@ -109,3 +109,10 @@ def _finite(value: Any) -> Any:
 
 def _finite_key(key: Any) -> Any:
     return str(key) if isinstance(key, float) and not math.isfinite(key) else key
+
+
+def named(items: Any, at_most: int = 5) -> str:
+    """The first few of `items`, for a message: `'a', 'b' and 7 more`."""
+    shown = ", ".join(repr(x.item() if hasattr(x, "item") else x) for x in items[:at_most])
+    rest = len(items) - at_most
+    return f"{shown} and {rest} more" if rest > 0 else shown

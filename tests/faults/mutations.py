@@ -1,16 +1,23 @@
 """Valid files, changed at random: no reader may crash, hang or let an exception through."""
 
+import csv
+import gzip
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+from cases import Part, write_small_tables
+from odd_tables import TEXTS, odd_table
 from server import Server
 
 from bilevel.cli._run_files import write_summary
+from bilevel.reweighting import InputError
+from bilevel.reweighting._inputs.files import read_table
 
 OK = (0, 2, 3)  # exit codes: done, refused as a call, refused as data
 WORDS = [
@@ -53,92 +60,246 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def judge(done: dict[str, Any], allowed: tuple[int, ...] = OK) -> str:
-    """How a command ended, in a word; what is wrong is in capitals."""
+def judge(done: dict[str, Any], allowed: tuple[int, ...] = OK) -> tuple[str, list[str]]:
+    """(how a command ended, what is wrong with that)."""
     if done["code"] is None:
-        return "HANG"
+        return "hang", ["hang"]
     if "Traceback" in done["stderr"]:
-        return "TRACEBACK"
+        return "traceback", ["traceback"]
     if done["code"] < 0 or done["code"] not in allowed:
-        return f"CRASH {done['code']}"
-    return "done" if done["code"] == 0 else "refused"
+        return "crash", [f"exit code {done['code']}"]
+    return ("done" if done["code"] == 0 else "refused"), []
 
 
-def count(found: list[str]) -> dict[str, Any]:
-    """How commands ended."""
-    ends = Counter(found)
-    return {
-        "cases": len(found),
-        "ends": {k: n for k, n in ends.items() if not k.isupper()},
-        "wrong": {k: n for k, n in ends.items() if k.isupper() or "CRASH" in k},
-    }
+def shared(number: int, names: dict[str, Any] | list[str]) -> dict[str, int]:
+    """So many cases, shared among the names."""
+    return dict.fromkeys(names, max(1, number // len(names)))
 
 
-def mutate_folders(server: Server, folder: Path, number: int) -> dict[str, Any]:
+def mutate_text(content: bytes, rng: np.random.Generator) -> bytes:
+    """One to three changes of a kind that people and programs make: the result is still text."""
+    lines = content.decode("utf-8").splitlines(keepends=True)
+    for _ in range(rng.integers(1, 4)):
+        i, j = (int(rng.integers(len(lines))) for _ in range(2))
+        separator = "\t" if "\t" in lines[0] else ","
+        cells = lines[i].rstrip("\r\n").split(separator)
+        k = int(rng.integers(len(cells)))
+        match int(rng.integers(12)):
+            case 0:
+                lines.insert(i, lines[j])
+            case 1 if len(lines) > 2:
+                del lines[i]
+            case 2:
+                lines[i], lines[j] = lines[j], lines[i]
+            case 3 | 4 | 5:
+                cells[k] = TEXTS[int(rng.integers(len(TEXTS)))]
+            case 6:
+                cells[k] = f'"{cells[k]}"' if rng.random() < 0.5 else f'"{cells[k]}'
+            case 7:
+                cells = [*cells[:k], *cells[k + 1 :]]
+            case 8:
+                cells.insert(k, "")
+            case 9:
+                lines = [
+                    line.replace("\n", "\r\n" if rng.random() < 0.5 else "\r") for line in lines
+                ]
+                continue
+            case 10:
+                lines = ["\ufeff", *lines] if rng.random() < 0.5 else [*lines, "\n", "  \n"]
+                continue
+            case 11:
+                cells[k] += "\n" + cells[k]
+        if i < len(lines):
+            lines[i] = separator.join(cells) + "\n" * lines[i].endswith("\n")
+    return "".join(lines).encode("utf-8", "surrogatepass")
+
+
+class Folders(Part):
     """Every file of a run folder, changed, with and without the sums in its summary made to fit."""
-    from torture import write_small_tables
 
-    home = folder / "folders"
-    home.mkdir()
-    command = write_small_tables(home)[:-1]
-    made = server.run(*command, "--out", home / "run")
-    assert made["code"] == 0, made["stderr"]
-    readers: dict[str, list[str | Path]] = {
-        "config.toml": ["suggest", home / "m"],
-        "summary.json": ["score", home / "m", home / "train.csv"],
-        "model.skops": ["score", home / "m", home / "train.csv"],
-        "scorer.npz": ["score", home / "m", home / "train.csv"],
-        "weights.parquet": ["suggest", home / "m"],
-        "report.json": ["report", home / "m"],
-    }
-    counts, rng = {}, np.random.default_rng(0)
-    for name, reader in readers.items():
-        content, found = (home / "run" / name).read_bytes(), []
-        for k in range(number):
-            shutil.copytree(home / "run", home / "m")
-            (home / "m" / name).write_bytes(mutate(content, rng))
-            if k % 4 and name != "summary.json":  # as somebody who forges a folder would
-                summary = json.loads((home / "m" / "summary.json").read_text())
-                write_summary(summary, home / "m")
-            done = server.run(*reader)
-            found.append(judge(done))
-            if found[-1].isupper() or "CRASH" in found[-1]:
-                print(name, k, found[-1], done["stderr"][-900:], flush=True)
-            shutil.rmtree(home / "m")
-        counts[name] = count(found)
-        print(name, counts[name], flush=True)
-    return counts
+    def __init__(self, server: Server, folder: Path, number: int):
+        self.server, self.home = server, folder / "folders"
+        self.home.mkdir()
+        command, m = write_small_tables(self.home)[:-1], self.home / "m"
+        for run, options in {"run": [], "trees": ["--estimator", "trees", "--no-report"]}.items():
+            made = server.run(*command, *options, "--out", self.home / run)
+            assert made["code"] == 0, made["stderr"]
+        score = ["score", m, self.home / "train.csv"]
+        self.readers: dict[str, tuple[str, list[str | Path]]] = {
+            "config.toml": ("run", ["suggest", m]),
+            "summary.json": ("run", score),
+            "model.skops": ("run", score),
+            "scorer.npz": ("run", score),
+            "weights.parquet": ("run", ["suggest", m]),
+            "report.json": ("run", ["report", m]),
+            "report.json of two runs": ("run", ["report", self.home / "run", m]),
+            "model.skops of trees": ("trees", score),
+            "scorer.skops of trees": ("trees", score),
+        }
+        self.goals = shared(number, list(self.readers))
+
+    def case(self, name: str, k: int) -> tuple[str, list[str]]:
+        """Change one file and read it."""
+        rng = np.random.default_rng([*name.encode(), k])
+        (run, reader), changed = self.readers[name], self.home / "m"
+        shutil.copytree(self.home / run, changed)
+        path = changed / name.partition(" ")[0]
+        path.write_bytes(mutate(path.read_bytes(), rng))
+        if k % 4 and path.name != "summary.json":  # as somebody who forges a folder would
+            write_summary(json.loads((changed / "summary.json").read_text()), changed)
+        done = self.server.run(*reader)
+        ended, wrong = judge(done)
+        if wrong:
+            print(name, k, wrong, done["stderr"][-1500:], flush=True)
+        shutil.rmtree(changed)
+        return ended, wrong
 
 
-def mutate_tables(server: Server, folder: Path, number: int) -> dict[str, Any]:
-    """Tables of each format, changed, through `audit` and the checks of `weigh`."""
-    from torture import write_small_tables
+class Tables(Part):
+    """Files that a command reads, of each format, changed."""
 
-    home = folder / "tables"
-    home.mkdir()
-    write_small_tables(home)
-    table = pd.read_csv(home / "train.csv")
-    table["when"] = pd.date_range("2026-01-01", periods=len(table))
-    table["text"] = [f"word {i % 7}, é" for i in range(len(table))]
-    table.to_csv(home / "wide.csv", index=False)
-    table.to_csv(home / "wide.tsv", index=False, sep="\t")
-    table.to_csv(home / "wide.csv.gz", index=False)
-    table.to_parquet(home / "wide.parquet")
-    table["vector"] = list(np.zeros((len(table), 3)))
-    table.to_parquet(home / "nested.parquet", compression=None)
-    counts, rng = {}, np.random.default_rng(1)
-    for name in ("wide.csv", "wide.tsv", "wide.csv.gz", "wide.parquet", "nested.parquet"):
-        content, found = (home / name).read_bytes(), []
-        changed = home / f"changed.{name.partition('.')[2]}"
-        for k in range(number):
-            changed.write_bytes(mutate(content, rng))
-            options = [changed, "--trusted", home / name, "--label", "y", "--id", "id"]
-            command = ["audit", *options] if k % 2 else ["weigh", *options, "--dry-run"]
-            more = [] if k % 2 else ["--out", home / "none"]
-            done = server.run(*command, *more)
-            found.append(judge(done))
-            if found[-1].isupper() or "CRASH" in found[-1]:
-                print(name, k, found[-1], done["stderr"][-900:], flush=True)
-        counts[name] = count(found)
-        print(name, counts[name], flush=True)
-    return counts
+    def __init__(self, server: Server, folder: Path, number: int):
+        self.server, self.home = server, folder / "tables"
+        self.home.mkdir()
+        write_small_tables(self.home)
+        for name in ("train", "trusted"):
+            self._write(pd.read_csv(self.home / f"{name}.csv"), name)
+        home, rest = self.home, ["--trusted", "TRUSTED", "--label", "y", "--id", "id"]
+        plain = [
+            home / "train.csv",
+            "--trusted",
+            home / "trusted.csv",
+            "--label",
+            "y",
+            "--id",
+            "id",
+        ]
+        weigh = ["weigh", *plain, "--dry-run", "--out", home / "none"]
+        given = ["--pred-probs", "FILE", "--pred-probs-trusted", home / "trusted.npy"]
+        accepted = ["--apply-labels", "FILE", "--dry-run"]
+        (home / "decided.csv").write_text("id,label\ntrain3,1\ntrain4,0\n")
+        (home / "settings.toml").write_text('id = "id"\ntime = "a"\ndrop = ["b"]\n')
+        made = server.run("audit", *plain, "--format", "json", "--out", home / "baseline.json")
+        assert made["code"] == 0, made["stderr"]
+        self.readers: dict[str, list[list[str | Path]]] = {
+            name: [["audit", "FILE", *rest], ["weigh", "FILE", *rest, *weigh[-3:]]]
+            for name in ("wide.csv", "wide.tsv", "wide.csv.gz", "wide.parquet", "nested.parquet")
+        }
+        self.readers |= {
+            "train.npy": [[*weigh, *given]],
+            "decided.csv": [["fix", *plain, "--out", home / "none", *accepted]],
+            "baseline.json": [["audit", *plain, "--baseline", "FILE"]],
+            "settings.toml": [["audit", *plain[:-2], "--config", "FILE"]],
+        }
+        self.goals = shared(number, self.readers)
+
+    def _write(self, table: pd.DataFrame, name: str) -> None:
+        table["when"] = pd.date_range("2026-01-01", periods=len(table))
+        table["text"] = [f"word {i % 7}, é" for i in range(len(table))]
+        kind = "wide" if name == "train" else "trusted wide"
+        table.to_csv(self.home / f"{kind}.csv", index=False)
+        table.to_csv(self.home / f"{kind}.tsv", index=False, sep="\t")
+        table.to_csv(self.home / f"{kind}.csv.gz", index=False)
+        table.to_parquet(self.home / f"{kind}.parquet")
+        table["vector"] = list(np.zeros((len(table), 3)))
+        table.to_parquet(self.home / f"{kind.replace('wide', 'nested')}.parquet", compression=None)
+        np.save(self.home / f"{name}.npy", np.full((len(table), 2), 0.5))
+
+    def case(self, name: str, k: int) -> tuple[str, list[str]]:
+        """Change one file and read it."""
+        rng = np.random.default_rng([*name.encode(), k])
+        changed = self.home / f"changed.{name.partition('.')[2]}"
+        content = (self.home / name).read_bytes()
+        as_text = rng.random() < 0.7 and not name.endswith((".parquet", ".npy"))
+        if as_text and name.endswith(".gz"):
+            content = gzip.compress(mutate_text(gzip.decompress(content), rng))
+        else:
+            content = mutate_text(content, rng) if as_text else mutate(content, rng)
+        changed.write_bytes(content)
+        places = {"FILE": changed, "TRUSTED": self.home / f"trusted {name}"}
+        command = self.readers[name][k % len(self.readers[name])]
+        done = self.server.run(*(places.get(str(x), x) for x in command))
+        ended, wrong = judge(done)
+        if ended == "done" and (said := misread(changed, name)):
+            ended, wrong = "misread", [said]
+        if wrong:
+            print(name, k, wrong, done["stderr"][-1500:], flush=True)
+        return ended, wrong
+
+
+def misread(path: Path, name: str) -> str | None:
+    """What Python's own reader finds otherwise in the label column of a CSV file."""
+    if not name.startswith(("wide.csv", "wide.tsv")):
+        return None
+    try:
+        read = read_table(path, "train", label="y", ids=["id"]).frame["y"]
+    except InputError:
+        return None  # which was read with other options
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8-sig")
+    separator = "\t" if name.endswith(".tsv") else ","
+    head, *rows = csv.reader(text.splitlines(keepends=True), delimiter=separator)
+    rows = [row for row in rows if row]
+    if len(rows) != len(read):
+        return "another number of rows"
+    told = [row[head.index("y")] for row in rows]
+    same = [a == str(b) or _number(a) == _number(b) for a, b in zip(told, read, strict=True)]
+    return None if all(same) else "another label"
+
+
+def _number(value: Any) -> float | str:
+    try:
+        return -1e9 if value != value or value in ("", None) else float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+class OddTables(Part):
+    """Whole files with columns of every type, odd names, and few rows, see `odd_tables.py`."""
+
+    def __init__(self, server: Server, folder: Path, number: int):
+        self.server, self.home = server, folder / "odd"
+        self.home.mkdir()
+        self.goals = shared(number, ["odd.parquet", "odd.csv"])
+
+    def case(self, name: str, k: int) -> tuple[str, list[str]]:
+        """Make two tables and read them."""
+        rng = np.random.default_rng([*name.encode(), k])
+        path, trusted = self.home / name, self.home / f"trusted {name}"
+        table = odd_table(rng)
+        rows = len(table)
+        known = (
+            table.take(rng.integers(rows, size=rows // 2)) if rng.random() < 0.5 and rows else table
+        )
+        for one, target in [(table, path), (known, trusted)]:
+            if name.endswith(".parquet"):
+                pyarrow.parquet.write_table(one, target)
+            else:
+                one = one.select(list(dict.fromkeys(range(one.num_columns))))
+                pd.DataFrame(
+                    {str(i): _texts(column) for i, column in enumerate(one.columns)}
+                ).set_axis(one.column_names, axis=1).to_csv(
+                    target, index=False, errors="backslashreplace"
+                )
+        columns = [
+            c for c in table.column_names if c and "\x00" not in c and not c.startswith("-")
+        ] or ["a"]
+        label, other = (columns[int(rng.integers(len(columns)))] for _ in range(2))
+        options = ["--trusted", trusted, "--label", label]
+        options += ["--id", other] if rng.random() < 0.4 else []
+        command = ["audit", path, *options]
+        if k % 2:
+            groups = ["--groups", other] if rng.random() < 0.3 else []
+            command = ["weigh", path, *options, *groups, "--dry-run", "--out", self.home / "none"]
+        done = self.server.run(*command)
+        ended, wrong = judge(done)
+        if wrong:
+            print(name, k, wrong, command, done["stderr"][-2500:], flush=True)
+        return ended, wrong
+
+
+def _texts(column: pa.ChunkedArray) -> list[str | None]:
+    try:
+        return [None if x is None else str(x) for x in column.to_pylist()]
+    except (ValueError, OverflowError, UnicodeDecodeError):
+        return ["?"] * len(column)

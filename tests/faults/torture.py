@@ -1,32 +1,37 @@
 #!/usr/bin/env python
 """Kill and fail `bilevel weigh` at every call that changes a file: what is left, and is it right?
 
-    tests/faults/torture.py [--short] [--kills N] [--mutations N] [--out FILE]     # make torture
+    tests/faults/torture.py [--short] [--kills N] [--mutations N] [--minutes M] [--go-on]
 
 After each fault the run folder must be in one of the five states, the next command must end well, and
-the results must be those of an undisturbed run, bit for bit. The counts go to
-benchmarks/results/reliability.json, of which docs/reliability.md is made.
+the results must be those of an undisturbed run, bit for bit. The cases of all parts take turns, and
+the counts go to benchmarks/results/reliability.json every few seconds, also when SIGTERM or SIGINT
+ends it: docs/reliability.md is made of them. With `--go-on` it continues from the counts in that file.
+A case is told by its part, its name and its number, so that any of them can be repeated:
+`--only "mutated tables" wide.csv 17`.
 """
 
 import argparse
 import datetime
 import json
+import os
 import platform
 import shutil
 import signal
 import sys
 import tempfile
-from collections import Counter
+import time
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-from mutations import mutate_folders, mutate_tables  # noqa: E402
+from cases import Part, write_small_tables  # noqa: E402
+from mutations import Folders, OddTables, Tables  # noqa: E402
 from server import MODES, Server, build_shim  # noqa: E402
 
 from bilevel.cli._run_folder import RunFolder, State  # noqa: E402
@@ -34,19 +39,9 @@ from bilevel.cli._run_folder import RunFolder, State  # noqa: E402
 RESULTS = HERE.parents[1] / "benchmarks" / "results" / "reliability.json"
 SAME = ("weights.parquet", "worst.csv", "scorer.npz")  # files that are equal bit for bit
 METHODS = {"auto": [], "soba": ["--method", "soba", "--num-steps", "512"]}
-
-
-def write_small_tables(folder: Path) -> list[str | Path]:
-    """Two classes, 60 training and 24 trusted rows; the command."""
-    rng = np.random.default_rng(0)
-    for name, rows in [("train", 60), ("trusted", 24)]:
-        y = np.arange(rows) % 2
-        table = pd.DataFrame({"id": [f"{name}{i}" for i in range(rows)]})
-        table["a"], table["b"] = y + rng.normal(size=rows), rng.normal(size=rows)
-        table["y"] = np.where(rng.random(rows) < 0.2 * (name == "train"), 1 - y, y)
-        table.to_csv(folder / f"{name}.csv", index=False)
-    command = ["weigh", folder / "train.csv", "--trusted", folder / "trusted.csv"]
-    return [*command, "--label", "y", "--id", "id", "--no-report"]
+PACKAGES = ("bilevel", "numpy", "pandas", "pyarrow", "jax", "scikit-learn", "skops")
+SIGNALS = {"SIGKILL": 10, "SIGINT": 2, "SIGTERM": 2}  # of so many cases in turn
+PAUSE = 20.0  # seconds between two writings of the counts
 
 
 class Bench:
@@ -111,50 +106,121 @@ class Bench:
         return state.value, wrong
 
 
-def count(found: list[tuple[str, list[str]]]) -> dict[str, Any]:
-    """States that were left, and what was wrong."""
-    return {
-        "cases": len(found),
-        "states": dict(Counter(state for state, _ in found)),
-        "wrong": dict(Counter(x for _, wrong in found for x in wrong)),
-    }
-
-
-def every_call(server: Server, folder: Path, steps: dict[str, int]) -> dict[str, Any]:
+class EveryCall(Part):
     """Each way to fail, at every call, or at one in so many."""
-    counts: dict[str, Any] = {}
-    for method, options in METHODS.items():
-        bench = Bench(server, folder / method, options, remember=method == "auto")
-        for name, mode in MODES.items():
-            found = [
-                bench.disturb(folder=bench.folder, at=k, mode=mode)
-                for k in range(0, bench.calls, steps[method])
-            ]
-            counts[f"{method}: {name}"] = count(found) | {"calls": bench.calls}
-            print(f"{method}: {name}", counts[f"{method}: {name}"], flush=True)
-    return counts
+
+    def __init__(self, server: Server, folder: Path, steps: dict[str, int]):
+        self.benches = {
+            method: Bench(server, folder / method, options, remember=method == "auto")
+            for method, options in METHODS.items()
+        }
+        self.steps = steps
+        self.goals = {
+            f"{method}: {mode}": len(range(0, bench.calls, steps[method]))
+            for method, bench in self.benches.items()
+            for mode in MODES
+        }
+
+    def case(self, name: str, k: int) -> tuple[str, list[str]]:
+        """Fail at one call."""
+        method, _, mode = name.partition(": ")
+        bench = self.benches[method]
+        return bench.disturb(folder=bench.folder, at=k * self.steps[method], mode=MODES[mode])
 
 
-def random_moments(server: Server, folder: Path, number: int) -> dict[str, Any]:
+class RandomMoments(Part):
     """Signals at random moments."""
-    rng, counts = np.random.default_rng(0), {}
-    for method, options in METHODS.items():
-        bench = Bench(server, folder / f"{method} signals", options)
-        length = bench.undisturbed["seconds"]
-        for name in ("SIGKILL", "SIGINT", "SIGTERM"):
-            moments = rng.uniform(0, length, number if name == "SIGKILL" else number // 5)
-            found = [
-                bench.disturb(seconds=float(s), signal=int(vars(signal)[name])) for s in moments
-            ]
-            counts[f"{method}: {name}"] = count(found)
-            print(f"{method}: {name}", counts[f"{method}: {name}"], flush=True)
-    return counts
+
+    def __init__(self, server: Server, folder: Path, kills: int):
+        self.benches = {
+            method: Bench(server, folder / f"{method} signals", options)
+            for method, options in METHODS.items()
+        }
+        self.goals = {
+            f"{method}: {name}": kills * share // SIGNALS["SIGKILL"]
+            for method in METHODS
+            for name, share in SIGNALS.items()
+        }
+
+    def case(self, name: str, k: int) -> tuple[str, list[str]]:
+        """Send one signal."""
+        method, _, sent = name.partition(": ")
+        bench = self.benches[method]
+        rng = np.random.default_rng([*name.encode(), k])
+        moment = rng.uniform(0, bench.undisturbed["seconds"])
+        return bench.disturb(seconds=float(moment), signal=int(vars(signal)[sent]))
 
 
-def write(counts: dict[str, Any], path: Path) -> None:
-    """What was counted so far."""
-    path.write_text(json.dumps(counts, indent=1) + "\n")
-    print(f"written: {path}", flush=True)
+class Counts:
+    """What was counted, in memory and in a file.
+
+    Args:
+        path: the file.
+        go_on: whether to add to what it holds.
+
+    Raises:
+        SystemExit: what it holds was counted with other versions.
+    """
+
+    def __init__(self, path: Path, go_on: bool):
+        self.path, self.written = path, time.monotonic()
+        self.content: dict[str, Any] = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "versions": {
+                **{name: version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+            },
+        }
+        if go_on and path.exists():
+            before = json.loads(path.read_text())
+            if before["versions"] != self.content["versions"]:
+                sys.exit(f"{path} was counted with {before['versions']}")
+            self.content = before | {"date": self.content["date"]}
+
+    def number(self, part: str, name: str) -> int:
+        """How many cases there are of this name."""
+        return self.content.get(part, {}).get(name, {}).get("cases", 0)
+
+    def add(self, part: str, name: str, ended: str, wrong: list[str]) -> None:
+        """One case more."""
+        group = self.content.setdefault(part, {}).setdefault(
+            name, {"cases": 0, "ends": {}, "wrong": {}}
+        )
+        group["cases"] += 1
+        group["ends"][ended] = group["ends"].get(ended, 0) + 1
+        for word in wrong:
+            group["wrong"][word] = group["wrong"].get(word, 0) + 1
+        if time.monotonic() - self.written > PAUSE:
+            self.write()
+
+    def write(self) -> None:
+        """The file, whole."""
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.content, indent=1) + "\n")
+        partial.replace(self.path)
+        self.written = time.monotonic()
+
+    @property
+    def wrong(self) -> int:
+        """How much was wrong."""
+        parts = [part for name, part in self.content.items() if name not in ("date", "versions")]
+        return sum(sum(group["wrong"].values()) for part in parts for group in part.values())
+
+
+def take_turns(parts: dict[str, Part], counts: Counts, until: float) -> None:
+    """A case of each name in turn, those furthest behind their goal first, until all are done."""
+    while time.monotonic() < until:
+        shares = [
+            (counts.number(part, name) / goal, part, name)
+            for part, one in parts.items()
+            for name, goal in one.goals.items()
+            if counts.number(part, name) < goal
+        ]
+        if not shares:
+            return
+        _, part, name = min(shares)
+        ended, wrong = parts[part].case(name, counts.number(part, name))
+        counts.add(part, name, ended, wrong)
 
 
 def main() -> int:
@@ -163,35 +229,44 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="every seventh call, few mutations")
     parser.add_argument("--step", type=int, default=1, help="of free weights, one call in so many")
     parser.add_argument("--kills", type=int, default=500, help="random SIGKILLs per method")
-    parser.add_argument("--mutations", type=int, default=2000, help="per reader")
+    parser.add_argument("--mutations", type=int, default=10_000, help="of all readers together")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="and no longer")
+    parser.add_argument("--go-on", action="store_true", help="add to the counts of the file")
+    parser.add_argument("--only", nargs=3, metavar=("PART", "NAME", "K"), help="repeat one case")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    kills, mutations = (10, 40) if asked.short else (asked.kills, asked.mutations)
-    counts: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {
-            **{name: version(name) for name in ("bilevel", "numpy", "pandas", "pyarrow", "jax")},
-            "python": platform.python_version(),
-        },
-    }
+    kills, mutations = (10, 400) if asked.short else (asked.kills, asked.mutations)
+    counts = Counts(asked.out, asked.go_on)
+
+    def stop(number: int, _: FrameType | None) -> None:
+        counts.write()
+        os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    until = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         shim = build_shim(folder)
-        if shim is None:
-            print("no C compiler, so no faults at single calls")
         with Server(shim, "bilevel.reweighting._weights.free_weights") as server:
-            # The longest comes last.
-            counts["mutated tables"] = mutate_tables(server, folder, mutations)
-            counts["mutated run folders"] = mutate_folders(server, folder, mutations)
-            write(counts, asked.out)
-            if shim is not None:
+            parts: dict[str, Part] = {
+                "mutated tables": Tables(server, folder, mutations * 5 // 16),
+                "odd tables": OddTables(server, folder, mutations * 2 // 16),
+                "mutated run folders": Folders(server, folder, mutations * 9 // 16),
+                "at random moments": RandomMoments(server, folder, kills),
+            }
+            if shim is None:
+                print("no C compiler, so no faults at single calls")
+            else:
                 steps = {"auto": 7, "soba": 20} if asked.short else {"auto": 1, "soba": asked.step}
-                counts["at every call"] = every_call(server, folder, steps)
-                write(counts, asked.out)
-            counts["at random moments"] = random_moments(server, folder, kills)
-    write(counts, asked.out)
-    parts = [x for part in counts.values() if isinstance(part, dict) for x in part.values()]
-    return int(any(x["wrong"] for x in parts if isinstance(x, dict)))
+                parts["at every call"] = EveryCall(server, folder, steps)
+            print({part: one.goals for part, one in parts.items()}, flush=True)
+            if asked.only:
+                print(parts[asked.only[0]].case(asked.only[1], int(asked.only[2])))
+                return 0
+            take_turns(parts, counts, until)
+    counts.write()
+    return int(counts.wrong > 0)
 
 
 if __name__ == "__main__":

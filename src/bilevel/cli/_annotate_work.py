@@ -22,7 +22,14 @@ from ._annotation_formats import (
     to_label_studio,
 )
 from ._app import RunFolderError
-from ._run_files import check_unchanged, read_config, read_like, read_summary, write_parquet
+from ._run_files import (
+    check_unchanged,
+    read_config,
+    read_like,
+    read_summary,
+    read_verdicts,
+    write_parquet,
+)
 
 LARGEST = 1 << 28  # bytes of an export
 GIVEN = "given_label"  # the column of the label before it was verified
@@ -63,7 +70,7 @@ def export_rows(run: Path, out: Path, tool: str, count: int, verify_next: bool) 
     if out.suffix.lower() != ".json":
         raise InputError(f"--out {out} must end in .json.")
     check_unchanged(run, "config.toml", "weights.parquet")
-    weights = pd.read_parquet(run / "weights.parquet")
+    weights = read_verdicts(run)
     if config["task"] == "regression" or "given_label" not in weights:
         raise InputError("only labels of a classification can be exported; this run has none.")
     train = _tables(run, config)["train"]

@@ -15,7 +15,7 @@ from ..reweighting._inputs.saved import load_model
 from ..reweighting._report.compared import Comparison, Scores, compare_runs
 from ..reweighting._weights.metric import Metric, Said
 from ._estimators import SAVED_TYPES
-from ._run_files import check_unchanged, read_config, write_json
+from ._run_files import check_unchanged, read_config, read_verdicts, write_json
 
 COLUMNS = ["id", "weight", "label_quality", "keep"]
 
@@ -33,7 +33,7 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> Comparison:
     for run in runs:
         configs.append(read_config(run))
         check_unchanged(run, "config.toml", "weights.parquet")
-        table = pd.read_parquet(run / "weights.parquet", columns=COLUMNS)
+        table = read_verdicts(run, COLUMNS)
         weights.append(table.assign(id=as_texts(pd.Series(table["id"]))))
     if configs[0]["task"] != configs[1]["task"]:
         raise InputError(f"{first} and {second} are of different tasks; nothing can be compared.")

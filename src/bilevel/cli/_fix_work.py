@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .._reading.formats import SEPARATORS
 from .._storage import write_bytes
 from .._text import without_unseen
 from ..reweighting._audit.fixes import (
@@ -22,8 +23,7 @@ from ..reweighting._audit.fixes import (
 )
 from ..reweighting._audit.view import make_view
 from ..reweighting._inputs.checks import InputError, named
-from ..reweighting._inputs.csv import SEPARATORS
-from ..reweighting._inputs.files import digest, read_table, read_tables, split_label
+from ..reweighting._inputs.files import digest, read_parquet, read_table, read_tables, split_label
 from ._app import RunFolderError
 from ._run_files import read_like, write_csv, write_json
 
@@ -161,7 +161,7 @@ def _as_line(cells: list[str], separator: str, raw: str) -> str:
 
 
 def _write_parquet(path: Path, target: Path, changes: list[Change], label: str) -> None:
-    frame = pd.read_parquet(path, partitioning=None)
+    frame = read_parquet(path, f"the file {path}")
     rows, columns = _dropped(changes)
     for change in changes:
         if change.column is None or change.kind == "drop-column":

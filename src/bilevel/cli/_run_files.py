@@ -17,6 +17,7 @@ from .._text import for_spreadsheet, to_json
 from ..reweighting._inputs.archives import check_archive
 from ..reweighting._inputs.checks import InputError, check_labels, named
 from ..reweighting._inputs.columns import check_values, tidy
+from ..reweighting._inputs.files import read_parquet
 from ..reweighting._inputs.prepare import Encoding
 from ..reweighting._inputs.probabilities import check_new_probabilities
 from ..reweighting._inputs.saved import load_model, load_trusted
@@ -181,18 +182,44 @@ def read_quality(run: Path, rows: int) -> np.ndarray:
     Raises:
         InputError: it cannot be read, or is not of this run.
     """
+    quality = read_verdicts(run, ["label_quality"])["label_quality"]
+    if len(quality) != rows:
+        raise _unusable(run, f"it has {len(quality)} rows, and the training table {rows}")
+    return np.asarray(quality, np.float64)
+
+
+def read_verdicts(run: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """What `write_weights` wrote; `columns=None` is all of it.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
     path = run / "weights.parquet"
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and no file of a run.")
     try:
-        column = pd.read_parquet(path, columns=["label_quality"])["label_quality"]
-        quality = np.asarray(column, np.float64)
-        if quality.shape != (rows,) or not np.isfinite(quality).all():
-            raise DamagedFileError(f"it must hold {rows} numbers, one per training row")
-    except Exception as error:  # parsers raise many kinds; each means the same to the user
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is damaged, or "
-            f"does not belong to the other files of {run}. Bring back a copy, or weigh again."
-        ) from error
-    return quality
+        table = read_parquet(path, str(path), columns)
+    except InputError as error:
+        raise _unusable(run, str(error)) from error
+    for name, column in table.items():
+        kind = pd.api.types
+        numbers = name in ("weight", "label_quality", "wrong", "rank")
+        if numbers and not (
+            kind.is_numeric_dtype(column.dtype) and np.isfinite(np.asarray(column, float)).all()
+        ):
+            raise _unusable(run, f"the column {name!r} must hold finite numbers")
+        if name == "keep" and not kind.is_bool_dtype(column.dtype):
+            raise _unusable(run, "the column 'keep' must hold true or false")
+        if not numbers and len(column) and not kind.is_hashable(column.iloc[0]):
+            raise _unusable(run, f"the column {name!r} must hold one value per row")
+    return table
+
+
+def _unusable(run: Path, why: str) -> InputError:
+    return InputError(
+        f"{run / 'weights.parquet'} cannot be read ({why[:300]}): it is damaged, or does not belong "
+        f"to the other files of {run}. Bring back a copy, or weigh again."
+    )
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

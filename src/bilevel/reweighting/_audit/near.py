@@ -113,6 +113,8 @@ def _cell_hashes(one: Table, other: Table | None) -> list[UInt64[np.ndarray, "ro
 
 def _long_texts(column: pd.Series) -> np.ndarray | None:
     """Texts that are more than names, and mostly distinct; None for any other column."""
+    if pd.api.types.infer_dtype(column, skipna=True) == "bytes":
+        return None
     texts = column.astype(object).where(column.notna(), "").astype(str).to_numpy(dtype=object)
     if len(texts) == 0 or np.median([len(x) for x in texts[:1000]]) < LONG:
         return None

@@ -10,6 +10,7 @@ import scipy.sparse
 from jaxtyping import Float, Shaped
 from sklearn.base import is_classifier
 
+from ..._text import named
 from .estimators import weight_keyword, without_weights
 
 # What prose calls the rows of the three tables.
@@ -18,13 +19,6 @@ PROSE = {"train": "training", "trusted": "trusted", "holdout": "hold-out"}
 
 class InputError(ValueError):
     """The data given cannot be used; the message says which rows or columns, and what to do."""
-
-
-def named(items: Any, at_most: int = 5) -> str:
-    """The first few of `items`, for a message: `'a', 'b' and 7 more`."""
-    shown = ", ".join(repr(x.item() if hasattr(x, "item") else x) for x in items[:at_most])
-    rest = len(items) - at_most
-    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def row_ids(X: Any) -> np.ndarray:

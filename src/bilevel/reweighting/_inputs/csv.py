@@ -13,25 +13,21 @@
 - `true` and `false`, in any case, are booleans.
 """
 
-import csv
-import gzip
-import io
+import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
 
+from ..._reading.formats import NOTES
 from .checks import InputError, named
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 GAPS = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>", "?")
-SEPARATORS = ",;\t|"
 MANY_VALUES = 50  # distinct labels above which numbers with a mark are a target and no classes
 STRAY = 0.05  # a share of labels that are words, below which a target is taken to have stray words
 SAMPLE = 1000  # distinct values that are looked at before all of them are
@@ -124,90 +120,11 @@ class Texts(NamedTuple):
     columns: dict[str, Any]  # of pyarrow's strings
     notes: list[str]
 
-
-def read_texts(path: Path, separator: str | None, what: str) -> Texts:
-    """The cells of a CSV file as texts; with `separator=None` the header tells the separator.
-
-    Raises:
-        InputError: repeated column names; rows with more or fewer fields than the header; cells that
-            hold whole rows, between stray quote marks.
-    """
-    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    notes = []
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        text = file.readline()
-        while text.count('"') % 2 and (more := file.readline()):  # a line break within quotes
-            text += more
-    if separator is None:
-        separator = "," if "," in text else next((s for s in SEPARATORS if s in text), ",")
-        if separator != ",":
-            notes.append(f"the columns of {what} are separated by {separator!r}")
-    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
-    repeated = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
-    if repeated:
-        raise InputError(f"{what} has repeated column names: {named(repeated)}.")
-
-    lines = len(text.splitlines())
-    table, bad = _parse(path, separator, len(names), lines)
-    if bad is not None and bad.actual_columns == len(names) + 1:
-        table, worse = _parse(path, separator, len(names) + 1, lines)
-        if worse is None and pc.all(pc.equal(table.columns[-1], "")).as_py():
-            names = [*names, ""]
-            notes.append(
-                f"every row of {what} ends in one {separator!r} too many, which is ignored"
-            )
-            bad = None
-    if bad is not None:
-        raise InputError(
-            f"a row of {what} has {bad.actual_columns} fields; the first line names {len(names)} "
-            f"columns: {bad.text[:80]!r}. Name every column, and put text that holds a "
-            f"{separator!r} in double quotes."
-        )
-    _check_quotes(names, table, separator, what)
-    columns = {}
-    for k, (name, column) in enumerate(zip(names, table.columns, strict=True)):
-        if name or not pc.all(pc.equal(column, "")).as_py():  # else a separator at each line's end
-            columns[name or f"Unnamed: {k}"] = column
-    return Texts(columns, notes)
-
-
-def _check_quotes(names: list[str], table: pa.Table, separator: str, what: str) -> None:
-    """Refuse cells that hold whole rows, as those between two stray quote marks do.
-
-    Raises:
-        InputError: with the first such cell.
-    """
-    for name, column in zip(names, table.columns, strict=True):
-        for cell in column.filter(pc.match_substring(column, "\n")).to_pylist():
-            inner = cell.split("\n")[1:-1]  # lines that are within the quotes from end to end
-            if len(inner) >= 2 and all(x.count(separator) == len(names) - 1 > 0 for x in inner):
-                raise InputError(
-                    f"a cell of the column {name!r} of {what} holds {len(inner)} lines that look like "
-                    f"rows, from {inner[0][:60]!r} on: a quote mark before it is never closed, or was "
-                    "not meant as one. Remove it, or write it twice within double quotes."
-                )
-
-
-def _parse(path: Path, separator: str, fields: int, skip: int) -> tuple[pa.Table, Any]:
-    """(the table, the first row with another number of fields if there is one)."""
-    bad = []
-
-    def note(row: Any) -> str:
-        bad.append(row)
-        return "skip"
-
-    names = [str(k) for k in range(fields)]
-    table = pyarrow.csv.read_csv(
-        path,
-        pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip),
-        pyarrow.csv.ParseOptions(
-            delimiter=separator, newlines_in_values=True, invalid_row_handler=note
-        ),
-        pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
-        ),
-    )
-    return table, bad[0] if bad else None
+    @classmethod
+    def of(cls, table: pa.Table) -> "Texts":
+        """Of what the process that reads files has given."""
+        notes = json.loads((table.schema.metadata or {}).get(NOTES, b"[]"))
+        return cls(dict(zip(table.column_names, table.columns, strict=True)), notes)
 
 
 def find_reading(texts: Any) -> Reading:
@@ -231,7 +148,11 @@ def find_label_reading(texts: Sequence[Any], column: str) -> Reading:
     Raises:
         InputError: a target with stray words.
     """
-    distinct = [x for x in pc.unique(pa.chunked_array([*_chunks(texts)])).to_pylist() if x != ""]
+    distinct = [
+        x
+        for x in pc.unique(pa.chunked_array([*_chunks(texts)], pa.large_string())).to_pylist()
+        if x != ""
+    ]
     plain = [x for x in distinct if re.match(_PLAIN, x.strip())]
     if len(plain) == len(distinct):
         return NUMBER

@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import re
 from collections.abc import Container, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
-import pyarrow.parquet
 
+from ..._reading import ReadError, read_file
+from ..._reading.formats import RefusedError, parquet_files, parquet_folder
 from ..._storage import DamagedFileError, checksum
 from .checks import InputError, named
 from .csv import (
@@ -24,7 +24,6 @@ from .csv import (
     find_label_reading,
     find_reading,
     read_column,
-    read_texts,
     with_decimal_comma,
 )
 from .scalars import check_scalars
@@ -34,6 +33,7 @@ _UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
 _NO_NAME = ("__index_level_0__", "index")  # what an index without a name is asked for as
 _SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
+_FOLDER = "a folder of Parquet files"
 
 
 class Table(NamedTuple):
@@ -144,35 +144,47 @@ def _interpret(
 def _read(path: Path, name: str) -> Texts | pd.DataFrame:
     what = f"the {name} file {path}"
     if path.is_dir():
-        reader, kind = partial(_read_folder, name=name), "a folder of Parquet files"
-    elif not path.is_file():
+        return _as_frame(_asked("folder", path, f"the {name} folder {path}", _FOLDER), what)
+    if not path.is_file():
         raise InputError(f"{what} does not exist; check the path.")
-    else:
-        endings = (*_SEPARATORS, *_PARQUET)
-        kind = next((end for end in endings if path.name.lower().endswith(end)), "")
-        if not kind:
-            raise InputError(
-                f"{what} ends in {path.suffix or 'nothing'!r}; the formats read are "
-                f"{', '.join(endings)} and folders of Parquet files. Convert it, or rename it "
-                "if it is one of these."
-            )
-        if path.stat().st_size == 0:
-            raise InputError(f"{what} is empty (0 bytes).")
-        reader = (
-            # Without partitioning: folder names above the file are not columns of the table.
-            partial(pd.read_parquet, partitioning=None)
-            if kind in _PARQUET
-            else partial(read_texts, separator=_SEPARATORS[kind], what=what)
+    endings = (*_SEPARATORS, *_PARQUET)
+    kind = next((end for end in endings if path.name.lower().endswith(end)), "")
+    if not kind:
+        raise InputError(
+            f"{what} ends in {path.suffix or 'nothing'!r}; the formats read are "
+            f"{', '.join(endings)} and folders of Parquet files. Convert it, or rename it "
+            "if it is one of these."
         )
+    if path.stat().st_size == 0:
+        raise InputError(f"{what} is empty (0 bytes).")
+    if kind in _PARQUET:
+        return read_parquet(path, what)
+    return Texts.of(_asked("csv", path, what, kind.lstrip("."), separator=_SEPARATORS[kind]))
+
+
+def read_parquet(path: Path, what: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A Parquet file, read in a process of its own; `columns=None` is all of them.
+
+    Raises:
+        InputError: it cannot be read, or has no such columns.
+    """
+    return _as_frame(_asked("parquet", path, what, "parquet", columns=columns), what)
+
+
+def _asked(format: str, path: Path, what: str, kind: str, **options: Any) -> pa.Table:
     try:
-        table = reader(path)
-    except InputError:
-        raise
-    except Exception as error:  # parsers raise many kinds; each means the same to the user
-        raise InputError(f"{what} cannot be read as {kind.lstrip('.')}: {error}") from error
-    if isinstance(table, pd.DataFrame):
-        table.columns = table.columns.astype(str)
-    return table
+        return read_file(format, path, what, kind, **options)
+    except ReadError as error:
+        raise InputError(str(error)) from error
+
+
+def _as_frame(table: pa.Table, what: str) -> pd.DataFrame:
+    try:
+        frame = table.to_pandas()
+        frame.columns = frame.columns.astype(str)
+    except Exception as error:  # of many kinds: metadata may say anything
+        raise InputError(f"{what} cannot be read as a table: {error}") from error
+    return frame
 
 
 def _without_row_numbers(
@@ -182,7 +194,7 @@ def _without_row_numbers(
     notes = []
     while frame.shape[1] and _UNNAMED.fullmatch(first := str(frame.columns[0])):
         column = pd.Series(frame.iloc[:, 0])
-        names = not pd.api.types.is_numeric_dtype(column) and column.is_unique
+        names = not pd.api.types.is_numeric_dtype(column) and _is_unique(column)
         if first in wanted or not (names or pd.api.types.is_integer_dtype(column)):
             break
         notes.append(
@@ -193,15 +205,11 @@ def _without_row_numbers(
     return frame, notes
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files below `folder`, sorted; names that start with `.` or `_` are bookkeeping."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in (".parquet", ".pq")
-        and not any(part[0] in "._" for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+def _is_unique(column: pd.Series) -> bool:
+    try:
+        return column.is_unique
+    except TypeError:  # of lists and maps
+        return False
 
 
 def parquet_dataset(path: Path, name: str) -> pyarrow.dataset.Dataset | None:
@@ -210,53 +218,16 @@ def parquet_dataset(path: Path, name: str) -> pyarrow.dataset.Dataset | None:
     Raises:
         InputError: as `read_tables`.
     """
-    if path.is_dir():
-        return _folder_dataset(path, name)
-    if not path.is_file() or path.suffix.lower() not in _PARQUET or path.stat().st_size == 0:
-        return None
     try:
+        if path.is_dir():
+            return parquet_folder(path, f"the {name} folder {path}")
+        if not path.is_file() or path.suffix.lower() not in _PARQUET or path.stat().st_size == 0:
+            return None
         return pyarrow.dataset.dataset(path, format="parquet", partitioning=None)
+    except RefusedError as error:
+        raise InputError(str(error)) from error
     except Exception as error:  # parsers raise many kinds; each means the same to the user
         raise InputError(f"the {name} file {path} cannot be read as parquet: {error}") from error
-
-
-def _read_folder(folder: Path, name: str) -> pd.DataFrame:
-    return _folder_dataset(folder, name).to_table().to_pandas()
-
-
-def _folder_dataset(folder: Path, name: str) -> pyarrow.dataset.Dataset:
-    files = _parquet_files(folder)
-    if not files:
-        raise InputError(f"the {name} folder {folder} holds no Parquet files (.parquet, .pq).")
-    schemas = []
-    for path in files:
-        try:
-            schemas.append(pyarrow.parquet.read_schema(path))
-        except Exception as error:
-            raise InputError(
-                f"the {name} file {path} cannot be read as parquet: {error}"
-            ) from error
-        lacks, has = (
-            [c for c in one.names if c not in other.names]
-            for one, other in [(schemas[0], schemas[-1]), (schemas[-1], schemas[0])]
-        )
-        if lacks or has:
-            differences = [
-                f"{word} {named(c)}" for word, c in [("lacks", lacks), ("has", has)] if c
-            ]
-            raise InputError(
-                f"the {name} folder {folder} holds files of different columns: {path.name} differs "
-                f"from {files[0].name}, it {' and '.join(differences)}. Keep one table in a folder."
-            )
-    arguments: dict[str, Any] = {
-        "format": "parquet",
-        "partitioning": "hive",
-        "partition_base_dir": str(folder),
-    }
-    found = pyarrow.dataset.dataset(files, **arguments).schema
-    from_paths = pa.schema([field for field in found if field.name not in schemas[0].names])
-    schema = pa.unify_schemas([*schemas, from_paths], promote_options="permissive")
-    return pyarrow.dataset.dataset(files, schema=schema, **arguments)
 
 
 def digest(path: Path) -> str:
@@ -266,7 +237,7 @@ def digest(path: Path) -> str:
         InputError: it is neither.
     """
     if path.is_dir():
-        sums = [f"{p.relative_to(path).as_posix()} {digest(p)}\n" for p in _parquet_files(path)]
+        sums = [f"{p.relative_to(path).as_posix()} {digest(p)}\n" for p in parquet_files(path)]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
     try:
         return checksum(path)
@@ -275,10 +246,15 @@ def digest(path: Path) -> str:
 
 
 def check_unique(table: pd.DataFrame, what: str) -> None:
-    """Refuse repeated column names."""
+    """Refuse column names that repeat, or that arrays of texts cannot hold."""
     repeated = table.columns[table.columns.duplicated()].unique()
     if len(repeated):
         raise InputError(f"{what} has repeated column names: {named(repeated)}.")
+    if cut := [name for name in table.columns if isinstance(name, str) and "\x00" in name]:
+        raise InputError(
+            f"{what} has column names that hold the character NUL, which models cut off: {named(cut)}. "
+            "Rename them."
+        )
 
 
 def check_unique_ids(ids: pd.Series, what: str, column: str) -> None:
@@ -315,6 +291,10 @@ def split_label(
                 f"the {name} file has no column {column!r} ({option}); "
                 f"{suggest(column, table.columns)}{way if option == '--id' else ''}."
             )
+    if label == identifier:
+        raise InputError(
+            f"--label and --id are both {label!r}; the ids of rows are not their labels."
+        )
     check_scalars(table[label], f"the label column {label!r} of the {name} file")
     if identifier is not None:
         check_scalars(table[identifier], f"the column {identifier!r} (--id) of the {name} file")

@@ -1,0 +1,211 @@
+"""Asks the process that reads files, and takes what it has read without copying it.
+
+Only Linux has what this needs; elsewhere files are read in the process itself.
+"""
+
+import atexit
+import json
+import mmap
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from .formats import RefusedError, write_tables
+
+MEMORY, SECONDS = "BILEVEL_READ_MEMORY", "BILEVEL_READ_SECONDS"  # of the environment
+LEAST = 1 << 28  # bytes, which the process itself needs
+POSSIBLE = sys.platform == "linux" and bool(sys.executable)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_START = """
+import sys
+sys.path[:] = {path!r}
+from bilevel._reading.serve import main
+main({handle})
+"""
+
+
+class ReadError(ValueError):
+    """A file cannot be read; the message says which, and what to do."""
+
+
+def read_file(format: str, path: Path, what: str, kind: str, **options: Any) -> pa.Table:
+    """What a file holds, read in another process, whose death is an error here.
+
+    Args:
+        format: one of `formats.FORMATS`.
+        path: the file.
+        what: how messages name it.
+        kind: how they name the format.
+        options: of the format.
+
+    Raises:
+        ReadError: it cannot be parsed or used, it takes too much memory or time, or the process that
+            read it died.
+    """
+    if not POSSIBLE:
+        return _read_here(format, path, what, kind, options)
+    memory, seconds = limits(path)
+    request = {
+        "format": format,
+        "path": str(path.absolute()),
+        "what": what,
+        "options": options,
+        "memory": memory,
+        "seconds": seconds,
+    }
+    target = os.memfd_create("bilevel")
+    try:
+        code = _SERVER.ask(json.dumps(request).encode(), target)
+        size = os.fstat(target).st_size
+        if code == 0:
+            content = mmap.mmap(target, size, access=mmap.ACCESS_READ)
+            return pa.ipc.open_stream(pa.py_buffer(content)).read_all()
+        if code != 1:
+            raise ReadError(
+                f"{what} cannot be read: the process that read it {_death(code, seconds)}. The file "
+                "is damaged, or made to do harm; nothing of it was used."
+            )
+        failure = json.loads(os.pread(target, size, 0))
+    finally:
+        os.close(target)
+    if failure["kind"] == "memory":
+        raise ReadError(
+            f"{what} takes more than {memory / 1e9:.1f} GB of memory to read. If the machine has "
+            f"it and you trust the file, set {MEMORY} to more, as in {MEMORY}=32GB."
+        )
+    if failure["kind"] == "refused":
+        raise ReadError(failure["message"])
+    raise ReadError(f"{what} cannot be read as {kind}: {failure['message']}")
+
+
+def limits(path: Path) -> tuple[int, int]:
+    """Bytes of memory and seconds of the processor for a file.
+
+    Raises:
+        ReadError: the variable of the environment is neither a size nor a number.
+    """
+    given, size = os.environ.get(MEMORY), path.stat().st_size if path.is_file() else 0
+    if given is None:
+        memory = _memory()
+    elif found := re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)B?\s*", given, re.IGNORECASE):
+        memory = int(float(found[1]) * _UNITS[found[2].upper()])
+    else:
+        raise ReadError(f"{MEMORY}={given!r} is no size; write it as in 4GB.")
+    seconds = os.environ.get(SECONDS, str(300 + size // 10**6))
+    if not seconds.isdecimal():
+        raise ReadError(f"{SECONDS}={seconds!r} is no number of seconds.")
+    return max(memory, LEAST), int(seconds)
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has, or the container that we are in."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        allowed = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return memory
+    return min(memory, int(allowed)) if allowed.isdecimal() else memory
+
+
+def _read_here(format: str, path: Path, what: str, kind: str, options: dict[str, Any]) -> pa.Table:
+    sink = pa.BufferOutputStream()
+    try:
+        write_tables(format, path, what, options, sink)
+    except RefusedError as error:
+        raise ReadError(str(error)) from error
+    except Exception as error:  # parsers raise many kinds; each means the same to the user
+        raise ReadError(f"{what} cannot be read as {kind}: {error}") from error
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
+
+
+def _death(code: int, seconds: int) -> str:
+    if code == -signal.SIGXCPU:
+        return f"took more than {seconds} s of the processor ({SECONDS} sets another limit)"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"ended with the code {code}"
+
+
+class _Server:
+    """The process that reads, started when it is first asked, and again if it has died."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def after_fork(self) -> None:
+        """A lock that another thread held is never given up in the child."""
+        self._lock = threading.Lock()
+
+    def ask(self, request: bytes, target: int) -> int:
+        """The exit code of the process that has served the request; -9 if it is not known."""
+        for _ in range(2):
+            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with mine:
+                with theirs, self._lock:
+                    control = self._control or self._start()
+                    try:
+                        socket.send_fds(control, [request], [theirs.fileno(), target])
+                    except OSError:  # it has died
+                        self._close()
+                        continue
+                answer = mine.recv(64)
+            if answer:
+                return int(answer)
+            with self._lock:
+                self._close()
+        return -signal.SIGKILL
+
+    def _start(self) -> socket.socket:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        code = _START.format(path=[*sys.path], handle=theirs.fileno())
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # so that Ctrl-C ends the command, and not this
+                env=os.environ | _QUIET,
+            )
+        return self._control
+
+    def _close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        self._control = self._process = None
+
+
+# One thread each, as a fork copies no other; and the plain allocator, which reserves nothing ahead.
+_QUIET = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+_SERVER = _Server()
+_OWNER = os.getpid()
+if os.name == "posix":
+    os.register_at_fork(after_in_child=_SERVER.after_fork)
+
+
+@atexit.register
+def _end() -> None:
+    """The process ends when the last of those who may ask it has ended."""
+    process = _SERVER._process
+    if process is not None and os.getpid() == _OWNER:
+        _SERVER._close()
+        try:
+            process.wait(1)
+        except subprocess.TimeoutExpired:
+            process.kill()

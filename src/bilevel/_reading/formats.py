@@ -1,0 +1,218 @@
+"""What is read of a file, as Arrow tables. Imports little: the process that reads has only this.
+
+A format is a function that takes a path, how messages name the file, and its options. It gives the
+schema, whose metadata may hold notes, and the tables that follow each other.
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.parquet
+
+from .._text import named
+
+SEPARATORS = ",;\t|"
+NOTES = b"bilevel"  # the key of our metadata
+Tables = tuple[pa.Schema, Iterator[pa.Table]]
+
+
+class RefusedError(ValueError):
+    """The content cannot be used; the message is for the user."""
+
+
+def read_csv(path: Path, what: str, separator: str | None) -> Tables:
+    """The cells of a CSV file as texts; with `separator=None` the header tells the separator.
+
+    Raises:
+        RefusedError: repeated column names; rows with more or fewer fields than the header; cells that
+            hold whole rows, between stray quote marks.
+    """
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    notes = []
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        text = file.readline()
+        while text.count('"') % 2 and (more := file.readline()):  # a line break within quotes
+            text += more
+    if separator is None:
+        separator = "," if "," in text else next((s for s in SEPARATORS if s in text), ",")
+        if separator != ",":
+            notes.append(f"the columns of {what} are separated by {separator!r}")
+    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    repeated = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+    if repeated:
+        raise RefusedError(f"{what} has repeated column names: {named(repeated)}.")
+
+    lines = len(text.splitlines())
+    table, bad = _parse(path, separator, len(names), lines)
+    if bad is not None and bad.actual_columns == len(names) + 1:
+        table, worse = _parse(path, separator, len(names) + 1, lines)
+        if worse is None and pc.all(pc.equal(table.columns[-1], "")).as_py():
+            names = [*names, ""]
+            notes.append(
+                f"every row of {what} ends in one {separator!r} too many, which is ignored"
+            )
+            bad = None
+    if bad is not None:
+        raise RefusedError(
+            f"a row of {what} has {bad.actual_columns} fields; the first line names {len(names)} "
+            f"columns: {bad.text[:80]!r}. Name every column, and put text that holds a "
+            f"{separator!r} in double quotes."
+        )
+    _check_quotes(names, table, separator, what)
+    kept = {}
+    for k, (name, column) in enumerate(zip(names, table.columns, strict=True)):
+        if name or not pc.all(pc.equal(column, "")).as_py():  # else a separator at each line's end
+            kept[name or f"Unnamed: {k}"] = column
+    table = pa.table(kept, metadata={NOTES: json.dumps(notes)})
+    return table.schema, iter([table])
+
+
+def _check_quotes(names: list[str], table: pa.Table, separator: str, what: str) -> None:
+    """Refuse cells that hold whole rows, as those between two stray quote marks do.
+
+    Raises:
+        RefusedError: with the first such cell.
+    """
+    for name, column in zip(names, table.columns, strict=True):
+        for cell in column.filter(pc.match_substring(column, "\n")).to_pylist():
+            inner = cell.split("\n")[1:-1]  # lines that are within the quotes from end to end
+            if len(inner) >= 2 and all(x.count(separator) == len(names) - 1 > 0 for x in inner):
+                raise RefusedError(
+                    f"a cell of the column {name!r} of {what} holds {len(inner)} lines that look like "
+                    f"rows, from {inner[0][:60]!r} on: a quote mark before it is never closed, or was "
+                    "not meant as one. Remove it, or write it twice within double quotes."
+                )
+
+
+def _parse(path: Path, separator: str, fields: int, skip: int) -> tuple[pa.Table, Any]:
+    """(the table, the first row with another number of fields if there is one)."""
+    bad = []
+
+    def note(row: Any) -> str:
+        bad.append(row)
+        return "skip"
+
+    names = [str(k) for k in range(fields)]
+    table = pyarrow.csv.read_csv(
+        path,
+        pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip),
+        pyarrow.csv.ParseOptions(
+            delimiter=separator, newlines_in_values=True, invalid_row_handler=note
+        ),
+        pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
+        ),
+    )
+    return table, bad[0] if bad else None
+
+
+def read_parquet(path: Path, what: str, columns: Sequence[str] | None) -> Tables:
+    """A Parquet file, group of rows by group of rows; `columns=None` is all of them."""
+    # Names of folders above the file are not columns of the table.
+    file = pyarrow.parquet.ParquetFile(path)
+    schema = file.schema_arrow
+    if columns is not None:
+        metadata = schema.metadata
+        schema = pa.schema([schema.field(name) for name in columns], metadata)
+
+    def groups() -> Iterator[pa.Table]:
+        for k in range(file.num_row_groups):
+            yield _whole(file.read_row_group(k, columns))
+
+    return schema, groups()
+
+
+def read_folder(path: Path, what: str) -> Tables:
+    """The Parquet files of a folder, as one table.
+
+    Parts of paths like `year=2025` become columns.
+
+    Raises:
+        RefusedError: there are none, one cannot be read, or has other columns than the first.
+    """
+    dataset = parquet_folder(path, what)
+    batches = (_whole(pa.Table.from_batches([batch])) for batch in dataset.to_batches())
+    return dataset.schema, batches
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files below `folder`, sorted; names that start with `.` or `_` are bookkeeping."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in (".parquet", ".pq")
+        and not any(part[0] in "._" for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def parquet_folder(folder: Path, what: str) -> pyarrow.dataset.Dataset:
+    """The files of a folder, to be read by parts.
+
+    Raises:
+        RefusedError: as `read_folder`.
+    """
+    files, schemas = parquet_files(folder), []
+    if not files:
+        raise RefusedError(f"{what} holds no Parquet files (.parquet, .pq).")
+    for path in files:
+        try:
+            schemas.append(pyarrow.parquet.read_schema(path))
+        except Exception as error:  # parsers raise many kinds; each means the same to the user
+            raise RefusedError(f"the file {path} cannot be read as parquet: {error}") from error
+        lacks, has = (
+            [c for c in one.names if c not in other.names]
+            for one, other in [(schemas[0], schemas[-1]), (schemas[-1], schemas[0])]
+        )
+        if lacks or has:
+            differences = [
+                f"{word} {named(c)}" for word, c in [("lacks", lacks), ("has", has)] if c
+            ]
+            raise RefusedError(
+                f"{what} holds files of different columns: {path.name} differs "
+                f"from {files[0].name}, it {' and '.join(differences)}. Keep one table in a folder."
+            )
+    arguments: dict[str, Any] = {
+        "format": "parquet",
+        "partitioning": "hive",
+        "partition_base_dir": str(folder),
+    }
+    found = pyarrow.dataset.dataset(files, **arguments).schema
+    from_paths = pa.schema([field for field in found if field.name not in schemas[0].names])
+    schema = pa.unify_schemas([*schemas, from_paths], promote_options="permissive")
+    return pyarrow.dataset.dataset(files, schema=schema, **arguments)
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """The same, if its offsets are within it and its texts are UTF-8."""
+    table.validate(full=True)
+    return table
+
+
+FORMATS: dict[str, Callable[..., Tables]] = {
+    "csv": read_csv,
+    "parquet": read_parquet,
+    "folder": read_folder,
+}
+
+
+def write_tables(format: str, path: Path, what: str, options: dict[str, Any], sink: Any) -> None:
+    """Read a file and write it to `sink`, as a stream of Arrow's IPC format.
+
+    Raises:
+        RefusedError: the content cannot be used.
+        Exception: it cannot be parsed.
+    """
+    schema, tables = FORMATS[format](path, what, **options)
+    with pa.ipc.new_stream(sink, schema) as stream:
+        for table in tables:
+            stream.write_table(table)

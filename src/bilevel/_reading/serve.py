@@ -1,0 +1,116 @@
+"""A process that reads files: it waits for requests, and forks a process for each of them.
+
+Started by `client.py`. It has imported all that a reader needs, so a fork is ready at once; and it has
+computed nothing, so that a fork loses nothing.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+LONGEST = 1 << 17  # bytes of a request
+
+
+def main(handle: int) -> None:
+    """Serve until nobody is left who could ask."""
+    from . import formats
+
+    control = socket.socket(fileno=handle)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    waiting: dict[int, socket.socket | None] = {}  # who asked, by process
+    with selectors.DefaultSelector() as events:
+        events.register(control, selectors.EVENT_READ)
+        events.register(reader, selectors.EVENT_READ)
+        while True:
+            for key, _ in events.select():
+                if key.fileobj is control:
+                    request, handles, *_ = socket.recv_fds(control, LONGEST, 2)
+                    if not request:
+                        _end(waiting)
+                        return
+                    reply, target = socket.socket(fileno=handles[0]), handles[1]
+                    child = os.fork()
+                    if child == 0:
+                        signal.set_wakeup_fd(-1)
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                        _read(formats, json.loads(request), target)
+                    os.close(target)
+                    waiting[child] = reply
+                    events.register(reply, selectors.EVENT_READ, child)
+                elif key.fileobj == reader:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(reader, 4096)
+                    for child, status in _ended():
+                        if reply := waiting.pop(child):
+                            events.unregister(reply)
+                            with contextlib.suppress(OSError):
+                                reply.send(json.dumps(status).encode())
+                            reply.close()
+                elif waiting.get(key.data) is key.fileobj:  # who asked waits no more
+                    events.unregister(key.fileobj)
+                    waiting[key.data] = None
+                    os.kill(key.data, signal.SIGKILL)
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """Processes that have ended, and their exit codes."""
+    while True:
+        try:
+            child, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if child == 0:
+            return
+        yield child, os.waitstatus_to_exitcode(status)
+
+
+def _end(waiting: Iterable[int]) -> None:
+    for child in waiting:
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGKILL)
+
+
+def _read(formats: Any, request: dict[str, Any], target: int) -> None:
+    """In the child: read, write to the file that was given, and end."""
+    sink = os.fdopen(target, "w+b", buffering=0)
+    code = 1
+    try:
+        limit(request["memory"], request["seconds"])
+        arguments = request["format"], Path(request["path"]), request["what"], request["options"]
+        formats.write_tables(*arguments, sink)
+        code = 0
+    except MemoryError:
+        failure = {"kind": "memory"}
+    except formats.RefusedError as error:
+        failure = {"kind": "refused", "message": str(error)}
+    except BaseException as error:
+        failure = {"kind": "error", "message": str(error) or type(error).__name__}
+    if code:
+        with contextlib.suppress(BaseException):
+            os.ftruncate(target, 0)
+            os.lseek(target, 0, os.SEEK_SET)
+            sink.write(json.dumps(failure).encode())
+    os._exit(code)
+
+
+def limit(memory: int, seconds: int) -> None:
+    """No more memory than this, nor time of the processor, nor a file with what was in memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
