@@ -2,9 +2,9 @@
 
     python benchmarks/reading.py [--rows N]
 
-Each file is read in turn in the process itself and in one of its own, by `read_table`, which also decides
-how columns are read; the least of so many times of the clock, as other jobs only add to it. Writes
-benchmarks/results/reading.json.
+Each file is read in turn in the process itself and in one of its own, by `read_table`, which also
+decides how columns are read; the least of so many times of the clock, as other jobs only add to it.
+Writes benchmarks/results/reading.json.
 """
 
 import argparse

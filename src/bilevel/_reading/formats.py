@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
 from .._text import named
 
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
 SEPARATORS = ",;\t|"
 NOTES = b"bilevel"  # the key of our metadata
 Tables = tuple[pa.Schema, Iterator[pa.Table]]

@@ -85,24 +85,23 @@ def _end(waiting: Iterable[int]) -> None:
 def _read(formats: Any, request: dict[str, Any], target: int) -> None:
     """In the child: read, write to the file that was given, and end."""
     sink = os.fdopen(target, "w+b", buffering=0)
-    code = 1
+    failure = None
     try:
         limit(request["memory"], request["seconds"])
         arguments = request["format"], Path(request["path"]), request["what"], request["options"]
         formats.write_tables(*arguments, sink)
-        code = 0
     except MemoryError:
         failure = {"kind": "memory"}
     except formats.RefusedError as error:
         failure = {"kind": "refused", "message": str(error)}
     except BaseException as error:
         failure = {"kind": "error", "message": str(error) or type(error).__name__}
-    if code:
+    if failure is not None:
         with contextlib.suppress(BaseException):
             os.ftruncate(target, 0)
             os.lseek(target, 0, os.SEEK_SET)
             sink.write(json.dumps(failure).encode())
-    os._exit(code)
+    os._exit(0 if failure is None else 1)
 
 
 def limit(memory: int, seconds: int) -> None:

@@ -252,8 +252,8 @@ def check_unique(table: pd.DataFrame, what: str) -> None:
         raise InputError(f"{what} has repeated column names: {named(repeated)}.")
     if cut := [name for name in table.columns if isinstance(name, str) and "\x00" in name]:
         raise InputError(
-            f"{what} has column names that hold the character NUL, which models cut off: {named(cut)}. "
-            "Rename them."
+            f"{what} has column names that hold the character NUL, which models cut off: "
+            f"{named(cut)}. Rename them."
         )
 
 

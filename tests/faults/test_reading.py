@@ -1,0 +1,188 @@
+"""Files are read in a process of their own: what it may take, and what its death is called."""
+
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from odd_tables import odd_table
+
+from bilevel._reading import client, formats, serve
+from bilevel._reading.client import ReadError, read_file
+from bilevel.reweighting import InputError
+from bilevel.reweighting._inputs.files import read_parquet, read_table
+from runs import bilevel
+
+linux = pytest.mark.skipif(not client.POSSIBLE, reason="reads in the process itself")
+
+
+@pytest.fixture
+def csv(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n1,no\n2,yes\n")
+    return path
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_tables_are_those_that_pandas_reads(tmp_path, k):
+    path = tmp_path / "t.parquet"
+    for seed in range(5 * k, 5 * k + 5):
+        table = odd_table(np.random.default_rng(seed))
+        if len(set(table.column_names)) < table.num_columns:
+            continue  # which is refused
+        pyarrow.parquet.write_table(table, path, row_group_size=3)
+        read = read_parquet(path, "it")
+        expected = pd.read_parquet(path, partitioning=None)
+        pd.testing.assert_frame_equal(read, expected.rename(columns=str))
+
+
+def test_both_ways_to_read_are_the_same(csv, monkeypatch):
+    child = read_file("csv", csv, "it", "csv", separator=None)
+    monkeypatch.setattr(client, "POSSIBLE", False)
+    assert read_file("csv", csv, "it", "csv", separator=None).equals(child, check_metadata=True)
+    csv.write_bytes(b"a,y\n\xff,1\n")
+    with pytest.raises(ReadError, match="it cannot be read as csv: "):
+        read_file("csv", csv, "it", "csv", separator=None)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("dies", "word"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was ended by SIGSEGV"),
+        (lambda: os._exit(9), "ended with the code 9"),
+        (lambda: np.ones(1 << 40), "takes more than"),
+        (lambda: [0 for _ in iter(int, 1)], "took more than 1 s of the processor"),
+    ],
+    ids=["crash", "exit", "memory", "time"],
+)
+def test_the_death_of_the_process_that_reads_is_an_error(csv, monkeypatch, dies, word):
+    """A server of this process's own, whose format does harm."""
+    monkeypatch.setattr(client, "_SERVER", server := client._Server())
+    monkeypatch.setenv(client.SECONDS, "1")
+    mine, theirs = client.socket.socketpair(client.socket.AF_UNIX, client.socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        mine.close()
+        faulthandler.disable()
+        formats.FORMATS["csv"] = lambda *_, **__: dies()
+        serve.main(theirs.detach())
+        os._exit(0)
+    theirs.close()
+    server._control = mine
+    try:
+        said = bilevel("audit", csv, "--trusted", csv, "--label", "y")
+    finally:
+        server._close()
+        os.waitpid(child, 0)
+    assert said.code == 3
+    assert "".join(word.split()) in said.squeezed
+    assert "thetrainfile" in said.squeezed
+    assert csv.name in said.squeezed
+
+
+@linux
+def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    """400 MB, of which the interpreter takes most, and a file of some kB whose columns have 160."""
+    monkeypatch.setenv(client.MEMORY, "0.4GB")
+    path = tmp_path / "bomb.parquet"
+    schema = pa.schema([("a", pa.float64()), ("y", pa.int64())])
+    rows = 10**6
+    part = pa.table({"a": np.zeros(rows), "y": np.zeros(rows, int)}, schema)
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        writer.write_table(pa.concat_tables([part] * 10).combine_chunks(), row_group_size=10**7)
+    del part
+    assert path.stat().st_size < 10**6
+    with pytest.raises(
+        InputError, match=r"bomb.parquet takes more than 0.4 GB .*BILEVEL_READ_MEMORY"
+    ):
+        read_table(path, "train")
+
+
+@pytest.mark.parametrize("name", [client.MEMORY, client.SECONDS])
+def test_a_limit_that_is_none_is_refused(csv, monkeypatch, name):
+    monkeypatch.setenv(name, "much")
+    if client.POSSIBLE:
+        with pytest.raises(InputError, match=f"{name}='much' is no "):
+            read_table(csv, "train")
+
+
+@linux
+def test_a_server_that_has_died_is_started_again(csv):
+    read_table(csv, "train")
+    process = client._SERVER._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert len(read_table(csv, "train").frame) == 2
+
+
+@linux
+def test_threads_and_forks_share_the_server(csv):
+    read_table(csv, "train")
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(len(read_table(csv, "train").frame)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [2] * 8
+    child = os.fork()
+    if child == 0:
+        os._exit(len(read_table(csv, "train").frame))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+
+
+@linux
+@pytest.mark.slow  # a process of its own
+def test_nothing_is_left_when_the_one_who_asked_is_killed(csv):
+    code = f"""
+import os, time
+from pathlib import Path
+from bilevel._reading import client
+client.read_file("csv", Path({str(csv)!r}), "it", "csv", separator=None)
+print(client._SERVER._process.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        server = int(process.stdout.readline())
+        os.kill(server, 0)
+        process.kill()
+    for _ in range(100):
+        try:
+            os.kill(server, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the server goes on")
+
+
+def test_what_odd_tables_found(tmp_path):
+    """Tracebacks, each of them once, found by `odd_tables.py`."""
+    path = tmp_path / "t.csv"
+    options = ["--trusted", path, "--label", "y"]
+    path.write_text("a,y\n")
+    assert "zerorows" in bilevel("audit", path, *options).squeezed
+    path.write_text("a,y\n1,2\n")
+    assert "arebothy" in bilevel("audit", path, *options, "--id", "y").squeezed.replace("'", "")
+    path.write_text("a\x00,y\n1,2\n2,3\n")
+    assert "thecharacterNUL" in bilevel("audit", path, *options).squeezed
+    other = tmp_path / "t.parquet"
+    pairs = pa.table({"": [{"a": 1}, {"a": 2}], "y": [0, 1]})
+    pyarrow.parquet.write_table(pairs, other)
+    assert bilevel("audit", other, "--trusted", other, "--label", "y").code in (0, 3)
+    long = pa.table({"a": [b"\xff" * 40, b"\xfe" * 40], "y": [0, 1]})
+    pyarrow.parquet.write_table(long, other)
+    assert bilevel("audit", other, "--trusted", other, "--label", "y").code in (0, 3)
