@@ -321,7 +321,7 @@ def f2sa(start, inner, outer):
     """w and y move together, as two rows."""
 
     def step(carry, draws):
-        (u, w, y), draws = carry, draws
+        (u, y, w), draws = carry, draws
 
         def move(carry, _):
             both, (oo, ii) = carry
@@ -334,7 +334,7 @@ def f2sa(start, inner, outer):
         (both, (oo, ii)), _ = jax.lax.scan(move, (jnp.concatenate([w, y]), draws), length=T)
         (_, oo), (_, ii) = outer(oo), inner(ii)  # for gradients in u, which need no rows
         w, y = both[:1], both[1:]
-        return (u - GAMMA * MULTIPLIER * by_penalty(u, y, w), w, y), (oo, ii)
+        return (u - GAMMA * MULTIPLIER * by_penalty(u, y, w), y, w), (oo, ii)
 
     return step, (start, start, start)
 

@@ -4,18 +4,23 @@
 here, so that both sides of `step_time.py` make the same steps.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import Blocks, Shuffled
+from bilevel import Blocks, Shuffled, on_network, tasks
 
 N, OUTER, DIM, BATCH = 8_000, 4_096, 784, 256
 BLOCK = 250  # the inner blocks of SABA, which divide N; the outer blocks have 256 rows
 RHO, SIGMA, GAMMA, ETA, K, PERIOD, T = 0.1, 0.1, 0.05, 0.3, 4, 10, 3
 MULTIPLIER, DELTA, DUAL, RADIUS = 10.0, 1e-2, 0.03, 1e-2
+PROBABILITY, TIGHT = 0.1, 1e-9  # a tolerance that is never met: loops of fixed length
+CLIENTS_OF_ALL, CLIENTS_OF_STEP = 125, 4  # 64 inner and 32 outer rows each
+AGENTS = 4  # each has a quarter of the rows, and draws 64 of them
+MIXING = [[0.5, 0.25, 0, 0.25], [0.25, 0.5, 0.25, 0], [0, 0.25, 0.5, 0.25], [0.25, 0, 0.25, 0.5]]
 
 
 def data() -> tuple[jax.Array, ...]:
@@ -24,6 +29,25 @@ def data() -> tuple[jax.Array, ...]:
     x = rng.normal(size=(N + OUTER, DIM)).astype(np.float32)
     y = np.sign(x @ truth + 0.5 * rng.normal(size=N + OUTER)).astype(np.float32)
     return tuple(jnp.asarray(a) for a in (x[:N], y[:N], x[N:], y[N:]))
+
+
+def problems() -> dict[str, tuple[Any, jax.Array]]:
+    """By the page of a method: its problem, and the shape that u and w start with."""
+    x, y, x_outer, y_outer = data()
+    pooled = tasks.logistic(x, y, x_outer, y_outer)
+    inner = np.arange(N).reshape(CLIENTS_OF_ALL, -1)
+    outer = np.arange(32 * CLIENTS_OF_ALL).reshape(CLIENTS_OF_ALL, -1)
+    outer_rows, inner_rows = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, AGENTS, *leaf.shape[1:]),
+        (pooled.outer_data, pooled.inner_data),
+    )
+    own = dataclasses.replace(pooled, outer_data=outer_rows, inner_data=inner_rows)
+    shared = on_network(own, AGENTS)
+    return {
+        "federated": (tasks.federated(pooled, inner, outer), jnp.zeros(DIM)),
+        "gossip": (shared, jnp.zeros((AGENTS, DIM))),
+        "": (pooled, jnp.zeros(DIM)),
+    }
 
 
 # The problem by hand. Points are rows: u, w, v of shape (points, DIM).
@@ -99,4 +123,12 @@ SHUFFLED: dict[str, Any] = {
     "outer_sampler": Shuffled(BATCH),
 }
 BLOCKS: dict[str, Any] = {"inner_sampler": Blocks(BLOCK), "outer_sampler": Blocks(BATCH)}
+CLIENTS: dict[str, Any] = {
+    "inner_sampler": Shuffled(CLIENTS_OF_STEP),
+    "outer_sampler": Shuffled(CLIENTS_OF_STEP),
+}
+OF_AGENTS: dict[str, Any] = {
+    "inner_sampler": Shuffled(BATCH // AGENTS),
+    "outer_sampler": Shuffled(BATCH // AGENTS),
+}
 SIZES = (RHO, SIGMA, GAMMA)

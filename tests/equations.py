@@ -137,25 +137,90 @@ def fsla(i, j):
         yield u, w
 
 
-def srba(i, j):
-    z = z_old = (U0, W0, np.zeros(P))
-    d = None
+def joint(z, jj, ii):
+    """The three directions at z = (u, w, v), one after the other."""
+    u, w, v = z
+    return np.concatenate(
+        [g_u(u, w, jj) - mixed_product(v, ii), f_w(u, w, ii), hv(w, v, ii) - g_w(u, w, jj)]
+    )
 
-    def directions(z, jj, ii):
+
+def moved(z, d):
+    after = np.concatenate(z) - np.repeat([GAMMA, RHO, SIGMA], [Q, P, P]) * d
+    return tuple(np.split(after, [Q, Q + P]))
+
+
+def coin(step, probability=0.3):
+    return step == 0 or bool(jr.bernoulli(jr.fold_in(KEY, step), probability))
+
+
+def srba(i, j):
+    z, d = (U0, W0, np.zeros(P)), np.zeros(Q + 2 * P)
+    z_old = z
+    for step in range(STEPS):
+        jj, ii = j(), i()
+        d = joint(z, ALL, ALL) if step % 5 == 0 else d + joint(z, jj, ii) - joint(z_old, jj, ii)
+        z_old, z = z, moved(z, d)
+        yield z[:2]
+
+
+def spaba(i, j):
+    z, d = (U0, W0, np.zeros(P)), np.zeros(Q + 2 * P)
+    z_old = z
+    for step in range(STEPS):
+        jj, ii = j(), i()
+        d = joint(z, ALL, ALL) if coin(step) else d + joint(z, jj, ii) - joint(z_old, jj, ii)
+        z_old, z = z, moved(z, d)
+        yield z[:2]
+
+
+class Anchor:
+    """What was last seen of each block; all zero at first."""
+
+    def __init__(self, num_blocks, size):
+        self.seen = np.zeros((num_blocks, size))
+
+    def __call__(self, rows, new):
+        k = rows[0] // BATCH
+        anchor = self.seen.mean(0) - self.seen[k]
+        self.seen[k] = new
+        return anchor
+
+
+def sffba(i, j):
+    """Each sum of `joint` has its block: those of the inner rows, and those of the outer rows."""
+    z = z_old = (U0, W0, np.zeros(P))
+    inners, outers, d = Anchor(N // BATCH, Q + 2 * P), Anchor(M // BATCH, Q + P), 0
+
+    def of_inner(z, ii):
         u, w, v = z
-        return np.concatenate(
-            [g_u(u, w, jj) - mixed_product(v, ii), f_w(u, w, ii), hv(w, v, ii) - g_w(u, w, jj)]
-        )
+        return np.concatenate([-mixed_product(v, ii), f_w(u, w, ii), hv(w, v, ii)])
+
+    def of_outer(z, jj):
+        u, w, _ = z
+        return np.concatenate([g_u(u, w, jj), -g_w(u, w, jj)])
 
     for step in range(STEPS):
         jj, ii = j(), i()
-        if step % 5 == 0:
-            d = directions(z, ALL, ALL)
-        else:
-            d = d + directions(z, jj, ii) - directions(z_old, jj, ii)
-        z_old = z
-        moved = np.concatenate(z) - np.repeat([GAMMA, RHO, SIGMA], [Q, P, P]) * d
-        z = tuple(np.split(moved, [Q, Q + P]))
+        a = 1 if step == 0 else ETA
+        inner, outer = inners(ii, of_inner(z, ii)), outers(jj, of_outer(z, jj))
+        anchor = inner + np.concatenate([outer[:Q], np.zeros(P), outer[Q:]])
+        d = joint(z, jj, ii) + (1 - a) * (d - joint(z_old, jj, ii)) + a * anchor
+        z_old, z = z, moved(z, d)
+        yield z[:2]
+
+
+def mseba(i, j):
+    z = z_old = (U0, W0, np.zeros(P))
+    table, d, of_w = Anchor(N // BATCH, P), np.zeros(Q + 2 * P), slice(Q, Q + P)
+    for step in range(STEPS):
+        jj, ii = j(), i()
+        a = 1 if step == 0 else ETA
+        new, old = joint(z, jj, ii), joint(z_old, jj, ii)
+        d_w = new[of_w] + (1 - a) * (d - old)[of_w] + a * table(ii, new[of_w])
+        d = joint(z, ALL, ALL) if coin(step) else d + new - old
+        d[of_w] = d_w
+        z_old, z = z, moved(z, d)
         yield z[:2]
 
 

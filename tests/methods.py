@@ -45,6 +45,7 @@ ROWS = [
     Row(
         DoubleLoop,
         "double_loop",
+        note="those of its inner solver and of its estimator",
         laws={
             "AID cold": Law(_coupled, double_loop(_coupled, 50)),
             "AID warm": Law(_tree, double_loop(_tree, 5, warm_start=True)),
@@ -155,6 +156,58 @@ ROWS = [
         linear=bilevel.SRBA(0.2, 0.2, 0.05, period=16, **draws(Shuffled, 32)),
         place_of_v=lambda state: state.aux.v,
         floor={"period": "PERIOD"},
+    ),
+    single_loop(
+        bilevel.SPABA,
+        "spaba",
+        tried=(_coupled, 0.4, 0.05, {"probability": 0.4}),
+        by_hand=(equations.spaba, {"probability": 0.3}),
+        **costs(
+            "2, 2, 2, 2",
+            "$2 + 5$",
+            r"$n^{1/2} \varepsilon^{-1}$",
+            note="with `probability` $1$ of each instead, on all data",
+        ),
+        quick=False,
+        lengths={"probability": 0.4},
+        untuned=(EXACT, {}),
+        linear=bilevel.SPABA(0.2, 0.2, 0.05, probability=1 / 16, **draws(Shuffled, 32)),
+        place_of_v=lambda state: state.aux.v,
+        floor={"probability": "PROBABILITY"},
+    ),
+    single_loop(
+        bilevel.SFFBA,
+        "spaba",
+        tried=(_logistic, 0.3, 0.1, BLOCKS),
+        by_hand=(equations.sffba, draws(Blocks, BATCH) | {"momentum": ETA}),
+        **costs("2, 2, 2, 2", "a table and $2 + 5$", r"$n^{1/2} \varepsilon^{-1}$"),
+        quick=False,
+        samplers=draws(Blocks, 1),
+        linear=bilevel.SFFBA(0.2, 0.2, 0.05, momentum=1 / 16, **draws(Blocks, 32)),
+        place_of_v=lambda state: state.aux.v,
+        floor={"momentum": "ETA"},
+    ),
+    single_loop(
+        bilevel.MSEBA,
+        "spaba",
+        tried=(_logistic, 0.3, 0.1, BLOCKS),
+        by_hand=(
+            equations.mseba,
+            draws(Blocks, BATCH) | {"momentum": ETA, "probability": 0.3},
+        ),
+        **costs(
+            "2, 2, 2, 2",
+            "a table of $w$ and $2 + 5$",
+            r"$n^{1/2} \varepsilon^{-1}$",
+            note="with `probability` $1$ more of each, on all data",
+        ),
+        quick=False,
+        samplers=draws(Blocks, 1),
+        linear=bilevel.MSEBA(
+            0.2, 0.2, 0.05, momentum=1 / 16, probability=1 / 16, **draws(Blocks, 32)
+        ),
+        place_of_v=lambda state: state.aux.v,
+        floor={"momentum": "ETA", "probability": "PROBABILITY"},
     ),
     single_loop(
         bilevel.FSLA,
@@ -386,16 +439,41 @@ ROWS = [
         lengths={"tolerance": 0.5},
         untuned=(EXACT, {}),
         place_of_v=lambda state: state.aux.v,
+        floor={"tolerance": "TIGHT", "max_inner": "T", "max_linear": "K"},
     ),
     Row(
         bilevel.FedNest,
         "federated",
         laws={"FedNest": Law(CLIENTS, bilevel.FedNest(0.05, 0.2, 0.02, 3, 2, 200), quick=False)},
+        failing={"FedNest": bilevel.FedNest(0.5, 0.5, 0.1)},
+        **costs(
+            "S + 1, T + 1, K, 1",
+            "$0$",
+            "",
+            SHORT,
+            "each is one of every client; $S = 0$ with one local step of $u$",
+            S="num_outer",
+            T="num_inner",
+            K="num_terms",
+        ),
+        floor=lambda b: bilevel.FedNest(b.RHO, b.SIGMA, b.GAMMA, b.T, 1, b.K, **b.CLIENTS),
     ),
     Row(
         bilevel.LFedNest,
         "federated",
         laws={"LFedNest": Law(DRIFTING, bilevel.LFedNest(0.1, 0.2, 0.1, 3, 2, 8), quick=False)},
+        failing={"LFedNest": bilevel.LFedNest(0.5, 0.5, 0.1)},
+        **costs(
+            "S, T + S, S * K, S",
+            "$0$",
+            "",
+            "where clients differ",
+            "each is one of every client",
+            S="num_outer",
+            T="num_inner",
+            K="num_terms",
+        ),
+        floor=lambda b: bilevel.LFedNest(b.RHO, b.SIGMA, b.GAMMA, b.T, 1, b.K, **b.CLIENTS),
     ),
     Row(
         bilevel.GossipSOBA,
@@ -406,10 +484,19 @@ ROWS = [
             )
         },
         place_of_v=lambda state: state.aux,
+        **costs(
+            "1, 1, 1, 1",
+            "$0 + 1$",
+            "",
+            "where agents differ",
+            "each is one of every agent, and three exchanges",
+        ),
+        floor=lambda b: bilevel.GossipSOBA(b.MIXING, *b.SIZES, **b.OF_AGENTS),
     ),
     Row(
         bilevel.LookAhead,
         "double_loop",
+        note="those of the method within, and a second inner solve",
         laws={
             "look ahead": Law(
                 _tree, bilevel.LookAhead(double_loop(_tree, 5, 0.05, warm_start=True)), quick=False
@@ -424,6 +511,7 @@ ROWS = [
     Row(
         bilevel.IterateAveraging,
         "remedies",
+        note="those of the method within; one more vector like $u$",
         laws={
             "averaging": Law(
                 _logistic, bilevel.IterateAveraging(soba(0.3, 0.3, 0.1, **SHUFFLED), 2), quick=False
@@ -433,6 +521,7 @@ ROWS = [
     Row(
         bilevel.ImportanceSampling,
         "remedies",
+        note="those of the method within; one more vector like $u$",
         laws={
             "importance sampling": Law(
                 _logistic,

@@ -10,6 +10,8 @@ from equations import BATCH, GAMMA, RHO, SIGMA
 from problems import COUPLED, Case, Quadratic
 
 Algorithm = bilevel.AbstractAlgorithm
+BY_BLOCKS = ("SABA", "SFFBA", "MSEBA")  # methods that remember something of every block
+BY_CLIENTS = ("FedNest", "LFedNest")  # methods for which axis 0 of the data are clients
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Row:
         linear: an algorithm whose squared error falls linearly with constant steps.
         place_of_v: where the state keeps v, if it does.
         floor: the algorithm that `benchmarks/step_time.py` measures, from the settings of the
-            benchmark; its arithmetic by hand is the function named as `page` in `_floors.py` there.
+            benchmark; its arithmetic by hand is in the table `FLOORS` there.
     """
 
     kind: type[Algorithm]

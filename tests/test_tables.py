@@ -1,6 +1,7 @@
 """Every public algorithm, estimator and solver has its row, its section of a page and its name."""
 
 import importlib
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -58,6 +59,19 @@ def test_it_has_a_row_a_section_and_a_name(name):
     assert any(name.lower() in heading for heading in plain), (
         f"no heading of {page}.md names {name}"
     )
+
+
+def test_every_method_is_on_the_pages_that_compare_them():
+    """What a run says when it fails, and what a step costs; the exceptions have their reasons."""
+    reports = DOCS.parent / "benchmarks" / "results"
+    failures = json.loads((reports / "failures.json").read_text())["runs"]
+    named = {name.split(",")[0] for name in failures}
+    assert set(METHODS) - named == {"ImportanceSampling"}  # its u are weights of rows
+    times = json.loads((reports / "step_time.json").read_text())["methods"]
+    wrappers = {"LookAhead", "IterateAveraging", "ImportanceSampling"}
+    assert set(METHODS) - set(times) == wrappers  # of other methods
+    costs = (DOCS / "algorithms.md").read_text()
+    assert {name for name in METHODS if f"[`{name}`](methods/" not in costs} == set()
 
 
 def test_all_kinds_are_found():

@@ -6,6 +6,9 @@ Descent". The measure is the mean of `|grad Phi(u_s)|^2` over s < S, with the ou
 
 G8:  with t_s = k_s = ceil(kappa log(s + 2)) inner and linear steps from zero, kappa = 1 / (1 - q),
      it is at most C / S, and an accuracy eps takes O(1 / eps log(1 / eps)) inner and linear steps.
+     Beside it the rule t_s = ceil((s + 1)^(1/4) / 2), for which Ghadimi and Wang (2018),
+     "Approximation methods for bilevel programming" [ghadimi2018][], are quoted with
+     O(eps^(-5/4)) steps; it has no kappa, and is run as printed and times kappa.
 G10: with t = k = J = ceil(c S) steps and samples, where S is known in advance and the inner and
      linear steps decrease within each loop, its expectation is at most C / S: eps takes O(1 / eps^2)
      samples.
@@ -37,7 +40,9 @@ from _tutorial import run as frame
 
 import bilevel
 
+COLORS = ["C0", "C1", "C3", "C4", "C5", "C2"]
 SHARE = 8  # c: steps and samples of a stochastic outer step, over S
+ROOT_SLOPE = 1.3  # what counts as eps^(-5/4)
 SLOPE = -0.95  # what counts as 1 / S, fitted over two decades
 SAMPLES_SLOPE = (-2.3, -1.7)
 
@@ -48,13 +53,15 @@ def thinned(num_steps: int) -> np.ndarray:
 
 
 def deterministic(case: Instance, num_steps: int) -> dict[str, dict[str, Any]]:
-    """IHD with four schedules of t_s, S = `num_steps`, and what all S up to that give."""
+    """IHD with six schedules of t_s, S = `num_steps`, and what all S up to that give."""
     kappa = case.kappa
     constants = [round(kappa), round(2 * kappa)]
     plan = {
         "kappa log": bilevel.logarithmic(kappa),
         "kappa / 4 log": bilevel.logarithmic(kappa / 4),
         **{f"t = {t}": float(t) for t in constants},
+        "fourth root": lambda s: jnp.ceil((s + 1.0) ** 0.25 / 2),
+        "kappa fourth root": lambda s: jnp.ceil(kappa * (s + 1.0) ** 0.25 / 2),
     }
     gradient = jax.grad(case.phi)
     u0 = jnp.zeros(FEATURES)
@@ -213,10 +220,12 @@ def draw(measured: Measured):
     first = {name: runs["kappa log"]["squares"][0] for name, runs in descents.items()}
     for axis, (name, runs) in zip(axes[0], descents.items(), strict=True):
         one = first[name]
-        for color, (label, run) in zip(["C0", "C1", "C3", "C4"], runs.items(), strict=True):
+        for color, (label, run) in zip(COLORS, runs.items(), strict=True):
             shown = {
                 "kappa log": r"$t_s = \lceil\kappa\,\log(s+2)\rceil$",
                 "kappa / 4 log": r"$t_s = \lceil\frac{\kappa}{4}\,\log(s+2)\rceil$",
+                "fourth root": r"$t_s = \lceil(s+1)^{1/4} / 2\rceil$",
+                "kappa fourth root": r"$t_s = \lceil\kappa\,(s+1)^{1/4} / 2\rceil$",
             }.get(label, f"${label}$")
             axis.loglog(run["S"], np.array(run["mean"]) / one, color=color, lw=1.8, label=shown)
             axis.loglog(run["S"], np.array(run["squares"]) / one, color=color, lw=0.8, ls="--")
@@ -291,6 +300,14 @@ def claims_of_ihd(where: str, runs: dict[str, Any]) -> list[Claim]:
     tail = np.array(run["S"]) >= run["S"][-1] / 100
     eps = np.array(run["mean"])[tail] / run["squares"][0]
     cost = np.array(run["steps"])[tail] * eps / np.log(1 / eps)
+    roots = {
+        label: slope(1 / np.array(runs[label]["mean"])[tail], np.array(runs[label]["steps"])[tail])
+        for label in ("fourth root", "kappa fourth root")
+    }
+    reached = {
+        label: first_steps(runs[label], 10 * run["mean"][-1])
+        for label in ("kappa log", "fourth root", "kappa fourth root")
+    }
     return [
         Claim(
             "G8",
@@ -334,7 +351,31 @@ def claims_of_ihd(where: str, runs: dict[str, Any]) -> list[Claim]:
             f"multiplied by {means[0]:.2f} and {means[1]:.2f} (with the logarithm by "
             f"{run['last_decade']:.3f}).",
         ),
+        *(
+            Claim(
+                "G8",
+                f"{where} an accuracy eps takes O(eps^(-5/4)) inner and linear steps with "
+                f"{factor}ceil((s + 1)^(1/4) / 2) of them.".replace("kappa ceil((", "ceil(kappa ("),
+                "slope at most 1.25",
+                f"slope {roots[label]:.2f} over two decades of S",
+                roots[label] <= ROOT_SLOPE,
+                f"The mean falls with slope {runs[label]['slope']:.2f} in S. Steps to ten times the "
+                f"last mean of the logarithmic rule: {told(reached[label])} (with the logarithm "
+                f"{told(reached['kappa log'])}).",
+            )
+            for label, factor in (("fourth root", ""), ("kappa fourth root", "kappa "))
+        ),
     ]
+
+
+def first_steps(run: dict[str, Any], accuracy: float) -> float:
+    """The inner and linear steps until the mean squared gradient is so small, or infinity."""
+    below = np.array(run["mean"]) <= accuracy
+    return float(np.array(run["steps"])[below][0]) if below.any() else np.inf
+
+
+def told(steps: float) -> str:
+    return f"{steps:.0f}" if np.isfinite(steps) else "not within the run"
 
 
 def claims_of_sihd(where: str, runs: dict[str, Any]) -> list[Claim]:

@@ -34,8 +34,8 @@ def failures_of_systems() -> str:
 
 def _told(run: dict) -> str:
     text = run["result"].replace("_", " ")
-    if run["result"] == "MemoryError":
-        return "`MemoryError`"
+    if run["result"].endswith("Error"):
+        return f"`{run['result']}`"
     if run["steps"] < run["asked"]:
         text += f", {run['steps']} steps kept"
     elif run["result"] == "successful":

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def method_costs() -> str:
-    """What every single-loop method costs per step, what it keeps, its rate and its bias."""
+    """What every method costs per step, what it keeps, its rate and its bias."""
     sys.path.insert(0, str(ROOT / "tests"))
     from methods import METHODS
 
@@ -27,6 +27,9 @@ def method_costs() -> str:
             calls = [f"${each.replace(' * ', ' ')}$" for each in row.per_step]
             link = f"[`{name}`](methods/{row.page}.md)"
             lines.append([link, *calls, row.memory, row.rate, row.bias, row.note])
+        else:
+            link = f"[`{name}`](methods/{row.page}.md)"
+            lines.append([link, *[""] * 7, row.note])
     return _table(lines)
 
 

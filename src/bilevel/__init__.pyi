@@ -18,13 +18,14 @@ from ._algorithm.gossip import (
     on_network as on_network,
     replicate as replicate,
 )
-from ._algorithm.hoag import HOAG as HOAG
+from ._algorithm.hoag import HOAG as HOAG, SufficientDecrease as SufficientDecrease
 from ._algorithm.inexact import InexactDescent as InexactDescent, logarithmic as logarithmic
 from ._algorithm.inner_loop import AmIGO as AmIGO, BSA as BSA, StocBiO as StocBiO
 from ._algorithm.look_ahead import LookAhead as LookAhead
 from ._algorithm.momentum import MRBO as MRBO, SUSTAIN as SUSTAIN, VRBO as VRBO
 from ._algorithm.pdbo import PDBO as PDBO
 from ._algorithm.pzobo import PZOBO as PZOBO
+from ._algorithm.pnpbo import MSEBA as MSEBA, SFFBA as SFFBA, SPABA as SPABA
 from ._algorithm.saba import SABA as SABA
 from ._algorithm.soba import SOBA as SOBA
 from ._algorithm.srba import SRBA as SRBA

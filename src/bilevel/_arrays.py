@@ -44,6 +44,14 @@ def _take(x: Array, index: Int[Array, " batch"]) -> Array:
     return rows.get(mode="promise_in_bounds", out_sharding=spec)
 
 
+def whole(x: Array) -> Array:
+    """The array with a full copy on every device, where its type says that it is split."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or not any(sharding.spec):
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim))
+
+
 def dot(x: PyTree[Array], y: PyTree[Array]) -> Scalar:
     """`<x, y>` of two pytrees.
 

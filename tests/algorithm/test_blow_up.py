@@ -11,19 +11,19 @@ import bilevel
 from bilevel import RESULTS
 from bilevel._solution import NAMES
 from methods import METHODS
-from rows import with_steps
+from rows import BY_BLOCKS, BY_CLIENTS, with_steps
 
 QUICK = ("SOBA", "VRBO", "F2SA", "BOME")
 FAILED = {"outer_divergence", "inner_divergence", "linear_divergence", "nonfinite"}
 
 
-def toward(target: float, geometry: Any = None, rows: bool = False) -> bilevel.BilevelProblem:
+def toward(target: float, geometry: Any = None) -> bilevel.BilevelProblem:
     """`w* = u` and `F = |w - target|^2 / 2`, which is least at `u = target`."""
     return bilevel.BilevelProblem(
         outer=lambda u, w, _: 0.5 * jnp.sum((w - target) ** 2),
         inner=lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2),
-        outer_data=(jnp.zeros(1),) if rows else None,
-        inner_data=(jnp.zeros(1),) if rows else None,
+        outer_data=(jnp.zeros(1),),
+        inner_data=(jnp.zeros(1),),
         geometry=bilevel.Euclidean() if geometry is None else geometry,
     )
 
@@ -31,19 +31,19 @@ def toward(target: float, geometry: Any = None, rows: bool = False) -> bilevel.B
 SINGLE = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name, row in METHODS.items()
-    if row.oracle is not None
+    if row.oracle is not None or name in BY_CLIENTS
 ]
 
 
 def made(name: str, inner: float, linear: float, outer: float) -> Any:
     options = {"inner_sampler": bilevel.Blocks(1), "outer_sampler": bilevel.Blocks(1)}
     kind = METHODS[name].kind
-    return with_steps(kind, inner, linear, outer, options if name == "SABA" else None)
+    return with_steps(kind, inner, linear, outer, options if name in BY_BLOCKS else None)
 
 
 def outcome(name: str, steps: tuple[float, float, float], start: float = 0.0, **options) -> Any:
     options = {"target": 1.0, "geometry": None, "num_steps": 60} | options
-    problem = toward(options.pop("target"), options.pop("geometry"), rows=name == "SABA")
+    problem = toward(options.pop("target"), options.pop("geometry"))
     at = jnp.full(2, start)
     return bilevel.solve(problem, made(name, *steps), at, at, throw=False, **options)
 

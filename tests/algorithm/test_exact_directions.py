@@ -3,6 +3,7 @@
 The directions are written out in matrices; they share nothing with the code.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -13,9 +14,14 @@ import pytest
 
 import bilevel
 from problems import COUPLED, flat
+from rows import draws
 
 CASE = COUPLED.case("coupled", jnp.array([0.5, -0.3, 0.2]), jnp.zeros(5))
 STEP, K = 0.15, 4
+WHOLE = draws(bilevel.Blocks, 1)  # one block, of the only row
+ONE_ROW = dataclasses.replace(
+    CASE.problem, outer_data=jnp.zeros((1, 0)), inner_data=jnp.zeros((1, 0))
+)
 METHODS: dict[str, Any] = {
     **{
         f"VRBO, {t} inner steps, period {period}": bilevel.VRBO(
@@ -26,6 +32,9 @@ METHODS: dict[str, Any] = {
     "VRBO, auto": bilevel.VRBO(linear_step=STEP, period=4, num_inner=2, num_terms=K),
     "SRBA, period 20": bilevel.SRBA(STEP, STEP, 0.03, period=20),
     "SRBA, period 3": bilevel.SRBA(STEP, STEP, 0.03, period=3),
+    "SPABA": bilevel.SPABA(STEP, STEP, 0.03, probability=0.3),
+    "SFFBA": bilevel.SFFBA(STEP, STEP, 0.03, momentum=0.3, **WHOLE),
+    "MSEBA": bilevel.MSEBA(STEP, STEP, 0.03, momentum=0.3, probability=0.3, **WHOLE),
     "MRBO": bilevel.MRBO(STEP, STEP, 0.03, momentum=0.3, num_terms=K),
     "SUSTAIN": bilevel.SUSTAIN(STEP, STEP, 0.03, momentum=0.3, num_terms=1),
     "FSLA": bilevel.FSLA(STEP, STEP, 0.03, momentum=0.3),
@@ -52,7 +61,7 @@ def kept(method: Any, state: bilevel.State) -> tuple[dict[str, Any], tuple[Any, 
     aux, u, w = state.aux, flat(state.u), flat(state.w)
     if isinstance(method, bilevel.VRBO):
         return {"u": aux.u, "w": aux.w}, (u, w, series(u, w, K))
-    if isinstance(method, bilevel.SRBA):
+    if isinstance(method, bilevel.SRBA | bilevel.SPABA | bilevel.SFFBA | bilevel.MSEBA):
         old = aux.old
         return aux.d._asdict(), (flat(old.u), flat(old.w), flat(old.v))
     if isinstance(method, bilevel.FSLA):
@@ -64,7 +73,7 @@ def kept(method: Any, state: bilevel.State) -> tuple[dict[str, Any], tuple[Any, 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_kept_direction_is_exact(name):
-    method, problem = METHODS[name], CASE.problem
+    method, problem = METHODS[name], ONE_ROW
     step = jax.jit(lambda state: method.step(problem, state))
     state = eqx.filter_jit(method.init)(problem, CASE.u, CASE.w0, jax.random.key(0))
     for _ in range(23):  # over several restarts

@@ -14,7 +14,7 @@ import bilevel
 from bilevel import RESULTS, BilevelError
 from helpers import assert_same, flat, raw, soba
 from methods import METHODS, ROWS
-from rows import draws, with_steps
+from rows import BY_BLOCKS, BY_CLIENTS, draws, with_steps
 
 INNER = bilevel.GradientInner(optax.sgd(0.5), 2)
 FAILING = {name: method for row in ROWS for name, method in row.failing.items()}
@@ -28,7 +28,10 @@ def fails_above(limit):
         return 0.5 * jnp.mean((w - 10.0) ** 2) + 0.0 * jnp.sqrt(limit[0] - w[0])
 
     problem = bilevel.BilevelProblem(
-        outer, lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2), outer_data=(jnp.array([limit]),)
+        outer,
+        lambda u, w, _: 0.5 * jnp.sum((w - u) ** 2),
+        outer_data=(jnp.array([limit]),),
+        inner_data=(jnp.zeros(1),),
     )
     return problem, jnp.zeros(2), jnp.zeros(2)
 
@@ -67,10 +70,6 @@ def test_nan_is_reported_and_the_state_is_finite(name):
 def test_no_method_hands_back_a_nan(name):
     """F becomes NaN on the way: the run ends there with a code, and u, w, v are finite."""
     problem, u0, w0 = fails_above(1.0)
-    if name == "SABA":
-        problem = bilevel.BilevelProblem(
-            problem.outer, problem.inner, problem.outer_data, inner_data=(jnp.zeros(1),)
-        )
     solution = bilevel.solve(problem, FAILING[name], u0, w0, num_steps=300, throw=False)
     assert bool(solution.result == RESULTS.nonfinite)
     assert 0 < solution.stats["num_steps"] < 300
@@ -121,12 +120,12 @@ WITHOUT_V = ("F2SA", "BOME", "ValueFunctionPenalty", "PDBO", "PZOBO")
     [
         pytest.param(name, marks=() if name in ("SOBA", "F2SA") else pytest.mark.slow)
         for name, row in METHODS.items()
-        if row.oracle is not None
+        if row.oracle is not None or name in BY_CLIENTS
     ],
 )
 def test_a_singular_hessian_is_told(name):
     """No v solves `H v = grad_w F`. The methods that need none go to the inner solution of least F."""
-    blocks = draws(bilevel.Blocks, 1) if name == "SABA" else {}
+    blocks = draws(bilevel.Blocks, 1) if name in BY_BLOCKS else {}
     method = with_steps(METHODS[name].kind, 0.5, 0.5, 0.1, blocks)
     options = {"num_steps": 60, "throw": False}
     with warnings.catch_warnings(record=True) as said:

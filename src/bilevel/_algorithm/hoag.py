@@ -4,20 +4,22 @@ Pedregosa (2016) [pedregosa2016][].
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._arrays import function_operator
 from .._linear.cg import CG
 from .._sampler import AbstractSampler, FullBatch
-from .._settings import StepSize, as_schedule, as_setting
+from .._settings import StepSize, as_data, as_schedule, as_setting
 from .._solution import RESULTS
+from .auto_steps import Move
 from .base import AbstractAlgorithm, as_variables, count, require_positive
 from .directions import descend, joint_directions
 from .turn import init_state, open_turn
@@ -25,6 +27,43 @@ from .turn import init_state, open_turn
 
 def _geometric(step: Int[Array, ""]) -> Array:
     return 0.1 * 0.9 ** jnp.asarray(step, float)
+
+
+class SufficientDecrease(eqx.Module):
+    """An outer step of `1 / L` for `HOAG`, whose L follows the values of F.
+
+        L_0 = dim(u) |d_0|, or 1 where |d_0| <= 1e-3
+        L <- shrink L   if  F_k <= F_{k-1} + e_k + e_{k-1} (1 + c_k) - (L / 2) c_k^2
+        L <- grow L     if  F_k > F_{k-1} and not so
+
+    with d_0 the first hypergradient, `F_k = F(u_k, w_k)`, `c_k = |u_k - u_{k-1}|` and e_k the
+    tolerance. The first step has the length `1 / dim(u)`, so u has to be of order one, as
+    log-penalties are.
+
+    Args:
+        shrink: below 1; how much L falls after a step that was good.
+        grow: above 1; how much L rises after a step along which F rose.
+
+    Raises:
+        ValueError: `shrink` is not in (0, 1], or `grow` < 1.
+
+    Source: the code that Pedregosa published for his "Hyperparameter optimization with approximate
+    gradient" (2016) [pedregosa2016][]. That code takes for c_k the length of the step to come, which
+    has not been judged yet; here it is that of the step whose values are compared.
+    """
+
+    shrink: Float[np.ndarray | Array, ""] = eqx.field(default=0.95, converter=as_data)
+    grow: Float[np.ndarray | Array, ""] = eqx.field(default=2.0, converter=as_data)
+
+    def __check_init__(self):
+        if isinstance(self.shrink, np.ndarray) and not 0 < self.shrink <= 1:
+            raise ValueError(f"`SufficientDecrease` needs shrink in (0, 1], got {self.shrink}.")
+        if isinstance(self.grow, np.ndarray) and self.grow < 1:
+            raise ValueError(f"`SufficientDecrease` needs grow >= 1, got {self.grow}.")
+
+
+def _as_outer_step(value: Any) -> Any:
+    return value if isinstance(value, SufficientDecrease) else as_setting(value)
 
 
 class HOAG(AbstractAlgorithm):
@@ -42,8 +81,9 @@ class HOAG(AbstractAlgorithm):
 
     Args:
         inner_step, outer_step: numbers, or schedules of the number of outer steps made. The paper
-            leaves the inner solver open (its code has L-BFGS), and has outer steps of 1 / L for an L
-            that it adapts; here "auto" is what it is for all methods.
+            leaves the inner solver open (its code has L-BFGS). Its code has outer steps of 1 / L for
+            an L that it adapts: `outer_step=SufficientDecrease()`. "auto" is what it is for all
+            methods.
         tolerance: e_k, a function of the number k of outer steps made, by default `0.1 * 0.9**k`; a
             number keeps it, and with it an error of the hypergradient. Below 100 times the rounding
             of the dtype of w it stays there.
@@ -62,7 +102,7 @@ class HOAG(AbstractAlgorithm):
     """
 
     inner_step: StepSize = eqx.field(default="auto", converter=as_setting)
-    outer_step: StepSize = eqx.field(default="auto", converter=as_setting)
+    outer_step: StepSize | SufficientDecrease = eqx.field(default="auto", converter=_as_outer_step)
     tolerance: StepSize = eqx.field(default=_geometric, converter=as_schedule)
     max_inner: int = 1000
     max_linear: int = 1000
@@ -76,7 +116,10 @@ class HOAG(AbstractAlgorithm):
         """The adjoint variable starts at zero."""
         u0, w0 = as_variables(u0, w0)
         nothing = jnp.zeros((), jax.tree.leaves(w0)[0].dtype)
-        aux = _Aux(optax.tree.zeros_like(w0), nothing, nothing)
+        adapted = (
+            _Adapted(*[nothing] * 4) if isinstance(self.outer_step, SufficientDecrease) else ()
+        )
+        aux = _Aux(optax.tree.zeros_like(w0), nothing, nothing, adapted)
         return init_state(self, problem, u0, w0, key, aux=aux)
 
     def step(self, problem, state):
@@ -113,22 +156,59 @@ class HOAG(AbstractAlgorithm):
         found = lx.linear_solve(hessian, outer.w, solver, options={"y0": aux.v}, throw=False)
         d = joint_directions(outer, turn.inner(u, w, found.value))
 
+        move, adapted = None, aux.adapted
+        if isinstance(self.outer_step, SufficientDecrease):
+            adapted = _adapt(self.outer_step, adapted, d.u, outer.value, tolerance, begins)
+            step = 1 / adapted.curvature
+            after = problem.geometry.retract(u, optax.tree.scale(-step, d.u))
+            length = jnp.asarray(optax.tree.norm(optax.tree.sub(after, u)))
+            adapted = adapted._replace(length=length.astype(step.dtype))
+            move = Move(after, step, turn.state.control)
+
         products = found.stats["num_products"] + 1
         state, info = turn.close(
             d,
             w=w,
-            aux=_Aux(found.value, first_inner, first_outer),
+            aux=_Aux(found.value, first_inner, first_outer, adapted),
             calls=count(1, end.steps + 2, products, 1),
+            move=move,
         )
         short = end.size > tolerance * first_inner
         result = RESULTS.where(short, RESULTS.inner_max_steps_reached, info.result)
         return state, dataclasses.replace(info, result=result)
 
 
+def _adapt(
+    rule: SufficientDecrease,
+    before: "_Adapted",
+    direction: PyTree[Array],
+    value: Scalar,
+    tolerance: Scalar,
+    begins: Bool[Array, ""],
+) -> "_Adapted":
+    """L for the step to come, from the values at both ends of the last one."""
+    size, dim = jnp.asarray(optax.tree.norm(direction)), optax.tree.size(direction)
+    first = jnp.where(size > 1e-3, dim * size, 1).astype(before.curvature.dtype)
+    slack = tolerance + before.tolerance * (1 + before.length)
+    target = before.value + slack - before.curvature * before.length**2 / 2
+    factor = jnp.where(value > before.value, rule.grow, 1)
+    factor = jnp.where(value <= target, rule.shrink, factor).astype(first.dtype)
+    curvature = jnp.where(begins, first, factor * before.curvature)
+    return before._replace(curvature=curvature, value=value, tolerance=tolerance)
+
+
+class _Adapted(NamedTuple):
+    curvature: Scalar  # L
+    value: Scalar  # of F, where the last step began
+    tolerance: Scalar
+    length: Scalar  # of the last step
+
+
 class _Aux(NamedTuple):
     v: PyTree[Array]
     first_inner: Scalar  # the lengths that tolerances are relative to
     first_outer: Scalar
+    adapted: _Adapted | tuple[()]
 
 
 class _Point(NamedTuple):

@@ -9,7 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from .._algorithm.base import AbstractAlgorithm
-from .._arrays import take_rows
+from .._arrays import take_rows, whole
 from .._problem import num_rows
 from .._sampler import AbstractSampler, Batch
 
@@ -104,6 +104,6 @@ class ImportanceSampling(AbstractAlgorithm):
     def step(self, problem, state):
         """Tell the sampler the weights, then step."""
         inner = state.samplers.inner
-        weights = jax.lax.stop_gradient(state.u).astype(inner.u.dtype)
+        weights = whole(jax.lax.stop_gradient(state.u)).astype(inner.u.dtype)
         samplers = state.samplers._replace(inner=inner._replace(u=weights))
         return self.algorithm.step(problem, dataclasses.replace(state, samplers=samplers))

@@ -19,6 +19,7 @@ from ._distillation import augmentation, distillation, hard_labels, identity_aug
 from ._equilibrium import equilibrium
 from ._federated import deal_rows, federated
 from ._folds import cross_validation, stack_models
+from ._forms import compositional, minimax
 from ._hyperparameters import log_penalties, logistic, ridge, tensor_penalties
 from ._kernel import kernel_ridge
 from ._meta import Episodes, episodes, meta_accuracy, meta_learning, rotated_classes
@@ -35,6 +36,7 @@ __all__ = [
     "Episodes",
     "anti_distillation",
     "augmentation",
+    "compositional",
     "cross_validation",
     "deal_rows",
     "distillation",
@@ -59,6 +61,7 @@ __all__ = [
     "logistic",
     "meta_accuracy",
     "meta_learning",
+    "minimax",
     "models",
     "poisoned_rows",
     "poisoning",
