@@ -23,6 +23,7 @@ from ._forms import compositional, minimax
 from ._hyperparameters import log_penalties, logistic, ridge, tensor_penalties
 from ._kernel import kernel_ridge
 from ._meta import Episodes, episodes, meta_accuracy, meta_learning, rotated_classes
+from ._mixture import draw_by_source, draw_mixture, mixture
 from ._nonsmooth import elastic_net, elastic_net_cv, lasso, lasso_cv
 from ._penalties import group_lasso, power_penalty, support_vectors
 from ._poisoning import poisoned_rows, poisoning
@@ -40,6 +41,8 @@ __all__ = [
     "cross_validation",
     "deal_rows",
     "distillation",
+    "draw_by_source",
+    "draw_mixture",
     "elastic_net",
     "elastic_net_cv",
     "episodes",
@@ -62,6 +65,7 @@ __all__ = [
     "meta_accuracy",
     "meta_learning",
     "minimax",
+    "mixture",
     "models",
     "poisoned_rows",
     "poisoning",
