@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from torture import write_small_tables
 
+from bilevel.cli._estimators import SAVED_TYPES
 from bilevel.reweighting import InputError, load_model
 from bilevel.reweighting._inputs import archives
 from runs import Run, Said, bilevel, seal, weigh
@@ -233,3 +241,76 @@ def test_a_finished_run_is_left_alone_by_resume(made, tmp_path):
     assert "differsfromthiscallin'seed'" in said.squeezed
     (folder / "run" / "weights.parquet").write_bytes(b"PAR1")
     refused(weigh([*command, "--resume"], folder / "run"), "weights.parquet has changed since")
+
+
+def with_nodes(name: str, value: int) -> Callable[[Any], None]:
+    """Every node that has children says this."""
+
+    def forge(model: Any) -> None:
+        for predictor in (p for trees in model._predictors for p in trees):
+            nodes = predictor.nodes.copy()
+            nodes[name][nodes["is_leaf"] == 0] = value
+            predictor.nodes = nodes
+
+    return forge
+
+
+TREES = {
+    "a child that there is not": (with_nodes("left", 2**31), "nodes that lead nowhere"),
+    "a circle": (with_nodes("right", 0), "nodes that lead nowhere"),
+    "a column that there is not": (
+        with_nodes("feature_idx", 2**30),
+        "columns that it does not have",
+    ),
+    "no categories": (with_nodes("is_categorical", 1), "categories that it does not have"),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_trees_that_would_end_the_process_are_refused(tmp_path, name):
+    """Found by forging them: SIGSEGV, or no end, where the compiled code follows the nodes."""
+    forge, word = TREES[name]
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    model = HistGradientBoostingClassifier(max_iter=2, min_samples_leaf=5).fit(X, X[:, 0] > 0)
+    path = tmp_path / "model.skops"
+    skops.io.dump(make_pipeline(MinMaxScaler(), model), path)
+    load_model(path, SAVED_TYPES)
+    forge(model)
+    skops.io.dump(make_pipeline(MinMaxScaler(), model), path)
+    with pytest.raises(InputError, match=word):
+        load_model(path, SAVED_TYPES)
+
+
+@pytest.mark.parametrize("kind", [RandomForestClassifier, GradientBoostingClassifier])
+def test_forests_of_other_columns_are_refused(tmp_path, kind):
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    model = kind(n_estimators=2).fit(X, X[:, 0] > 0)
+    path = tmp_path / "model.skops"
+    skops.io.dump(make_pipeline(model), path)
+    load_model(path, SAVED_TYPES)
+    model.n_features_in_ = 1
+    skops.io.dump(make_pipeline(model), path)
+    with pytest.raises(InputError, match="trees of other columns"):
+        load_model(path, SAVED_TYPES)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_command_whose_process_is_ended_says_so(tmp_path):
+    """As by a library that reads what was made to do harm."""
+    code = """
+import os, signal, sys
+from bilevel import cli
+cli.app = lambda: os.kill(os.getpid(), signal.SIGSEGV)
+sys.argv = ["bilevel", "score", sys.argv[1], "t.csv"]
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    said = " ".join(done.stderr.split())
+    assert f"the process that read {tmp_path} was ended by SIGSEGV" in said
+    assert "model.skops" in said
+    code = code.replace("os.kill(os.getpid(), signal.SIGSEGV)", "sys.exit(4)")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+    assert done.returncode == 4

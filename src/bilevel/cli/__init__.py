@@ -9,6 +9,7 @@ import os
 import sys
 
 from ._annotate import collect, export
+from ._apart import run_apart
 from ._app import FAILURE, OK, RunFolderError, app, note, stop
 from ._audit import audit
 from ._commands import report, score, suggest
@@ -59,6 +60,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the locale, text can be written
             stream.reconfigure(errors="backslashreplace")
+    run_apart()
     with stoppable(stop):
         try:
             app()

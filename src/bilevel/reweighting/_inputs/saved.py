@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..._storage import DamagedFileError
 from .archives import check_archive
 from .checks import InputError, named
 from .columns import table_pipeline
+from .trees import check_trees
 
 
 @functools.cache
@@ -72,6 +73,7 @@ def load_trusted(path: str | os.PathLike, types: Sequence[str] = ()) -> Any:
     try:
         model = skops.io.load(path, trusted=own)
         reader = _reader_of_files(model)
+        check_trees(_parts(model))
     except Exception as error:
         raise _unreadable(path, error) from error
     if reader is not None:
@@ -90,16 +92,15 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     )
 
 
-def _reader_of_files(model: Any) -> str | None:
-    """The name of an encoder of texts that takes them for names of files; None if there is none."""
+def _parts(model: Any) -> Iterator[Any]:
+    """All objects that a model is made of, each once."""
     seen, left = set(), [model]
     while left:
         value = left.pop()
         if id(value) in seen or isinstance(value, (str, bytes, int, float, type(None))):
             continue
         seen.add(id(value))
-        if isinstance(value, (CountVectorizer, HashingVectorizer)) and value.input != "content":
-            return type(value).__name__
+        yield value
         if isinstance(value, Mapping):
             left += [*value.keys(), *value.values()]
         elif isinstance(value, (list, tuple, set, frozenset)):
@@ -108,4 +109,11 @@ def _reader_of_files(model: Any) -> str | None:
             left += value.ravel().tolist() if value.dtype == object else []
         elif hasattr(value, "__dict__") and not isinstance(value, type):
             left += vars(value).values()
+
+
+def _reader_of_files(model: Any) -> str | None:
+    """The name of an encoder of texts that takes them for names of files; None if there is none."""
+    for value in _parts(model):
+        if isinstance(value, (CountVectorizer, HashingVectorizer)) and value.input != "content":
+            return type(value).__name__
     return None

@@ -1,0 +1,57 @@
+"""Commands that read what others have made run in a process of their own.
+
+The libraries that draw charts and hold models are compiled, and content that was made to do harm may
+end the process they are in. The command then ends with exit code 3, in words. Where the system has no
+fork, the command runs as it is.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from ._app import BAD_INPUT, note
+
+COMMANDS = {"score", "suggest", "report", "export", "collect"}
+_DIE_WITH_PARENT = 1  # of prctl
+
+
+def run_apart() -> None:
+    """Go on in a child if the command is one of these; the process itself waits, and ends alike."""
+    if os.name != "posix" or not set(sys.argv[1:2]) & COMMANDS:
+        return
+    mine = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)  # the terminal's signals come through the parent, once
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+            if os.getppid() != mine:
+                os._exit(1)
+        return
+
+    def pass_on(number: int, _: Any) -> None:
+        os.kill(child, number)
+
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if code < 0:
+        run = next((x for x in sys.argv[2:] if Path(x).is_dir()), "the run")
+        note(
+            f"the process that read {run} was ended by {_name(-code)}. A file of it (model.skops, "
+            "scorer.skops, report.json), or another that was given, is damaged or was made to do "
+            "harm: bring back a copy, or weigh again."
+        )
+        code = BAD_INPUT
+    sys.exit(code)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
