@@ -38,7 +38,7 @@ def promotion():
     ("place", "name"),
     [
         *(("inner", name) for name in TRANSFORMATIONS),
-        ("outer", "lbfgs"),
+        pytest.param("outer", "lbfgs", marks=pytest.mark.slow),
         ("outer", "polyak"),
         pytest.param("outer", "backtracking", marks=pytest.mark.slow),
         pytest.param("outer", "zoom", marks=pytest.mark.slow),

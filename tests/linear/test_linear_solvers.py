@@ -314,6 +314,7 @@ def test_step_sizes_are_data():
         np.testing.assert_allclose(row, partial_sum(spd(), B, float(step), 5), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_dtype_is_kept():
     a = lx.MatrixLinearOperator(jnp.asarray(spd(), jnp.float32), SYMMETRIC)
     b = jnp.asarray(B, jnp.float32)
