@@ -369,9 +369,7 @@ def pairs_of(kind: str, intercept: bool) -> tuple[Any, Any]:
     ("kind", "rows"),
     [("ridge", 90), ("ridge", 24), ("logistic", 90), ("classes", 90), ("elastic net", 90)],
 )
-@pytest.mark.parametrize(
-    "layout", [csr_matrix, pytest.param(csc_array, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("layout", [csr_matrix, pytest.param(csc_array, marks=pytest.mark.slow)])
 def test_sparse_rows_give_the_model_of_the_same_dense_rows(kind, rows, layout, intercept):
     rng = np.random.default_rng(0)
     X = np.where(rng.random((rows, 20)) < 0.3, rng.normal(1.0, 1.0, (rows, 20)), 0.0)

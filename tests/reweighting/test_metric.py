@@ -79,9 +79,7 @@ def test_weights_count_in_the_metric():
     assert judged[0][1] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "labels", [("no", "yes"), pytest.param((0, 1), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("labels", [("no", "yes"), pytest.param((0, 1), marks=pytest.mark.slow)])
 def test_candidates_are_scored_out_of_fold(labels):
     """By the metric of scikit-learn, on the predictions of models fitted on the other folds."""
     rows, holdout = rare(0, 300, 90, 0.3, 0.3, 200)

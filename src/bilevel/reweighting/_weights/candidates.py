@@ -14,15 +14,18 @@ from .._inputs.probabilities import Probabilities
 from .._inputs.row_facts import RowFacts
 from .annotators import AnnotatedPool, Annotations
 from .baselines import SIMPLEST
-from .folds import FOLDS, JUDGES, Folds, make_folds
-from .label_models import (
+from .flexible_models import (
     FEWER_TREES,
     TREES,
+    forest_label_models,
+    forget,
+    kernel_label_models,
+)
+from .folds import FOLDS, JUDGES, Folds, make_folds
+from .label_models import (
     LabelModel,
     Member,
     cross_fitted,
-    forest_label_models,
-    forget,
     from_outside,
     is_the_linear_model,
     judging_fits,
@@ -41,7 +44,7 @@ from .scorer import RowScorer
 from .shares import at_effective_size, density_ratio, mean_by_group
 from .suspects import Pool, judge_labels, noise_of
 
-PLAIN = 4.0  # standard errors by which forests must lower the pool's loss to join it
+KERNEL_JOINS, FOREST_JOINS = 1.0, 4.0  # standard errors by which they must lower the pool's loss
 SOFT = "weights"  # the probability that a label is right
 HARD = "clean rows"  # without the rows that are flagged
 
@@ -137,7 +140,8 @@ def search(
     """Fit the label models, pool them, make candidates of what they say, and judge these.
 
     First round: each label model (the linear one, and the user's own kind if there is one) out of
-    fold on all training rows, and on the trusted rows alone; the pool; the candidates, which are
+    fold on all training rows, and on the trusted rows alone; forests and kernel models likewise, where
+    they help the pool (`_are_worth_it`); the pool; the candidates, which are
     judged on each fold of the trusted rows by models that have not seen it. Second round: models of
     the rows weighted by the first pool's probabilities join the pool, whose probabilities are the
     weights in the end.
@@ -171,11 +175,16 @@ def search(
     members += [] if probabilities is None else [from_outside(probabilities)]
     trees = judge is not linear and takes_gaps(estimator)
     number = FEWER_TREES if trees else TREES
+    kernels = kernel_label_models(folds, features, features_trusted)
     forests = forest_label_models(folds, features, features_trusted, number)
-    if forests is not None and annotations is None:
-        fits = cross_fitted(forests[0]), trusted_only(forests[1])
+    for of_each, plain in ((forests, FOREST_JOINS), (kernels, KERNEL_JOINS)):
+        if of_each is None or annotations is not None:
+            continue
+        fits = cross_fitted(of_each[0]), trusted_only(of_each[1])
         more = _spoken_for(folds, [forget(member) for member in fits])
-        members += more if trees or _are_worth_it(folds, members, more, verified) else []
+        always = trees and of_each is forests
+        if always or _are_worth_it(folds, members, more, verified, plain):
+            members += more
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack(
         [pools[k].right([member.train[k] for member in members], y) for k in range(JUDGES)]
@@ -235,6 +244,8 @@ def search(
         second_round(kind, weights, fits)
         for kind, weights, fits in zip(kinds, seconds, weighing, strict=True)
     ]
+    if kernels is not None and any(member.kind is kernels[0] for member in members):
+        members.append(forget(second_round(kernels[0], right, [])))
     pool = _pool(folds, members, verified, annotations, FOLDS)
     of_last = [member.train[FOLDS] for member in members]
     last = pool.right(of_last, y)
@@ -326,9 +337,13 @@ def _spoken_for(folds: Folds, members: list[Member]) -> list[Member]:
 
 
 def _are_worth_it(
-    folds: Folds, members: list[Member], more: list[Member], verified: np.ndarray | None
+    folds: Folds,
+    members: list[Member],
+    more: list[Member],
+    verified: np.ndarray | None,
+    plain: float,
 ) -> bool:
-    """Whether the pool's loss on the trusted rows falls plainly if these members join it.
+    """Whether the pool's loss on the trusted rows falls by `plain` standard errors if they join it.
 
     A pool that follows few trusted rows gives every member some weight. Where linear models suffice,
     trees lower its loss a little and learn more of the noise: real label errors are then ranked
@@ -340,7 +355,7 @@ def _are_worth_it(
         return folds.judge(pool.outputs([member.trusted[FOLDS] for member in pooled]))[0]
 
     gain = losses(members) - losses([*members, *more])
-    return bool(gain.mean() > PLAIN * standard_error(gain))
+    return bool(gain.mean() > plain * standard_error(gain))
 
 
 def _round(folds: Folds, pool: Pool, members: list[Member], right: np.ndarray) -> dict[str, float]:

@@ -27,8 +27,9 @@ def cross_validated_weights(
         log p(y | x) = sum_k c_k log p_k(y | x) - log Z(x)           the pool
         w_i = P(true = y_i | x_i, given = y_i) ~ p(y_i | x_i) T[y_i, y_i]
 
-    The members `p_k` are linear models that have not seen the row: of all training rows, of the
-    trusted rows, and in a second round of all rows weighted by `w`. The few coefficients `c >= 0` are
+    The members `p_k` are models that have not seen the row: linear ones of all training rows, of the
+    trusted rows, and in a second round of all rows weighted by `w`; and of at most 30 classes, forests
+    and kernel models where they lower the pool's held-out loss. The few coefficients `c >= 0` are
     the outer variable: they minimise the log loss of trusted rows that the members have not seen. The
     noise matrix `T[true, given]` comes from the given labels, by expectation maximisation. In a
     regression, the pool is a combination of predictions and `w_i` the probability that the target

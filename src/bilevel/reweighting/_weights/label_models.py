@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax
 from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -27,12 +26,6 @@ SMALL = 2_000_000  # entries of a table up to which one thread is faster than se
 TOLERANCE = 1e-3  # of the linear label model's gradient
 LEAST_TOLERANCE = 0.03  # of this, where a class is rare
 LEAST = 1e-5  # the least probability that a label model gives
-TREES, FEWER_TREES = 100, 50  # of the forest; and beside trees of the user's
-FOREST_ROWS, FOREST_CLASSES = (
-    5000,
-    30,
-)  # that a tree is grown on, and above which there is no forest
-LEAF = 1.5  # rows that a leaf must exceed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,53 +279,17 @@ def linear_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> La
     """Softmax or least squares with scikit-learn's default penalty, on scaled numbers."""
     if isinstance(folds.kind, Classes):
         number = folds.kind.number
-        estimator, classes = LogisticRegression(tol=_tolerance(folds.y, number)), np.arange(number)
+        estimator, classes = LogisticRegression(tol=tolerance(folds.y, number)), np.arange(number)
     else:
         estimator, classes = Ridge(), None
     return LabelModel("linear", estimator, X, X_trusted, folds.y, folds.y_trusted, folds, classes)
 
 
-def _tolerance(y: Int[np.ndarray, " n"], classes: int) -> float:
+def tolerance(y: Int[np.ndarray, " n"], classes: int) -> float:
     """Of the gradient of the mean loss, to which a rare class adds little: the less, the rarer."""
     counts = np.bincount(y)
     rarest = counts[counts > 0].min() * classes / len(y)  # 1 where all are as frequent
     return TOLERANCE * float(np.clip(5 * rarest, LEAST_TOLERANCE, 1))
-
-
-def forest_label_models(
-    folds: Folds, X: np.ndarray, X_trusted: np.ndarray, number: int = TREES
-) -> tuple[LabelModel, LabelModel] | None:
-    """Extremely randomised trees, for all rows and for the trusted ones; None for many classes.
-
-    They see what a linear model cannot, on rows of any kind and without settings to tune. A leaf holds
-    two rows, which are counted by their weight. A tree is grown on at most 5000 rows drawn anew.
-    `number`: of trees.
-    """
-    if not isinstance(folds.kind, Classes) or folds.kind.number > FOREST_CLASSES:
-        return None
-    share = FOREST_ROWS / len(folds.sub)
-    learn = (FOLDS - 1) / FOLDS  # of the rows, in each fit
-
-    def forest(weight: float, **options: Any) -> ExtraTreesClassifier:
-        leaf = min(LEAF / (learn * max(weight, 1.0)), 0.5)
-        return ExtraTreesClassifier(
-            number, min_weight_fraction_leaf=leaf, random_state=0, **options
-        )
-
-    drawn = {"bootstrap": True, "max_samples": share} if share < 1 else {}
-    grown = forest(folds.weight.sum() * min(share, 1.0), **drawn)
-    trees = forest(folds.weight_trusted.sum())
-    classes = np.arange(folds.kind.number)
-    of_all, of_trusted = (
-        LabelModel("forest", e, X, X_trusted, folds.y, folds.y_trusted, folds, classes)
-        for e in (grown, trees)
-    )
-    return of_all, of_trusted
-
-
-def forget(member: Member) -> Member:
-    """The same without its models, which are large: it judges no new rows."""
-    return dataclasses.replace(member, models=[])
 
 
 def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelModel:

@@ -1,0 +1,93 @@
+"""Label models that see what a linear one cannot: forests, and a linear model on kernel features."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import euclidean_distances
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from .folds import FOLDS, Folds
+from .label_models import LabelModel, Member, tolerance
+from .labels import Classes
+
+CLASSES = 30  # above which there is none of them
+TREES, FEWER_TREES = 100, 50  # of the forest; and beside trees of the user's
+FOREST_ROWS = 5000  # that a tree is grown on
+LEAF = 1.5  # rows that a leaf must exceed
+LANDMARKS, SAMPLE = 150, 500  # of the kernel features; rows whose distances say how wide it is
+NARROW, INVERSE_PENALTY = 0.6, 3.0  # times the inverse of the median squared distance; `C`
+
+
+def forest_label_models(
+    folds: Folds, X: np.ndarray, X_trusted: np.ndarray, number: int = TREES
+) -> tuple[LabelModel, LabelModel] | None:
+    """Extremely randomised trees, for all rows and for the trusted ones; None for many classes.
+
+    They see what a linear model cannot, on rows of any kind and without settings to tune. A leaf holds
+    two rows, which are counted by their weight. A tree is grown on at most 5000 rows drawn anew.
+    `number`: of trees.
+    """
+    if not isinstance(folds.kind, Classes) or folds.kind.number > CLASSES:
+        return None
+    share = FOREST_ROWS / len(folds.sub)
+    learn = (FOLDS - 1) / FOLDS  # of the rows, in each fit
+
+    def forest(weight: float, **options: Any) -> ExtraTreesClassifier:
+        leaf = min(LEAF / (learn * max(weight, 1.0)), 0.5)
+        return ExtraTreesClassifier(
+            number, min_weight_fraction_leaf=leaf, random_state=0, **options
+        )
+
+    drawn = {"bootstrap": True, "max_samples": share} if share < 1 else {}
+    grown = forest(folds.weight.sum() * min(share, 1.0), **drawn)
+    trees = forest(folds.weight_trusted.sum())
+    classes = np.arange(folds.kind.number)
+    of_all, of_trusted = (
+        LabelModel("forest", e, X, X_trusted, folds.y, folds.y_trusted, folds, classes)
+        for e in (grown, trees)
+    )
+    return of_all, of_trusted
+
+
+def kernel_label_models(
+    folds: Folds, X: np.ndarray, X_trusted: np.ndarray
+) -> tuple[LabelModel, LabelModel] | None:
+    """Softmax on features of a Gaussian kernel, for all rows and for the trusted ones.
+
+        k(x, x') = exp(-0.6 |x - x'|^2 / median)
+
+    of standardised numbers, on 150 landmark rows (Nystrom's approximation). The features are the same
+    in every fit: they come from the distinct rows, without a look at labels. None for many classes, in a
+    regression, and where there is only one distinct row.
+    """
+    if not isinstance(folds.kind, Classes) or folds.kind.number > CLASSES:
+        return None
+    counted = folds.sub[folds.weight[folds.sub] > 0], folds.weight_trusted > 0
+    rows = np.unique(np.concatenate([X[counted[0]], X_trusted[counted[1]]]), axis=0)
+    if len(rows) < 2:
+        return None
+    scaler = StandardScaler().fit(rows)
+    sample = np.random.default_rng(0).permutation(len(rows))[:SAMPLE]
+    squares = euclidean_distances(scaler.transform(rows[sample]), squared=True)
+    median = np.median(squares[np.triu_indices(len(sample), 1)])
+    landmarks = Nystroem(
+        gamma=NARROW / median, n_components=min(LANDMARKS, len(rows)), random_state=0
+    )
+    features = make_pipeline(scaler, landmarks).fit(rows)
+    number = folds.kind.number
+    softmax = LogisticRegression(C=INVERSE_PENALTY, tol=tolerance(folds.y, number))
+    estimator = make_pipeline(FrozenEstimator(features), softmax)
+    y = folds.y, folds.y_trusted
+    model = LabelModel("kernel", estimator, X, X_trusted, *y, folds, np.arange(number))
+    return model, model
+
+
+def forget(member: Member) -> Member:
+    """The same without its models, which are large: it judges no new rows."""
+    return dataclasses.replace(member, models=[])
