@@ -63,8 +63,8 @@ def kernel_label_models(
         k(x, x') = exp(-0.6 |x - x'|^2 / median)
 
     of standardised numbers, on 150 landmark rows (Nystrom's approximation). The features are the same
-    in every fit: they come from the distinct rows, without a look at labels. None for many classes, in a
-    regression, and where there is only one distinct row.
+    in every fit: they come from the distinct rows, without a look at labels. None for many classes, in
+    a regression, and where there is only one distinct row.
     """
     if not isinstance(folds.kind, Classes) or folds.kind.number > CLASSES:
         return None
