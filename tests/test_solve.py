@@ -42,6 +42,8 @@ def solve(problem: Any = PROBLEM, method: Any = METHOD, u0: Any = ZERO, w0: Any 
 def test_counts_below_one(name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
         solve(**{name: 0})
+    with pytest.raises(TypeError, match=name):  # 2.5 made two steps, without a word
+        solve(**{name: 2.5})
 
 
 @pytest.mark.parametrize(
@@ -61,9 +63,11 @@ def test_start_outside_of_a_box():
         solve(problem)
 
 
-def test_nonfinite_start():
-    with pytest.raises(ValueError, match="`u0` is not in the set of `Euclidean`"):
-        solve(u0=jnp.array(jnp.nan))
+@pytest.mark.parametrize("name", ["u0", "w0"])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_nonfinite_start(name, value):
+    with pytest.raises(ValueError, match="`u0` and `w0` must be finite"):
+        solve(**{name: jnp.array(value)})
 
 
 @pytest.mark.parametrize("name", ["u0", "w0"])
@@ -80,6 +84,8 @@ def test_objectives_must_be_scalars():
         solve(vector)
     with pytest.raises(ValueError, match=r"inner objective must return a scalar, got \(1,\)"):
         solve(BilevelProblem(outer, lambda u, w, _: inner(u, w, _)[None]))
+    with pytest.raises(TypeError, match="outer objective must return a floating-point number"):
+        solve(BilevelProblem(lambda u, w, _: w.astype(int), inner))
 
 
 def test_problem_arguments():

@@ -14,7 +14,7 @@ import pytest
 import bilevel
 from bilevel import AID, ITD, DoubleLoop, GradientInner
 from methods import METHODS
-from rows import draws, with_steps
+from rows import BY_BLOCKS, draws, with_steps
 
 QUICK = ("SOBA", "VRBO", "F2SA")
 SOLVERS = {
@@ -72,7 +72,7 @@ METHODS_OF_TWO_LOOPS = {
 SINGLE = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name, row in METHODS.items()
-    if row.oracle is not None and name != "SABA"
+    if row.oracle is not None and name not in BY_BLOCKS
 ]
 
 
@@ -239,7 +239,7 @@ def test_what_is_no_variable_is_refused():
             bilevel.solve(OF_MODULES, BOTH, MODEL, wrong, num_steps=2)
     for problem, u, w in ((MIXED, U, W), (OF_MODULES, MODEL, MODEL)):
         for name, row in METHODS.items():
-            blocks = draws(bilevel.Blocks, 1) if name == "SABA" else {}
+            blocks = draws(bilevel.Blocks, 1) if name in BY_BLOCKS else {}
             method = BOTH if row.oracle is None else row.kind(**blocks)
             with pytest.raises(TypeError, match=r"of one dtype in u0 and w0.*`given = "):
                 method.init(problem, u, w, jax.random.key(0))

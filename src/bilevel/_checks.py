@@ -1,6 +1,7 @@
 """What `solve` refuses before it runs, and while it is traced."""
 
 import contextlib
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,14 +55,21 @@ def check_call(
         ("trace_every", trace_every),
         ("chunk_size", chunk_size),
     ]:
+        if not isinstance(value, numbers.Integral):
+            raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     # Under jit, new arrays are tracers too.
     if any_tracer((u0, w0, problem, jnp.zeros(()))):
         raise TypeError(UNDER_TRANSFORMATION)
     given = as_arrays(problem, u0, w0, ("u0", "w0"))
-    numbers = _distance_and_norms(given.problem.geometry, given.u, given.w)
-    distance, size, size_of_both = (float(x) for x in numbers)
+    found = _distance_and_norms(given.problem.geometry, given.u, given.w)
+    distance, size, size_of_both, all_finite = (float(x) for x in found)
+    if not all_finite:
+        raise ValueError(
+            "`u0` and `w0` must be finite, and an entry is NaN or infinite; "
+            "`jax.tree.map(jnp.isfinite, (u0, w0))` shows which."
+        )
     if not distance <= max(1e-3 * size, 1e-6):  # entries may be tiny
         raise ValueError(
             f"`u0` is not in the set of `{type(problem.geometry).__name__}`: the nearest point of "
@@ -76,7 +84,8 @@ def _distance_and_norms(
     geometry: AbstractGeometry, u: PyTree[Array], w: PyTree[Array]
 ) -> tuple[Array, ...]:
     distance = optax.tree.norm(optax.tree.sub(geometry.project(u), u))
-    return distance, optax.tree.norm(u), optax.tree.norm((u, w))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((u, w))]))
+    return distance, optax.tree.norm(u), optax.tree.norm((u, w)), finite
 
 
 def check_objectives(problem: Problem, algorithm: AbstractAlgorithm, state: State) -> None:
@@ -91,6 +100,11 @@ def check_objectives(problem: Problem, algorithm: AbstractAlgorithm, state: Stat
             raise ValueError(
                 f"the {name} objective must return a scalar, got "
                 f"{getattr(value, 'shape', type(value).__name__)}; take a mean or a sum."
+            )
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"the {name} objective must return a floating-point number, got {value.dtype}; it has "
+                "no derivative otherwise."
             )
     if isinstance(problem, FixedPointProblem):
         image = eqx.filter_eval_shape(problem.map, state.u, state.w, inner_data)

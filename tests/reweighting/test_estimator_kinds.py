@@ -14,7 +14,11 @@ from sklearn.ensemble import (
     VotingRegressor,
 )
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import (
+    FixedThresholdClassifier,
+    GridSearchCV,
+    TunedThresholdClassifierCV,
+)
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -55,6 +59,7 @@ CLASSIFIERS = [
     BaggingClassifier(LogisticRegression(), 5, random_state=0),
     OneVsRestClassifier(pipe()),
     AdaBoostClassifier(n_estimators=3),
+    FixedThresholdClassifier(pipe()),
 ]
 
 
@@ -97,6 +102,7 @@ def test_weights_reach_every_regressor(estimator):
         (VotingClassifier([("a", LogisticRegression()), ("b", KNeighborsClassifier())]), "KNe"),
         (StackingClassifier([("a", TREE)], KNeighborsClassifier()), "KNeighborsClassifier"),
         (CalibratedClassifierCV(pipe(KNeighborsClassifier())), "KNeighborsClassifier"),
+        (TunedThresholdClassifierCV(LogisticRegression()), "TunedThresholdClassifierCV"),
     ],
     ids=lambda e: str(e)[:60],
 )

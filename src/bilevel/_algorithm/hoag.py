@@ -69,15 +69,18 @@ def _as_outer_step(value: Any) -> Any:
 class HOAG(AbstractAlgorithm):
     """Inner problem and linear system solved to a tolerance that shrinks from step to step.
 
-        w_k: gradient steps from w_{k-1} until  |grad_w f(u_k, w_k)| <= e_k |grad_w f(u_0, w_0)|
-        v_k: CG from v_{k-1} until  |H v_k - grad_w F| <= e_k |grad_w F| of the first step
+        w_k: gradient steps from w_{k-1} until  |grad_w f(u_k, w_k)| <= e_k r_k
+        v_k: CG from v_{k-1} until  |H v_k - grad_w F| <= e_k s_k
         u_{k+1} = retract(u_k, -outer_step (grad_u F - (d2_uw f)^T v_k))
 
+    with r_k the first |grad_w f(u_j, w_{j-1})| and s_k the first |grad_w F(u_j, w_j)|, j <= k, above
+    rounding.
     Pedregosa (2016), "Hyperparameter optimization with approximate gradient", Algorithm 1
     [pedregosa2016][]. If the tolerances have a finite sum, the error of the hypergradients has one,
     too, and the iterates converge to a stationary point: a rough hypergradient is enough at first,
     and a warm start makes an accurate one cheap later. The paper bounds distances by e_k; its
-    authors' code bounds residuals relative to the first ones, as here.
+    authors' code bounds residuals relative to the first ones, as here, but for those that vanish
+    because a run begins at `w*(u_0)`.
 
     Args:
         inner_step, outer_step: numbers, or schedules of the number of outer steps made. The paper
@@ -86,7 +89,8 @@ class HOAG(AbstractAlgorithm):
             methods.
         tolerance: e_k, a function of the number k of outer steps made, by default `0.1 * 0.9**k`; a
             number keeps it, and with it an error of the hypergradient. Below 100 times the rounding
-            of the dtype of w it stays there.
+            of the dtype of w it stays there, and an inner residual of ten times the rounding of
+            |w| / inner_step is small enough in any case, as is a linear one of that of grad_w F.
         max_inner, max_linear: the most gradient steps and the most CG steps per outer step.
         inner_sampler, outer_sampler: where batches come from; all data by default. One inner batch
             serves a whole outer step, so that its tolerance can be met.
@@ -135,10 +139,14 @@ class HOAG(AbstractAlgorithm):
             return _Point(w, slope, jnp.asarray(optax.tree.norm(slope)), steps)
 
         start = at(turn.state.w, jnp.zeros((), jnp.int32))
-        first_inner = jnp.where(begins, start.size, aux.first_inner)
+
+        of_w = jnp.asarray(optax.tree.norm(start.w) / inner_step).astype(start.size.dtype)
+        unseen = (aux.first_inner == 0) & (start.size > rounding / 10 * of_w)
+        first_inner = jnp.where(unseen, start.size, aux.first_inner)
+        target = jnp.maximum(tolerance * first_inner, rounding / 10 * of_w)
 
         def unsolved(point: _Point) -> Bool[Array, ""]:
-            return (point.size > tolerance * first_inner) & (point.steps < self.max_inner)
+            return (point.size > target) & (point.steps < self.max_inner)
 
         def move(point: _Point) -> _Point:
             return at(descend(point.w, inner_step, point.slope), point.steps + 1)
@@ -146,24 +154,24 @@ class HOAG(AbstractAlgorithm):
         end = jax.lax.while_loop(unsolved, move, start)
         w, outer = end.w, turn.outer(u, end.w)
         size = jnp.asarray(optax.tree.norm(outer.w))
-        first_outer = jnp.where(begins, size, aux.first_outer)
+        first_outer = jnp.where(aux.first_outer == 0, size, aux.first_outer)
         hessian = function_operator(
             lambda x: jax.jvp(lambda w: turn.inner_gradient(u, w), (w,), (x,))[1],
             w,
             lx.positive_semidefinite_tag,
         )
-        solver = CG(rtol=0.0, atol=tolerance * first_outer, max_steps=self.max_linear)
+        solver = CG(rounding / 10, tolerance * first_outer, self.max_linear)
         found = lx.linear_solve(hessian, outer.w, solver, options={"y0": aux.v}, throw=False)
         d = joint_directions(outer, turn.inner(u, w, found.value))
 
-        move, adapted = None, aux.adapted
+        moved, adapted = None, aux.adapted
         if isinstance(self.outer_step, SufficientDecrease):
             adapted = _adapt(self.outer_step, adapted, d.u, outer.value, tolerance, begins)
             step = 1 / adapted.curvature
             after = problem.geometry.retract(u, optax.tree.scale(-step, d.u))
             length = jnp.asarray(optax.tree.norm(optax.tree.sub(after, u)))
             adapted = adapted._replace(length=length.astype(step.dtype))
-            move = Move(after, step, turn.state.control)
+            moved = Move(after, step, turn.state.control)
 
         products = found.stats["num_products"] + 1
         state, info = turn.close(
@@ -171,9 +179,9 @@ class HOAG(AbstractAlgorithm):
             w=w,
             aux=_Aux(found.value, first_inner, first_outer, adapted),
             calls=count(1, end.steps + 2, products, 1),
-            move=move,
+            move=moved,
         )
-        short = end.size > tolerance * first_inner
+        short = end.size > target
         result = RESULTS.where(short, RESULTS.inner_max_steps_reached, info.result)
         return state, dataclasses.replace(info, result=result)
 
@@ -206,7 +214,7 @@ class _Adapted(NamedTuple):
 
 class _Aux(NamedTuple):
     v: PyTree[Array]
-    first_inner: Scalar  # the lengths that tolerances are relative to
+    first_inner: Scalar  # what tolerances are relative to
     first_outer: Scalar
     adapted: _Adapted | tuple[()]
 

@@ -15,6 +15,7 @@ from sklearn.ensemble import (
     VotingRegressor,
 )
 from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import TunedThresholdClassifierCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRouter
 from sklearn.utils.validation import has_fit_parameter
@@ -32,6 +33,8 @@ def weight_keyword(estimator: Any) -> str | None:
     A pipeline passes weights to its last step; a search or a `TransformedTargetRegressor`, whose fits
     take any keyword, to the estimator that they hold; an ensemble to all members.
     """
+    if isinstance(estimator, TunedThresholdClassifierCV):
+        return None  # its scorer refuses weights that it did not ask for
     if isinstance(estimator, Pipeline):
         step, last = estimator.steps[-1]
         inner = weight_keyword(last)
