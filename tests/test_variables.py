@@ -144,6 +144,7 @@ def test_modules_as_variables():
     assert checked.verdict == "holds"
 
 
+@pytest.mark.slow
 def test_modules_in_a_comparison():
     frame = bilevel.compare(
         {"double loop": BOTH},
@@ -199,6 +200,7 @@ def test_a_formula_for_a_module():
     np.testing.assert_allclose(solution.w(), 0.5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_ball_around_a_module():
     """The nearest point of the ball of radius 0.3 around 0 has all three entries equal."""
     ball = bilevel.Ball(0.3, center=MODEL)

@@ -13,7 +13,7 @@ from bilevel._solution import NAMES
 from methods import METHODS
 from rows import BY_BLOCKS, BY_CLIENTS, with_steps
 
-QUICK = ("SOBA", "VRBO", "F2SA", "BOME")
+QUICK = ("SOBA", "F2SA", "BOME")
 FAILED = {"outer_divergence", "inner_divergence", "linear_divergence", "nonfinite"}
 
 

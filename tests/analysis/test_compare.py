@@ -185,6 +185,7 @@ def test_steps_by_name():
     assert small(trace_every=100).step.unique().tolist() == [0, 7]
 
 
+@pytest.mark.slow
 def test_seeds_may_be_a_number():
     assert small(seeds=3).seed.unique().tolist() == [0, 1, 2]
     assert small(seeds=range(4, 6)).seed.unique().tolist() == [4, 5]

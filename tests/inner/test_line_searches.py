@@ -39,7 +39,7 @@ def promotion():
     [
         *(("inner", name) for name in TRANSFORMATIONS),
         pytest.param("outer", "lbfgs", marks=pytest.mark.slow),
-        ("outer", "polyak"),
+        pytest.param("outer", "polyak", marks=pytest.mark.slow),
         pytest.param("outer", "backtracking", marks=pytest.mark.slow),
         pytest.param("outer", "zoom", marks=pytest.mark.slow),
     ],

@@ -84,7 +84,7 @@ def test_disabling_jit_changes_nothing(name):
     assert_close(by_hand, run(method, 2).state, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", core("auto SOBA", "SABA"))
+@pytest.mark.parametrize("name", core("auto SOBA"))
 def test_chunk_size_changes_nothing(name, compilations):
     """Bit for bit; and three chunks, the last one partial, are one compilation."""
     one = unbroken(name)

@@ -148,6 +148,7 @@ def test_importance_ratios_leave_the_inner_objective_unbiased():
     assert_close(jax.value_and_grad(mean_over_batches, (0, 1))(u, w), full, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_importance_sampling_tells_the_sampler_the_weights():
     problem, w0, u0 = small_problem()
     method = bilevel.ImportanceSampling(bilevel.SOBA(0.05, 0.05, 0.2, bilevel.WeightedSampler(5)))

@@ -84,6 +84,7 @@ def test_only_some_of_many_rows_are_named():
     refuse(r"in 30 rows \(ids 0, 1, 2, 3, 4 and 25 more\), columns 0", X=X)
 
 
+@pytest.mark.slow
 def test_non_numeric_columns():
     X = mixed()
     data, _ = given(X=X, X_trusted=X.iloc[:M])

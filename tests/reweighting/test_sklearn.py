@@ -84,6 +84,7 @@ def test_grid_search_and_pipelines(routing):
     assert search.score(*digits().holdout) > 0.7
 
 
+@pytest.mark.slow
 def test_weight_two_is_two_rows_and_weight_zero_is_no_row():
     """`drop_zero` leaves out what has no weight: not even a scaler sees it."""
     data = digits()

@@ -161,6 +161,7 @@ class OnlyCodes(HistGradientBoostingClassifier):
         return super().predict(X)[:, None]
 
 
+@pytest.mark.slow
 def test_labels_of_any_kind_reach_the_estimator_as_codes():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 2)), np.repeat(["x", "z", "q"], 20)
