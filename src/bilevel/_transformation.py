@@ -1,5 +1,6 @@
 """Updates by any optax transformation, line searches included."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -42,11 +43,17 @@ def transformed(
             ) from error
     else:
         extended = optax.with_extra_args_support(tx)
-        updates, new = extended.update(
-            grad, state, params, value=value, grad=grad, value_fn=value_fn
-        )
+        known = {"value": value, "grad": grad, "value_fn": value_fn}
+        updates, new = extended.update(grad, state, params, **_taken(extended, known))
     new = jax.tree.map(lambda x, old: jnp.asarray(x).astype(jnp.asarray(old).dtype), new, state)
     return updates, new
+
+
+def _taken(tx: optax.GradientTransformation, known: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that the update takes: `optax.contrib.sam` takes none, for one."""
+    taken = inspect.signature(tx.update).parameters
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    return {name: x for name, x in known.items() if every or name in taken}
 
 
 def line_search_steps(state: Any) -> Int[Array, ""]:

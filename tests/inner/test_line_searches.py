@@ -56,6 +56,14 @@ def test_line_searches(name, place):
     np.testing.assert_allclose(solution.u, 1.0, atol=1e-4)
 
 
+def test_a_transformation_that_takes_no_keywords():
+    """Sharpness-aware steps end within their radius of the minimum."""
+    tx = optax.contrib.sam(optax.sgd(0.3), optax.chain(optax.contrib.normalize(), optax.sgd(1e-3)))
+    method = DoubleLoop(GradientInner(tx, 80), AID(), optax.sgd(0.2), warm_start=False)
+    solution = bilevel.solve(PROBLEM, method, jnp.full(3, 2.0), jnp.zeros(3), num_steps=30)
+    np.testing.assert_allclose(solution.u, 1.0, atol=5e-3)
+
+
 def test_evaluations_of_a_line_search_are_counted():
     """Of f: the gradient of each step and every evaluation, as an instrumented objective counts."""
     count = 0
