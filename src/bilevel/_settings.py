@@ -43,12 +43,12 @@ def as_step_size(value: Any) -> ConstantStep:
 def as_setting(value: Any) -> StepSize:
     """A step size as data, or as it is if it is a schedule `k -> number` or the word `"auto"`.
 
-    A number that is not positive is refused: a run with it goes uphill or nowhere, and its residuals
-    need not show it.
+    A negative number is refused: a run with it goes uphill, and its residuals need not show it. Zero
+    holds a variable where it is.
     """
     size = value if callable(value) else as_step_size(value)
-    if isinstance(size, np.ndarray) and not np.all((size > 0) & np.isfinite(size)):
-        raise ValueError(f"a step size must be a number > 0, a schedule or 'auto', got {value}.")
+    if isinstance(size, np.ndarray) and not np.all((size >= 0) & np.isfinite(size)):
+        raise ValueError(f"a step size must be a number >= 0, a schedule or 'auto', got {value}.")
     return size
 
 

@@ -160,11 +160,11 @@ def test_another_word_is_refused():
         SOBA("automatic")
 
 
-@pytest.mark.parametrize("step", [0.0, -0.1, np.nan, np.inf])
-def test_a_step_that_leads_uphill_or_nowhere_is_refused(step):
+@pytest.mark.parametrize("step", [-0.1, np.nan, np.inf])
+def test_a_step_that_leads_uphill_is_refused(step):
     """With -0.1, u ran away from the solution, and the run said `successful`."""
     for steps in ((step, 0.5, 0.1), (0.5, step, 0.1), (0.5, 0.5, step)):
-        with pytest.raises(ValueError, match=f"a number > 0, a schedule or 'auto', got {step}"):
+        with pytest.raises(ValueError, match=f"a number >= 0, a schedule or 'auto', got {step}"):
             SOBA(*steps)
 
 

@@ -118,6 +118,8 @@ def test_the_bias_is_of_the_order_of_the_step():
         (np.ones((2, 3)), "square matrix"),
         (np.array([[0.5, 0.5], [0.2, 0.8]]), "symmetric with rows that sum to 1"),
         (np.array([[1.5, -0.5], [-0.5, 1.5]]), "non-negative"),
+        (np.eye(2), "never brings all agents together"),  # ended at [1, 3], and said `successful`
+        ([[0.0, 1.0], [1.0, 0.0]], "a diagonal above 0"),
     ],
 )
 def test_other_matrices_are_refused(mixing, message):

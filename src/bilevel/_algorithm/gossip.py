@@ -88,7 +88,8 @@ class GossipSOBA(AbstractAlgorithm):
     0 may be sharded.
 
     Raises:
-        ValueError: `mixing` is no such matrix, or a step size is `"auto"`.
+        ValueError: `mixing` is no such matrix or has lambda = 1 (agents that are not connected, or
+            that swap their variables for ever), or a step size is `"auto"`.
 
     Source: ours, the gossip form of SOBA. Decentralized bilevel optimization by gossip is due to Yang,
     Zhang and Wang (2022), "Decentralized gossip-based stochastic bilevel optimization over
@@ -127,6 +128,13 @@ class GossipSOBA(AbstractAlgorithm):
             )
         if matrix.min() < 0:
             raise ValueError(f"`mixing` must be non-negative, its least entry is {matrix.min()}.")
+        moduli = np.sort(np.abs(np.linalg.eigvalsh(matrix)))[::-1]
+        if len(moduli) > 1 and moduli[1] > 1 - close:
+            raise ValueError(
+                "`mixing` never brings all agents together: the second largest modulus of its "
+                f"eigenvalues is {moduli[1]:.7g}. Connect every agent with every other one over some "
+                "path, and let agents keep a part of their own (a diagonal above 0)."
+            )
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
