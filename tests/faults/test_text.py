@@ -11,6 +11,7 @@ import pytest
 
 from bilevel._text import for_spreadsheet, to_json, visible
 from bilevel.cli import _app
+from bilevel.cli._commands_work import write_table
 from bilevel.cli._run_files import write_csv
 from bilevel.reweighting._report.charts import draw_charts
 from bilevel.reweighting._report.page import Report
@@ -72,6 +73,9 @@ def test_formulas_are_text_in_csv_whatever_comes_before_them(tmp_path, before):
     text = (tmp_path / "t.csv").read_bytes().decode("utf-8")
     for line in csv.reader(io.StringIO(text, newline="")):
         assert all(cell.startswith("'") or cell == "x" for cell in line)
+    write_table(table, tmp_path / "t.csv", verbatim=True)
+    content = (tmp_path / "t.csv").read_bytes().decode("utf-8")
+    assert next(csv.reader(io.StringIO(content, newline=""))) == list(table.columns)
 
 
 def test_json_has_no_numbers_that_json_does_not_have():

@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -231,6 +232,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=500, help="random SIGKILLs per method")
     parser.add_argument("--mutations", type=int, default=10_000, help="of all readers together")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="and no longer")
+    parser.add_argument("--parts", nargs="+", help="by name; all by default")
     parser.add_argument("--go-on", action="store_true", help="add to the counts of the file")
     parser.add_argument("--only", nargs=3, metavar=("PART", "NAME", "K"), help="repeat one case")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -249,17 +251,19 @@ def main() -> int:
         folder = Path(name).resolve()
         shim = build_shim(folder)
         with Server(shim, "bilevel.reweighting._weights.free_weights") as server:
-            parts: dict[str, Part] = {
-                "mutated tables": Tables(server, folder, mutations * 5 // 16),
-                "odd tables": OddTables(server, folder, mutations * 2 // 16),
-                "mutated run folders": Folders(server, folder, mutations * 9 // 16),
-                "at random moments": RandomMoments(server, folder, kills),
+            steps = {"auto": 7, "soba": 20} if asked.short else {"auto": 1, "soba": asked.step}
+            makers: dict[str, Callable[[], Part]] = {
+                "mutated tables": lambda: Tables(server, folder, mutations * 5 // 16),
+                "odd tables": lambda: OddTables(server, folder, mutations * 2 // 16),
+                "mutated run folders": lambda: Folders(server, folder, mutations * 9 // 16),
+                "at random moments": lambda: RandomMoments(server, folder, kills),
+                "at every call": lambda: EveryCall(server, folder, steps),
             }
             if shim is None:
                 print("no C compiler, so no faults at single calls")
-            else:
-                steps = {"auto": 7, "soba": 20} if asked.short else {"auto": 1, "soba": asked.step}
-                parts["at every call"] = EveryCall(server, folder, steps)
+                del makers["at every call"]
+            chosen = [name for name in makers if not asked.parts or name in asked.parts]
+            parts = {name: makers[name]() for name in chosen}
             print({part: one.goals for part, one in parts.items()}, flush=True)
             if asked.only:
                 print(parts[asked.only[0]].case(asked.only[1], int(asked.only[2])))

@@ -17,6 +17,13 @@ Folder = Annotated[Path, typer.Argument(help="A run folder that `bilevel weigh` 
 Output = Annotated[
     Path | None, typer.Option("--out", help="CSV or Parquet file to write the table to.")
 ]
+Verbatim = Annotated[
+    bool,
+    typer.Option(
+        "--verbatim",
+        help="Cells of a CSV file as they are, for programs; otherwise none is a formula.",
+    ),
+]
 SHOWN = 20
 
 
@@ -37,6 +44,7 @@ def score(
         ),
     ] = None,
     out: Output = None,
+    verbatim: Verbatim = False,
     json_: Json = False,
     config: Config = None,
 ) -> None:
@@ -50,7 +58,7 @@ def score(
             "label_quality", kind="stable"
         )
         if out is not None:
-            write_table(scores.reset_index(), out)
+            write_table(scores.reset_index(), out, verbatim=verbatim)
     disputed = len(scores) - int(np.sum(np.asarray(scores["keep"])))
     _show(
         scores.reset_index(),
@@ -64,6 +72,7 @@ def suggest(
     run: Folder,
     budget: Annotated[int, typer.Option(min=1, help="How many rows you can verify.")] = 100,
     out: Output = None,
+    verbatim: Verbatim = False,
     json_: Json = False,
     config: Config = None,
 ) -> None:
@@ -73,7 +82,7 @@ def suggest(
 
         rows = suggest_rows(run, budget)
         if out is not None:
-            write_table(rows, out)
+            write_table(rows, out, verbatim=verbatim)
     _show(rows, json_, f"the {len(rows)} rows to verify next, the most useful first", out)
 
 

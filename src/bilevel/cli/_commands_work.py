@@ -124,8 +124,8 @@ def write_report(run: Path, output: Path | None) -> Path:
         ) from error
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """CSV (formulas made harmless) or Parquet, by the ending.
+def write_table(table: pd.DataFrame, path: Path, *, verbatim: bool) -> None:
+    """CSV (formulas made harmless, but for `verbatim`) or Parquet, by the ending.
 
     Raises:
         InputError: another ending.
@@ -133,6 +133,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     if path.suffix.lower() in (".parquet", ".pq"):
         write_parquet(table, path)
     elif path.suffix.lower() == ".csv":
-        write_csv(table, path)
+        write_csv(table, path, verbatim=verbatim)
     else:
         raise InputError(f"--out {path} must end in .csv or .parquet.")

@@ -222,9 +222,12 @@ def _unusable(run: Path, why: str) -> InputError:
     )
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """For a spreadsheet: no cell is a formula, nor becomes two where others separate by `;`."""
-    safe = table.map(for_spreadsheet).rename(columns=for_spreadsheet)
+def write_csv(table: pd.DataFrame, path: Path, *, verbatim: bool = False) -> None:
+    """For a spreadsheet: no cell is a formula, nor becomes two where others separate by `;`.
+
+    With `verbatim`, for programs: cells are what they are.
+    """
+    safe = table if verbatim else table.map(for_spreadsheet).rename(columns=for_spreadsheet)
     with whole_file(path) as file:
         safe.to_csv(
             file, index=False, quoting=csv.QUOTE_NONNUMERIC, mode="wb", errors="backslashreplace"

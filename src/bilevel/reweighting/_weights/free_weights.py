@@ -35,6 +35,8 @@ from .methods import build_method
 from .result import Learned
 from .row_weights import row_weights
 
+KEPT = 16  # kinds of problems whose compiled programs are kept
+_kinds: set[tuple[Any, ...]] = set()
 _RETRAIN = MinimiserInner(optx.LBFGS(rtol=1e-4, atol=1e-6), max_steps=1000)
 
 
@@ -69,6 +71,18 @@ class _History(AbstractCallback):
             self._logger.close()
 
 
+def bound_programs(*kind: Any) -> None:
+    """Give up what JAX has compiled, before it is for more than `KEPT` kinds of problems.
+
+    Each kind takes 80 MB or so, and a process that fits tables of ever other sizes would grow for
+    ever. Functions of the user's are compiled anew as well, the next time they are called.
+    """
+    if kind not in _kinds and len(_kinds) >= KEPT:
+        _kinds.clear()
+        jax.clear_caches()
+    _kinds.add(kind)
+
+
 def free_weights(
     tables: Prepared,
     *,
@@ -88,6 +102,8 @@ def free_weights(
     parts = tables.train, tables.trusted, tables.holdout
     numbers = [None if part is None else part.numbers for part in parts]
     (x, y), (x_trusted, y_trusted), holdout = jax.tree.map(_as_jax, numbers)
+    shapes = None if holdout is None else holdout[0].shape
+    bound_programs(x.shape, x_trusted.shape, shapes, str(y.dtype), tables.num_outputs, str(method))
     problem = reweighting(x, y, x_trusted, y_trusted, predict, loss=loss, l2=l2)
     solution, history, stats = _run(
         problem, w0, method, num_steps, model == "linear", seed, callbacks, folder

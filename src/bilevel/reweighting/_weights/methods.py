@@ -70,6 +70,7 @@ def soba(problem: BilevelProblem, u: Array, w: PyTree, *, batch_size: int = 64) 
 
 
 CLIP = 0.1  # of a log-weight, a visit
+_CLIPPING = optax.clip(CLIP)  # one object, so that runs share one compilation
 BOLD = 1e4  # times the step of `soba`: every visit that matters is at the clip
 
 
@@ -85,7 +86,7 @@ def clipped_soba(
     (`docs/reweighting.md`).
     """
     method = soba(problem, u, w, batch_size=batch_size)
-    clipped = TransformedGeometry(optax.clip(CLIP), problem.geometry)
+    clipped = TransformedGeometry(_CLIPPING, problem.geometry)
     bold = eqx.tree_at(lambda m: m.outer_step, method, replace_fn=lambda step: BOLD * step)
     return eqx.tree_at(lambda p: p.geometry, problem, clipped), bold
 
