@@ -178,6 +178,7 @@ def test_pages_for_other_frameworks(page, package, tmp_path, monkeypatch):
         "tutorials/evidence",
         "tutorials/hyperparameters",
         "tutorials/meta_learning",
+        "tutorials/mixtures",
         "torch_modules",
     ],
 )

@@ -175,7 +175,11 @@ def _in_form(geometry: AbstractGeometry, form: Form) -> AbstractGeometry:
 
 
 def check_variable(name: str, tree: PyTree) -> None:
-    """Refuse what no method can move: complex arrays, integers, functions that are in no module."""
+    """Refuse what no method can move: complex arrays, integers, functions that are in no module.
+
+    And what none should: running statistics, which are no function of a gradient.
+    """
+    _refuse_running_statistics(name, tree)
     found = False
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_module):
         module = _is_module(node)
@@ -197,6 +201,25 @@ def check_variable(name: str, tree: PyTree) -> None:
             f"`{name}` has no floating-point array, so there is nothing to move; got "
             f"{type(tree).__name__}."
         )
+
+
+def _refuse_running_statistics(name: str, tree: PyTree) -> None:
+    """An `equinox.nn.State`, or what flax keeps under "batch_stats", within a variable."""
+
+    def is_state(x: Any) -> bool:
+        return isinstance(x, eqx.nn.State) or (isinstance(x, dict) and "batch_stats" in x)
+
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_state):
+        if is_state(node):
+            kind = "`batch_stats` of flax" if isinstance(node, dict) else "an `equinox.nn.State`"
+            raise TypeError(
+                f"`{name}{jax.tree_util.keystr(path)}` holds {kind}, the running statistics of "
+                "layers such as BatchNorm, which no gradient moves. Pass the model, or "
+                "`variables['params']`, alone as the variable, and use the statistics in the "
+                "objective as constants: in training mode a layer takes those of the batch, and the "
+                "new ones can be dropped. Compute them anew at the end, or take a layer without a "
+                "state, such as `GroupNorm` or `LayerNorm`."
+            )
 
 
 def _not_a_variable(place: str, leaf: Any) -> str:
