@@ -19,7 +19,7 @@ A fault is found if a finding of the right check that the clean table does not h
 or nine tenths of the rows; of a program that names no rows, if it counts as many more than before; of
 tabaudit a finding of any check will do. False alarms are
 problems and warnings on clean tables that are no fact of the table: repeated rows, constant columns
-and rare classes are looked up. Label errors are in `flagged.py`.
+and rare classes are looked up. Wrong labels are planted too, and counted by rows: see `_flips.py`.
 
 tabaudit runs with the training rows and the hold-out as its test set, without its checks of label
 noise and impact; Datalab gets the numbers of both tables and the labels. Only faults that their
@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from _flips import RATE, flips, summary
 from _measure import write
 from harm import arguments, read
 
@@ -381,7 +382,9 @@ def fit(name: str, seed: int, folder: Path | None) -> list[dict[str, Any]]:
                     )
                     line = {"fault": fault, "program": program, "found": int(hit), "cpu": seconds}
                     lines.append(cell | line | {"said": ""})
-    return lines
+    trusted_rows = clean.frames["trusted"], clean.labels["trusted"]
+    wrong = flips(clean.frames["train"], clean.labels["train"], trusted_rows, seed)
+    return lines + [cell | line for line in wrong]
 
 
 def main() -> None:
@@ -400,12 +403,12 @@ def main() -> None:
             continue
         pd.DataFrame(lines).to_csv(path, index=False)
         mine = [x for x in lines if (x["table"], x["seed"]) == (name, seed)]
-        failed = [x for x in mine if x["fault"] != "clean" and not x["found"]]
+        failed = [x for x in mine if x["fault"] not in ("clean", "flips") and not x["found"]]
         missed = [f"{x['program']}: {x['fault']}" for x in failed]
         alarms = [x["said"] for x in mine if x["fault"] == "clean" and x["found"]]
         print(name, seed, "missed", missed, "alarms", alarms, flush=True)
     table = pd.DataFrame(lines)
-    planted = table[table["fault"] != "clean"]
+    planted = table[~table["fault"].isin(["clean", "flips"])]
     counts: Any = planted.groupby(["fault", "program"])["found"].agg(["sum", "count"])
     clean = table[table["fault"] == "clean"]
     found: dict[str, dict[str, dict[str, int]]] = {}
@@ -422,10 +425,12 @@ def main() -> None:
     write(
         __file__,
         {
-            "settings": {"train": TRAIN, "trusted": TRUSTED, "holdout": HOLDOUT, "share": SHARE},
+            "settings": {"train": TRAIN, "trusted": TRUSTED, "holdout": HOLDOUT, "share": SHARE}
+            | {"flips": RATE},
             "seeds": list(range(args.seeds)),
             "tables": sorted(table["table"].unique()),
             "faults": found,
+            "flips": summary(pd.DataFrame(table[table["fault"] == "flips"])),
             "clean": {
                 "cells": len(clean),
                 "with a false alarm": int(np.sum(np.asarray(clean["found"]) > 0)),

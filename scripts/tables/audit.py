@@ -36,6 +36,34 @@ def planted_faults() -> str:
     return "\n".join(lines)
 
 
+def planted_flips() -> str:
+    """Precision and recall of each program on planted wrong labels, and table by table."""
+    programs = _report("faults")["flips"]
+    tables = next(iter(programs.values()))["by table"]
+    names = {"audit, no trusted rows": "`audit`, no trusted rows"}
+    names |= {"weigh, trusted rows": "`weigh`, 200 trusted rows"}
+    head = ["", *(names.get(p, p) for p in programs)]
+    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * len(programs)}|"]
+    for key, name in [
+        ("precision without own", "precision, without what it flags anyway"),
+        ("recall", "recall"),
+        ("mean precision without own", "the same precision, mean of tables and seeds"),
+        ("mean recall", "recall, mean of tables and seeds"),
+        ("precision", "precision"),
+        ("F1", "F1"),
+        ("flagged on clean tables", "flagged rows of the tables without flips"),
+        ("cpu", "CPU seconds, median"),
+    ]:
+        form = "{:.1%}" if key.startswith("flagged") else "{:.2f}"
+        cells = [form.format(p[key]) for p in programs.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for table in tables:
+        found = [p["by table"][table] for p in programs.values()]
+        cells = [f"{x['precision without own']:.2f} / {x['recall']:.2f}" for x in found]
+        lines.append(f"| {table}: precision / recall | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def planted_faults_said() -> str:
     """On what the faults were planted, and the false alarms of `bilevel audit`."""
     report = _report("faults")
@@ -51,17 +79,40 @@ def planted_faults_said() -> str:
 
 
 def kinds_on_real_errors() -> str:
-    """Per set of real label errors and kind: flagged rows, wrong ones, right suggestions."""
-    report = _report("kinds")
+    """Per set of real label errors and kind: rows, wrong ones, right suggestions."""
     lines = [
-        "| data | kind | flagged rows | label wrong | suggestion right |",
-        "|---|---|---:|---:|---:|",
+        "| data | kind | rows | wrong | suggestion right | rows, no former labels | wrong |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for cell in report["cells"]:
-        n = cell["rows"]
-        shares = [f"{cell[key] / n:.0%}" if n else "\N{EN DASH}" for key in ("wrong", "right")]
-        lines.append(f"| {cell['data']} | {cell['kind']} | {n} | {' | '.join(shares)} |")
+    cells = {(c["pairs"], c["data"], c["kind"]): c for c in _report("kinds")["cells"]}
+    for (pairs, data, kind), cell in cells.items():
+        if not pairs:
+            continue
+        other = cells[False, data, kind]
+        said = [cell["rows"], _share(cell, "wrong"), _share(cell, "right")]
+        said += [other["rows"], _share(other, "wrong")]
+        lines.append(f"| {data} | {kind} | {' | '.join(map(str, said))} |")
     return "\n".join(lines)
+
+
+def kinds_said() -> str:
+    """In how many cells the kinds mean what they say."""
+    bounds = {"wrong label": (2 / 3, 1.0), "ambiguous": (1 / 3, 2 / 3)}
+    count = {True: [0, 0], False: [0, 0]}
+    for cell in _report("kinds")["cells"]:
+        low, high = bounds.get(cell["kind"], (0.0, 1 / 3))
+        if cell["rows"]:
+            count[cell["pairs"]][0] += low <= cell["wrong"] / cell["rows"] <= high
+            count[cell["pairs"]][1] += 1
+    (held, of), (other, total) = count[True], count[False]
+    return (
+        f"With former labels this holds in {held} of the {of} cells that have rows, without them in "
+        f"{other} of {total}."
+    )
+
+
+def _share(cell: dict[str, Any], key: str) -> str:
+    return f"{cell[key] / cell['rows']:.0%}" if cell["rows"] else "\N{EN DASH}"
 
 
 def _report(name: str) -> dict[str, Any]:

@@ -61,6 +61,13 @@ def test_exit_codes(tables):
     )
 
 
+def test_without_trusted_rows_labels_are_judged_by_each_other(tables):
+    said = bilevel("audit", *tables[:5], "--fail-on", "leak")
+    assert said.code == 0
+    assert "labels that the other rows contradict: " in said.stdout
+    assert "trusted rows among" not in said.stdout
+
+
 @pytest.mark.parametrize(
     ("names", "strict", "fails"),
     [

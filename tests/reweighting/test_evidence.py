@@ -326,7 +326,7 @@ def test_many_rows_are_thinned_out_and_it_says_so(monkeypatch):
     # 2 of the overfitting check; 5 of suggestions, beside 16 of the 20 trusted rows; 1 + 6 * 4 of
     # the removal curve.
     assert sorted(fits[fits > 70]) == [200, 200]
-    assert np.sum(fits == 66) == 5
+    assert np.sum(fits == 70) == 5
     assert len(fits) == 2 + 5 + 25
     assert "on 50 rows drawn at random" in found["worst"]["note"]
     assert found["removal"]["train_rows"] == 50

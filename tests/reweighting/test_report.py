@@ -460,7 +460,8 @@ def test_every_part_of_the_evidence_is_on_the_page(harmless, page):
         assert line in page.text
     kinds = {row["name"]: row["rows"] for row in harmless["kinds"]}
     assert sum(kinds.values()) == 16  # the flagged rows
-    assert all(f"{name} {count} " in page.text for name, count in kinds.items())
+    assert all(f"{name} {count} {count} " in page.text for name, count in kinds.items())
+    assert "wrong label 16 16 90% 100% its label is" in page.text
     nearest = harmless["worst"]["rows"][0]["nearest_suggested"]
     assert f"{nearest['id']} ({nearest['distance']:.2f})" in page.text
     assert "Advice: Use the weights." in page.text

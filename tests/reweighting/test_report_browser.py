@@ -110,7 +110,7 @@ def test_every_chart_holds_a_drawing_with_marks_in_it(opened):
         });
         """
     )
-    assert len(sizes) == 13
+    assert len(sizes) == 16
     for name, width, height, paths, still, room in sizes:
         assert 150 < width <= room + 1, name
         assert height > 60, name
@@ -234,7 +234,7 @@ def test_without_javascript_the_drawings_and_all_rows_are_there(opened):
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
         browser.get(path.as_uri())
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-        return browser.execute_script(count) == 13
+        return browser.execute_script(count) == 16
 
     from selenium.webdriver.support.wait import WebDriverWait
 

@@ -44,7 +44,7 @@ def three_blobs() -> tuple[Rows, dict[str, np.ndarray]]:
     weights = np.ones(240)
     weights[:30] = 0.1
     result = made_result(weights / weights.mean(), 150, keep=weights > 0.5)
-    result.wrong = np.where(np.arange(240) < 10, 0.9, np.where(np.arange(240) < 30, 0.5, 0.01))
+    result.wrong = np.where(np.arange(240) < 10, 0.9, np.where(np.arange(240) < 20, 0.5, 0.01))
     model = LogisticRegression()
     return Rows(model, X, y, X_trusted, y_trusted, result), which
 
@@ -60,7 +60,17 @@ def test_the_kinds_are_those_that_the_rows_were_made_of():
     for name, rows in WHICH.items():
         assert sum(kind[i] == name for i in rows.tolist()) >= 8, name
     fine = [kind[i] for i in FOUND.rows.tolist() if i >= 30]
-    assert fine.count("label fits") + fine.count("ambiguous") > 0.9 * len(fine)
+    assert fine.count("label fits") > 0.9 * len(fine)
+    assert kind.keys() >= set(range(30))
+    free = Rows(
+        ROWS.estimator,
+        ROWS.X,
+        ROWS.y,
+        ROWS.X_trusted,
+        ROWS.y_trusted,
+        made_result(np.ones(240), 150),
+    )
+    assert judge_suspects(free, 0).kind is None
 
 
 def test_wrong_rows_get_the_right_label_and_its_nearest_trusted_row():

@@ -30,7 +30,13 @@ class Format(StrEnum):
 def audit(
     train: Train,
     label: Annotated[str, typer.Option(help="Name of the label column.")],
-    trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
+    trusted: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trusted rows, with the same columns. Without them labels that the other rows "
+            "contradict are looked for."
+        ),
+    ] = None,
     holdout: Annotated[Path | None, typer.Option(help="Rows to judge the result on.")] = None,
     id: Annotated[str | None, typer.Option(help="Column with the rows' ids.")] = None,
     entity: Annotated[
@@ -78,7 +84,8 @@ def audit(
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--fail-on") from error
         gate = Gate(names, None if baseline is None else read_baseline(baseline))
-        paths = {"train": train, "trusted": trusted}
+        paths = {"train": train}
+        paths |= {} if trusted is None else {"trusted": trusted}
         paths |= {} if holdout is None else {"holdout": holdout}
         found = audit_tables(paths, label, id, drop or [], entity=entity, time=time, seed=seed)
         judged = gate.judge(found.findings, private=private)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..reweighting._audit.audit import audit
 from ..reweighting._audit.finding import Audit, Finding
@@ -20,16 +21,25 @@ def audit_tables(
     seed: int = 0,
 ) -> Audit:
     """`audit` of tables on disk; the paths are by "train", "trusted" and "holdout"."""
-    tables = []
+    tables: dict[str, tuple[Any, Any]] = {}
     read = read_tables(paths, label=label, ids=[c for c in (identifier, entity) if c])
     for name, table in read.items():
         features, labels = split_label(table.frame, label, identifier, name)
         if name == "train":
             check_drop(drop, features.columns)
-        tables += [features.drop(columns=list(drop), errors="ignore"), labels]
+        tables[name] = features.drop(columns=list(drop), errors="ignore"), labels
     notes = [
         Finding("warning", "how the files are read", f"{note}.", (), "reading/file", name)
         for name, table in read.items()
         for note in table.notes
     ]
-    return Audit([*notes, *audit(*tables, entity=entity, time=time, seed=seed).findings])
+    nothing = None, None
+    found = audit(
+        *tables["train"],
+        *tables.get("trusted", nothing),
+        *tables.get("holdout", nothing),
+        entity=entity,
+        time=time,
+        seed=seed,
+    )
+    return Audit([*notes, *found.findings])

@@ -19,6 +19,12 @@ from ._inputs.prepare import Encoding
 from ._inputs.saved import load_model
 from ._learn import learn_weights
 from ._multilabel import MultilabelResult, learn_multilabel_weights
+from ._report.displays import (
+    BeforeAfterDisplay,
+    GainsDisplay,
+    WeightsDisplay,
+    WrongLabelsDisplay,
+)
 from ._report.page import Report
 from ._weights.baselines import compare_baselines
 from ._weights.cross_validated import cross_validated_weights
@@ -37,17 +43,21 @@ __getattr__, _, _ = _lazy.attach(
 __all__ = [
     "AnnotationsResult",
     "Audit",
+    "BeforeAfterDisplay",
     "Check",
     "CrossValidatedWeights",
     "Encoding",
     "Finding",
+    "GainsDisplay",
     "InputError",
     "MultilabelResult",
     "Report",
     "ReweightedClassifier",
     "ReweightedRegressor",
     "RowScorer",
+    "WeightsDisplay",
     "WeightsResult",
+    "WrongLabelsDisplay",
     "audit",
     "clipped_soba",
     "compare_baselines",

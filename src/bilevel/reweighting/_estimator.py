@@ -27,6 +27,7 @@ from ._inputs.split import everywhere, split, split_columns, split_probabilities
 from ._learn import learn_weights, warn_about_overlap
 from ._report.evidence import gather_evidence
 from ._report.page import Report
+from ._report.refits import Rows
 from ._shown import as_html, as_text
 from ._weights.baselines import (
     BASELINES,
@@ -286,6 +287,18 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             )
         return self.result_
 
+    def _rows(self) -> Rows:
+        """What was learned from, and the final estimator, for reports and displays."""
+        result = self._learned()
+        return Rows(
+            clone(self.estimator_),
+            self._train[0],
+            np.asarray(self._train[1]),
+            self._trusted[0],
+            np.asarray(self._trusted[1]),
+            result,
+        )
+
     def score_rows(self, X: Any, y: Any, *, pred_probs: Any = None) -> pd.DataFrame:
         """What the fitted models say of labelled rows that they have never seen.
 
@@ -316,7 +329,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
 
         Cost: 35 fits of the final estimator; with `control` another search for weights.
         """
-        result = self._learned()
+        rows = self._rows()
         holdout, tables = None, self._tables
         if X_holdout is not None:
             holdout = self._checked(X_holdout), np.asarray(y_holdout)
@@ -332,12 +345,12 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
 
         return Report(
             gather_evidence(
-                clone(self.estimator_),
-                self._train[0],
-                np.asarray(self._train[1]),
-                self._trusted[0],
-                np.asarray(self._trusted[1]),
-                result,
+                rows.estimator,
+                rows.X,
+                rows.y,
+                rows.X_trusted,
+                rows.y_trusted,
+                rows.result,
                 holdout=holdout,
                 groups=self._groups,
                 images=images,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from . import belonging, columns, drift, labels, leaks, rows
+from . import belonging, columns, drift, labels, leaks, rows, wrong_labels
 from .finding import Audit, Finding
 from .view import View, make_view
 
@@ -35,14 +35,15 @@ IN_ORDER: dict[str, Callable[[View], list[Finding]]] = {
     "drift/labels": labels.label_drift,
     "drift/rows": drift.row_drift,
     "order/rows": drift.order,
+    "labels/wrong": wrong_labels.contradicted_labels,
 }
 
 
 def audit(
     train: Any,
     y: Any,
-    trusted: Any,
-    y_trusted: Any,
+    trusted: Any = None,
+    y_trusted: Any = None,
     holdout: Any = None,
     y_holdout: Any = None,
     *,
@@ -66,7 +67,9 @@ def audit(
       nearly equal rows with different labels.
     - `labels`, `ids`: missing ones; labels that differ only in case, blanks, Unicode form or what
       cannot be seen; 0 and 1 beside true and false; a single class, classes that a table lacks, and
-      classes with fewer than 5 trusted rows.
+      classes with fewer than 5 trusted rows. Without trusted rows also labels that the other rows
+      contradict: two forests and a linear model that have not seen a label say how probable it is
+      that it is wrong (at most 10000 rows; a second or two per 1000 rows).
     - `columns`: columns that differ between the tables; infinite or far too large numbers; decimal
       commas; constant columns, row numbers and names of rows.
     - `drift`: class shares, trusted against training rows (chi-squared, p < 0.001; targets by
@@ -80,7 +83,7 @@ def audit(
 
     Args:
         train, y: training rows, a data frame or a matrix, and their labels.
-        trusted, y_trusted: the trusted rows.
+        trusted, y_trusted: the trusted rows, if there are any.
         holdout, y_holdout: rows that the result is to be judged on, if there are any.
         task: "classification", "regression", or "auto", which looks at `y`.
         entity: column that says which person, device or document a row is of; no feature.
@@ -97,7 +100,9 @@ def audit(
     >>> print([(f.check, f.ids) for f in found.findings if f.severity == "problem"])
     [('leak/rows', (7,))]
     """
-    given = {"train": (train, y), "trusted": (trusted, y_trusted)}
+    given = {"train": (train, y)}
+    if trusted is not None:
+        given["trusted"] = trusted, y_trusted
     if holdout is not None:
         given["holdout"] = holdout, y_holdout
     view = make_view(given, task, entity, time, seed)

@@ -66,7 +66,9 @@ def time_leaks(view: View) -> list[Finding]:
         return []
     moments = {name: _moments(column, name) for name, column in view.time.items()}
     return [
-        _later(moments, view.tables[name].ids, name, "problem") for name in ("train", "trusted")
+        _later(moments, view.tables[name].ids, name, "problem")
+        for name in ("train", "trusted")
+        if name in moments
     ]
 
 

@@ -120,6 +120,8 @@ def classes(view: View) -> list[Finding]:
             f"in the {name} but not in the training rows: {{}}. {mend}",
             name,
         )
+    if "trusted" not in counts:
+        return found
     few = (counts["trusted"] > 0) & (counts["trusted"] < FEW)
     detail = f"with fewer than {FEW} trusted rows: {{}}. Verify more; `bilevel suggest` names some."
     report("warning", few, detail, "trusted")
@@ -138,6 +140,8 @@ def class_counts(view: View) -> tuple[dict[str, np.ndarray], list[Any]]:
 
 def label_drift(view: View) -> list[Finding]:
     """Whether training and trusted labels are distributed alike."""
+    if "trusted" not in view.labels:
+        return []
     return _target_shift(view.labels) if view.regression else _class_shares(view)
 
 

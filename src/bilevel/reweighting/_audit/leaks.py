@@ -29,6 +29,7 @@ def label_leaks(view: View) -> list[Finding]:
     return [
         finding
         for name in ("train", "trusted")
+        if name in view.tables
         for finding in _leaks(view.tables[name], view.labels[name], name, view.regression, view.rng)
     ]
 

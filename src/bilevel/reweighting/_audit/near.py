@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int, UInt64
+from jaxtyping import Bool, Int, UInt64
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from .._inputs.row_facts import mix
@@ -12,6 +12,8 @@ from .duplicates import Table, find_near, pairs_of
 
 FEWEST_COLUMNS = 5  # of a row: with fewer, rows that agree in all but one are no wonder
 CELLS = 5_000_000  # that are compared one column after the other
+PAIRS = 100_000  # of rows that are listed to see what chance makes
+UNUSUAL = 3.1  # standard deviations above what chance makes: p < 0.001
 LONG = 25  # characters of a text that is more than a name
 TEXTS = 20_000  # rows whose texts are compared
 BLOCK = 500  # rows whose texts are compared at a time
@@ -47,14 +49,18 @@ def altered_rows(
             pairs = near_texts(texts, None if other is None else others)
             found.append(pairs_of(*pairs, np.nan).assign(kind="text"))
     table = pd.concat(found, ignore_index=True) if found else pairs_of([], [], []).assign(kind="")
-    return table.drop_duplicates("row")
+    table = table.drop_duplicates("row")
+    table.attrs["by_chance"] = max((t.attrs.get("by_chance", 0.0) for t in found), default=0.0)
+    return table
 
 
 def _one_cell(one: Table, other: Table | None) -> list[pd.DataFrame]:
     """Pairs of rows that agree in all columns but one, unless chance makes such pairs.
 
     Chance makes more pairs that differ in two columns than in one, and copies with one cell changed
-    do not: so pairs count only where fewer rows differ from one of the other table in two columns.
+    do not: so pairs count where fewer rows differ from one of the other table in two columns. Of two
+    tables they also count where there are more of them than chance deals out, see `_more_than_chance`;
+    `attrs["by_chance"]` says how many it explains.
     """
     hashes = _cell_hashes(one, other)
     d = hashes[0].shape[1]
@@ -80,9 +86,52 @@ def _one_cell(one: Table, other: Table | None) -> list[pd.DataFrame]:
         pairs = _meet(total_a - a[:, j] - a[:, k], total_b - b[:, j] - b[:, k], within)
         further |= {i for i, m in pairs if a[i, j] != b[m, j] and a[i, k] != b[m, k]}
     if len(further) * (d * (d - 1) / 2) / len(two) > len(found):
-        return []
+        return [] if within else _more_than_chance(hashes)
     row = np.array(sorted(found))
     return [pairs_of(row, [found[i] for i in row.tolist()], np.nan).assign(kind="cell")]
+
+
+def _more_than_chance(hashes: list[np.ndarray]) -> list[pd.DataFrame]:
+    """The pairs of rows of two tables that differ in one column, if there are more than chance makes.
+
+    All rows of both are dealt anew at random, 100 times, into two tables of these sizes. If the tables
+    were dealt from one population, the number of rows of the first with a pair in the second is one
+    of the numbers that this gives; it counts as more if it is 3.1 standard deviations above their
+    mean. Nothing is said where the pairs are too many to be listed.
+    """
+    both, n = np.concatenate(hashes), len(hashes[0])
+    if both.size > CELLS:
+        return []
+    total, pairs = both.sum(axis=1), []
+    for j in range(both.shape[1]):
+        key = total - both[:, j]
+        order = np.argsort(key, kind="stable")
+        key = key[order]
+        for step in range(1, len(key)):
+            at = np.flatnonzero(key[step:] == key[:-step])
+            if not len(at):
+                break
+            i, k = order[at], order[at + step]
+            pairs.append(np.stack([i, k])[:, both[i, j] != both[k, j]])
+            if sum(p.shape[1] for p in pairs) > PAIRS or step > PAIRS // len(key) + 100:
+                return []
+    if not pairs:
+        return []
+    one, other = np.sort(np.concatenate(pairs, axis=1), axis=0)
+
+    def with_pair(first: Bool[np.ndarray, " rows"]) -> np.ndarray:
+        across = first[one] != first[other]
+        return np.unique(np.where(first[one], one, other)[across])
+
+    rng, found = np.random.default_rng(0), with_pair(np.arange(len(both)) < n)
+    counts = [len(with_pair(rng.permutation(len(both)) < n)) for _ in range(100)]
+    if len(found) < np.mean(counts) + UNUSUAL * max(float(np.std(counts)), 1.0):
+        return []
+    across = (one < n) & (other >= n)
+    place = {i: k - n for i, k in zip(one[across].tolist(), other[across].tolist(), strict=True)}
+    table = pairs_of(found, [place[i] for i in found.tolist()], np.nan).assign(kind="cell")
+    table.attrs["by_chance"] = float(np.mean(counts))
+    return [table]
 
 
 def _meet(a: np.ndarray, b: np.ndarray, within: bool) -> list[tuple[int, int]]:

@@ -31,7 +31,7 @@ def _overlap(view: View, one: str, other: str) -> list[Finding]:
     kinds: list[tuple[np.ndarray, Severity, str, str]] = [
         (kind == "exact", "problem", "equal to", "a row must not judge itself"),
         (kind == "near", "warning", "nearly equal to", f"perhaps copies; {note}"),
-        (kind == "cell", "warning", "but for one cell equal to", "perhaps copies"),
+        (kind == "cell", "warning", "but for one cell equal to", _copies(shared)),
         (kind == "text", "warning", "with nearly the text of", "perhaps copies"),
     ]
     found = []
@@ -46,6 +46,14 @@ def _overlap(view: View, one: str, other: str) -> list[Finding]:
             )
             found.append(Finding(severity, title, detail, at_fault, table=one))
     return found or [Finding("ok", title, f"none ({note}).")]
+
+
+def _copies(pairs: pd.DataFrame) -> str:
+    """What is said of rows that are equal but for one cell."""
+    usual = pairs.attrs["by_chance"]
+    if not usual:
+        return "perhaps copies"
+    return f"chance explains about {usual:.0f}, so the others are perhaps copies"
 
 
 def _differ(view: View, one: str, other: str, pairs: pd.DataFrame) -> np.ndarray:
@@ -167,14 +175,17 @@ def conflicts(view: View) -> list[Finding]:
 
 
 def near_conflicts(view: View) -> list[Finding]:
-    """Rows that are nearly equal, in one table or in two, with different labels."""
+    """Rows that are nearly equal, in one table or in two, with different labels.
+
+    Rows that agree in all columns but one are left out: that column may be what tells them apart.
+    """
     if view.regression:  # targets of rows that are nearly equal may differ
         return []
     found, title = [], "nearly equal rows with different labels"
     for one, other in (("train", "train"), *view.between()):
         everything: Any = view.pairs[one, other]
         pairs: Any = everything[
-            (everything["kind"] != "exact") & _differ(view, one, other, everything)
+            everything["kind"].isin(["near", "text"]) & _differ(view, one, other, everything)
         ]
         if not len(pairs):
             continue

@@ -16,7 +16,7 @@ PAIRS = (("train", "trusted"), ("train", "holdout"), ("trusted", "holdout"))
 
 
 class View(NamedTuple):
-    """What the checks look at; the keys are "train", "trusted" and "holdout", if there is one.
+    """What the checks look at; the keys are "train", and "trusted" and "holdout" where they are given.
 
     Attributes:
         frames: the rows, without the columns of entities and times.
@@ -26,7 +26,8 @@ class View(NamedTuple):
         codes: a number for each distinct row.
         pairs: of two tables, the rows of the first that occur in the second: `row`, `other`,
             `distance`, and the `kind` of likeness: "exact", "near" (numbers), "cell" (all columns but
-            one) or "text"; with `attrs["note"]`. Of ("train", "train"): those that are nearly equal.
+            one) or "text"; `attrs["note"]`; `attrs["by_chance"]`: how many of kind "cell" chance
+            explains. Of ("train", "train"): those that are nearly equal.
         entity, time: the columns that say of which person, and of when a row is, by table.
         regression: whether the labels are numbers to be predicted.
         rng: for the rows that a check draws.
@@ -45,7 +46,7 @@ class View(NamedTuple):
 
     def between(self) -> list[tuple[str, str]]:
         """The pairs of tables that there are."""
-        return [pair for pair in PAIRS if pair[1] in self.tables]
+        return [pair for pair in PAIRS if self.tables.keys() >= set(pair)]
 
 
 def make_view(
@@ -90,7 +91,7 @@ def make_view(
     codes = dict(zip(tables, row_codes(*tables.values()), strict=True))
     pairs = {}
     for one, other in PAIRS:
-        if other in tables:
+        if one in tables and other in tables:
             found = match_rows(tables[one], tables[other], codes[one], codes[other])
             more = altered_rows(tables[one], tables[other], frames[one], frames[other])
             pairs[one, other] = _together(found, more)
@@ -116,6 +117,7 @@ def _together(found: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
     both = pd.concat([found, more], ignore_index=True).drop_duplicates("row")
     both = both.sort_values("row", ignore_index=True)
     both.attrs["note"] = found.attrs["note"]
+    both.attrs["by_chance"] = more.attrs["by_chance"]
     return both
 
 

@@ -17,7 +17,7 @@ from .clusters import find_clusters
 from .confusions import confusions
 from .first_rows import first_rows
 from .refits import Rows, overfitting, removal
-from .suspects import KINDS, Suspects, judge_suspects
+from .suspects import DOUBT, KINDS, Suspects, judge_suspects
 from .verdict import give_advice, give_verdict
 from .worst import worst_rows
 
@@ -121,7 +121,7 @@ def gather_evidence(
         ]
     }
     leaks = None if shared is None else _leaks(shared)
-    weights = _weights(rows)
+    weights = weights_of(rows)
     noise = None if result.noise is None else result.noise.to_dict(ids)
     verdict = give_verdict(result, baselines, rows, holdout_rows)
     suspects = judge_suspects(rows, seed)
@@ -216,7 +216,8 @@ def _history(frame: pd.DataFrame) -> dict[str, list[Any]]:
     return {str(name): list(frame[name]) for name in frame.select_dtypes("number").columns}
 
 
-def _weights(rows: Rows) -> dict[str, Any]:
+def weights_of(rows: Rows) -> dict[str, Any]:
+    """How the weights are distributed, in numbers."""
     weights, result = rows.weights, rows.result
     n, total = len(weights), weights.sum()
     top = math.ceil(n / 100)
@@ -238,15 +239,23 @@ def _weights(rows: Rows) -> dict[str, Any]:
 
 
 def _kinds(found: Suspects, rows: Rows, wrong: np.ndarray | None) -> list[dict[str, Any]] | None:
-    """How many of the flagged rows are of each kind and, by the truth, wrong; what the kinds mean."""
+    """How many flagged and doubtful rows are of each kind, and the share of wrong labels among them.
+
+    The share is the expected one and, where the truth is given, the true one.
+    """
     if found.kind is None:
         return None
     flagged = ~np.asarray(rows.result.keep)[found.rows]
+    expected = np.asarray(rows.result.wrong)[found.rows]
     lines = []
     for kind, meaning in KINDS.items():
-        inside = found.rows[(found.kind == kind) & flagged]
-        share = None if wrong is None or not len(inside) else float(wrong[inside].mean())
-        lines.append({"name": kind, "rows": len(inside), "wrong": share, "meaning": meaning})
+        inside = (found.kind == kind) & (flagged | (expected >= DOUBT))
+        line: dict[str, Any] = {"name": kind, "rows": inside.sum()}
+        line |= {"flagged": (inside & flagged).sum(), "expected": None, "wrong": None}
+        if inside.any():
+            line["expected"] = float(expected[inside].mean())
+            line["wrong"] = None if wrong is None else float(wrong[found.rows[inside]].mean())
+        lines.append(line | {"meaning": meaning})
     return lines
 
 

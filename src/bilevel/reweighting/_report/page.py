@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ..._storage import DamagedFileError, read_regular, write_text
 from ..._text import visible
@@ -27,6 +27,8 @@ LARGEST = 1 << 28  # bytes of a report's evidence
 class Report:
     """What `gather_evidence` found, to be read by a person (HTML) or a program (JSON).
 
+    A notebook shows the page itself, with drawn charts.
+
     The page needs no network and is safe to open whatever the data hold: every value is escaped, and
     its Content-Security-Policy runs no script but the page's own and loads nothing. It can be read
     without JavaScript, which adds tooltips, sorting and filtering.
@@ -36,17 +38,52 @@ class Report:
 
     def to_html(self) -> str:
         """One page: the verdict, alarms, tables and charts, and the worst rows."""
+        return self._page(read_bundle())
+
+    @property
+    def charts(self) -> dict[str, Any]:
+        """The charts of the page by name, as Altair charts with plain colours, to be restyled.
+
+        Which there are depends on what was measured: "gains", "first-wrong", "noise-matrix",
+        "histogram", "drops", "removal", "weight-classes", "change-classes", "weight-groups",
+        "change-groups", "calibration", "confusion-before", "confusion-after", and for free weights
+        "effective-sample-size", "entropy" and "outer-value".
+        """
+        from .charts import draw_charts
+
+        return {name: chart.as_altair() for name, chart in draw_charts(self.evidence).items()}
+
+    def __repr__(self) -> str:
+        """The verdict, the advice, and the alarms."""
+        e = self.evidence
+        fired = [f"{a['name']}: {a['detail']}" for a in e["alarms"] if a["fired"]]
+        fired += [f"failed: {c['name']}: {c['detail']}" for c in e["checks"] if not c["passed"]]
+        lines = [e["verdict"]["sentence"], f"Advice: {e['advice']}"]
+        lines += [f"[NO] {line}" for line in fired] or ["no alarms"]
+        return visible("\n".join(lines), keep="\n")
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, so that neither it nor the notebook disturbs the other."""
+        page = escape(self._page(""))
+        return (
+            '<iframe title="weights report" sandbox="allow-scripts allow-downloads" '
+            'style="width: 100%; height: 40rem; border: 1px solid #888" '
+            f'srcdoc="{page}"></iframe>'
+        )
+
+    def _page(self, bundle: str) -> str:
+        """With these JavaScript libraries, or without any: the charts are drawings then."""
         from .charts import draw_charts
 
         charts = draw_charts(self.evidence)
         return _template().render(
             evidence=self.evidence,
             charts=charts,
-            specs={name: chart.spec for name, chart in charts.items()},
+            specs={name: chart.spec for name, chart in charts.items()} if bundle else {},
             style=Markup(_packaged("report.css")),
-            bundle=Markup(read_bundle()),
+            bundle=Markup(bundle),
             script=Markup(_packaged("report.js")),
-            hashes=[_csp_hash(read_bundle()), _csp_hash(_packaged("report.js"))],
+            hashes=[_csp_hash(bundle), _csp_hash(_packaged("report.js"))],
             percentiles=[
                 {"name": name, "value": value}
                 for name, value in self.evidence["weights"]["quantiles"].items()

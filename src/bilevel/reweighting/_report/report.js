@@ -1,7 +1,8 @@
 "use strict";
 // Charts: the drawing stays where the interactive one cannot be made.
 const specs = JSON.parse(document.getElementById("specs").textContent);
-const pending = [...document.querySelectorAll(".chart")].map(async (chart) => {
+const charts = "vegaEmbed" in window ? [...document.querySelectorAll(".chart")] : [];
+const pending = charts.map(async (chart) => {
   const live = document.createElement("div");
   live.className = "live";
   chart.append(live);

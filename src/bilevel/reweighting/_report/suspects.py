@@ -1,6 +1,7 @@
 """What the report says of each suspect row: what else it could be, of what kind, what it is like.
 
-A row is suspect if it is flagged (`keep` is false), or among the 200 of lowest label quality.
+A row is suspect if it is flagged (`keep` is false), if its label is wrong with a probability of 1/3 or
+more, or if it is among the 200 of lowest label quality.
 """
 
 from typing import NamedTuple
@@ -8,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.spatial.distance import cdist
-from sklearn.isotonic import IsotonicRegression
 
 from .._audit.duplicates import as_frame, encode
 from .._audit.view import as_matrix
@@ -17,14 +17,15 @@ from . import refits
 from .refits import Rows
 
 NUM_WORST, NUM_FOLDS = 200, 5
-PLAUSIBLE = 0.2  # the least share of trusted rows that are of a class
+SURE, DOUBT = 2 / 3, 1 / 3  # probabilities that a label is wrong
 CELLS = 20_000_000  # of the rows whose distances are looked at
 USUAL = 0.99  # of the trusted rows, that are as near to another one as a row that is not odd
 KINDS = {
-    "wrong label": "another class is plausible, and the given one is not",
-    "ambiguous": "the given class is plausible, and so is another",
-    "odd row": "it is farther from every trusted row than 99% of these are from their nearest one",
-    "label fits": "no class but the given one is plausible: the row is rare, or was listed in vain",
+    "wrong label": "its label is at least twice as likely wrong as right",
+    "ambiguous": "its label is about as likely right as wrong: from half to twice as likely",
+    "odd row": "its label is at least twice as likely right as wrong, but the row is farther from "
+    "every trusted row than 99% of these are from their nearest one",
+    "label fits": "its label is at least twice as likely right as wrong",
 }
 
 
@@ -35,7 +36,8 @@ class Suspects(NamedTuple):
         rows: their places among the training rows.
         suggested: the label that a model says that has not seen the row.
         probability: what it gives that label; NaN where it gives none.
-        kind: of each, one of `KINDS`; None in a regression or without probabilities.
+        kind: of each, one of `KINDS`, by the calibrated probability `wrong` that its label is wrong;
+            None in a regression and for free weights.
         nearest: of each row, the place of the nearest trusted row of the given, and of the suggested
             class; -1 where there is none.
         distance: how far these are, in units of the usual distance between two trusted rows.
@@ -50,66 +52,46 @@ class Suspects(NamedTuple):
 
 
 def judge_suspects(rows: Rows, seed: int) -> Suspects:
-    """Deal the suspect and the trusted rows into five folds, and predict each by the others.
+    """Deal the suspect rows into five folds, and predict each by the others.
 
     Each fold is predicted by the final estimator, fitted on all other training rows with their weights
-    (of more than 20000, on a random 20000) and on the trusted rows of the other folds. Which
-    share of the trusted rows that got a probability p for some class are of that class is the isotonic
-    regression of being of the class on p, over all trusted rows and classes. A class is plausible for
-    a row if that share is 0.2 or more at the row's p; the kinds are in `KINDS`.
+    (of more than 20000, on a random 20000) and on the trusted rows.
     """
-    n, m = len(rows.y), len(rows.y_trusted)
+    n = len(rows.y)
     order = np.argsort(rows.quality, kind="stable")
-    listed = np.union1d(order[:NUM_WORST], np.flatnonzero(~np.asarray(rows.result.keep)))
+    wrong = None if rows.result.wrong is None else np.asarray(rows.result.wrong)
+    marked = ~np.asarray(rows.result.keep)
+    if wrong is not None and not rows.regression:
+        marked |= wrong >= DOUBT
+    listed = np.union1d(order[:NUM_WORST], np.flatnonzero(marked))
     suspect = order[np.isin(order, listed)][: max(refits.MAX_ROWS, NUM_WORST)]
     rng = np.random.default_rng(seed)
     num_folds = min(NUM_FOLDS, len(suspect))
     classes = None if rows.regression else np.unique(np.concatenate([rows.y, rows.y_trusted]))
     suggested = np.empty(len(suspect), dtype=object)
     width = 1 if classes is None else len(classes)
-    p, p_trusted = np.full((len(suspect), width), np.nan), np.full((m, width), np.nan)
-    place = rng.permutation(m) % num_folds
+    p = np.full((len(suspect), width), np.nan)
     for fold in range(num_folds):
         mine = np.arange(fold, len(suspect), num_folds)
         others = np.setdiff1d(np.arange(n), suspect[mine])
         if len(others) > refits.MAX_ROWS:
             others = np.sort(rng.choice(others, refits.MAX_ROWS, replace=False))
-        rest = np.flatnonzero(place != fold)
-        model = rows.final_model(others, rest if len(rest) and len(rest) < m else None)
+        model = rows.final_model(others)
         part = take_rows(rows.X, suspect[mine])
         suggested[mine] = np.asarray(model.predict(part))
         if classes is not None and hasattr(model, "predict_proba"):
             known = np.searchsorted(classes, model.classes_)
             p[mine] = 0.0
             p[mine[:, None], known] = model.predict_proba(part)
-            out = np.flatnonzero(place == fold)
-            if len(out):
-                p_trusted[out] = 0.0
-                trusted = take_rows(rows.X_trusted, out)
-                p_trusted[out[:, None], known] = model.predict_proba(trusted)
     nearest, distance, odd = _likenesses(rows, suspect, suggested)
     kind = None
-    if classes is not None and not np.isnan(p).any() and not np.isnan(p_trusted).any():
-        truth = rows.y_trusted[:, None] == classes[None]
-        share = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-        share.fit(p_trusted.ravel(), truth.ravel().astype(float))
-        among = np.asarray(share.predict(p.ravel())).reshape(p.shape)
-        kind = _kinds(among, np.searchsorted(classes, rows.y[suspect]), odd)
+    if classes is not None and wrong is not None:
+        w = wrong[suspect]
+        kind = np.where(odd, "odd row", "label fits").astype(object)
+        kind[w >= DOUBT] = "ambiguous"
+        kind[w >= SURE] = "wrong label"
     sure = np.full(len(suspect), np.nan) if classes is None else p.max(axis=1)
     return Suspects(suspect, suggested, sure, kind, nearest, distance)
-
-
-def _kinds(
-    share: Float[np.ndarray, "k classes"], given: Int[np.ndarray, " k"], odd: Bool[np.ndarray, " k"]
-) -> np.ndarray:
-    plausible = share >= PLAUSIBLE
-    fits = plausible[np.arange(len(share)), given]
-    another = plausible.sum(axis=1) > fits
-    kind = np.full(len(share), "label fits", dtype=object)
-    kind[another & fits] = "ambiguous"
-    kind[~fits] = "wrong label"
-    kind[odd] = "odd row"
-    return kind
 
 
 def _likenesses(

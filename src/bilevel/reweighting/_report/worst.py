@@ -43,8 +43,8 @@ def worst_rows(
 
     return {
         "note": f"The {len(worst)} rows of lowest label quality, of {n}. The suggested label is the "
-        f"final estimator's, fitted{bound} with these weights and four fifths of the trusted rows, "
-        "without the row itself and a fifth of the other suspect rows.",
+        f"final estimator's, fitted{bound} with these weights and the trusted rows, without "
+        "the row itself and a fifth of the other suspect rows.",
         "shown": list(show),
         "rows": [
             {

@@ -1,0 +1,197 @@
+"""Labels that the other rows contradict: what can be said of wrong labels without trusted rows."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from .columns import identifiers, row_numbers
+from .finding import Finding, counted, listed
+from .leaks import label_leaks
+from .view import View, as_matrix
+
+CAP = 10_000  # rows that are judged
+TREES, FOLDS = 200, 5
+FEWEST = 50  # rows; and of a class:
+FEW = 5
+LEAST = 0.2  # the probability of a listed row to be wrong
+MOST, USUAL = 0.5, 0.025  # the noise rate: at most, and the most probable one beforehand
+SHARP = 3.0  # the deviation of the prior of the coefficients
+FLOOR = 1e-2  # of the probabilities that members give, shared by all classes
+
+
+class Doubt(NamedTuple):
+    """What the other rows say of labels.
+
+    Attributes:
+        wrong: of each row, the probability that its label is wrong.
+        suggested: the most probable class, as a code.
+        rate: the estimated share of wrong labels.
+    """
+
+    wrong: Float[np.ndarray, " rows"]
+    suggested: Int[np.ndarray, " rows"]
+    rate: float
+
+
+def contradicted_labels(view: View) -> list[Finding]:
+    """Training labels that the other training rows contradict, where there are no trusted rows.
+
+    See `doubt_labels`; columns that give the label away, name the rows or number them are left out.
+    With trusted rows nothing is done here: `learn_weights` then judges the labels by these.
+    """
+    if "trusted" in view.tables or view.regression:
+        return []
+    title, table = "labels that the other rows contradict", view.tables["train"]
+    labels = view.labels["train"].reset_index(drop=True)
+    count: Any = labels.value_counts()
+    known = np.flatnonzero(labels.isin(count[count >= FEW].index))
+    known = np.sort(view.rng.permutation(known)[:CAP])
+    codes, names = pd.factorize(labels.to_numpy(dtype=object)[known])
+    if len(known) < FEWEST or len(names) < 2:
+        return []
+    left_out = {c for find in (label_leaks, identifiers, row_numbers) for f in find(view)
+                if f.severity != "ok" for c in f.ids}  # fmt: skip
+    some = table.take(known)
+    kept = [j for j, name in enumerate(some.number_names) if name not in left_out]
+    texts = [j for j, name in enumerate(some.text_names) if name not in left_out]
+    some = some._replace(
+        numbers=some.numbers[:, kept],
+        codes=some.codes[:, texts],
+        number_names=[some.number_names[j] for j in kept],
+        text_names=[some.text_names[j] for j in texts],
+    )
+    x = as_matrix([some], view.rng)[0]
+    if x.shape[1] == 0:
+        return []
+    plain = np.hstack([np.clip(np.nan_to_num(some.numbers, nan=-1e30), -1e30, 1e30), some.codes])
+    found = doubt_labels(x, plain, codes, int(view.rng.integers(2**31)))
+    order = np.argsort(-found.wrong, kind="stable")
+    order = order[: number_listed(found.wrong[order])]
+    drawn = "" if len(known) == len(labels) else f" (of {len(known)} rows that were judged)"
+    said = f"about {found.rate:.1%} of the labels seem to be wrong{drawn}"
+    if not len(order):
+        return [Finding("ok", title, f"none; {said}.")]
+    ids, first = tuple(table.ids[known[order]]), int(order[0])
+    given, other = (names[code] for code in (codes[first], found.suggested[first]))
+    detail = (
+        f"{counted(ids, 'row')}, the most certain first: {listed(ids)}; {said}. The first is labelled "
+        f"{listed([given])}, and rows like it {listed([other])}. Models of the other rows say so, "
+        "which can be wrong where rows are rare. Verify these rows; with 50 to 200 verified ones "
+        "`bilevel weigh` tells more."
+    )
+    return [Finding("warning", title, detail, ids)]
+
+
+def doubt_labels(
+    x: Float[np.ndarray, "rows columns"],
+    plain: Float[np.ndarray, "rows cells"],
+    y: Int[np.ndarray, " rows"],
+    seed: int,
+) -> Doubt:
+    """How probable it is that each label is wrong, by models that have not seen it.
+
+    Three members give log-probabilities `l_j` of each row without its label: a random forest and
+    extremely randomised trees on bootstrap samples, by the trees that have not drawn the row, and
+    logistic regressions, in 5 folds. Their pool, and the share r of wrong labels, maximise the
+    likelihood of the given labels, where a wrong one is any other class with equal probability:
+
+        p = softmax(sum_j c_j l_j),    P(y_i) = (1 - r) p_i(y_i) + r (1 - p_i(y_i)) / (K - 1)
+
+    over `c_j > 0` (half-normal prior of deviation 3) and r below 1/2 (prior proportional to
+    `r exp(-r / 0.025)`). The priors decide where the labels do not: without the one of r, models that
+    have softened to a share of wrong labels would explain them with r = 0, and where the columns
+    say nothing, any r would do. A label is then wrong with the probability
+
+        r (1 - p_i(y_i)) / (K - 1) / P(y_i)
+
+    Errors that are concentrated on rows that are hard to tell apart are counted too low.
+
+    Args:
+        x: columns for a linear model, scaled.
+        plain: columns for trees.
+        y: the labels as codes 0 to K - 1, each of them 5 times or more.
+        seed: of the trees and folds.
+
+    Source: the noise model is that of Natarajan, Dhillon, Ravikumar and Tewari (2013), "Learning with
+    noisy labels" [natarajan2013][], with one rate for all classes; the pool is ours.
+
+    Cost: 400 trees and 5 linear models.
+    """
+    classes = int(y.max()) + 1
+    outputs = [np.log((1 - FLOOR) * p + FLOOR / classes) for p in _members(x, plain, y, seed)]
+    logs = np.stack(outputs)
+    own = logs[:, np.arange(len(y)), y]
+
+    def parts(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        c, rate = np.exp(theta[:-1]), MOST * float(expit(theta[-1]))
+        p = np.exp(log_softmax(np.tensordot(c, logs, 1), axis=1))
+        return c, p, rate
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        c, p, rate = parts(theta)
+        q = p[np.arange(len(y)), y]
+        other = (1 - q) / (classes - 1)
+        given = (1 - rate) * q + rate * other
+        value = -np.log(given).sum() + (c**2).sum() / (2 * SHARP**2) + rate / USUAL - np.log(rate)
+        slope_q = (1 - rate) - rate / (classes - 1)
+        slope_c = ((slope_q * q / given) * (own - (p * logs).sum(axis=2))).sum(axis=1)
+        slope_rate = (((other - q) / given).sum() - 1 / USUAL + 1 / rate) * rate * (1 - rate / MOST)
+        return float(value), np.r_[(c / SHARP**2 - slope_c) * c, -slope_rate]
+
+    start = np.r_[np.full(len(logs), np.log(0.5)), np.log(0.05 / (MOST - 0.05))]
+    found: Any = minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=[(-6, 3)] * len(logs) + [(-12, 12)]
+    )
+    _, p, rate = parts(found.x)
+    q = p[np.arange(len(y)), y]
+    other = rate * (1 - q) / (classes - 1)
+    return Doubt(other / (other + (1 - rate) * q), p.argmax(axis=1), rate)
+
+
+def _members(
+    x: Float[np.ndarray, "rows columns"],
+    plain: Float[np.ndarray, "rows cells"],
+    y: Int[np.ndarray, " rows"],
+    seed: int,
+) -> list[Float[np.ndarray, "rows classes"]]:
+    """Probabilities of the classes of each row, by models that have not seen its label."""
+    classes = int(y.max()) + 1
+    outputs = []
+    for kind in (RandomForestClassifier, ExtraTreesClassifier):
+        forest: Any = kind(TREES, bootstrap=True, oob_score=True, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a row may be in every sample
+            forest.fit(plain.astype(np.float32), y)
+        p = forest.oob_decision_function_
+        outputs.append(np.where(np.isfinite(p).all(axis=1, keepdims=True), p, 1 / classes))
+    fold = np.random.default_rng(seed).permutation(len(y)) % FOLDS
+    p = np.zeros((len(y), classes))
+    for k in range(FOLDS):
+        train = fold != k
+        linear: Any = make_pipeline(
+            StandardScaler(), LogisticRegression(C=0.1, max_iter=200, tol=1e-3)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            linear.fit(x[train], y[train])
+        p[np.ix_(~train, linear.classes_)] = linear.predict_proba(x[~train])
+    return [*outputs, p]
+
+
+def number_listed(wrong: Float[np.ndarray, " rows"]) -> int:
+    """How many rows to list, of those in falling order: the greatest expected F1, none below 0.2.
+
+    Of the first k rows the expected F1 is `2 sum_{i <= k} w_i / (k + sum_i w_i)`.
+    """
+    expected = 2 * np.cumsum(wrong) / (np.arange(1, len(wrong) + 1) + wrong.sum())
+    return min(int(expected.argmax()) + 1, int((wrong >= LEAST).sum()))
