@@ -34,8 +34,8 @@ def test_the_folder_holds_rows_and_labels(tmp_path):
     done = CliRunner().invoke(app, [*arguments, "--out", str(out), "--json"])
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
-    names = ["labels.parquet", "rows.parquet", "summary.json", "worst.csv"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    names = ["labels.parquet", "report.html", "report.json", "rows.parquet", "summary.json"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "worst.csv"]
     rows: Any = pd.read_parquet(out / "rows.parquet")
     assert rows["id"].tolist() == [f"r{k}" for k in range(240)]
     quality = rows[["quality one", "quality two", "quality three"]].to_numpy()

@@ -1,5 +1,9 @@
 """Several labels per row: what is found in each column, and how the columns become one row."""
 
+import dataclasses
+import json
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,3 +78,55 @@ def test_what_is_no_indicator_matrix_is_refused(Y, message):
     X = np.arange(6.0)[:, None]
     with pytest.raises(InputError, match=message):
         learn_multilabel_weights(X, Y, X, np.array([[0, 1], [1, 0]] * 3))
+
+
+def test_the_report_names_the_labels_at_fault(case, tmp_path):
+    found = case[-1]
+    report = found.report()
+    evidence = report.evidence
+    flagged = ~found.keep
+    assert evidence["rows_to_look_at"] == int(flagged.any(axis=1).sum())
+    assert evidence["labels_to_look_at"] == int(flagged.to_numpy().sum())
+    assert [row["id"] for row in evidence["rows"]] == list(
+        found.row_quality[flagged.any(axis=1)].sort_values(kind="stable").index
+    )
+    for row in evidence["rows"]:
+        names = [label["name"] for label in row["labels"]]
+        assert set(names) == set(flagged.columns[flagged.loc[row["id"]]])
+        assert [label["given"] for label in row["labels"]] == [
+            bool(found.given.loc[row["id"], name]) for name in names
+        ]
+    both = int((flagged["red"] & flagged["round"]).sum())
+    assert sum(pair["rows"] for pair in evidence["pairs"]) == both
+    by_name = {line["name"]: line for line in evidence["labels"]}
+    assert by_name["red"]["rate"]["value"] == found.results["red"].noise.rate.value
+    assert by_name["never"]["rate"] is None
+    assert "all trusted rows: never" in evidence["verdict"]["detail"]
+    path = report.save(tmp_path / "report.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == evidence
+    with pytest.raises(ValueError, match=r"is saved as \.html or \.json, got 'report.pdf'"):
+        report.save(tmp_path / "report.pdf")
+
+
+def test_hostile_names_change_no_element_of_the_page(case):
+    found = case[-1]
+    hostile = {"red": "<script>alert(1)</script>", "round": '"><img src=x>\u202e', "never": "\x00"}
+    tables = {
+        name: getattr(found, name).rename(columns=hostile)
+        for name in ("keep", "label_quality", "given")
+    }
+    ids = pd.Index([f"<b>{k}</b>" for k in range(240)])
+    renamed = dataclasses.replace(
+        found,
+        **{name: table.set_axis(ids, axis=0) for name, table in tables.items()},
+        labels=found.labels.rename(index=hostile),
+        results={hostile[name]: result for name, result in found.results.items()},
+    )
+
+    def elements(result) -> list[str]:
+        return re.findall(
+            r"<(\w+)", re.sub(r"<script.*?</script>", "", result.report().to_html(), flags=re.S)
+        )
+
+    assert elements(renamed) == elements(found)
+    assert "\u202e" not in renamed.report().to_html()

@@ -26,8 +26,8 @@ def multilabel(
 ) -> None:
     """Where a row may have several labels: which of them are likely wrong, and weights.
 
-    Writes rows.parquet (a weight for each row, its quality, and that of each label), worst.csv and
-    labels.parquet (one line per label) to OUT. There is no page: `bilevel weigh` makes one per label.
+    Writes rows.parquet (a weight for each row, its quality, and that of each label), worst.csv,
+    labels.parquet (one line per label) and report.html to OUT.
     """
     with failures():
         from ._multilabel_work import weigh_labels

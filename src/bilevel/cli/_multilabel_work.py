@@ -62,6 +62,9 @@ def weigh_labels(
     summary = _summary(found, len(other), seed)
     with folder.writing(None) as partial:
         _write(found, identifier or "row", partial)
+        report = found.report()
+        for name in ("report.html", "report.json"):
+            report.save(partial / name)
         write_summary(summary, partial)
     return found, summary, folder.out
 

@@ -34,10 +34,15 @@ from ._weights.result import CrossValidatedWeights, WeightsResult
 from ._weights.scorer import RowScorer
 
 if TYPE_CHECKING:
+    from ._report.labels_page import LabelsReport
     from ._weights.methods import clipped_soba, near_exact, soba
 
 __getattr__, _, _ = _lazy.attach(
-    __name__, submod_attrs={"_weights.methods": ["clipped_soba", "near_exact", "soba"]}
+    __name__,
+    submod_attrs={
+        "_report.labels_page": ["LabelsReport"],
+        "_weights.methods": ["clipped_soba", "near_exact", "soba"],
+    },
 )
 
 __all__ = [
@@ -50,6 +55,7 @@ __all__ = [
     "Finding",
     "GainsDisplay",
     "InputError",
+    "LabelsReport",
     "MultilabelResult",
     "Report",
     "ReweightedClassifier",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ from ._learn import learn_weights
 from ._weights.baselines import SIMPLEST
 from ._weights.diagnostics import Check
 from ._weights.result import WeightsResult
+
+if TYPE_CHECKING:
+    from ._report.labels_page import LabelsReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,8 @@ class MultilabelResult:
             ones, how many are `flagged`, and the `winner`, whose held-out loss is `difference`
             (`standard_error`) against all rows + trusted.
         results: of each label, all that `learn_weights` returns.
+        given: the training labels as they were given, like `label_quality`.
+        trusted_rows: how many trusted rows there were.
     """
 
     label_quality: pd.DataFrame
@@ -48,6 +53,14 @@ class MultilabelResult:
     scale: float
     labels: pd.DataFrame
     results: dict[Any, WeightsResult]
+    given: pd.DataFrame
+    trusted_rows: int
+
+    def report(self) -> "LabelsReport":
+        """A page for people and the same content as JSON: `result.report().save("report.html")`."""
+        from ._report.labels_page import gather_labels
+
+        return gather_labels(self)
 
     def sample_weight(self, num_trusted: int) -> Float[np.ndarray, " rows"]:
         """For the final fit of one estimator: of the training rows, then of the trusted rows."""
@@ -159,7 +172,7 @@ def learn_multilabel_weights(
         for j, name in enumerate(names)
         if judged[j]
     }
-    return _together(results, X, indicators, names)
+    return _together(results, X, indicators, names, len(trusted))
 
 
 def _indicators(Y: Any, name: str) -> tuple[Int[np.ndarray, "rows labels"], pd.Index]:
@@ -193,7 +206,11 @@ def _indicators(Y: Any, name: str) -> tuple[Int[np.ndarray, "rows labels"], pd.I
 
 
 def _together(
-    results: dict[Any, WeightsResult], X: Any, indicators: np.ndarray, names: pd.Index
+    results: dict[Any, WeightsResult],
+    X: Any,
+    indicators: np.ndarray,
+    names: pd.Index,
+    trusted_rows: int,
 ) -> MultilabelResult:
     """The tables of all labels."""
     n = len(indicators)
@@ -239,4 +256,6 @@ def _together(
         scale=scale,
         labels=pd.DataFrame.from_dict(lines, orient="index").rename_axis("label"),
         results=results,
+        given=pd.DataFrame(indicators, index, columns=names),
+        trusted_rows=trusted_rows,
     )

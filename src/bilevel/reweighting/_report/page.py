@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,14 @@ class Report:
         from .charts import draw_charts
 
         charts = draw_charts(self.evidence)
-        return _template().render(
+        return read_template("report.html.jinja").render(
             evidence=self.evidence,
             charts=charts,
             specs={name: chart.spec for name, chart in charts.items()} if bundle else {},
-            style=Markup(_packaged("report.css")),
+            style=Markup(packaged("report.css")),
             bundle=Markup(bundle),
-            script=Markup(_packaged("report.js")),
-            hashes=[_csp_hash(bundle), _csp_hash(_packaged("report.js"))],
+            script=Markup(packaged("report.js")),
+            hashes=[csp_hash(bundle), csp_hash(packaged("report.js"))],
             percentiles=[
                 {"name": name, "value": value}
                 for name, value in self.evidence["weights"]["quantiles"].items()
@@ -101,12 +102,7 @@ class Report:
         Raises:
             ValueError: the name ends in neither.
         """
-        path = Path(path)
-        writers = {".html": self.to_html, ".htm": self.to_html, ".json": self.to_json}
-        if path.suffix.lower() not in writers:
-            raise ValueError(f"a report is saved as .html or .json, got {path.name!r}.")
-        write_text(path, writers[path.suffix.lower()]())
-        return path
+        return save_page(Path(path), self.to_html, self.to_json)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Report":
@@ -128,8 +124,22 @@ class Report:
         return cls(evidence)
 
 
+def save_page(path: Path, to_html: Callable[[], str], to_json: Callable[[], str]) -> Path:
+    """Write the page (`.html`) or the evidence (`.json`): the whole file or nothing.
+
+    Raises:
+        ValueError: the name ends in neither.
+    """
+    writers = {".html": to_html, ".htm": to_html, ".json": to_json}
+    if path.suffix.lower() not in writers:
+        raise ValueError(f"a report is saved as .html or .json, got {path.name!r}.")
+    write_text(path, writers[path.suffix.lower()]())
+    return path
+
+
 @functools.cache
-def _template() -> jinja2.Template:
+def read_template(name: str) -> jinja2.Template:
+    """One of our own templates, in which every value is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bilevel.reweighting._report", "."),
         autoescape=True,
@@ -141,7 +151,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {"show": _show, "raw": _raw, "prose": _prose}
     environment.tests["picture"] = _is_picture
     environment.globals["shares"] = _shares
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def _visible(value: Any) -> Any:
@@ -185,15 +195,15 @@ def _is_picture(value: Any) -> bool:
 
 
 @functools.cache
-def _packaged(name: str) -> str:
+def packaged(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def read_schema() -> dict[str, Any]:
     """What a report's evidence consists of, as JSON Schema."""
-    return json.loads(_packaged("report.schema.json"))
+    return json.loads(packaged("report.schema.json"))
 
 
-def _csp_hash(code: str) -> str:
+def csp_hash(code: str) -> str:
     digest = hashlib.sha256(code.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"

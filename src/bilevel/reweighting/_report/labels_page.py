@@ -1,0 +1,183 @@
+"""The report on several labels per row: how many of each are wrong, and which to look at."""
+
+import dataclasses
+import itertools
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import numpy as np
+from markupsafe import Markup
+
+from ..._text import visible
+from .chart import ACCENT, MOST_NAMES, Chart, axis_names, height_of, make_chart, tips
+from .page import PRINTED_ROWS, csp_hash, packaged, read_template, save_page
+
+if TYPE_CHECKING:
+    from .._multilabel import MultilabelResult
+
+FORMAT = "bilevel labels report 1"
+ROWS, PAIRS = 200, 10  # rows and pairs of labels on the page
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsReport:
+    """What `MultilabelResult.report` gathers, to be read by a person (HTML) or a program (JSON).
+
+    The page needs no network, is safe to open whatever the data hold, and can be read without
+    JavaScript, which adds sorting.
+
+    Attributes:
+        evidence: plain data. `labels` has one line per label: its `share`, the estimated `rate` of
+            wrong ones, `precision` and `recall` of the flagged ones (each with `value`, `low` and
+            `high`, or None), how many are `flagged`, and the `winner`. `rows` are the rows to look at,
+            the worst first, with the labels at fault; `pairs` are flagged in the same rows.
+    """
+
+    evidence: dict[str, Any]
+
+    def to_html(self) -> str:
+        """One page: how many labels are wrong, which ones go wrong together, and the worst rows."""
+        chart, script = _rates(self.evidence["labels"]), packaged("report.js")
+        return read_template("labels.html.jinja").render(
+            e=self.evidence,
+            chart=chart,
+            style=Markup(packaged("report.css")),
+            script=Markup(script),
+            csp=csp_hash(script),
+            printed_rows=PRINTED_ROWS,
+        )
+
+    def __repr__(self) -> str:
+        """The verdict."""
+        return visible("{headline}\n{detail}".format_map(self.evidence["verdict"]), keep="\n")
+
+    def to_json(self) -> str:
+        """The evidence."""
+        return json.dumps(self.evidence, indent=1, allow_nan=False) + "\n"
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the page (`.html`) or the evidence (`.json`): the whole file or nothing.
+
+        Raises:
+            ValueError: the name ends in neither.
+        """
+        return save_page(Path(path), self.to_html, self.to_json)
+
+
+def gather_labels(result: "MultilabelResult") -> LabelsReport:
+    """The report of a result."""
+    flagged = ~result.keep.to_numpy()
+    quality = np.asarray(result.row_quality)
+    order = np.argsort(quality, kind="stable")
+    order = order[flagged[order].any(axis=1)]
+    names = [str(name) for name in result.keep.columns]
+    given, weights = result.given.to_numpy(), np.asarray(result.weights)
+    wrong = np.zeros(flagged.shape)
+    for j, name in enumerate(result.keep.columns):
+        found = result.results.get(name)
+        if found is not None and found.wrong is not None:
+            wrong[:, j] = found.wrong
+    rows = [
+        {
+            "id": str(result.keep.index[i]),
+            "quality": float(quality[i]),
+            "weight": float(weights[i]),
+            "labels": [
+                {"name": names[j], "given": bool(given[i, j]), "wrong": float(wrong[i, j])}
+                for j in sorted(np.flatnonzero(flagged[i]), key=lambda j: -wrong[i, j])
+            ],
+        }
+        for i in order[:ROWS]
+    ]
+    together = flagged.T.astype(int) @ flagged
+    pairs = [
+        {"first": names[a], "second": names[b], "rows": int(together[a, b])}
+        for a, b in itertools.combinations(range(len(names)), 2)
+        if together[a, b]
+    ]
+    evidence = {
+        "format": FORMAT,
+        "train_rows": len(flagged),
+        "trusted_rows": result.trusted_rows,
+        "rows_to_look_at": len(order),
+        "labels_to_look_at": int(flagged.sum()),
+        "labels": [_line(result, name) for name in result.keep.columns],
+        "pairs": sorted(pairs, key=lambda pair: -pair["rows"])[:PAIRS],
+        "rows": rows,
+        "checks": [check._asdict() for check in result.checks],
+        "versions": {name: version(name) for name in ("bilevel", "scikit-learn", "numpy")},
+    }
+    return LabelsReport(evidence | {"verdict": _verdict(evidence)})
+
+
+def _line(result: "MultilabelResult", name: Any) -> dict[str, Any]:
+    """What is said of one label."""
+    line, found = result.labels.loc[name], result.results.get(name)
+    noise = None if found is None else found.noise
+
+    def estimate(key: str) -> dict[str, float] | None:
+        one = None if noise is None else getattr(noise, key)
+        return None if one is None else dataclasses.asdict(one)
+
+    return {
+        "name": str(name),
+        "share": float(line["share"]),
+        "judged": found is not None,
+        "flagged": int(line["flagged"]),
+        "rate": estimate("rate"),
+        "precision": estimate("precision"),
+        "recall": estimate("recall"),
+        "winner": str(line["winner"]),
+    }
+
+
+def _verdict(evidence: dict[str, Any]) -> dict[str, str]:
+    """A headline, and what to do."""
+    rows, labels = evidence["rows_to_look_at"], evidence["labels_to_look_at"]
+    known = [line for line in evidence["labels"] if line["rate"] is not None]
+    if not labels:
+        headline = "No label is flagged"
+        detail = "The models and the trusted rows give no reason to doubt a label."
+    else:
+        headline = f"{labels} labels of {rows} rows are probably wrong"
+        worst = max(known, key=lambda line: line["rate"]["value"], default=None)
+        detail = "Look at them from the top of the list, and correct those that are."
+        if worst is not None:
+            r = worst["rate"]
+            detail += (
+                f" The label {worst['name']!r} is wrong most often, in {r['value']:.1%} of the rows "
+                f"(95% interval {r['low']:.1%} to {r['high']:.1%})."
+            )
+    unjudged = [line["name"] for line in evidence["labels"] if not line["judged"]]
+    if unjudged:
+        detail += (
+            f" Not judged, as they are the same in all training rows or in all trusted rows: "
+            f"{', '.join(unjudged)}."
+        )
+    return {"headline": headline, "detail": detail}
+
+
+def _rates(labels: list[dict[str, Any]]) -> Chart | None:
+    """The rate of wrong labels, with its interval: of at most 30 labels, the largest rates."""
+    known = [{"name": line["name"], **line["rate"]} for line in labels if line["rate"] is not None]
+    if not known:
+        return None
+    rows = sorted(known, key=lambda line: -line["value"])[:MOST_NAMES]
+    shown = tips(name="Label", value=".1%|Wrong", low=".1%|From", high=".1%|To")
+    base = alt.Chart(height=height_of(rows, 32)).encode(y=axis_names(), tooltip=shown)
+    what = "share of rows in which the label is wrong"
+    percent = {"scale": alt.Scale(zero=True), "axis": alt.Axis(format=".0%", tickCount=5)}
+    chart = alt.layer(
+        base.mark_rule(color=ACCENT, strokeWidth=2).encode(
+            x=alt.X("low:Q", title=what, **percent), x2="high:Q"
+        ),
+        base.mark_point().encode(x=alt.X("value:Q", title=what, **percent)),
+    )
+    words = "; ".join(
+        f"{row['name']}: {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%})" for row in rows
+    )
+    return make_chart("rates", "Wrong labels, with 95% interval", words, rows, chart)
