@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -40,7 +41,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path = Path(path)
     _remove_leftovers_once(path.parent)
     with _opened(path.parent) as folder:
-        name = f".bilevel-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+        name = _new_name()
         try:
             with os.fdopen(_open_new(path.parent, name, folder), "w+b") as file:
                 yield file
@@ -75,7 +76,7 @@ def open_log(path: str | os.PathLike, kept: str) -> IO[str]:
     path = Path(path)
     _remove_leftovers_once(path.parent)
     with _opened(path.parent) as folder:
-        name = f".bilevel-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+        name = _new_name()
         file = os.fdopen(_open_new(path.parent, name, folder), "w", encoding="utf-8")
         try:
             file.write(kept)
@@ -101,6 +102,30 @@ def rename_folder(old: Path, new: Path) -> None:
         _flush_folder(folder)
 
 
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write to, which gets its name when the block ends well; otherwise nothing is left.
+
+    Of that name there may be an empty folder, which it takes the place of.
+
+    Raises:
+        OSError: it cannot be written, or something else has its name.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers_once(path.parent)
+    unfinished = path.with_name(_new_name())
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if os.name != "posix" and path.is_dir():
+            path.rmdir()
+        rename_folder(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
 def is_unfinished(name: str) -> bool:
     """Whether it is the name of a file that some process was writing."""
     return _UNFINISHED.fullmatch(name) is not None
@@ -113,8 +138,11 @@ def remove_leftovers(folder: Path, *, all_of_them: bool = False) -> None:
         if found is None:
             continue
         if all_of_them or (found[1] == _HOST and not _is_alive(int(found[2]))):
-            with contextlib.suppress(OSError):
-                Path(entry.path).unlink()
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    Path(entry.path).unlink()
 
 
 def write_sealed(
@@ -190,6 +218,10 @@ def checksum(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _new_name() -> str:
+    return f".bilevel-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
 
 @contextlib.contextmanager

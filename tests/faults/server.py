@@ -3,7 +3,8 @@
 With the shim of `shim.c` loaded before the C library, the k-th call of the child that changes a file
 below a folder kills it, or fails. Lines of JSON come in and go out:
 
-    {"arguments": [...], "folder": "/...", "at": k, "mode": 1, "seconds": s, "signal": n}
+    {"arguments": [...], "folder": "/...", "at": k, "mode": 1, "seconds": s, "signal": n,
+     "memory": bytes}
     {"code": 0, "calls": 57, "stderr": "..."}   code is -9 for a child that was killed
 """
 
@@ -12,6 +13,7 @@ import ctypes
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -92,9 +94,11 @@ def main() -> None:
     for module in sys.argv[1:]:
         __import__(module)
     bilevel.reweighting._report.charts  # noqa: B018
+    from bilevel._reading import client
     from bilevel.reweighting._inputs.saved import model_types
 
     model_types()
+    client._SERVER._start()  # all children ask the same process to read
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         answers.write(json.dumps(serve(json.loads(line))) + "\n")
@@ -167,6 +171,9 @@ def run(ask: dict[str, Any], said: int, counts: int) -> None:
         shim = ctypes.CDLL(None)
         shim.arm(ask["folder"].encode(), ctypes.c_long(ask.get("at", -1)), ask.get("mode", COUNT))
     code = 70
+    if "memory" in ask:  # so many bytes more than there are now
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (size + ask["memory"],) * 2)
     try:
         command()
     except SystemExit as ended:

@@ -11,7 +11,15 @@ import pytest
 from server import KILL, Server, build_shim
 from torture import Bench
 
-from bilevel._storage import CHECKPOINT_KIND, is_sealed, whole_file, write_sealed, write_text
+from bilevel import _storage
+from bilevel._storage import (
+    CHECKPOINT_KIND,
+    is_sealed,
+    whole_file,
+    whole_folder,
+    write_sealed,
+    write_text,
+)
 from bilevel.cli._run_folder import RunFolder, State, WeighConfig
 
 TOML = WeighConfig(train="a", label="y", trusted="b", out="c").to_toml({"train": "", "trusted": ""})
@@ -116,6 +124,29 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path, error):
     assert seen == {"old", "new"}
 
 
+@pytest.mark.parametrize("error", [None, errno.ENOSPC])
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path, error):
+    """`fix` and `collect` once left a half folder, which the next call refused to touch."""
+    seen = set()
+    for k in range(30):
+        _storage._looked_into.clear()
+        home = tmp_path / str(k)
+        with (
+            Faults(k, error),
+            contextlib.suppress(Dead, OSError),
+            whole_folder(home / "out") as new,
+        ):
+            for name in ("a", "b"):
+                write_text(new / name, name)
+        whole = (home / "out").exists()
+        seen.add(whole)
+        assert not whole or sorted(p.name for p in (home / "out").iterdir()) == ["a", "b"]
+        if not whole and home.exists():
+            _storage.remove_leftovers(home, all_of_them=True)
+            assert not list(home.iterdir())
+    assert seen == {True, False}
+
+
 @pytest.mark.slow  # quick: the same at the calls of the writer
 def test_the_real_command_at_every_fifth_call(tmp_path):
     shim = build_shim(tmp_path)
@@ -129,8 +160,6 @@ def test_the_real_command_at_every_fifth_call(tmp_path):
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
-    from bilevel import _storage
-
     alive = tmp_path / f".bilevel-{_storage._HOST}-{os.getppid()}-01234567.partial"
     dead = tmp_path / f".bilevel-{_storage._HOST}-{2**22 + 1}-01234567.partial"
     elsewhere = tmp_path / ".bilevel-ffffff-1-01234567.partial"

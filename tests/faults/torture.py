@@ -152,6 +152,24 @@ class RandomMoments(Part):
         return bench.disturb(seconds=float(moment), signal=int(vars(signal)[sent]))
 
 
+class TooLittleMemory(Part):
+    """So many bytes more than the process has at the start, and no more."""
+
+    def __init__(self, server: Server, folder: Path, number: int):
+        self.benches = {
+            method: Bench(server, folder / f"{method} memory", options)
+            for method, options in METHODS.items()
+        }
+        self.goals = {f"{method}: memory": max(1, number // len(METHODS)) for method in METHODS}
+
+    def case(self, name: str, k: int) -> tuple[str, list[str]]:
+        """From nothing to what is enough."""
+        rng = np.random.default_rng([*name.encode(), k])
+        least, most = (1 << 16, 1 << 30) if k % 2 else (1 << 20, 1 << 27)
+        memory = int(np.exp(rng.uniform(np.log(least), np.log(most))))
+        return self.benches[name.partition(":")[0]].disturb(memory=memory)
+
+
 class Counts:
     """What was counted, in memory and in a file.
 
@@ -257,6 +275,7 @@ def main() -> int:
                 "odd tables": lambda: OddTables(server, folder, mutations * 2 // 16),
                 "mutated run folders": lambda: Folders(server, folder, mutations * 9 // 16),
                 "at random moments": lambda: RandomMoments(server, folder, kills),
+                "too little memory": lambda: TooLittleMemory(server, folder, kills // 5),
                 "at every call": lambda: EveryCall(server, folder, steps),
             }
             if shim is None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._storage import DamagedFileError, read_regular, write_text
+from .._storage import DamagedFileError, read_regular, whole_folder, write_text
 from .._text import to_json
 from ..reweighting._inputs.checks import InputError, named
 from ..reweighting._inputs.csv import as_texts
@@ -152,9 +152,9 @@ def collect_rows(run: Path, decisions: Path, out: Path, tool: str) -> dict[str, 
         train = train.reset_index(drop=True)
     both = pd.concat([trusted, checked], ignore_index=True)
     rest = train.drop(index=train.index[rows])
-    out.mkdir(parents=True)
-    write_parquet(both, out / "trusted.parquet")
-    write_parquet(rest, out / "train.parquet")
+    with whole_folder(out) as folder:
+        write_parquet(both, folder / "trusted.parquet")
+        write_parquet(rest, folder / "train.parquet")
     given = as_texts(pd.Series(checked[before])).tolist()
     changed = sum(a != b for a, b in zip(given, decided.values(), strict=True))
     command = ["bilevel", "weigh", str(out / "train.parquet"), "--label", label]

@@ -135,6 +135,12 @@ def failures(
             fail(str(error), BAD_INPUT)
         if isinstance(error, OSError):
             fail(str(error), FAILURE)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(
+            error
+        ):  # the latter is JAX's
+            fail(
+                f"there is too little memory: {str(error)[:300] or 'an allocation failed'}", FAILURE
+            )
         if isinstance(error, RuntimeError):
             from .._solution import BilevelError  # which imports JAX
 

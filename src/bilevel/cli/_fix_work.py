@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .._reading.formats import SEPARATORS
-from .._storage import write_bytes
+from .._storage import whole_folder, write_bytes
 from .._text import without_unseen
 from ..reweighting._audit.fixes import (
     SAFE,
@@ -28,6 +28,7 @@ from ._app import RunFolderError
 from ._run_files import read_like, write_csv, write_json
 
 FORMAT = "bilevel plan 1"
+TO_CHECK = "to_check.csv"  # labels that only a person can decide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,8 @@ def fix_tables(
     names = [path.name for path in paths.values()]
     if any(path.is_dir() for path in paths.values()) or len(set(names)) < len(names):
         raise InputError("fix takes one file per table, of different names, and no folders.")
+    if TO_CHECK in names:
+        raise InputError(f"{TO_CHECK} is the name of the list that fix writes; rename the table.")
     given = {}
     read = read_tables(paths, label=label, ids=[identifier] if identifier else [])
     for name, table in read.items():
@@ -91,17 +94,17 @@ def fix_tables(
     plan = Plan(files, changes, proposals(view))
     if out is None:
         return plan
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(plan.to_dict(), out / "plan.json")
     written = ["plan.json"]
-    for name, path in paths.items():
-        mine = [change for change in changes if change.table == name]
-        write = _write_parquet if path.suffix.lower() in (".parquet", ".pq") else _write_csv
-        write(path, out / path.name, mine, label)
-        written.append(path.name)
-    if plan.proposed:
-        write_csv(pd.DataFrame(plan.proposed), out / "to_check.csv")
-        written.append("to_check.csv")
+    with whole_folder(out) as folder:
+        write_json(plan.to_dict(), folder / "plan.json")
+        for name, path in paths.items():
+            mine = [change for change in changes if change.table == name]
+            write = _write_parquet if path.suffix.lower() in (".parquet", ".pq") else _write_csv
+            write(path, folder / path.name, mine, label)
+            written.append(path.name)
+        if plan.proposed:
+            write_csv(pd.DataFrame(plan.proposed), folder / TO_CHECK)
+            written.append(TO_CHECK)
     return dataclasses.replace(plan, written=tuple(written))
 
 
