@@ -58,9 +58,23 @@ def weights_of(seed: int) -> bytes:
     return np.asarray(found.weights).tobytes()
 
 
-@pytest.mark.slow  # eight fits in threads and processes
+@pytest.mark.slow  # 32 fits in threads and processes
 def test_threads_and_processes_give_the_same_weights():
-    alone = [weights_of(seed) for seed in range(4)]
-    for backend in ("threading", "loky"):
-        together = Parallel(n_jobs=4, backend=backend)(delayed(weights_of)(s) for s in range(4))
+    """`multiprocessing` forks, after fits in this very process."""
+    alone = [weights_of(seed) for seed in range(8)]
+    backends = ["threading", "loky"] + ["multiprocessing"] * hasattr(os, "fork")
+    for backend in backends:
+        together = Parallel(n_jobs=8, backend=backend)(delayed(weights_of)(s) for s in range(8))
         assert together == alone, backend
+
+
+@pytest.mark.slow  # three processes that compile
+def test_weights_do_not_depend_on_the_compilation_cache(tmp_path, monkeypatch):
+    command = [str(x) for x in write_small_tables(tmp_path) if x != "--no-report"]
+    command += METHODS["soba"]
+    without = results(command, tmp_path / "without", 2)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    filled = results(command, tmp_path / "filled", 2)
+    assert any((tmp_path / "cache").iterdir())
+    assert results(command, tmp_path / "used", 2) == filled == without
