@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+EARLIER = ROOT / "benchmarks" / "results" / "reliability_before.json"
 
 
 def reliability_total(part: str) -> str:
@@ -38,6 +39,18 @@ def reliability_run() -> str:
     report = _report()
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return f"measured on {report['date']} with {versions}"
+
+
+def reliability_earlier() -> str:
+    """What an earlier run counted, of a version before this one."""
+    earlier = json.loads(EARLIER.read_text(encoding="utf-8"))
+    parts = {name: part for name, part in earlier.items() if name not in ("date", "versions")}
+    told = []
+    for name, part in parts.items():
+        cases = sum(group["cases"] for group in part.values())
+        wrong = sum(sum(group["wrong"].values()) for group in part.values())
+        told.append(f"{name} {cases} cases, {wrong} wrong")
+    return f"{earlier['date']}: {'; '.join(told)}"
 
 
 def _wrong(group: dict[str, Any]) -> str:

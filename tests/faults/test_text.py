@@ -8,6 +8,7 @@ import sys
 
 import pandas as pd
 import pytest
+import typer
 
 from bilevel._text import for_spreadsheet, to_json, visible
 from bilevel.cli import _app
@@ -129,3 +130,24 @@ def test_a_full_disk_or_a_closed_pipe_behind_stdout_is_said(tmp_path):
         assert ("the output cannot be printed (No space left" in done.stderr) == (
             target == "/dev/full"
         )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("x.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+        ValueError("of another kind, raised from the first"),
+    ],
+    ids=["allocation", "library", "thread", "cause"],
+)
+def test_too_little_memory_is_said(capsys, error):
+    if isinstance(error, ValueError):
+        error.__cause__ = MemoryError()
+    with pytest.raises(typer.Exit) as ended, _app.failures():
+        raise error
+    assert ended.value.exit_code == 1
+    assert "there is too little memory" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="another"), _app.failures():
+        raise ImportError("another")

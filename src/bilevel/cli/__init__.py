@@ -10,7 +10,7 @@ import sys
 
 from ._annotate import collect, export
 from ._apart import run_apart
-from ._app import FAILURE, OK, RunFolderError, app, note, stop
+from ._app import FAILURE, OK, RunFolderError, app, is_of_memory, note, stop
 from ._audit import audit
 from ._commands import report, score, suggest
 from ._consensus import consensus
@@ -70,6 +70,11 @@ def main() -> None:
             code = stop.code
         except OSError as error:
             code = _unprinted(error)
+        except Exception as error:  # before the command's work has begun
+            if not is_of_memory(error):
+                raise
+            note(f"there is too little memory: {error}")
+            code = FAILURE
         else:
             code = OK
         try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import tomllib
 import warnings
@@ -135,9 +136,7 @@ def failures(
             fail(str(error), BAD_INPUT)
         if isinstance(error, OSError):
             fail(str(error), FAILURE)
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(
-            error
-        ):  # the latter is JAX's
+        if is_of_memory(error):
             fail(
                 f"there is too little memory: {str(error)[:300] or 'an allocation failed'}", FAILURE
             )
@@ -147,6 +146,20 @@ def failures(
             if isinstance(error, BilevelError):
                 fail(str(error), FAILURE)
         raise
+
+
+# What JAX, the loader of libraries, and those who start threads say of a failed allocation.
+_TOO_LITTLE = re.compile(
+    "RESOURCE_EXHAUSTED|failed to map segment|annot allocate|start new thread|launch worker thread"
+)
+
+
+def is_of_memory(error: BaseException | None) -> bool:
+    """Whether the error, or one that it was raised from, is that there is too little memory."""
+    if error is None:
+        return False
+    found = isinstance(error, MemoryError) or _TOO_LITTLE.search(str(error)) is not None
+    return found or is_of_memory(error.__cause__ or error.__context__)
 
 
 _SAID = {
