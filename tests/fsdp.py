@@ -1,5 +1,7 @@
 """Second-order steps of a transformer whose parameters are split over eight virtual devices.
 
+    python tests/fsdp.py [METHOD ...]
+
 Run by `test_networks.py`. Every matrix of w is split over the axis "data" along its last axis, and so
 are the adjoint variable and the rows of each batch, as in fully sharded data parallelism. The steps
 agree with those on one device to 1e-9 in float64, and a device holds an eighth of the parameters.
@@ -73,7 +75,8 @@ def main() -> None:
         given = type(method)(**fields)
         return bilevel.solve(problem, given, u, w, num_steps=STEPS, chunk_size=STEPS)
 
-    for name, method in METHODS.items():
+    for name in sys.argv[1:] or METHODS:
+        method = METHODS[name]
         one = run(method, w, None, None)
         several = run(
             method,

@@ -264,6 +264,7 @@ def solve(
         what it returns is no solution (where a run has under eight trace points and ends with a long
         step, up to three steps more are looked at); `inner_divergence` if in the last half of the
         trace every inner solve ended with a larger residual than it began with;
+        `loader_exhausted` if a `FromLoader` had no batches left;
         `lower_level_not_minimal` if the run converged and a look around w, for a twentieth of its cost
         or on a small problem, found that w is no minimum of f: see `check_lower_level`.
 
@@ -273,9 +274,9 @@ def solve(
             if the linear residual stays because the inner Hessian is singular.
 
     Raises:
-        BilevelError: a number became non-finite, the run blew up, `tol` was not met, or a
-            lower inner minimum was found (with `throw`); the partial solution is its attribute
-            `solution`.
+        BilevelError: a number became non-finite, the run blew up, `tol` was not met, a loader
+            ended, or a lower inner minimum was found (with `throw`); the partial solution is its
+            attribute `solution`.
         ValueError: `u0` is not in U, an objective is not a scalar, or a count is below 1.
         MemoryError: a step needs more memory than there is.
         RuntimeError: this process was forked after JAX was used.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bilevel
+from bilevel._fingerprint import fingerprint
 from bilevel.tasks import draw_by_source, draw_mixture, mixture, uniform_weights
 
 SOURCES = [np.array([0.0, 0.2]), np.array([1.0, 1.4, 1.2]), np.array([5.0])]
@@ -110,3 +111,14 @@ def test_a_model_of_arrays_of_bytes():
     value = mixture(loss).inner(jnp.eye(3)[1], {"scale": jnp.ones(())}, batch)
     assert float(value) == 2.5
     assert jax.tree.leaves(mixture(loss).inner_data) == []
+
+
+def test_a_checkpoint_sees_other_draws_and_does_not_read_the_sources():
+    sources = [np.zeros(9), np.ones(7)]
+    known = fingerprint(draw_by_source(sources, 2))
+    assert known == fingerprint(draw_by_source([x + 1 for x in sources], 2))
+    for other in (draw_by_source(sources, 3), draw_by_source(sources, 2, seed=1)):
+        assert fingerprint(other) != known
+    assert fingerprint(draw_by_source([x.astype(np.float32) for x in sources], 2)) != known
+    one, two = (draw_mixture(SOURCES, [x, 1.0, 1.0], 2) for x in (1.0, 2.0))
+    assert fingerprint(one) != fingerprint(two)

@@ -1,5 +1,6 @@
 """Mixtures of sources: one weight per source, judged by the loss on trusted rows."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -100,7 +101,8 @@ def draw_by_source(
 ) -> Callable[[int], Iterator[PyTree[np.ndarray]]]:
     """Batches with as many rows of each source, for `FromLoader`: leaves `(sources, rows, ...)`.
 
-    Batch k depends on the seed and on k alone, so a run goes on at once where it was.
+    Batch k depends on the seed and on k alone, so a run goes on at once where it was. A checkpoint
+    compares the sizes, the shapes and the seed, not the content of the sources, which may be large.
 
     Args:
         sources: one pytree of arrays per source, whose leaves share axis 0. Memory-mapped arrays and
@@ -115,17 +117,7 @@ def draw_by_source(
     Raises:
         ValueError: no source, a source without rows, or `rows` < 1.
     """
-    sizes = _sizes(sources, rows)
-
-    def batch(k: int) -> PyTree[np.ndarray]:
-        rng = np.random.Generator(np.random.Philox(key=(seed, k)))
-        drawn = [
-            jax.tree.map(lambda x, i=rng.integers(0, size, rows): np.asarray(x[i]), source)
-            for source, size in zip(sources, sizes, strict=True)
-        ]
-        return jax.tree.map(lambda *xs: np.stack(xs), *drawn)
-
-    return lambda start: _from(batch, start)
+    return _draws(sources, rows, seed, None)
 
 
 def draw_mixture(
@@ -146,33 +138,63 @@ def draw_mixture(
     Raises:
         ValueError: as in `draw_by_source`, or weights of another number, negative or all zero.
     """
-    sizes = _sizes(sources, rows)
     shares = np.asarray(weights, float)
-    if shares.shape != (len(sizes),) or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
+    if shares.shape != (len(sources),) or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
         raise ValueError(
-            f"`weights` must be {len(sizes)} numbers >= 0 with a sum above 0, one per source, got "
+            f"`weights` must be {len(sources)} numbers >= 0 with a sum above 0, one per source, got "
             f"{shares.tolist()}."
         )
-    shares = shares / shares.sum()
+    return _draws(sources, rows, seed, tuple((shares / shares.sum()).tolist()))
 
-    def batch(k: int) -> PyTree[np.ndarray]:
-        rng = np.random.Generator(np.random.Philox(key=(seed, k)))
+
+class _Sources:
+    """The rows themselves, which count by nothing when runs are compared: they may be large files."""
+
+    def __init__(self, sources: Sequence[PyTree[np.ndarray]]):
+        self.rows = sources
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """From the number of batches drawn so far to the iterator from there.
+
+    A checkpoint compares these fields, and so sees other sizes, seeds and weights.
+    """
+
+    sources: _Sources
+    sizes: tuple[int, ...]
+    kinds: tuple[str, ...]
+    rows: int
+    seed: int
+    shares: tuple[float, ...] | None
+
+    def __call__(self, start: int) -> Iterator[PyTree[np.ndarray]]:
+        """The batches from number `start` on."""
+        k = start
+        while True:
+            yield self.batch(k)
+            k += 1
+
+    def batch(self, k: int) -> PyTree[np.ndarray]:
+        """Batch number k."""
+        rng = np.random.Generator(np.random.Philox(key=(self.seed, k)))
+        if self.shares is None:
+            counts, join = [self.rows] * len(self.sizes), np.stack
+        else:
+            counts, join = rng.multinomial(self.rows, self.shares), np.concatenate
         drawn = [
             jax.tree.map(lambda x, i=rng.integers(0, size, count): np.asarray(x[i]), source)
-            for source, size, count in zip(
-                sources, sizes, rng.multinomial(rows, shares), strict=True
-            )
+            for source, size, count in zip(self.sources.rows, self.sizes, counts, strict=True)
         ]
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *drawn)
-
-    return lambda start: _from(batch, start)
+        return jax.tree.map(lambda *xs: join(xs), *drawn)
 
 
-def _from(batch: Callable[[int], Any], start: int) -> Iterator[Any]:
-    k = start
-    while True:
-        yield batch(k)
-        k += 1
+def _draws(
+    sources: Sequence[PyTree[np.ndarray]], rows: int, seed: int, shares: tuple[float, ...] | None
+) -> _Draws:
+    sizes = _sizes(sources, rows)
+    kinds = tuple(str((x.dtype, x.shape[1:])) for x in jax.tree.leaves(sources))
+    return _Draws(_Sources(sources), tuple(sizes), kinds, rows, seed, shares)
 
 
 def _sizes(sources: Sequence[PyTree[np.ndarray]], rows: int) -> list[int]:

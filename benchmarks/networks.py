@@ -1,0 +1,140 @@
+"""What a step of each method costs on a network, beside a plain training step of the same network.
+
+    python benchmarks/networks.py [--quick]
+
+The network is a byte-level transformer (`papers/_transformer.py`) with one weight per source of four
+(`tasks.mixture`), on bytes that are drawn here: their values do not change the cost. A plain training
+step is the gradient of f on the inner batch and an update by Adam. All methods see one inner and one
+outer batch of the same size per step, so a method with one inner gradient and one outer gradient costs
+twice a training step before anything of second order. Two kinds of memory are those of the compiled
+step: `temporary` is what it needs besides its arguments and results (activations, most of all), and
+`all` counts these too (weights, states, batches). "by layer" means that `jax.checkpoint` is around
+each layer, which keeps its input only.
+
+Times are medians of CPU times, taken in turn in one process.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _measure import cpu_seconds, write
+
+import bilevel
+from bilevel import tasks
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "papers"))
+import _transformer  # pyright: ignore[reportMissingImports]
+from _transformer import Size  # pyright: ignore[reportMissingImports]
+
+SOURCES, PER_SOURCE = 4, 2
+FULL, QUICK = Size(128, 5, 4, 128), Size(32, 2, 2, 32)
+
+
+def methods() -> dict[str, Any]:
+    """One inner step per outer step where a method has a choice."""
+    adam = bilevel.GradientInner(optax.adam(1e-3), 1)
+
+    def loop(hypergradient: Any) -> Any:
+        return bilevel.DoubleLoop(adam, hypergradient, optax.sgd(0.1), warm_start=True)
+
+    return {
+        "ITD, one step of Adam": loop(bilevel.ITD()),
+        "AID, one term": loop(bilevel.AID(bilevel.Neumann(0.1, 1))),
+        "AID, five terms": loop(bilevel.AID(bilevel.Neumann(0.1, 5))),
+        "SOBA": bilevel.SOBA(0.1, 0.1, 0.1),
+        "AmIGO": bilevel.AmIGO(0.1, 0.1, 0.1, num_inner=1, num_linear=1),
+        "StocBiO": bilevel.StocBiO(0.1, 0.1, 0.1, num_inner=1, num_terms=2),
+        "F2SA": bilevel.F2SA(0.1, 0.1, num_inner=1),
+        "BOME": bilevel.BOME(0.1, 0.1, num_inner=1),
+        "ValueFunctionPenalty": bilevel.ValueFunctionPenalty(0.1, 0.1, num_inner=1),
+    }
+
+
+def build(size: Size, remat: bool) -> tuple[Any, Any, Any, Any]:
+    """The problem, u, w and the loss per row."""
+    rng = np.random.default_rng(0)
+    shape = (SOURCES, PER_SOURCE, size.context + 1)
+    inner = jnp.asarray(rng.integers(0, 256, shape, dtype=np.uint8))
+    outer = jnp.asarray(rng.integers(0, 256, shape, dtype=np.uint8)).reshape((-1, shape[-1]))
+    loss = partial(_transformer.losses, heads=size.heads, remat=remat)
+    problem = tasks.mixture(loss, trusted=outer, sources=inner)
+    return problem, tasks.uniform_weights(SOURCES), _transformer.init(size, jax.random.key(0)), loss
+
+
+def training(problem: Any, u: Any, w: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A plain step, compiled, and its arguments."""
+    tx = optax.adam(1e-3)
+
+    def step(u: Any, w: Any, tx_state: Any, batch: Any) -> Any:
+        gradient = jax.grad(problem.inner, argnums=1)(u, w, batch)
+        updates, tx_state = tx.update(gradient, tx_state, w)
+        return optax.apply_updates(w, updates), tx_state
+
+    arguments = u, w, tx.init(w), problem.inner_data
+    return jax.jit(step).lower(*arguments).compile(), arguments
+
+
+def outer_step(method: Any, problem: Any, u: Any, w: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A step of a method, compiled, and its arguments. The data are arguments, not constants."""
+    init = jax.jit(lambda u, w: method.init(problem, u, w, jax.random.key(0)))
+
+    def step(state: Any, outer: Any, inner: Any) -> Any:
+        given = bilevel.BilevelProblem(problem.outer, problem.inner, outer, inner, problem.geometry)
+        return method.step(given, state)
+
+    arguments = init(u, w), problem.outer_data, problem.inner_data
+    return jax.jit(step).lower(*arguments).compile(), arguments
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes of a compiled step."""
+    found = compiled.memory_analysis()
+    temporary = found.temp_size_in_bytes
+    return {
+        "temporary": temporary,
+        "all": temporary + found.argument_size_in_bytes + found.output_size_in_bytes,
+    }
+
+
+def measure(size: Size, repeats: int, names: list[str] | None = None) -> dict[str, Any]:
+    """Time and memory of each method over those of a training step without checkpoints."""
+    found: dict[str, Any] = {}
+    problem, u, w, _ = build(size, False)
+    plain, arguments = training(problem, u, w)
+    floor_memory = memory(plain)
+    floor = partial(plain, *arguments)
+    for remat in (False, True):
+        problem, u, w, _ = build(size, remat)
+        steps = {"training": training(problem, u, w)} if remat else {}
+        for name, method in methods().items():
+            if names is None or name in names:
+                steps[name] = outer_step(method, problem, u, w)
+        for name, (compiled, given) in steps.items():
+            used = memory(compiled)
+            row = {key: used[key] / floor_memory[key] for key in used}
+            if repeats:
+                one, other = cpu_seconds(partial(compiled, *given), floor, repeats=repeats)
+                row["time"] = one / other
+            found[name + ", by layer" * remat] = row
+            print(name, remat, row, flush=True)
+    times = {"seconds": cpu_seconds(floor, repeats=repeats)[0]} if repeats else {}
+    return {
+        "settings": size._asdict()
+        | {"parameters": _transformer.count(w), "sources": SOURCES, "rows_per_source": PER_SOURCE},
+        "training_step": floor_memory | times,
+        "methods": found,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    write(__file__, measure(QUICK if quick else FULL, 3), full=not quick)
