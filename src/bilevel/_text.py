@@ -42,6 +42,15 @@ def without_unseen(text: str) -> str:
     return _UNSEEN.sub(lambda found: found[0] if found[0] in "\t\n\r" else "", text)
 
 
+def heading(name: str) -> str:
+    """With a capital, unless it is a name with underscores.
+
+    >>> heading("accuracy"), heading("roc_auc"), heading("R2")
+    ('Accuracy', 'roc_auc', 'R2')
+    """
+    return name if "_" in name else name[:1].upper() + name[1:]
+
+
 def _picture(character: str) -> str:
     code = ord(character)
     if code < 0x20:

@@ -4,6 +4,7 @@ from typing import Any
 
 import altair as alt
 
+from ..._text import heading
 from .chart import (
     ACCENT,
     INK,
@@ -31,6 +32,7 @@ def draw_charts(evidence: dict[str, Any]) -> dict[str, Chart]:
         *over_the_run(evidence["history"]),
         drops(evidence["overfitting"]),
         removal(evidence),
+        verified(evidence["work"], evidence["score"]),
     ]
     for kind, table in evidence["effects"].items():
         if table:
@@ -162,13 +164,44 @@ def weight_of_each(kind: str, table: list[dict[str, Any]]) -> Chart:
         .mark_bar(height=12)
         .encode(x=axis_x("mean_weight", "mean weight", zero=True), y=axis_names(), tooltip=shown),
         alt.Chart()
-        .mark_rule(strokeDash=[4, 3], color=INK)
+        .mark_rule(aria=False, strokeDash=[4, 3], color=INK)
         .encode(x=alt.datum(1, type="quantitative")),
     )
     words = "; ".join(
         f"{r['name']}: {r['mean_weight']:.2f}" for r in rows if r["mean_weight"] is not None
     )
     return make_chart(f"weight-{kind}", "Mean weight", words, rows, chart)
+
+
+def verified(work: dict[str, Any] | None, score: str) -> Chart | None:
+    """The score against the number of verified rows."""
+    if work is None or work["curve"] is None:
+        return None
+    rows = [
+        {"verified": t["verified"], "fit": name, "score": t[key]}
+        | {"low": t[f"{key}_low"], "high": t[f"{key}_high"]}
+        for name, key in [("verified rows alone", "trusted_only"), ("filter", "filter")]
+        for t in work["curve"]["lines"]
+        if t[key] is not None
+    ]
+    if not rows:
+        return None
+    colour = alt.Color(
+        "fit:N",
+        scale=alt.Scale(domain=["verified rows alone", "filter"], range=[MUTED, ACCENT]),
+        legend=alt.Legend(symbolOpacity=1),
+    )
+    shown = tips(fit="Fit", verified=",d|Verified", score=f".4f|{score}")
+    x, y = axis_x("verified", "verified rows", nice=False), axis_y("score", score, zero=False)
+    base = alt.Chart(height=220).encode(x=x, color=colour)
+    chart = alt.layer(
+        base.mark_area(opacity=0.18).encode(y=axis_y("low", score, zero=False), y2="high:Q"),
+        base.mark_line().encode(y=y),
+        base.mark_point(size=40).encode(y=y, tooltip=shown),
+    )
+    words = "; ".join(f"{r['fit']}, {r['verified']} rows: {r['score']:.3f}" for r in rows)
+    title = f"{heading(score)} by the number of verified rows"
+    return make_chart("verified", title, words, rows, chart)
 
 
 def _most(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -239,4 +272,4 @@ def removal(evidence: dict[str, Any]) -> Chart | None:
         base.mark_point(size=40).encode(y=y, tooltip=shown),
     )
     words = "; ".join(f"{r['percent']}% {r['removed']}: {r['score']:.3f}" for r in rows)
-    return make_chart("removal", f"{score.capitalize()} without some rows", words, rows, chart)
+    return make_chart("removal", f"{heading(score)} without some rows", words, rows, chart)

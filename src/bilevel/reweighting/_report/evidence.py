@@ -19,6 +19,7 @@ from .first_rows import first_rows
 from .refits import Rows, overfitting, removal
 from .suspects import DOUBT, KINDS, Suspects, judge_suspects
 from .verdict import give_advice, give_verdict
+from .work import work
 from .worst import worst_rows
 
 FORMAT = "bilevel report 4"
@@ -66,7 +67,8 @@ def gather_evidence(
             are; by default `X`, if it is a data frame.
         show: columns of `table` to print beside each suspect row.
         trusted_ids: a name for each trusted row; by default as for the training rows.
-        minutes_per_check: how long a person takes to check a row, for the work that the list saves.
+        minutes_per_check: how long a person takes to check a row, for the work that the list saves,
+            and the score against the number of verified rows (24 fits more).
         truth: the true label of each training row, where it is known: how many of the suspect labels
             are wrong is then counted too.
         shared: what `find_shared_rows` found, by pair of tables, such as
@@ -148,7 +150,7 @@ def gather_evidence(
             "kinds": _kinds(suspects, rows, wrong),
             "confusions": confusions(rows, suspects),
             "clusters": _clusters(rows, table, groups, seed),
-            "work": _work(rows, noise, minutes_per_check),
+            "work": work(rows, noise, minutes_per_check, holdout, seed),
             "history": _history(result.history),
             "leaks": leaks,
             "overfitting": overfitting(rows, holdout, control, seed),
@@ -272,24 +274,6 @@ def _clusters(
     extra = pd.DataFrame({k: v for k, v in beside.items() if k not in table.columns})
     table = pd.concat([table.reset_index(drop=True), extra], axis=1)
     return find_clusters(table, ~np.asarray(rows.result.keep), seed)
-
-
-def _work(rows: Rows, noise: dict[str, Any] | None, minutes: float | None) -> dict[str, Any] | None:
-    """What checking the flagged rows costs, beside checking all rows."""
-    if minutes is None:
-        return None
-    flagged = int((~np.asarray(rows.result.keep)).sum())
-    precision = None if noise is None or noise["precision"] is None else noise["precision"]["value"]
-    each = None if not precision else minutes / precision
-    rate = None if noise is None else noise["rate"]["value"]
-    return {
-        "minutes_per_check": minutes,
-        "flagged": flagged,
-        "hours": flagged * minutes / 60,
-        "hours_of_all": len(rows.y) * minutes / 60,
-        "minutes_per_wrong_label": each,
-        "minutes_per_wrong_label_at_random": None if not rate else minutes / rate,
-    }
 
 
 def _leaks(shared: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -46,7 +46,9 @@ def gains(evidence: dict[str, Any]) -> Chart | None:
     )
     base = alt.Chart(height=height_of(rows, 32)).encode(y=axis_names(), tooltip=shown)
     chart = alt.layer(
-        alt.Chart().mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative")),
+        alt.Chart()
+        .mark_rule(aria=False, strokeDash=[4, 3])
+        .encode(x=alt.datum(0, type="quantitative")),
         base.mark_rule(color=ACCENT, strokeWidth=2).encode(x=axis_x("low", what), x2="high:Q"),
         base.mark_point().encode(x=axis_x("gain", what)),
     )
@@ -80,7 +82,9 @@ def change_of_each(kind: str, table: list[dict[str, Any]], score: str) -> Chart 
     base = alt.Chart(height=height_of(rows, 20)).encode(y=axis_names(), tooltip=shown)
     what = f"change of {score}"
     chart = alt.layer(
-        alt.Chart().mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative")),
+        alt.Chart()
+        .mark_rule(aria=False, strokeDash=[4, 3])
+        .encode(x=alt.datum(0, type="quantitative")),
         base.transform_filter("isValid(datum.low)")
         .mark_rule(color=ACCENT, strokeWidth=2)
         .encode(x=axis_x("low", what), x2="high:Q"),
@@ -114,7 +118,7 @@ def calibration(found: dict[str, Any] | None) -> Chart | None:
     base = alt.Chart(height=280).encode(x=x, color=colour, tooltip=shown)
     chart = alt.layer(
         alt.Chart(alt.Data(values=[{"said": end, "seen": end} for end in ends]))
-        .mark_line(color=MUTED, strokeDash=[2, 3], strokeWidth=1.5)
+        .mark_line(aria=False, color=MUTED, strokeDash=[2, 3], strokeWidth=1.5)
         .encode(x=x, y="seen:Q"),
         base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=y, y2="high:Q"),
         base.mark_line(strokeWidth=1.5, opacity=0.6).encode(y="seen:Q"),

@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from ..._storage import DamagedFileError, read_regular, write_text
-from ..._text import visible
+from ..._text import heading, visible
 from .bundle import read_bundle
 from .evidence import FORMAT
 
@@ -47,8 +47,8 @@ class Report:
 
         Which there are depends on what was measured: "gains", "first-wrong", "noise-matrix",
         "histogram", "drops", "removal", "weight-classes", "change-classes", "weight-groups",
-        "change-groups", "calibration", "confusion-before", "confusion-after", and for free weights
-        "effective-sample-size", "entropy" and "outer-value".
+        "change-groups", "calibration", "confusion-before", "confusion-after", "verified", and for free
+        weights "effective-sample-size", "entropy" and "outer-value".
         """
         from .charts import draw_charts
 
@@ -148,7 +148,7 @@ def read_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"show": _show, "raw": _raw, "prose": _prose}
+    environment.filters |= {"show": _show, "heading": heading, "raw": _raw, "prose": _prose}
     environment.tests["picture"] = _is_picture
     environment.globals["shares"] = _shares
     return environment.get_template(name)
