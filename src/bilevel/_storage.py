@@ -106,12 +106,12 @@ def rename_folder(old: Path, new: Path) -> None:
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A folder to write to, which gets its name when the block ends well; otherwise nothing is left.
 
-    Of that name there may be an empty folder, which it takes the place of.
+    Of that name there may be an empty folder, or a link to one, which it takes the place of.
 
     Raises:
         OSError: it cannot be written, or something else has its name.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers_once(path.parent)
     unfinished = path.with_name(_new_name())

@@ -90,6 +90,7 @@ def test_the_death_of_the_process_that_reads_is_an_error(csv, monkeypatch, dies,
 
 
 @linux
+@pytest.mark.slow  # quick: an allocation that fails
 def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
     """400 MB, of which the interpreter takes most, and a file of some kB whose columns have 160."""
     monkeypatch.setenv(client.MEMORY, "0.4GB")

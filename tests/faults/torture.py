@@ -264,7 +264,6 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    until = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         shim = build_shim(folder)
@@ -287,7 +286,7 @@ def main() -> int:
             if asked.only:
                 print(parts[asked.only[0]].case(asked.only[1], int(asked.only[2])))
                 return 0
-            take_turns(parts, counts, until)
+            take_turns(parts, counts, time.monotonic() + 60 * asked.minutes)
     counts.write()
     return int(counts.wrong > 0)
 

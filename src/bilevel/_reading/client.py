@@ -67,7 +67,9 @@ def read_file(format: str, path: Path, what: str, kind: str, **options: Any) -> 
         size = os.fstat(target).st_size
         if code == 0:
             content = mmap.mmap(target, size, access=mmap.ACCESS_READ)
-            return pa.ipc.open_stream(pa.py_buffer(content)).read_all()
+            table = pa.ipc.open_stream(pa.py_buffer(content)).read_all()
+            table.validate()
+            return table
         if code != 1:
             raise ReadError(
                 f"{what} cannot be read: the process that read it {_death(code, seconds)}. The file "
