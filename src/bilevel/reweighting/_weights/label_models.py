@@ -25,6 +25,7 @@ from .labels import Classes
 SMALL = 2_000_000  # entries of a table up to which one thread is faster than several
 TOLERANCE = 1e-3  # of the linear label model's gradient
 LEAST_TOLERANCE = 0.03  # of this, where a class is rare
+PART = 50_000  # rows that a model is asked about at a time
 LEAST = 1e-5  # the least probability that a label model gives
 
 
@@ -98,7 +99,16 @@ class LabelModel:
 def outputs(
     model: Any, X: Any, classes: np.ndarray | None, centre: float, spread: float
 ) -> Float[np.ndarray, "rows outputs"]:
-    """Of a fitted estimator: log-probabilities in the order of `classes`, or scaled predictions."""
+    """Of a fitted estimator: log-probabilities in the order of `classes`, or scaled predictions.
+
+    Many rows are asked by parts, so that what an estimator makes of them need not fit in memory.
+    """
+    if len_rows(X) > PART:
+        ends = np.arange(PART, len_rows(X), PART)
+        parts = np.split(np.arange(len_rows(X)), ends)
+        return np.concatenate(
+            [outputs(model, take_rows(X, rows), classes, centre, spread) for rows in parts]
+        )
     if classes is None:
         return ((np.asarray(model.predict(X)) - centre) / spread)[:, None]
     shape = len_rows(X), len(classes)
