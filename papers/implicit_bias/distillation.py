@@ -204,13 +204,31 @@ def augmented(X: jax.Array, y: jax.Array, seed: int, budget: Budget) -> dict[str
     }
     steps = {"warm": budget.augmented, "cold": budget.augmented_cold}
     found = {k: one_run(problem, m, u0, w0, steps[k], seed) for k, m in methods.items()}
-    check = bilevel.retrain_check(
-        *(problem, found["warm"][0], u0, lambda key: fresh(key, num_features)),
-        inner=RETRAIN_AUGMENTED,
-        value=error,
-        key=jr.key(seed),
-    )
+
+    def checked(solution: Any, start: Any) -> Any:
+        return bilevel.retrain_check(
+            *(problem, solution, start, lambda key: fresh(key, num_features)),
+            inner=RETRAIN_AUGMENTED,
+            value=error,
+            key=jr.key(seed),
+        )
+
+    check, others = checked(found["warm"][0], u0), {}
+    if seed == 0:  # other optimisers and another start, of which the paper names none
+        drawn = jr.normal(jr.key(7), (num_features, num_features), jnp.float32)
+        random = {**u0, "matrix": drawn / np.sqrt(num_features)}
+        variants = {
+            "Adam with momentum": (optax.adam(1e-3), u0),
+            "ten times the outer rate": (optax.adam(1e-2, b1=0.0, b2=0.9), u0),
+            "a random network at the start": (optax.adam(1e-3, b1=0.0, b2=0.9), random),
+        }
+        for name, (outer_tx, start) in variants.items():
+            method = double_loop(INNER_AUGMENTED, outer_tx, warm_start=True)
+            solution, watch = one_run(problem, method, start, w0, budget.augmented, seed)
+            retrained = float(1 - checked(solution, start).retrained.mean())
+            others[name] = {"warm": watch.accuracy[-1], "retrained": retrained}
     return {
+        "others": others,
         **{name: watch.accuracy[-1] for name, (_, watch) in found.items()},
         "retrained": float(1 - check.retrained.mean()),
         "plain": float(1 - check.start.mean()),
@@ -300,6 +318,8 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
     judged = []
     for data, of in measured["runs"].items():
         judged += [table_3(data, task, seeds) for task, seeds in of.items()]
+        if "augmentation" in of:
+            judged.append(other_settings(data, of["augmentation"][0]))
         oracles = [s["oracle"] for t, seeds in of.items() if t != TASKS[2] for s in seeds]
         gradient, distance = (max(o[k] for o in oracles) for k in ("gradient", "distance"))
         lost = [round(o["accuracy"] - o["trained accuracy"], 2) for o in oracles]
@@ -317,6 +337,25 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             )
         )
     return judged
+
+
+def other_settings(data: str, first: dict[str, Any]) -> Claim:
+    """Whether any of our settings of the augmentation network retrains to the published accuracy."""
+    published = PUBLISHED[data]["retrained"][TASKS.index("augmentation")]
+    found = {"as above": first["retrained"]}
+    found |= {name: run["retrained"] for name, run in first["others"].items()}
+    told = ", ".join(f"{name} {100 * x:.1f}" for name, x in found.items())
+    return Claim(
+        "V7",
+        f"On {data}, some setting of the augmentation network retrains to the published accuracy, "
+        "within five points.",
+        f"{published}",
+        told,
+        min(found.values()) <= (published + 5) / 100,
+        "The paper names neither the optimisers nor the start of this network. Without a network the "
+        f"accuracy is {100 * first['plain']:.1f}. A model that gives one class to all rows has the "
+        "share of that class, on MNIST from 9.0 to 11.2.",
+    )
 
 
 def table_3(data: str, task: str, seeds: list[dict[str, Any]]) -> Claim:
