@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,6 +221,24 @@ def test_a_phone_scrolls_in_one_direction_only_and_the_dark_is_dark(opened):
 def brightness(colour: str) -> float:
     red, green, blue = (int(part) for part in colour[4:-1].split(","))
     return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+@pytest.mark.slow
+def test_axe_finds_no_fault(opened):
+    """With axe-core (npm pack axe-core), whose axe.min.js BILEVEL_AXE names."""
+    script = os.environ.get("BILEVEL_AXE")
+    if not script:
+        pytest.skip("needs axe-core, see BILEVEL_AXE")
+    browser, _, _ = opened
+    browser.execute_script(Path(script).read_text())
+    found = browser.execute_async_script(
+        """
+        const done = arguments[arguments.length - 1];
+        axe.run(document, {resultTypes: ["violations"]}).then(
+          r => done(r.violations.map(v => `${v.impact}: ${v.id}, ${v.nodes[0].target}`)));
+        """
+    )
+    assert found == []
 
 
 def test_without_javascript_the_drawings_and_all_rows_are_there(opened):

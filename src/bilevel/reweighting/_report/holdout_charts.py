@@ -81,13 +81,16 @@ def change_of_each(kind: str, table: list[dict[str, Any]], score: str) -> Chart 
     )
     base = alt.Chart(height=height_of(rows, 20)).encode(y=axis_names(), tooltip=shown)
     what = f"change of {score}"
+    intervals = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(color=ACCENT, strokeWidth=2)
+        .encode(x=axis_x("low", what), x2="high:Q")
+    )
     chart = alt.layer(
         alt.Chart()
         .mark_rule(aria=False, strokeDash=[4, 3])
         .encode(x=alt.datum(0, type="quantitative")),
-        base.transform_filter("isValid(datum.low)")
-        .mark_rule(color=ACCENT, strokeWidth=2)
-        .encode(x=axis_x("low", what), x2="high:Q"),
+        *([intervals] if any(r["low"] is not None for r in rows) else []),
         base.mark_point().encode(x=axis_x("difference", what)),
     )
     words = "; ".join(f"{r['name']}: {r['difference']:+.3f}" for r in rows)
@@ -114,15 +117,15 @@ def calibration(found: dict[str, Any] | None) -> Chart | None:
         fit="Fit", said=".3f|Said", seen=".3f|So", low=".3f|From", high=".3f|To", rows=",d|Rows"
     )
     x = axis_x("said", "said", domain=ends, nice=True)
-    y = axis_y("low", "so", domain=ends, nice=True)
+    low, y = (axis_y(name, "so", domain=ends, nice=True, zero=False) for name in ("low", "seen"))
     base = alt.Chart(height=280).encode(x=x, color=colour, tooltip=shown)
     chart = alt.layer(
         alt.Chart(alt.Data(values=[{"said": end, "seen": end} for end in ends]))
         .mark_line(aria=False, color=MUTED, strokeDash=[2, 3], strokeWidth=1.5)
-        .encode(x=x, y="seen:Q"),
-        base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=y, y2="high:Q"),
-        base.mark_line(strokeWidth=1.5, opacity=0.6).encode(y="seen:Q"),
-        base.mark_point().encode(y="seen:Q"),
+        .encode(x=x, y=y),
+        base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=low, y2="high:Q"),
+        base.mark_line(strokeWidth=1.5, opacity=0.6).encode(y=y),
+        base.mark_point().encode(y=y),
     )
     words = "; ".join(f"{r['fit']}, said {r['said']:.2f}: {r['seen']:.2f}" for r in rows)
     return make_chart("calibration", "Calibration before and after", words, rows, chart)
