@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from test_text import ANY_UNSEEN
 
+from bilevel.cli._probabilities import read_probabilities
 from bilevel.cli._run_folder import WeighConfig
 from bilevel.cli._weigh_tables import Tables, check_tables
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs.checks import check_labels
+from bilevel.reweighting._inputs.containers import _from_path
 from bilevel.reweighting._inputs.scalars import check_spelling
 from runs import bilevel
 
@@ -64,7 +66,17 @@ def check_labels_too(tables: Tables) -> None:
 
 
 def test_every_file_has_a_line():
-    assert {p.name for p in FOLDER.iterdir()} == {*REFUSED, *READ, *SHOWN, "trusted.csv"}
+    others = {"trusted.csv", "header_cut.npy"}
+    assert {p.name for p in FOLDER.iterdir()} == {*REFUSED, *READ, *SHOWN, *others}
+
+
+def test_a_damaged_header_of_an_array_is_refused():
+    """Once a traceback of Python's tokenizer, found by `torture.py`."""
+    path = FOLDER / "header_cut.npy"
+    with pytest.raises(InputError, match=r"cannot be read as \.npy"):
+        read_probabilities(path, pd.RangeIndex(24), None, "--pred-probs")
+    with pytest.raises(InputError, match="cannot be mapped as an array"):
+        _from_path(path, "X")
 
 
 @pytest.mark.parametrize("name", REFUSED)

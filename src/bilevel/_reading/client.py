@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .formats import RefusedError, write_tables
+from .formats import FORMATS, RefusedError
 
 MEMORY, SECONDS = "BILEVEL_READ_MEMORY", "BILEVEL_READ_SECONDS"  # of the environment
 LEAST = 1 << 28  # bytes, which the process itself needs
@@ -118,14 +118,13 @@ def _memory() -> int:
 
 
 def _read_here(format: str, path: Path, what: str, kind: str, options: dict[str, Any]) -> pa.Table:
-    sink = pa.BufferOutputStream()
     try:
-        write_tables(format, path, what, options, sink)
+        schema, tables = FORMATS[format](path, what, **options)
+        return pa.concat_tables([schema.empty_table(), *tables])
     except RefusedError as error:
         raise ReadError(str(error)) from error
     except Exception as error:  # parsers raise many kinds; each means the same to the user
         raise ReadError(f"{what} cannot be read as {kind}: {error}") from error
-    return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
 def _death(code: int, seconds: int) -> str:

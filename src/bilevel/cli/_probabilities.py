@@ -65,7 +65,7 @@ def read_probabilities(path: Path, ids: pd.Index, identifier: str | None, option
         try:
             # Mapped: an array that is not as long as it says is refused before memory is taken.
             values = np.array(np.lib.format.open_memmap(path, mode="r"))
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # of many kinds: the header may say anything
             raise InputError(f"{what} cannot be read as .npy: {error}") from error
         if values.ndim != 2 or values.dtype.kind not in "fiu":
             raise InputError(

@@ -173,7 +173,7 @@ def _from_path(path: Path, name: str) -> np.ndarray | pd.DataFrame:
         raise InputError(f"the `{name}` file {path} does not exist; check the path.")
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # of many kinds: the header may say anything
         raise InputError(
             f"the `{name}` file {path} cannot be mapped as an array of numbers: {error} Save it by "
             "`np.save` from an array of a numeric dtype; pickled objects are not read."
