@@ -53,6 +53,19 @@ def reliability_earlier() -> str:
     return f"{earlier['date']}: {'; '.join(told)}"
 
 
+def reading_cost() -> str:
+    """Seconds of the processor to read a large table, in the process itself and in one of its own."""
+    path = ROOT / "benchmarks" / "results" / "reading.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    size = found["settings"]
+    parts = [
+        f"{name} {found[kind]['here']:.2f} s in the process itself and {found[kind]['child']:.2f} s "
+        "in one of its own"
+        for name, kind in [("CSV", "csv"), ("Parquet", "parquet")]
+    ]
+    return f"{size['rows']:,} rows of {size['columns']} columns take {'; '.join(parts)}"
+
+
 def _wrong(group: dict[str, Any]) -> str:
     return ", ".join(f"{n} {what}" for what, n in group["wrong"].items()) or "0"
 
