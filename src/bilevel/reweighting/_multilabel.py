@@ -60,7 +60,16 @@ class MultilabelResult:
         """A page for people and the same content as JSON: `result.report().save("report.html")`."""
         from ._report.labels_page import gather_labels
 
-        return gather_labels(self)
+        return gather_labels(
+            self.given,
+            self.keep,
+            self.row_quality,
+            self.weights,
+            self.labels,
+            self.results,
+            self.checks,
+            self.trusted_rows,
+        )
 
     def sample_weight(self, num_trusted: int) -> Float[np.ndarray, " rows"]:
         """For the final fit of one estimator: of the training rows, then of the trusted rows."""

@@ -6,18 +6,18 @@ import json
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from ..._text import visible
+from .._weights.diagnostics import Check
+from .._weights.result import WeightsResult
 from .chart import ACCENT, MOST_NAMES, Chart, axis_names, height_of, make_chart, tips
 from .page import PRINTED_ROWS, csp_hash, packaged, read_template, save_page
-
-if TYPE_CHECKING:
-    from .._multilabel import MultilabelResult
 
 FORMAT = "bilevel labels report 1"
 ROWS, PAIRS = 200, 10  # rows and pairs of labels on the page
@@ -68,26 +68,34 @@ class LabelsReport:
         return save_page(Path(path), self.to_html, self.to_json)
 
 
-def gather_labels(result: "MultilabelResult") -> LabelsReport:
-    """The report of a result."""
-    flagged = ~result.keep.to_numpy()
-    quality = np.asarray(result.row_quality)
+def gather_labels(
+    given: pd.DataFrame,
+    keep: pd.DataFrame,
+    row_quality: Any,
+    weights: Any,
+    labels: pd.DataFrame,
+    results: dict[Any, WeightsResult],
+    checks: list[Check],
+    trusted_rows: int,
+) -> LabelsReport:
+    """The report; the arguments are the attributes of `MultilabelResult`."""
+    flagged = ~keep.to_numpy()
+    quality, weight = np.asarray(row_quality), np.asarray(weights)
     order = np.argsort(quality, kind="stable")
     order = order[flagged[order].any(axis=1)]
-    names = [str(name) for name in result.keep.columns]
-    given, weights = result.given.to_numpy(), np.asarray(result.weights)
+    names, there = [str(name) for name in keep.columns], given.to_numpy()
     wrong = np.zeros(flagged.shape)
-    for j, name in enumerate(result.keep.columns):
-        found = result.results.get(name)
+    for j, name in enumerate(keep.columns):
+        found = results.get(name)
         if found is not None and found.wrong is not None:
             wrong[:, j] = found.wrong
     rows = [
         {
-            "id": str(result.keep.index[i]),
+            "id": str(keep.index[i]),
             "quality": float(quality[i]),
-            "weight": float(weights[i]),
+            "weight": float(weight[i]),
             "labels": [
-                {"name": names[j], "given": bool(given[i, j]), "wrong": float(wrong[i, j])}
+                {"name": names[j], "given": bool(there[i, j]), "wrong": float(wrong[i, j])}
                 for j in sorted(np.flatnonzero(flagged[i]), key=lambda j: -wrong[i, j])
             ],
         }
@@ -102,21 +110,20 @@ def gather_labels(result: "MultilabelResult") -> LabelsReport:
     evidence = {
         "format": FORMAT,
         "train_rows": len(flagged),
-        "trusted_rows": result.trusted_rows,
+        "trusted_rows": trusted_rows,
         "rows_to_look_at": len(order),
         "labels_to_look_at": int(flagged.sum()),
-        "labels": [_line(result, name) for name in result.keep.columns],
+        "labels": [_line(name, labels.loc[name], results.get(name)) for name in keep.columns],
         "pairs": sorted(pairs, key=lambda pair: -pair["rows"])[:PAIRS],
         "rows": rows,
-        "checks": [check._asdict() for check in result.checks],
+        "checks": [check._asdict() for check in checks],
         "versions": {name: version(name) for name in ("bilevel", "scikit-learn", "numpy")},
     }
     return LabelsReport(evidence | {"verdict": _verdict(evidence)})
 
 
-def _line(result: "MultilabelResult", name: Any) -> dict[str, Any]:
+def _line(name: Any, line: pd.Series, found: WeightsResult | None) -> dict[str, Any]:
     """What is said of one label."""
-    line, found = result.labels.loc[name], result.results.get(name)
     noise = None if found is None else found.noise
 
     def estimate(key: str) -> dict[str, float] | None:
