@@ -297,7 +297,7 @@ def test_audit_refuses_what_is_not_there(tmp_path):
         3, "the train file has no column 'p64' to --drop.", said=audit(command, "--drop", "p64")
     )
     refused(3, "has no column 'digits' (--label)", said=audit(command, "--label", "digits"))
-    refused(2, "--trusted", said=bilevel("audit", command[1], "--label", "digit"))
+    refused(2, "--label", said=bilevel("audit", command[1]))
     (tmp_path / "trusted.csv").unlink()
     refused(3, "trusted.csv does not exist; check the path.", said=audit(command))
 
