@@ -115,6 +115,7 @@ def test_a_module_with_dropout_on_streams_goes_on_bitwise(name, tmp_path):
     assert norm_error(unbroken.u, U0) > 1e-3
 
 
+@pytest.mark.slow
 def test_dropout_is_that_of_the_batchs_seed():
     """The hypergradient on a batch is the one with the masks of its seed written out."""
     net, u = Net(jr.key(1), 0.5), U0

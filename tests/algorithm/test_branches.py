@@ -18,7 +18,7 @@ import bilevel
     ],
     ids=lambda x: type(x).__name__,
 )
-@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(1e3, marks=pytest.mark.slow)])
 def test_a_start_without_a_gradient_in_u_is_left(method, scale):
     """`F = scale |w - 1|^2 / 2` does not depend on u, and the start solves the inner problem."""
     problem = bilevel.BilevelProblem(

@@ -84,7 +84,10 @@ def test_the_kept_direction_is_exact(name):
                 np.testing.assert_allclose(flat(directions[variable]), truth, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_inner", [1, 2, 4])
+@pytest.mark.parametrize(
+    "num_inner",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)],
+)
 def test_vrbo_converges_between_restarts(num_inner):
     """`w* = u` and `F = (w - 1)^2 / 2`: u tends to 1, also where D is never computed anew."""
     problem = bilevel.BilevelProblem(

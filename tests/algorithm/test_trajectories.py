@@ -13,7 +13,17 @@ from equations import KEY, PROBLEM, STEPS, U0, W0, Rows
 from methods import METHODS
 
 
-@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.oracle])
+SLOW = {"VRBO", "PZOBO", "SRBA", "InexactDescent", "SFFBA", "MSEBA", "SUSTAIN"}  # kin of others
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name, row in METHODS.items()
+        if row.oracle
+    ],
+)
 def test_fifty_steps_are_the_equations(name):
     oracle: Any = METHODS[name].oracle
     algorithm, equations = oracle

@@ -388,6 +388,7 @@ class Scaled(eqx.Module):
         return self.factor * self.field(u)
 
 
+@pytest.mark.slow
 def test_a_factor_on_the_field_changes_no_verdict():
     """Of points that are stationary and of points that are not; also where phi vanishes."""
     field = low_rank(4)

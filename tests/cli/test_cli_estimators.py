@@ -52,6 +52,7 @@ def trees(tmp_path_factory) -> tuple[Run, Path, dict[str, Any]]:
     return weigh([*command, "--estimator", "trees"], folder / "run"), folder, found
 
 
+@pytest.mark.slow
 def test_trees_get_the_table_and_judge_the_labels(trees):
     run, _, found = trees
     assert run.code == 0, run.stderr

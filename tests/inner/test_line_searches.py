@@ -17,6 +17,7 @@ PROBLEM = bilevel.BilevelProblem(  # w* = u, Phi = |u - 1|^2
     outer=lambda u, w, _: jnp.sum((w - 1) ** 2),
     inner=lambda u, w, _: 0.5 * jnp.sum(jnp.array([1.0, 2.0, 5.0]) * (w - u) ** 2),
 )
+QUICK = ("polyak", "zoom")
 TRANSFORMATIONS: dict[str, Any] = {
     "lbfgs": optax.lbfgs(),
     "polyak": optax.polyak_sgd(),
@@ -37,7 +38,10 @@ def promotion():
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        *(("inner", name) for name in TRANSFORMATIONS),
+        *(
+            pytest.param("inner", name, marks=() if name in QUICK else pytest.mark.slow)
+            for name in TRANSFORMATIONS
+        ),
         pytest.param("outer", "lbfgs", marks=pytest.mark.slow),
         pytest.param("outer", "polyak", marks=pytest.mark.slow),
         pytest.param("outer", "backtracking", marks=pytest.mark.slow),

@@ -144,6 +144,7 @@ def test_a_regression_and_a_callable_get_targets_in_their_units():
     assert result.metric.name == "scorer"
 
 
+@pytest.mark.slow
 def test_the_estimator_and_its_report_use_it():
     rows, holdout = rare(0, 300, 90, 0.3, 0.3, 200)
     clf: Any = ReweightedClassifier(scoring="roc_auc").fit(

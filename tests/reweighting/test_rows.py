@@ -276,6 +276,7 @@ def test_a_person_is_on_one_side():
         assert not np.isin(who[content_hash(learned)], who[content_hash(asked)]).any()
 
 
+@pytest.mark.slow
 def test_trusted_rows_are_judged_by_earlier_rows():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 2))
