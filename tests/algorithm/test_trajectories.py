@@ -12,7 +12,6 @@ import pytest
 from equations import KEY, PROBLEM, STEPS, U0, W0, Rows
 from methods import METHODS
 
-
 SLOW = {"VRBO", "PZOBO", "SRBA", "InexactDescent", "SFFBA", "MSEBA", "SUSTAIN"}  # kin of others
 
 
