@@ -55,7 +55,7 @@ def minimax(
     >>> import bilevel, jax.numpy as jnp
     >>> problem = minimax(lambda u, w, _: w * (u - 1) - w**2 / 2)  # max_w: (u - 1)^2 / 2
     >>> u, w = jnp.array(3.0), jnp.array(2.0)
-    >>> float(bilevel.implicit_gradient(problem, u, w).grad)
+    >>> float(bilevel.implicit_gradient(problem, u, w, bilevel.CG()).grad)
     2.0
     """
     geometry = Euclidean() if geometry is None else geometry
@@ -88,7 +88,8 @@ def compositional(
     >>> rows = jnp.array([1.0, 3.0])
     >>> problem = compositional(lambda u, w, _: w**2, lambda u, x: jnp.mean(x) * u, None, rows)
     >>> u = jnp.array(1.0)
-    >>> float(bilevel.implicit_gradient(problem, u, jnp.mean(rows) * u).grad)  # of (2 u)^2
+    >>> w = jnp.mean(rows) * u
+    >>> float(bilevel.implicit_gradient(problem, u, w, bilevel.CG()).grad)  # of (2 u)^2
     8.0
     """
     geometry = Euclidean() if geometry is None else geometry
