@@ -17,7 +17,7 @@ PROBLEM = bilevel.BilevelProblem(  # w* = u, Phi = |u - 1|^2
     outer=lambda u, w, _: jnp.sum((w - 1) ** 2),
     inner=lambda u, w, _: 0.5 * jnp.sum(jnp.array([1.0, 2.0, 5.0]) * (w - u) ** 2),
 )
-QUICK = ("polyak", "zoom")
+QUICK = ("lbfgs", "zoom")
 TRANSFORMATIONS: dict[str, Any] = {
     "lbfgs": optax.lbfgs(),
     "polyak": optax.polyak_sgd(),
