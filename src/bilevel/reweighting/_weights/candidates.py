@@ -245,7 +245,8 @@ def search(
         for kind, weights, fits in zip(kinds, seconds, weighing, strict=True)
     ]
     if kernels is not None and any(member.kind is kernels[0] for member in members):
-        members.append(forget(second_round(kernels[0], right, [])))
+        judging = judging_fits(kernels[0], right, 1.0) if folds.forward else []
+        members.append(forget(second_round(kernels[0], right, judging)))
     pool = _pool(folds, members, verified, annotations, FOLDS)
     of_last = [member.train[FOLDS] for member in members]
     last = pool.right(of_last, y)

@@ -64,7 +64,7 @@ def kernel_label_models(
 
     of standardised numbers, on 150 landmark rows (Nystrom's approximation). The features are the same
     in every fit: they come from the distinct rows, without a look at labels. None for many classes, in
-    a regression, and where there is only one distinct row.
+    a regression, and where rows do not differ, or by no more than rounding beside one far away.
     """
     if not isinstance(folds.kind, Classes) or folds.kind.number > CLASSES:
         return None
@@ -76,6 +76,8 @@ def kernel_label_models(
     sample = np.random.default_rng(0).permutation(len(rows))[:SAMPLE]
     squares = euclidean_distances(scaler.transform(rows[sample]), squared=True)
     median = np.median(squares[np.triu_indices(len(sample), 1)])
+    if not median > 0:  # beside a row that is far away, the others are one point
+        return None
     landmarks = Nystroem(
         gamma=NARROW / median, n_components=min(LANDMARKS, len(rows)), random_state=0
     )

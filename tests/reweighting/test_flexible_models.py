@@ -1,0 +1,64 @@
+"""Forests and kernel models as label models."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+from sklearn.linear_model import LogisticRegression
+
+from bilevel.reweighting import _learn, learn_weights
+from bilevel.reweighting._weights import candidates, label_models
+
+
+def rings(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """What no linear model can tell apart: inside, or outside of a circle."""
+    X = np.random.default_rng(0).normal(size=(rows, 2))
+    return X, (np.square(X).sum(axis=1) > 1.4).astype(int)
+
+
+@pytest.mark.parametrize("times", [False, True])
+def test_every_member_says_probabilities_of_every_row_that_it_judges(times, monkeypatch):
+    found: list[Any] = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        found.append(candidates.search(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(_learn, "search", spy)
+    monkeypatch.setattr(candidates, "FOREST_JOINS", np.inf)
+    X, y = rings(260)
+    when = np.arange(260) if times else None
+    given = np.where(np.arange(260) % 10 == 0, 1 - y, y)
+    rows = X[:200], given[:200], X[200:], y[200:]
+    columns = {} if when is None else {"times": when[:200], "times_trusted": when[200:]}
+    learn_weights(*rows, task="classification", **columns)
+    members = found[0].members
+    names = [member.name for member in members]
+    assert {"kernel, all rows", "kernel, trusted rows", "kernel, weighted rows"} <= set(names)
+    judged = np.flatnonzero(found[0].folds.known(candidates.FOLDS))
+    for member in members:
+        for outputs in (member.train[-1], member.trusted[-1][judged]):
+            np.testing.assert_allclose(logsumexp(outputs, axis=1), 0.0, atol=1e-6)
+
+
+def test_rows_that_do_not_differ_beside_one_far_away_have_no_kernel():
+    rng = np.random.default_rng(0)
+    X = 1e-3 * rng.normal(size=(200, 1))
+    y = (X[:, 0] > 0).astype(int)
+    X[0] = 1e12
+    result = learn_weights(X[:140], y[:140], X[140:], y[140:], task="classification")
+    assert np.isfinite(np.asarray(result.weights)).all()
+
+
+def test_many_rows_are_asked_by_parts(monkeypatch):
+    X, y = rings(50)
+    model = LogisticRegression().fit(X, y)
+    arguments = model, X, np.array([0, 1]), 0.0, 1.0
+    at_once = label_models.outputs(*arguments)
+    asked: list[int] = []
+    monkeypatch.setattr(label_models, "PART", 20)
+    predict = model.predict_proba
+    monkeypatch.setattr(model, "predict_proba", lambda X: asked.append(len(X)) or predict(X))
+    np.testing.assert_allclose(label_models.outputs(*arguments), at_once, rtol=1e-12)
+    assert asked == [20, 20, 10]
