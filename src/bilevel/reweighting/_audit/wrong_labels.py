@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .._weights.noise import most_f1
 from .columns import identifiers, row_numbers
 from .finding import Finding, counted, listed
 from .leaks import label_leaks
@@ -59,8 +60,8 @@ def contradicted_labels(view: View) -> list[Finding]:
     codes, names = pd.factorize(labels.to_numpy(dtype=object)[known])
     if len(known) < FEWEST or len(names) < 2:
         return []
-    left_out = {c for find in (label_leaks, identifiers, row_numbers) for f in find(view)
-                if f.severity != "ok" for c in f.ids}  # fmt: skip
+    at_fault = [*label_leaks(view), *identifiers(view), *row_numbers(view)]
+    left_out = {column for f in at_fault if f.severity != "ok" for column in f.ids}
     some = table.take(known)
     kept = [j for j, name in enumerate(some.number_names) if name not in left_out]
     texts = [j for j, name in enumerate(some.text_names) if name not in left_out]
@@ -189,9 +190,5 @@ def _members(
 
 
 def number_listed(wrong: Float[np.ndarray, " rows"]) -> int:
-    """How many rows to list, of those in falling order: the greatest expected F1, none below 0.2.
-
-    Of the first k rows the expected F1 is `2 sum_{i <= k} w_i / (k + sum_i w_i)`.
-    """
-    expected = 2 * np.cumsum(wrong) / (np.arange(1, len(wrong) + 1) + wrong.sum())
-    return min(int(expected.argmax()) + 1, int((wrong >= LEAST).sum()))
+    """How many rows to list, of those in falling order: the greatest expected F1, none below 0.2."""
+    return min(most_f1(wrong, np.ones(len(wrong))), int((wrong >= LEAST).sum()))

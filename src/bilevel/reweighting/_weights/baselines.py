@@ -63,7 +63,7 @@ def stack_rows(a: Any, b: Any) -> Any:
     return np.concatenate([np.asarray(a), np.asarray(b)])
 
 
-def take_rows(a: Any, rows: np.ndarray) -> Any:
+def take_rows(a: Any, rows: np.ndarray | slice) -> Any:
     """The rows of an array, a data frame or a sparse matrix at these positions."""
     return _safe_indexing(a, rows)
 

@@ -14,6 +14,7 @@ from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.utils import gen_batches
 
 from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
@@ -104,11 +105,8 @@ def outputs(
     Many rows are asked by parts, so that what an estimator makes of them need not fit in memory.
     """
     if len_rows(X) > PART:
-        ends = np.arange(PART, len_rows(X), PART)
-        parts = np.split(np.arange(len_rows(X)), ends)
-        return np.concatenate(
-            [outputs(model, take_rows(X, rows), classes, centre, spread) for rows in parts]
-        )
+        parts = [take_rows(X, rows) for rows in gen_batches(len_rows(X), PART)]
+        return np.concatenate([outputs(model, part, classes, centre, spread) for part in parts])
     if classes is None:
         return ((np.asarray(model.predict(X)) - centre) / spread)[:, None]
     shape = len_rows(X), len(classes)

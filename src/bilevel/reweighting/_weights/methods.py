@@ -69,7 +69,7 @@ def soba(problem: BilevelProblem, u: Array, w: PyTree, *, batch_size: int = 64) 
     )
 
 
-CLIP = 0.1  # of a log-weight, a visit
+CLIP = 0.1  # of a log-weight, per visit
 _CLIPPING = optax.clip(CLIP)  # one object, so that runs share one compilation
 BOLD = 1e4  # times the step of `soba`: every visit that matters is at the clip
 
