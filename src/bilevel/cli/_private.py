@@ -100,8 +100,8 @@ def private_evidence(evidence: dict[str, Any]) -> dict[str, Any]:
         worst["rows"] = [line | nothing for line in worst["rows"]]
         changed = None if changed is None else changed | {"calibration": None}
     provenance = evidence["provenance"] | {"estimator": "not said"}
-    nothing = {"clusters": None, "before_after": changed}
-    return evidence | {"worst": worst, "provenance": provenance} | nothing
+    said = {"worst": worst, "before_after": changed, "provenance": provenance}
+    return evidence | said | {"clusters": None}
 
 
 def places(rows: int) -> np.ndarray:

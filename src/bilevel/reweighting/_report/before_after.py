@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from .._inputs.checks import InputError
 from .._weights.baselines import take_rows
@@ -103,7 +103,7 @@ def change_of_score(
     metric = None if recall else rows.result.metric
     said = [fit.take(place) for fit in fits.both]
     if metric is not None:
-        scores, found = _of_metric(rows, fits, place)
+        scores, found = _of_metric(rows, fits, place, said)
     elif rows.regression:
         errors = [(fit.responses["predict"] - y) ** 2 / (np.var(y) or 1.0) for fit in said]
         scores = [1 - float(e.mean()) if len(y) > 1 else np.nan for e in errors]
@@ -133,11 +133,10 @@ def _paired(before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"]) -> tu
 
 
 def _of_metric(
-    rows: Rows, fits: Fits, place: np.ndarray
+    rows: Rows, fits: Fits, place: np.ndarray, said: list[Said]
 ) -> tuple[list[float], tuple[float, float] | None]:
     """(scores, (difference, its standard error)) by the user's metric; NaN where it is undefined."""
     metric, y = rows.result.metric, fits.y[place]
-    said = [fit.take(place) for fit in fits.both]
     if fits.classes is not None:
         if len(np.unique(y)) < 2:  # rankings of one class
             return [np.nan, np.nan], None
@@ -293,20 +292,11 @@ def _bins(said: Float[np.ndarray, " n"], seen: Float[np.ndarray, " n"]) -> list[
     lines = []
     for part in parts:
         mean, n = float(seen[part].mean()), len(part)
-        # Of shares the interval of Wilson, which is no point where all are equal.
-        if share:
-            z2 = 1.96**2 / n
-            middle = (mean + z2 / 2) / (1 + z2)
-            half = 1.96 * np.sqrt(mean * (1 - mean) / n + z2 / (4 * n)) / (1 + z2)
+        if share:  # the interval of Wilson is no point where all are equal
+            ends = binomtest(int(seen[part].sum()), n).proportion_ci(method="wilson")
         else:
-            middle, half = mean, 1.96 * seen[part].std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-        lines.append(
-            {
-                "said": float(said[part].mean()),
-                "seen": mean,
-                "low": float(middle - half),
-                "high": float(middle + half),
-                "rows": n,
-            }
-        )
+            half = 1.96 * seen[part].std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+            ends = mean - half, mean + half
+        line = {"said": float(said[part].mean()), "seen": mean, "rows": n}
+        lines.append(line | {"low": float(ends[0]), "high": float(ends[1])})
     return lines

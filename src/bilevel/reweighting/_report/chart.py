@@ -126,7 +126,7 @@ def axis_y(field: str, title: str, **scale: Any) -> alt.Y:
 
 
 def height_of(rows: list[dict[str, Any]], step: int) -> int:
-    """Room for a line a name: in pixels, as step heights warn where the width is the container's."""
+    """Room for one line per name, in pixels: step heights warn where the width is the container's."""
     return step * len({row["name"] for row in rows})
 
 

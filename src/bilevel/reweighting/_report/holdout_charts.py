@@ -101,11 +101,7 @@ def calibration(found: dict[str, Any] | None) -> Chart | None:
     """What is said against what is so, before and after."""
     if found is None:
         return None
-    rows = [
-        {"fit": name} | line
-        for name, key in (("before", "before"), ("after", "after"))
-        for line in found[key]
-    ]
+    rows = [{"fit": fit} | line for fit in ("before", "after") for line in found[fit]]
     everything = [r[k] for r in rows for k in ("said", "seen", "low", "high") if r[k] is not None]
     ends = [min(everything), max(everything)]
     colour = alt.Color(
@@ -136,14 +132,13 @@ def confusion(found: dict[str, Any] | None) -> list[Chart]:
     if found is None or not found["pictured"]:
         return []
     names = [str(name) for name in found["pictured"]]
-    wrong = [c[side] for c in found["cells"] for side in ("before", "after")]
-    off = [
+    wrong = [
         c[side]
         for c in found["cells"]
         for side in ("before", "after")
         if str(c["true"]) != str(c["predicted"])
     ]
-    most = max([*off, 1]) if any(off) else max([*wrong, 1])
+    most = max([*wrong, 1])
     charts = []
     for side in ("before", "after"):
         rows = [

@@ -2,10 +2,7 @@
 
 import dataclasses
 import itertools
-import json
-import os
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -17,14 +14,14 @@ from ..._text import visible
 from .._weights.diagnostics import Check
 from .._weights.result import WeightsResult
 from .chart import ACCENT, MOST_NAMES, Chart, axis_names, height_of, make_chart, tips
-from .page import PRINTED_ROWS, csp_hash, packaged, read_template, save_page
+from .page import PRINTED_ROWS, AbstractPage, csp_hash, packaged, read_template
 
 FORMAT = "bilevel labels report 1"
 ROWS, PAIRS = 200, 10  # rows and pairs of labels on the page
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelsReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class LabelsReport(AbstractPage):
     """What `MultilabelResult.report` gathers, to be read by a person (HTML) or a program (JSON).
 
     The page needs no network, is safe to open whatever the data hold, and can be read without
@@ -36,8 +33,6 @@ class LabelsReport:
             `high`, or None), how many are `flagged`, and the `winner`. `rows` are the rows to look at,
             the worst first, with the labels at fault; `pairs` are flagged in the same rows.
     """
-
-    evidence: dict[str, Any]
 
     def to_html(self) -> str:
         """One page: how many labels are wrong, which ones go wrong together, and the worst rows."""
@@ -54,18 +49,6 @@ class LabelsReport:
     def __repr__(self) -> str:
         """The verdict."""
         return visible("{headline}\n{detail}".format_map(self.evidence["verdict"]), keep="\n")
-
-    def to_json(self) -> str:
-        """The evidence."""
-        return json.dumps(self.evidence, indent=1, allow_nan=False) + "\n"
-
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write the page (`.html`) or the evidence (`.json`): the whole file or nothing.
-
-        Raises:
-            ValueError: the name ends in neither.
-        """
-        return save_page(Path(path), self.to_html, self.to_json)
 
 
 def gather_labels(
@@ -150,9 +133,9 @@ def _verdict(evidence: dict[str, Any]) -> dict[str, str]:
         headline = "No label is flagged"
         detail = "The models and the trusted rows give no reason to doubt a label."
     else:
-        headline = f"{labels} labels of {rows} rows are probably wrong"
+        headline = f"{_counted(labels, 'label')} of {_counted(rows, 'row')} to look at"
         worst = max(known, key=lambda line: line["rate"]["value"], default=None)
-        detail = "Look at them from the top of the list, and correct those that are."
+        detail = "Begin at the top of the list, and correct the labels that are wrong."
         if worst is not None:
             r = worst["rate"]
             detail += (
@@ -166,6 +149,10 @@ def _verdict(evidence: dict[str, Any]) -> dict[str, str]:
             f"{', '.join(unjudged)}."
         )
     return {"headline": headline, "detail": detail}
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _rates(labels: list[dict[str, Any]]) -> Chart | None:

@@ -1,5 +1,6 @@
 """The report: one self-contained page that proves what weighting did, or says that it did nothing."""
 
+import abc
 import base64
 import dataclasses
 import functools
@@ -7,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,39 @@ LARGEST = 1 << 28  # bytes of a report's evidence
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class AbstractPage(abc.ABC):
+    """Something to be read by a person (HTML) or by a program (JSON).
+
+    Attributes:
+        evidence: plain data, from which alone the page is made.
+    """
+
+    evidence: dict[str, Any]
+
+    @abc.abstractmethod
+    def to_html(self) -> str:
+        """The page, which loads nothing from elsewhere."""
+
+    def to_json(self) -> str:
+        """The evidence."""
+        return json.dumps(self.evidence, indent=1, allow_nan=False) + "\n"
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the page (`.html`) or the evidence (`.json`): the whole file or nothing.
+
+        Raises:
+            ValueError: the name ends in neither.
+        """
+        path = Path(path)
+        writers = {".html": self.to_html, ".htm": self.to_html, ".json": self.to_json}
+        if path.suffix.lower() not in writers:
+            raise ValueError(f"a report is saved as .html or .json, got {path.name!r}.")
+        write_text(path, writers[path.suffix.lower()]())
+        return path
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report(AbstractPage):
     """What `gather_evidence` found, to be read by a person (HTML) or a program (JSON).
 
     A notebook shows the page itself, with drawn charts.
@@ -34,8 +66,6 @@ class Report:
     its Content-Security-Policy runs no script but the page's own and loads nothing. It can be read
     without JavaScript, which adds tooltips, sorting and filtering.
     """
-
-    evidence: dict[str, Any]
 
     def to_html(self) -> str:
         """One page: the verdict, alarms, tables and charts, and the worst rows."""
@@ -92,18 +122,6 @@ class Report:
             printed_rows=PRINTED_ROWS,
         )
 
-    def to_json(self) -> str:
-        """The evidence; `Report.load` reads it."""
-        return json.dumps(self.evidence, indent=1, allow_nan=False) + "\n"
-
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write the page (`.html`) or the evidence (`.json`): the whole file or nothing.
-
-        Raises:
-            ValueError: the name ends in neither.
-        """
-        return save_page(Path(path), self.to_html, self.to_json)
-
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Report":
         """The report of a file that `save` wrote as JSON.
@@ -122,19 +140,6 @@ class Report:
         if missing := sorted(set(read_schema()["required"]) - evidence.keys()):
             raise ValueError(f"the report {path} lacks {', '.join(missing)}.")
         return cls(evidence)
-
-
-def save_page(path: Path, to_html: Callable[[], str], to_json: Callable[[], str]) -> Path:
-    """Write the page (`.html`) or the evidence (`.json`): the whole file or nothing.
-
-    Raises:
-        ValueError: the name ends in neither.
-    """
-    writers = {".html": to_html, ".htm": to_html, ".json": to_json}
-    if path.suffix.lower() not in writers:
-        raise ValueError(f"a report is saved as .html or .json, got {path.name!r}.")
-    write_text(path, writers[path.suffix.lower()]())
-    return path
 
 
 @functools.cache
