@@ -100,9 +100,8 @@ def run_chunk(
     the device do, which `Loaders` opened: a step that needs others is not taken. Returns the new state
     and status, and the rows recorded, which are marked `live`.
     """
-    check_objectives(
-        problem, algorithm, state
-    )  # while tracing, so a compiled run pays nothing for it
+    # While tracing, so that a compiled run pays nothing for it.
+    check_objectives(problem, algorithm, state)
 
     def one(state: State) -> tuple[State, Status, Row]:
         following, info = algorithm.step(problem, state)

@@ -137,10 +137,8 @@ def _averaged(problem: Problem, streams: Streams) -> Problem:
 
         return averaged
 
-    outer, has_inner = (
-        mean(problem.outer, streams.outer.has_batches),
-        streams.inner.has_batches,
-    )
+    outer = mean(problem.outer, streams.outer.has_batches)
+    has_inner = streams.inner.has_batches
     if isinstance(problem, FixedPointProblem):
         return FixedPointProblem(outer, mean(problem.map, has_inner))
     assert isinstance(problem, BilevelProblem)
