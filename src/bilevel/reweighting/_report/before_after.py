@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from .._inputs.checks import InputError
 from .._weights.baselines import take_rows
@@ -292,11 +292,20 @@ def _bins(said: Float[np.ndarray, " n"], seen: Float[np.ndarray, " n"]) -> list[
     lines = []
     for part in parts:
         mean, n = float(seen[part].mean()), len(part)
-        if share:  # the interval of Wilson is no point where all are equal
-            ends = binomtest(int(seen[part].sum()), n).proportion_ci(method="wilson")
+        # Of shares the interval of Wilson, which is no point where all are equal.
+        if share:
+            z2 = 1.96**2 / n
+            middle = (mean + z2 / 2) / (1 + z2)
+            half = 1.96 * np.sqrt(mean * (1 - mean) / n + z2 / (4 * n)) / (1 + z2)
         else:
-            half = 1.96 * seen[part].std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-            ends = mean - half, mean + half
-        line = {"said": float(said[part].mean()), "seen": mean, "rows": n}
-        lines.append(line | {"low": float(ends[0]), "high": float(ends[1])})
+            middle, half = mean, 1.96 * seen[part].std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        lines.append(
+            {
+                "said": float(said[part].mean()),
+                "seen": mean,
+                "low": float(middle - half),
+                "high": float(middle + half),
+                "rows": n,
+            }
+        )
     return lines
