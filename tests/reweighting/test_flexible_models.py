@@ -31,7 +31,9 @@ def test_every_member_says_probabilities_of_every_row_that_it_judges(times, monk
     when = np.arange(260) if times else None
     given = np.where(np.arange(260) % 10 == 0, 1 - y, y)
     rows = X[:200], given[:200], X[200:], y[200:]
-    columns = {} if when is None else {"times": when[:200], "times_trusted": when[200:]}
+    columns: dict[str, Any] = (
+        {} if when is None else {"times": when[:200], "times_trusted": when[200:]}
+    )
     learn_weights(*rows, task="classification", **columns)
     members = found[0].members
     names = [member.name for member in members]
@@ -39,7 +41,8 @@ def test_every_member_says_probabilities_of_every_row_that_it_judges(times, monk
     judged = np.flatnonzero(found[0].folds.known(candidates.FOLDS))
     for member in members:
         for outputs in (member.train[-1], member.trusted[-1][judged]):
-            np.testing.assert_allclose(logsumexp(outputs, axis=1), 0.0, atol=1e-6)
+            sums = np.asarray(logsumexp(outputs, axis=1))
+            np.testing.assert_allclose(sums, 0.0, atol=1e-6)
 
 
 def test_rows_that_do_not_differ_beside_one_far_away_have_no_kernel():
