@@ -1,11 +1,14 @@
-"""Forests and kernel models as label models."""
+"""Label models: forests, kernel models, and how far linear ones are fitted."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import logsumexp
+from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import minmax_scale
 
 from bilevel.reweighting import _learn, learn_weights
 from bilevel.reweighting._weights import candidates, label_models
@@ -65,3 +68,17 @@ def test_many_rows_are_asked_by_parts(monkeypatch):
     monkeypatch.setattr(model, "predict_proba", lambda X: asked.append(len(X)) or predict(X))
     np.testing.assert_allclose(label_models.outputs(*arguments), at_once, rtol=1e-12)
     assert asked == [20, 20, 10]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 300])
+def test_a_linear_model_is_fitted_for_any_number_of_classes(classes):
+    """Nearly as far as it goes: most of what a fit to the end gains over knowing nothing."""
+    X, y = make_classification(
+        3000, 30, n_informative=30, n_redundant=0, n_classes=classes, class_sep=3.0,
+        n_clusters_per_class=1, random_state=0,
+    )  # fmt: skip
+    X = minmax_scale(X)
+    quick = LogisticRegression(tol=label_models.tolerance(y, classes)).fit(X, y)
+    exact = LogisticRegression(tol=1e-6, max_iter=1000).fit(X, y)
+    losses = [log_loss(y, model.predict_proba(X)) for model in (quick, exact)]
+    assert np.log(classes) - losses[0] > 0.9 * (np.log(classes) - losses[1])

@@ -294,10 +294,14 @@ def linear_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> La
 
 
 def tolerance(y: Int[np.ndarray, " n"], classes: int) -> float:
-    """Of the gradient of the mean loss, to which a rare class adds little: the less, the rarer."""
+    """Of the gradient of the mean loss, to which a rare class adds little: the less, the rarer.
+
+    Of many classes each is rare, too: with one tolerance for all numbers of classes, the solver stops
+    where it begins.
+    """
     counts = np.bincount(y)
-    rarest = counts[counts > 0].min() * classes / len(y)  # 1 where all are as frequent
-    return TOLERANCE * float(np.clip(5 * rarest, LEAST_TOLERANCE, 1))
+    rarest = counts[counts > 0].min() / len(y)
+    return TOLERANCE * float(np.clip(min(5 * classes, 50) * rarest, LEAST_TOLERANCE, 1))
 
 
 def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelModel:
