@@ -370,9 +370,10 @@ def draw(measured: dict[str, Any]) -> Figure:
         middle.barh(np.arange(len(names)) + 0.16 * (2 - k), mixture, 0.16, label=name)
     middle.set_yticks(np.arange(len(names)), names)
     middle.set_xlabel("share of the mixture")
-    middle.legend(frameon=False, fontsize=8)
-    for name, path in zip(names, np.asarray(measured["path"]["u"]).T, strict=True):
-        right.plot(measured["path"]["step"], path, label=name)
+    middle.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    for k, (name, path) in enumerate(zip(names, np.asarray(measured["path"]["u"]).T, strict=True)):
+        style = "-" if k < 10 else "--"  # of which there are ten colours
+        right.plot(measured["path"]["step"], path, style, label=name)
     right.set(xlabel="outer steps on the proxy", ylabel="weight of the source")
     right.legend(frameon=False, fontsize=7, ncols=2)
     return figure

@@ -184,7 +184,8 @@ def _what_to_collect(rows: Rows, noise: dict[str, Any] | None, holdout_rows: int
     few = [str(c) for c in pd.unique(rows.y) if counts.get(str(c), 0) < FEW]
     if few:
         more = f" and {len(few) - 1} more classes" * (len(few) > 1)
-        return f"collect trusted rows of class {few[0]}{more}, which has fewer than {FEW}"
+        has = "has" if len(few) == 1 else "have"
+        return f"collect trusted rows of class {few[0]}{more}, which {has} fewer than {FEW}"
     if wide is not None and wide["high"] - wide["low"] > LOOSE:
         count = 3 * counts.get(wide["name"], FEW)  # an interval is halved by four times as many
         return (
