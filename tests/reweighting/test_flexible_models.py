@@ -77,7 +77,7 @@ def test_a_linear_model_is_fitted_for_any_number_of_classes(classes):
         3000, 30, n_informative=30, n_redundant=0, n_classes=classes, class_sep=3.0,
         n_clusters_per_class=1, random_state=0,
     )  # fmt: skip
-    X = minmax_scale(X)
+    X, y = minmax_scale(X), np.asarray(y)
     quick = LogisticRegression(tol=label_models.tolerance(y, classes)).fit(X, y)
     exact = LogisticRegression(tol=1e-6, max_iter=1000).fit(X, y)
     losses = [log_loss(y, model.predict_proba(X)) for model in (quick, exact)]
