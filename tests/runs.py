@@ -16,6 +16,7 @@ from bilevel.cli import _weigh_work, app
 from bilevel.cli._run_files import write_summary
 from bilevel.reweighting._inputs.saved import load_model
 from digits import TRAIN, arguments, digits, plain_table, write_table
+from schema import faults
 
 FORMULAS = [
     *("=cmd|' /C calc'!A0", "@SUM(1)", "+1", "-x", "  =1+1", " \t =2", "\t@x", "\tx", "\n=3"),
@@ -73,6 +74,7 @@ def bilevel(*arguments: str | Path) -> Said:
 
 def weigh(arguments: list[str], out: Path) -> Run:
     said = bilevel(*arguments, "--out", out)
+    assert said.code or faults(out / "summary.json") == []
     return Run(said.code, said.stdout, said.stderr, out)
 
 

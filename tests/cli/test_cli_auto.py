@@ -24,6 +24,7 @@ from runs import (
     sources,
     weigh,
 )
+from schema import faults
 
 FILES = [
     *("config.toml", "model.skops", "report.html", "report.json", "scorer.npz", "summary.json"),
@@ -48,6 +49,7 @@ def cells(path: Path) -> list[list[str]]:
 def test_the_folder_holds_these_files_and_nothing_else(full):
     assert full.code == 0
     assert full.files == FILES
+    assert faults(full.out / "report.json") == []
     tables = ["holdout.csv", "run", "train.csv", "trusted.csv"]
     assert sorted(path.name for path in full.out.parent.iterdir()) == tables
     assert full.config["method"] == "auto"

@@ -18,6 +18,7 @@ from bilevel.cli import _demo_work, _weigh_cost, _weigh_work, app
 from bilevel.cli._weigh_cost import Estimate
 from digits import TRAIN, TRUSTED, digits, plain_table, write_table, write_tables
 from runs import Run, Said, bilevel, formula_ids, full_run, seal, weigh, write_sources
+from schema import faults
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +246,7 @@ def test_two_runs_are_compared(full, copied, tmp_path):
     assert "1 rows changed sides" in said.stdout
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["format"] == "bilevel comparison 2"
+    assert faults(found) == []
     assert [row["id"] for row in found["changed_rows"]] == [str(table.loc[kept, "id"])]
     assert found["agreement"]["rank correlation"] == pytest.approx(1)
     assert found["scores"]["difference"] == 0

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from annotated import simulated
 from bilevel.cli import app
+from schema import faults
 
 
 def write(folder):
@@ -32,6 +33,7 @@ def test_the_folder_holds_the_tables(tmp_path):
     assert summary["labels"] == first.sum() == 600
     assert summary["annotators"] == 9
     assert summary["folder"] == str(out)
+    assert faults(out / "summary.json") == []
     names = ["annotators.csv", "labels.parquet", "rows.parquet", "summary.json", "worst.csv"]
     assert sorted(path.name for path in out.iterdir()) == names
     rows = pd.read_parquet(out / "rows.parquet")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from runs import Said, bilevel
+from schema import faults
 
 HEADER = "row,no,size,kind,note,y\n"
 
@@ -51,6 +52,7 @@ def test_the_plan_and_the_files_made_by_it(tables):
     assert {name: (tables / name).read_bytes() for name in before} == before
     plan = json.loads((tables / "fixed" / "plan.json").read_text())
     assert plan["format"] == "bilevel plan 1"
+    assert faults(plan) == []
     assert [
         (c["kind"], c["table"], c["rows"], c.get("before"), c.get("after")) for c in plan["changes"]
     ] == [

@@ -20,6 +20,7 @@ from bilevel.cli import app
 from bilevel.cli._gate import Gate, in_format, parse_fail_on
 from bilevel.reweighting._audit.finding import CHECKS, FAMILIES, Finding
 from runs import Said, bilevel
+from schema import faults
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +90,7 @@ def test_what_an_audit_fails_on(names, strict, fails):
 def test_a_baseline_lets_pass_what_it_has_and_nothing_else(tables, tmp_path):
     last = tmp_path / "last.json"
     assert audit(tables, "--format", "json", "--out", last).code == 0
+    assert faults(last) == []
     said = audit(tables, "--strict", "--fail-on", "leak,duplicates", "--baseline", last)
     assert said.code == 0
     assert " ".join(said.stdout.split()).count("(in the baseline)") == 2

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bilevel.cli import app
+from schema import faults
 
 
 def write(folder: Path) -> tuple[list[str], np.ndarray]:
@@ -34,6 +35,7 @@ def test_the_folder_holds_rows_and_labels(tmp_path):
     done = CliRunner().invoke(app, [*arguments, "--out", str(out), "--json"])
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
+    assert faults(out / "summary.json") == faults(out / "report.json") == []
     names = ["labels.parquet", "report.html", "report.json", "rows.parquet", "summary.json"]
     assert sorted(path.name for path in out.iterdir()) == [*names, "worst.csv"]
     rows: Any = pd.read_parquet(out / "rows.parquet")

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from runs import Said, bilevel
+from schema import faults
 
 WORDS = [
     *("zorbla", "quixomat", "fennwick", "oddsecret", "grumlen"),  # columns
@@ -142,6 +143,7 @@ def test_no_secret_leaves_a_private_run(tmp_path, regression):
         *("weights.parquet", "worst.csv"),
     }
     assert leaks_of(said, out) == {}
+    assert faults(out / "summary.json") == faults(out / "report.json") == []
     assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o600}
     assert stat.S_IMODE(out.stat().st_mode) == 0o700
     weights = pd.read_parquet(out / "weights.parquet")

@@ -22,6 +22,7 @@ from bilevel.reweighting._report.refits import REMOVED, Rows, _expected_losses, 
 from bilevel.reweighting._report.thumbnails import thumbnails
 from digits import TRAIN, digits
 from reports import BASELINES, HARMLESS, iris_evidence, made_result
+from schema import faults
 
 LINEAR = LogisticRegression(max_iter=1000)
 
@@ -436,7 +437,9 @@ def test_the_control_is_given_shuffled_labels_and_its_overfit_is_measured():
     assert control["standard_error"] == pytest.approx(np.std(fitted - usual, ddof=1) / np.sqrt(20))
     assert control["at_most"] == pytest.approx(control["overfit"] / drop)
     assert f"{control['at_most']:.0%} of the drop: a worst case" in check["sentence"]
-    check = gather_evidence(*args, control=declining)["overfitting"]
+    found = gather_evidence(*args, control=declining)
+    assert faults(found) == []
+    check = found["overfitting"]
     assert check["control"]["overfit"] == check["control"]["at_most"] == 0.0
     assert check["sentence"].endswith(
         'no weights were found better than "uniform": none follow noise.'
@@ -464,6 +467,7 @@ def test_regression_has_groups_but_no_classes():
         groups=["a", "b"] * 30,
         holdout_groups=["a", "b"] * 25,
     )
+    assert faults(found) == []
     assert (found["task"], found["score"]) == ("regression", "R2")
     assert found["effects"]["classes"] is None
     for group in found["effects"]["groups"]:

@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bilevel.reweighting import InputError, learn_multilabel_weights, learn_weights
+from schema import faults
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,7 @@ def test_the_report_names_the_labels_at_fault(case, tmp_path):
     assert "all trusted rows: never" in evidence["verdict"]["detail"]
     path = report.save(tmp_path / "report.json")
     assert json.loads(path.read_text(encoding="utf-8")) == evidence
+    assert faults(path) == []
     with pytest.raises(ValueError, match=r"is saved as \.html or \.json, got 'report.pdf'"):
         report.save(tmp_path / "report.pdf")
 

@@ -3,13 +3,13 @@
 import base64
 import dataclasses
 import hashlib
+import html
 import html.parser
 import json
 import re
 from typing import Any
 
 import altair as alt
-import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,8 +22,9 @@ from sklearn.naive_bayes import GaussianNB
 from bilevel.reweighting._report import bundle
 from bilevel.reweighting._report.charts import Chart, draw_charts
 from bilevel.reweighting._report.evidence import gather_evidence
-from bilevel.reweighting._report.page import Report, _show, read_schema
+from bilevel.reweighting._report.page import Report, _show, packaged
 from reports import HARMLESS, HOSTILE, iris_evidence, made_result
+from schema import faults
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
 
@@ -389,13 +390,11 @@ def test_a_regression_page():
     rng = np.random.default_rng(0)
     X, X_trusted = rng.normal(size=(50, 2)), rng.normal(size=(20, 2))
     y, y_trusted = X[:, 0], X_trusted[:, 0] + rng.normal(size=20)
-    page = Page(
-        Report(
-            gather_evidence(
-                LinearRegression(), X, y, X_trusted, y_trusted, made_result(np.ones(50))
-            )
-        ).to_html()
+    found = gather_evidence(
+        LinearRegression(), X, y, X_trusted, y_trusted, made_result(np.ones(50))
     )
+    assert faults(found) == []
+    page = Page(Report(found).to_html())
     said = "This is a regression without groups, so there is nothing to divide the rows by."
     assert said in page.text
     assert "R2 without some rows" in page.text
@@ -444,14 +443,66 @@ def test_the_bundle_is_read_as_it_was_built_and_else_made(tmp_path, monkeypatch)
 
 
 def test_reports_keep_to_the_published_schema(harmless, hostile):
-    schema = read_schema()
-    validator = jsonschema.Draft202012Validator(schema)
-    validator.check_schema(schema)
-    assert set(schema["required"]) == set(schema["properties"]) == set(harmless)
-    for evidence in (harmless, hostile):
-        assert [error.message for error in validator.iter_errors(evidence)] == []
-    wrong = harmless | {"advice": 3, "work": {"hours": 1}}
-    assert len(list(validator.iter_errors(wrong))) >= 2
+    assert faults(harmless) == faults(hostile) == []
+    found = faults(harmless | {"advice": 3, "work": {"hours": 1}, "news": 1})
+    assert len(found) == 3
+    assert any("$.advice: 3 is not of type 'string'" in line for line in found)
+    assert any("('news' was unexpected)" in line for line in found)
+    assert any("$.format" in line for line in faults({"format": "bilevel report 3"}))
+
+
+# What a section is made of: its numbers are those of these parts of the JSON.
+SECTIONS = {
+    "alarms": ("alarms", "checks"),
+    "labels": ("noise", "first_rows"),
+    "suspects": ("kinds", "confusions", "clusters", "work"),
+    "baselines": ("baselines", "candidates"),
+    "before-after": ("before_after",),
+    "retrained": ("scores",),
+    "weights": ("train_rows", "weights", "history"),
+    "overfit": ("overfitting",),
+    "leaks": ("leaks",),
+    "removal": ("removal",),
+    "effects": ("effects",),
+    "worst": ("worst",),
+    "provenance": ("provenance",),
+}
+NUMBER = re.compile(r"(?<![\w.,#])[\u2212+]?\d+(?:,\d{3})*(?:\.\d+)?%?(?![\w.]*\w)")
+
+
+def numbers_of(section: str) -> set[str]:
+    """Those that a reader sees, but those of drawings and how many things are folded or printed."""
+    left_out = r'<svg.*?</svg>|<summary>.*?</summary>|<p class="paper">.*?</p>'
+    text = re.sub(left_out, " ", section, flags=re.DOTALL)
+    return set(NUMBER.findall(html.unescape(re.sub(r"<[^>]*>", " ", text))))
+
+
+def is_said(token: str, parts: Any) -> bool:
+    """Whether a number of the JSON is shown so, or a text has it, or so many things are listed."""
+    if isinstance(parts, dict):
+        return any(is_said(token, x) for pair in parts.items() for x in pair)
+    if isinstance(parts, list):
+        return token == str(len(parts)) or any(is_said(token, x) for x in parts)
+    if isinstance(parts, str):
+        return token in numbers_of(parts)
+    if parts is None or isinstance(parts, bool):
+        return False
+    plain = token.replace("\N{MINUS SIGN}", "-").replace(",", "").rstrip("%")
+    digits = len(plain.partition(".")[2])
+    scale = 100 if token.endswith("%") else 1
+    return abs(scale * parts - float(plain)) <= 0.5000001 * 10.0**-digits
+
+
+def test_each_section_finds_its_numbers_in_the_json(harmless, text):
+    ours = numbers_of(re.sub(r"{[{%].*?[}%]}", " ", packaged("report.html.jinja"), flags=re.DOTALL))
+    sections = dict(re.findall(r'<section id="([\w-]+)">(.*?)</section>', text, re.DOTALL))
+    assert sections.keys() == SECTIONS.keys()
+    for name, section in sections.items():
+        parts = [harmless[key] for key in SECTIONS[name]]
+        parts += [harmless["provenance"]["peak_memory"] / 1e6] * (name == "provenance")
+        shown = numbers_of(section) - ours
+        assert len(shown) >= 3, name
+        assert [token for token in sorted(shown) if not is_said(token, parts)] == [], name
 
 
 def test_every_part_of_the_evidence_is_on_the_page(harmless, page):

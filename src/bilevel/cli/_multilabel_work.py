@@ -13,6 +13,8 @@ from ._run_files import WORST, write_csv, write_parquet, write_summary
 from ._run_folder import RunFolder
 from ._tables import check_drop, check_same_names
 
+FORMAT = "bilevel multilabel summary 1"  # see `_report/schema.json`
+
 
 def weigh_labels(
     train: Path,
@@ -97,6 +99,7 @@ def _write(found: MultilabelResult, identifier: str, folder: Path) -> None:
 def _summary(found: MultilabelResult, trusted: int, seed: int) -> dict[str, Any]:
     flagged = ~np.asarray(found.keep)
     return {
+        "format": FORMAT,
         "train_rows": len(found.keep),
         "trusted_rows": trusted,
         "seed": seed,

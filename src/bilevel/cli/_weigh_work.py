@@ -39,6 +39,8 @@ from ._run_files import (
 from ._run_folder import RunFolder, State, WeighConfig
 from ._weigh_tables import Tables, check_tables, input_files
 
+FORMAT = "bilevel summary 1"  # see `_report/schema.json`
+
 
 @dataclasses.dataclass(frozen=True)
 class WeighRun:
@@ -284,6 +286,7 @@ def _summary(
     config: WeighConfig, result: WeightsResult, sizes: dict[str, int], regression: bool
 ) -> dict[str, Any]:
     return {
+        "format": FORMAT,
         "task": "regression" if regression else "classification",
         **{f"{name}_rows": size for name, size in sizes.items()},
         "seed": config.seed,

@@ -18,6 +18,8 @@ from ._weights.folds import FOLDS
 from ._weights.label_models import few_threads
 from ._weights.result import WeightsResult
 
+FORMAT = "bilevel consensus summary 1"  # see `_report/schema.json`
+
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationsResult:
@@ -47,6 +49,7 @@ class AnnotationsResult:
     def summary(self) -> dict[str, Any]:
         """The numbers of a run, as JSON can hold them."""
         return {
+            "format": FORMAT,
             "rows": len(self.rows),
             "annotators": len(self.annotators),
             "labels": len(self.labels),

@@ -137,7 +137,7 @@ class Report(AbstractPage):
             raise ValueError(
                 f'{path} is not a report saved as JSON: it has no line "format": {FORMAT!r}.'
             )
-        if missing := sorted(set(read_schema()["required"]) - evidence.keys()):
+        if missing := sorted(set(read_schema()["$defs"]["report"]["required"]) - evidence.keys()):
             raise ValueError(f"the report {path} lacks {', '.join(missing)}.")
         return cls(evidence)
 
@@ -205,8 +205,8 @@ def packaged(name: str) -> str:
 
 
 def read_schema() -> dict[str, Any]:
-    """What a report's evidence consists of, as JSON Schema."""
-    return json.loads(packaged("report.schema.json"))
+    """The JSON Schema of all JSON files that the commands write, this page's among them."""
+    return json.loads(packaged("schema.json"))
 
 
 def csp_hash(code: str) -> str:

@@ -158,7 +158,7 @@ def give_advice(
 
 def _what_to_use(found: dict[str, Any], noise: dict[str, Any] | None) -> str:
     outcome, against = found["outcome"], found.get("against")
-    gains = found.get("low", -1.0) > 0 if found.get("sign_of_gain", 1) > 0 else False
+    gains = found.get("low", -1.0) > 0
     if noise is not None and noise["rate"]["high"] < CLEAN and not gains:
         return "your labels are fine: do nothing"
     if outcome == "paid":
