@@ -100,7 +100,7 @@ def test_columns_of_every_kind_with_gaps_are_taken():
 
 
 def test_every_check_has_a_name_and_a_sentence():
-    assert set(IN_ORDER) | {"reading/file"} == set(CHECKS)
+    assert set(IN_ORDER) | {"labels/wrong", "reading/file"} == set(CHECKS)
     result = audit(*split(plain(300, 0), (160, 70)))
     assert {f.check for f in result.findings} <= set(IN_ORDER)
 

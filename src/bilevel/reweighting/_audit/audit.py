@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from . import belonging, columns, drift, labels, leaks, rows, wrong_labels
+from . import belonging, columns, drift, labels, leaks, rows
 from .finding import Audit, Finding
 from .view import View, make_view
+from .wrong_labels import contradicted_labels
 
 # One function per check, under the name of the check in `CHECKS`, in the order in which they are made.
+# Last comes "labels/wrong", which leaves out the columns that `OF_COLUMNS` found at fault.
 IN_ORDER: dict[str, Callable[[View], list[Finding]]] = {
     "columns/names": columns.names,
     "leak/rows": rows.shared_rows,
@@ -35,8 +37,8 @@ IN_ORDER: dict[str, Callable[[View], list[Finding]]] = {
     "drift/labels": labels.label_drift,
     "drift/rows": drift.row_drift,
     "order/rows": drift.order,
-    "labels/wrong": wrong_labels.contradicted_labels,
 }
+OF_COLUMNS = ("leak/label", "columns/identifier", "columns/index")
 
 
 def audit(
@@ -106,10 +108,7 @@ def audit(
     if holdout is not None:
         given["holdout"] = holdout, y_holdout
     view = make_view(given, task, entity, time, seed)
-    return Audit(
-        [
-            finding._replace(check=check)
-            for check, find in IN_ORDER.items()
-            for finding in find(view)
-        ]
-    )
+    found = [f._replace(check=check) for check, find in IN_ORDER.items() for f in find(view)]
+    at_fault = {c for f in found if f.check in OF_COLUMNS and f.severity != "ok" for c in f.ids}
+    found += [f._replace(check="labels/wrong") for f in contradicted_labels(view, at_fault)]
+    return Audit(found)

@@ -1,6 +1,7 @@
 """Labels that the other rows contradict: what can be said of wrong labels without trusted rows."""
 
 import warnings
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .._weights.noise import most_f1
-from .columns import identifiers, row_numbers
 from .finding import Finding, counted, listed
-from .leaks import label_leaks
 from .view import View, as_matrix
 
 CAP = 10_000  # rows that are judged
@@ -44,10 +43,10 @@ class Doubt(NamedTuple):
     rate: float
 
 
-def contradicted_labels(view: View) -> list[Finding]:
+def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
     """Training labels that the other training rows contradict, where there are no trusted rows.
 
-    See `doubt_labels`; columns that give the label away, name the rows or number them are left out.
+    See `doubt_labels`. `left_out`: columns that give the label away, name the rows or number them.
     With trusted rows nothing is done here: `learn_weights` then judges the labels by these.
     """
     if "trusted" in view.tables or view.regression:
@@ -60,8 +59,6 @@ def contradicted_labels(view: View) -> list[Finding]:
     codes, names = pd.factorize(labels.to_numpy(dtype=object)[known])
     if len(known) < FEWEST or len(names) < 2:
         return []
-    at_fault = [*label_leaks(view), *identifiers(view), *row_numbers(view)]
-    left_out = {column for f in at_fault if f.severity != "ok" for column in f.ids}
     some = table.take(known)
     kept = [j for j, name in enumerate(some.number_names) if name not in left_out]
     texts = [j for j, name in enumerate(some.text_names) if name not in left_out]
