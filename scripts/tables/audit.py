@@ -45,10 +45,10 @@ def planted_flips() -> str:
     head = ["", *(names.get(p, p) for p in programs)]
     lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * len(programs)}|"]
     for key, name in [
-        ("precision without own", "precision, without what it flags anyway"),
-        ("recall", "recall"),
-        ("mean precision without own", "the same precision, mean of tables and seeds"),
-        ("mean recall", "recall, mean of tables and seeds"),
+        ("mean precision without own", "precision, without what it flags anyway: mean"),
+        ("mean recall", "recall: mean"),
+        ("precision without own", "the same precision, of all rows together"),
+        ("recall", "recall, of all rows together"),
         ("precision", "precision"),
         ("F1", "F1"),
         ("flagged on clean tables", "flagged rows of the tables without flips"),
