@@ -141,7 +141,12 @@ def over_the_run(history: dict[str, list[Any]]) -> list[Chart]:
             alt.Chart(height=150)
             .mark_line(point=points)
             .encode(
-                x=axis_x("step", "outer step", nice=False),
+                x=alt.X(
+                    "step:Q",
+                    title="outer step",
+                    scale=alt.Scale(nice=False),
+                    axis=alt.Axis(tickCount=5, tickMinStep=1, format="d"),
+                ),
                 y=axis_y("value", "", zero=False),
                 tooltip=tips(step="d|Step", value=f"{form}|{title}"),
             )
