@@ -1,5 +1,6 @@
 """Tables beyond `--memory`: a sample is learned from, the other rows are judged by parts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,58 @@ def test_the_sample_is_weighed_as_if_it_were_all_and_the_rest_is_judged(
     assert ours["weight"][wrong[others]].mean() < 0.5 * ours["weight"].mean()
 
 
+@pytest.mark.slow  # quick: parts of a CSV file have the values of the whole (test_cli_large_csv.py)
+def test_csv_and_parquet_agree_by_parts_and_in_memory(files, small_memory, tmp_path):
+    folder, _ = files
+    train: Any = pd.read_parquet(folder / "train.parquet")
+    train.to_csv(tmp_path / "train.csv", index=False)
+    pd.read_parquet(folder / "trusted.parquet").to_csv(tmp_path / "trusted.csv", index=False)
+    sample = draw_sample(train["label"].to_numpy(), 300, seed=3)
+    train.iloc[sample].to_csv(tmp_path / "sample.csv", index=False)
+
+    def run(folder: Path, train: str, memory: str, *options: str) -> pd.DataFrame:
+        ending = Path(train).suffix
+        tables = [str(folder / train), "--trusted", str(folder / f"trusted{ending}")]
+        options = "--label", "label", "--id", "key", "--groups", "source", "--seed", "3", *options
+        done = weigh(["weigh", *tables, *options, "--memory", memory], tmp_path / f"{train}.run")
+        assert done.code == 0
+        return done.weights
+
+    of_parquet = run(folder, "train.parquet", "701MB", "--no-report")
+    of_csv = run(tmp_path, "train.csv", "701MB")
+    pd.testing.assert_frame_equal(of_csv, of_parquet, rtol=1e-6)
+    alone = run(tmp_path, "sample.csv", "9GB", "--no-report").drop(columns="rank")
+    theirs = of_csv.iloc[sample].drop(columns="rank").reset_index(drop=True)
+    pd.testing.assert_frame_equal(theirs, alone, rtol=1e-6)
+
+
+def test_a_csv_file_is_sampled_too(files, small_memory, tmp_path):
+    """And the run tells how its columns are read; what all rows say of them holds in every table."""
+    folder, _ = files
+    train: Any = pd.read_parquet(folder / "train.parquet")
+    money = [f"$ {i + 1},000" for i in range(ROWS)]
+    train.assign(money=money).to_csv(tmp_path / "t.csv", index=False)
+    trusted = pd.read_parquet(folder / "trusted.parquet").assign(money="$ 7,500")
+    trusted.to_csv(tmp_path / "trusted.csv", index=False)
+    options = ["--trusted", tmp_path / "trusted.csv", "--label", "label", "--id", "key"]
+    options += ["--out", tmp_path / "run", "--memory", "701MB", "--dry-run"]
+    said = bilevel("weigh", tmp_path / "t.csv", *options)
+    assert said.code == 0
+    told = " ".join(said.stdout.split())
+    assert "the column 'money' is read as numbers (without '$', ',' separates thousands)" in told
+    assert "a random sample of 300 rows" in told
+    assert f"{ROWS} training and {TRUSTED} trusted rows, 10 numeric columns" in told
+    train.loc[ROWS - 1, "label"] = None
+    train.to_csv(tmp_path / "t.csv", index=False)
+    said = bilevel("weigh", tmp_path / "t.csv", *options)
+    assert said.code == 3
+    assert "missinglabels,intherowswithids899" in said.squeezed
+    train.to_csv(tmp_path / "t.csv", index=False, columns=["key", "a", "b"])
+    said = bilevel("weigh", tmp_path / "t.csv", *options)
+    assert said.code == 3
+    assert "hasnocolumn'label'" in said.squeezed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["trees", "ridge"])
 def test_trees_and_regressions_judge_the_rest_too(files, small_memory, tmp_path, estimator):
@@ -179,12 +232,17 @@ def test_a_table_that_fits_is_not_sampled(files, tmp_path):
 # ---- reading by parts
 
 
+def open_table(path: Path, ids: Sequence[str] = ()) -> parts.PartedTable:
+    source = parts.ParquetRows.of(path, "train", ids)
+    assert source is not None
+    return parts.PartedTable(source, "the train file")
+
+
 def test_parts_are_the_rows_in_their_order(files, monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "PART", 64)
     folder, _ = files
     whole: Any = pd.read_parquet(folder / "train.parquet")
-    table = parts.PartedTable.of(folder / "train.parquet", "train", "label")
-    assert table is not None
+    table = open_table(folder / "train.parquet")
     assert table.rows == ROWS
     read = list(table.parts())
     assert max(map(len, read)) == 64
@@ -193,8 +251,7 @@ def test_parts_are_the_rows_in_their_order(files, monkeypatch, tmp_path):
         (tmp_path / f"year={year}").mkdir()
         indexed = rows.set_index("key")
         indexed.to_parquet(tmp_path / f"year={year}" / "part.parquet")
-    table = parts.PartedTable.of(tmp_path, "train", "label", ["key"])
-    assert table is not None
+    table = open_table(tmp_path, ["key"])
     found: Any = pd.concat(table.parts())
     assert found["year"].tolist() == [i // 500 for i in range(ROWS)]
     pd.testing.assert_frame_equal(found[whole.columns], whole)
@@ -202,7 +259,7 @@ def test_parts_are_the_rows_in_their_order(files, monkeypatch, tmp_path):
     some = np.array([0, 63, 64, 500, 899])
     taken: Any = table.take(some, lambda part: None)[whole.columns]
     pd.testing.assert_frame_equal(taken, whole.iloc[some])
-    assert parts.PartedTable.of(folder / "train.csv", "train", "label") is None
+    assert parts.ParquetRows.of(folder / "train.csv", "train") is None
 
 
 def test_no_row_group_is_read_as_a_whole(tmp_path, monkeypatch):
@@ -210,8 +267,7 @@ def test_no_row_group_is_read_as_a_whole(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     columns = {f"c{i}": rng.normal(size=200_000) for i in range(20)}  # 32 MB
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "t.parquet", use_dictionary=False)
-    table = parts.PartedTable.of(tmp_path / "t.parquet", "train", "c0")
-    assert table is not None
+    table = open_table(tmp_path / "t.parquet")
     monkeypatch.setattr(parts, "PART", 20_000)
     before = pa.total_allocated_bytes()
     reader = table.parts()

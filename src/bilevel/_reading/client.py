@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from .formats import FORMATS, RefusedError
+from .formats import FORMATS, RefusedError, write_tables
 
 MEMORY, SECONDS = "BILEVEL_READ_MEMORY", "BILEVEL_READ_SECONDS"  # of the environment
 LEAST = 1 << 28  # bytes, which the process itself needs
@@ -36,6 +38,18 @@ class ReadError(ValueError):
     """A file cannot be read; the message says which, and what to do."""
 
 
+class Mapped(NamedTuple):
+    """What a file holds, mapped into memory.
+
+    Attributes:
+        table: whose cells are read when they are asked for.
+        release: gives back the memory of cells that were read; they are read again when asked for.
+    """
+
+    table: pa.Table
+    release: Callable[[], None]
+
+
 def read_file(format: str, path: Path, what: str, kind: str, **options: Any) -> pa.Table:
     """What a file holds, read in another process, whose death is an error here.
 
@@ -50,8 +64,58 @@ def read_file(format: str, path: Path, what: str, kind: str, **options: Any) -> 
         ReadError: it cannot be parsed or used, it takes too much memory or time, or the process that
             read it died.
     """
-    if not POSSIBLE:
-        return _read_here(format, path, what, kind, options)
+    return map_file(format, path, what, kind, None, **options).table
+
+
+def map_file(
+    format: str, path: Path, what: str, kind: str, folder: Path | None, **options: Any
+) -> Mapped:
+    """The same, laid down in `folder` in place of memory: in a file without a name.
+
+    Raises:
+        ReadError: as `read_file`, or the folder has no room.
+    """
+    if folder is None and not POSSIBLE:
+        return Mapped(_read_here(format, path, what, kind, options), lambda: None)
+    target = os.memfd_create("bilevel") if folder is None else _unnamed(folder, what)
+    try:
+        if POSSIBLE:
+            _read_there(format, path, what, kind, options, target, folder)
+        else:
+            with os.fdopen(os.dup(target), "wb") as sink:
+                _reported(what, kind, write_tables, format, path, what, options, sink)
+        content = mmap.mmap(target, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(target)
+    table = pa.ipc.open_stream(pa.py_buffer(content)).read_all()
+    table.validate()
+
+    def release() -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            content.madvise(mmap.MADV_DONTNEED)
+
+    return Mapped(table, release)
+
+
+def _unnamed(folder: Path, what: str) -> int:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.dup(file.fileno())
+    except OSError as error:
+        raise ReadError(
+            f"{what} is laid down on the disk while it is used, and {folder} takes no file: {error}."
+        ) from error
+
+
+def _read_there(
+    format: str,
+    path: Path,
+    what: str,
+    kind: str,
+    options: dict[str, Any],
+    target: int,
+    folder: Path | None,
+) -> None:
     memory, seconds = limits(path)
     request = {
         "format": format,
@@ -61,23 +125,17 @@ def read_file(format: str, path: Path, what: str, kind: str, **options: Any) -> 
         "memory": memory,
         "seconds": seconds,
     }
-    target = os.memfd_create("bilevel")
-    try:
-        code = _SERVER.ask(json.dumps(request).encode(), target)
-        size = os.fstat(target).st_size
-        if code == 0:
-            content = mmap.mmap(target, size, access=mmap.ACCESS_READ)
-            table = pa.ipc.open_stream(pa.py_buffer(content)).read_all()
-            table.validate()
-            return table
-        if code != 1:
-            raise ReadError(
-                f"{what} cannot be read: the process that read it {_death(code, seconds)}. The file "
-                "is damaged, or made to do harm; nothing of it was used."
-            )
-        failure = json.loads(os.pread(target, size, 0))
-    finally:
-        os.close(target)
+    code = _SERVER.ask(json.dumps(request).encode(), target)
+    if code == 0:
+        return
+    if code != 1:
+        raise ReadError(
+            f"{what} cannot be read: the process that read it {_death(code, seconds)}. The file "
+            "is damaged, or made to do harm; nothing of it was used."
+        )
+    said = os.pread(target, os.fstat(target).st_size, 0)
+    nothing = {"kind": "memory" if folder is None else "space"}  # not even room for a message
+    failure = json.loads(said) if said else nothing
     if failure["kind"] == "memory":
         raise ReadError(
             f"{what} takes more than {memory / 1e9:.1f} GB of memory to read. If the machine has "
@@ -85,6 +143,11 @@ def read_file(format: str, path: Path, what: str, kind: str, **options: Any) -> 
         )
     if failure["kind"] == "refused":
         raise ReadError(failure["message"])
+    if failure["kind"] == "space" and folder is not None:
+        raise ReadError(
+            f"{what} is laid down on the disk while it is used, and {folder} has no room for it. "
+            "Free some, or write the results to another disk."
+        )
     raise ReadError(f"{what} cannot be read as {kind}: {failure['message']}")
 
 
@@ -118,9 +181,17 @@ def _memory() -> int:
 
 
 def _read_here(format: str, path: Path, what: str, kind: str, options: dict[str, Any]) -> pa.Table:
-    try:
+    def read() -> pa.Table:
         schema, tables = FORMATS[format](path, what, **options)
         return pa.concat_tables([schema.empty_table(), *tables])
+
+    return _reported(what, kind, read)
+
+
+def _reported(what: str, kind: str, read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` gives; its failures as errors of ours."""
+    try:
+        return read(*arguments)
     except RefusedError as error:
         raise ReadError(str(error)) from error
     except Exception as error:  # parsers raise many kinds; each means the same to the user

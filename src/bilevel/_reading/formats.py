@@ -22,7 +22,8 @@ from .._text import named
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 SEPARATORS = ",;\t|"
-NOTES = b"bilevel"  # the key of our metadata
+BLOCK = 1 << 23  # bytes of a CSV file that are parsed at a time
+NOTES, NAMELESS = b"bilevel", b"bilevel_nameless"  # the keys of our metadata
 Tables = tuple[pa.Schema, Iterator[pa.Table]]
 
 
@@ -31,11 +32,14 @@ class RefusedError(ValueError):
 
 
 def read_csv(path: Path, what: str, separator: str | None) -> Tables:
-    """The cells of a CSV file as texts; with `separator=None` the header tells the separator.
+    """The cells of a CSV file as texts, block by block; with `separator=None` the header tells it.
+
+    Columns without a name are called `Unnamed: 3` after their position, and the metadata names them:
+    where all their cells are empty, they are a separator at each line's end and no columns.
 
     Raises:
         RefusedError: repeated column names; rows with more or fewer fields than the header; cells that
-            hold whole rows, between stray quote marks.
+            hold whole rows, between stray quote marks. The last two also while blocks are taken.
     """
     opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     notes = []
@@ -52,38 +56,49 @@ def read_csv(path: Path, what: str, separator: str | None) -> Tables:
     if repeated:
         raise RefusedError(f"{what} has repeated column names: {named(repeated)}.")
 
-    lines = len(text.splitlines())
-    table, bad = _parse(path, separator, len(names), lines)
-    if bad is not None and bad.actual_columns == len(names) + 1:
-        table, worse = _parse(path, separator, len(names) + 1, lines)
-        if worse is None and pc.all(pc.equal(table.columns[-1], "")).as_py():
-            names = [*names, ""]
-            notes.append(
-                f"every row of {what} ends in one {separator!r} too many, which is ignored"
-            )
-            bad = None
-    if bad is not None:
-        raise RefusedError(
-            f"a row of {what} has {bad.actual_columns} fields; the first line names {len(names)} "
-            f"columns: {bad.text[:80]!r}. Name every column, and put text that holds a "
+    def refused(row: Any) -> RefusedError:
+        return RefusedError(
+            f"a row of {what} has {row.actual_columns} fields; the first line names {fields} "
+            f"columns: {row.text[:80]!r}. Name every column, and put text that holds a "
             f"{separator!r} in double quotes."
         )
-    _check_quotes(names, table, separator, what)
-    kept = {}
-    for k, (name, column) in enumerate(zip(names, table.columns, strict=True)):
-        if name or not pc.all(pc.equal(column, "")).as_py():  # else a separator at each line's end
-            kept[name or f"Unnamed: {k}"] = column
-    table = pa.table(kept, metadata={NOTES: json.dumps(notes)})
-    return table.schema, iter([table])
+
+    lines, fields = len(text.splitlines()), len(names)
+    reader, bad = _open(path, separator, fields, lines)
+    one_more = bad[0] if bad and bad[0].actual_columns == fields + 1 else None
+    if one_more is not None:
+        names = [*names, ""]
+        reader, bad = _open(path, separator, fields + 1, lines)
+        notes.append(f"every row of {what} ends in one {separator!r} too many, which is ignored")
+    nameless = [k for k, name in enumerate(names) if not name]
+    called = [name or f"Unnamed: {k}" for k, name in enumerate(names)]
+    schema = pa.schema(
+        [(name, pa.large_string()) for name in called],
+        metadata={NOTES: json.dumps(notes), NAMELESS: json.dumps(nameless)},
+    )
+
+    def blocks() -> Iterator[pa.Table]:
+        for batch in reader:
+            if bad:
+                break
+            if one_more is not None and not pc.all(pc.equal(batch.columns[-1], "")).as_py():
+                raise refused(one_more)
+            _check_quotes(names, batch, separator, what)
+            if len(batch):
+                yield pa.Table.from_arrays(batch.columns, schema=schema)
+        if bad:
+            raise refused(one_more or bad[0])
+
+    return schema, blocks()
 
 
-def _check_quotes(names: list[str], table: pa.Table, separator: str, what: str) -> None:
+def _check_quotes(names: list[str], batch: pa.RecordBatch, separator: str, what: str) -> None:
     """Refuse cells that hold whole rows, as those between two stray quote marks do.
 
     Raises:
         RefusedError: with the first such cell.
     """
-    for name, column in zip(names, table.columns, strict=True):
+    for name, column in zip(names, batch.columns, strict=True):
         for cell in column.filter(pc.match_substring(column, "\n")).to_pylist():
             inner = cell.split("\n")[1:-1]  # lines that are within the quotes from end to end
             if len(inner) >= 2 and all(x.count(separator) == len(names) - 1 > 0 for x in inner):
@@ -94,8 +109,8 @@ def _check_quotes(names: list[str], table: pa.Table, separator: str, what: str) 
                 )
 
 
-def _parse(path: Path, separator: str, fields: int, skip: int) -> tuple[pa.Table, Any]:
-    """(the table, the first row with another number of fields if there is one)."""
+def _open(path: Path, separator: str, fields: int, skip: int) -> tuple[Any, list[Any]]:
+    """(the rows, block by block; the rows with another number of fields that it has come upon)."""
     bad = []
 
     def note(row: Any) -> str:
@@ -103,9 +118,9 @@ def _parse(path: Path, separator: str, fields: int, skip: int) -> tuple[pa.Table
         return "skip"
 
     names = [str(k) for k in range(fields)]
-    table = pyarrow.csv.read_csv(
+    reader = pyarrow.csv.open_csv(
         path,
-        pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip),
+        pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip, block_size=BLOCK),
         pyarrow.csv.ParseOptions(
             delimiter=separator, newlines_in_values=True, invalid_row_handler=note
         ),
@@ -113,7 +128,7 @@ def _parse(path: Path, separator: str, fields: int, skip: int) -> tuple[pa.Table
             column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
         ),
     )
-    return table, bad[0] if bad else None
+    return reader, bad
 
 
 def read_parquet(path: Path, what: str, columns: Sequence[str] | None) -> Tables:

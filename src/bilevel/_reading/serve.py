@@ -5,6 +5,7 @@ computed nothing, so that a fork loses nothing.
 """
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -95,7 +96,11 @@ def _read(formats: Any, request: dict[str, Any], target: int) -> None:
     except formats.RefusedError as error:
         failure = {"kind": "refused", "message": str(error)}
     except BaseException as error:
-        failure = {"kind": "error", "message": str(error) or type(error).__name__}
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        failure = {
+            "kind": "space" if full else "error",
+            "message": str(error) or type(error).__name__,
+        }
     if failure is not None:
         with contextlib.suppress(BaseException):
             os.ftruncate(target, 0)

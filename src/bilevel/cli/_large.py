@@ -6,7 +6,7 @@ the rule that won. Memory holds the sample, one part, and about 60 bytes per row
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,10 @@ from jaxtyping import Int
 
 from ..reweighting._inputs.checks import PROSE, InputError, as_targets, check_labels, named
 from ..reweighting._inputs.columns import check_values
-from ..reweighting._inputs.parts import PartedTable, draw_sample
+from ..reweighting._inputs.csv import Reading, Texts
+from ..reweighting._inputs.csv_parts import CsvRows
+from ..reweighting._inputs.files import read_texts
+from ..reweighting._inputs.parts import ParquetRows, PartedTable, draw_sample
 from ..reweighting._inputs.prepare import is_regression
 from ..reweighting._inputs.scalars import check_scalars
 from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
@@ -31,6 +34,8 @@ COPIES = 10  # of the sample as float64 numbers at the peak, measured on 100 col
 OUTPUTS = 128  # bytes per row and class: of each label model, for each choice of trusted rows
 VERDICT = 60  # bytes per row of the table: what is written of it, with its label and its id
 SMALLEST = 20_000  # rows of a sample: as many as label models are fitted on
+AS_TEXTS = 5  # bytes of cells in memory per byte of a CSV file, at most
+UNPACKED = 10  # bytes of a CSV file per byte of one that is packed, about
 WIDEST = 50  # numbers that a column of text becomes, at most
 
 
@@ -98,26 +103,57 @@ class LargeTable(NamedTuple):
                 )
 
     @property
-    def note(self) -> str:
+    def notes(self) -> tuple[str, ...]:
         """What is to be said of it."""
         return (
+            *(f"train: {note}" for note in self.table.source.notes),
             f"train: {self.table.rows} rows would need about {self.needed / 1e9:.1f} GB, more than "
             f"--memory: the weights were learned from a random sample of {len(self.positions)} rows, "
             "and the other rows judged by the models that were learned there; models, baselines and "
-            "report are of the sample"
+            "report are of the sample",
         )
 
 
-def find_large(config: WeighConfig) -> LargeTable | None:
-    """The training table, if it is one of Parquet files that needs more than `--memory`.
+def read_csv_files(config: WeighConfig, paths: Mapping[str, Path]) -> dict[str, Texts]:
+    """The texts of those tables that are CSV files; what may be much beside `--memory` is on disk.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    memory, folder, found = parse_memory(config.memory), Path(config.out).absolute().parent, {}
+    folder = next(one for one in (folder, *folder.parents) if one.is_dir())
+    for name, path in paths.items():
+        size = path.stat().st_size if path.is_file() else 0
+        size *= UNPACKED if path.suffix.lower() == ".gz" else 1
+        texts = read_texts(path, name, folder if size * AS_TEXTS > memory / 2 else None)
+        if texts is not None:
+            found[name] = texts
+    return found
+
+
+def find_large(
+    config: WeighConfig, ids: Sequence[str], train: Texts | None, readings: dict[str, Reading]
+) -> LargeTable | None:
+    """The training table, if it needs more than `--memory`.
+
+    Args:
+        config: of the run.
+        ids: columns that stay text in CSV files.
+        train: the table, if it is a CSV file.
+        readings: of labels and ids in CSV files; those of the columns of `train` are added.
 
     Raises:
         InputError: it cannot be used, or the run asks for what needs all rows in memory.
     """
-    ids = [c for c in (config.id, config.groups, config.entity, config.truth) if c is not None]
-    table = PartedTable.of(Path(config.train), "train", config.label, [config.label, *ids])
-    if table is None or table.rows <= SMALLEST:
+    if train is None:
+        source = ParquetRows.of(Path(config.train), "train", [config.label, *ids])
+    elif train.rows <= SMALLEST:
         return None
+    else:
+        source = CsvRows(train, readings, {config.label, *ids})
+    if source is None or source.rows <= SMALLEST:
+        return None
+    table = PartedTable(source, f"the train file {config.train}")
     memory, width = parse_memory(config.memory), _width(table.head, config)
     labels = table.column(config.label).to_pandas()
     check_scalars(table.head[config.label], f"the label column {config.label!r} of the train file")

@@ -143,8 +143,8 @@ def weigh(
     memory: Annotated[
         str,
         typer.Option(
-            help="Memory to stay below, such as 4GB. Of a training table of Parquet files that needs "
-            "more, a random sample is learned from, and the other rows are judged by parts."
+            help="Memory to stay below, such as 4GB. Of a training table that needs more, a random "
+            "sample is learned from, and the other rows are judged by parts."
         ),
     ] = "4GB",
     overlap: Annotated[str | None, typer.Option(hidden=True)] = None,

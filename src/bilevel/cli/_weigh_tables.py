@@ -14,12 +14,12 @@ from ..reweighting._inputs.checks import (
 )
 from ..reweighting._inputs.columns import check_values
 from ..reweighting._inputs.containers import as_internal
-from ..reweighting._inputs.files import read_tables, split_label, suggest
+from ..reweighting._inputs.files import find_readings, read_tables, split_label, suggest
 from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
 from ..reweighting._inputs.scalars import check_scalars
 from ..reweighting._report.thumbnails import thumbnails
 from ._estimators import check_name
-from ._large import LargeTable, find_large
+from ._large import LargeTable, find_large, read_csv_files
 from ._probabilities import (
     check_options,
     columns_of,
@@ -112,9 +112,11 @@ def check_tables(config: WeighConfig) -> Tables:
         for c in (config.id, config.groups, config.entity, config.given_label, config.truth)
         if c is not None
     ]
-    large = find_large(config)
-    sources = paths if large is None else paths | {"train": large.sample}
-    tables = read_tables(sources, label=config.label, ids=ids)
+    texts = read_csv_files(config, paths)
+    readings = find_readings(texts.values(), config.label, ids)
+    large = find_large(config, ids, texts.get("train"), readings)
+    loaded: dict[str, Any] = {**texts} | ({} if large is None else {"train": large.sample})
+    tables = read_tables(paths, label=config.label, ids=ids, read=loaded, readings=readings)
     for name, one in tables.items():
         table, labels[name] = split_label(one.frame, config.label, config.id, name)
         if name == "train":
@@ -161,7 +163,7 @@ def check_tables(config: WeighConfig) -> Tables:
         name = "train" if option == "pred_probs" else name
         probabilities[name] = read_probabilities(Path(path), read[name].index, config.id, flag)
     notes = tuple(note for one in tables.values() for note in one.notes)
-    notes += () if large is None else (large.note,)
+    notes += () if large is None else large.notes
     pictures = _pictures(config.images, len(train))
     return Tables(
         features,

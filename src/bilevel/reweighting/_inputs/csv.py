@@ -15,7 +15,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 
-from ..._reading.formats import NOTES
+from ..._reading import Mapped
+from ..._reading.formats import NAMELESS, NOTES
 from .checks import InputError, named
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
@@ -67,7 +68,9 @@ class Reading(NamedTuple):
 
     def describe(self, column: str, texts: Any) -> str:
         """What is worth saying about it, with the first cell that is no gap."""
-        example = next(x for x in texts.to_pylist() if x.strip() not in GAPS)
+        example = next(
+            x for chunk in texts.chunks for x in chunk.to_pylist() if x.strip() not in GAPS
+        )
         parts = [f"without {self.mark[0] + self.mark[1]!r}"] * any(self.mark)
         parts += [f"{self.thousands!r} separates thousands"] * bool(self.thousands)
         parts += ["a comma is the decimal point"] * (self.decimal == ",")
@@ -78,7 +81,7 @@ class Reading(NamedTuple):
 
     def misfit(self, column: str, name: str, texts: Any) -> str | None:
         """What to say of another table's numbers that are written otherwise, if there are any."""
-        distinct = [x for x in pc.unique(texts).to_pylist() if x.strip() not in GAPS]
+        distinct = _distinct(texts)
         other = [
             x for x, value in zip(distinct, self.numbers(distinct), strict=True) if value != value
         ]
@@ -115,24 +118,47 @@ TEXT, NUMBER, BOOLEAN = Reading("text"), Reading("number"), Reading("boolean")
 
 
 class Texts(NamedTuple):
-    """A CSV file as it stands: its columns as texts, and what was noticed in reading it."""
+    """A CSV file as it stands: its columns as texts, and what was noticed in reading it.
 
-    columns: dict[str, Any]  # of pyarrow's strings
+    Attributes:
+        columns: pyarrow's strings, by name.
+        rows: how many each has.
+        notes: what was noticed.
+        release: gives back the memory of cells that were read.
+    """
+
+    columns: dict[str, Any]
+    rows: int
     notes: list[str]
+    release: Callable[[], None]
 
     @classmethod
-    def of(cls, table: pa.Table) -> "Texts":
+    def of(cls, mapped: Mapped) -> "Texts":
         """Of what the process that reads files has given."""
-        notes = json.loads((table.schema.metadata or {}).get(NOTES, b"[]"))
-        return cls(dict(zip(table.column_names, table.columns, strict=True)), notes)
+        table, release = mapped
+        metadata = table.schema.metadata or {}
+        nameless = json.loads(metadata.get(NAMELESS, b"[]"))
+        columns = {
+            name: column
+            for k, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True))
+            if k not in nameless or not pc.all(pc.equal(column, "")).as_py()
+        }
+        return cls(columns, len(table), json.loads(metadata.get(NOTES, b"[]")), release)
 
 
 def find_reading(texts: Any) -> Reading:
     """How a column of features is read."""
-    values = _without_gaps(pc.utf8_trim_whitespace(texts))
-    if _are_plain_numbers(values):
-        return TEXT if _any(values, _LEADING_ZERO) else NUMBER
-    distinct = [x for x in pc.unique(texts).to_pylist() if x.strip() not in GAPS]
+    plain, leading_zero = True, False
+    for chunk in texts.chunks:
+        values = chunk
+        if not _are_plain_numbers(values):  # most are, without blanks and gaps
+            values = without_gaps(pc.utf8_trim_whitespace(chunk))
+            if not (plain := _are_plain_numbers(values)):
+                break
+        leading_zero = leading_zero or has(values, _LEADING_ZERO)
+    if plain:
+        return TEXT if leading_zero else NUMBER
+    distinct = _distinct(texts)
     if not distinct:
         return NUMBER
     if {x.strip().lower() for x in distinct[:3]} <= {"true", "false"}:
@@ -148,14 +174,15 @@ def find_label_reading(texts: Sequence[Any], column: str) -> Reading:
     Raises:
         InputError: a target with stray words.
     """
-    distinct = [
-        x
-        for x in pc.unique(pa.chunked_array([*_chunks(texts)], pa.large_string())).to_pylist()
-        if x != ""
-    ]
-    plain = [x for x in distinct if re.match(_PLAIN, x.strip())]
-    if len(plain) == len(distinct):
+    values = pc.unique(pa.chunked_array([*_chunks(texts)], pa.large_string()))
+    values = values.filter(pc.not_equal(values, ""))
+    if (
+        pc.all(pc.match_substring_regex(pc.utf8_trim_whitespace(values), _PLAIN)).as_py()
+        is not False
+    ):
         return NUMBER
+    distinct = values.to_pylist()
+    plain = [x for x in distinct if re.match(_PLAIN, x.strip())]
     if {x.strip().lower() for x in distinct} <= {"true", "false"}:
         return BOOLEAN
     marked = _marked_numbers(distinct)
@@ -177,24 +204,28 @@ def read_column(texts: Any, reading: Reading, *, verbatim: bool = False) -> pd.S
     """
     gaps = ("",) if verbatim else GAPS
     if reading.kind != "text":
-        present = _without_gaps(pc.utf8_trim_whitespace(texts), gaps)
+        present = without_gaps(pc.utf8_trim_whitespace(texts), gaps)
         values = _read_numbers(present) if reading == NUMBER else None
-        values = _read_distinct(present, reading) if values is None else values
+        values = read_distinct(present, reading) if values is None else values
         if values is not None:
             return values
-    return _without_gaps(texts, gaps).to_pandas()
+    return without_gaps(texts, gaps).to_pandas()
 
 
 def _read_numbers(present: Any) -> pd.Series | None:
     """Numbers that are written plainly: integers where all are."""
-    integers = present.null_count == 0 and not _any(present, r"[^0-9-]")
     try:
-        return pc.cast(present, pa.int64() if integers else pa.float64()).to_pandas()
+        return pc.cast(present, pa.int64() if are_digits(present) else pa.float64()).to_pandas()
     except pa.ArrowInvalid:  # written otherwise, or beyond 64 bits
         return None
 
 
-def _read_distinct(present: Any, reading: Reading) -> pd.Series | None:
+def are_digits(present: Any) -> bool:
+    """Whether these are integers, none missing."""
+    return present.null_count == 0 and not has(present, r"[^0-9-]")
+
+
+def read_distinct(present: Any, reading: Reading) -> pd.Series | None:
     """Booleans, or numbers with marks and separators."""
     codes, distinct = pd.factorize(np.asarray(present.to_pandas(), object))
     if reading == BOOLEAN:
@@ -226,14 +257,19 @@ def _chunks(texts: Sequence[Any]) -> Any:
         yield from column.chunks
 
 
-def _any(values: Any, pattern: str) -> bool:
+def has(values: Any, pattern: str) -> bool:
+    """Whether some value matches."""
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
 
-def _without_gaps(texts: Any, gaps: Sequence[str] = GAPS) -> Any:
+def without_gaps(texts: Any, gaps: Sequence[str] = GAPS) -> Any:
     """The same with missing values in place of these texts."""
     missing = pc.is_in(texts, value_set=pa.array(gaps, pa.large_string()))
     return pc.if_else(missing, None, texts)
+
+
+def _distinct(texts: Any) -> list[str]:
+    return [x for x in pc.unique(texts).to_pylist() if x.strip() not in GAPS]
 
 
 def _are_plain_numbers(values: Any) -> bool:
@@ -276,8 +312,7 @@ def with_decimal_comma(texts: Any, reading: Reading) -> Reading:
     if reading.kind != "number" or reading.thousands != "," or reading.decimal != ".":
         return reading
     other = reading._replace(thousands="", decimal=",")
-    distinct = [x for x in pc.unique(texts).to_pylist() if x.strip() not in GAPS]
-    return other if np.isfinite(other.numbers(distinct)).all() else reading
+    return other if np.isfinite(other.numbers(_distinct(texts))).all() else reading
 
 
 def _styles(digits: list[str], separators: set[str]) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
 
-from ..._reading import ReadError, read_file
+from ..._reading import ReadError, map_file, read_file
 from ..._reading.formats import RefusedError, parquet_files, parquet_folder
 from ..._storage import DamagedFileError, checksum
 from .checks import InputError, named
@@ -56,11 +56,17 @@ def is_table(path: Path) -> bool:
 
 
 def read_tables(
-    paths: Mapping[str, Path | pd.DataFrame], *, label: str | None = None, ids: Sequence[str] = ()
+    paths: Mapping[str, Path],
+    *,
+    label: str | None = None,
+    ids: Sequence[str] = (),
+    read: Mapping[str, "pd.DataFrame | Texts"] | None = None,
+    readings: Mapping[str, Reading] | None = None,
 ) -> dict[str, Table]:
     """CSV, TSV or Parquet files, or folders of Parquet files, as data frames.
 
-    In place of a path there may be what has been read of a Parquet file.
+    `read` is what has been read of some of them already: a sample of the rows, or the texts of a CSV
+    file; and `readings` are of the columns of CSV files, where they have been found already.
 
     A CSV file has no types: how its columns are read (see `csv.py`) is decided by the first table, for
     the label column by all of them; columns in `ids` stay text. The files of a folder are read in the
@@ -74,22 +80,19 @@ def read_tables(
             column names, rows with more or fewer fields than there are columns, or files of one folder
             with different columns.
     """
-    read = {
-        name: path if isinstance(path, pd.DataFrame) else _read(Path(path), name)
+    given = read or {}
+    sources = {
+        name: given[name] if name in given else _read(Path(path), name)
         for name, path in paths.items()
     }
-    texts = {name: one for name, one in read.items() if isinstance(one, Texts)}
-    readings: dict[str, Reading] = dict.fromkeys(ids, TEXT)
-    if label is not None:
-        labels = [one.columns[label] for one in texts.values() if label in one.columns]
-        if labels:
-            readings[label] = find_label_reading(labels, label)
+    texts = {name: one for name, one in sources.items() if isinstance(one, Texts)}
+    known = find_readings(texts.values(), label, ids) if readings is None else dict(readings)
     tables = {}
-    for name, one in read.items():
+    for name, one in sources.items():
         if isinstance(one, Texts):
-            frame, notes = _interpret(one, readings, {label, *ids}, name)
+            frame, notes = _interpret(one, known, {label, *ids}, name)
         else:
-            if not isinstance(paths[name], pd.DataFrame):  # those have their columns already
+            if name not in given:  # those have their columns already
                 one = with_named_index(one, ids)
             wanted = [c for c in dict.fromkeys((label, *ids)) if c and c in one.index.names]
             frame, notes = one.reset_index(wanted) if wanted else one, []
@@ -119,18 +122,39 @@ def _as_texts_if_any_is(label: str, frames: list[pd.DataFrame]) -> None:
             frame[label] = as_texts(pd.Series(frame[label]))
 
 
+def find_readings(
+    tables: Iterable[Texts], label: str | None, ids: Sequence[str]
+) -> dict[str, Reading]:
+    """How labels and ids are read in all of these tables."""
+    readings: dict[str, Reading] = dict.fromkeys(ids, TEXT)
+    labels = [one.columns[label] for one in tables if label in one.columns]
+    if label is not None and labels:
+        readings[label] = find_label_reading(labels, label)
+    return readings
+
+
+def add_readings(one: Texts, readings: dict[str, Reading]) -> None:
+    """How the columns are read that no earlier table had, whose readings grow."""
+    found = {}
+    for c, texts in one.columns.items():
+        if c not in readings:
+            found[c] = find_reading(texts)
+            one.release()
+    if any(reading.decimal == "," for reading in [*found.values(), *readings.values()]):
+        found = {c: with_decimal_comma(one.columns[c], reading) for c, reading in found.items()}
+    readings |= found
+
+
 def _interpret(
     one: Texts, readings: dict[str, Reading], verbatim: Container[str | None], name: str
 ) -> tuple[pd.DataFrame, list[str]]:
     """The columns as they are read; `readings` are those of earlier tables, and grow."""
-    found = {c: find_reading(texts) for c, texts in one.columns.items() if c not in readings}
-    if any(reading.decimal == "," for reading in [*found.values(), *readings.values()]):
-        found = {c: with_decimal_comma(one.columns[c], reading) for c, reading in found.items()}
-    readings |= found
+    add_readings(one, readings)
     columns, notes = {}, [*one.notes]
     for c, texts in one.columns.items():
         reading = readings[c]
         columns[c] = read_column(texts, reading, verbatim=c in verbatim)
+        one.release()
         if reading.plain:
             continue
         if not pd.api.types.is_numeric_dtype(columns[c]):
@@ -141,10 +165,28 @@ def _interpret(
     return pd.DataFrame(columns), notes
 
 
-def _read(path: Path, name: str) -> Texts | pd.DataFrame:
+def read_texts(path: Path, name: str, folder: Path | None) -> Texts | None:
+    """The texts of a CSV file, laid down in `folder` in place of memory; None for any other.
+
+    Raises:
+        InputError: as `read_tables`.
+    """
+    if path.is_dir() or (kind := _kind_of(path, name)) in _PARQUET:
+        return None
+    return _texts(path, f"the {name} file {path}", kind, folder)
+
+
+def _texts(path: Path, what: str, kind: str, folder: Path | None) -> Texts:
+    try:
+        separator = _SEPARATORS[kind]
+        return Texts.of(map_file("csv", path, what, kind.lstrip("."), folder, separator=separator))
+    except ReadError as error:
+        raise InputError(str(error)) from error
+
+
+def _kind_of(path: Path, name: str) -> str:
+    """The ending of a file that can be read."""
     what = f"the {name} file {path}"
-    if path.is_dir():
-        return _as_frame(_asked("folder", path, f"the {name} folder {path}", _FOLDER), what)
     if not path.is_file():
         raise InputError(f"{what} does not exist; check the path.")
     endings = (*_SEPARATORS, *_PARQUET)
@@ -157,9 +199,15 @@ def _read(path: Path, name: str) -> Texts | pd.DataFrame:
         )
     if path.stat().st_size == 0:
         raise InputError(f"{what} is empty (0 bytes).")
-    if kind in _PARQUET:
-        return read_parquet(path, what)
-    return Texts.of(_asked("csv", path, what, kind.lstrip("."), separator=_SEPARATORS[kind]))
+    return kind
+
+
+def _read(path: Path, name: str) -> Texts | pd.DataFrame:
+    what = f"the {name} file {path}"
+    if path.is_dir():
+        return _as_frame(_asked("folder", path, f"the {name} folder {path}", _FOLDER), what)
+    kind = _kind_of(path, name)
+    return read_parquet(path, what) if kind in _PARQUET else _texts(path, what, kind, None)
 
 
 def read_parquet(path: Path, what: str, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -1,5 +1,6 @@
-"""A table of Parquet files that is too large for memory: read by parts, and a sample of its rows."""
+"""A table on disk that is too large for memory: read by parts, and a sample of its rows."""
 
+import abc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,74 +21,48 @@ FEWEST = 20  # rows of a class in the sample, if there are as many
 BUFFER = 1 << 16  # bytes of a column that are read at a time
 
 
+class AbstractRows(abc.ABC):
+    """What of a table on disk is read.
+
+    Attributes:
+        rows: how many there are.
+        names: of the columns.
+        notes: what is worth saying about how they are read.
+    """
+
+    rows: int
+    names: list[str]
+    notes: list[str]
+
+    @abc.abstractmethod
+    def frames(self, size: int) -> Iterator[pd.DataFrame]:
+        """The rows in their order, at most `size` at a time."""
+
+    @abc.abstractmethod
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One of the columns in `names`, of all rows."""
+
+
 class PartedTable:
     """A table on disk, of which a part is in memory at a time.
 
     Args:
-        dataset: what is read.
+        source: what is read.
         what: how messages name it.
-        label: its label column.
-        named_rows: columns that may be the named index of a data frame that was saved.
     """
 
-    def __init__(
-        self,
-        dataset: pyarrow.dataset.Dataset,
-        what: str,
-        label: str,
-        named_rows: Sequence[str] = (),
-    ):
-        self.dataset, self.what, self.label = dataset, what, label
-        self.named_rows = tuple(named_rows)
-        self.rows = dataset.count_rows()
-
-    @classmethod
-    def of(
-        cls, path: Path, name: str, label: str, named_rows: Sequence[str] = ()
-    ) -> "PartedTable | None":
-        """The table, if it can be read by parts: Parquet files can, CSV files cannot.
-
-        Raises:
-            InputError: it cannot be read.
-        """
-        dataset = parquet_dataset(path, name)
-        if dataset is None:
-            return None
-        return cls(dataset, f"the {name} file {path}", label, named_rows)
+    def __init__(self, source: AbstractRows, what: str):
+        self.source, self.what, self.rows = source, what, source.rows
 
     def parts(self) -> Iterator[pd.DataFrame]:
         """The rows in their order, with their positions as index."""
         start = 0
-        for table in self._tables():
-            part = with_named_index(table.to_pandas(), self.named_rows)
-            wanted = [c for c in self.named_rows if c in part.index.names]
-            part = part.reset_index(wanted) if wanted else part
+        for part in self.source.frames(PART):
             part.index = pd.RangeIndex(start, start + len(part))
             part.columns = part.columns.astype(str)
             start += len(part)
             if len(part):
                 yield part
-
-    def _tables(self) -> Iterator[pa.Table]:
-        """File by file, page by page: a scan of the dataset would hold a whole group of rows."""
-        schema = self.dataset.schema
-        for fragment in self.dataset.get_fragments():
-            from_path = pyarrow.dataset.get_partition_keys(fragment.partition_expression)
-            for batch in self._batches(fragment.path):
-                columns = [
-                    batch.column(field.name).cast(field.type)
-                    if field.name in batch.schema.names
-                    else pa.repeat(pa.scalar(from_path[field.name], field.type), len(batch))
-                    for field in schema
-                ]
-                yield pa.Table.from_arrays(columns, schema=schema)
-
-    def _batches(self, path: str) -> Iterator[pa.RecordBatch]:
-        try:
-            file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
-            yield from file.iter_batches(PART)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.what} cannot be read as parquet: {error}") from error
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of all rows.
@@ -95,11 +70,11 @@ class PartedTable:
         Raises:
             InputError: there is none of this name.
         """
-        if name in self.dataset.schema.names:
-            return self.dataset.to_table(columns=[name]).column(0)
+        if name in self.source.names:
+            return self.source.column(name)
         if name not in self.head.columns:
             raise InputError(
-                f"{self.what} has no column {name!r}; {suggest(name, self.dataset.schema.names)}."
+                f"{self.what} has no column {name!r}; {suggest(name, self.source.names)}."
             )
         return pa.chunked_array([pa.array(part[name]) for part in self.parts()])
 
@@ -133,6 +108,62 @@ class PartedTable:
             first, last = np.searchsorted(positions, [part.index[0], part.index[-1] + 1])
             taken.append(part.loc[positions[first:last]])
         return pd.concat(taken)
+
+
+class ParquetRows(AbstractRows):
+    """A Parquet file, or a folder of them.
+
+    Args:
+        dataset: what is read.
+        what: how messages name it.
+        named_rows: columns that may be the named index of a data frame that was saved.
+    """
+
+    def __init__(self, dataset: pyarrow.dataset.Dataset, what: str, named_rows: Sequence[str] = ()):
+        self.dataset, self.what, self.named_rows = dataset, what, tuple(named_rows)
+        self.rows, self.names, self.notes = dataset.count_rows(), dataset.schema.names, []
+
+    @classmethod
+    def of(cls, path: Path, name: str, named_rows: Sequence[str] = ()) -> "ParquetRows | None":
+        """The rows, if these are Parquet files.
+
+        Raises:
+            InputError: they cannot be read.
+        """
+        dataset = parquet_dataset(path, name)
+        return None if dataset is None else cls(dataset, f"the {name} file {path}", named_rows)
+
+    def frames(self, size: int) -> Iterator[pd.DataFrame]:
+        """The rows in their order."""
+        for table in self._tables(size):
+            part = with_named_index(table.to_pandas(), self.named_rows)
+            wanted = [c for c in self.named_rows if c in part.index.names]
+            yield part.reset_index(wanted) if wanted else part
+
+    def _tables(self, size: int) -> Iterator[pa.Table]:
+        """File by file, page by page: a scan of the dataset would hold a whole group of rows."""
+        schema = self.dataset.schema
+        for fragment in self.dataset.get_fragments():
+            from_path = pyarrow.dataset.get_partition_keys(fragment.partition_expression)
+            for batch in self._batches(fragment.path, size):
+                columns = [
+                    batch.column(field.name).cast(field.type)
+                    if field.name in batch.schema.names
+                    else pa.repeat(pa.scalar(from_path[field.name], field.type), len(batch))
+                    for field in schema
+                ]
+                yield pa.Table.from_arrays(columns, schema=schema)
+
+    def _batches(self, path: str, size: int) -> Iterator[pa.RecordBatch]:
+        try:
+            file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
+            yield from file.iter_batches(size)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.what} cannot be read as parquet: {error}") from error
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of all rows."""
+        return self.dataset.to_table(columns=[name]).column(0)
 
 
 def draw_sample(
