@@ -5,6 +5,7 @@ Times are medians of CPU times, taken alternately in one process: ratios hold on
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -36,11 +37,11 @@ def cpu_ratio(one: Callable[[], object], floor: Callable[[], object], repeats: i
 
 # Not `ru_maxrss`, which begins with the memory of the process that started this one.
 _USED = """
-import json, sys, time
+import sys
 from pathlib import Path
 lines = Path("/proc/self/status").read_text().splitlines()
 peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-print(json.dumps([time.process_time(), 1024 * peak]), file=sys.stderr)
+print(1024 * peak, file=sys.stderr)
 """
 _COMMAND = """
 from bilevel.cli import app
@@ -52,7 +53,13 @@ except SystemExit as stop:
 
 
 class Used(NamedTuple):
-    """What a process took: CPU seconds, bytes of memory at its peak; and what it printed."""
+    """What a process took; and what it printed.
+
+    Attributes:
+        cpu_seconds: with those of the processes that it started, such as the one that reads files.
+        peak_bytes: of memory, of the process itself.
+        said: on stdout.
+    """
 
     cpu_seconds: float
     peak_bytes: float
@@ -63,9 +70,11 @@ def in_a_process(code: str) -> Used:
     """A fresh process that runs the code, on one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code + _USED]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    seconds, peak = json.loads(done.stderr.splitlines()[-1])
-    return Used(seconds, peak, done.stdout)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Used(seconds, int(done.stderr.splitlines()[-1]), done.stdout)
 
 
 def command_in_a_process(arguments: Sequence[str]) -> Used:

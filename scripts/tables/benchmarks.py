@@ -377,20 +377,54 @@ def growth_table() -> str:
     lines = [
         [
             row["memory"],
+            {"csv": "CSV", "parquet": "Parquet"}[row["format"]],
             f"{row['rows']:,}",
             f"{row['sampled_rows']:,}",
-            f"{row['cpu_seconds']:.0f} ({row['expected_seconds']:.0f})",
-            f"{row['peak_bytes'] / 1e9:.2f} ({row['expected_bytes'] / 1e9:.2f})",
+            *_growth_cells(row),
             f"{row['report_bytes'] / 1e6:.1f}",
-            f"{row['sgd_seconds']:.0f}",
-            f"{row['sgd_peak_bytes'] / 1e9:.2f}",
+            f"{row['sgd_seconds']:.0f}" if "sgd_seconds" in row else "",
+            f"{row['sgd_peak_bytes'] / 1e9:.2f}" if "sgd_seconds" in row else "",
         ]
-        for row in report["table"]
+        for row in report["rows"]
     ]
-    head = ["`--memory`", "rows", "sample", "CPU s (expected)", "peak GB (expected)"]
+    head = ["`--memory`", "file", "rows", "sample", "CPU s (expected)", "peak GB (expected)"]
     head += ["report, MB", "SGD, CPU s", "SGD, peak GB"]
     columns = report["settings"]["columns"]
     return f"Tables of {columns} columns:\n\n{_table(head, lines)}"
+
+
+def growth_axes() -> str:
+    """The same against columns, classes and trusted rows; the slopes on logarithmic axes."""
+    report, parts = _report("growth"), []
+    for axis, name in [("columns", "columns"), ("classes", "classes"), ("trusted", "trusted rows")]:
+        rows = report[axis]
+        if not rows:
+            continue
+        others = {"columns": "columns", "classes": "classes", "trusted": "trusted rows"}
+        fixed = ", ".join(f"{rows[0][k]:,} {word}" for k, word in others.items() if k != axis)
+        lines = [[f"{row[axis]:,}", *_growth_cells(row)] for row in rows]
+        table = _table([name, "CPU s (expected)", "peak GB (expected)"], lines)
+        slope = _slope(rows, axis)
+        parts.append(
+            f"{rows[0]['rows']:,} training rows, {fixed}; CPU seconds grow with the power "
+            f"{slope:.2f} of the number of {name} between the last two lines:\n\n{table}"
+        )
+    return "\n\n".join(parts)
+
+
+def _growth_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['cpu_seconds']:.0f} ({row['expected_seconds']:.0f})",
+        f"{row['peak_bytes'] / 1e9:.2f} ({row['expected_bytes'] / 1e9:.2f})",
+    ]
+
+
+def _slope(rows: list[dict[str, Any]], axis: str) -> float:
+    """Of the CPU seconds between the last two lines, on logarithmic axes."""
+    before, last = rows[-2:]
+    return math.log(last["cpu_seconds"] / before["cpu_seconds"]) / math.log(
+        last[axis] / before[axis]
+    )
 
 
 def measured_costs() -> str:

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -155,11 +155,13 @@ class Shuffled(AbstractSampler):
         """The next block."""
         n = num_rows(data)
         position = state.position + jnp.arange(self.batch_size, dtype=jnp.int32)
-        # A block touches at most two epochs.
-        this, following = (
-            jr.bits(jr.fold_in(state.key, state.epoch + k), (_ROUNDS,), jnp.uint32) for k in (0, 1)
-        )
-        keys = jnp.where(position[None, :] < n, this[:, None], following[:, None])
+        # A block touches at most two epochs. Their keys are chosen round by round: of one choice for
+        # all rounds XLA makes a loop that draws the keys again for every row.
+        epochs = state.epoch + jnp.arange(2, dtype=jnp.int32)
+        this, following = jax.vmap(
+            lambda epoch: jr.bits(jr.fold_in(state.key, epoch), (_ROUNDS,), jnp.uint32)
+        )(epochs)
+        keys = [jnp.where(position < n, this[k], following[k]) for k in range(_ROUNDS)]
         index = _permute((position % n).astype(jnp.uint32), keys, n).astype(jnp.int32)
         end = state.position + self.batch_size
         return Batch(take_rows(data, index), index), _Epoch(
@@ -225,7 +227,7 @@ _ROUNDS = 6
 
 
 def _permute(
-    x: UInt32[Array, " batch"], keys: UInt32[Array, "rounds batch"], n: int
+    x: UInt32[Array, " batch"], keys: Sequence[UInt32[Array, " batch"]], n: int
 ) -> UInt32[Array, " batch"]:
     """The images of `x` under the permutation of 0 .. n-1 that the round keys stand for."""
     base = jnp.uint32(math.isqrt(n - 1) + 1)

@@ -57,8 +57,10 @@ def by_parts(path: Path, label: str, ids: list[str], folder: Path | None) -> csv
     return csv_parts.CsvRows(texts, find_readings([texts], label, ids), {label, *ids})
 
 
-@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
-@pytest.mark.parametrize("label", ["whole", "code", "whole_then_half", "comma", "truth_with_gap"])
+@pytest.mark.parametrize(
+    ("ending", "label"),
+    [("csv", "whole_then_half"), ("csv", "truth_with_gap"), ("csv.gz", "code")],
+)
 def test_parts_have_the_values_of_the_whole(tmp_path, monkeypatch, ending, label):
     """Every rule of `csv.py`, where a cell of the last part decides; blocks end within rows."""
     monkeypatch.setattr(client, "POSSIBLE", ending != "csv.gz")  # the child has its own constants
@@ -74,7 +76,8 @@ def test_parts_have_the_values_of_the_whole(tmp_path, monkeypatch, ending, label
         pd.testing.assert_frame_equal(read, expected.frame)
     for name in rows.names:
         column = rows.column(name).to_pandas()
-        pd.testing.assert_series_equal(column, expected.frame[name], check_names=False)
+        whole: Any = expected.frame[name]
+        pd.testing.assert_series_equal(column, whole, check_names=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
     assert len(set(expected.frame.dtypes)) >= 5
 

@@ -55,9 +55,10 @@ SHOWN = ("control_characters.csv", "formulas.csv", "long_cell.csv", "not_charact
 def checked(name: str, identifier: str | None) -> Tables:
     path = FOLDER / name
     trusted = path if identifier is None else FOLDER / "trusted.csv"
-    return check_tables(
-        WeighConfig(train=str(path), label="y", trusted=str(trusted), out="none", id=identifier)
+    config = WeighConfig(
+        train=str(path), label="y", trusted=str(trusted), out="none", id=identifier
     )
+    return check_tables(config, {"train": path, "trusted": trusted})
 
 
 def check_labels_too(tables: Tables) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet
 from .._text import named
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
-SEPARATORS = ",;\t|"
+SEPARATORS, PARQUET = ",;\t|", (".parquet", ".pq")
 BLOCK = 1 << 23  # bytes of a CSV file that are parsed at a time
 NOTES, NAMELESS = b"bilevel", b"bilevel_nameless"  # the keys of our metadata
 Tables = tuple[pa.Schema, Iterator[pa.Table]]
@@ -165,7 +165,7 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in (".parquet", ".pq")
+        if path.suffix.lower() in PARQUET
         and not any(part[0] in "._" for part in path.relative_to(folder).parts)
         and path.is_file()
     )

@@ -132,21 +132,21 @@ def read_csv_files(config: WeighConfig, paths: Mapping[str, Path]) -> dict[str, 
 
 
 def find_large(
-    config: WeighConfig, ids: Sequence[str], train: Texts | None, readings: dict[str, Reading]
+    config: WeighConfig, ids: Sequence[str], train: Path | Texts, readings: dict[str, Reading]
 ) -> LargeTable | None:
     """The training table, if it needs more than `--memory`.
 
     Args:
         config: of the run.
         ids: columns that stay text in CSV files.
-        train: the table, if it is a CSV file.
+        train: the table: its path, or the texts of a CSV file.
         readings: of labels and ids in CSV files; those of the columns of `train` are added.
 
     Raises:
         InputError: it cannot be used, or the run asks for what needs all rows in memory.
     """
-    if train is None:
-        source = ParquetRows.of(Path(config.train), "train", [config.label, *ids])
+    if isinstance(train, Path):
+        source = ParquetRows.of(train, "train", [config.label, *ids])
     elif train.rows <= SMALLEST:
         return None
     else:

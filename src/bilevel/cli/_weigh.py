@@ -17,7 +17,6 @@ from ._app import (
     Out,
     Private,
     Seed,
-    Train,
     failures,
     note,
     say,
@@ -57,12 +56,18 @@ class ModelName(StrEnum):
 
 
 def weigh(
-    train: Train,
+    train: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRAIN",
+            help="Training rows: CSV or Parquet, a path or a URL (read by fsspec), as the others.",
+        ),
+    ],
     label: Annotated[list[str], typer.Option(help="Name of the label column.")],
-    trusted: Annotated[Path, typer.Option(help="Trusted rows, with the same columns.")],
+    trusted: Annotated[str, typer.Option(help="Trusted rows, with the same columns.")],
     out: Out,
     holdout: Annotated[
-        Path | None, typer.Option(help="Rows to judge the result on, used for nothing else.")
+        str | None, typer.Option(help="Rows to judge the result on, used for nothing else.")
     ] = None,
     id: Id = None,
     groups: Annotated[
@@ -226,6 +231,7 @@ def weigh(
         if number is not None and not math.isfinite(number):
             raise typer.BadParameter("must be a finite number.", param_hint=option)
     from ._large import parse_memory
+    from ._remote import as_given, is_url
     from ._run_folder import RunFolder, State, WeighConfig
     from ._weigh_cost import estimate
     from ._weigh_work import RunIsCompleteError
@@ -235,12 +241,18 @@ def weigh(
         parse_memory(memory)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--memory") from error
+    if is_url(str(out)):
+        raise typer.BadParameter(
+            f"{str(out)!r} is a URL, and a run folder is written whole or not at all by giving it its "
+            "name at the end, which other storages cannot do. Write it on this machine, and copy it.",
+            param_hint="--out",
+        )
     settings = WeighConfig(
-        train=str(train),
+        train=as_given(train),
         label=label[0],
-        trusted=str(trusted),
+        trusted=as_given(trusted),
         out=str(out),
-        holdout=None if holdout is None else str(holdout),
+        holdout=None if holdout is None else as_given(holdout),
         id=id,
         groups=groups,
         drop=tuple(drop or ()),

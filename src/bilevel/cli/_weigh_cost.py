@@ -1,6 +1,8 @@
 """What `bilevel weigh` will cost: `--dry-run`."""
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +13,9 @@ from ..reweighting._learn import check_method, is_cross_validated
 from ..reweighting._weights.folds import FOLDS, MAX_ROWS
 from ..reweighting._weights.metric import Metric
 from ._large import VERDICT, LargeTable, bytes_of
+from ._remote import local_copies
 from ._run_folder import RunFolder, WeighConfig
-from ._weigh_tables import check_tables
+from ._weigh_tables import check_tables, input_files
 
 # Measured on 1000 to 10 million rows of 100 columns, see benchmarks/growth.py: evaluations of loss and
 # gradient in a whole run of "auto", on the rows that label models are fitted on; seconds to start; and
@@ -84,7 +87,12 @@ def estimate(config: WeighConfig) -> Estimate:
     """
     config.check_names()
     RunFolder.of(config.out).check(resume=False)
-    tables = check_tables(config)
+    with local_copies(input_files(config), Path(config.out)) as paths:
+        return _estimate(config, paths)
+
+
+def _estimate(config: WeighConfig, paths: Mapping[str, Path]) -> Estimate:
+    tables = check_tables(config, paths)
     _, _, features = vectorise(tables.features, tables.present)
     rows = {name: (features[name], np.asarray(y)) for name, y in tables.labels.items()}
     groups = tables.beside["groups"].get("train")

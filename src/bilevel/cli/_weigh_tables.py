@@ -1,5 +1,6 @@
 """The tables of `bilevel weigh`: read and checked before anything is learned."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,15 +99,14 @@ class Tables(NamedTuple):
         return check_sample_weight(weight, len(weight), "sample_weight") > 0
 
 
-def check_tables(config: WeighConfig) -> Tables:
-    """All checks on the tables that need no computing, and the tables."""
+def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
+    """All checks on the tables that need no computing, and the tables, which are at `paths`."""
     if config.estimator is not None:
         check_name(config.estimator, config.allow_code)
     check_options(config)
     columns, given = columns_of(config.pred_probs), None
     read, labels, probabilities = {}, {}, {}
     beside: dict[str, dict[str, pd.Series]] = {option: {} for option in _BESIDE}
-    paths = {name: Path(path) for name, path in input_files(config).items()}
     ids = [
         c
         for c in (config.id, config.groups, config.entity, config.given_label, config.truth)
@@ -114,7 +114,7 @@ def check_tables(config: WeighConfig) -> Tables:
     ]
     texts = read_csv_files(config, paths)
     readings = find_readings(texts.values(), config.label, ids)
-    large = find_large(config, ids, texts.get("train"), readings)
+    large = find_large(config, ids, texts.get("train", paths["train"]), readings)
     loaded: dict[str, Any] = {**texts} | ({} if large is None else {"train": large.sample})
     tables = read_tables(paths, label=config.label, ids=ids, read=loaded, readings=readings)
     for name, one in tables.items():

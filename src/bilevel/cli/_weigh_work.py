@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ._estimators import inner, make_estimator, takes_gaps_inside, with_columns
 from ._large import judge_all
 from ._private import check_private, places, private_evidence, without_names
 from ._probabilities import probability_files
+from ._remote import local_copies
 from ._run_files import (
     RowVerdicts,
     check_unchanged,
@@ -74,18 +76,30 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     folder = RunFolder.of(config.out)
     state = folder.check(resume=resume)
     check_clock()
+    with local_copies(input_files(config), Path(config.out)) as paths:
+        return _weigh(config, folder, state, paths, resume, progress)
+
+
+def _weigh(
+    config: WeighConfig,
+    folder: RunFolder,
+    state: State,
+    paths: Mapping[str, Path],
+    resume: bool,
+    progress: bool,
+) -> WeighRun:
     if state is State.complete:
         folder.remove_lock()
-        folder.check_same_run(config.to_toml(digests_of(config)))
+        folder.check_same_run(config.to_toml(digests_of(config, paths)))
         raise RunIsCompleteError(folder.out)
     if config.private:
         check_private(config, resume)
-    tables = check_tables(config)
+    tables = check_tables(config, paths)
     if config.private:
         tables = without_names(
             tables, is_regression(config.task, np.asarray(tables.labels["train"]))
         )
-    toml = config.to_toml(digests_of(config))
+    toml = config.to_toml(digests_of(config, paths))
     if resume and folder.saved_config():
         folder.check_same_run(toml)
     with folder.writing(toml, resume=resume) as partial:
@@ -108,10 +122,13 @@ class RunIsCompleteError(Exception):
         check_unchanged(folder, *self.summary["files"])
 
 
-def digests_of(config: WeighConfig) -> dict[str, str]:
-    """The sha256 sums of the files that a run reads."""
-    files = input_files(config) | ({} if config.images is None else {"images": config.images})
-    return {name: digest(Path(path)) for name, path in (files | probability_files(config)).items()}
+def digests_of(config: WeighConfig, paths: Mapping[str, Path]) -> dict[str, str]:
+    """The sha256 sums of the files that a run reads; the tables are at `paths`."""
+    others = ({} if config.images is None else {"images": config.images}) | probability_files(
+        config
+    )
+    files = {**paths, **{name: Path(path) for name, path in others.items()}}
+    return {name: digest(path) for name, path in files.items()}
 
 
 def check_clock() -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from ..._reading import ReadError, map_file, read_file
-from ..._reading.formats import RefusedError, parquet_files, parquet_folder
+from ..._reading.formats import PARQUET, RefusedError, parquet_files, parquet_folder
 from ..._storage import DamagedFileError, checksum
 from .checks import InputError, named
 from .csv import (
@@ -32,7 +32,6 @@ REPEATED = 0.8  # the share of equal cells from which a column of the label's na
 _UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
 _NO_NAME = ("__index_level_0__", "index")  # what an index without a name is asked for as
 _SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
-_PARQUET = (".parquet", ".pq")
 _FOLDER = "a folder of Parquet files"
 
 
@@ -52,7 +51,7 @@ def read_table(
 
 def is_table(path: Path) -> bool:
     """Whether the name ends as that of a table does."""
-    return any(path.name.lower().endswith(end) for end in (*_SEPARATORS, *_PARQUET))
+    return any(path.name.lower().endswith(end) for end in (*_SEPARATORS, *PARQUET))
 
 
 def read_tables(
@@ -171,7 +170,7 @@ def read_texts(path: Path, name: str, folder: Path | None) -> Texts | None:
     Raises:
         InputError: as `read_tables`.
     """
-    if path.is_dir() or (kind := _kind_of(path, name)) in _PARQUET:
+    if path.is_dir() or (kind := _kind_of(path, name)) in PARQUET:
         return None
     return _texts(path, f"the {name} file {path}", kind, folder)
 
@@ -189,7 +188,7 @@ def _kind_of(path: Path, name: str) -> str:
     what = f"the {name} file {path}"
     if not path.is_file():
         raise InputError(f"{what} does not exist; check the path.")
-    endings = (*_SEPARATORS, *_PARQUET)
+    endings = (*_SEPARATORS, *PARQUET)
     kind = next((end for end in endings if path.name.lower().endswith(end)), "")
     if not kind:
         raise InputError(
@@ -207,7 +206,7 @@ def _read(path: Path, name: str) -> Texts | pd.DataFrame:
     if path.is_dir():
         return _as_frame(_asked("folder", path, f"the {name} folder {path}", _FOLDER), what)
     kind = _kind_of(path, name)
-    return read_parquet(path, what) if kind in _PARQUET else _texts(path, what, kind, None)
+    return read_parquet(path, what) if kind in PARQUET else _texts(path, what, kind, None)
 
 
 def read_parquet(path: Path, what: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -269,7 +268,7 @@ def parquet_dataset(path: Path, name: str) -> pyarrow.dataset.Dataset | None:
     try:
         if path.is_dir():
             return parquet_folder(path, f"the {name} folder {path}")
-        if not path.is_file() or path.suffix.lower() not in _PARQUET or path.stat().st_size == 0:
+        if not path.is_file() or path.suffix.lower() not in PARQUET or path.stat().st_size == 0:
             return None
         return pyarrow.dataset.dataset(path, format="parquet", partitioning=None)
     except RefusedError as error:
