@@ -1,5 +1,6 @@
 """Label models: forests, kernel models, and how far linear ones are fitted."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.preprocessing import minmax_scale
 
 from bilevel.reweighting import _learn, learn_weights
 from bilevel.reweighting._weights import candidates, label_models
+from bilevel.reweighting._weights.folds import make_folds
 
 
 def rings(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,3 +84,22 @@ def test_a_linear_model_is_fitted_for_any_number_of_classes(classes):
     exact = LogisticRegression(tol=1e-6, max_iter=1000).fit(X, y)
     losses = [log_loss(y, model.predict_proba(X)) for model in (quick, exact)]
     assert np.log(classes) - losses[0] > 0.9 * (np.log(classes) - losses[1])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_columns_are_centred_for_the_solver_and_nobody_else(classes):
+    X, y = make_classification(
+        240, 5, n_informative=4, n_redundant=0, n_classes=classes, random_state=0
+    )
+    X, y = 3.0 + minmax_scale(X), np.asarray(y)
+    before = X.copy()
+    folds = make_folds(y[:180], y[180:], 0)
+    exact = LogisticRegression(tol=1e-9, max_iter=10_000)
+    linear = label_models.linear_label_model(folds, X[:180], X[180:])
+    linear = dataclasses.replace(linear, estimator=exact)
+    weights = np.random.default_rng(0).random(240)
+    found = linear.fit(weights[:180], weights[180:])
+    exact.fit(X, y, weights)
+    np.testing.assert_allclose(found.coef_, exact.coef_, atol=1e-5)
+    np.testing.assert_allclose(found.predict_proba(X), exact.predict_proba(X), atol=1e-6)
+    np.testing.assert_array_equal(X, before)

@@ -59,16 +59,24 @@ class LabelModel:
     shares: bool = False
 
     @functools.cached_property
-    def _rows(self) -> tuple[Any, Any]:
-        sub = self.folds.sub
-        return (
-            stack_rows(take_rows(self.X, sub), self.X_trusted),
-            stack_rows(take_rows(self.y, sub), self.y_trusted),
-        )
+    def _rows(self) -> tuple[Any, Any, Any]:
+        """The rows of both tables, their labels, and what was taken from the columns.
+
+        Columns whose mean is not zero make a softmax, whose intercept has no penalty, slow to fit;
+        without their means it has the same solution.
+        """
+        folds, means = self.folds, 0.0
+        sub = folds.sub
+        X = stack_rows(take_rows(self.X, sub), self.X_trusted)
+        if isinstance(self.estimator, LogisticRegression):
+            weight = np.concatenate([folds.weight[sub], folds.weight_trusted])
+            means = np.average(X, axis=0, weights=weight).astype(X.dtype)
+            X -= means
+        return X, stack_rows(take_rows(self.y, sub), self.y_trusted), means
 
     def fit(self, weights: Float[np.ndarray, " n"], trusted: Float[np.ndarray, " m"]) -> Any:
         """The estimator fitted with these weights of the training and of the trusted rows."""
-        X, y = self._rows
+        X, y, means = self._rows
         folds = self.folds
         inflate = folds.weight.sum() / folds.weight[folds.sub].sum()
         weights = inflate * (folds.weight * weights)[folds.sub]
@@ -82,7 +90,10 @@ class LabelModel:
             if isinstance(estimator, CodedLabels):
                 fresh: Any = clone(estimator)
                 return fresh.fit(X, y, weights)  # it passes the weights on by itself
-            return fit_weighted(estimator, X, y, weights)
+            fitted = fit_weighted(estimator, X, y, weights)
+            if isinstance(fitted, LogisticRegression):  # it is asked about rows as they are
+                fitted.intercept_ = fitted.intercept_ - fitted.coef_ @ means
+            return fitted
 
     def outputs(self, model: Any, X: Any) -> Float[np.ndarray, "rows outputs"]:
         """Log-probabilities in the order of `classes`, or predictions in standardised units."""
