@@ -13,10 +13,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .folds import FOLDS, Folds
-from .label_models import LabelModel, Member, tolerance
+from .label_models import MANY_CLASSES, LabelModel, Member, tolerance
 from .labels import Classes
 
-CLASSES = 30  # above which there is none of them
 TREES, FEWER_TREES = 100, 50  # of the forest; and beside trees of the user's
 FOREST_ROWS = 5000  # that a tree is grown on
 LEAF = 1.5  # rows that a leaf must exceed
@@ -33,7 +32,7 @@ def forest_label_models(
     two rows, which are counted by their weight. A tree is grown on at most 5000 rows drawn anew.
     `number`: of trees.
     """
-    if not isinstance(folds.kind, Classes) or folds.kind.number > CLASSES:
+    if not isinstance(folds.kind, Classes) or folds.kind.number > MANY_CLASSES:
         return None
     share = FOREST_ROWS / len(folds.sub)
     learn = (FOLDS - 1) / FOLDS  # of the rows, in each fit
@@ -66,7 +65,7 @@ def kernel_label_models(
     in every fit: they come from the distinct rows, without a look at labels. None for many classes, in
     a regression, and where rows do not differ, or by no more than rounding beside one far away.
     """
-    if not isinstance(folds.kind, Classes) or folds.kind.number > CLASSES:
+    if not isinstance(folds.kind, Classes) or folds.kind.number > MANY_CLASSES:
         return None
     counted = folds.sub[folds.weight[folds.sub] > 0], folds.weight_trusted > 0
     rows = np.unique(np.concatenate([X[counted[0]], X_trusted[counted[1]]]), axis=0)

@@ -25,6 +25,7 @@ from .labels import Classes
 
 SMALL = 2_000_000  # entries of a table up to which one thread is faster than several
 TOLERANCE = 1e-3  # of the linear label model's gradient
+MANY_CLASSES = 30  # above which it is fitted on centred columns, and no flexible models join it
 LEAST_TOLERANCE = 0.03  # of this, where a class is rare
 PART = 50_000  # rows that a model is asked about at a time
 LEAST = 1e-5  # the least probability that a label model gives
@@ -63,12 +64,12 @@ class LabelModel:
         """The rows of both tables, their labels, and what was taken from the columns.
 
         Columns whose mean is not zero make a softmax, whose intercept has no penalty, slow to fit;
-        without their means it has the same solution.
+        without their means it has the same solution. Of few classes it is fitted soon all the same.
         """
-        folds, means = self.folds, 0.0
+        folds, means = self.folds, None
         sub = folds.sub
         X = stack_rows(take_rows(self.X, sub), self.X_trusted)
-        if isinstance(self.estimator, LogisticRegression):
+        if isinstance(self.estimator, LogisticRegression) and folds.kind.number > MANY_CLASSES:
             weight = np.concatenate([folds.weight[sub], folds.weight_trusted])
             means = np.average(X, axis=0, weights=weight).astype(X.dtype)
             X -= means
@@ -91,7 +92,7 @@ class LabelModel:
                 fresh: Any = clone(estimator)
                 return fresh.fit(X, y, weights)  # it passes the weights on by itself
             fitted = fit_weighted(estimator, X, y, weights)
-            if isinstance(fitted, LogisticRegression):  # it is asked about rows as they are
+            if means is not None and estimator is self.estimator:  # it is asked of rows as they are
                 fitted.intercept_ = fitted.intercept_ - fitted.coef_ @ means
             return fitted
 
