@@ -47,7 +47,7 @@ ROWS = [
         "double_loop",
         note="those of its inner solver and of its estimator",
         laws={
-            "AID cold": Law(_coupled, double_loop(_coupled, 50)),
+            "AID cold": Law(_coupled, double_loop(_coupled, 50), quick=False),
             "AID warm": Law(_tree, double_loop(_tree, 5, warm_start=True)),
             "ITD box": Law(_box, double_loop(_box, 40, hypergradient=ITD())),
             "AID simplex": Law(_simplex, double_loop(_simplex, 40, 1.0)),
@@ -60,6 +60,7 @@ ROWS = [
                     warm_start=True,
                     **REPLACED,
                 ),
+                quick=False,
             ),
             "double loop auto": Law(
                 _coupled, DoubleLoop(GradientInner("auto", 120), _accurate), quick=False
@@ -222,6 +223,7 @@ ROWS = [
             s, s, t, lambda k: (1 + k / 100) ** -0.5, **draws(WithReplacement, 32)
         ),
         place_of_v=lambda state: state.aux.v,
+        quick=False,
         floor={"momentum": "ETA"},
     ),
     single_loop(
@@ -423,6 +425,7 @@ ROWS = [
         **costs("J, t + J, t + J, J", "$0 + 1$", t="num_steps", J="num_samples"),
         lengths={"num_steps": 3},
         untuned=(EXACT, {}),
+        quick=False,
         floor={"num_steps": "T"},
     ),
     single_loop(

@@ -52,6 +52,7 @@ from ._analysis.equilibria import (
     is_cold_start_equilibrium as is_cold_start_equilibrium,
     is_warm_start_equilibrium as is_warm_start_equilibrium,
 )
+from ._chunk import Tolerances as Tolerances, run_chunk as run_chunk
 from ._citation import citation as citation
 from ._inner.federated import FederatedInner as FederatedInner
 from ._inner.fista import FISTA as FISTA
@@ -126,7 +127,8 @@ from ._analysis.retrain import (
     retrain_check as retrain_check,
 )
 from ._inner.root import Anderson as Anderson, RootInner as RootInner
-from ._loader import FromLoader as FromLoader, Loaders as Loaders
+from ._loader import FromLoader as FromLoader
+from ._loaders import Loaders as Loaders
 from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,
@@ -151,7 +153,7 @@ from ._analysis.solution_concepts import (
     pessimistic_solution as pessimistic_solution,
     warm_start_solution as warm_start_solution,
 )
-from ._solve import Tolerances as Tolerances, run_chunk as run_chunk, solve as solve
+from ._solve import solve as solve
 from ._outer.trust_region import log_trust_region as log_trust_region
 from ._variables import as_arrays as as_arrays
 from .penalties import (

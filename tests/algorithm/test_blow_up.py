@@ -13,7 +13,7 @@ from bilevel._solution import NAMES
 from methods import METHODS
 from rows import BY_BLOCKS, BY_CLIENTS, with_steps
 
-QUICK = ("SOBA", "F2SA", "BOME")
+QUICK = ("SOBA", "F2SA")
 FAILED = {"outer_divergence", "inner_divergence", "linear_divergence", "nonfinite"}
 
 
@@ -169,7 +169,7 @@ def test_absurd_steps(name):
 
 
 @pytest.mark.parametrize("tol", [None, 1e-6])
-@pytest.mark.parametrize("num_steps", [1, 2, 20])
+@pytest.mark.parametrize("num_steps", [1, pytest.param(2, marks=pytest.mark.slow), 20])
 def test_thrown_on_a_plain(num_steps, tol):
     """F is at most 1 and flat there, so that no residual shows that the run is lost."""
     problem = bilevel.BilevelProblem(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from digits import digits, plain_table, write_table, write_tables
+from digits import arguments, digits, plain_table, write_table, write_tables
 
 PYTHON = [sys.executable, "-c"]
 
@@ -41,7 +41,12 @@ def test_help_imports_nothing_heavy():
 
 def test_weigh_imports_only_what_it_uses(tmp_path):
     """Neither JAX, which free weights need, nor what reads dates and text, nor what draws pictures."""
-    command = [*write_tables(tmp_path), "--id", "row", "--out", str(tmp_path / "run")]
+    data = digits()
+    parts = {"train": data.learnable[:2], "trusted": data.learnable[2:], "holdout": data.holdout}
+    for k, (name, (X, y)) in enumerate(parts.items()):
+        few = y < 2  # two classes: what is imported does not depend on how many there are
+        write_table(plain_table(X[few], y[few], first_id=10_000 * k), tmp_path / f"{name}.csv")
+    command = [*arguments(tmp_path), "--id", "row", "--out", str(tmp_path / "run")]
     code = (
         "import sys\n"
         "from bilevel.cli import app\n"

@@ -30,17 +30,15 @@ def test_formula_is_the_derivative_of_phi(case):
     assert norm_error(jax.grad(case.phi)(case.u), case.gradient(case.u)) < 1e-11
 
 
-# CG, LU and ITD on every case; the others, which compile slowly, on a case of each kind, two of which
-# are in the quick suite.
+# CG, LU and ITD on every case; the others, which compile slowly, on a case of each kind. In the quick
+# suite CG has every case, and the others a case or two.
 EVERYWHERE = ["CG", "LU", "ITD"]
-KINDS = {
-    "scalar": (),
-    "isotropic": pytest.mark.slow,
-    "ridge_per_feature": pytest.mark.slow,
-    "logistic": (),
-}
+QUICK = {"logistic": (*ESTIMATORS,), "pytree": ("CG", "ITD"), "scalar": ("CG", "LU")}
+KINDS = ("scalar", "isotropic", "ridge_per_feature", "logistic")
 PAIRS = [
-    pytest.param(case, name, marks=() if name in EVERYWHERE else KINDS[case])
+    pytest.param(
+        case, name, marks=[pytest.mark.slow] * (name != "CG" and name not in QUICK.get(case, ()))
+    )
     for case in CASES
     for name in ESTIMATORS
     if name in EVERYWHERE or case in KINDS

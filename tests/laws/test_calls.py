@@ -90,7 +90,12 @@ def counted(q: Quadratic, mode: str):
 COUNTED = {name: (row, each) for row in ROWS for name, each in row.counted.items()}
 
 
-@pytest.mark.parametrize("name", COUNTED)
+KIN = {"lineax CG", "CG warm", "VRBO", "SUSTAIN", "SRBA", "PZOBO", "SPABA", "BSA", "InexactDescent"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in KIN)) for x in COUNTED]
+)
 def test_calls_are_the_calls_made(name):
     row, each = COUNTED[name]
     problem, counts = counted(each.quadratic, each.differentiated)

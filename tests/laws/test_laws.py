@@ -15,7 +15,8 @@ import pytest
 
 import bilevel
 from bilevel import RESULTS, Checkpoint, StopWhen, Tolerances
-from bilevel._solve import RunOptions, Status, _own
+from bilevel._chunk import RunOptions, Status
+from bilevel._solve import _own
 from helpers import (
     CASES,
     COUPLED,

@@ -364,7 +364,7 @@ def pairs_of(kind: str, intercept: bool) -> tuple[Any, Any]:
     return RidgeBilevelCV(penalties="shared", **settings), lambda s: s
 
 
-@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("intercept", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("kind", "rows"),
     [("ridge", 90), ("ridge", 24), ("logistic", 90), ("classes", 90), ("elastic net", 90)],

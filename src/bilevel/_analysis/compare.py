@@ -17,18 +17,11 @@ from jaxtyping import Array, PyTree, Scalar
 
 from .._algorithm.base import AbstractAlgorithm, State
 from .._checks import check_call
+from .._chunk import Row, RunOptions, Status, Tolerances, run_chunk
 from .._ending import Ran, ending, ending_of_short
 from .._problem import Problem
 from .._solution import NAMES, RESULTS
-from .._solve import (
-    Row,
-    RunOptions,
-    Status,
-    Tolerances,
-    _own,
-    _with_formulas,
-    run_chunk,
-)
+from .._solve import _own, _with_formulas
 from .._variables import as_arrays
 
 Metric = Callable[[PyTree, PyTree], Scalar]

