@@ -72,7 +72,7 @@ def test_many_rows_are_asked_by_parts(monkeypatch):
     assert asked == [20, 20, 10]
 
 
-@pytest.mark.parametrize("classes", [2, 100, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("classes", [2, 10, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_linear_model_is_fitted_for_any_number_of_classes(classes):
     """Nearly as far as it goes: most of what a fit to the end gains over knowing nothing."""
     X, y = make_classification(
