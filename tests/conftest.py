@@ -77,15 +77,20 @@ def pytest_configure(config):
 def small_forests(request):
     """Tests of the product ask what is done with label models, not how many trees a forest has.
 
-    With a quarter of the trees, `learn_weights` takes half of the time on a small table.
+    With a quarter of the trees, and of the draws of intervals that a test does not look at,
+    `learn_weights` takes half of the time on a small table.
     """
     if request.path.parent.name not in {"reweighting", "cli"}:
         yield
         return
-    from bilevel.reweighting._weights import candidates
+    from bilevel.reweighting._weights import calibration, candidates, noise
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "TREES", candidates.TREES // 4)
+        if request.path.stem != "test_noise":
+            fewer = calibration.DRAWS // 4
+            patch.setattr(calibration, "DRAWS", fewer)
+            patch.setattr(noise, "DRAWS", fewer)
         yield
 
 

@@ -42,13 +42,14 @@ class Case:
     @functools.cached_property
     def hessian(self) -> np.ndarray:
         """`d2_ww f` at `(u, w*(u))`, dense."""
-        flat, unravel = ravel_pytree(self.w_star(self.u))
         problem = self.problem
 
-        def f(w):
-            return problem.inner(self.u, unravel(w), problem.inner_data)
+        @jax.jit  # operation by operation it would be thirty small compilations
+        def at(u):
+            flat, unravel = ravel_pytree(self.w_star(u))
+            return jax.hessian(lambda w: problem.inner(u, unravel(w), problem.inner_data))(flat)
 
-        return np.asarray(jax.hessian(f)(flat))
+        return np.asarray(at(self.u))
 
     @functools.cached_property
     def bounds(self) -> tuple[float, float]:

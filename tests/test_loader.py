@@ -95,12 +95,11 @@ def test_a_loader_of_blocks_is_the_sampler_of_blocks():
     """
     expected = solve(IN_MEMORY.problem, BLOCKWISE)
     outer, inner = loaded(IN_MEMORY, 21)
-    found = [solve(*from_lists(IN_MEMORY, outer, inner, window)) for window in (3, 8)]
-    assert_same(everything(found[0]), everything(found[1]))
-    for x, y in zip((found[0].u, found[0].w), (expected.u, expected.w), strict=True):
+    found = solve(*from_lists(IN_MEMORY, outer, inner, 3))
+    for x, y in zip((found.u, found.w), (expected.u, expected.w), strict=True):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-13)
-    assert int(found[0].state.samplers.inner.drawn) == 21
-    assert int(found[0].state.samplers.inner.left) == 0
+    assert int(found.state.samplers.inner.drawn) == 21
+    assert int(found.state.samplers.inner.left) == 0
 
 
 def once(batches: list[Any]) -> Any:

@@ -1,5 +1,6 @@
 """Rates of the stochastic methods on a strongly convex quadratic with a known solution."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -17,22 +18,27 @@ from rows import draws
 pytestmark = pytest.mark.slow
 
 ROWS, DIM_U, DIM_W, BATCH = 512, 4, 8, 32
-PROBLEM = quadratic(
-    jax.random.key(1),
-    num_inner_rows=ROWS,
-    num_outer_rows=ROWS // 2,
-    dim_u=DIM_U,
-    dim_w=DIM_W,
-    condition=5.0,
-)
-U0, W0 = jnp.zeros(DIM_U), jnp.zeros(DIM_W)
+U0, W0 = np.zeros(DIM_U), np.zeros(DIM_W)
 
 
+@functools.cache  # not while tests are collected
+def problem() -> bilevel.BilevelProblem:
+    return quadratic(
+        jax.random.key(1),
+        num_inner_rows=ROWS,
+        num_outer_rows=ROWS // 2,
+        dim_u=DIM_U,
+        dim_w=DIM_W,
+        condition=5.0,
+    )
+
+
+@functools.cache
 def solution() -> np.ndarray:
     """u* by linear algebra: with w*(u) = -A^-1 (B u + d), Phi is a quadratic."""
     rows, others = (
         [np.asarray(x) for x in jax.tree.leaves(data)]
-        for data in (PROBLEM.inner_data, PROBLEM.outer_data)
+        for data in (problem().inner_data, problem().outer_data)
     )
     a, b, _, d = rows
     hessian, mixed = b.T @ b / len(b), b.T @ a / len(a)
@@ -43,25 +49,23 @@ def solution() -> np.ndarray:
     return -np.linalg.solve(along.T @ along / len(along), gradient)
 
 
-U_STAR = solution()
-
-
 def squared_errors(algorithm: Any, steps: list[int], seeds: int) -> np.ndarray:
     """The mean of `|u_k - u*|^2` over the seeds, at the steps k."""
+    on, u_star = problem(), solution()
 
     @eqx.filter_jit
     @eqx.filter_vmap(in_axes=(None, 0))
     def run(algorithm, key):
         def to(state, length):
             def step(_, state):
-                return algorithm.step(PROBLEM, state)[0]
+                return algorithm.step(on, state)[0]
 
             return jax.lax.fori_loop(0, length, step, state)
 
-        state, found = algorithm.init(PROBLEM, U0, W0, key), []
+        state, found = algorithm.init(on, U0, W0, key), []
         for length in np.diff([0, *steps]):
             state = to(state, int(length))
-            found.append(jnp.sum((state.u - U_STAR) ** 2))
+            found.append(jnp.sum((state.u - u_star) ** 2))
         return jnp.stack(found)
 
     return np.asarray(run(algorithm, jax.random.split(jax.random.key(0), seeds))).mean(axis=0)

@@ -12,7 +12,17 @@ import pytest
 from equations import KEY, PROBLEM, STEPS, U0, W0, Rows
 from methods import METHODS
 
-SLOW = {"VRBO", "PZOBO", "SRBA", "InexactDescent", "SFFBA", "MSEBA", "SUSTAIN"}  # kin of others
+SLOW = {
+    "VRBO",
+    "PZOBO",
+    "SRBA",
+    "InexactDescent",
+    "SFFBA",
+    "MSEBA",
+    "SUSTAIN",
+    "SPABA",
+    "BSA",
+}  # kin of others
 
 
 @pytest.mark.parametrize(

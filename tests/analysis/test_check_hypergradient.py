@@ -31,7 +31,9 @@ def test_aid_agrees_with_central_differences(name):
     assert bool(check)
 
 
-@pytest.mark.parametrize("name", ["coupled", "ridge_per_feature"])
+@pytest.mark.parametrize(
+    "name", ["coupled", pytest.param("ridge_per_feature", marks=pytest.mark.slow)]
+)
 def test_itd_agrees_with_central_differences(name):
     case = CASES[name]
     check = check_hypergradient(

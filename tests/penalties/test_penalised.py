@@ -103,7 +103,9 @@ def library_gradient(problem: bilevel.BilevelProblem, u: np.ndarray, w: np.ndarr
     return np.asarray(found.grad)
 
 
-@pytest.mark.parametrize("features", [10, 60])  # fewer and more than the 20 rows
+@pytest.mark.parametrize(
+    "features", [pytest.param(10, marks=pytest.mark.slow), 60]
+)  # fewer and more than the 20 rows
 def test_ridge_hypergradient_is_that_of_the_library(features):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(40, features)), rng.normal(size=40)

@@ -24,7 +24,7 @@ from digits import TRAIN, digits
 from reports import BASELINES, HARMLESS, iris_evidence, made_result
 from schema import faults
 
-LINEAR = LogisticRegression(max_iter=1000)
+LINEAR = LogisticRegression(tol=0.01)  # a fit to the end takes five times as long
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +274,7 @@ def test_groups_have_scores_where_the_holdout_has_groups():
 # -- worst rows -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_planted_errors_are_among_the_worst_rows_with_their_true_labels(found):
     data, rows = digits(), found["worst"]["rows"]
     assert len(rows) == 200

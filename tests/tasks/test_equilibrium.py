@@ -76,8 +76,12 @@ def by_hand(u, z, x, y):
     )
     d = v * slope
     by_A = d.T @ z
-    pull = jax.vjp(lambda W: tasks.models.contracted(W, 0.8), jnp.asarray(u["W"]))[1]
-    by_W = pull(jnp.asarray(by_A))[0]
+
+    @jax.jit  # operation by operation it would be many small compilations
+    def pull(W, by_A):
+        return jax.vjp(lambda W: tasks.models.contracted(W, 0.8), W)[1](by_A)[0]
+
+    by_W = pull(jnp.asarray(u["W"]), jnp.asarray(by_A))
     return {"W": by_W, "U": d.T @ x, "b": d.sum(0), "V": e.T @ z, "c": e.sum(0)}
 
 

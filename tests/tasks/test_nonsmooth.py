@@ -97,7 +97,7 @@ def flat(tree):
     return np.hstack([np.ravel(a) for a in jax.tree.leaves(tree)])
 
 
-QUICK = ["lasso", "elastic net, one and eight"]
+QUICK = ["elastic net, one and eight"]
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in PENALTIES if name not in QUICK]
 
 

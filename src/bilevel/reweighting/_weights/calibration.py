@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 from scipy.optimize import minimize
-from scipy.special import expit, logsumexp
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaln, expit, logsumexp
 
 DRAWS = 400  # from the posterior
 SLOPE_SPREAD = 0.5  # the prior's standard deviation of the slope, around 1
@@ -208,7 +207,8 @@ def draw_rates(
         log_p[:, one] = np.einsum("rpb,pb->rp", terms, count[one])
     if near is not None:
         a, b = LIKE_ALL * near + 0.5, LIKE_ALL * (1 - near) + 0.5
-        log_p += beta_distribution.logpdf(rates[:, None], a, b) + np.log(roots)[:, None]
+        beta = (a - 1) * np.log(rates)[:, None] + (b - 1) * np.log1p(-rates)[:, None] - betaln(a, b)
+        log_p += beta + np.log(roots)[:, None]  # the grid is one of the square roots
     return rates[choose_one(log_p, rng)]
 
 
