@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel import Blocks, FullBatch, Shuffled, Stream, WithReplacement
+from bilevel._sampler import _uniform
 
 
 def draws(sampler, n, num_draws, seed=0):
@@ -87,6 +88,13 @@ def test_with_replacement_positions_are_independent():
     lagged = np.bincount(index[:-1, 0] * 4 + index[1:, 0], minlength=16)
     expected = len(index[1:]) / 16
     assert np.sum((lagged - expected) ** 2 / expected) < 44.3
+
+
+@pytest.mark.parametrize("n", [1, 7, 8000, 10**6, 2**31 - 1])
+def test_with_replacement_draws_what_jax_draws(n):
+    """Its rule, up to the order of the programs; a new rule of JAX would make this fail."""
+    key = jr.key(n)
+    np.testing.assert_array_equal(_uniform(key, 50, n), jr.randint(key, (50,), 0, n))
 
 
 def test_with_replacement_may_exceed_the_number_of_rows():
