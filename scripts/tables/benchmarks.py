@@ -412,6 +412,31 @@ def growth_axes() -> str:
     return "\n\n".join(parts)
 
 
+def processes_table() -> str:
+    """What a step costs on several processes, and what it would send on many machines."""
+    report = _report("processes")
+    alone = report["table"][0]["cpu_seconds"]
+    lines = [
+        [
+            f"{row['processes']}",
+            f"{1e3 * row['cpu_seconds']:.1f}",
+            f"{alone / row['cpu_seconds']:.2f}",
+            f"{row['collectives']}",
+            f"{row['bytes']:,}",
+        ]
+        for row in report["table"]
+    ]
+    head = ["processes", "CPU ms per step and process", "times less than alone"]
+    head += ["collective operations per step", "bytes they are about"]
+    model, settings = report["model"], report["settings"]
+    times = ", ".join(f"{1e6 * x:.1f} us at {name}" for name, x in model["seconds"].items())
+    return (
+        f"{settings['rows']:,} rows of {settings['columns']} columns:\n\n{_table(head, lines)}\n\n"
+        f"On {model['machines']} machines each would send {model['sent_bytes']:,.0f} bytes per step, "
+        f"whatever the number of rows: {times}, and the latency of the network besides."
+    )
+
+
 def _growth_cells(row: dict[str, Any]) -> list[str]:
     return [
         f"{row['cpu_seconds']:.0f} ({row['expected_seconds']:.0f})",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..reweighting._inputs.columns import vectorise
+from ..reweighting._inputs.files import is_csv
 from ..reweighting._inputs.prepare import prepare
 from ..reweighting._learn import check_method, is_cross_validated
 from ..reweighting._weights.folds import FOLDS, MAX_ROWS
@@ -19,10 +20,10 @@ from ._weigh_tables import check_tables, input_files
 
 # Measured on 1000 to 10 million rows of 100 columns, see benchmarks/growth.py: evaluations of loss and
 # gradient in a whole run of "auto", on the rows that label models are fitted on; seconds to start; and
-# seconds per number of a row that is in memory (encoded, fitted, judged), and of one that is judged by
-# parts.
+# seconds per number of a row that is in memory (encoded, fitted, judged), of one that is judged by
+# parts, and of one that is read of a CSV file.
 EVALUATIONS, SECONDS = 12_000, 10.0
-IN_MEMORY, BY_PARTS = 1.2e-6, 2e-7
+IN_MEMORY, BY_PARTS, OF_CSV = 1.2e-6, 2e-7, 3e-7
 
 
 class Estimate(NamedTuple):
@@ -60,7 +61,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes"
 
 
-def estimate_cost(x: np.ndarray, trusted: int, outputs: int, large: LargeTable | None) -> Estimate:
+def estimate_cost(
+    x: np.ndarray, trusted: int, outputs: int, large: LargeTable | None, *, of_csv: bool
+) -> Estimate:
     """Time the two matrix products of one gradient on the rows that a run would see, and count."""
     rows, columns = x.shape
     all_rows = rows if large is None else large.table.rows
@@ -72,6 +75,7 @@ def estimate_cost(x: np.ndarray, trusted: int, outputs: int, large: LargeTable |
         w = w + 0 * (some @ w.T).T @ some
         times.append(time.perf_counter() - start)
     seconds = SECONDS + EVALUATIONS * min(times) + IN_MEMORY * columns * rows
+    seconds += OF_CSV * columns * all_rows * of_csv
     memory = bytes_of(rows + trusted, columns, outputs)
     if large is not None:
         seconds += BY_PARTS * columns * all_rows
@@ -110,6 +114,10 @@ def _estimate(config: WeighConfig, paths: Mapping[str, Path]) -> Estimate:
         folds=FOLDS if is_cross_validated(config.method, config.model) else None,
     )
     cost = estimate_cost(
-        features["train"], len(features["trusted"]), data.num_outputs, tables.large
+        features["train"],
+        len(features["trusted"]),
+        data.num_outputs,
+        tables.large,
+        of_csv=is_csv(paths["train"]),
     )
     return cost._replace(notes=() if config.private else tables.notes)

@@ -54,6 +54,11 @@ def is_table(path: Path) -> bool:
     return any(path.name.lower().endswith(end) for end in (*_SEPARATORS, *PARQUET))
 
 
+def is_csv(path: Path) -> bool:
+    """Whether it is read as a CSV file."""
+    return not path.is_dir() and any(path.name.lower().endswith(end) for end in _SEPARATORS)
+
+
 def read_tables(
     paths: Mapping[str, Path],
     *,
