@@ -71,6 +71,18 @@ def judge(done: dict[str, Any], allowed: tuple[int, ...] = OK) -> tuple[str, lis
     return ("done" if done["code"] == 0 else "refused"), []
 
 
+def run_and_judge(
+    server: Server, name: str, k: int, command: list[str | Path]
+) -> tuple[str, list[str]]:
+    """`judge`, of a command in the warm child; what is wrong there is repeated in a new one."""
+    ended, wrong = judge(server.run(*command, warm=True))
+    if wrong:
+        done = server.run(*command)
+        print(name, k, f"{wrong} in the warm child;", done["stderr"][-2000:], flush=True)
+        ended, wrong = judge(done)
+    return ended, wrong
+
+
 def shared(number: int, names: dict[str, Any] | list[str]) -> dict[str, int]:
     """So many cases, shared among the names."""
     return dict.fromkeys(names, max(1, number // len(names)))
@@ -132,7 +144,7 @@ class Folders(Part):
             "scorer.npz": ("run", score),
             "weights.parquet": ("run", ["suggest", m]),
             "report.json": ("run", ["report", m]),
-            "report.json of two runs": ("run", ["report", self.home / "run", m]),
+            "weights.parquet of two runs": ("run", ["report", self.home / "run", m]),
             "model.skops of trees": ("trees", score),
             "scorer.skops of trees": ("trees", score),
         }
@@ -147,10 +159,7 @@ class Folders(Part):
         path.write_bytes(mutate(path.read_bytes(), rng))
         if k % 4 and path.name != "summary.json":  # as somebody who forges a folder would
             write_summary(json.loads((changed / "summary.json").read_text()), changed)
-        done = self.server.run(*reader)
-        ended, wrong = judge(done)
-        if wrong:
-            print(name, k, wrong, done["stderr"][-1500:], flush=True)
+        ended, wrong = run_and_judge(self.server, name, k, reader)
         shutil.rmtree(changed)
         return ended, wrong
 
@@ -218,12 +227,11 @@ class Tables(Part):
         changed.write_bytes(content)
         places = {"FILE": changed, "TRUSTED": self.home / f"trusted {name}"}
         command = self.readers[name][k % len(self.readers[name])]
-        done = self.server.run(*(places.get(str(x), x) for x in command))
-        ended, wrong = judge(done)
+        given = [places.get(str(x), x) for x in command]
+        ended, wrong = run_and_judge(self.server, name, k, given)
         if ended == "done" and (said := misread(changed, name)):
             ended, wrong = "misread", [said]
-        if wrong:
-            print(name, k, wrong, done["stderr"][-1500:], flush=True)
+            print(name, k, wrong, flush=True)
         return ended, wrong
 
 
@@ -291,11 +299,7 @@ class OddTables(Part):
         if k % 2:
             groups = ["--groups", other] if rng.random() < 0.3 else []
             command = ["weigh", path, *options, *groups, "--dry-run", "--out", self.home / "none"]
-        done = self.server.run(*command)
-        ended, wrong = judge(done)
-        if wrong:
-            print(name, k, wrong, command, done["stderr"][-2500:], flush=True)
-        return ended, wrong
+        return run_and_judge(self.server, name, k, command)
 
 
 def _texts(column: pa.ChunkedArray) -> list[str | None]:

@@ -4,8 +4,11 @@ With the shim of `shim.c` loaded before the C library, the k-th call of the chil
 below a folder kills it, or fails. Lines of JSON come in and go out:
 
     {"arguments": [...], "folder": "/...", "at": k, "mode": 1, "seconds": s, "signal": n,
-     "memory": bytes}
+     "memory": bytes, "allocation": k, "known": true, "warm": true}
     {"code": 0, "calls": 57, "stderr": "..."}   code is -9 for a child that was killed
+
+With "warm" the command runs in a child that has run others before it, which is ten times as fast; with
+"known" what was learned once is taken from memory.
 """
 
 import contextlib
@@ -16,6 +19,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +38,9 @@ MODES = {
     "EINTR": INTERRUPTED,
 }
 LIMIT = 300.0  # seconds of one command
+LEAST = 1 << 14  # bytes of an allocation of a command that is counted
+MOST = 250  # commands of one warm child
+_known: list[Any] = []  # what the command learned that was to be remembered
 
 
 def build_shim(folder: Path) -> Path | None:
@@ -100,37 +107,115 @@ def main() -> None:
     model_types()
     client._SERVER._start()  # all children ask the same process to read
     answers, sys.stdout = sys.stdout, sys.stderr
+    warm = WarmChild()
     for line in sys.stdin:
-        answers.write(json.dumps(serve(json.loads(line))) + "\n")
+        answers.write(json.dumps(serve(json.loads(line), warm)) + "\n")
         answers.flush()
 
 
 def remember(ask: dict[str, Any]) -> dict[str, Any]:
-    """Run the command here, and let the children take what it has learned: faults are about files.
+    """Run the command here, so that children can take what it has learned: faults are about files.
 
     Not for methods that use JAX, which a fork does not survive.
     """
     from bilevel.cli import _weigh_work, app
 
-    learn, known = _weigh_work.learn_weights, []
+    learn = _weigh_work.learn_weights
 
     def learned(*arguments: Any, **options: Any) -> Any:
-        if options["method"] != "auto":
-            return learn(*arguments, **options)
-        if not known:
-            known.append(learn(*arguments, **options))
-        return known[0]
+        _known.append(learn(*arguments, **options))
+        return _known[-1]
 
+    _known.clear()
     _weigh_work.learn_weights = learned
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         app([*ask["arguments"]])
-    return {"code": 0 if known else 1}
+    _weigh_work.learn_weights = learn
+    return {"code": 0 if len(_known) == 1 else 1}
 
 
-def serve(ask: dict[str, Any]) -> dict[str, Any]:
+class WarmChild:
+    """A child that runs one command after the other, and its successors."""
+
+    def __init__(self) -> None:
+        self._process, self._line, self._done = 0, socket.socket(), MOST
+
+    def run(self, ask: dict[str, Any]) -> dict[str, Any]:
+        """What became of a command; one that ends or hangs the child is told by its code."""
+        if self._done >= MOST:
+            self._start()
+        self._done += 1
+        with tempfile.TemporaryFile("w+") as said:
+            socket.send_fds(self._line, [json.dumps(ask).encode()], [said.fileno()])
+            began, code = time.monotonic(), None
+            with contextlib.suppress(TimeoutError):
+                answer = self._line.recv(64)
+                code = int(answer) if answer else self._end()
+            if code is None:
+                os.kill(self._process, signal.SIGKILL)
+                self._end()
+            said.seek(0)
+            words = said.read()[-4000:]
+        return {"code": code, "calls": 0, "stderr": words, "seconds": time.monotonic() - began}
+
+    def _start(self) -> None:
+        if self._process:
+            self._line.close()
+            self._end()
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._line.settimeout(LIMIT)
+        self._done, self._process = 0, os.fork()
+        if self._process == 0:
+            self._line.close()
+            run_many(theirs)
+        theirs.close()
+
+    def _end(self) -> int:
+        code = os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
+        self._process, self._done = 0, MOST
+        return code or 70  # which no command has
+
+
+def run_many(line: socket.socket) -> None:
+    """In the warm child: commands, until nobody asks. Those that fork do not."""
+    import bilevel.cli
+
+    bilevel.cli.run_apart = lambda: None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    while True:
+        request, handles, *_ = socket.recv_fds(line, 1 << 16, 1)
+        if not request:
+            os._exit(0)
+        os.dup2(handles[0], 2)
+        os.close(handles[0])
+        sys.argv = ["bilevel", *json.loads(request)["arguments"]]
+        code = run_command()
+        sys.stderr.flush()
+        line.send(str(code).encode())
+
+
+def run_command() -> int:
+    """The exit code of the command in `sys.argv`; 70, and a traceback, if it lets an error through."""
+    from bilevel.cli import main as command
+
+    try:
+        command()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    return 70
+
+
+def serve(ask: dict[str, Any], warm: WarmChild) -> dict[str, Any]:
     """Fork, run, wait."""
     if ask.get("remember"):
         return remember(ask)
+    if ask.get("warm"):
+        return warm.run(ask)
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as counts:
         child = os.fork()
         if child == 0:
@@ -164,32 +249,33 @@ def run(ask: dict[str, Any], said: int, counts: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
     sys.argv = ["bilevel", *ask["arguments"]]
-    from bilevel.cli import main as command
+    if ask.get("known") and _known:
+        from bilevel.cli import _weigh_work
 
+        _weigh_work.learn_weights = lambda *_, **__: _known[0]
     shim = None
-    if "folder" in ask and "LD_PRELOAD" in os.environ:
+    if "LD_PRELOAD" in os.environ and ("folder" in ask or "allocation" in ask):
         shim = ctypes.CDLL(None)
-        shim.arm(ask["folder"].encode(), ctypes.c_long(ask.get("at", -1)), ask.get("mode", COUNT))
-    code = 70
+        shim.arm(
+            ask.get("folder", "/none").encode(),
+            ctypes.c_long(ask.get("at", -1)),
+            ask.get("mode", COUNT),
+        )
+        shim.arm_allocations(ctypes.c_long(ask.get("allocation", -1)), ctypes.c_long(LEAST))
     if "memory" in ask:  # so many bytes more than there are now
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + ask["memory"],) * 2)
-    try:
-        command()
-    except SystemExit as ended:
-        code = ended.code or 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+    code = run_command()
     with contextlib.suppress(Exception):
         if shim is not None:
-            shim.counted.restype = ctypes.c_long
-            number = shim.counted()
+            counted = shim.counted_allocations if "allocation" in ask else shim.counted
+            counted.restype = ctypes.c_long
+            number = counted()
+            shim.arm_allocations(ctypes.c_long(-1), ctypes.c_long(1 << 62))
             shim.arm(b"/none", ctypes.c_long(-1), -1)
             os.write(counts, str(number).encode())
         sys.stderr.flush()
-    os._exit(int(code))
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 /* Loaded before the C library (LD_PRELOAD): counts the calls that change files below a folder, and at the
-   k-th of them kills the process or fails. `arm` is called from Python. */
+   k-th of them kills the process or fails; and the allocations of memory of at least so many bytes, of
+   which the k-th fails. `arm` and `arm_allocations` are called from Python. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -134,3 +137,46 @@ OPEN(open)
 OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
+
+/* Memory: no dlsym here, which allocates itself; glibc has its functions under these names too. */
+#ifdef __GLIBC__
+static long allocations, failing = -1;
+static size_t least = (size_t)1 << 62;
+
+void arm_allocations(long k, long bytes) { failing = k, least = bytes, allocations = 0; }
+long counted_allocations(void) { return allocations; }
+
+static int lacks(size_t size) {
+  if (size < least) return 0;
+  if (__atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED) != failing) return 0;
+  errno = ENOMEM;
+  return 1;
+}
+
+void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+void *__libc_memalign(size_t, size_t);
+
+void *malloc(size_t size) { return lacks(size) ? NULL : __libc_malloc(size); }
+void *calloc(size_t n, size_t size) {
+  return (!size || n <= SIZE_MAX / size) && lacks(n * size) ? NULL : __libc_calloc(n, size);
+}
+void *realloc(void *old, size_t size) { return lacks(size) ? NULL : __libc_realloc(old, size); }
+void *memalign(size_t by, size_t size) { return lacks(size) ? NULL : __libc_memalign(by, size); }
+void *aligned_alloc(size_t by, size_t size) { return memalign(by, size); }
+int posix_memalign(void **target, size_t by, size_t size) {
+  void *found = memalign(by, size);
+  if (!found) return ENOMEM;
+  *target = found;
+  return 0;
+}
+#define MAP(name, offset) \
+  void *name(void *at, size_t size, int allowed, int flags, int fd, offset place) { \
+    if ((flags & MAP_ANONYMOUS) && lacks(size)) return MAP_FAILED; \
+    return REAL(name)(at, size, allowed, flags, fd, place); \
+  }
+MAP(mmap, off_t)
+MAP(mmap64, off64_t)
+#else
+void arm_allocations(long k, long bytes) {}
+long counted_allocations(void) { return 0; }
+#endif

@@ -153,7 +153,7 @@ def test_the_real_command_at_every_fifth_call(tmp_path):
     if shim is None:
         pytest.skip("no C compiler")
     with Server(shim) as server:
-        bench = Bench(server, tmp_path / "bench", [], remember=True)
+        bench = Bench(server, tmp_path / "bench", [], known=True)
         for k in range(0, bench.calls, 5):
             _, wrong = bench.disturb(folder=bench.folder, at=k, mode=KILL)
             assert not wrong, k

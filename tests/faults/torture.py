@@ -12,6 +12,7 @@ A case is told by its part, its name and its number, so that any of them can be 
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -31,11 +32,14 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
+from allocations import Reading  # noqa: E402
 from cases import Part, write_small_tables  # noqa: E402
 from mutations import Folders, OddTables, Tables  # noqa: E402
+from pages import Pages  # noqa: E402
 from server import MODES, Server, build_shim  # noqa: E402
 
 from bilevel.cli._run_folder import RunFolder, State  # noqa: E402
+from browser import CHROMIUM, DRIVER  # noqa: E402
 
 RESULTS = HERE.parents[1] / "benchmarks" / "results" / "reliability.json"
 SAME = ("weights.parquet", "worst.csv", "scorer.npz")  # files that are equal bit for bit
@@ -46,24 +50,45 @@ PAUSE = 20.0  # seconds between two writings of the counts
 
 
 class Bench:
-    """A folder with tables, and the results of an undisturbed run to compare with."""
+    """A folder with tables, and the results of an undisturbed run to compare with.
 
-    def __init__(self, server: Server, folder: Path, options: list[str], *, remember: bool = False):
+    Args:
+        server: what runs commands.
+        folder: a new one.
+        options: of the command.
+        known: whether disturbed runs take what was learned from memory, and so do those after them.
+            Where nothing learned outlives a run (the default method has no checkpoint), the latter can
+            do so all the same.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        folder: Path,
+        options: list[str],
+        *,
+        known: bool = False,
+        keeps_nothing: bool = False,
+    ):
         folder.mkdir()
         self.server, self.folder = server, folder
         self.command = [*write_small_tables(folder), *options, "--out", folder / "run"]
         self.mine = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.known, self.keeps_nothing = known, keeps_nothing
         self.right: dict[str, bytes] = {}
-        if remember:
+        if known or keeps_nothing:
             assert server.run(*self.command, remember=True)["code"] == 0
             self.right = self.results()
             self.clear()
-        self.undisturbed = server.run(*self.command, folder=folder, at=-1, mode=0)
-        assert self.undisturbed["code"] == 0, self.undisturbed["stderr"]
-        self.calls = self.undisturbed["calls"]
-        assert self.right in ({}, self.results())
-        self.right = self.results()
-        self.clear()
+        counts: list[int] = []
+        for more in ({}, {"allocation": -1}):  # the second finds its programs compiled
+            done = server.run(*self.command, folder=folder, at=-1, mode=0, known=known, **more)
+            assert done["code"] == 0, done["stderr"]
+            assert self.right in ({}, self.results())
+            self.right = self.results()
+            self.clear()
+            counts.append(done["calls"])
+        (self.calls, self.allocations), self.seconds = counts, done["seconds"]
 
     def results(self) -> dict[str, bytes]:
         """The files that must be equal."""
@@ -79,7 +104,7 @@ class Bench:
     def disturb(self, **how: Any) -> tuple[str, list[str]]:
         """(the state that was left, what is wrong) of one run with a fault."""
         wrong: list[str] = []
-        done = self.server.run(*self.command, **how)
+        done = self.server.run(*self.command, known=self.known, **how)
         state = RunFolder.of(self.folder / "run").state()
         if "Traceback" in done["stderr"]:
             wrong.append("traceback")
@@ -88,7 +113,7 @@ class Bench:
         if state is State.foreign:
             wrong.append("no state of ours")
         more = [] if state is State.absent else ["--resume"]
-        again = self.server.run(*self.command, *more)
+        again = self.server.run(*self.command, *more, known=self.known or self.keeps_nothing)
         if again["code"] != 0:
             wrong.append("stuck")
         elif self.results() != self.right:
@@ -112,7 +137,7 @@ class EveryCall(Part):
 
     def __init__(self, server: Server, folder: Path, steps: dict[str, int]):
         self.benches = {
-            method: Bench(server, folder / method, options, remember=method == "auto")
+            method: Bench(server, folder / method, options, known=method == "auto")
             for method, options in METHODS.items()
         }
         self.steps = steps
@@ -134,7 +159,9 @@ class RandomMoments(Part):
 
     def __init__(self, server: Server, folder: Path, kills: int):
         self.benches = {
-            method: Bench(server, folder / f"{method} signals", options)
+            method: Bench(
+                server, folder / f"{method} signals", options, keeps_nothing=method == "auto"
+            )
             for method, options in METHODS.items()
         }
         self.goals = {
@@ -148,7 +175,7 @@ class RandomMoments(Part):
         method, _, sent = name.partition(": ")
         bench = self.benches[method]
         rng = np.random.default_rng([*name.encode(), k])
-        moment = rng.uniform(0, bench.undisturbed["seconds"])
+        moment = rng.uniform(0, bench.seconds)
         return bench.disturb(seconds=float(moment), signal=int(vars(signal)[sent]))
 
 
@@ -157,7 +184,9 @@ class TooLittleMemory(Part):
 
     def __init__(self, server: Server, folder: Path, number: int):
         self.benches = {
-            method: Bench(server, folder / f"{method} memory", options)
+            method: Bench(
+                server, folder / f"{method} memory", options, keeps_nothing=method == "auto"
+            )
             for method, options in METHODS.items()
         }
         self.goals = {f"{method}: memory": max(1, number // len(METHODS)) for method in METHODS}
@@ -168,6 +197,23 @@ class TooLittleMemory(Part):
         least, most = (1 << 16, 1 << 30) if k % 2 else (1 << 20, 1 << 27)
         memory = int(np.exp(rng.uniform(np.log(least), np.log(most))))
         return self.benches[name.partition(":")[0]].disturb(memory=memory)
+
+
+class OneAllocation(Part):
+    """One allocation of memory of `weigh` fails, drawn at random of all that are large."""
+
+    def __init__(self, server: Server, folder: Path, number: int):
+        self.benches = {
+            method: Bench(server, folder / f"{method} allocations", options, known=method == "auto")
+            for method, options in METHODS.items()
+        }
+        self.goals = {f"{method}: one allocation": number for method in METHODS}
+
+    def case(self, name: str, k: int) -> tuple[str, list[str]]:
+        """Fail at one of them."""
+        bench = self.benches[name.partition(":")[0]]
+        rng = np.random.default_rng([*name.encode(), k])
+        return bench.disturb(allocation=int(rng.integers(bench.allocations)))
 
 
 class Counts:
@@ -267,7 +313,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         shim = build_shim(folder)
-        with Server(shim, "bilevel.reweighting._weights.free_weights") as server:
+        with (
+            Server(shim, "bilevel.reweighting._weights.free_weights") as server,
+            contextlib.ExitStack() as stack,
+        ):
             steps = {"auto": 7, "soba": 20} if asked.short else {"auto": 1, "soba": asked.step}
             makers: dict[str, Callable[[], Part]] = {
                 "mutated tables": lambda: Tables(server, folder, mutations * 5 // 16),
@@ -275,11 +324,19 @@ def main() -> int:
                 "mutated run folders": lambda: Folders(server, folder, mutations * 9 // 16),
                 "at random moments": lambda: RandomMoments(server, folder, kills),
                 "too little memory": lambda: TooLittleMemory(server, folder, kills // 5),
-                "at every call": lambda: EveryCall(server, folder, steps),
             }
             if shim is None:
                 print("no C compiler, so no faults at single calls")
-                del makers["at every call"]
+            else:
+                makers |= {
+                    "allocations of the reader": lambda: Reading(shim, folder),
+                    "allocations of weigh": lambda: OneAllocation(server, folder, kills // 5),
+                    "at every call": lambda: EveryCall(server, folder, steps),
+                }
+            if CHROMIUM is None or DRIVER is None:
+                print("no browser, so no pages")
+            else:
+                makers["hostile texts in a browser"] = lambda: Pages(folder, stack)
             chosen = [name for name in makers if not asked.parts or name in asked.parts]
             parts = {name: makers[name]() for name in chosen}
             print({part: one.goals for part, one in parts.items()}, flush=True)

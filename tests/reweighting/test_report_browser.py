@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,33 +9,18 @@ from typing import Any
 import pytest
 
 from bilevel.reweighting._report.page import Report
+from browser import CHROMIUM, DRIVER, open_page, requests_beside, start_browser
 from reports import HARMLESS, HOSTILE, iris_evidence
 
 selenium = pytest.importorskip("selenium.webdriver")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver"
 )
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = selenium.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = selenium.ChromeService(DRIVER, log_output=os.devnull)
-    driver = selenium.Chrome(options=options, service=service)
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
@@ -51,14 +35,6 @@ def opened(request, browser, tmp_path_factory) -> Any:
         browser.get_log(kind)  # forget what the last page said
     open_page(browser, path)
     return browser, evidence, path
-
-
-def open_page(browser: Any, path: Any) -> None:
-    browser.get(path.as_uri())
-    end = time.monotonic() + 60
-    while browser.execute_script("return document.documentElement.dataset.charts") != "done":
-        assert time.monotonic() < end, browser.get_log("browser")
-        time.sleep(0.1)
 
 
 def column(browser: Any, title: str) -> list[str]:
@@ -87,12 +63,7 @@ def press(browser: Any, *keys: str) -> None:
 def test_it_is_drawn_without_a_word_on_the_console_or_a_request(opened):
     browser, _, path = opened
     assert browser.get_log("browser") == []
-    requests = [m["message"] for m in browser.get_log("performance")]
-    asked = [m for m in requests if '"Network.requestWillBeSent"' in m]
-    asked = [
-        m for m in asked if '"documentURL":"chrome://' not in m
-    ]  # the browser's own first page
-    assert [m for m in asked if path.as_uri() not in m and '"url":"data:' not in m] == []
+    assert requests_beside(browser, path) == []
     assert browser.title == "Weighting paid: weights report"
     shown = browser.execute_script("return document.querySelector('.verdict').innerText")
     assert shown.startswith("Weighting paid\n")
