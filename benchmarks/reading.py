@@ -2,21 +2,21 @@
 
     python benchmarks/reading.py [--rows N]
 
-Each file is read in turn in the process itself and in one of its own, by `read_table`, which also
-decides how columns are read; the least of so many seconds of the processor, of both processes
-together.
+Each file is read in turn by `read_table` in the process itself, by `read_table` in a process of its
+own, and by pandas, each time in a new process that has read a small file before, as a command reads a
+table once; the least of so many seconds of the processor, of both processes together. What it takes
+to start the process that reads, once per command, is told beside it.
 Writes benchmarks/results/reading.json.
 """
 
 import argparse
 import os
-import resource
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from _measure import write
 from bilevel._reading import client
 from bilevel.reweighting._inputs.files import read_table
 
-REPEATS = 3
+REPEATS = {"t.csv": 3, "t.parquet": 9}
 NUMBERS = 12  # columns
 
 
@@ -43,47 +43,63 @@ def make(rows: int) -> pd.DataFrame:
 
 def used() -> float:
     """Seconds of the processor that this process and the one that reads have had."""
-    process = client._SERVER._process
-    assert process is not None
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return time.process_time() + sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    process, other = client._SERVER._process, 0.0
+    if process is not None:
+        fields = Path(f"/proc/{process.pid}/schedstat").read_text().split()
+        children = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+        other = int(fields[0]) / 1e9 + sum(map(int, children)) / os.sysconf("SC_CLK_TCK")
+    return time.process_time() + other
 
 
-def seconds(path: Path) -> float:
-    """Of one reading."""
+def read_once(way: str, path: Path) -> None:
+    """Print the seconds to start the process that reads, and those to read the file."""
+    if way == "here":
+        client.POSSIBLE = False
     began = used()
-    read_table(path, "train", label="y", ids=["id"])
-    return used() - began
+    read_table(path.with_name("small.parquet"), "train", label="y", ids=["id"])
+    started = used()
+    if way != "pandas":
+        read_table(path, "train", label="y", ids=["id"])
+    elif path.suffix == ".csv":
+        pd.read_csv(path)
+    else:
+        pd.read_parquet(path)
+    print(started - began, used() - started)
 
 
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    rows = parser.parse_args().rows
-    results: dict[str, Any] = {"settings": {"rows": rows, "columns": NUMBERS + 4}}
+    parser.add_argument("--once", nargs=2, metavar=("WAY", "FILE"), help="in this very process")
+    asked = parser.parse_args()
+    if asked.once:
+        read_once(asked.once[0], Path(asked.once[1]))
+        return
+    results: dict[str, Any] = {"settings": {"rows": asked.rows, "columns": NUMBERS + 4}}
     with tempfile.TemporaryDirectory() as name:
-        table = make(rows)
+        table = make(asked.rows)
         table.to_csv(Path(name) / "t.csv", index=False)
         table.to_parquet(Path(name) / "t.parquet", index=False)
+        table[:9].to_parquet(Path(name) / "small.parquet", index=False)
         del table
-        client.read_file(
-            "parquet", Path(name) / "t.parquet", "t", "parquet", columns=["y"]
-        )  # starts it
-        for file in ("t.csv", "t.parquet"):
-            here, child = [], []
-            for _ in range(REPEATS):
-                child.append(seconds(Path(name) / file))
-                with mock.patch.object(client, "POSSIBLE", False):
-                    here.append(seconds(Path(name) / file))
+        starts = []
+        for file, repeats in REPEATS.items():
+            seconds: dict[str, list[float]] = {"here": [], "child": [], "pandas": []}
+            for _ in range(repeats):
+                for way, found in seconds.items():
+                    command = [sys.executable, __file__, "--once", way, str(Path(name) / file)]
+                    said = subprocess.run(command, check=True, capture_output=True, text=True)
+                    start, read = map(float, said.stdout.split())
+                    found.append(read)
+                    starts += [start] * (way == "child")
             results[file.partition(".")[2]] = {
-                "here": min(here),
-                "child": min(child),
+                **{way: min(found) for way, found in seconds.items()},
                 "bytes": (Path(name) / file).stat().st_size,
             }
-            print(file, results[file.partition(".")[2]], flush=True)
-    results["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if rows == 1_000_000:
+            print(file, seconds, flush=True)
+        results["start"] = min(starts)
+    if asked.rows == 1_000_000:
         write(__file__, results)
 
 

@@ -72,7 +72,7 @@ class Reading(Part):
                 [sys.executable, "-c", code],
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | client._QUIET | {"LD_PRELOAD": str(shim)},
+                env=os.environ | client._QUIET | client._PLAIN | {"LD_PRELOAD": str(shim)},
             )
         client._SERVER = server
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import shutil
 from pathlib import Path
@@ -90,7 +91,7 @@ def shared(number: int, names: dict[str, Any] | list[str]) -> dict[str, int]:
 
 def mutate_text(content: bytes, rng: np.random.Generator) -> bytes:
     """One to three changes of a kind that people and programs make: the result is still text."""
-    lines = content.decode("utf-8").splitlines(keepends=True)
+    lines = list(io.StringIO(content.decode("utf-8"), newline=""))
     for _ in range(rng.integers(1, 4)):
         i, j = (int(rng.integers(len(lines))) for _ in range(2))
         separator = "\t" if "\t" in lines[0] else ","
@@ -246,7 +247,7 @@ def misread(path: Path, name: str) -> str | None:
     content = path.read_bytes()
     text = (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8-sig")
     separator = "\t" if name.endswith(".tsv") else ","
-    head, *rows = csv.reader(text.splitlines(keepends=True), delimiter=separator)
+    head, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     rows = [row for row in rows if row]
     if len(rows) != len(read):
         return "another number of rows"

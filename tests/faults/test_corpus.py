@@ -16,6 +16,7 @@ from bilevel.cli._weigh_tables import Tables, check_tables
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs.checks import check_labels
 from bilevel.reweighting._inputs.containers import _from_path
+from bilevel.reweighting._inputs.files import read_table
 from bilevel.reweighting._inputs.scalars import check_spelling
 from runs import bilevel
 
@@ -67,8 +68,16 @@ def check_labels_too(tables: Tables) -> None:
 
 
 def test_every_file_has_a_line():
-    others = {"trusted.csv", "header_cut.npy"}
+    others = {"trusted.csv", "header_cut.npy", "line_separators_in_name.csv"}
     assert {p.name for p in FOLDER.iterdir()} == {*REFUSED, *READ, *SHOWN, *others}
+
+
+def test_a_name_that_holds_other_separators_of_lines_costs_no_row():
+    """Once the first row was taken for a part of the header, without a word."""
+    frame = read_table(FOLDER / "line_separators_in_name.csv", "train", ids=["id"]).frame
+    assert list(frame.columns) == ["id", "a", "b\u2028\x0c\x85", "y"]
+    assert len(frame) == 24
+    assert frame["id"].iloc[0] == "00000"
 
 
 def test_a_damaged_header_of_an_array_is_refused():

@@ -24,6 +24,7 @@ from .formats import FORMATS, RefusedError, write_tables
 
 MEMORY, SECONDS = "BILEVEL_READ_MEMORY", "BILEVEL_READ_SECONDS"  # of the environment
 LEAST = 1 << 28  # bytes, which the process itself needs
+PLENTY = 1 << 33  # bytes, of which the allocator may reserve one in four ahead
 POSSIBLE = sys.platform == "linux" and bool(sys.executable)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _START = """
@@ -241,6 +242,7 @@ class _Server:
     def _start(self) -> socket.socket:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = _START.format(path=[*sys.path], handle=theirs.fileno())
+        plain = _PLAIN if limits(Path())[0] < PLENTY else {}
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -249,7 +251,7 @@ class _Server:
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # so that Ctrl-C ends the command, and not this
-                env=os.environ | _QUIET,
+                env=os.environ | _QUIET | plain,
             )
         return self._control
 
@@ -259,12 +261,8 @@ class _Server:
         self._control = self._process = None
 
 
-# One thread each, as a fork copies no other; and the plain allocator, which reserves nothing ahead.
-_QUIET = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-}
+_QUIET = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # as a fork copies one thread only
+_PLAIN = {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # slower, and reserves nothing ahead
 _SERVER = _Server()
 _OWNER = os.getpid()
 if os.name == "posix":

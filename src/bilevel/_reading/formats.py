@@ -23,6 +23,7 @@ from .._text import named
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 SEPARATORS, PARQUET = ",;\t|", (".parquet", ".pq")
 BLOCK = 1 << 23  # bytes of a CSV file that are parsed at a time
+mapped = False  # whether files are mapped: one that is cut short meanwhile ends the process then
 NOTES, NAMELESS = b"bilevel", b"bilevel_nameless"  # the keys of our metadata
 Tables = tuple[pa.Schema, Iterator[pa.Table]]
 
@@ -63,7 +64,8 @@ def read_csv(path: Path, what: str, separator: str | None) -> Tables:
             f"{separator!r} in double quotes."
         )
 
-    lines, fields = len(text.splitlines()), len(names)
+    fields = len(names)
+    lines = len(list(io.StringIO(text, newline=None)))  # which end in \n, \r or both, as Arrow's do
     reader, bad = _open(path, separator, fields, lines)
     one_more = bad[0] if bad and bad[0].actual_columns == fields + 1 else None
     if one_more is not None:
@@ -120,7 +122,9 @@ def _open(path: Path, separator: str, fields: int, skip: int) -> tuple[Any, list
     names = [str(k) for k in range(fields)]
     reader = pyarrow.csv.open_csv(
         path,
-        pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip, block_size=BLOCK),
+        pyarrow.csv.ReadOptions(
+            column_names=names, skip_rows=skip, block_size=BLOCK, use_threads=False
+        ),
         pyarrow.csv.ParseOptions(
             delimiter=separator, newlines_in_values=True, invalid_row_handler=note
         ),
@@ -134,7 +138,7 @@ def _open(path: Path, separator: str, fields: int, skip: int) -> tuple[Any, list
 def read_parquet(path: Path, what: str, columns: Sequence[str] | None) -> Tables:
     """A Parquet file, group of rows by group of rows; `columns=None` is all of them."""
     # Names of folders above the file are not columns of the table.
-    file = pyarrow.parquet.ParquetFile(path)
+    file = pyarrow.parquet.ParquetFile(path, memory_map=mapped)
     schema = file.schema_arrow
     if columns is not None:
         metadata = schema.metadata
@@ -142,7 +146,7 @@ def read_parquet(path: Path, what: str, columns: Sequence[str] | None) -> Tables
 
     def groups() -> Iterator[pa.Table]:
         for k in range(file.num_row_groups):
-            yield _whole(file.read_row_group(k, columns))
+            yield _whole(file.read_row_group(k, columns, use_threads=False))
 
     return schema, groups()
 

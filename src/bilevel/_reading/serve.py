@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 LONGEST = 1 << 17  # bytes of a request
+TOO_LITTLE = ("launch worker thread", "Cannot allocate memory")  # what Arrow says without memory
 
 
 def main(handle: int) -> None:
     """Serve until nobody is left who could ask."""
     from . import formats
 
+    formats.mapped = True  # what may end the processes that read is told by their exit codes
     control = socket.socket(fileno=handle)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -88,8 +90,10 @@ def _read(formats: Any, request: dict[str, Any], target: int) -> None:
     sink = os.fdopen(target, "w+b", buffering=0)
     failure = None
     try:
-        limit(request["memory"], request["seconds"])
-        arguments = request["format"], Path(request["path"]), request["what"], request["options"]
+        path = Path(request["path"])
+        mapped = path.stat().st_size if path.is_file() else 0  # which takes addresses, no memory
+        limit(request["memory"] + mapped, request["seconds"])
+        arguments = request["format"], path, request["what"], request["options"]
         formats.write_tables(*arguments, sink)
     except MemoryError:
         failure = {"kind": "memory"}
@@ -97,8 +101,9 @@ def _read(formats: Any, request: dict[str, Any], target: int) -> None:
         failure = {"kind": "refused", "message": str(error)}
     except BaseException as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        little = any(words in str(error) for words in TOO_LITTLE)
         failure = {
-            "kind": "space" if full else "error",
+            "kind": "space" if full else "memory" if little else "error",
             "message": str(error) or type(error).__name__,
         }
     if failure is not None:

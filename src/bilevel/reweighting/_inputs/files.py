@@ -29,6 +29,7 @@ from .csv import (
 from .scalars import check_scalars
 
 REPEATED = 0.8  # the share of equal cells from which a column of the label's name repeats it
+MOST_BLOCKS = 64  # columns that are left where they were read; pandas warns of frames of above 100
 _UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
 _NO_NAME = ("__index_level_0__", "index")  # what an index without a name is asked for as
 _SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
@@ -232,7 +233,7 @@ def _asked(format: str, path: Path, what: str, kind: str, **options: Any) -> pa.
 
 def _as_frame(table: pa.Table, what: str) -> pd.DataFrame:
     try:
-        frame = table.to_pandas()
+        frame = table.to_pandas(split_blocks=table.num_columns <= MOST_BLOCKS)
         frame.columns = frame.columns.astype(str)
     except Exception as error:  # of many kinds: metadata may say anything
         raise InputError(f"{what} cannot be read as a table: {error}") from error
