@@ -85,7 +85,7 @@ def test_the_death_of_the_process_that_reads_is_an_error(csv, monkeypatch, dies,
         said = bilevel("audit", csv, "--trusted", csv, "--label", "y")
     finally:
         server._close()
-        process.wait(10)
+        process.wait(60)
     assert said.code == 3
     assert "".join(word.split()) in said.squeezed
     assert "thetrainfile" in said.squeezed
