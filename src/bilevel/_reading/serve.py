@@ -91,7 +91,8 @@ def _read(formats: Any, request: dict[str, Any], target: int) -> None:
     failure = None
     try:
         path = Path(request["path"])
-        mapped = path.stat().st_size if path.is_file() else 0  # which takes addresses, no memory
+        # A mapped file takes addresses, and no memory.
+        mapped = path.stat().st_size if request["format"] == "parquet" else 0
         limit(request["memory"] + mapped, request["seconds"])
         arguments = request["format"], path, request["what"], request["options"]
         formats.write_tables(*arguments, sink)
