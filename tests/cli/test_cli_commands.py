@@ -496,7 +496,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     said = bilevel("weigh", "-c", tmp_path / "none.toml")
     refused(2, "none.toml cannot be read: No such file or directory.", said=said)
     path = write_config(tmp_path, {"label": "x"})
-    refused(2, "Missing argument 'train'", said=bilevel("weigh", "-c", path))
+    refused(2, "Missing argument 'TRAIN'", said=bilevel("weigh", "-c", path))
     path.write_bytes('label = "\xe9"'.encode("latin-1"))
     refused(2, "settings.toml is not TOML: 'utf-8' codec", said=bilevel("weigh", "-c", path))
 
