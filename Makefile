@@ -27,7 +27,7 @@ once-wrong: $(STAMP) ## what was once wrong or silent, a line per kind
 	$(BIN)/python scripts/once-wrong
 
 slow: $(STAMP) ## full-size runs; the MNIST ones need BILEVEL_DATA
-	$(BIN)/python -m pytest -m slow
+	BILEVEL_TESTS_CHECK_ALL=1 $(BIN)/python -m pytest -m slow
 
 torture: $(STAMP) ## faults at every call, signals at random moments, mutated files; hours
 	$(BIN)/python tests/faults/torture.py

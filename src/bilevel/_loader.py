@@ -207,6 +207,11 @@ def _start(drawn: Any) -> Position:
 
 
 def position_of(state: Any, name: str) -> Position:
+    """The position of the loader in the sampler of this name.
+
+    Raises:
+        ValueError: the state has another sampler there.
+    """
     at = state.samplers.outer if name == "outer_sampler" else state.samplers.inner
     if not _is_position(at):
         raise ValueError(
