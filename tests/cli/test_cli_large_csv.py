@@ -149,3 +149,31 @@ def test_a_disk_without_room_or_right_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "_unnamed", lambda *_: os.open("/dev/full", os.O_RDWR))
     with pytest.raises(InputError, match=r"t.csv is laid down on the disk .* has no room for it"):
         read_texts(path, "train", tmp_path)
+
+
+def resident(folder: Path) -> int:
+    """Bytes of memory that mappings of files without a name in this folder take."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            inside = str(folder) in line and line.endswith("(deleted)")
+        elif inside and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not client.POSSIBLE, reason="reads /proc")
+def test_cells_take_memory_only_while_they_are_asked_for(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n" + f"{'x' * 60},{'y' * 60},1.5\n" * 40_000)
+    texts = read_texts(path, "train", tmp_path)
+    assert texts is not None
+    assert resident(tmp_path) < 200_000
+    assert all(texts.columns["a"].to_pylist())
+    assert resident(tmp_path) > 2_000_000
+    texts.release()
+    assert resident(tmp_path) == 0
+    rows = csv_parts.CsvRows(texts, {}, set())
+    for part in rows.frames(10_000):
+        assert part["c"].tolist() == [1.5] * len(part)
+        assert resident(tmp_path) == 0

@@ -88,13 +88,19 @@ def map_file(
         content = mmap.mmap(target, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(target)
-    table = pa.ipc.open_stream(pa.py_buffer(content)).read_all()
-    table.validate()
 
     def release() -> None:
         if hasattr(mmap, "MADV_DONTNEED"):
             content.madvise(mmap.MADV_DONTNEED)
 
+    batches = []
+    with pa.ipc.open_stream(pa.py_buffer(content)) as stream:
+        for batch in stream:
+            batch.validate()
+            batches.append(batch)
+            if folder is not None:
+                release()  # as the system maps some pages around each that is looked at
+        table = pa.Table.from_batches(batches, stream.schema)
     return Mapped(table, release)
 
 
