@@ -199,8 +199,8 @@ def how_many() -> str:
             ]
         )
     text = (
-        f"{settings['draws']} draws of rows, of trusted rows and of wrong labels "
-        f"({100 * settings['rate']:.0f} %) per line; linear label models. How often the 95 % interval "
+        f"{settings['draws']} draws of rows, of trusted rows and of wrong labels (each label with "
+        f"{100 * settings['rate']:.0f} %) per line; linear label models. How often the 95 % interval "
         "holds the truth, and in brackets its mean width. `benchmarks/how_many.py` writes this table."
     )
     head = [
