@@ -6,6 +6,7 @@ import json
 import re
 import sys
 
+import altair as alt
 import pandas as pd
 import pytest
 import typer
@@ -14,6 +15,7 @@ from bilevel._text import for_spreadsheet, to_json, visible
 from bilevel.cli import _app
 from bilevel.cli._commands_work import write_table
 from bilevel.cli._run_files import write_csv
+from bilevel.reweighting._report.chart import axis_names, make_chart, matrix
 from bilevel.reweighting._report.charts import draw_charts
 from bilevel.reweighting._report.page import Report
 from reports import iris_evidence
@@ -108,6 +110,24 @@ def test_a_page_with_charts_of_any_names():
     evidence["score"] = "\ufffe\x00accuracy"  # as somebody's report.json may say
     charts = draw_charts(evidence)
     assert "\\ufffe␀accuracy" in charts["gains"].svg
+
+
+def test_classes_may_have_the_names_of_what_every_object_has(capfd):
+    """A class called "constructor" once ended the report, and with it the run."""
+
+    def drawn(names: list[str]) -> list[int]:
+        rows = [{"given": a, "suggested": b, "rows": 1} for a in names for b in names]
+        bars = alt.Chart(height=99).mark_bar().encode(y=axis_names(), x="rows:Q")
+        lines = [{"name": name, "rows": 1} for name in names]
+        charts = [
+            matrix("n", "t", "w", rows, names, 1, "given"),
+            make_chart("n", "t", "w", lines, bars),
+        ]
+        assert [row["name"] for row in charts[1].rows] == names
+        return [chart.svg.count("<path") for chart in charts]
+
+    assert drawn(["constructor", "__proto__", "toString"]) == drawn(["a", "b", "c"])
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")

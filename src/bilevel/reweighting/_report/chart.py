@@ -18,6 +18,11 @@ WIDTH = 420
 ACCENT, MUTED, INK, LINE = "var(--accent)", "var(--muted)", "var(--ink)", "var(--line)"
 MOST_NAMES = 30
 PLAIN = {ACCENT: "#1f5fbf", MUTED: "#5a6675", INK: "#1c2430", LINE: "#dfe4ea"}
+_OF_OBJECTS = {
+    *("__proto__", "__defineGetter__", "__defineSetter__", "__lookupGetter__", "__lookupSetter__"),
+    *("constructor", "hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable", "toLocaleString"),
+    *("toString", "valueOf"),
+}
 _AXIS = {
     "labelColor": MUTED,
     "titleColor": MUTED,
@@ -113,8 +118,20 @@ def make_chart(
     rows, title, alt_text = visible_everywhere([rows, title, alt_text])
     chart = chart.properties(data=alt.Data(values=rows), width="container", description=alt_text)
     # Control characters in texts would end the process of the library that draws.
-    spec = visible_everywhere(chart.to_dict(validate=False) | {"config": _CONFIG})
+    spec = _own_words(visible_everywhere(chart.to_dict(validate=False) | {"config": _CONFIG}))
     return Chart(name, title, alt_text, spec, rows, width)
+
+
+def _own_words(value: Any) -> Any:
+    """The same with a joiner, which is not seen, behind words that every object of JavaScript has.
+
+    Vega looks names up in plain objects: of a class called "constructor" no chart could be drawn.
+    """
+    if isinstance(value, str):
+        return value + "\N{ZERO WIDTH JOINER}" if value in _OF_OBJECTS else value
+    if isinstance(value, dict):
+        return {key: _own_words(x) for key, x in value.items()}
+    return [_own_words(x) for x in value] if isinstance(value, list) else value
 
 
 def axis_x(field: str, title: str, **scale: Any) -> alt.X:
