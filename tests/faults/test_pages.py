@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 from hostile import STRINGS
-from pages import Pages, differences
+from hostile_pages import Pages, differences
 
 from browser import CHROMIUM, DRIVER
 

@@ -34,8 +34,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from allocations import Reading  # noqa: E402
 from cases import Part, write_small_tables  # noqa: E402
+from hostile_pages import Pages  # noqa: E402
 from mutations import Folders, OddTables, Tables  # noqa: E402
-from pages import Pages  # noqa: E402
 from server import MODES, Server, build_shim  # noqa: E402
 
 from bilevel.cli._run_folder import RunFolder, State  # noqa: E402

@@ -264,8 +264,13 @@ def has(values: Any, pattern: str) -> bool:
 
 def without_gaps(texts: Any, gaps: Sequence[str] = GAPS) -> Any:
     """The same with missing values in place of these texts."""
+    if isinstance(texts, pa.ChunkedArray):
+        return pa.chunked_array([without_gaps(x, gaps) for x in texts.chunks], texts.type)
     missing = pc.is_in(texts, value_set=pa.array(gaps, pa.large_string()))
-    return pc.if_else(missing, None, texts)
+    if not pc.any(missing).as_py():
+        return texts
+    # Not `if_else`, which up to pyarrow 23 reads the wrong bytes of a slice of texts.
+    return pc.replace_with_mask(texts, missing, pa.scalar(None, texts.type))
 
 
 def _distinct(texts: Any) -> list[str]:
