@@ -79,7 +79,7 @@ def test_parts_have_the_values_of_the_whole(tmp_path, monkeypatch, ending, label
         whole: Any = expected.frame[name]
         pd.testing.assert_series_equal(column, whole, check_names=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
-    assert len(set(expected.frame.dtypes)) >= 5
+    assert len(set(expected.frame.dtypes)) >= 4
 
 
 def test_labels_of_any_kind_by_parts(tmp_path):

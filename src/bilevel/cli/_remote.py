@@ -61,7 +61,7 @@ def local_copies(files: Mapping[str, str], beside: Path) -> Iterator[dict[str, P
 def _copy(url: str, name: str, folder: Path) -> Path:
     """The file, or the folder of Parquet files, in `folder`."""
     try:
-        from fsspec.core import url_to_fs  # pyright: ignore[reportMissingImports]
+        import fsspec.core  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             f"the {name} file {url} is a URL, which takes fsspec to read: "
@@ -69,7 +69,7 @@ def _copy(url: str, name: str, folder: Path) -> Path:
             "copy the file to this machine."
         ) from error
     try:
-        storage, path = url_to_fs(url)
+        storage, path = fsspec.core.url_to_fs(url)
         root = path.rstrip("/")
         local = folder / (PurePosixPath(urlsplit(root).path).name or "table")
         if not storage.isdir(path):

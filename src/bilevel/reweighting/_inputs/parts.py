@@ -141,7 +141,10 @@ class ParquetRows(AbstractRows):
             yield part.reset_index(wanted) if wanted else part
 
     def _tables(self, size: int) -> Iterator[pa.Table]:
-        """File by file, page by page: a scan of the dataset would hold a whole group of rows."""
+        """File by file, page by page: a scan of the dataset would hold a whole group of rows.
+
+        (Up to version 22, pyarrow holds one here too.)
+        """
         schema = self.dataset.schema
         for fragment in self.dataset.get_fragments():
             from_path = pyarrow.dataset.get_partition_keys(fragment.partition_expression)
