@@ -429,11 +429,25 @@ def processes_table() -> str:
     head = ["processes", "CPU ms per step and process", "times less than alone"]
     head += ["collective operations per step", "bytes they are about"]
     model, settings = report["model"], report["settings"]
-    times = ", ".join(f"{1e6 * x:.1f} us at {name}" for name, x in model["seconds"].items())
+    times = ", ".join(f"{1e3 * x:.1f} ms at {name}" for name, x in model["seconds"].items())
+    share = 1e3 * alone / model["machines"]
     return (
         f"{settings['rows']:,} rows of {settings['columns']} columns:\n\n{_table(head, lines)}\n\n"
-        f"On {model['machines']} machines each would send {model['sent_bytes']:,.0f} bytes per step, "
-        f"whatever the number of rows: {times}, and the latency of the network besides."
+        f"On {model['machines']} machines each would send up to {model['sent_bytes'] / 1e6:.1f} MB "
+        f"per step: {times}, and the latency of the network besides; its share of the arithmetic "
+        f"would take {share:.1f} ms."
+    )
+
+
+def step_of_a_billion() -> str:
+    """A full-batch step of SOBA on a billion rows and 16 machines, on paper."""
+    report, rows, machines = _report("processes"), 1e9, 16
+    few = report["settings"]["rows"]
+    seconds = report["table"][0]["cpu_seconds"] * rows / few / machines
+    sent = 2 * report["table"][-1]["bytes"] * rows / few * (machines - 1) / machines
+    return (
+        f"{seconds:.0f} s of arithmetic and {sent / 1e9:.0f} GB sent by each machine, which take "
+        f"{sent / 12.5e9:.1f} s at 100 Gb/s"
     )
 
 
@@ -475,6 +489,14 @@ def measured_costs() -> str:
             ),
         ]
     return _table(["what", "ratio of CPU times"], lines)
+
+
+def soba_profile() -> str:
+    """Where the time of a SOBA step goes, in microseconds."""
+    found = _report("soba_profile")["microseconds"]
+    head = ["microseconds of", *(f"batches of {size}" for size in found)]
+    parts = next(iter(found.values()))
+    return _table(head, [[name, *(f"{x[name]:.0f}" for x in found.values())] for name in parts])
 
 
 def _report(name: str) -> dict[str, Any]:
