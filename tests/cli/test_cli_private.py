@@ -177,3 +177,14 @@ def test_no_secret_is_in_what_a_refusal_says(tmp_path, broken):
     assert secrets_in([said.stdout, said.stderr]) == set()
     assert "no message quotes your data" in " ".join(said.stderr.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_no_secret_of_a_configuration_file_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "vrakul.toml"
+    path.write_text("zorbla = 3\n")
+    command = ["weigh", "--config", str(path), "--private", "--out", str(tmp_path / "run")]
+    assert secrets_in([bilevel(*command).stderr]) == {"vrakul", "zorbla"}
+    monkeypatch.setattr("sys.argv", ["bilevel", *command])
+    said = bilevel(*command)
+    assert said.code == 2
+    assert secrets_in([said.stdout, said.stderr]) == set()

@@ -176,8 +176,15 @@ def _refusal(message: str) -> typer.BadParameter:
 
 def _load(context: typer.Context, path: Path | None) -> Path | None:
     """The file's values become the defaults of the command's options."""
-    if path is None:
-        return None
+    try:
+        return None if path is None else _read_defaults(context, path)
+    except typer.BadParameter as error:
+        if "--private" not in sys.argv:  # it is read after the file
+            raise
+        raise typer.BadParameter(f"the file cannot be used; {HIDDEN}") from error
+
+
+def _read_defaults(context: typer.Context, path: Path) -> Path:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_CONFIG + 1)

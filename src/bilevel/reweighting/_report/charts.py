@@ -136,6 +136,8 @@ def over_the_run(history: dict[str, list[Any]]) -> list[Chart]:
         ]
         if not rows:
             continue
+        first, last = rows[0]["step"], rows[-1]["step"]
+        few = list(range(int(first), int(last) + 1)) if last - first < 6 else alt.Undefined
         points = {"filled": True, "size": 24} if len(rows) <= 60 else False
         chart = (
             alt.Chart(height=150)
@@ -145,14 +147,14 @@ def over_the_run(history: dict[str, list[Any]]) -> list[Chart]:
                     "step:Q",
                     title="outer step",
                     scale=alt.Scale(nice=False),
-                    axis=alt.Axis(tickCount=5, tickMinStep=1, format="d"),
+                    axis=alt.Axis(tickCount=5, values=few, format="d"),
                 ),
                 y=axis_y("value", "", zero=False),
                 tooltip=tips(step="d|Step", value=f"{form}|{title}"),
             )
         )
-        first, last = rows[0]["value"], rows[-1]["value"]
-        words = f"{title} over {len(rows)} recorded steps, from {first:.4g} to {last:.4g}."
+        ends = f"from {rows[0]['value']:.4g} to {rows[-1]['value']:.4g}"
+        words = f"{title} over {len(rows)} recorded steps, {ends}."
         charts.append(make_chart(field.replace("_", "-"), title, words, rows, chart, width=300))
     return charts
 
