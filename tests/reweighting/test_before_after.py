@@ -122,6 +122,7 @@ def test_confusions_and_losses_are_those_of_scikit_learn():
         np.testing.assert_array_equal(counts, confusion_matrix(y, p.argmax(axis=1)))
     changes = [abs(t["change"]) for t in found["confusion"]["changes"]]
     assert changes == sorted(changes, reverse=True)
+    assert 0 not in changes
     losses = {t["name"]: t for t in found["calibration"]["table"]}
     for key, p in (("equal", before), ("reweighted", after)):
         assert losses["log loss"][key] == pytest.approx(log_loss(y, p))

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from bilevel.reweighting._report import suspects as suspects_module
 from bilevel.reweighting._report.clusters import find_clusters
-from bilevel.reweighting._report.confusions import confusions
+from bilevel.reweighting._report.confusions import confusions, of_first_pairs
 from bilevel.reweighting._report.first_rows import first_rows
 from bilevel.reweighting._report.refits import Rows
 from bilevel.reweighting._report.suspects import judge_suspects
@@ -110,6 +110,20 @@ def test_the_noise_matrix_counts_and_rates():
     assert first["rate"] == pytest.approx(
         ROWS.result.wrong[FOUND.rows[inside]].sum() / np.sum(ROWS.y == first["given"])
     )
+
+
+def test_the_picture_has_the_classes_of_the_most_frequent_pairs():
+    pairs = [
+        ("a", "b"),
+        ("c", "d"),
+        *((f"e{k}", f"f{k}") for k in range(4)),
+        ("a", "c"),
+        ("g", "a"),
+    ]
+    assert of_first_pairs(pairs) == {*"abcd", *(f"{x}{k}" for k in range(4) for x in "ef")}
+    assert of_first_pairs([("g", "a"), *pairs]) == {"a", "b", "c", "d", "g"} | {
+        f"{x}{k}" for k in range(3) for x in "ef"
+    }
 
 
 def test_chosen_columns_are_shown_with_long_texts_cut_and_pictures_small(tmp_path):

@@ -9,11 +9,11 @@ from scipy.stats import norm
 from .._inputs.checks import InputError
 from .._weights.baselines import take_rows
 from .._weights.metric import GROUPS, Said
+from .confusions import PICTURED, of_first_pairs
 from .refits import Rows
 
 FEWEST = 10  # rows of a class or group whose change gets an interval
 BINS = 10  # of the calibration, with equally many rows
-PICTURED = 12  # classes in the pictures of the confusions
 LISTED = 20  # confusions in the table
 TINY = 1e-6  # the least probability in a log loss
 
@@ -206,12 +206,13 @@ def _confusion(fits: Fits) -> dict[str, Any]:
         pair, number = np.unique(code, return_counts=True)
         for k, n in zip(pair.tolist(), number.tolist(), strict=True):
             counts.setdefault(divmod(k, len(classes)), [0, 0])[side] = n
-    errors = np.zeros(len(classes))
-    for (a, b), pair in counts.items():
-        if a != b:
-            errors[[a, b]] += sum(pair)
-    present = np.flatnonzero(np.isin(classes, y) | (errors > 0))
-    shown = np.sort(present[np.argsort(-errors[present], kind="stable")[:PICTURED]])
+    present = {k for pair in counts for k in pair}
+    shown = sorted(present)
+    if len(present) > PICTURED:
+        errors = sorted(
+            (key for key in counts if key[0] != key[1]), key=lambda k: (-sum(counts[k]), k)
+        )
+        shown = sorted(of_first_pairs(errors))
 
     def line(a: int, b: int) -> dict[str, Any]:
         before, after = counts.get((a, b), (0, 0))
@@ -221,14 +222,15 @@ def _confusion(fits: Fits) -> dict[str, Any]:
         (key for key in counts if key[0] != key[1]),
         key=lambda key: (-abs(counts[key][1] - counts[key][0]), -max(counts[key]), key),
     )
+    changed = [key for key in wrong if counts[key][0] != counts[key][1]]
     return {
         "classes": len(present),
         "pictured": [classes[k] for k in shown],
-        "cells": [line(a, b) for a in shown.tolist() for b in shown.tolist()],
+        "cells": [line(a, b) for a in shown for b in shown],
         "wrong": [int(np.sum(told != y)) for told in predicted],
         "pairs": len(wrong),
         "changes": [
-            line(a, b) | {"change": counts[a, b][1] - counts[a, b][0]} for a, b in wrong[:LISTED]
+            line(a, b) | {"change": counts[a, b][1] - counts[a, b][0]} for a, b in changed[:LISTED]
         ],
     }
 

@@ -1,5 +1,6 @@
 """The noise matrix: which labels stand in the place of which, among the flagged rows."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -41,16 +42,24 @@ def confusions(rows: Rows, found: Suspects) -> dict[str, Any] | None:
     lines.sort(key=lambda line: (-line["rows"], str(line["given"]), str(line["suggested"])))
     if not lines:
         return None
-    most: dict[Any, int] = {}
-    for line in lines:
-        for key in ("given", "suggested"):
-            most[line[key]] = most.get(line[key], 0) + line["rows"]
-    shown = sorted(most, key=lambda name: -most[name])[:PICTURED]
+    classes = {line[key] for line in lines for key in ("given", "suggested")}
+    shown = classes
+    if len(classes) > PICTURED:
+        shown = of_first_pairs((line["given"], line["suggested"]) for line in lines)
     return {
         "flagged": int(flagged.sum()),
         "differ": int(differs.sum()),
-        "classes": len(most),
-        "pictured": sorted(shown, key=str) if len(shown) < len(most) else sorted(most, key=str),
+        "classes": len(classes),
+        "pictured": sorted(shown, key=str),
         "pairs": lines[:LISTED],
         "all_pairs": lines if len(lines) > LISTED else None,
     }
+
+
+def of_first_pairs(pairs: Iterable[tuple[Any, Any]]) -> set[Any]:
+    """The classes of the first pairs, as many as fit into a picture: few cells are empty then."""
+    shown: set[Any] = set()
+    for pair in pairs:
+        if len(shown.union(pair)) <= PICTURED:
+            shown.update(pair)
+    return shown
