@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ._text import visible
+
 RESIDUALS = {
     "outer": "outer_residual",
     "inner": "inner_residual",
@@ -81,7 +83,8 @@ def unknown(u: Any, w: Any) -> tuple[None, None]:
 
 def preformatted(text: str) -> str:
     """Text for a notebook, line by line."""
-    return f"<pre>{html.escape(text)}</pre>"
+    shown = html.escape(visible(text, keep="\n"))
+    return f"<pre>{shown}</pre>"
 
 
 def as_text(solution: Any, name: str, message: str) -> str:

@@ -20,9 +20,11 @@ LEAST = (
     256  # bytes of an allocation that is counted: smaller ones Python takes from blocks of its own
 )
 SECONDS = 60  # a read that takes longer hangs
+LOOK, IDLE = 0.5, 3.0  # in place of minutes, see `serve.py`
 CODE = """
 import ctypes
 from bilevel._reading import formats, serve
+serve.LOOK, serve.IDLE = {look}, {idle}
 library, write = ctypes.CDLL(None), formats.write_tables
 library.counted_allocations.restype = ctypes.c_long
 def armed(format, path, what, options, sink):
@@ -66,7 +68,7 @@ class Reading(Part):
         server._control, theirs = client.socket.socketpair(
             client.socket.AF_UNIX, client.socket.SOCK_SEQPACKET
         )
-        code = CODE.format(least=LEAST, handle=theirs.fileno())
+        code = CODE.format(look=LOOK, idle=IDLE, least=LEAST, handle=theirs.fileno())
         with theirs:
             server._process = subprocess.Popen(
                 [sys.executable, "-c", code],

@@ -159,8 +159,9 @@ class Pages(Part):
         expected, found = self._plain[name], self.open(name, self._pages[name](hostile))
         wrong = differences(expected, found)
         text = normal(found["text"])
-        for there in sorted(set(re.findall(r"plain\w+plain", expected["text"]))):
-            if normal(visible(words[there])) not in text:
+        for there in sorted(set(re.findall(r"plain\w+?plain", expected["text"]))):
+            shown = visible(words[there]), visible(words[there], keep="\n")  # the latter in a <pre>
+            if not any(normal(one) in text for one in shown):
                 wrong.append("a text is not shown")
                 print(name, k, "not shown:", ascii(words[there])[:200], flush=True)
         if wrong:

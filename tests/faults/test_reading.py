@@ -15,7 +15,7 @@ from odd_tables import odd_table
 from bilevel._reading import client
 from bilevel._reading.client import ReadError, read_file
 from bilevel.reweighting import InputError
-from bilevel.reweighting._inputs.files import read_parquet, read_table
+from bilevel.reweighting._inputs.files import read_parquet, read_table, read_tables
 from runs import bilevel
 
 linux = pytest.mark.skipif(not client.POSSIBLE, reason="reads in the process itself")
@@ -51,8 +51,9 @@ def test_both_ways_to_read_are_the_same(csv, monkeypatch):
 
 
 SERVER = """
-import faulthandler, os, signal
+import faulthandler, os, signal, time
 from bilevel._reading import formats, serve
+serve.LOOK, serve.IDLE = 0.1, 1.0
 faulthandler.disable()
 def dies(*_, **__):
     {dies}
@@ -69,8 +70,9 @@ serve.main({handle})
         ("os._exit(9)", "ended with the code 9"),
         ("bytearray(1 << 43)", "takes more than"),
         ("while True: pass", "took more than 1 s of the processor"),
+        ("time.sleep(600)", "did nothing for"),  # as a parser whose thread lacks memory
     ],
-    ids=["crash", "exit", "memory", "time"],
+    ids=["crash", "exit", "memory", "time", "idle"],
 )
 def test_the_death_of_the_process_that_reads_is_an_error(csv, monkeypatch, dies, word):
     """A server of the test's own, whose format does harm."""
@@ -195,3 +197,9 @@ def test_what_odd_tables_found(tmp_path):
     long = pa.table({"a": [b"\xff" * 40, b"\xfe" * 40], "y": [0, 1]})
     pyarrow.parquet.write_table(long, other)
     assert bilevel("audit", other, "--trusted", other, "--label", "y").code in (0, 3)
+    path.write_text('a,y\n"1,5",0\n"2,5",1\n')
+    gaps = tmp_path / "gaps.csv"
+    gaps.write_text("a,y\n,0\n,1\n")
+    first, second = read_tables({"train": path, "trusted": gaps}, label="y").values()
+    assert first.frame["a"].tolist() == [1.5, 2.5]
+    assert second.frame["a"].isna().all()

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import typer
 
+from bilevel._summary import preformatted
 from bilevel._text import for_spreadsheet, to_json, visible
 from bilevel.cli import _app
 from bilevel.cli._commands_work import write_table
@@ -59,6 +60,11 @@ def test_what_cannot_be_seen_is_made_visible(text):
     assert visible(shown) == shown
     assert json.loads(to_json({text: [text]})) == {text: [text]}
     assert not ANY_UNSEEN.search(to_json(text))
+
+
+def test_a_notebook_shows_no_control_character():
+    shown = preformatted("\n".join(UNSEEN))
+    assert not ANY_UNSEEN.search(shown)
 
 
 def test_what_can_be_seen_stays():

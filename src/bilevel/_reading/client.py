@@ -208,6 +208,8 @@ def _reported(what: str, kind: str, read: Callable[..., Any], *arguments: Any) -
 def _death(code: int, seconds: int) -> str:
     if code == -signal.SIGXCPU:
         return f"took more than {seconds} s of the processor ({SECONDS} sets another limit)"
+    if code == -signal.SIGALRM:
+        return "did nothing for minutes"
     try:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:

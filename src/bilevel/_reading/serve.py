@@ -13,11 +13,13 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 LONGEST = 1 << 17  # bytes of a request
+LOOK, IDLE = 10.0, 120.0  # seconds between two looks at a process, and those it may do nothing
 TOO_LITTLE = ("launch worker thread", "Cannot allocate memory")  # what Arrow says without memory
 
 
@@ -33,11 +35,14 @@ def main(handle: int) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     waiting: dict[int, socket.socket | None] = {}  # who asked, by process
+    seen: dict[int, tuple[Any, float]] = {}  # what a process had done, and since when
     with selectors.DefaultSelector() as events:
         events.register(control, selectors.EVENT_READ)
         events.register(reader, selectors.EVENT_READ)
         while True:
-            for key, _ in events.select():
+            ready = events.select(LOOK if waiting else None)
+            _end_idle(waiting, seen)
+            for key, _ in ready:
                 if key.fileobj is control:
                     request, handles, *_ = socket.recv_fds(control, LONGEST, 2)
                     if not request:
@@ -65,6 +70,27 @@ def main(handle: int) -> None:
                     events.unregister(key.fileobj)
                     waiting[key.data] = None
                     os.kill(key.data, signal.SIGKILL)
+
+
+def _end_idle(children: Iterable[int], seen: dict[int, tuple[Any, float]]) -> None:
+    """End processes that have neither computed nor read for so long.
+
+    A parser may wait for ever for a thread of its own in which an allocation failed.
+    """
+    now = time.monotonic()
+    for gone in seen.keys() - set(children):
+        del seen[gone]
+    for child in children:
+        try:
+            fields = Path(f"/proc/{child}/stat").read_text(encoding="ascii", errors="replace")
+            done = fields.rpartition(")")[2].split()[11:13], Path(f"/proc/{child}/io").read_text()
+        except OSError:  # it has ended, or cannot be looked at
+            continue
+        before, since = seen.setdefault(child, (done, now))
+        if done != before:
+            seen[child] = done, now
+        elif now - since > IDLE:
+            os.kill(child, signal.SIGALRM)
 
 
 def _ended() -> Iterator[tuple[int, int]]:

@@ -67,17 +67,17 @@ class Reading(NamedTuple):
         return self == Reading(self.kind)
 
     def describe(self, column: str, texts: Any) -> str:
-        """What is worth saying about it, with the first cell that is no gap."""
-        example = next(
-            x for chunk in texts.chunks for x in chunk.to_pylist() if x.strip() not in GAPS
-        )
+        """What is worth saying about it, with the first cell that is no gap, if there is one."""
+        cells = (x for chunk in texts.chunks for x in chunk.to_pylist() if x.strip() not in GAPS)
+        example = next(cells, None)
         parts = [f"without {self.mark[0] + self.mark[1]!r}"] * any(self.mark)
         parts += [f"{self.thousands!r} separates thousands"] * bool(self.thousands)
         parts += ["a comma is the decimal point"] * (self.decimal == ",")
         parts += ["brackets are a minus"] * self.brackets
-        value = self.numbers([example])[0]
-        how = ", ".join(parts)
-        return f"the column {column!r} is read as numbers ({how}): {example!r} is {value:g}"
+        said = f"the column {column!r} is read as numbers ({', '.join(parts)})"
+        if example is None:  # in this table
+            return said
+        return f"{said}: {example!r} is {self.numbers([example])[0]:g}"
 
     def misfit(self, column: str, name: str, texts: Any) -> str | None:
         """What to say of another table's numbers that are written otherwise, if there are any."""
