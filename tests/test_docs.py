@@ -151,7 +151,9 @@ def assert_alike(printed: str, promised: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "package"), [("pytorch", "torch"), ("xgboost", "xgboost")])
+@pytest.mark.parametrize(
+    ("page", "package"), [("jax", "equinox"), ("pytorch", "torch"), ("xgboost", "xgboost")]
+)
 def test_pages_for_other_frameworks(page, package, tmp_path, monkeypatch):
     """The blocks of Python run, and end in a report; the commands need what the reader has."""
     pytest.importorskip(package)

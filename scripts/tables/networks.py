@@ -1,6 +1,8 @@
-"""The table of the page on networks, from `benchmarks/results/networks.json`."""
+"""The tables of the page on networks, from `networks.json` and `network_weights.json`."""
 
 from typing import Any
+
+import numpy as np
 
 from .benchmarks import _report, _table
 
@@ -30,3 +32,53 @@ def networks_worst() -> str:
     rows = [row["temporary"] for name, row in found.items() if name.endswith("by layer")]
     floor = found["training, by layer"]["temporary"]
     return f"{max(rows):.1f} times that of the plain training step, and {max(rows) / floor:.1f}"
+
+
+NOISES = {"pairs": "pairs of classes", "features": "by features"}
+DATA = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits"}
+
+
+def network_weights_table(what: str) -> str:
+    """`auroc`, `accuracy` or `left`: one line per method, one column per data set, noise and rows."""
+    cells = _report("network_weights")["cells"]
+    columns: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for cell in cells:
+        place = columns.setdefault((cell["data"], cell["noise"], cell["trusted"]), {})
+        place[cell["method"]] = cell
+    key = {"left": "as left"}.get(what, what)
+    lines = []
+    for name in dict.fromkeys(cell["method"] for cell in cells):
+        values = [place.get(name, {}).get(key) for place in columns.values()]
+        if any(value is not None for value in values):
+            lines.append([name, *("" if value is None else f"{value:.3f}" for value in values)])
+    head = [f"{DATA[data]}, {NOISES[noise]}, {rows} trusted" for data, noise, rows in columns]
+    return _table(["", *head], lines)
+
+
+def network_weights_cost() -> str:
+    """What finding the weights takes: gradients of rows in units of one training, and CPU seconds."""
+    report = _report("network_weights")
+    runs, unit = report["runs"], report["settings"]["training"]
+    lines = []
+    for name in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == name]
+        if not any(run["gradients_of_rows"] for run in own):
+            continue
+        gradients = np.median([run["gradients_of_rows"] / unit for run in own])
+        seconds = np.median([run["cpu_seconds"] for run in own])
+        lines.append([name, f"{gradients:.1f}", f"{seconds:.0f}"])
+    return _table(["", "gradients of rows / one training", "CPU seconds"], lines)
+
+
+def network_weights_gap(one: str, other: str, what: str) -> str:
+    """The range over the cells of a number of one method minus that of another, and the mean."""
+    cells = _report("network_weights")["cells"]
+    found: dict[str, dict[tuple[str, str, int], float]] = {one: {}, other: {}}
+    for cell in cells:
+        if cell["method"] in found:
+            place = cell["data"], cell["noise"], cell["trusted"]
+            found[cell["method"]][place] = cell[what]
+    gaps = [
+        found[one][place] - found[other][place] for place in found[one] if place in found[other]
+    ]
+    return f"{np.mean(gaps):+.3f} in the mean ({min(gaps):+.3f} to {max(gaps):+.3f})"
