@@ -17,7 +17,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    return load_script(BENCHMARKS / "_one_step.py")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield load_script(BENCHMARKS / "_one_step.py")
 
 
 def test_weights_of_a_batch_are_derivatives_after_a_virtual_step(script):
