@@ -21,14 +21,16 @@ def script(monkeypatch):
         yield load_script(BENCHMARKS / "_one_step.py")
 
 
+@pytest.mark.slow
 def test_weights_of_a_batch_are_derivatives_after_a_virtual_step(script):
     """Ren et al. (2018), Algorithm 1: central differences of the trusted loss in the weights."""
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(6, 3)), rng.integers(0, 2, 6).astype(np.int32)
-    seen = rng.normal(size=(4, 3)), rng.integers(0, 2, 4).astype(np.int32)
+    x, x_trusted = rng.normal(size=(6, 3)), rng.normal(size=(30, 3))
+    y, seen = (x[:, 0] > 0).astype(np.int32), (x_trusted, (x_trusted[:, 0] > 0).astype(np.int32))
+    y[::2] = 1 - y[::2]  # wrong labels
     model = tasks.models.linear_model(3, 2)
-    w = {"weight": jnp.asarray(rng.normal(size=(2, 3))), "bias": jnp.zeros(2)}
-    order = jnp.arange(6)[None], jnp.arange(4)[None]
+    w = {"weight": jnp.asarray(0.1 * rng.normal(size=(2, 3))), "bias": jnp.zeros(2)}
+    order = jnp.arange(6)[None], jnp.arange(30)[None]
     data = jax.tree.map(jnp.asarray, ((x, y), seen))
     found = np.asarray(script.reweight(model.predict, w, *data, order)[1])
 
