@@ -25,7 +25,7 @@ from _measure import write
 from bilevel._reading import client
 from bilevel.reweighting._inputs.files import read_table
 
-REPEATS = {"t.csv": 3, "t.parquet": 9}
+REPEATS = {"t.csv": 2, "t.parquet": 7}
 NUMBERS = 12  # columns
 
 

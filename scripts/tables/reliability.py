@@ -34,6 +34,15 @@ def reliability_ends(part: str) -> str:
     return _table(lines)
 
 
+def reliability_pages() -> str:
+    """A row per page: how often it was opened with hostile texts, and what was wrong."""
+    lines = [["page", "opened", "refused in words", "wrong"]]
+    for name, group in _report().get("hostile texts in a browser", {}).items():
+        ends = [str(group["ends"].get(end, 0)) for end in ("opened", "refused")]
+        lines.append([name, *ends, _wrong(group)])
+    return _table(lines)
+
+
 def reliability_run() -> str:
     """When it was measured, with what."""
     report = _report()

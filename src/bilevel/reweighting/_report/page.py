@@ -22,6 +22,7 @@ from .evidence import FORMAT
 PRINTED_ROWS = 40
 ENDINGS = (".html", ".htm", ".json")
 LARGEST = 1 << 28  # bytes of a report's evidence
+_PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _raw(value: Any) -> str:
 
 
 def _is_picture(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("data:image/png;base64,")
+    return isinstance(value, str) and _PICTURE.fullmatch(value) is not None
 
 
 @functools.cache
