@@ -334,7 +334,11 @@ def main() -> None:
             )
     if options.cells is not None or options.methods:  # beside those of the last report
         redone = [[r[key] for key in RUN] for r in runs]
-        runs += [r for r in _last_runs() if [r[key] for key in RUN] not in redone]
+        runs += [
+            r
+            for r in _last_runs()
+            if tuple(r[k] for k in PLACE) in cells and [r[key] for key in RUN] not in redone
+        ]
     settings = size._asdict() | {
         "batch": BATCH,
         "trusted_batch": TRUSTED_BATCH,
