@@ -272,6 +272,7 @@ ROWS = [
         lengths={"period": 3, "num_inner": 2, "num_terms": 4},
         calls=(38, 38, 6 * 24 + 2 * 3, 38),
         untuned=(EXACT, {"num_terms": 100}),
+        quick=False,
         floor={"period": "PERIOD", "num_inner": "T", "num_terms": "K"},
     ),
     single_loop(

@@ -24,7 +24,7 @@ CLAIMS: dict[str, Callable[[dict[str, Any]], bool]] = {
 }
 
 
-SLOW = {"federated", "meta_learning", "equilibrium"}
+SLOW = {"federated", "meta_learning", "equilibrium", "poisoning"}
 
 
 @pytest.mark.parametrize(

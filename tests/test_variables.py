@@ -16,7 +16,7 @@ from bilevel import AID, ITD, DoubleLoop, GradientInner
 from methods import METHODS
 from rows import BY_BLOCKS, draws, with_steps
 
-QUICK = ("SOBA", "VRBO", "F2SA")
+QUICK = ("SOBA", "F2SA")
 SOLVERS = {
     "CG": bilevel.CG(rtol=1e-6),
     "Richardson": bilevel.Richardson(rtol=1e-6),

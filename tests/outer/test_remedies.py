@@ -201,6 +201,7 @@ def test_average_is_the_mean_of_the_iterates(start):
     np.testing.assert_allclose(method.average(run.state), expected, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_iterate_averaging_resumes_where_it_stopped():
     problem, w0, u0 = small_problem()
     method = bilevel.IterateAveraging(bilevel.SOBA(0.1, 0.1, 0.5, bilevel.Shuffled(5)), 2)

@@ -130,6 +130,7 @@ def test_a_candidate_has_not_seen_the_fold_that_judges_it(noisy, monkeypatch):
         assert np.abs(after[1] - before[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_equal_calls_agree_bit_for_bit(noisy):
     data, _, _, found = noisy
     again = search(*data)

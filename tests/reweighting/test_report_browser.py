@@ -25,7 +25,9 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture(scope="module", params=["harmless", "hostile"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("harmless", marks=pytest.mark.slow), "hostile"]
+)
 def opened(request, browser, tmp_path_factory) -> Any:
     """The page of one kind, opened, with all its charts made interactive."""
     words = {"harmless": HARMLESS, "hostile": HOSTILE}[request.param]
