@@ -50,7 +50,7 @@ ROWS = [
             "AID cold": Law(_coupled, double_loop(_coupled, 50), quick=False),
             "AID warm": Law(_tree, double_loop(_tree, 5, warm_start=True)),
             "ITD box": Law(_box, double_loop(_box, 40, hypergradient=ITD())),
-            "AID simplex": Law(_simplex, double_loop(_simplex, 40, 1.0)),
+            "AID simplex": Law(_simplex, double_loop(_simplex, 40, 1.0), quick=False),
             "SID": Law(
                 _logistic,
                 double_loop(

@@ -201,6 +201,7 @@ def test_running_out_of_steps_is_reported():
     assert bool(jnp.all(jnp.isfinite(flow.u)))
 
 
+@pytest.mark.slow
 def test_without_a_tolerance_a_flow_does_not_stop_early():
     """The weights do not change by a bit, but the flow runs to the end and does not report
     convergence."""

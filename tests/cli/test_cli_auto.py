@@ -279,6 +279,7 @@ def hostile(tmp_path_factory) -> Run:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_hostile_tables_are_weighed_and_nothing_is_written_elsewhere(hostile):
     assert hostile.code == 0
     assert hostile.files == FILES
@@ -297,6 +298,7 @@ def test_hostile_tables_are_weighed_and_nothing_is_written_elsewhere(hostile):
     assert set(HOSTILE[:7]) <= set(hostile.model().feature_names_in_)
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text_in_the_report(hostile):
     text = (hostile.out / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -315,6 +317,7 @@ def test_hostile_names_are_text_in_the_report(hostile):
     assert "window.hacked = 1</script>" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_hostile_tables_go_through_the_other_commands(hostile):
     tables = [hostile.out.parent / f"{name}.csv" for name in ("train", "trusted", "holdout")]

@@ -131,6 +131,7 @@ def test_a_server_that_has_died_is_started_again(csv):
     assert len(read_table(csv, "train").frame) == 2
 
 
+@pytest.mark.slow
 @linux
 def test_threads_and_forks_share_the_server(csv):
     """In a process of its own: JAX, which other tests have used, does not survive a fork."""

@@ -86,7 +86,8 @@ MORGAN_PATRONE = bilevel.BilevelProblem(  # MorganPatrone2006a: f = u w, |w| <= 
 )
 
 
-@pytest.mark.parametrize("start", [-0.4, pytest.param(0.4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [-0.4, 0.4])
 def test_a_barrier_on_a_problem_whose_solution_jumps(start):
     """BOLIB's solution is F = -1 at u = 0, w = 1; the barrier with t stays 2 sqrt(t) above it."""
     method = DoubleLoop(

@@ -185,7 +185,8 @@ def test_weighted_sampler_needs_a_tuple_of_data():
         bilevel.WeightedSampler(2).init(jnp.arange(3.0), jax.random.key(0))
 
 
-@pytest.mark.parametrize("start", [pytest.param(0, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0, 4])
 def test_average_is_the_mean_of_the_iterates(start):
     problem, w0, u0 = small_problem()
     plain = bilevel.SOBA(0.1, 0.1, 0.5)
