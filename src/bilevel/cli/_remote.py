@@ -10,9 +10,8 @@ from urllib.parse import urlsplit
 from .._reading.formats import PARQUET
 from ..reweighting._inputs.checks import InputError
 
-_URL = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]+(::|:/)"
-)  # one letter is a drive; a path may lose a slash
+# One letter is a drive, and a path may lose a slash.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::|:/)")
 
 
 def is_url(text: str) -> bool:

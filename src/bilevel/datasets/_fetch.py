@@ -1,4 +1,4 @@
-"""Fetching published data. Only this part of the library uses the network, and only when called.
+"""Fetching published data. Of the library only this part uses the network, and only when called.
 
     this machine            `folder`, `BILEVEL_DATA`, the cache
     packages of registries  through their own clients, npm and apt-get, if they are installed
