@@ -9,11 +9,18 @@ EARLIER = ROOT / "benchmarks" / "results" / "reliability_before.json"
 
 
 def reliability_total(part: str) -> str:
-    """How many cases a part has, and how many of them went wrong."""
+    """How many cases a part has, how many of them went wrong, and which commits they are of."""
     groups = _report().get(part, {}).values()
     cases = sum(group["cases"] for group in groups)
     wrong = sum(sum(group["wrong"].values()) for group in groups)
-    return f"{cases} cases, {wrong} wrong"
+    origins: dict[str, int] = {}
+    for group in groups:
+        for origin, number in group.get("counted", {}).items():
+            origins[origin] = origins.get(origin, 0) + number
+    told = [f"{number} on {origin}" for origin, number in origins.items()]
+    if told and (before := cases - sum(origins.values())):
+        told.append(f"{before} before commits were noted")
+    return f"{cases} cases, {wrong} wrong" + (f" ({'; '.join(told)})" if told else "")
 
 
 def reliability_states(part: str) -> str:

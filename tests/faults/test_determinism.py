@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import write_small_tables
+from disturbed import SAME
 from joblib import Parallel, delayed
 from sklearn.datasets import load_wine
-from torture import SAME, write_small_tables
 
 from bilevel import learn_weights
 from digits import write_tables

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disturbed import Bench
 from server import KILL, Server, build_shim
-from torture import Bench
 
 from bilevel import _storage
 from bilevel._storage import (

@@ -6,7 +6,9 @@
 After each fault the run folder must be in one of the five states, the next command must end well, and
 the results must be those of an undisturbed run, bit for bit. The cases of all parts take turns, and
 the counts go to benchmarks/results/reliability.json every few seconds, also when SIGTERM or SIGINT
-ends it: docs/reliability.md is made of them. With `--go-on` it continues from the counts in that file.
+ends it: docs/reliability.md is made of them. With `--go-on` it continues from the counts in that file,
+which tell how many cases each day and commit has; several may run beside each other, with other
+`--parts`.
 A case is told by its part, its name and its number, so that any of them can be repeated:
 `--only "mutated tables" wide.csv 17`.
 """
@@ -17,8 +19,8 @@ import datetime
 import json
 import os
 import platform
-import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,192 +30,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from allocations import Reading  # noqa: E402
-from cases import Part, write_small_tables  # noqa: E402
+from cases import Part  # noqa: E402
+from disturbed import EveryCall, OneAllocation, RandomMoments, TooLittleMemory  # noqa: E402
 from hostile_pages import Pages  # noqa: E402
+from long_lives import LongLives  # noqa: E402
 from mutations import Folders, OddTables, Tables  # noqa: E402
-from server import MODES, Server, build_shim  # noqa: E402
+from server import Server, build_shim  # noqa: E402
 
-from bilevel.cli._run_folder import RunFolder, State  # noqa: E402
 from browser import CHROMIUM, DRIVER  # noqa: E402
 
 RESULTS = HERE.parents[1] / "benchmarks" / "results" / "reliability.json"
-SAME = ("weights.parquet", "worst.csv", "scorer.npz")  # files that are equal bit for bit
-METHODS = {"auto": [], "soba": ["--method", "soba", "--num-steps", "512"]}
 PACKAGES = ("bilevel", "numpy", "pandas", "pyarrow", "jax", "scikit-learn", "skops")
-SIGNALS = {"SIGKILL": 10, "SIGINT": 2, "SIGTERM": 2}  # of so many cases in turn
 PAUSE = 20.0  # seconds between two writings of the counts
-
-
-class Bench:
-    """A folder with tables, and the results of an undisturbed run to compare with.
-
-    Args:
-        server: what runs commands.
-        folder: a new one.
-        options: of the command.
-        known: whether disturbed runs take what was learned from memory, and so do those after them.
-            Where nothing learned outlives a run (the default method has no checkpoint), the latter can
-            do so all the same.
-    """
-
-    def __init__(
-        self,
-        server: Server,
-        folder: Path,
-        options: list[str],
-        *,
-        known: bool = False,
-        keeps_nothing: bool = False,
-    ):
-        folder.mkdir()
-        self.server, self.folder = server, folder
-        self.command = [*write_small_tables(folder), *options, "--out", folder / "run"]
-        self.mine = {path.name: path.read_bytes() for path in folder.iterdir()}
-        self.known, self.keeps_nothing = known, keeps_nothing
-        self.right: dict[str, bytes] = {}
-        if known or keeps_nothing:
-            assert server.run(*self.command, remember=True)["code"] == 0
-            self.right = self.results()
-            self.clear()
-        counts: list[int] = []
-        for more in ({}, {"allocation": -1}):  # the second finds its programs compiled
-            done = server.run(*self.command, folder=folder, at=-1, mode=0, known=known, **more)
-            assert done["code"] == 0, done["stderr"]
-            assert self.right in ({}, self.results())
-            self.right = self.results()
-            self.clear()
-            counts.append(done["calls"])
-        (self.calls, self.allocations), self.seconds = counts, done["seconds"]
-
-    def results(self) -> dict[str, bytes]:
-        """The files that must be equal."""
-        run = self.folder / "run"
-        return {name: (run / name).read_bytes() for name in SAME if (run / name).exists()}
-
-    def clear(self) -> None:
-        """Back to the tables alone."""
-        for path in self.folder.iterdir():
-            if path.name not in self.mine:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def disturb(self, **how: Any) -> tuple[str, list[str]]:
-        """(the state that was left, what is wrong) of one run with a fault."""
-        wrong: list[str] = []
-        done = self.server.run(*self.command, known=self.known, **how)
-        state = RunFolder.of(self.folder / "run").state()
-        if "Traceback" in done["stderr"]:
-            wrong.append("traceback")
-        if done["code"] is None:
-            wrong.append("hang")
-        if state is State.foreign:
-            wrong.append("no state of ours")
-        more = [] if state is State.absent else ["--resume"]
-        again = self.server.run(*self.command, *more, known=self.known or self.keeps_nothing)
-        if again["code"] != 0:
-            wrong.append("stuck")
-        elif self.results() != self.right:
-            wrong.append("wrong results")
-        names = {path.name for path in self.folder.iterdir()}
-        if names != {*self.mine, "run"} or any(
-            (self.folder / name).read_bytes() != content for name, content in self.mine.items()
-        ):
-            wrong.append("something else was changed")
-        if any(path.name.startswith(".") for path in (self.folder / "run").glob("*")):
-            wrong.append("leftovers")
-        if wrong:
-            said = [done["stderr"][-700:], again["stderr"][-700:]]
-            print(how, done["code"], state, wrong, said, flush=True)
-        self.clear()
-        return state.value, wrong
-
-
-class EveryCall(Part):
-    """Each way to fail, at every call, or at one in so many."""
-
-    def __init__(self, server: Server, folder: Path, steps: dict[str, int]):
-        self.benches = {
-            method: Bench(server, folder / method, options, known=method == "auto")
-            for method, options in METHODS.items()
-        }
-        self.steps = steps
-        self.goals = {
-            f"{method}: {mode}": len(range(0, bench.calls, steps[method]))
-            for method, bench in self.benches.items()
-            for mode in MODES
-        }
-
-    def case(self, name: str, k: int) -> tuple[str, list[str]]:
-        """Fail at one call."""
-        method, _, mode = name.partition(": ")
-        bench = self.benches[method]
-        return bench.disturb(folder=bench.folder, at=k * self.steps[method], mode=MODES[mode])
-
-
-class RandomMoments(Part):
-    """Signals at random moments."""
-
-    def __init__(self, server: Server, folder: Path, kills: int):
-        self.benches = {
-            method: Bench(
-                server, folder / f"{method} signals", options, keeps_nothing=method == "auto"
-            )
-            for method, options in METHODS.items()
-        }
-        self.goals = {
-            f"{method}: {name}": kills * share // SIGNALS["SIGKILL"]
-            for method in METHODS
-            for name, share in SIGNALS.items()
-        }
-
-    def case(self, name: str, k: int) -> tuple[str, list[str]]:
-        """Send one signal."""
-        method, _, sent = name.partition(": ")
-        bench = self.benches[method]
-        rng = np.random.default_rng([*name.encode(), k])
-        moment = rng.uniform(0, bench.seconds)
-        return bench.disturb(seconds=float(moment), signal=int(vars(signal)[sent]))
-
-
-class TooLittleMemory(Part):
-    """So many bytes more than the process has at the start, and no more."""
-
-    def __init__(self, server: Server, folder: Path, number: int):
-        self.benches = {
-            method: Bench(
-                server, folder / f"{method} memory", options, keeps_nothing=method == "auto"
-            )
-            for method, options in METHODS.items()
-        }
-        self.goals = {f"{method}: memory": max(1, number // len(METHODS)) for method in METHODS}
-
-    def case(self, name: str, k: int) -> tuple[str, list[str]]:
-        """From nothing to what is enough."""
-        rng = np.random.default_rng([*name.encode(), k])
-        least, most = (1 << 16, 1 << 30) if k % 2 else (1 << 20, 1 << 27)
-        memory = int(np.exp(rng.uniform(np.log(least), np.log(most))))
-        return self.benches[name.partition(":")[0]].disturb(memory=memory)
-
-
-class OneAllocation(Part):
-    """One allocation of memory of `weigh` fails, drawn at random of all that are large."""
-
-    def __init__(self, server: Server, folder: Path, number: int):
-        self.benches = {
-            method: Bench(server, folder / f"{method} allocations", options, known=method == "auto")
-            for method, options in METHODS.items()
-        }
-        self.goals = {f"{method}: one allocation": number for method in METHODS}
-
-    def case(self, name: str, k: int) -> tuple[str, list[str]]:
-        """Fail at one of them."""
-        bench = self.benches[name.partition(":")[0]]
-        rng = np.random.default_rng([*name.encode(), k])
-        return bench.disturb(allocation=int(rng.integers(bench.allocations)))
 
 
 class Counts:
@@ -228,19 +59,23 @@ class Counts:
     """
 
     def __init__(self, path: Path, go_on: bool):
-        self.path, self.written = path, time.monotonic()
+        self.path, self.written, self.parts = path, time.monotonic(), set[str]()
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        self.origin = f"{today}, {commit()}"
         self.content: dict[str, Any] = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "date": today,
             "versions": {
                 **{name: version(name) for name in PACKAGES},
                 "python": platform.python_version(),
             },
         }
-        if go_on and path.exists():
+        if not go_on:
+            path.unlink(missing_ok=True)
+        elif path.exists():
             before = json.loads(path.read_text())
             if before["versions"] != self.content["versions"]:
                 sys.exit(f"{path} was counted with {before['versions']}")
-            self.content = before | {"date": self.content["date"]}
+            self.content = before | {"date": today}
 
     def number(self, part: str, name: str) -> int:
         """How many cases there are of this name."""
@@ -251,7 +86,10 @@ class Counts:
         group = self.content.setdefault(part, {}).setdefault(
             name, {"cases": 0, "ends": {}, "wrong": {}}
         )
+        self.parts.add(part)
         group["cases"] += 1
+        counted = group.setdefault("counted", {})
+        counted[self.origin] = counted.get(self.origin, 0) + 1
         group["ends"][ended] = group["ends"].get(ended, 0) + 1
         for word in wrong:
             group["wrong"][word] = group["wrong"].get(word, 0) + 1
@@ -259,8 +97,12 @@ class Counts:
             self.write()
 
     def write(self) -> None:
-        """The file, whole."""
-        partial = self.path.with_suffix(".partial")
+        """The file, whole; other parts of it may be those of another process."""
+        if self.path.exists():
+            there = json.loads(self.path.read_text())
+            self.content |= {name: x for name, x in there.items() if name not in self.parts}
+            self.content["date"] = self.origin[:10]
+        partial = self.path.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(self.content, indent=1) + "\n")
         partial.replace(self.path)
         self.written = time.monotonic()
@@ -270,6 +112,21 @@ class Counts:
         """How much was wrong."""
         parts = [part for name, part in self.content.items() if name not in ("date", "versions")]
         return sum(sum(group["wrong"].values()) for part in parts for group in part.values())
+
+
+def commit() -> str:
+    """The commit that is tortured, with a plus if it was changed since."""
+    asked = [["rev-parse", "--short=7", "HEAD"], ["status", "--porcelain", "--", "src", "tests"]]
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", *words], cwd=HERE.parents[1], check=True, capture_output=True, text=True
+            ).stdout.strip()
+            for words in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+    return head + "+" * bool(changes)
 
 
 def take_turns(parts: dict[str, Part], counts: Counts, until: float) -> None:
@@ -324,6 +181,7 @@ def main() -> int:
                 "mutated run folders": lambda: Folders(server, folder, mutations * 9 // 16),
                 "at random moments": lambda: RandomMoments(server, folder, kills),
                 "too little memory": lambda: TooLittleMemory(server, folder, kills // 5),
+                "long lives": lambda: LongLives(100 if asked.short else 1000),
             }
             if shim is None:
                 print("no C compiler, so no faults at single calls")
