@@ -14,9 +14,7 @@ from methods import METHODS
 
 SLOW = {
     "VRBO",
-    "PZOBO",
     "SRBA",
-    "InexactDescent",
     "SFFBA",
     "MSEBA",
     "SUSTAIN",

@@ -246,7 +246,6 @@ def gradient_flow(u, ts):
 TIMES = jnp.array([0.5, 2.0, 8.0])
 
 
-@pytest.mark.slow
 def test_joint_flow_from_a_vertex():
     """No weight can move there, but the model does."""
     u0 = jax.nn.one_hot(3, 6)
@@ -269,7 +268,6 @@ def test_joint_flow_with_a_slow_model():
 # Fields.
 
 
-@pytest.mark.slow
 def test_frozen_field_is_low_rank():
     gradients = dynamics.row_gradients(PROBLEM, UNIFORM, W0)
     hessians = jnp.asarray(X[:, :, None] * X[:, None, :] + L2 * np.eye(2))
@@ -339,7 +337,6 @@ def two_row_mean(w0, target, t):
         x, start, began, d = -x, path(end), began + end, 0.0
 
 
-@pytest.mark.slow
 def test_slow_model_flow_of_a_mean_by_hand():
     """The weight stays on a row until the integral of the field has changed its sign."""
     rows, target, w0 = jnp.array([-1.0, 1.0]), 0.3, -0.5

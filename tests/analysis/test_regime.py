@@ -74,7 +74,6 @@ def test_ratio_grows_with_the_outer_step_and_names_the_theorem():
     assert "faster than the model" in fast
 
 
-@pytest.mark.slow
 def test_surviving_rows_are_counted():
     found, run = report(0.02, 300.0)
     weights = np.asarray(run.u)

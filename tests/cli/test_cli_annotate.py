@@ -134,7 +134,6 @@ def full(tmp_path_factory) -> Run:
     return full_run(tmp_path_factory.getbasetemp())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["label-studio", pytest.param("argilla", marks=pytest.mark.slow)])
 def test_rows_go_out_and_come_back_as_trusted_rows(full, tmp_path, tool):
     out = tmp_path / "tasks.json"

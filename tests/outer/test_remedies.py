@@ -148,14 +148,14 @@ def test_importance_ratios_leave_the_inner_objective_unbiased():
     assert_close(jax.value_and_grad(mean_over_batches, (0, 1))(u, w), full, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.slow
 def test_importance_sampling_tells_the_sampler_the_weights():
     problem, w0, u0 = small_problem()
     method = bilevel.ImportanceSampling(bilevel.SOBA(0.05, 0.05, 0.2, bilevel.WeightedSampler(5)))
     state = eqx.filter_jit(method.init)(problem, u0, w0, jax.random.key(0))
+    step = eqx.filter_jit(method.step)
     for _ in range(3):
         before = state.u
-        state, _ = method.step(problem, state)
+        state, _ = step(problem, state)
         assert_same(state.samplers.inner.u, before)
     assert float(jnp.max(jnp.abs(state.u - u0))) > 0
 
@@ -185,16 +185,16 @@ def test_weighted_sampler_needs_a_tuple_of_data():
         bilevel.WeightedSampler(2).init(jnp.arange(3.0), jax.random.key(0))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", [0, 4])
+@pytest.mark.parametrize("start", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_average_is_the_mean_of_the_iterates(start):
     problem, w0, u0 = small_problem()
     plain = bilevel.SOBA(0.1, 0.1, 0.5)
     method = bilevel.IterateAveraging(plain, start)
     state = eqx.filter_jit(plain.init)(problem, u0, w0, jax.random.key(0))
+    step = eqx.filter_jit(plain.step)
     iterates = []
     for _ in range(10):
-        state, _ = plain.step(problem, state)
+        state, _ = step(problem, state)
         iterates.append(state.u)
     run = bilevel.solve(problem, method, u0, w0, num_steps=10, key=jax.random.key(0))
     assert_close(run.u, iterates[-1], rtol=1e-12)
