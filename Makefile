@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check once-wrong slow papers docs docs-data bench clean
+.PHONY: demo test check once-wrong slow coverage papers docs docs-data bench clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml
@@ -28,6 +28,10 @@ once-wrong: $(STAMP) ## what was once wrong or silent, a line per kind
 
 slow: $(STAMP) ## full-size runs; the MNIST ones need BILEVEL_DATA
 	BILEVEL_TESTS_CHECK_ALL=1 $(BIN)/python -m pytest -m slow
+
+coverage: $(STAMP) ## the lines of src that no quick test reaches
+	$(BIN)/python -m pip install --quiet pytest-cov
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term-missing:skip-covered
 
 torture: $(STAMP) ## faults at every call, signals at random moments, mutated files; hours
 	$(BIN)/python tests/faults/torture.py

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
-from sklearn.datasets import load_diabetes
+from sklearn.datasets import load_diabetes, load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
@@ -251,3 +252,46 @@ def test_bad_data_is_named_as_in_learn_weights():
     X[7, 3] = np.nan
     with pytest.raises(InputError, match="NaN or infinite values in 1 rows"):
         ReweightedClassifier().fit(X, y, is_trusted=mask)
+
+
+def test_probabilities_and_groups_of_one_table_are_split_by_the_mask():
+    X, y = load_iris(return_X_y=True)
+    mask = np.arange(150) % 3 == 0
+    given = np.where((np.arange(150) % 10 == 1) & ~mask, (y + 1) % 3, y)
+    p = cross_val_predict(LogisticRegression(max_iter=1000), X, given, method="predict_proba")
+    groups = np.where(np.arange(150) % 2, "odd", "even")
+    one: Any = ReweightedClassifier().fit(X, given, is_trusted=mask, pred_probs=p, groups=groups)
+    two: Any = ReweightedClassifier().fit(
+        X[~mask],
+        given[~mask],
+        X_trusted=X[mask],
+        y_trusted=y[mask],
+        pred_probs=p[~mask],
+        pred_probs_trusted=p[mask],
+        groups=groups[~mask],
+    )
+    np.testing.assert_array_equal(one.label_quality_[~mask], two.label_quality_)
+    without: Any = ReweightedClassifier().fit(X, given, is_trusted=mask, groups=groups)
+    assert np.any(without.label_quality_ != one.label_quality_)  # they have a say
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"pred_probs": np.full((8, 2), 0.5)}, r"one row per row of X \(9\), got 8"),
+        (
+            {"pred_probs": np.full((9, 2), 0.5), "pred_probs_trusted": np.full((3, 2), 0.5)},
+            "leave `pred_probs_trusted` out",
+        ),
+        (
+            {"sample_weight": np.ones(9), "sample_weight_trusted": np.ones(3)},
+            "leave `sample_weight_trusted` out",
+        ),
+        ({"times": np.ones((9, 1))}, r"`times` must have one entry per row of X \(9\)"),
+        ({"groups": np.ones((9, 1))}, r"`groups` must have one entry per row of X \(9\)"),
+    ],
+)
+def test_what_belongs_to_the_rows_of_one_table_has_their_number(extra, message):
+    X, y, mask = np.eye(9), np.arange(9) % 2, np.arange(9) < 3
+    with pytest.raises(InputError, match=message):
+        ReweightedClassifier().fit(X, y, is_trusted=mask, **extra)
