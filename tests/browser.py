@@ -32,12 +32,31 @@ def start_browser(profile: Path) -> Any:
 
 
 def open_page(browser: Any, path: Path) -> None:
-    """Open a report, and wait until its charts are interactive."""
+    """Open a report, and scroll through it until each of its charts is interactive."""
+    open_top(browser, path)
+    _wait(
+        browser,
+        """
+        const waiting = document.querySelector(".chart:not(.interactive, .still)");
+        if (waiting) waiting.scrollIntoView({behavior: "instant"});
+        else scrollTo({top: 0, behavior: "instant"});
+        return !waiting;
+        """,
+    )
+
+
+def open_top(browser: Any, path: Path) -> None:
+    """Open a report, and wait until the charts near its top are interactive."""
     browser.get(path.as_uri())
+    _wait(browser, "return document.documentElement.dataset.charts === 'ready'")
+
+
+def _wait(browser: Any, condition: str) -> None:
+    """Until a script returns true."""
     end = time.monotonic() + 60
-    while browser.execute_script("return document.documentElement.dataset.charts") != "done":
+    while not browser.execute_script(condition):
         assert time.monotonic() < end, browser.get_log("browser")
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def requests_beside(browser: Any, path: Path) -> list[str]:

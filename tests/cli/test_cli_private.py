@@ -189,3 +189,29 @@ def test_no_secret_of_a_configuration_file_is_said(tmp_path, monkeypatch):
     said = bilevel(*command)
     assert said.code == 2
     assert secrets_in([said.stdout, said.squeezed.replace("│", "")]) == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "quoted"),
+    [
+        ("zorbla = 3", True),
+        ("memory = 'vrakulGB'", True),
+        ("task = 'vrakul'", True),
+        ("drop = [3, 'zorbla']", True),
+        ("out = 's3://vrakul/zorbla'", True),
+        ("train = 'zorbla.csv'", True),
+        ("seed = 'vrakul'", False),
+        ("zorbla = ", False),  # no TOML
+    ],
+)
+def test_a_file_that_asks_for_privacy_is_not_quoted(tmp_path, line, quoted):
+    path = tmp_path / "config.toml"
+    needed = {"train": "peltom", "label": "y", "trusted": "peltom", "out": tmp_path / "run"}
+    rest = [f"{key} = '{value}'" for key, value in needed.items() if not line.startswith(key)]
+    for private in (False, True):
+        path.write_text("\n".join([*rest, f"private = {str(private).lower()}", line]))
+        said = bilevel("weigh", "--config", path)
+        text = said.squeezed.replace("\u2502", "")  # which frames a message
+        assert said.code in (2, 3)
+        assert bool(secrets_in([said.stdout, text])) == (quoted and not private)
+    assert not (tmp_path / "run").exists()

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from bilevel.reweighting._report.page import Report
-from browser import CHROMIUM, DRIVER, open_page, requests_beside, start_browser
+from browser import CHROMIUM, DRIVER, open_page, open_top, requests_beside, start_browser
 from reports import HARMLESS, HOSTILE, iris_evidence
 
 selenium = pytest.importorskip("selenium.webdriver")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver"
 )
@@ -90,6 +91,23 @@ def test_every_chart_holds_a_drawing_with_marks_in_it(opened):
         assert height > 60, name
         assert paths > 3, name
         assert still == "none", name
+
+
+@pytest.mark.slow
+def test_charts_far_from_the_window_wait_until_it_comes_near(opened):
+    browser, _, path = opened
+    count = "return document.querySelectorAll('.chart.interactive').length"
+    open_top(browser, path)
+    at_first = browser.execute_script(count)
+    assert at_first < 4
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.chart:not(.interactive) .static svg')]"
+        ".every(svg => svg.getBoundingClientRect().height > 60)"
+    )
+    browser.execute_script("document.querySelector('#removal .chart').scrollIntoView()")
+    drawn = "return document.querySelector('#removal .chart').classList.contains('interactive')"
+    WebDriverWait(browser, 60).until(lambda b: b.execute_script(drawn))
+    assert at_first < browser.execute_script(count) < 16
 
 
 def test_nothing_in_the_data_was_executed(opened):
@@ -227,8 +245,6 @@ def test_without_javascript_the_drawings_and_all_rows_are_there(opened):
         browser.get(path.as_uri())
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
         return browser.execute_script(count) == 16
-
-    from selenium.webdriver.support.wait import WebDriverWait
 
     WebDriverWait(browser, 60, poll_frequency=2).until(load_without_scripts)
     assert len(column(browser, "Id")) == len(evidence["worst"]["rows"])

@@ -176,21 +176,41 @@ def _refusal(message: str) -> typer.BadParameter:
 
 def _load(context: typer.Context, path: Path | None) -> Path | None:
     """The file's values become the defaults of the command's options."""
+    private = "--private" in sys.argv or _is_private(path)  # options are read after the file
     try:
-        return None if path is None else _read_defaults(context, path)
+        found = None if path is None else _read_defaults(context, path)
+        if private:  # what an option cannot be is otherwise said later, with the value
+            given = context.default_map or {}
+            for param in context.command.params:
+                if str(param.name) in given:
+                    param.process_value(context, given[str(param.name)])
     except typer.BadParameter as error:
-        if "--private" not in sys.argv:  # it is read after the file
-            raise
-        raise typer.BadParameter(f"the file cannot be used; {HIDDEN}") from error
+        if private:
+            raise typer.BadParameter(f"the file cannot be used; {HIDDEN}") from error
+        raise
+    return found
+
+
+def _is_private(path: Path | None) -> bool:
+    """Whether a configuration file asks for privacy, though it may be none that can be read."""
+    try:
+        content = b"" if path is None else _content(path)
+    except (OSError, typer.BadParameter):
+        return False
+    return re.search(rb"(?m)^\s*[\"']?private[\"']?\s*=\s*true\b", content) is not None
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(LARGEST_CONFIG + 1)
+    if len(content) > LARGEST_CONFIG:
+        raise _refusal(f"{path} has more than {LARGEST_CONFIG} bytes.")
+    return content
 
 
 def _read_defaults(context: typer.Context, path: Path) -> Path:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_CONFIG + 1)
-        if len(content) > LARGEST_CONFIG:
-            raise _refusal(f"{path} has more than {LARGEST_CONFIG} bytes.")
-        values = tomllib.loads(content.decode("utf-8"))
+        values = tomllib.loads(_content(path).decode("utf-8"))
     except OSError as error:
         raise _refusal(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

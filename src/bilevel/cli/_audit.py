@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ._app import NOT_BELIEVABLE, Config, Drop, Json, Private, Seed, Train, failures, say, shown
+from ._app import (
+    HIDDEN,
+    NOT_BELIEVABLE,
+    Config,
+    Drop,
+    Json,
+    Private,
+    Seed,
+    Train,
+    failures,
+    say,
+    shown,
+)
 from ._app import out as console
 
 if TYPE_CHECKING:
@@ -82,7 +94,8 @@ def audit(
         try:
             names = parse_fail_on(fail_on, strict)
         except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--fail-on") from error
+            said = HIDDEN if private else str(error)
+            raise typer.BadParameter(said, param_hint="--fail-on") from error
         gate = Gate(names, None if baseline is None else read_baseline(baseline))
         paths = {"train": train}
         paths |= {} if trusted is None else {"trusted": trusted}

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from ._app import (
+    HIDDEN,
     NOT_BELIEVABLE,
     Config,
     Drop,
@@ -240,10 +241,10 @@ def weigh(
     try:
         parse_memory(memory)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--memory") from error
+        raise typer.BadParameter(HIDDEN if private else str(error), param_hint="--memory") from error
     if is_url(str(out)):
         raise typer.BadParameter(
-            f"{str(out)!r} is a URL, and a run folder is written whole or not at all by giving it its "
+            f"{'OUT' if private else repr(str(out))} is a URL, and a run folder is written whole or not at all by giving it its "
             "name at the end, which other storages cannot do. Write it on this machine, and copy it.",
             param_hint="--out",
         )

@@ -1,8 +1,17 @@
 "use strict";
-// Charts: the drawing stays where the interactive one cannot be made.
-const specs = JSON.parse(document.getElementById("specs").textContent);
-const charts = "vegaEmbed" in window ? [...document.querySelectorAll(".chart")] : [];
-const pending = charts.map(async (chart) => {
+{ // A block, so that no name here is one of the libraries'.
+// Charts: each becomes interactive when it comes near the window; the first one runs the libraries.
+// Until then, and where that cannot be done, its drawing is shown.
+const root = document.documentElement, bundle = document.getElementById("bundle");
+const charts = bundle && bundle.textContent ? [...document.querySelectorAll(".chart")] : [];
+let specs = null;
+async function draw(chart) {
+  if (specs === null) {
+    specs = JSON.parse(document.getElementById("specs").textContent);
+    const code = document.createElement("script");
+    code.textContent = bundle.textContent;
+    bundle.replaceWith(code);
+  }
   const live = document.createElement("div");
   live.className = "live";
   chart.append(live);
@@ -13,10 +22,17 @@ const pending = charts.map(async (chart) => {
     chart.classList.add("interactive");
   } catch (error) {
     live.remove();
+    chart.classList.add("still");
     console.error(error);
   }
-});
-Promise.all(pending).then(() => { document.documentElement.dataset.charts = "done"; });
+}
+const near = new IntersectionObserver((seen) => {
+  const here = seen.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+  for (const chart of here) near.unobserve(chart);
+  Promise.all(here.map(draw)).then(() => { root.dataset.charts = "ready"; });
+}, { rootMargin: "50%" });
+if (charts.length) for (const chart of charts) near.observe(chart);
+else root.dataset.charts = "ready";
 
 // Tables: a button in each header cell sorts by that column; empty cells stay last.
 function sortable(table) {
@@ -99,4 +115,5 @@ if (worst) {
   });
   find("filter").hidden = false;
   filter();
+}
 }
