@@ -241,11 +241,14 @@ def weigh(
     try:
         parse_memory(memory)
     except ValueError as error:
-        raise typer.BadParameter(HIDDEN if private else str(error), param_hint="--memory") from error
-    if is_url(str(out)):
         raise typer.BadParameter(
-            f"{'OUT' if private else repr(str(out))} is a URL, and a run folder is written whole or not at all by giving it its "
-            "name at the end, which other storages cannot do. Write it on this machine, and copy it.",
+            HIDDEN if private else str(error), param_hint="--memory"
+        ) from error
+    if is_url(str(out)):
+        given = "what was given" if private else repr(str(out))
+        raise typer.BadParameter(
+            f"{given} is a URL, and a run folder is written whole or not at all by giving it its name "
+            "at the end, which other storages cannot do. Write it on this machine, and copy it.",
             param_hint="--out",
         )
     settings = WeighConfig(

@@ -135,11 +135,22 @@ def _own_words(value: Any) -> Any:
 
 
 def axis_x(field: str, title: str, **scale: Any) -> alt.X:
-    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(**scale), axis=alt.Axis(tickCount=5))
+    axis = alt.Axis(tickCount=5)
+    return alt.X(f"{field}:Q", title=_title(title), scale=alt.Scale(**scale), axis=axis)
 
 
 def axis_y(field: str, title: str, **scale: Any) -> alt.Y:
-    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(**scale), axis=alt.Axis(tickCount=5))
+    axis = alt.Axis(tickCount=5)
+    return alt.Y(f"{field}:Q", title=_title(title), scale=alt.Scale(**scale), axis=axis)
+
+
+def _title(text: str) -> str:
+    """As it looks, without the two characters by which it could end a text of Vega's expressions.
+
+    Vega-Lite writes titles into expressions, and escapes a quotation mark but not a backslash before
+    it. The name of a score is somebody else's, where the report is.
+    """
+    return text.replace("\\", "\N{SET MINUS}").replace('"', "\N{RIGHT DOUBLE QUOTATION MARK}")
 
 
 def height_of(rows: list[dict[str, Any]], step: int) -> int:
@@ -155,8 +166,9 @@ def tips(**fields: str) -> list[alt.Tooltip]:
     """Tooltips; `name="Row"` is text, `x=",.3f Score"` a number in that format."""
     shown = []
     for field, text in fields.items():
-        form, _, title = text.rpartition("|")
-        if form:
+        form, bar, title = text.partition("|")
+        title = _title(title if bar else text)
+        if bar:
             shown.append(alt.Tooltip(field, title=title, type="quantitative", format=form))
         else:
             shown.append(alt.Tooltip(field, title=title, type="nominal"))

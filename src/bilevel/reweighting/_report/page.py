@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from jsonschema.validators import extend
 from markupsafe import Markup, escape
 
 from ..._storage import DamagedFileError, read_regular, write_text
@@ -128,7 +131,7 @@ class Report(AbstractPage):
         """The report of a file that `save` wrote as JSON.
 
         Raises:
-            ValueError: the file is not one.
+            ValueError: the file is not one, or has something in it that the schema has not.
         """
         try:
             evidence = json.loads(read_regular(path, LARGEST))
@@ -140,6 +143,9 @@ class Report(AbstractPage):
             )
         if missing := sorted(set(read_schema()["$defs"]["report"]["required"]) - evidence.keys()):
             raise ValueError(f"the report {path} lacks {', '.join(missing)}.")
+        if fault := best_match(_validator().iter_errors(evidence)):
+            where = visible(f"{fault.json_path}: {fault.message[:300]}")
+            raise ValueError(f"the report {path} is not as its schema has it, at {where}.")
         return cls(evidence)
 
 
@@ -208,6 +214,18 @@ def packaged(name: str) -> str:
 def read_schema() -> dict[str, Any]:
     """The JSON Schema of all JSON files that the commands write, this page's among them."""
     return json.loads(packaged("schema.json"))
+
+
+@functools.cache
+def _validator() -> Any:
+    known = Draft202012Validator.TYPE_CHECKER
+
+    def number(_: Any, value: Any) -> bool:  # one that was not finite is null
+        return value is None or known.is_type(value, "number")
+
+    return extend(Draft202012Validator, type_checker=known.redefine("number", number))(
+        read_schema()
+    )
 
 
 def csp_hash(code: str) -> str:
