@@ -58,6 +58,11 @@ class Instance(NamedTuple):
     top: float
 
     @property
+    def penalty(self) -> float:
+        """A lower bound of the curvature everywhere; `top`, at w = 0, is an upper one."""
+        return float(jnp.exp(self.u))
+
+    @property
     def decreasing(self):
         c = 2 / self.mu
         return bilevel.decreasing_step(c, c * self.top)
@@ -76,13 +81,16 @@ class Instance(NamedTuple):
         state = estimator.init(self.problem, inner_solver, self.u, w0)
         return estimator.estimate(self.problem, inner_solver, self.u, w0, state, streams)[0].grad
 
-    # The terms: (steps, schedule, key) -> hypergradient.
-
-    def of_t(self, steps, schedule, key):
+    def stochastic_steps(self, steps, schedule, key):
         solver = bilevel.GradientInner(optax.sgd(schedule), steps)
         w0 = jnp.zeros_like(self.w_star)
         state = solver.init(self.problem, self.u, w0)
-        w, *_ = solver.solve(self.problem, self.u, w0, state, self.stream("inner", key))
+        return solver.solve(self.problem, self.u, w0, state, self.stream("inner", key))[0]
+
+    # The terms: (steps, schedule, key) -> hypergradient.
+
+    def of_t(self, steps, schedule, key):
+        w = self.stochastic_steps(steps, schedule, key)
         return self.sid(self.exact(1), at(w), self.streams(None, None))
 
     def of_k(self, steps, schedule, key):
@@ -194,13 +202,51 @@ def curves_of(case: Instance, counts: list[int], num_seeds: int, options) -> dic
     return found
 
 
+def against_bounds(case: Instance, counts: list[int], num_seeds: int, options) -> dict[str, Any]:
+    """`E |w_t - w*|^2` of both step rules over the theorem's bounds, and the constants in them."""
+    top, rows = case.top, case.problem.inner_data[0]  # pyright: ignore[reportOptionalSubscript]
+    away = float(jnp.sum(case.w_star**2))  # w_0 is 0
+    sigma = float(jnp.mean(jnp.sum(rows**2, axis=1))) / (BATCH * top**2)
+    contraction = 1 - (1 - case.penalty / top) ** 2  # 1 - q^2
+    eta, beta = 0.2, 2 * top / case.mu
+    radius = eta * sigma / contraction
+    c = max(beta * away, beta**2 * sigma / (beta * contraction - 1))
+    rules = {
+        "constant": (eta / top, lambda t: (1 - eta * contraction) ** t * (away - radius) + radius),
+        "decreasing": (case.decreasing, lambda t: c / (beta + t)),
+    }
+    found: dict[str, Any] = {
+        "beta": beta,
+        "beta, at least": 1 / contraction,
+        "sigma_1": sigma,
+        "q": float(np.sqrt(1 - contraction)),
+    }
+    for number, (name, (schedule, bound)) in enumerate(rules.items()):
+        keys = jr.split(jr.key(100 + number), num_seeds)
+        over = []
+        for steps in counts:
+
+            def run(keys, steps=steps, schedule=schedule):
+                def one(key):
+                    w = case.stochastic_steps(steps, schedule, key)
+                    return jnp.sum((w - case.w_star) ** 2)
+
+                return jnp.mean(jax.lax.map(one, keys, batch_size=50))
+
+            error = float(jax.jit(run, compiler_options=options)(keys))
+            over.append(error / bound(steps))
+        found[name] = over
+    return found
+
+
 def measure(full: bool) -> Measured:
     """All terms on MNIST, or on synthetic rows."""
     counts, num_seeds = [200, 400, 800, 1600, 3200] if full else [100, 200, 400], 1000
     with jax.enable_x64(True):
         case = odd_digits() if full else synthetic()
-        curves = curves_of(case, counts, num_seeds, None if full else COMPILE_FAST)
-        penalty = float(jnp.exp(case.u))
+        options = None if full else COMPILE_FAST
+        curves = curves_of(case, counts, num_seeds, options)
+        bounds = against_bounds(case, counts, num_seeds, options)
     settings = {
         "data": "MNIST odd/even, 5000 + 5000 rows, 50 principal components"
         if full
@@ -208,7 +254,7 @@ def measure(full: bool) -> Measured:
         "repetitions": num_seeds,
         "steps": counts,
         "batch": BATCH,
-        "penalty": penalty,
+        "penalty": case.penalty,
         "mu": case.mu,
         "L": case.top,
         "c": 2 / case.mu,
@@ -216,7 +262,12 @@ def measure(full: bool) -> Measured:
         "constant_step": 0.2 / case.top,
         "hypergradient": case.truth,
     }
-    return {"settings": settings, "seeds": list(range(len(curves))), "curves": curves}
+    return {
+        "settings": settings,
+        "seeds": list(range(len(curves))),
+        "curves": curves,
+        "bounds": bounds,
+    }
 
 
 def draw(measured: Measured):
@@ -271,7 +322,29 @@ def claims(measured: Measured) -> list[Claim]:
             text = f"Each doubling of {name} halves the mean squared error."
             found.append(Claim("G9", text, "O(1/x)", f"divided by {shown}", good))
             found.append(_parts(name, curve))
-    return found
+    return [*found, *_bounds(measured)]
+
+
+def _bounds(measured: Measured) -> list[Claim]:
+    """The theorem on stochastic fixed points, with its constants."""
+    bounds, steps = measured["bounds"], measured["settings"]["steps"]
+    constants = (
+        f"beta = gamma = {bounds['beta']:.1f} (at least {bounds['beta, at least']:.1f}), sigma_1 = "
+        f"{bounds['sigma_1']:.2e}, sigma_2 = 0, q = {bounds['q']:.4f}."
+    )
+    return [
+        Claim(
+            "G9",
+            f"With {name} steps E |w_t - w*|^2 is below the bound of the theorem on stochastic fixed "
+            "points, with its constants.",
+            "at most 1 times the bound",
+            f"{', '.join(f'{x:.3f}' for x in bounds[name])} times the bound at t = "
+            f"{', '.join(map(str, steps))}",
+            max(bounds[name]) <= 1 and bounds["beta"] > bounds["beta, at least"],
+            constants,
+        )
+        for name in ("constant", "decreasing")
+    ]
 
 
 def _parts(name: str, curve: dict[str, Any]) -> Claim:
