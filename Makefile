@@ -36,8 +36,8 @@ coverage: $(STAMP) ## the lines of src that no quick test reaches
 torture: $(STAMP) ## faults at every call, signals at random moments, mutated files; hours
 	$(BIN)/python tests/faults/torture.py
 
-papers: $(STAMP) ## every figure and table of the papers, quick, in out/papers
-	for script in papers/*/[a-z]*.py; do $(BIN)/python $$script --quick --out out/papers || exit 1; done
+papers: $(STAMP) ## every figure and table of the papers, quick, in out/papers, two at a time
+	printf '%s\n' papers/*/[a-z]*.py | xargs -P 2 -I SCRIPT $(BIN)/python SCRIPT --quick --out out/papers
 
 docs: $(STAMP) ## the documentation site in out/site/site, with every link checked
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

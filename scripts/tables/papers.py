@@ -39,10 +39,13 @@ def papers_sizes() -> str:
     """How many reports are of each size, and what that means for the quick ones."""
     reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     full = [f"`{report['script']}`" for report in reports if report["size"] == "full"]
+    quick = [report["cpu_seconds"] for report in reports if report["size"] == "quick"]
     return (
         f"{len(full)} of the {len(reports)} reports are of the full size ({', '.join(full)}). The "
         "other scripts were run in the quick size only, because of the time that their full size "
-        "takes: their verdicts are those of the quick size, not of the published one."
+        "takes: their verdicts are those of the quick size, not of the published one. The "
+        f"{len(quick)} quick reports took {sum(quick):.0f} CPU seconds together, {max(quick):.0f} at "
+        "most."
     )
 
 
