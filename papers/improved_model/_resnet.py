@@ -4,8 +4,7 @@ He, Zhang, Ren and Sun (2016), "Deep residual learning for image recognition" [h
 for small images: a 3 x 3 convolution, then stages of blocks with 1, 2, 4, ... times `width` channels.
 Group normalisation takes the place of batch normalisation, because running averages are not a function
 of the parameters, and because the training mode of batch normalisation couples the rows of a batch.
-The
-number of parameters is the same.
+The number of parameters is the same.
 """
 
 import equinox as eqx
@@ -76,11 +75,15 @@ class ResNet(eqx.Module):
             inputs = size
         self.head = eqx.nn.Linear(inputs, outputs, key=keys[-1])
 
-    def __call__(self, image: Array) -> Array:
+    def features(self, image: Array) -> Array:
+        """The channel means that the head is linear in."""
         hidden = jax.nn.relu(self.stem_norm(self.stem(image)))
         for block in self.blocks:
             hidden = block(hidden)
-        return self.head(jnp.mean(hidden, axis=(1, 2)))
+        return jnp.mean(hidden, axis=(1, 2))
+
+    def __call__(self, image: Array) -> Array:
+        return self.head(self.features(image))
 
 
 def resnet(
@@ -105,3 +108,17 @@ def resnet(
         return jax.vmap(eqx.combine(w, static))(images)
 
     return tasks.models.Model(w0, predict)
+
+
+def representation(
+    channels: int, *, key: Key[Array, ""], width: int = 64, stages: int = 4, depth: int = 2
+) -> tasks.models.Representation:
+    """The features of a `resnet` for images `(height, width, channels)`, whatever their size."""
+    net = ResNet(channels, 1, width, stages, depth, key)
+    u0, static = eqx.partition(net, eqx.is_array)
+
+    def features(u: PyTree, x: Float[Array, "rows ..."]) -> Float[Array, "rows features"]:
+        images = jnp.moveaxis(x.reshape(*x.shape[:3], channels), -1, 1)
+        return jax.vmap(eqx.combine(u, static).features)(images)
+
+    return tasks.models.Representation(u0, features)

@@ -47,14 +47,29 @@ def _f1(runs: list[dict[str, Any]], model: str) -> str:
 def few_shot_cells() -> str:
     """The cells of Figures 4 and 5, and the substitute that was run."""
     report = _report("hyper_representation")
-    settings = report["settings"]
-    ran = settings["data"] in [name.lower() for name in FEW_SHOT]
-    lines = [[name, *["**not run**"] * len(SETTINGS)] for name in FEW_SHOT if not ran]
-    shots = ", ".join(report["runs"])
-    what = f"{settings['data']} (a substitute), {settings['ways']}-way, {shots}"
+    runs, settings = report["runs"], report["settings"]
+    substitute = f"{settings['data']} (a substitute)"
+    lines = [
+        [name, *(_few_shot_cell(runs, name, setting) for setting in SETTINGS)]
+        for name in (*FEW_SHOT, substitute)
+    ]
     size = f"{settings['blocks']} x {settings['width']} filters, {settings['steps']} outer steps"
-    substitute = [what, size, *[""] * (len(SETTINGS) - 1)]
-    return _table(["data", *SETTINGS], [*lines, substitute])
+    return f"{_table(['data', *SETTINGS], lines)}\n\nThe net of the substitute has {size}."
+
+
+def _few_shot_cell(runs: dict[str, Any], data: str, setting: str) -> str:
+    """On new classes, for each K: the improved model with the printed weights and the basic one."""
+    start = f"{data}, {setting}, "
+    found = [
+        f"{title.removeprefix(start)}: "
+        + " / ".join(
+            f"{run[name]['curve']['new classes'][-1]:.3f}"
+            for name in ("improved, printed weights", "basic")
+        )
+        for title, run in runs.items()
+        if title.startswith(start)
+    ]
+    return "; ".join(found) or "**not run**"
 
 
 def _report(name: str) -> dict[str, Any]:

@@ -35,3 +35,38 @@ def test_the_hypergradient_through_a_table_of_features(monkeypatch):
         found = script.meta_gradient(net, inner, net.u0, drawn)
         for a, b in zip(*map(jax.tree.leaves, (found, whole.grad)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_published_cell_runs_on_bytes(monkeypatch):
+    """Omniglot's net, 20 ways and one shot, on drawn bytes in its layout, for a few steps."""
+    monkeypatch.setattr(sys, "path", [str(PAPERS / "improved_model"), *sys.path])
+    script = importlib.import_module("hyper_representation")
+    monkeypatch.setattr(script, "TEST_TASKS", 2)
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), 12)
+    classes = rng.integers(0, 2, (6, 28, 28)) * 255
+    images = np.where(rng.random((72, 28, 28)) < 0.9, classes[labels], 255).astype(np.uint8)
+    turned = tasks.rotated_classes(images, labels)
+    data = {"train": turned, script.ROWS: turned, script.CLASSES: turned}
+    settings = script.PUBLISHED["Omniglot"]._replace(steps=5, num_tasks=2)
+    found = script.run(data, 20, 1, 5, settings, 0)
+    for name in (script.BASIC, script.PRINTED, script.HARMONIC):
+        accuracies = found[name][script.CLASSES]
+        assert len(accuracies) == 6
+        assert min(accuracies) > 3 / 20  # chance is 1 / 20
+
+
+def test_the_representation_of_mini_imagenet_is_resnet_18(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(PAPERS / "improved_model"), *sys.path])
+    script = importlib.import_module("hyper_representation")
+    settings = script.PUBLISHED["MiniImageNet"]
+
+    def both(x):
+        net = script.net_of((64, 64, 3), settings, 0)
+        return net.u0, net.features(net.u0, x)
+
+    u0, features = jax.eval_shape(both, jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32))
+    assert features.shape == (2, 512)
+    sizes = sum(x.size for x in jax.tree.leaves(u0))
+    assert sizes == 11_173_962 - 9 * 513  # the head has one output, which is not used
