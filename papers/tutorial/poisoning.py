@@ -2,7 +2,7 @@
 
 Grazzi and Pontil (2023), "Principled and efficient bilevel optimization for machine learning"
 [grazzi2023][], section "Data poisoning attacks": the outer variable is a perturbation `u_i` of
-each of k training rows, `|u_i|_2 <= eps`; the inner problem trains on the perturbed rows; the
+each of k training rows, `|u_i|_p <= eps`; the inner problem trains on the perturbed rows; the
 outer problem maximises the loss on the adversary's own ("outer") rows. The slides say two things
 that are measured here: the damage can overfit the outer rows, so that it is also measured on
 held-out rows; and a smaller eps or k is harder to detect.
@@ -15,6 +15,8 @@ held-out rows; and a smaller eps or k is harder to detect.
 - Every number is of a model *retrained from scratch* on the poisoned rows, the perceptron from
   initial weights that the adversary has not seen.
 - The control is random directions; each row moves by the length that the attack used.
+- The norm is the Euclidean one, p = 2, but for a part of its own: there the regression is attacked in
+  the balls of p = 1 and p = infinity that lie within the Euclidean one of twice `radius`.
 - Transfer: rows poisoned with one model are used to train the other.
 - Detection: the mean distance of each training row to its five nearest rows of the same label, in
   the poisoned table. The AUROC is that of poisoned rows against other rows.
@@ -41,6 +43,7 @@ import bilevel
 from bilevel import tasks
 
 L2, TRAINING_STEPS, NEIGHBOURS = 1e-3, 600, 5
+NORMS = {"1": 1.0, "infinity": np.inf}
 
 
 class Settings(NamedTuple):
@@ -185,8 +188,40 @@ def judge(
     return record
 
 
-def measure_seed(settings: Settings, seed: int) -> tuple[list[dict[str, Any]], float]:
-    """A record for each table of training rows, the first of them clean; and the scale of eps."""
+def other_norms(
+    settings: Settings, seed: int, split: Split, model: Victim, rows: np.ndarray
+) -> dict[str, list[dict[str, Any]]]:
+    """The regression attacked in balls of p = 1 and infinity, at two radii, beside random moves."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[dict[str, Any]]] = {}
+    d = split.train[0].shape[1]
+    for name, p in NORMS.items():
+        most = 2 * settings.radius / (1 if p == 1 else np.sqrt(d))
+        u, found[name] = jnp.zeros((len(rows), d), split.train[0].dtype), []
+        for radius in (most / 2, most):
+            parts = *split.train, *split.outer
+            ball: dict[str, Any] = {"poisoned": rows, "radius": radius, "p": p, "l2": L2}
+            problem = tasks.poisoning(*parts, model.predict, **ball)
+            w0, steps = model.w0(seed), settings.outer_steps
+            u = bilevel.solve(problem, model.method, u, w0, num_steps=steps).u
+            size = jnp.linalg.norm(u, ord=p, axis=1, keepdims=True)
+            away = jnp.asarray(rng.normal(size=u.shape), u.dtype)
+            away *= size / jnp.linalg.norm(away, ord=p, axis=1, keepdims=True)
+            accuracies = {}
+            for kind, moves in (("attack", u), ("random", away)):
+                table = tasks.poisoned_rows(problem, moves)
+                rest = {"linear": model}, seed, settings.inner_step
+                record = judge(split, table, rows, *rest)
+                accuracies[kind] = record["linear"]["hold_out"]
+            found[name].append({"radius": radius, "longest": float(size.max()), **accuracies})
+    return found
+
+
+def measure_seed(
+    settings: Settings, seed: int
+) -> tuple[list[dict[str, Any]], float, dict[str, list[dict[str, Any]]]]:
+    """A record for each table of training rows, the first of them clean; the scale of eps; and what
+    other norms do."""
     split = load(settings.data, seed)
     x, y = split.train
     models = victims(x.shape[1], settings)
@@ -232,7 +267,8 @@ def measure_seed(settings: Settings, seed: int) -> tuple[list[dict[str, Any]], f
                     continue
                 found = record(name, radius, tasks.poisoned_rows(problem, u), u)
                 records.append({**found, "outer_loss_as_left": loss})
-    return records, other_class_distance(np.asarray(x), np.asarray(y))
+    others = other_norms(settings, seed, split, models["linear"], rows)
+    return records, other_class_distance(np.asarray(x), np.asarray(y)), others
 
 
 class Table:
@@ -277,9 +313,11 @@ def measure(full: bool) -> Measured:
     settings = FULL if full else QUICK
     seeds = list(range(settings.seeds))
     runs = [measure_seed(settings, seed) for seed in seeds]
-    about = {**settings._asdict(), "l2": L2, "other_class_distance": np.mean([s for _, s in runs])}
-    records = [record for found, _ in runs for record in found]
-    return {"settings": about, "seeds": seeds, "records": records}
+    scale = np.mean([scale for _, scale, _ in runs])
+    about = {**settings._asdict(), "l2": L2, "other_class_distance": scale}
+    records = [record for found, _, _ in runs for record in found]
+    others = [other for _, _, other in runs]
+    return {"settings": about, "seeds": seeds, "records": records, "other norms": others}
 
 
 def draw(measured: Measured):
@@ -337,11 +375,30 @@ def draw(measured: Measured):
 def claims(measured: Measured) -> list[Claim]:
     """Row G3, claim by claim, for both models."""
     table = Table(measured)
-    return [
-        claim
-        for name, other in (("linear", "MLP"), ("MLP", "linear"))
-        for claim in claims_of(table, name, other)
-    ]
+    both = (("linear", "MLP"), ("MLP", "linear"))
+    found = [claim for name, other in both for claim in claims_of(table, name, other)]
+    clean = table.clean("linear")
+    return [*found, *(_norm(p, [x[p] for x in measured["other norms"]], clean) for p in NORMS)]
+
+
+def _norm(p: str, seeds: list[list[dict[str, Any]]], clean: np.ndarray) -> Claim:
+    """The same of another norm: within the ball, worse than random moves, worse with its radius."""
+    attack, random = (
+        np.array([[x[kind] for x in s] for s in seeds]) for kind in ("attack", "random")
+    )
+    radii = [x["radius"] for x in seeds[0]]
+    inside = all(x["longest"] <= x["radius"] * (1 + 1e-5) for s in seeds for x in s)
+    path = [clean.mean(), *attack.mean(axis=0)]
+    return Claim(
+        "G3",
+        f"The linear model, p = {p}: a larger eps hurts more, and at each eps and seed the attack "
+        "hurts more than random moves of the same p-norm.",
+        "p-norm balls",
+        f"held-out accuracy {', '.join(f'{x:.3f}' for x in path)} at eps = 0, "
+        f"{', '.join(f'{x:.3g}' for x in radii)}; random "
+        f"{', '.join(f'{x:.3f}' for x in random.mean(axis=0))}",
+        inside and bool((attack < random).all()) and all(a > b for a, b in pairwise(path)),
+    )
 
 
 def claims_of(table: Table, name: str, other: str) -> Iterator[Claim]:
