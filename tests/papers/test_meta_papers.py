@@ -66,7 +66,7 @@ def test_the_representation_of_mini_imagenet_is_resnet_18(monkeypatch):
         net = script.net_of((64, 64, 3), settings, 0)
         return net.u0, net.features(net.u0, x)
 
-    u0, features = jax.eval_shape(both, jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32))
+    u0, features = jax.eval_shape(both, jax.ShapeDtypeStruct((2, 64, 64, 3), float))
     assert features.shape == (2, 512)
     sizes = sum(x.size for x in jax.tree.leaves(u0))
     assert sizes == 11_173_962 - 9 * 513  # the head has one output, which is not used
