@@ -117,7 +117,7 @@ def direct(problem: bilevel.BilevelProblem, u0: Any, w0: Any) -> Any:
 def label_classes(us: list[dict[str, np.ndarray]]) -> dict[str, list[int]]:
     """Which classes some point's soft label has mostly named along the path, and at its end."""
     shares = np.asarray(jax.nn.softmax(np.stack([u["labels"] for u in us]), axis=-1))
-    mostly = (shares > 0.5).any(axis=1)  # (moments, classes)
+    mostly = np.any(shares > 0.5, axis=1)  # (moments, classes)
     return {
         "on the way": np.flatnonzero(mostly.any(axis=0)).tolist(),
         "at the end": np.flatnonzero(mostly[-1]).tolist(),

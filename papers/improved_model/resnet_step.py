@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,13 +63,13 @@ def measure(full: bool) -> dict[str, Any]:
         )
     )
 
-    @eqx.filter_jit
     def hypergradient(u: Any, w: Any) -> Any:
         state = estimator.init(problem, inner, u, w)
         return estimator.estimate(problem, inner, u, w, state, streams)[0].grad
 
-    compiled = hypergradient.lower(u, model.w0).compile()
-    analysis = compiled.compiled.memory_analysis()
+    compiled = jax.jit(hypergradient).lower(u, model.w0).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
     found = np.asarray(compiled(u, model.w0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.w0))
     return {
