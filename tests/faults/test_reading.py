@@ -41,6 +41,20 @@ def test_tables_are_those_that_pandas_reads(tmp_path, k):
         pd.testing.assert_frame_equal(read, expected.rename(columns=str))
 
 
+def test_columns_are_taken_by_their_names_whatever_these_hold(tmp_path):
+    """To Arrow `a.b` is the field `b` within `a` too: asked for alone, it once was refused."""
+    path = tmp_path / "t.parquet"
+    pairs = pa.array([{"b": 1, "c.d": "x"}, None, {"b": 3, "c.d": None}])
+    words = pa.array(["one", "two", "one"]).dictionary_encode()
+    for names in (["a", "a.b", "word"], ["a", "b", "word"]):
+        table = pa.table(dict(zip(names, [pairs, pa.array([1.5, None, 2.5]), words], strict=True)))
+        pyarrow.parquet.write_table(table, path, row_group_size=2)
+        for chosen in (None, names[1:]):
+            read = read_file("parquet", path, "it", "parquet", columns=chosen)
+            assert read.select(chosen or names).equals(table.select(chosen or names))
+            assert read.column_names == (chosen or names)
+
+
 def test_both_ways_to_read_are_the_same(csv, monkeypatch):
     child = read_file("csv", csv, "it", "csv", separator=None)
     monkeypatch.setattr(client, "POSSIBLE", False)

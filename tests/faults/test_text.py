@@ -16,7 +16,7 @@ from bilevel._text import for_spreadsheet, to_json, visible
 from bilevel.cli import _app
 from bilevel.cli._commands_work import write_table
 from bilevel.cli._run_files import write_csv
-from bilevel.reweighting._report.chart import axis_names, make_chart, matrix
+from bilevel.reweighting._report.chart import axis_names, make_chart, matrix, tips
 from bilevel.reweighting._report.charts import draw_charts
 from bilevel.reweighting._report.page import Report
 from reports import iris_evidence
@@ -116,6 +116,16 @@ def test_a_page_with_charts_of_any_names():
     evidence["score"] = "\ufffe\x00accuracy"  # as somebody's report.json may say
     charts = draw_charts(evidence)
     assert "\\ufffe␀accuracy" in charts["gains"].svg
+
+
+def test_a_bar_in_a_name_of_others_is_no_number_format():
+    """What came before it once was the format of a tooltip, and ended its drawing."""
+    number, text = tips(score=".4f|a{x|b|", fit="Fit")
+    assert number.to_dict() == {
+        **{"field": "score", "type": "quantitative"},
+        **{"format": ".4f", "title": "a{x|b|"},
+    }
+    assert text.to_dict() == {"field": "fit", "type": "nominal", "title": "Fit"}
 
 
 def test_classes_may_have_the_names_of_what_every_object_has(capfd):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from .formats import FORMATS, RefusedError, write_tables
+from .formats import FORMATS, RefusedError, beside, write_tables
 
 MEMORY, SECONDS = "BILEVEL_READ_MEMORY", "BILEVEL_READ_SECONDS"  # of the environment
 LEAST = 1 << 28  # bytes, which the process itself needs
@@ -93,15 +93,16 @@ def map_file(
         if hasattr(mmap, "MADV_DONTNEED"):
             content.madvise(mmap.MADV_DONTNEED)
 
-    batches = []
-    with pa.ipc.open_stream(pa.py_buffer(content)) as stream:
+    parts, source = [], pa.BufferReader(pa.py_buffer(content))
+    while source.tell() < source.size():
+        batches, stream = [], pa.ipc.open_stream(source)
         for batch in stream:
             batch.validate()
             batches.append(batch)
             if folder is not None:
                 release()  # as the system maps some pages around each that is looked at
-        table = pa.Table.from_batches(batches, stream.schema)
-    return Mapped(table, release)
+        parts.append(pa.Table.from_batches(batches, stream.schema))
+    return Mapped(beside(parts), release)
 
 
 def _unnamed(folder: Path, what: str) -> int:
@@ -189,8 +190,8 @@ def _memory() -> int:
 
 def _read_here(format: str, path: Path, what: str, kind: str, options: dict[str, Any]) -> pa.Table:
     def read() -> pa.Table:
-        schema, tables = FORMATS[format](path, what, **options)
-        return pa.concat_tables([schema.empty_table(), *tables])
+        found = FORMATS[format](path, what, **options)
+        return beside([pa.concat_tables([x.empty_table(), *tables]) for x, tables in found])
 
     return _reported(what, kind, read)
 

@@ -1,14 +1,15 @@
 """What is read of a file, as Arrow tables. Imports little: the process that reads has only this.
 
-A format is a function that takes a path, how messages name the file, and its options. It gives the
-schema, whose metadata may hold notes, and the tables that follow each other.
+A format is a function that takes a path, how messages name the file, and its options. It gives groups
+of columns, one after the other: their schema, and the tables that hold their rows. The metadata of the
+first schema may hold notes.
 """
 
 import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ SEPARATORS, PARQUET = ",;\t|", (".parquet", ".pq")
 BLOCK = 1 << 23  # bytes of a CSV file that are parsed at a time
 mapped = False  # whether files are mapped: one that is cut short meanwhile ends the process then
 NOTES, NAMELESS = b"bilevel", b"bilevel_nameless"  # the keys of our metadata
-Tables = tuple[pa.Schema, Iterator[pa.Table]]
+Columns = tuple[pa.Schema, Iterable[pa.Table]]
 
 
 class RefusedError(ValueError):
     """The content cannot be used; the message is for the user."""
 
 
-def read_csv(path: Path, what: str, separator: str | None) -> Tables:
+def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
     """The cells of a CSV file as texts, block by block; with `separator=None` the header tells it.
 
     Columns without a name are called `Unnamed: 3` after their position, and the metadata names them:
@@ -91,7 +92,7 @@ def read_csv(path: Path, what: str, separator: str | None) -> Tables:
         if bad:
             raise refused(one_more or bad[0])
 
-    return schema, blocks()
+    yield schema, blocks()
 
 
 def _check_quotes(names: list[str], batch: pa.RecordBatch, separator: str, what: str) -> None:
@@ -135,8 +136,8 @@ def _open(path: Path, separator: str, fields: int, skip: int) -> tuple[Any, list
     return reader, bad
 
 
-def read_parquet(path: Path, what: str, columns: Sequence[str] | None) -> Tables:
-    """A Parquet file, group of rows by group of rows; `columns=None` is all of them."""
+def read_parquet(path: Path, what: str, columns: Sequence[str] | None) -> Iterator[Columns]:
+    """A Parquet file, column by column, which takes less memory; `columns=None` is all of them."""
     # Names of folders above the file are not columns of the table.
     file = pyarrow.parquet.ParquetFile(path, memory_map=mapped)
     schema = file.schema_arrow
@@ -144,14 +145,24 @@ def read_parquet(path: Path, what: str, columns: Sequence[str] | None) -> Tables
         metadata = schema.metadata
         schema = pa.schema([schema.field(name) for name in columns], metadata)
 
-    def groups() -> Iterator[pa.Table]:
+    def groups(names: Sequence[str]) -> Iterator[pa.Table]:
         for k in range(file.num_row_groups):
-            yield _whole(file.read_row_group(k, columns, use_threads=False))
+            # A full stop in a name also leads to a field within a column: more may have been read.
+            yield _whole(file.read_row_group(k, names, use_threads=False).select(names))
 
-    return schema, groups()
+    names = schema.names
+    if not names or len(set(names)) < len(names):  # refused later, in words
+        groups_of_rows = (
+            file.read_row_group(k, use_threads=False) for k in range(file.num_row_groups)
+        )
+        yield schema, map(_whole, groups_of_rows)
+        return
+    for field in schema:
+        metadata = schema.metadata if field.name == names[0] else None
+        yield pa.schema([field], metadata), groups([field.name])
 
 
-def read_folder(path: Path, what: str) -> Tables:
+def read_folder(path: Path, what: str) -> Iterator[Columns]:
     """The Parquet files of a folder, as one table.
 
     Parts of paths like `year=2025` become columns.
@@ -161,7 +172,7 @@ def read_folder(path: Path, what: str) -> Tables:
     """
     dataset = parquet_folder(path, what)
     batches = (_whole(pa.Table.from_batches([batch])) for batch in dataset.to_batches())
-    return dataset.schema, batches
+    yield dataset.schema, batches
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -218,7 +229,7 @@ def _whole(table: pa.Table) -> pa.Table:
     return table
 
 
-FORMATS: dict[str, Callable[..., Tables]] = {
+FORMATS: dict[str, Callable[..., Iterator[Columns]]] = {
     "csv": read_csv,
     "parquet": read_parquet,
     "folder": read_folder,
@@ -226,13 +237,29 @@ FORMATS: dict[str, Callable[..., Tables]] = {
 
 
 def write_tables(format: str, path: Path, what: str, options: dict[str, Any], sink: Any) -> None:
-    """Read a file and write it to `sink`, as a stream of Arrow's IPC format.
+    """Read a file and write it to `sink`: per group of columns a stream of Arrow's IPC format.
 
     Raises:
         RefusedError: the content cannot be used.
         Exception: it cannot be parsed.
     """
-    schema, tables = FORMATS[format](path, what, **options)
-    with pa.ipc.new_stream(sink, schema) as stream:
-        for table in tables:
-            stream.write_table(table)
+    for schema, tables in FORMATS[format](path, what, **options):
+        with pa.ipc.new_stream(sink, schema) as stream:
+            for table in tables:
+                stream.write_table(table)
+
+
+def beside(parts: Sequence[pa.Table]) -> pa.Table:
+    """One table of groups of columns.
+
+    Raises:
+        pa.ArrowInvalid: one has more rows than another.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    schema = pa.schema([field for part in parts for field in part.schema], parts[0].schema.metadata)
+    table = pa.Table.from_arrays(
+        [column for part in parts for column in part.columns], schema=schema
+    )
+    table.validate()
+    return table
