@@ -195,6 +195,21 @@ def test_a_forged_config_is_refused(made, run, old, new, named):
         refused(read(made, run, reader), f"config.toml cannot be used: {named}")
 
 
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [("[" * 9999 + "]" * 9999, "nested too deeply"), ("9" * 5000, "5000 digits")],
+)
+def test_settings_that_no_parser_takes_are_refused(made, run, value, named):
+    """Once tracebacks: `tomllib` lets other errors through than its own."""
+    (run / "config.toml").write_text(f"seed = {value}\n")
+    seal(run)
+    refused(bilevel("suggest", run), "config.toml cannot be read", named)
+    table = made.out.parent / "train.csv"
+    said = bilevel("audit", table, "--trusted", table, "--config", run / "config.toml")
+    assert said.code == 2
+    assert "".join(named.split()) in said.squeezed
+
+
 def test_forged_weights_are_refused(made, run):
     """Found by `mutations.py`: tracebacks, and exit codes without the name of the file."""
     path = run / "weights.parquet"

@@ -230,6 +230,15 @@ def test_names_of_any_length(tmp_path, size):
         RunFolder.of(tmp_path / ("x" * 256))
 
 
+@pytest.mark.parametrize(
+    ("out", "word"), [("/", "where all folders are"), ("a/" * 3000, "too long")]
+)
+def test_paths_that_no_folder_can_have_are_refused(out, word):
+    """Once a traceback, and exit code 1."""
+    with pytest.raises(RunFolderError, match=word):
+        RunFolder.of(out).check(resume=False)
+
+
 def test_a_link_to_where_the_run_goes_is_followed_in_messages_too(tmp_path):
     """`--out` may be a link that leads nowhere yet: the run goes where it leads."""
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 
 import altair as alt
@@ -148,8 +150,6 @@ def test_classes_may_have_the_names_of_what_every_object_has(capfd):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_a_full_disk_or_a_closed_pipe_behind_stdout_is_said(tmp_path):
-    import subprocess
-
     code = "from bilevel.cli import main\nmain()"
     for target, locale in [("/dev/full", "C.UTF-8"), ("/dev/null", "POSIX")]:
         with open(target, "w") as out:  # noqa: PTH123
@@ -166,6 +166,24 @@ def test_a_full_disk_or_a_closed_pipe_behind_stdout_is_said(tmp_path):
         assert ("the output cannot be printed (No space left" in done.stderr) == (
             target == "/dev/full"
         )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes what is inherited")
+def test_streams_that_are_closed_lead_nowhere_and_give_their_numbers_to_no_file():
+    """Once a traceback: `bilevel audit ... >&-`."""
+    code = """
+import os
+from bilevel.cli import _open_streams, main
+_open_streams()
+assert os.open(os.devnull, os.O_RDONLY) > 2
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"],
+        check=False,
+        preexec_fn=lambda: os.closerange(0, 3),
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ for command in (
 
 def main() -> None:
     """The entry point of the `bilevel` command."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the locale, text can be written
             stream.reconfigure(errors="backslashreplace")
@@ -84,6 +85,18 @@ def main() -> None:
         if stop.signal is not None and not stop.said:
             note(stop.hint())
         sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Streams that the caller has closed lead nowhere, and no file gets their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(number, True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _unprinted(error: OSError) -> int:

@@ -208,12 +208,24 @@ def _content(path: Path) -> bytes:
     return content
 
 
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """What a file of settings holds.
+
+    Raises:
+        ValueError: it is no TOML in UTF-8, is nested too deeply, or has numbers too long to read.
+    """
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def _read_defaults(context: typer.Context, path: Path) -> Path:
     try:
-        values = tomllib.loads(_content(path).decode("utf-8"))
+        values = parse_toml(_content(path))
     except OSError as error:
         raise _refusal(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise _refusal(f"{path} is not TOML: {error}.") from error
     values.pop("sha256", None)  # a run folder's config.toml notes the digests of its inputs
     known = {str(p.name) for p in context.command.params} - {"config"} - SAID_ALOUD

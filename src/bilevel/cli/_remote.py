@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+import typer
+
 from .._reading.formats import PARQUET
 from ..reweighting._inputs.checks import InputError
 
@@ -20,7 +22,15 @@ def is_url(text: str) -> bool:
 
 
 def as_given(text: str) -> str:
-    """A URL as it is; a path in its shortest form, so that a run knows its files again."""
+    """A URL as it is; a path in its shortest form, so that a run knows its files again.
+
+    Raises:
+        BadParameter: it is empty, which would be the folder one is in.
+    """
+    if not text:
+        raise typer.BadParameter(
+            "the path of a table is empty; has a variable of the shell no value?"
+        )
     return text if is_url(text) else str(Path(text))
 
 

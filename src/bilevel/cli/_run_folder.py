@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import stat
-import tomllib
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 from .._storage import (
     CHECKPOINT_KIND,
-    DamagedFileError,
     is_sealed,
     is_unfinished,
     read_regular,
@@ -27,7 +25,7 @@ from .._storage import (
     write_text,
 )
 from ..reweighting._inputs.checks import InputError, named
-from ._app import RunFolderError, note
+from ._app import RunFolderError, note, parse_toml
 from ._lock import LOCK, hold, holder
 
 CONFIG, SUMMARY, CHECKPOINT = "config.toml", "summary.json", "checkpoint.eqx"
@@ -151,9 +149,11 @@ class RunFolder:
         """The folders that `--out` means; links in it are followed.
 
         Raises:
-            RunFolderError: the name is too long.
+            RunFolderError: the name is too long, or it has none.
         """
         path = Path(out).resolve()
+        if not path.name:
+            raise RunFolderError(f"--out {out} is where all folders are; choose another --out.")
         size = len(os.fsencode(path.name))
         if size > LONGEST_NAME:
             raise RunFolderError(
@@ -231,7 +231,10 @@ class RunFolder:
             raise RunFolderError(
                 f"{found}: continue it with --resume, or remove that folder to start again."
             )
-        parent = next(p for p in (self.partial, *self.partial.parents) if p.exists())
+        try:
+            parent = next(p for p in (self.partial, *self.partial.parents) if p.exists())
+        except OSError as error:  # a path that is too long
+            raise self._unwritable(error) from error
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise RunFolderError(
                 f"the folder {self.partial} cannot be written ({parent} is "
@@ -247,7 +250,7 @@ class RunFolder:
         """
         folder = self.partial if self.partial.exists() else self.out
         try:
-            before, now = read_toml(folder / CONFIG), tomllib.loads(toml)
+            before, now = read_toml(folder / CONFIG), parse_toml(toml.encode())
         except InputError as error:
             raise RunFolderError(f"{error} Choose another --out, or remove that folder.") from error
         different = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
@@ -360,6 +363,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: it cannot be read.
     """
     try:
-        return tomllib.loads(read_regular(path, LARGEST_TEXT).decode("utf-8"))
-    except (OSError, DamagedFileError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_toml(read_regular(path, LARGEST_TEXT))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
