@@ -22,11 +22,13 @@ from runs import bilevel
 
 FOLDER = Path(__file__).with_name("corpus")
 REFUSED = {
+    "blank_first_line.csv": "the first line of the train file",
     "bytes.parquet": "are neither numbers, booleans, dates nor text",
     "cut.csv.gz": "cannot be read as csv.gz",
     "cut.parquet": "cannot be read as parquet",
     "empty.csv": "is empty",
     "header_only.csv": "has a header and zero rows",  # once a traceback
+    "header_again.csv": "row 13 of the train file",  # once a row, and a class called "y"
     "huge_numbers.csv": "whose squares are not finite",
     "id_gap.csv": "has 1 rows without an id",
     "ids_repeat.csv": "repeat: 'r0'",

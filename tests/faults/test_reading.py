@@ -136,6 +136,20 @@ def test_a_limit_that_is_none_is_refused(csv, monkeypatch, name):
 
 
 @linux
+def test_limits_of_the_caller_stay_and_end_no_reading(monkeypatch):
+    """Under `ulimit -v` or `ulimit -t`, as batch systems set them, once no table could be read."""
+    from bilevel._reading import serve
+
+    set_to = {}
+    monkeypatch.setattr(serve.resource, "getrlimit", lambda kind: (10**9, 2 * 10**9))
+    monkeypatch.setattr(serve.resource, "setrlimit", set_to.__setitem__)
+    serve.limit(10**10, 300)
+    assert set_to[serve.resource.RLIMIT_AS] == (2 * 10**9, 2 * 10**9)
+    assert set_to[serve.resource.RLIMIT_CPU] == (300, 305)
+    assert set_to[serve.resource.RLIMIT_CORE] == (0, 0)
+
+
+@linux
 def test_a_server_that_has_died_is_started_again(csv):
     read_table(csv, "train")
     process = client._SERVER._process

@@ -179,8 +179,12 @@ def limits(path: Path) -> tuple[int, int]:
 
 
 def _memory() -> int:
-    """Bytes of memory that this machine has, or the container that we are in."""
+    """Bytes of memory that this machine has, or the container that we are in, or our limit is."""
+    import resource  # which not every system has
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    memory = memory if most == resource.RLIM_INFINITY else min(memory, most)
     try:
         allowed = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
     except OSError:

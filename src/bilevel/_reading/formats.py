@@ -40,8 +40,9 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
     where all their cells are empty, they are a separator at each line's end and no columns.
 
     Raises:
-        RefusedError: repeated column names; rows with more or fewer fields than the header; cells that
-            hold whole rows, between stray quote marks. The last two also while blocks are taken.
+        RefusedError: no or repeated column names; rows that repeat the header, or have more or fewer
+            fields; cells that hold whole rows, between stray quote marks. All but the first two also
+            while blocks are taken.
     """
     opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     notes = []
@@ -54,6 +55,10 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
         if separator != ",":
             notes.append(f"the columns of {what} are separated by {separator!r}")
     names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    if not names:
+        raise RefusedError(
+            f"the first line of {what} is empty, and must name the columns. Remove it."
+        )
     repeated = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
     if repeated:
         raise RefusedError(f"{what} has repeated column names: {named(repeated)}.")
@@ -81,12 +86,15 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
     )
 
     def blocks() -> Iterator[pa.Table]:
+        rows = 0
         for batch in reader:
             if bad:
                 break
             if one_more is not None and not pc.all(pc.equal(batch.columns[-1], "")).as_py():
                 raise refused(one_more)
             _check_quotes(names, batch, separator, what)
+            _check_header(names, batch, rows, what)
+            rows += len(batch)
             if len(batch):
                 yield pa.Table.from_arrays(batch.columns, schema=schema)
         if bad:
@@ -110,6 +118,27 @@ def _check_quotes(names: list[str], batch: pa.RecordBatch, separator: str, what:
                     f"rows, from {inner[0][:60]!r} on: a quote mark before it is never closed, or was "
                     "not meant as one. Remove it, or write it twice within double quotes."
                 )
+
+
+def _check_header(names: list[str], batch: pa.RecordBatch, before: int, what: str) -> None:
+    """Refuse rows that are the header again, as where files with headers were joined.
+
+    Raises:
+        RefusedError: with the first such row.
+    """
+    if len(names) < 2:
+        return
+    same = pc.equal(batch.columns[0], names[0])
+    for name, column in zip(names[1:], batch.columns[1:], strict=True):
+        if not pc.any(same).as_py():
+            return
+        same = pc.and_(same, pc.equal(column, name))
+    if (k := pc.index(same, True).as_py()) >= 0:
+        raise RefusedError(
+            f"row {before + k + 1} of {what} is the header again ({named(names)}): files were joined "
+            "with their headers, or the first line is a row and no header. Remove that line, or name "
+            "the columns."
+        )
 
 
 def _open(path: Path, separator: str, fields: int, skip: int) -> tuple[Any, list[Any]]:

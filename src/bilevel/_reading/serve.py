@@ -142,10 +142,19 @@ def _read(formats: Any, request: dict[str, Any], target: int) -> None:
 
 
 def limit(memory: int, seconds: int) -> None:
-    """No more memory than this, nor time of the processor, nor a file with what was in memory."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    """No more memory than this, nor time of the processor, nor a file with what was in memory.
+
+    What the caller's own limits allow less of stays so.
+    """
+    for kind, soft, hard in [
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_AS, memory, memory),
+        (resource.RLIMIT_CPU, seconds, seconds + 5),
+    ]:
+        most = resource.getrlimit(kind)[1]
+        if most != resource.RLIM_INFINITY:
+            soft, hard = min(soft, most), min(hard, most)
+        resource.setrlimit(kind, (soft, hard))
 
 
 if __name__ == "__main__":

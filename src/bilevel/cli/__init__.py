@@ -58,6 +58,8 @@ for command in (
 def main() -> None:
     """The entry point of the `bilevel` command."""
     _open_streams()
+    if os.environ.get("COLUMNS", "1").strip("0") == "":  # nothing would be printed
+        del os.environ["COLUMNS"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the locale, text can be written
             stream.reconfigure(errors="backslashreplace")

@@ -29,7 +29,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
+# With a width of 0 nothing would be printed.
+_ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "COLUMNS" or v.strip("0")}
+out, err = Console(_environ=_ENVIRONMENT), Console(_environ=_ENVIRONMENT, stderr=True)
 stop = Stop()
 
 
