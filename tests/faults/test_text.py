@@ -178,12 +178,9 @@ _open_streams()
 assert os.open(os.devnull, os.O_RDONLY) > 2
 main()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--help"],
-        check=False,
-        preexec_fn=lambda: os.closerange(0, 3),
-    )
-    assert done.returncode == 0
+    command = [sys.executable, "-c", code, "--help"]
+    closing = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *command]
+    assert subprocess.run(closing, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
