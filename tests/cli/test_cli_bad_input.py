@@ -120,8 +120,25 @@ def test_unparsable_csv(case):
         "train.csv has 4 fields; the first line names 2 columns: '3,4,5,6'. Name every column",
         write=False,
     )
-    case.path("train").write_bytes("a,b\n1,\u00e9\n".encode("latin-1"))
-    case.refuse(3, "train.csv cannot be read as csv:", write=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("a,\u00e9\n1,2\n".encode("latin-1"), id="header"),
+        pytest.param("a,b\n1,\u00e9\n".encode("latin-1"), id="cell"),
+        pytest.param(b"a,b\n" + b"1,2\n" * 2_200_000 + b"1,\xe9\n", id="a later block"),
+        pytest.param("a,b\n1,2\n".encode("utf-16"), id="UTF-16"),
+    ],
+)
+def test_another_encoding(case, content):
+    case.write()
+    case.path("train").write_bytes(content)
+    case.refuse(
+        3,
+        "train.csv cannot be read as csv: it is not text in UTF-8. Save it in UTF-8",
+        write=False,
+    )
 
 
 def test_unknown_label_column(case):

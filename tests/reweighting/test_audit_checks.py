@@ -313,6 +313,20 @@ def test_ids_with_gaps_are_a_problem():
 # --- columns
 
 
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_category_in_two_spellings_is_found_within_a_table_and_between_two(where):
+    tables = split(plain(300, 8), (160, 70))
+    for k, table in enumerate(tables[::2]):
+        table["paid"] = np.where(np.arange(len(table)) % 2, "yes", "no")
+        table["note"] = sentences(len(table), k)
+        if k == where:
+            table.loc[table.index[::5], "paid"] = "Yes"
+    assert found(audit(*tables))["columns/spelling"] == ("paid",)
+    for table in tables[::2]:
+        table["paid"] = table["paid"].str.lower()
+    assert "columns/spelling" not in found(audit(*tables))
+
+
 def test_columns_that_hold_nothing_to_learn_are_told_apart():
     table = plain(300, 8)
     rng = np.random.default_rng(0)

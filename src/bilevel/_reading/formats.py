@@ -5,6 +5,7 @@ of columns, one after the other: their schema, and the tables that hold their ro
 first schema may hold notes.
 """
 
+import contextlib
 import csv
 import gzip
 import io
@@ -40,13 +41,13 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
     where all their cells are empty, they are a separator at each line's end and no columns.
 
     Raises:
-        RefusedError: no or repeated column names; rows that repeat the header, or have more or fewer
-            fields; cells that hold whole rows, between stray quote marks. All but the first two also
-            while blocks are taken.
+        RefusedError: no or repeated column names; another encoding than UTF-8; rows that repeat the
+            header, or have more or fewer fields; cells that hold whole rows, between stray quote
+            marks. All but those of names also while blocks are taken.
     """
     opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     notes = []
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file, _in_utf8(what):
         text = file.readline()
         while text.count('"') % 2 and (more := file.readline()):  # a line break within quotes
             text += more
@@ -72,11 +73,11 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
 
     fields = len(names)
     lines = len(list(io.StringIO(text, newline=None)))  # which end in \n, \r or both, as Arrow's do
-    reader, bad = _open(path, separator, fields, lines)
+    reader, bad = _open(path, separator, fields, lines, what)
     one_more = bad[0] if bad and bad[0].actual_columns == fields + 1 else None
     if one_more is not None:
         names = [*names, ""]
-        reader, bad = _open(path, separator, fields + 1, lines)
+        reader, bad = _open(path, separator, fields + 1, lines, what)
         notes.append(f"every row of {what} ends in one {separator!r} too many, which is ignored")
     nameless = [k for k, name in enumerate(names) if not name]
     called = [name or f"Unnamed: {k}" for k, name in enumerate(names)]
@@ -85,11 +86,13 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
         metadata={NOTES: json.dumps(notes), NAMELESS: json.dumps(nameless)},
     )
 
+    def following() -> pa.RecordBatch | None:
+        with _in_utf8(what):
+            return next(reader, None)
+
     def blocks() -> Iterator[pa.Table]:
         rows = 0
-        for batch in reader:
-            if bad:
-                break
+        while (batch := following()) is not None and not bad:
             if one_more is not None and not pc.all(pc.equal(batch.columns[-1], "")).as_py():
                 raise refused(one_more)
             _check_quotes(names, batch, separator, what)
@@ -101,6 +104,20 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
             raise refused(one_more or bad[0])
 
     yield schema, blocks()
+
+
+@contextlib.contextmanager
+def _in_utf8(what: str) -> Iterator[None]:
+    """Text in another encoding is refused in words."""
+    try:
+        yield
+    except (UnicodeError, pa.ArrowInvalid) as error:
+        if isinstance(error, UnicodeError) or "UTF8" in str(error):
+            raise RefusedError(
+                f"{what} cannot be read as csv: it is not text in UTF-8. Save it in UTF-8 "
+                "(spreadsheets offer it as a format, and `iconv -f LATIN1 -t UTF-8` converts Latin-1)."
+            ) from error
+        raise
 
 
 def _check_quotes(names: list[str], batch: pa.RecordBatch, separator: str, what: str) -> None:
@@ -141,7 +158,7 @@ def _check_header(names: list[str], batch: pa.RecordBatch, before: int, what: st
         )
 
 
-def _open(path: Path, separator: str, fields: int, skip: int) -> tuple[Any, list[Any]]:
+def _open(path: Path, separator: str, fields: int, skip: int, what: str) -> tuple[Any, list[Any]]:
     """(the rows, block by block; the rows with another number of fields that it has come upon)."""
     bad = []
 
@@ -150,18 +167,19 @@ def _open(path: Path, separator: str, fields: int, skip: int) -> tuple[Any, list
         return "skip"
 
     names = [str(k) for k in range(fields)]
-    reader = pyarrow.csv.open_csv(
-        path,
-        pyarrow.csv.ReadOptions(
-            column_names=names, skip_rows=skip, block_size=BLOCK, use_threads=False
-        ),
-        pyarrow.csv.ParseOptions(
-            delimiter=separator, newlines_in_values=True, invalid_row_handler=note
-        ),
-        pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
-        ),
-    )
+    with _in_utf8(what):
+        reader = pyarrow.csv.open_csv(
+            path,
+            pyarrow.csv.ReadOptions(
+                column_names=names, skip_rows=skip, block_size=BLOCK, use_threads=False
+            ),
+            pyarrow.csv.ParseOptions(
+                delimiter=separator, newlines_in_values=True, invalid_row_handler=note
+            ),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
+            ),
+        )
     return reader, bad
 
 

@@ -1,17 +1,19 @@
 """Checks of columns: names and kinds, numbers, and columns that hold nothing to learn."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .._inputs.checks import PROSE
-from .._inputs.scalars import LARGEST
+from .._inputs.scalars import LARGEST, spelled_alike
 from .duplicates import is_number
 from .finding import Finding, counted, listed
 from .view import View
 
 FEWEST = 50  # rows from which a column can be told to name them
+CATEGORIES = 200  # distinct values up to which a column of text holds categories
 _COMMA = re.compile(r"\s*[+-]?\d{1,3}(\.?\d{3})*,\d+\s*|\s*[+-]?\d+\s*")
 _HASH = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{16,}")
 _INDEX = re.compile(
@@ -87,6 +89,35 @@ def decimal_commas(view: View) -> list[Finding]:
             title = f"decimal commas of the {PROSE[name]} rows"
             found.append(Finding("warning", title, detail, tuple(columns), table=name))
     return found
+
+
+def spelling(view: View) -> list[Finding]:
+    """Categories that differ only in what a reader would not take for a difference, in any table.
+
+    Rows of a category that the training rows lack look as if they had none.
+    """
+    pairs = {}
+    for column in view.tables["train"].text_names:
+        values = set().union(*(_distinct(pd.Series(f[column])) for f in view.frames.values()))
+        if len(values) <= CATEGORIES and (alike := spelled_alike(values)):
+            pairs[column] = alike[0][:2]
+    if not pairs:
+        return []
+    shown = [f"{column!r} ({a!a} and {b!a})" for column, (a, b) in pairs.items()]
+    more = f" and {len(shown) - 6} more" * (len(shown) > 6)
+    detail = (
+        f"{counted(list(pairs), 'column')} with categories that differ only in case, in spaces, or "
+        f"in what cannot be seen: {', '.join(shown[:6])}{more}. "
+        "Models take them for different things: give each one spelling."
+    )
+    return [Finding("warning", "spelling in the columns", detail, tuple(pairs))]
+
+
+def _distinct(column: pd.Series) -> list[Any]:
+    try:
+        return column.dropna().unique().tolist()
+    except TypeError:  # lists and maps
+        return []
 
 
 def constant(view: View) -> list[Finding]:

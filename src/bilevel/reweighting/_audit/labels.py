@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import chi2_contingency, ks_2samp
 
 from .._inputs.checks import PROSE
-from .._inputs.scalars import as_spelled
+from .._inputs.scalars import spelled_alike
 from .finding import Finding, Severity, counted, listed
 from .view import View
 
@@ -31,11 +31,8 @@ def missing_labels(view: View) -> list[Finding]:
 
 def spelling(view: View) -> list[Finding]:
     """Labels that differ only in what a reader would not see, or not take for a difference."""
-    texts = {x for s in view.labels.values() for x in s.dropna().unique() if isinstance(x, str)}
-    same: dict[str, list[str]] = {}
-    for text in sorted(texts):
-        same.setdefault(as_spelled(text), []).append(text)
-    alike = tuple(x for group in same.values() if len(group) > 1 for x in group)
+    groups = spelled_alike(x for s in view.labels.values() for x in s.dropna().unique())
+    alike = tuple(x for group in groups for x in group)
     if not alike:
         return []
     detail = (

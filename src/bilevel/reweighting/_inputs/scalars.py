@@ -4,6 +4,7 @@ import datetime
 import decimal
 import numbers
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -87,3 +88,11 @@ def as_spelled(text: str) -> str:
     True
     """
     return " ".join(unicodedata.normalize("NFKC", seen(text)).casefold().split())
+
+
+def spelled_alike(values: Iterable[Any]) -> list[list[str]]:
+    """Groups of different texts that `as_spelled` makes equal; what is no text is left out."""
+    groups: dict[str, list[str]] = {}
+    for text in sorted({x for x in values if isinstance(x, str)}):
+        groups.setdefault(as_spelled(text), []).append(text)
+    return [group for group in groups.values() if len(group) > 1]
