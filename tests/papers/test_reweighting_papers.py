@@ -114,3 +114,23 @@ def test_true_ratio_is_that_of_two_normal_densities(script):
     x = np.random.default_rng(0).normal(size=(20, 2))
     nu = norm.pdf(x, density.SHIFT, density.SCALE).prod(-1)
     np.testing.assert_allclose(density.true_ratio(x), nu / norm.pdf(x).prod(-1), rtol=1e-10)
+
+
+def test_with_more_parameters_than_rows_the_frozen_flow_ends_at_a_projection(script):
+    """At these shares phi is the same on the rows with weight, and larger on the others."""
+    many = script("many_parameters")
+    with jax.enable_x64(True):
+        field = many.field(30, 0, 1e-8)
+        u = np.random.default_rng(0).dirichlet(np.ones(many.FLOW_ROWS))
+        # The matrix identity of the field against the inverse itself; the linear flow.
+        z, r, g = (np.asarray(x) for x in (field.z, field.r, field.g))
+        found = np.asarray(field(jnp.asarray(u)))
+        v = np.linalg.solve(z.T @ (u[:, None] * z) + 1e-8 * np.eye(30), g)
+        np.testing.assert_allclose(found, -r * (z @ v), rtol=1e-3)
+        np.testing.assert_allclose(-u * found, r * np.linalg.solve(z @ z.T, z @ g), rtol=1e-3)
+        end = many.projected(field)
+        phi = np.asarray(field(jnp.asarray(end)))
+        on = end > 0
+        assert 2 < on.sum() < many.FLOW_ROWS
+        np.testing.assert_allclose(phi[on], phi[on].mean(), rtol=1e-3)
+        assert phi[~on].min() > 0 > phi[on].mean()
