@@ -4,6 +4,7 @@ import re
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -225,6 +226,53 @@ def test_running_statistics_are_refused():
     with pytest.raises(ValueError, match=re.escape("1 change running statistics")):
         door.reweighting_objectives(module, loss, rows, rows)
     door.reweighting_objectives(module.eval(), loss, rows, rows)
+
+
+def test_batches_of_a_data_loader(tmp_path):
+    """SOBA on the NumPy output of a `DataLoader` with its own order; resumed from a checkpoint."""
+    data = torch.utils.data.TensorDataset(tensor(X), tensor(Y))
+
+    def loader() -> Any:
+        order = torch.Generator().manual_seed(0)
+        sampler = torch.utils.data.RandomSampler(data, generator=order)
+        return torch.utils.data.DataLoader(data, 10, sampler=sampler, drop_last=True)
+
+    def method() -> Any:
+        return bilevel.SOBA(0.01, 0.01, 0.05, bilevel.FromLoader(loader(), 4), bilevel.FullBatch())
+
+    def squares(u: Any, w: Any, batch: Any) -> Any:
+        x, y = batch
+        return 0.5 * jnp.sum((x @ w - y) ** 2) + 0.5 * jnp.sum(jnp.exp(u) * w**2)
+
+    def validation(u: Any, w: Any, batch: Any) -> Any:
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2)
+
+    problem = bilevel.BilevelProblem(
+        validation, squares, outer_data=(jnp.asarray(X_VAL), jnp.asarray(Y_VAL))
+    )
+    start = jnp.asarray(U), jnp.zeros(D)
+    whole = bilevel.solve(problem, method(), *start, num_steps=12)
+    path = tmp_path / "run.eqx"
+    save = [bilevel.Checkpoint(path)]
+    bilevel.solve(problem, method(), *start, num_steps=5, callbacks=save)
+    with bilevel.Loaders(method()) as loaders:
+        like = loaders.algorithm.init(problem, *start, jax.random.key(0))
+    again = method()
+    state = bilevel.Checkpoint(path).load(like, problem, again)
+    resumed = bilevel.solve(problem, again, *start, num_steps=12, state=state)
+    np.testing.assert_array_equal(resumed.u, whole.u)
+    np.testing.assert_array_equal(resumed.w, whole.w)
+
+    # The same batches, drawn beside and held in memory: three per epoch, four epochs.
+    one = loader()
+    batches = [tuple(np.asarray(x) for x in batch) for _ in range(4) for batch in one]
+    assert len(batches) == 12
+    assert not np.array_equal(batches[0][0], batches[3][0])
+    method_of_lists = bilevel.SOBA(
+        0.01, 0.01, 0.05, bilevel.FromLoader(batches), bilevel.FullBatch()
+    )
+    listed = bilevel.solve(problem, method_of_lists, *start, num_steps=12)
+    np.testing.assert_array_equal(listed.u, whole.u)
 
 
 def test_arrays_go_to_jax_and_back():

@@ -3,8 +3,7 @@
     grad Phi(u) = grad_u F(u, w) - (d2_uw f(u, w))^T v,   d2_ww f(u, w) v = grad_w F(u, w)
 
 A variable is a tensor, or a dictionary, list or tuple of variables. Products with second derivatives
-are taken by reverse differentiation of the gradient: F and f may hold whatever has a double backward
-pass. Needs PyTorch; JAX is imported to exchange arrays, and to warn.
+are taken by reverse differentiation of the gradient: F and f need a double backward pass.
 """
 
 import abc
@@ -12,6 +11,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._solution import HypergradientWarning
 
 if TYPE_CHECKING:  # PyTorch is an extra, which a type checker need not have
     torch: Any
@@ -24,6 +28,23 @@ else:
     Tensor = torch.Tensor
 Tree = Any  # a tensor, or a dictionary, list or tuple of trees
 Product = Callable[[Tensor], Tensor]  # of a matrix with a vector
+
+
+__all__ = [
+    "CG",
+    "AbstractLinearSolver",
+    "Hypergradient",
+    "Neumann",
+    "Nystrom",
+    "Objectives",
+    "Richardson",
+    "fixed_point_layer",
+    "from_jax",
+    "implicit_gradient",
+    "implicit_layer",
+    "reweighting_objectives",
+    "to_jax",
+]
 
 
 class AbstractLinearSolver(abc.ABC):
@@ -191,9 +212,7 @@ def implicit_gradient(
         direct, b = of_u.vector(first[: len(of_u.all)]), of_w.vector(first[len(of_u.all) :])
         residual = of_w.gradient(inner(of_u.tree, of_w.tree))
     system = _System(residual, of_u, of_w, damping)
-    v, linear_residual, converged = system.solve(
-        CG() if linear_solver is None else linear_solver, b
-    )
+    v, linear_residual, converged = system.solve(linear_solver or CG(), b)
     found = of_u.like(direct - system.mixed(v)), of_w.like(v), _norm(residual), linear_residual
     return Hypergradient(float(value.detach()), *found, converged)
 
@@ -209,7 +228,7 @@ def implicit_layer(
     The value is the given `w`, however it was found. The backward pass solves `H v = g` by the linear
     solver (`CG()` by default) and gives `-(d2_uw f)^T v` to u; there are no second derivatives.
     """
-    solver = CG() if linear_solver is None else linear_solver
+    solver = linear_solver or CG()
     return _layer(lambda of_u, of_w: of_w.gradient(inner(of_u.tree, of_w.tree)), u, w, solver)
 
 
@@ -226,30 +245,30 @@ def fixed_point_layer(
     """
 
     def residual(of_u: "_Leaves", of_z: "_Leaves") -> Tensor:
-        return _flat(of_z.all) - _flat(_tensors(function(of_u.tree, of_z.tree), of_z.tree))
+        return _flat(of_z.all) - _flat(jax.tree.leaves(function(of_u.tree, of_z.tree)))
 
-    return _layer(residual, u, z, Richardson(1.0) if linear_solver is None else linear_solver)
+    return _layer(residual, u, z, linear_solver or Richardson(1.0))
 
 
 def _layer(residual: Callable[..., Tensor], u: Tree, w: Tree, solver: AbstractLinearSolver) -> Tree:
-    w = _rebuild(w, [x.detach().clone() for x in _tensors(w)])  # as it is now
+    w = jax.tree.map(lambda x: x.detach().clone(), w)  # as it is now
 
     class Layer(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
             ctx.save_for_backward(*tensors)
-            return tuple(x.clone() for x in _tensors(w))
+            return tuple(x.clone() for x in jax.tree.leaves(w))
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, ...]:
-            of_u, of_w = _Leaves.of(_rebuild(u, list(ctx.saved_tensors))), _Leaves.of(w)
+            of_u, of_w = _Leaves.of(_rebuild(u, ctx.saved_tensors)), _Leaves.of(w)
             with torch.enable_grad():
                 system = _System(residual(of_u, of_w), of_u, of_w, 0.0)
             v, *_ = system.solve(solver, of_w.vector(slopes))
-            return tuple(_tensors(of_u.like(-system.mixed(v))))
+            return tuple(jax.tree.leaves(of_u.like(-system.mixed(v))))
 
-    return _rebuild(w, list(Layer.apply(*_tensors(u))))
+    return _rebuild(w, Layer.apply(*jax.tree.leaves(u)))
 
 
 class _System(NamedTuple):
@@ -265,10 +284,8 @@ class _System(NamedTuple):
         v, converged = solver.solve(self.product, b)
         residual = _norm(self.product(v) - self.damping * v - b)
         if not converged:
-            from .._solution import HypergradientWarning as Warned
-
             told = f"the linear solver did not converge: the residual is {residual:.3g}."
-            warnings.warn(told, Warned, stacklevel=3)
+            warnings.warn(told, HypergradientWarning, stacklevel=3)
         return v, residual, converged
 
     def product(self, v: Tensor) -> Tensor:
@@ -335,14 +352,12 @@ def reweighting_objectives(
 
 def to_jax(tree: Tree) -> Tree:
     """Tensors as JAX arrays, by DLPack: without a copy where the devices allow it."""
-    import jax.numpy as jnp
-
-    return _rebuild(tree, [jnp.from_dlpack(x.detach().contiguous()) for x in _tensors(tree)])
+    return jax.tree.map(lambda x: jnp.from_dlpack(x.detach().contiguous()), tree)
 
 
 def from_jax(tree: Tree) -> Tree:
     """JAX arrays as tensors, by DLPack. They share memory: clone what you change."""
-    return _rebuild(tree, [torch.from_dlpack(x) for x in _tensors(tree)])
+    return jax.tree.map(torch.from_dlpack, tree)
 
 
 class _Leaves(NamedTuple):
@@ -353,8 +368,8 @@ class _Leaves(NamedTuple):
 
     @classmethod
     def of(cls, tree: Tree) -> "_Leaves":
-        leaves = [x.detach().clone().requires_grad_() for x in _tensors(tree)]
-        return cls(leaves, _rebuild(tree, list(leaves)))
+        tree = jax.tree.map(lambda x: x.detach().clone().requires_grad_(), tree)
+        return cls(jax.tree.leaves(tree), tree)
 
     def vector(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Derivatives by the leaves as one vector; None is zero."""
@@ -363,8 +378,8 @@ class _Leaves(NamedTuple):
 
     def gradient(self, value: Tensor) -> Tensor:
         """Of a scalar by the leaves, as one vector that can be differentiated again."""
-        found = torch.autograd.grad(value, self.all, create_graph=True, allow_unused=True)
-        return self.vector(found)
+        options = {"create_graph": True, "allow_unused": True}
+        return self.vector(torch.autograd.grad(value, self.all, **options))
 
     def like(self, vector: Tensor) -> Tree:
         """A vector in the structure of the variable."""
@@ -372,24 +387,9 @@ class _Leaves(NamedTuple):
         return _rebuild(self.tree, [p.reshape(x.shape).to(x.dtype) for p, x in pairs])
 
 
-def _tensors(tree: Tree, like: Tree = None) -> list[Any]:
-    """The leaves, in the order of `like`, which has the same structure."""
-    like = tree if like is None else like
-    if isinstance(like, dict):
-        return [x for key in like for x in _tensors(tree[key], like[key])]
-    if isinstance(like, (list, tuple)):
-        return [x for one, other in zip(tree, like, strict=True) for x in _tensors(one, other)]
-    return [tree]
-
-
-def _rebuild(tree: Tree, leaves: list[Any]) -> Tree:
-    """The structure of the tree with other leaves, which are taken from the front of the list."""
-    if isinstance(tree, dict):
-        return {key: _rebuild(value, leaves) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        parts = [_rebuild(value, leaves) for value in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return leaves.pop(0)
+def _rebuild(tree: Tree, leaves: Sequence[Any]) -> Tree:
+    """The structure of the tree with other leaves; dictionaries are in the order of their keys."""
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
