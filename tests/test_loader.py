@@ -4,12 +4,15 @@ import dataclasses
 import itertools
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bilevel
-from bilevel import BilevelError, Blocks, Checkpoint, FromLoader, Loaders
+from bilevel import RESULTS, BilevelError, Blocks, Checkpoint, FromLoader, Loaders, Tolerances
+from bilevel._chunk import RunOptions, Status
 from helpers import CASES, assert_same, soba
 from methods import LAWS
 
@@ -131,6 +134,30 @@ def test_a_resumed_run_is_the_unbroken_one(kind, at, tmp_path):
     resumed = solve(problem, algorithm, state=state)
     assert_same(resumed.state, unbroken.state)
     assert resumed.stats == unbroken.stats
+
+
+@pytest.mark.slow
+def test_chunks_by_hand():
+    """A loop around `run_chunk`, whose chunks end where the batches on the device do."""
+    outer, inner = loaded(IN_MEMORY, 21)
+    problem, algorithm = from_lists(IN_MEMORY, outer, inner, window=3)
+    expected = solve(problem, algorithm).state
+    never: Any = jnp.array(-1.0)
+    options = RunOptions(jnp.array(21), jnp.array(1), Tolerances(never, never, never))
+    run = eqx.filter_jit(bilevel.run_chunk)
+    steps = []
+    with Loaders(algorithm) as loaders:
+        state = loaders.algorithm.init(problem, CASE.u, CASE.w0, jax.random.key(3))
+        status = Status(jnp.array(False), RESULTS.outer_max_steps_reached)
+        while not status.over:
+            state, status, _ = run(
+                problem, loaders.algorithm, options, state, status, chunk_size=21
+            )
+            steps.append(int(state.step))
+            loaders.advance(state)
+    assert_same((state.u, state.w), (expected.u, expected.w))
+    assert steps[-1] == 21
+    assert len(steps) > 2, steps
 
 
 def test_an_iterable_begins_again():
