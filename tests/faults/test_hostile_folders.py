@@ -237,6 +237,27 @@ def test_a_table_without_an_end_is_not_read(made, run):
     refused(bilevel("suggest", run), "the train file /dev/zero that this run was made from")
 
 
+def test_no_command_writes_over_what_it_reads(made, run, tmp_path):
+    """`bilevel score RUN train.csv --out train.csv` once put the scores in the place of the rows."""
+    train, link = made.out.parent / "train.csv", tmp_path / "link.csv"
+    link.symlink_to(train)
+    before = {path: path.read_bytes() for path in (train, *run.iterdir())}
+    for command in (
+        ["score", run, train, "--out", train],
+        ["score", run, train, "--out", link],
+        ["score", run, train, "--out", run / "weights.parquet"],
+        ["suggest", run, "--out", train],
+        ["suggest", run, "--out", run / "worst.csv"],
+        ["export", run, "--out", run / "summary.json"],
+        ["report", run, "--out", run / "summary.json"],
+        ["audit", train, "--trusted", train, "--label", "y", "--out", train],
+    ):
+        said = bilevel(*command)
+        assert said.code == 2, command
+        assert "nothingisoverwritten" in said.squeezed
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_finished_run_is_left_alone_by_resume(made, tmp_path):
     """Also when a file in it has changed, which is named."""
     folder = tmp_path / "again"

@@ -38,7 +38,10 @@ def export(
     """
     with failures():
         from ._annotate_work import export_rows
+        from ._run_files import tables_of
+        from ._run_folder import check_not_read
 
+        check_not_read(out, run, *tables_of(run))
         count = export_rows(run, out, format.value, rows, verify_next)
     say(f"{count} rows written to {out}")
 

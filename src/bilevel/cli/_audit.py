@@ -90,7 +90,9 @@ def audit(
     with failures(private=private):
         from ._audit_work import audit_tables
         from ._gate import Gate, in_format, parse_fail_on, read_baseline
+        from ._run_folder import check_not_read
 
+        check_not_read(out, train, trusted, holdout)
         try:
             names = parse_fail_on(fail_on, strict)
         except ValueError as error:

@@ -53,7 +53,9 @@ def score(
         import numpy as np
 
         from ._commands_work import score_table, write_table
+        from ._run_folder import check_not_read
 
+        check_not_read(out, run, table, pred_probs)
         scores = score_table(run, table, label, id, pred_probs).sort_values(
             "label_quality", kind="stable"
         )
@@ -79,7 +81,10 @@ def suggest(
     """Say which training rows to verify next, and why; it reads the run's own tables again."""
     with failures():
         from ._commands_work import suggest_rows, write_table
+        from ._run_files import tables_of
+        from ._run_folder import check_not_read
 
+        check_not_read(out, run, *tables_of(run))
         rows = suggest_rows(run, budget)
         if out is not None:
             write_table(rows, out, verbatim=verbatim)
@@ -103,13 +108,17 @@ def report(
     if other is None:
         with failures():
             from ._commands_work import write_report
+            from ._run_folder import check_not_read
 
+            check_not_read(out, run)
             path = write_report(run, out)
         say(f"written to {path}")
         return
     with failures():
         from ._compare_work import compare_folders
+        from ._run_folder import check_not_read
 
+        check_not_read(out, run, other)
         found = compare_folders(run, other, out)
     if json_:
         say_json(found.to_dict())

@@ -45,6 +45,16 @@ def read_settings(run: Path) -> dict[str, Any]:
     return read_toml(path)
 
 
+def tables_of(run: Path) -> list[str]:
+    """The tables that a run was made from.
+
+    Raises:
+        InputError: as `read_config`.
+    """
+    config = read_config(run)
+    return [config[name] for name in ("train", "trusted", "holdout") if name in config]
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """The settings of a run that is not private, from its `config.toml`.
 

@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from .._reading.formats import PARQUET
 from .._storage import (
     CHECKPOINT_KIND,
     is_sealed,
@@ -338,6 +339,28 @@ class RunFolder:
         return RunFolderError(
             f"the folder {self.partial} cannot be written ({error.strerror}); choose another --out."
         )
+
+
+def check_not_read(out: Path | None, *read: Path | str | None) -> None:
+    """Refuse to write over what a command reads: a table, or a file of a run but its page.
+
+    Args:
+        out: the file to write, if any.
+        read: files and folders.
+
+    Raises:
+        RunFolderError: it is one of them, or in one of them.
+    """
+    if out is None or not out.exists():
+        return
+    target = out.resolve()
+    of_runs = out.name in FILES - {"report.html"} or out.suffix.lower() in PARQUET
+    for path in (Path(one).resolve() for one in read if one is not None):
+        if target == path or (of_runs and path in target.parents):
+            raise RunFolderError(
+                f"--out {out} is what this command reads{f', in {path}' if path != target else ''}; "
+                "nothing is overwritten. Write to another file."
+            )
 
 
 def _is_folder(path: Path) -> bool:
