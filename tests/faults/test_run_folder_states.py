@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,9 +216,27 @@ def test_the_lock_of_a_dead_process_is_broken_here_and_by_its_age_elsewhere(tmp_
     (tmp_path / LOCK).write_text(json.dumps({"process": 1, "host": "elsewhere"}))
     with pytest.raises(RunFolderError, match="process 1 on 'elsewhere'"), hold(tmp_path):
         pass
-    os.utime(tmp_path / LOCK, (0, 0))
-    with hold(tmp_path):
-        pass
+    for beat in (0, time.time() + 1e6):  # nor does a clock that goes wrong keep it for ever
+        (tmp_path / LOCK).write_text(json.dumps({"process": 1, "host": "elsewhere"}))
+        os.utime(tmp_path / LOCK, (beat, beat))
+        with hold(tmp_path):
+            pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks")
+@pytest.mark.parametrize("planted", ["a pipe", "a folder", "nested"])
+def test_a_planted_lock_keeps_nobody_waiting(tmp_path, planted):
+    """The pipe once made the command wait for ever; the others ended it in other words than ours."""
+    folder = RunFolder.of(tmp_path / "run")
+    folder.partial.mkdir()
+    path = folder.partial / LOCK
+    if planted == "nested":
+        path.write_text("[" * 60_000)
+        assert folder.check(resume=False) is State.absent
+        return
+    os.mkfifo(path) if planted == "a pipe" else path.mkdir()
+    with pytest.raises(RunFolderError, match="lock is no file of a run"):
+        folder.check(resume=False)
 
 
 @pytest.mark.parametrize("size", [3, 200, 247, 248, 250, 255])

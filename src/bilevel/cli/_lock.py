@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shlex
+import stat
 import sys
 import threading
 import time
@@ -65,11 +66,12 @@ def holder(folder: Path) -> str | None:
     if sys.platform == "win32":
         return None
     try:
-        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # A pipe, which `--out` is refused for, would keep us waiting.
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        return _held_by(handle)
+        return _held_by(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else None
     finally:
         os.close(handle)
 
@@ -84,7 +86,7 @@ def _held_by(handle: int) -> str | None:
     except OSError:  # a file system without such locks
         locked = False
     content = _content(handle)
-    alive = time.time() - os.fstat(handle).st_mtime < STALE
+    alive = abs(time.time() - os.fstat(handle).st_mtime) < STALE
     elsewhere = content.get("host") != platform.node()
     if content and alive and (elsewhere or not locked):
         return _describe(handle)
@@ -104,7 +106,7 @@ def _describe(handle: int) -> str:
 def _content(handle: int) -> dict[str, object]:
     try:
         content = json.loads(os.pread(handle, 1 << 16, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
