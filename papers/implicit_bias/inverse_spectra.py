@@ -1,4 +1,4 @@
-"""V4, V10: what approximate inverses do to small curvature, and which problems they solve exactly.
+"""V2, V4, V10: what approximate inverses do to small curvature, and which problems they solve exactly.
 
 Vicol, Lorraine, Pedregosa, Duvenaud and Grosse (2022), "On implicit bias in overparameterized bilevel
 optimization", Figure 6 and equation (5) [vicol2022][]: the eigenvalues of the inverse, of the damped
@@ -9,12 +9,22 @@ Appendix D: the best response to a proximal objective has the hypergradient of t
 Equation (5) sums j = 0 to K, which is K + 1 terms, and compares with eps = 1 / (alpha K); the K steps
 of Appendix E are K terms. We take K terms, for which the two sides agree at both ends of the spectrum
 up to 1/K of their size, and print the gap with K + 1 terms too.
+
+V2: Algorithms 4, 5 and 6, the truncated CG of Appendix F.2 and the exact hypergradient by a
+pseudo-inverse are also written in NumPy, after a few inner steps, and the library is compared with
+them.
+
+The appendices say that neither needs a quadratic: so each is tried on inner objectives
+`sum_i phi((X w - u)_i)` with `phi(r) = r^2 / 2` and with one whose curvature changes (`lopsided`), at
+one of their solutions, where X has fewer rows than columns (a singular Hessian) or more.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -31,6 +41,8 @@ from _frame import Claim, panels, run
 ALPHA = 1.0
 TERMS = (1, 5, 20, 100)
 TOLERANCE = 1e-12
+NEWTON_STEPS = 8
+INNER = 6  # steps before the hypergradients of V2
 
 
 def applied_inverse(
@@ -81,21 +93,40 @@ def spectra(size: int) -> tuple[Any, dict[str, Any]]:
     return (curvature, exact, families), numbers
 
 
-class Quadratic(NamedTuple):
-    """`f(u, w) = |X w - u|^2 / 2`, an outer objective that is not quadratic, and a solution."""
+def half_square(r: jax.Array) -> jax.Array:
+    """The curvature is 1."""
+    return 0.5 * r**2
+
+
+def lopsided(r: jax.Array) -> jax.Array:
+    """Least at 0; the curvature is between 1 and 1.5, greatest at -1 and not even at 0."""
+    return 0.5 * r**2 + 2 * (jax.nn.softplus(r + 1) - jax.nn.sigmoid(1.0) * r)
+
+
+LOSSES = {"quadratic": half_square, "not quadratic": lopsided}
+ROWS = {"singular": (7, 12), "positive definite": (20, 12)}
+
+
+class Case(eqx.Module):
+    """`f(u, w) = sum_i phi((X w - u)_i)`, an outer objective that is not quadratic, and a solution."""
 
     x: jax.Array
     target: jax.Array
     u: jax.Array
     w: jax.Array  # a minimiser; in the singular case one of many
-    step: jax.Array  # 1 / L
+    step: jax.Array  # at most 1 / L
+    phi: Callable[[jax.Array], jax.Array] = eqx.field(static=True)
+
+    def inner(self, u: jax.Array, w: jax.Array) -> jax.Array:
+        """f."""
+        return jnp.sum(self.phi(self.x @ w - u))
 
     @property
     def problem(self) -> bilevel.BilevelProblem:
         """The two objectives."""
         return bilevel.BilevelProblem(
             outer=lambda u, w, _: jnp.sum(jnp.log(jnp.cosh(w - self.target))) + 0.1 * jnp.sum(u**2),
-            inner=lambda u, w, _: 0.5 * jnp.sum((self.x @ w - u) ** 2),
+            inner=lambda u, w, _: self.inner(u, w),
         )
 
     def estimate(
@@ -105,31 +136,44 @@ class Quadratic(NamedTuple):
         return hypergradient(self.problem, estimator, inner, self.u, w)
 
 
-def quadratic(kind: str, seed: int) -> Quadratic:
-    """A random positive definite or singular inner problem, at one of its solutions."""
-    rows, columns = {"singular": (7, 12), "positive definite": (20, 12)}[kind]
+def case(kind: str, loss: str, seed: int) -> Case:
+    """A random inner problem with a positive definite or a singular Hessian, at a solution."""
+    rows, columns = ROWS[kind]
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, columns)) / np.sqrt(columns)
     u, target = rng.normal(size=rows), rng.normal(size=columns)
     pseudo = np.linalg.pinv(x)
     w = pseudo @ u + (np.eye(columns) - pseudo @ x) @ rng.normal(size=columns)
+    step = 1 / (1.5 * np.linalg.norm(x, 2) ** 2)
+    made = Case(*map(jnp.asarray, (x, target, u, w, step)), LOSSES[loss])
     if kind == "positive definite":
-        w = np.linalg.solve(x.T @ x, x.T @ u)
-    step = 1 / np.linalg.norm(x, 2) ** 2
-    return Quadratic(*map(jnp.asarray, (x, target, u, w, step)))
+        made = eqx.tree_at(lambda c: c.w, made, newton(made, made.u, made.w, 0.0, made.w))
+    return made
 
 
-def unrolling(case: Quadratic) -> dict[str, dict[str, jax.Array]]:
+def newton(case: Case, u: jax.Array, start: jax.Array, eps: float, centre: jax.Array) -> jax.Array:
+    """The minimiser of `f(u, w) + eps / 2 |w - centre|^2`, by steps that can be differentiated."""
+
+    def objective(w: jax.Array) -> jax.Array:
+        return case.inner(u, w) + 0.5 * eps * jnp.sum((w - centre) ** 2)
+
+    slope, hessian = jax.grad(objective), jax.hessian(objective)
+    w = start
+    for _ in range(NEWTON_STEPS):
+        w = w - jnp.linalg.solve(hessian(w), slope(w))
+    return w
+
+
+def unrolling(case: Case) -> dict[str, dict[str, jax.Array]]:
     """V10 (i): unrolled steps from the solution, or the last K of many, against K Neumann terms."""
     tx = optax.sgd(case.step)
     there = bilevel.ClosedForm(lambda u, _: case.w)
     away = case.w + 0.1
     many = bilevel.GradientInner(tx, 5000)
+    slope = jax.grad(case.inner, argnums=1)
     # In the singular case the run ends at another minimiser, where we take the series.
     end = bilevel.ClosedForm(
-        lambda u, _: jax.lax.fori_loop(
-            0, 5000, lambda _, w: w - case.step * (case.x.T @ (case.x @ w - case.u)), away
-        )
+        lambda u, _: jax.lax.fori_loop(0, 5000, lambda _, w: w - case.step * slope(case.u, w), away)
     )
     found = {}
     for terms in TERMS:
@@ -147,16 +191,13 @@ def unrolling(case: Quadratic) -> dict[str, dict[str, jax.Array]]:
     return found
 
 
-def proximal(case: Quadratic) -> dict[str, jax.Array]:
+def proximal(case: Case) -> dict[str, jax.Array]:
     """V10 (ii): the derivative of the proximal best response against the damped inverse."""
     there = bilevel.ClosedForm(lambda u, _: case.w)
     found = {}
     for eps in (1.0, 0.1, 0.01):
-        hessian = case.x.T @ case.x + eps * jnp.eye(case.w.size)
         response = bilevel.ClosedForm(
-            lambda u, _, hessian=hessian, eps=eps: jnp.linalg.solve(
-                hessian, case.x.T @ u + eps * case.w
-            )
+            lambda u, _, eps=eps: newton(case, u, case.w + 0.1, eps, case.w)
         )
         found[str(eps)] = distance(
             case.estimate(bilevel.ITD(), response, case.w),
@@ -165,21 +206,75 @@ def proximal(case: Quadratic) -> dict[str, jax.Array]:
     return found
 
 
+def printed_algorithms(case: Case) -> dict[str, float]:
+    """V2: the library's hypergradients after `INNER` steps from zero, against NumPy."""
+    x, u, target, step = (np.asarray(a) for a in (case.x, case.u, case.target, case.step))
+    first, second = (jax.vmap(f) for f in (jax.grad(case.phi), jax.grad(jax.grad(case.phi))))
+    w, jacobian = np.zeros(x.shape[1]), np.zeros((x.shape[1], len(u)))
+    for _ in range(INNER):
+        r = jnp.asarray(x @ w - u)
+        d = x.T * np.asarray(second(r))
+        jacobian = jacobian - step * (d @ x @ jacobian - d)
+        w = w - step * x.T @ np.asarray(first(r))
+    d = x.T * np.asarray(second(jnp.asarray(x @ w - u)))
+    hessian, mixed = d @ x, d  # dw/du = H^-1 M
+    slope, direct, eye = np.tanh(w - target), 0.2 * u, np.eye(len(w))
+    powers = [np.linalg.matrix_power(eye - step * hessian, j) for j in range(TERMS[1])]
+    by_hand = {
+        "Algorithm 4 (unrolled)": jacobian.T @ slope,
+        "Algorithm 5 (damped)": mixed.T @ np.linalg.solve(hessian + 0.1 * eye, slope),
+        "Algorithm 6 (Neumann)": mixed.T @ (step * sum(powers) @ slope),
+        "truncated CG": mixed.T @ cg_by_hand(hessian, slope, 4),
+        "exact (pseudo-inverse)": mixed.T @ (np.linalg.pinv(hessian, 1e-10) @ slope),
+    }
+    linear = {
+        "Algorithm 5 (damped)": (lx.LU(), 0.1),
+        "Algorithm 6 (Neumann)": (bilevel.Neumann(case.step, TERMS[1]), 0.0),
+        "truncated CG": (bilevel.CG(0.0, 0.0, 4), 0.0),
+        "exact (pseudo-inverse)": (lx.SVD(rcond=1e-10), 0.0),
+    }
+    inner, found = bilevel.GradientInner(optax.sgd(case.step), INNER), {}
+    for name, expected in by_hand.items():
+        estimator: Any = bilevel.ITD()
+        if name in linear:
+            solver, damping = linear[name]
+            estimator = bilevel.AID(solver, damping=damping, warm_start=False)
+        ours = case.estimate(estimator, inner, jnp.zeros(len(w)))
+        found[name] = float(distance(ours, direct + expected))
+    return found
+
+
+def cg_by_hand(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
+    """Conjugate gradients from zero."""
+    x, r = np.zeros_like(b), b.copy()
+    p = r.copy()
+    for _ in range(steps):
+        ap = a @ p
+        length = (r @ r) / (p @ ap)
+        x, after = x + length * p, r - length * ap
+        p, r = after + (after @ after) / (r @ r) * p, after
+    return x
+
+
 def measure(full: bool) -> dict[str, Any]:
-    """V4, and V10 on random problems of two kinds."""
+    """V4, and V10 on random problems of four kinds."""
     seeds = range(20 if full else 3)
-    unrolled, prox = {}, {}
+    unrolled, prox, printed = {}, {}, {}
     with jax.enable_x64(True):
         curves, numbers = spectra(200 if full else 80)
-        for kind in ("singular", "positive definite"):
-            draws = [quadratic(kind, seed) for seed in seeds]
-            cases = jax.tree.map(lambda *x: jnp.stack(x), *draws)
-            both = jax.jit(jax.vmap(lambda case: (unrolling(case), proximal(case))))(cases)
-            unrolled[kind], prox[kind] = jax.tree.map(lambda x: x.tolist(), both)
+        for kind in ROWS:
+            for loss in LOSSES:
+                draws = [case(kind, loss, seed) for seed in seeds]
+                cases = jax.tree.map(lambda *x: jnp.stack(x), *draws)
+                both = jax.jit(jax.vmap(lambda case: (unrolling(case), proximal(case))))(cases)
+                name = f"{kind}, {loss}"
+                printed[name] = printed_algorithms(draws[0])
+                unrolled[name], prox[name] = jax.tree.map(lambda x: x.tolist(), both)
     return {
         "settings": {"alpha": ALPHA, "terms": list(TERMS), "tolerance": TOLERANCE},
         "seeds": list(seeds),
         "spectra": numbers,
+        "printed algorithms": printed,
         "unrolling": unrolled,
         "proximal": prox,
         "figure": curves,
@@ -219,7 +314,7 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
     equal = [
         Claim(
             "V10",
-            sentence.format(kind),
+            sentence.format(*name.split(", ")),
             "equal",
             f"relative difference at most {error:.1e}",
             error <= TOLERANCE,
@@ -227,18 +322,42 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
         for sentence, part in (
             (
                 "K unrolled steps from the solution have the hypergradient of K Neumann terms if the "
-                "Hessian is {} (Appendix E).",
+                "Hessian is {} and the inner objective {} (Appendix E).",
                 "unrolling",
             ),
             (
                 "The proximal best response has the hypergradient of the damped inverse if the "
-                "Hessian is {} (Appendix D).",
+                "Hessian is {} and the inner objective {} (Appendix D).",
                 "proximal",
             ),
         )
-        for kind, error in ((k, max(jax.tree.leaves(x))) for k, x in measured[part].items())
+        for name, error in ((k, max(jax.tree.leaves(x))) for k, x in measured[part].items())
     ]
+    by_hand: dict[str, dict[str, float]] = {}
+    for kind, found in measured["printed algorithms"].items():
+        for name, error in found.items():
+            by_hand.setdefault(name, {})[kind] = error
+    # CG is for consistent systems.
+    outside = {k: x for k, x in by_hand["truncated CG"].items() if k.startswith("singular")}
+    by_hand["truncated CG"] = {k: x for k, x in by_hand["truncated CG"].items() if k not in outside}
     return [
+        *(
+            Claim(
+                "V2",
+                f"{name}: the hypergradient of the library is that of the printed formulas in NumPy, "
+                f"after {INNER} inner steps.",
+                "formulas",
+                f"relative difference at most {max(errors.values()):.1e} (inner objectives: "
+                f"{'; '.join(errors)})",
+                max(errors.values()) <= 1e-9,
+                "With a singular Hessian the right-hand side is not in its range here. The steps of "
+                "CG then enlarge the residual, and the library returns the iterate at which it was "
+                f"smallest: relative difference {max(outside.values()):.2f}."
+                if name == "truncated CG"
+                else "",
+            )
+            for name, errors in by_hand.items()
+        ),
         Claim(
             "V4",
             "The eigenvalues are 1 / l, 1 / (l + eps) and (1 - (1 - a l)^K) / l (Figure 6).",
