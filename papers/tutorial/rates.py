@@ -397,12 +397,13 @@ def draw(measured: Measured):
     styles = {"ITD": ("C3", "o"), "AID-FP": ("C0", "s"), "AID-CG": ("C2", "^")}
     for name, case in rates.items():
         axis, t = next(unused), np.array(case["t"])
-        for method, mean in case["mean"].items():
+        for method in METHODS:
             color, marker = styles[method]
+            mean = np.array(case["mean"][method])
             spread = np.array(case["deviation"][method])
             axis.semilogy(t, mean, color=color, marker=marker, ms=4, lw=1.3, label=method)
-            low = np.maximum(np.array(mean) - spread, 1e-15)
-            axis.fill_between(t, low, np.array(mean) + spread, color=color, alpha=0.15, lw=0)
+            high = np.array(mean) + spread  # below as far as above, in the logarithm
+            axis.fill_between(t, mean**2 / high, high, color=color, alpha=0.15, lw=0)
         q, fp = float(np.max(case["q"])), np.array(case["mean"]["AID-FP"])
         at = int(np.flatnonzero(case["above rounding"])[-1])
         guide = fp[at] * q ** (t - float(t[at]))
