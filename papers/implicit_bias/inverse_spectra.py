@@ -145,7 +145,7 @@ def case(kind: str, loss: str, seed: int) -> Case:
     pseudo = np.linalg.pinv(x)
     w = pseudo @ u + (np.eye(columns) - pseudo @ x) @ rng.normal(size=columns)
     step = 1 / (1.5 * np.linalg.norm(x, 2) ** 2)
-    made = Case(*map(jnp.asarray, (x, target, u, w, step)), LOSSES[loss])
+    made = Case(*map(jnp.asarray, (x, target, u, w, step)), phi=LOSSES[loss])
     if kind == "positive definite":
         made = eqx.tree_at(lambda c: c.w, made, newton(made, made.u, made.w, 0.0, made.w))
     return made

@@ -275,11 +275,11 @@ def curves(family: Family, times: np.ndarray) -> dict[str, Any]:
             found.append([relative(a, b) for a, b in zip(ours, truth, strict=True)])
         errors[method] = np.array(found)
     slopes = []
-    for k, one in enumerate(errors["AID-FP"].T):
-        fitted = (one > FIT[0]) & (one < FIT[1])
+    for k, error in enumerate(errors["AID-FP"].T):
+        fitted = (error > FIT[0]) & (error < FIT[1])
         line = np.full(2, np.nan)
         if fitted.sum() > 1:
-            line = np.polyfit(np.array(counts)[fitted], np.log(one[fitted]), 1)
+            line = np.polyfit(np.array(counts)[fitted], np.log(error[fitted]), 1)
         slopes.append(float(line[0] / np.log(q[k])))
     kept = errors["AID-FP"].min(axis=1) > FIT[0]
     ratio = (errors["ITD"] / errors["AID-FP"]).mean(axis=1)[kept]

@@ -39,7 +39,7 @@ def test_the_hypergradient_through_a_table_of_features(monkeypatch):
 
 @pytest.mark.slow
 def test_a_published_cell_runs_on_bytes(monkeypatch):
-    """Omniglot's net, 20 ways and one shot, on drawn bytes in its layout, for a few steps."""
+    """20 ways and one shot on drawn bytes in Omniglot's layout, with fewer filters, for a few steps."""
     monkeypatch.setattr(sys, "path", [str(PAPERS / "improved_model"), *sys.path])
     script = importlib.import_module("hyper_representation")
     monkeypatch.setattr(script, "TEST_TASKS", 2)
@@ -49,13 +49,13 @@ def test_a_published_cell_runs_on_bytes(monkeypatch):
     images = np.where(rng.random((72, 28, 28)) < 0.9, classes[labels], 255).astype(np.uint8)
     turned = tasks.rotated_classes(images, labels)
     data = {"train": turned, script.ROWS: turned, script.CLASSES: turned}
-    settings = script.PUBLISHED["Omniglot"]._replace(steps=5, num_tasks=2)
+    settings = script.PUBLISHED["Omniglot"]._replace(steps=5, num_tasks=2, width=8)
     with jax.numpy_dtype_promotion("standard"):  # for optax's Adam, as scripts run
         found = script.run(data, 20, 1, 5, settings, 0)
     for name in (script.BASIC, script.PRINTED, script.HARMONIC):
         accuracies = found[name][script.CLASSES]
         assert len(accuracies) == 6
-        assert min(accuracies) > 3 / 20  # chance is 1 / 20
+        assert min(accuracies) > 0.1  # chance is 1 / 20
 
 
 def test_the_representation_of_mini_imagenet_is_resnet_18(monkeypatch):
