@@ -39,7 +39,7 @@ def test_the_hypergradient_through_a_table_of_features(monkeypatch):
 
 @pytest.mark.slow
 def test_a_published_cell_runs_on_bytes(monkeypatch):
-    """20 ways and one shot on drawn bytes in Omniglot's layout, with fewer filters, for a few steps."""
+    """20 ways and one shot on drawn bytes in Omniglot's layout, with fewer filters, a few steps."""
     monkeypatch.setattr(sys, "path", [str(PAPERS / "improved_model"), *sys.path])
     script = importlib.import_module("hyper_representation")
     monkeypatch.setattr(script, "TEST_TASKS", 2)
