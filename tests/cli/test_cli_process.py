@@ -53,7 +53,7 @@ def test_weigh_imports_only_what_it_uses(tmp_path):
         f"try:\n    app({command!r})\n"
         "except SystemExit as e:\n    code = e.code\n"
         "unused = {'jax', 'jaxlib', 'equinox', 'optax', 'optimistix', 'lineax', 'diffrax', 'skrub',\n"
-        "          'matplotlib', 'torch', 'polars', 'datasets', 'PIL'}\n"
+        "          'matplotlib', 'torch', 'polars', 'datasets', 'PIL', 'pyarrow.dataset'}\n"
         "print(code, sorted(unused & set(sys.modules)))\n"
     )
     done = subprocess.run([*PYTHON, code], capture_output=True, text=True, check=True)

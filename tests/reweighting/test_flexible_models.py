@@ -50,6 +50,24 @@ def test_every_member_says_probabilities_of_every_row_that_it_judges(times, monk
             np.testing.assert_allclose(sums, 0.0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("joins", "fits"), [(np.inf, 6), (-np.inf, 10)])
+def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fits, monkeypatch):
+    """Three of all rows, and three of trusted rows; those that join need four more of these."""
+    fitted: list[str] = []
+    fit = label_models.LabelModel.fit
+
+    def spy(self: Any, *weights: Any) -> Any:
+        fitted.append(self.name)
+        return fit(self, *weights)
+
+    monkeypatch.setattr(label_models.LabelModel, "fit", spy)
+    monkeypatch.setattr(candidates, "FOREST_JOINS", joins)
+    monkeypatch.setattr(candidates, "TREES", 5)
+    X, y = rings(150)
+    learn_weights(X[:100], y[:100], X[100:], y[100:], task="classification")
+    assert fitted.count("forest") == fits
+
+
 def test_rows_that_do_not_differ_beside_one_far_away_have_no_kernel():
     rng = np.random.default_rng(0)
     X = 1e-3 * rng.normal(size=(200, 1))

@@ -12,15 +12,19 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
-import pyarrow.dataset
 import pyarrow.parquet
 
 from .._text import named
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+else:
+    Dataset = Any
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 SEPARATORS, PARQUET = ",;\t|", (".parquet", ".pq")
@@ -233,12 +237,20 @@ def parquet_files(folder: Path) -> list[Path]:
     )
 
 
-def parquet_folder(folder: Path, what: str) -> pyarrow.dataset.Dataset:
+def prepare(format: str) -> None:
+    """Import what a format needs beyond this module: `pyarrow.dataset` imports pandas."""
+    if format == "folder":
+        import pyarrow.dataset  # noqa: F401
+
+
+def parquet_folder(folder: Path, what: str) -> Dataset:
     """The files of a folder, to be read by parts.
 
     Raises:
         RefusedError: as `read_folder`.
     """
+    from pyarrow.dataset import dataset
+
     files, schemas = parquet_files(folder), []
     if not files:
         raise RefusedError(f"{what} holds no Parquet files (.parquet, .pq).")
@@ -264,10 +276,10 @@ def parquet_folder(folder: Path, what: str) -> pyarrow.dataset.Dataset:
         "partitioning": "hive",
         "partition_base_dir": str(folder),
     }
-    found = pyarrow.dataset.dataset(files, **arguments).schema
+    found = dataset(files, **arguments).schema
     from_paths = pa.schema([field for field in found if field.name not in schemas[0].names])
     schema = pa.unify_schemas([*schemas, from_paths], promote_options="permissive")
-    return pyarrow.dataset.dataset(files, schema=schema, **arguments)
+    return dataset(files, schema=schema, **arguments)
 
 
 def _whole(table: pa.Table) -> pa.Table:

@@ -49,11 +49,13 @@ def main(handle: int) -> None:
                         _end(waiting)
                         return
                     reply, target = socket.socket(fileno=handles[0]), handles[1]
+                    asked = json.loads(request)
+                    formats.prepare(asked["format"])
                     child = os.fork()
                     if child == 0:
                         signal.set_wakeup_fd(-1)
                         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                        _read(formats, json.loads(request), target)
+                        _read(formats, asked, target)
                     os.close(target)
                     waiting[child] = reply
                     events.register(reply, selectors.EVENT_READ, child)

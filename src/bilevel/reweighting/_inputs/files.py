@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset
 
 from ..._reading import ReadError, map_file, read_file
-from ..._reading.formats import PARQUET, RefusedError, parquet_files, parquet_folder
+from ..._reading.formats import PARQUET, Dataset, RefusedError, parquet_files, parquet_folder
 from ..._storage import DamagedFileError, checksum
 from .checks import InputError, named
 from .csv import (
@@ -265,7 +264,7 @@ def _is_unique(column: pd.Series) -> bool:
         return False
 
 
-def parquet_dataset(path: Path, name: str) -> pyarrow.dataset.Dataset | None:
+def parquet_dataset(path: Path, name: str) -> Dataset | None:
     """A Parquet file, or a folder of them, that is read by parts; None where it is neither.
 
     Raises:
@@ -276,6 +275,8 @@ def parquet_dataset(path: Path, name: str) -> pyarrow.dataset.Dataset | None:
             return parquet_folder(path, f"the {name} folder {path}")
         if not path.is_file() or path.suffix.lower() not in PARQUET or path.stat().st_size == 0:
             return None
+        import pyarrow.dataset  # which takes memory that CSV files do not need
+
         return pyarrow.dataset.dataset(path, format="parquet", partitioning=None)
     except RefusedError as error:
         raise InputError(str(error)) from error

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet
 from jaxtyping import Int
 
+from ..._reading.formats import Dataset
 from .checks import InputError
 from .files import check_unique, check_unique_ids, parquet_dataset, suggest, with_named_index
 
@@ -119,7 +119,7 @@ class ParquetRows(AbstractRows):
         named_rows: columns that may be the named index of a data frame that was saved.
     """
 
-    def __init__(self, dataset: pyarrow.dataset.Dataset, what: str, named_rows: Sequence[str] = ()):
+    def __init__(self, dataset: Dataset, what: str, named_rows: Sequence[str] = ()):
         self.dataset, self.what, self.named_rows = dataset, what, tuple(named_rows)
         self.rows, self.names, self.notes = dataset.count_rows(), dataset.schema.names, []
 
@@ -145,9 +145,11 @@ class ParquetRows(AbstractRows):
 
         (Up to version 22, pyarrow holds one here too.)
         """
+        from pyarrow.dataset import get_partition_keys  # imported where a dataset is there
+
         schema = self.dataset.schema
         for fragment in self.dataset.get_fragments():
-            from_path = pyarrow.dataset.get_partition_keys(fragment.partition_expression)
+            from_path = get_partition_keys(fragment.partition_expression)
             for batch in self._batches(fragment.path, size):
                 columns = [
                     batch.column(field.name).cast(field.type)

@@ -18,7 +18,6 @@ from .flexible_models import (
     FEWER_TREES,
     TREES,
     forest_label_models,
-    forget,
     kernel_label_models,
 )
 from .folds import FOLDS, JUDGES, Folds, make_folds
@@ -38,7 +37,7 @@ from .label_models import (
 from .labels import Classes
 from .metric import Metric, Scoring
 from .noise import Noise
-from .pool import fit_pool
+from .pool import ClassPool, fit_pool
 from .row_weights import effective_rows, entropy_of_rows
 from .scorer import RowScorer
 from .shares import at_effective_size, density_ratio, mean_by_group
@@ -180,11 +179,10 @@ def search(
     for of_each, plain in ((forests, FOREST_JOINS), (kernels, KERNEL_JOINS)):
         if of_each is None or annotations is not None:
             continue
-        fits = cross_fitted(of_each[0]), trusted_only(of_each[1])
-        more = _spoken_for(folds, [forget(member) for member in fits])
+        more = [cross_fitted(of_each[0]), trusted_only(of_each[1])]
         always = trees and of_each is forests
-        if always or _are_worth_it(folds, members, more, verified, plain):
-            members += more
+        if always or _are_worth_it(folds, members, more, plain):
+            members += _spoken_for(folds, [member.without_models() for member in more])
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack(
         [pools[k].right([member.train[k] for member in members], y) for k in range(JUDGES)]
@@ -246,7 +244,7 @@ def search(
     ]
     if kernels is not None and any(member.kind is kernels[0] for member in members):
         judging = judging_fits(kernels[0], right, 1.0) if folds.forward else []
-        members.append(forget(second_round(kernels[0], right, judging)))
+        members.append(second_round(kernels[0], right, judging).without_models())
     pool = _pool(folds, members, verified, annotations, FOLDS)
     of_last = [member.train[FOLDS] for member in members]
     last = pool.right(of_last, y)
@@ -341,19 +339,23 @@ def _are_worth_it(
     folds: Folds,
     members: list[Member],
     more: list[Member],
-    verified: np.ndarray | None,
     plain: float,
 ) -> bool:
     """Whether the pool's loss on the trusted rows falls by `plain` standard errors if they join it.
 
     A pool that follows few trusted rows gives every member some weight. Where linear models suffice,
     trees lower its loss a little and learn more of the noise: real label errors are then ranked
-    worse. Where they do not suffice, nobody doubts it.
+    worse. Where they do not suffice, nobody doubts it. What they say of the training rows is not
+    asked for.
     """
+    rows = np.flatnonzero(folds.known(FOLDS))
+    known = folds.y_trusted[rows], folds.weight_trusted[rows]
 
     def losses(pooled: list[Member]) -> np.ndarray:
-        pool = _pool(folds, pooled, verified, None, FOLDS)
-        return folds.judge(pool.outputs([member.trusted[FOLDS] for member in pooled]))[0]
+        trusted = [member.trusted[FOLDS] for member in pooled]
+        of_known = np.stack([outputs[rows] for outputs in trusted])
+        pool = ClassPool.without_noise(folds.kind.number, of_known, *known)
+        return folds.judge(pool.outputs(trusted))[0]
 
     gain = losses(members) - losses([*members, *more])
     return bool(gain.mean() > plain * standard_error(gain))

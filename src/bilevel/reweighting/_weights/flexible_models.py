@@ -1,6 +1,5 @@
 """Label models that see what a linear one cannot: forests, and a linear model on kernel features."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .folds import FOLDS, Folds
-from .label_models import MANY_CLASSES, LabelModel, Member, tolerance
+from .label_models import MANY_CLASSES, LabelModel, tolerance
 from .labels import Classes
 
 TREES, FEWER_TREES = 100, 50  # of the forest; and beside trees of the user's
@@ -87,8 +86,3 @@ def kernel_label_models(
     y = folds.y, folds.y_trusted
     model = LabelModel("kernel", estimator, X, X_trusted, *y, folds, np.arange(number))
     return model, model
-
-
-def forget(member: Member) -> Member:
-    """The same without its models, which are large: it judges no new rows."""
-    return dataclasses.replace(member, models=[])

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,22 @@ def outputs(
     return log_softmax(np.log(np.maximum(p, LEAST)), axis=1)
 
 
+class WhenAsked(Sequence[Any]):
+    """Values by position, each made when it is first asked for, and kept."""
+
+    def __init__(self, make: Callable[[int], Any], number: int):
+        self._make = make
+        self._made: list[Any] = [None] * number
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, k: Any) -> Any:
+        if self._made[k] is None:
+            self._made[k] = self._make(k)
+        return self._made[k]
+
+
 @dataclasses.dataclass(frozen=True)
 class Member:
     """One member of the pool: fitted models, and what they say of rows that they have not seen.
@@ -147,10 +164,14 @@ class Member:
 
     name: str
     kind: LabelModel | None
-    train: list[Float[np.ndarray, "n outputs"]]
-    trusted: list[Float[np.ndarray, "m outputs"]]
-    models: list[Any]
+    train: Sequence[Float[np.ndarray, "n outputs"]]
+    trusted: Sequence[Float[np.ndarray, "m outputs"]]
+    models: Sequence[Any]
     alone: bool = False
+
+    def without_models(self) -> "Member":
+        """The same with all outputs and without its models, which are large: none judges new rows."""
+        return dataclasses.replace(self, train=[*self.train], trusted=[*self.trusted], models=[])
 
 
 def from_outside(probabilities: Probabilities) -> Member:
@@ -188,16 +209,17 @@ def cross_fitted(model: LabelModel) -> Member:
     return Member(
         f"{model.name}, all rows",
         model,
-        [train(folds.horizon(k)) for k in range(JUDGES)],
+        WhenAsked(lambda k: train(folds.horizon(k)), JUDGES),
         [trusted] * JUDGES,
         models(FOLDS),
     )
 
 
 def trusted_only(model: LabelModel) -> Member:
-    """A model of the trusted rows alone: out of fold on them.
+    """A model of the trusted rows alone: out of fold on them. It is fitted when outputs are asked for.
 
-    Cost: `1 + FOLDS + FOLDS (FOLDS - 1) / 2` fits on the trusted rows; more with times.
+    Cost: `FOLDS` fits on the trusted rows for what all of them together say of each other (choice
+    `FOLDS`), and `1 + FOLDS + FOLDS (FOLDS - 1) / 2` for everything; more with times.
     """
     folds, none = model.folds, np.zeros(model.folds.n)
     fitted: dict[bytes, Any] = {}
@@ -210,21 +232,25 @@ def trusted_only(model: LabelModel) -> Member:
         return fitted[key]
 
     asked = np.where(folds.meets, folds.part, FREE)
-    train, trusted = [], []
-    for k in range(JUDGES):
+
+    def on_train(k: int) -> Float[np.ndarray, "n outputs"]:
         outputs = np.zeros((folds.n, folds.kind.number))
         for p in np.unique(asked):
             rows = np.flatnonzero(asked == p)
             outputs[rows] = model.on_train(without(k, int(p)), rows)
-        train.append(outputs)
+        return outputs
+
+    def on_trusted(k: int) -> Float[np.ndarray, "m outputs"]:
         outputs = np.zeros((folds.m, folds.kind.number))
         for j in folds.parts:
             rows = np.flatnonzero(folds.fold == j)
             fit = without(j, FREE) if folds.forward else without(k, j)
             outputs[rows] = model.on_trusted(fit, rows)
-        trusted.append(outputs)
-    name, last = f"{model.name}, trusted rows", [without(FOLDS, FREE)]
-    return Member(name, model, train, trusted, last, alone=True)
+        return outputs
+
+    of_rows = WhenAsked(on_train, JUDGES), WhenAsked(on_trusted, JUDGES)
+    last = WhenAsked(lambda _: without(FOLDS, FREE), 1)
+    return Member(f"{model.name}, trusted rows", model, *of_rows, last, alone=True)
 
 
 def judging_fits(
@@ -248,7 +274,7 @@ def judging_fits(
     ]
 
 
-def on_held_out(model: LabelModel, models: list[Any]) -> Float[np.ndarray, "m outputs"]:
+def on_held_out(model: LabelModel, models: Sequence[Any]) -> Float[np.ndarray, "m outputs"]:
     """Of each trusted row that judges, the output of the model that has not seen its fold."""
     folds = model.folds
     outputs = np.zeros((folds.m, folds.kind.number))

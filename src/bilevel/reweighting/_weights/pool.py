@@ -77,7 +77,7 @@ class ClassPool(NamedTuple):
         Cost: some ten passes over the trusted rows, and `ROUNDS` over the training rows.
         """
         weight_trusted, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
-        blank = cls._without_noise(kind.number, np.stack(trusted), y_trusted, weight_trusted)
+        blank = cls.without_noise(kind.number, np.stack(trusted), y_trusted, weight_trusted)
         pairs = np.zeros((kind.number, kind.number))
         if verified is not None:
             seen = verified != UNKNOWN
@@ -85,7 +85,7 @@ class ClassPool(NamedTuple):
         return blank._replace(noise=_noise_matrix(np.exp(blank.outputs(train)), y, pairs, weight))
 
     @classmethod
-    def _without_noise(
+    def without_noise(
         cls,
         number: int,
         members: Float[np.ndarray, "members m classes"],
@@ -131,7 +131,7 @@ class ClassPool(NamedTuple):
             others = (fold != k) & (weight > 0)
             if others.any():
                 of_others = members[:, others], y[others], weight[others]
-                pool = self._without_noise(members.shape[2], *of_others)
+                pool = self.without_noise(members.shape[2], *of_others)
                 found[k] = pool._replace(noise=self.noise)
         return found
 
