@@ -48,7 +48,7 @@ def open_page(browser: Any, path: Path) -> None:
 def open_top(browser: Any, path: Path) -> None:
     """Open a report, and wait until the charts near its top are interactive."""
     browser.get(path.as_uri())
-    _wait(browser, "return document.documentElement.dataset.charts === 'ready'")
+    _wait(browser, "return performance.getEntriesByName('charts').length > 0")
 
 
 def _wait(browser: Any, condition: str) -> None:

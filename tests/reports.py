@@ -11,6 +11,7 @@ from sklearn.naive_bayes import GaussianNB
 from bilevel.reweighting import Check, effective_sample_size, entropy
 from bilevel.reweighting._report.evidence import gather_evidence
 from bilevel.reweighting._weights.noise import Estimate, Noise
+from bilevel.reweighting._weights.opinions import Opinions
 from bilevel.reweighting._weights.verify import Verify
 
 HOSTILE = [
@@ -60,6 +61,7 @@ def made_result(weights: np.ndarray, trusted: int = 20, **fields: Any) -> Any:
             "scale": 1.0,
             "group_weights": None,
             "metric": None,
+            "opinions": None,
             "counts": (np.ones(len(weights)), np.ones(trusted)),
         }
         | fields
@@ -116,6 +118,10 @@ def iris_evidence(words: list[str]) -> dict[str, Any]:
         noise=made_noise(names),
         wrong=np.where(np.arange(96) % 6 == 0, 0.9, 0.02),
     )
+    worst = np.argsort(result.label_quality, kind="stable")
+    said = np.stack([names[codes[train][worst]], names[given[worst]]], axis=1)
+    likely = np.full(said.shape, 0.75)
+    result.opinions = Opinions(worst, ["linear, all rows", words[7]], said, likely, likely - 0.25)
     groups = [words[i % 8] for i in range(96)]
     return gather_evidence(
         GaussianNB(),

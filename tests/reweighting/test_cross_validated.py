@@ -322,6 +322,15 @@ def test_probabilities_of_a_model_that_saw_the_rows_are_called_out():
     assert not result.believable
     right = float(np.mean(honest.argmax(axis=1) == y_trusted))
     assert f"{right:.3f} of the trusted rows" in str(result)
+    # What is said of the worst rows: the given model's own words, and of others not the same.
+    told: Any = result.opinions
+    np.testing.assert_array_equal(told.rows, np.argsort(result.label_quality, kind="stable")[:200])
+    mine = told.models.index("given probabilities")
+    np.testing.assert_array_equal(told.said[:, mine], y[told.rows])
+    np.testing.assert_allclose(told.probability[:, mine], 0.991, rtol=1e-4)
+    others = [j for j in range(len(told.models)) if j != mine]
+    assert (told.said[:, others] != y[told.rows, None]).mean() > 0.5
+    assert (told.probability >= told.given).all()
 
 
 def test_columns_of_probabilities_are_matched_by_name():

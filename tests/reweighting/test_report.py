@@ -546,7 +546,12 @@ def test_every_part_of_the_evidence_is_on_the_page(harmless, page):
     assert all(f"{name} {count} {count} " in page.text for name, count in kinds.items())
     assert "wrong label 16 16 90% 100% its label is" in page.text
     nearest = harmless["worst"]["rows"][0]["nearest_suggested"]
-    assert f"{nearest['id']} ({nearest['distance']:.2f})" in page.text
+    assert nearest["typical"]
+    assert f"{nearest['id']} ({nearest['distance']:.2f}, typical)" in page.text
+    first = harmless["worst"]["rows"][0]
+    assert first["suggested"] != first["given"]
+    disagree = f"1 of 2 linear, all rows: {first['opinions'][0]['says']} 0.75, given label 0.50"
+    assert f"{disagree} name 7: {first['given']} 0.75" in page.text
     assert "Advice: Use the weights." in page.text
     changed = harmless["before_after"]
     assert changed["sentences"]["classes"] in page.text

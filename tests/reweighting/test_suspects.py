@@ -17,6 +17,7 @@ from bilevel.reweighting._report.suspects import judge_suspects
 from bilevel.reweighting._report.verdict import give_advice
 from bilevel.reweighting._report.worst import worst_rows
 from bilevel.reweighting._weights.noise import Estimate
+from bilevel.reweighting._weights.opinions import Opinions
 from reports import made_result
 
 
@@ -83,12 +84,50 @@ def test_wrong_rows_get_the_right_label_and_its_nearest_trusted_row():
         assert FOUND.distance[k, 1] < FOUND.distance[k, 0]
 
 
+def test_a_typical_row_is_as_near_as_nine_tenths_of_the_trusted_rows_of_its_class():
+    frames = np.asarray(ROWS.X), np.asarray(ROWS.X_trusted)
+    scale = np.subtract(*np.percentile(np.vstack(frames), [75, 25], axis=0))
+    middle = np.median(np.vstack(frames), axis=0)
+    x, z = (np.arcsinh((f - middle) / scale) for f in frames)
+    for side, labels in enumerate((ROWS.y[FOUND.rows], FOUND.suggested)):
+        for k, label in enumerate(labels):
+            like = z[ROWS.y_trusted == label]
+            among = np.linalg.norm(like[:, None] - like[None], axis=2)
+            among[np.diag_indices(len(like))] = np.inf
+            bound = np.quantile(among.min(axis=1), 0.9)
+            least = np.linalg.norm(like - x[FOUND.rows[k]], axis=1).min()
+            assert FOUND.typical[k, side] == (least <= bound)
+    wrong = np.isin(FOUND.rows, WHICH["wrong label"])
+    assert FOUND.typical[wrong].mean(axis=0)[0] < 0.2 < 0.6 < FOUND.typical[wrong].mean(axis=0)[1]
+
+
+def test_opinions_are_those_of_each_model_on_the_worst_rows():
+    likely = np.log([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3]])
+    members: Any = [
+        types.SimpleNamespace(name=name, train=[None, outputs])
+        for name, outputs in {"one": likely, "two": likely[::-1]}.items()
+    ]
+    found = Opinions.of(
+        members, np.array([0.5, 0.1, 0.9]), np.array([1, 0, 2]), lambda p: p.argmax(axis=1)
+    )
+    assert found.rows.tolist() == [1, 0, 2]
+    assert found.said.tolist() == [[2, 2], [0, 1], [1, 0]]
+    np.testing.assert_allclose(found.probability, [[0.6, 0.6], [0.7, 0.5], [0.5, 0.7]])
+    np.testing.assert_allclose(found.given, [[0.1, 0.1], [0.2, 0.5], [0.3, 0.1]])
+    numbers = Opinions.of(
+        members, np.array([0.5, 0.1, 0.9]), np.zeros(3), lambda mu: 10 + 2 * mu[:, 0]
+    )
+    np.testing.assert_allclose(numbers.said[0], 10 + 2 * likely[1, 0])
+    assert np.isnan(numbers.probability).all()
+
+
 def test_distances_are_looked_at_for_as_many_rows_as_fit(monkeypatch):
     monkeypatch.setattr(suspects_module, "CELLS", 4 * (150 + 40))
-    nearest, distance, odd = suspects_module._likenesses(ROWS, FOUND.rows, FOUND.suggested)
+    nearest, distance, odd, typical = suspects_module._likenesses(ROWS, FOUND.rows, FOUND.suggested)
     np.testing.assert_array_equal(nearest[40:], -1)
     assert np.isnan(distance[40:]).all()
     assert not odd[40:].any()
+    assert not typical[40:].any()
     assert (nearest[:40] >= 0).all()
     monkeypatch.setattr(suspects_module, "CELLS", 100)
     assert (suspects_module._likenesses(ROWS, FOUND.rows, FOUND.suggested)[0] == -1).all()

@@ -96,7 +96,7 @@ def private_evidence(evidence: dict[str, Any]) -> dict[str, Any]:
     """
     worst, changed = dict(evidence["worst"]), evidence["before_after"]
     if evidence["task"] == "regression":
-        nothing = {"given": None, "suggested": None}
+        nothing = {"given": None, "suggested": None, "opinions": None}
         worst["rows"] = [line | nothing for line in worst["rows"]]
         changed = None if changed is None else changed | {"calibration": None}
     provenance = evidence["provenance"] | {"estimator": "not said"}

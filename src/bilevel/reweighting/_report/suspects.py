@@ -19,6 +19,7 @@ from .refits import Rows
 NUM_WORST, NUM_FOLDS = 200, 5
 SURE, DOUBT = 2 / 3, 1 / 3  # probabilities that a label is wrong
 CELLS = 20_000_000  # of the rows whose distances are looked at
+TYPICAL = 0.9  # of the trusted rows of a class, that are as near to another one as a typical row
 USUAL = 0.99  # of the trusted rows, that are as near to another one as a row that is not odd
 KINDS = {
     "wrong label": "its label is at least twice as likely wrong as right",
@@ -41,6 +42,8 @@ class Suspects(NamedTuple):
         nearest: of each row, the place of the nearest trusted row of the given, and of the suggested
             class; -1 where there is none.
         distance: how far these are, in units of the usual distance between two trusted rows.
+        typical: whether the row is as near to one of the class as nine tenths of the trusted rows of
+            the class are to their nearest one; False in a regression.
     """
 
     rows: Int[np.ndarray, " k"]
@@ -49,6 +52,7 @@ class Suspects(NamedTuple):
     kind: np.ndarray | None
     nearest: Int[np.ndarray, "k 2"]
     distance: Float[np.ndarray, "k 2"]
+    typical: Bool[np.ndarray, "k 2"]
 
 
 def judge_suspects(rows: Rows, seed: int) -> Suspects:
@@ -83,7 +87,7 @@ def judge_suspects(rows: Rows, seed: int) -> Suspects:
             known = np.searchsorted(classes, model.classes_)
             p[mine] = 0.0
             p[mine[:, None], known] = model.predict_proba(part)
-    nearest, distance, odd = _likenesses(rows, suspect, suggested)
+    nearest, distance, odd, typical = _likenesses(rows, suspect, suggested)
     kind = None
     if classes is not None and wrong is not None:
         w = wrong[suspect]
@@ -91,34 +95,36 @@ def judge_suspects(rows: Rows, seed: int) -> Suspects:
         kind[w >= DOUBT] = "ambiguous"
         kind[w >= SURE] = "wrong label"
     sure = np.full(len(suspect), np.nan) if classes is None else p.max(axis=1)
-    return Suspects(suspect, suggested, sure, kind, nearest, distance)
+    return Suspects(suspect, suggested, sure, kind, nearest, distance, typical)
 
 
 def _likenesses(
     rows: Rows, suspect: np.ndarray, suggested: np.ndarray
-) -> tuple[Int[np.ndarray, "k 2"], Float[np.ndarray, "k 2"], Bool[np.ndarray, " k"]]:
-    """(nearest trusted rows of the given and of the suggested class, their distances, odd rows)."""
+) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, " k"], Bool[np.ndarray, "k 2"]]:
+    """(nearest trusted rows of the given and of the suggested class, distances, odd, typical rows)."""
     k, m = len(suspect), len(rows.y_trusted)
     nearest, distance = np.full((k, 2), -1), np.full((k, 2), np.nan)
+    typical = np.zeros((k, 2), bool)
     fit = CELLS // max(int(np.shape(rows.X)[1]), 1) - m  # rows, the worst first
     if fit < k:
         fit = max(fit, 0)
         found = _likenesses(rows, suspect[:fit], suggested[:fit]) if fit else None
         odd = np.zeros(k, bool)
         if found is not None:
-            nearest[:fit], distance[:fit], odd[:fit] = found
-        return nearest, distance, odd
+            nearest[:fit], distance[:fit], odd[:fit], typical[:fit] = found
+        return nearest, distance, odd, typical
     frames = [as_frame(take_rows(rows.X, suspect)), as_frame(rows.X_trusted)]
     frames[0].columns = frames[1].columns
     a, b = as_matrix(encode(*frames), np.random.default_rng(0))
     if m < 2 or a.shape[1] == 0:
-        return nearest, distance, np.zeros(k, bool)
+        return nearest, distance, np.zeros(k, bool), typical
     among = cdist(b, b)
     np.fill_diagonal(among, np.inf)
     own = among.min(axis=1)
     usual = float(np.median(own)) or 1.0
     odd = np.zeros(k, bool)
     labels = rows.y_trusted
+    near = {} if rows.regression else _own_distances(among, labels)
     for start in range(0, k, 1000):
         part = slice(start, start + 1000)
         far = cdist(a[part], b)
@@ -131,7 +137,18 @@ def _likenesses(
             best = masked.argmin(axis=1)
             found = np.isfinite(masked[np.arange(len(best)), best])
             nearest[part, side] = np.where(found, best, -1)
-            distance[part, side] = np.where(
-                found, masked[np.arange(len(best)), best] / usual, np.nan
-            )
-    return nearest, distance, odd
+            least = masked[np.arange(len(best)), best]
+            distance[part, side] = np.where(found, least / usual, np.nan)
+            typical[part, side] = least <= [near.get(label, -1.0) for label in wanted]
+    return nearest, distance, odd, typical
+
+
+def _own_distances(among: Float[np.ndarray, "m m"], labels: np.ndarray) -> dict[object, float]:
+    """By class of three trusted rows or more: how near nine tenths of them are to another one."""
+    near = {}
+    for label in np.unique(labels):
+        inside = np.flatnonzero(labels == label)
+        if len(inside) >= 3:
+            own = among[np.ix_(inside, inside)].min(axis=1)
+            near[label] = float(np.quantile(own, TYPICAL))
+    return near

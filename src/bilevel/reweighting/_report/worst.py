@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .._weights.opinions import Opinions
 from . import refits
 from .refits import Rows
 from .suspects import NUM_WORST, Suspects
@@ -34,12 +35,18 @@ def worst_rows(
     most = refits.MAX_ROWS
     bound = f" on {most} rows drawn at random," if n > most else ""
     columns = _shown(table, show, worst)
+    opinions = _opinions(rows.result.opinions)
 
     def trusted(k: int, side: int) -> dict[str, Any] | None:
         place = int(found.nearest[k, side])
         if place < 0:
             return None
-        return {"id": trusted_ids[place], "distance": found.distance[k, side]}
+        typical = None if rows.regression else bool(found.typical[k, side])
+        return {
+            "id": trusted_ids[place],
+            "distance": found.distance[k, side],
+            "typical": typical,
+        }
 
     return {
         "note": f"The {len(worst)} rows of lowest label quality, of {n}. The suggested label is the "
@@ -53,6 +60,7 @@ def worst_rows(
                 "suggested": found.suggested[k],
                 "probability": found.probability[k],
                 "kind": None if found.kind is None else found.kind[k],
+                "opinions": opinions.get(int(i)),
                 "nearest_given": trusted(k, 0),
                 "nearest_suggested": trusted(k, 1),
                 "weight": rows.weights[i],
@@ -63,6 +71,20 @@ def worst_rows(
             }
             for k, i in enumerate(worst)
         ],
+    }
+
+
+def _opinions(found: Opinions | None) -> dict[int, list[dict[str, Any]]]:
+    """By row: what each model says, and the probabilities that it gives this and the given label."""
+    if found is None:
+        return {}
+    return {
+        int(i): [
+            {"model": name, "says": found.said[k, j]}
+            | {"probability": found.probability[k, j], "given": found.given[k, j]}
+            for j, name in enumerate(found.models)
+        ]
+        for k, i in enumerate(found.rows)
     }
 
 

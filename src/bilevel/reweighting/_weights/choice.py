@@ -8,6 +8,7 @@ from .baselines import SIMPLEST
 from .candidates import SOFT, Search, judge_candidate, standard_error
 from .diagnostics import check_choice
 from .folds import FOLDS
+from .opinions import Opinions
 from .result import CrossValidatedWeights, Learned
 from .row_weights import effective_rows, entropy_of_rows
 from .scorer import RowScorer
@@ -109,6 +110,7 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
         stats={"num_steps": len(found.history)},
         group_weights=group_weights,
         scorer=found.scorer,
+        opinions=Opinions.of(found.members, found.quality, found.folds.y, tables.encoding.decode),
     )
 
 

@@ -145,6 +145,7 @@ def free_weights(
         stats=stats,
         group_weights=None,
         scorer=None,
+        opinions=None,
     )
 
 

@@ -15,6 +15,7 @@ from .._inputs.probabilities import check_new_probabilities
 from .diagnostics import Check
 from .metric import Metric
 from .noise import Noise
+from .opinions import Opinions
 from .scorer import RowScorer
 
 
@@ -84,6 +85,7 @@ class Learned(NamedTuple):
     stats: dict[str, Any]
     group_weights: pd.Series | None
     scorer: RowScorer | None
+    opinions: Opinions | None
 
 
 class Seen(NamedTuple):
@@ -143,6 +145,8 @@ class WeightsResult:
             `sample_weight`.
         group_weights: the mean weight of each group, where `groups` were given.
         scorer: what judges the labels of new rows, see `score_rows`; None for free weights.
+        opinions: what each label model says of the 200 rows of lowest label quality, none of which it
+            has learned from; None for free weights.
         encoding: how features and labels became numbers.
         counts: how much each training and each trusted row counts: the `sample_weight` and
             `sample_weight_trusted` that were given, or ones. `weights` do not contain them; the mean
@@ -169,6 +173,7 @@ class WeightsResult:
     scale: float
     group_weights: pd.Series | None
     scorer: RowScorer | None
+    opinions: Opinions | None
     encoding: Encoding
     counts: tuple[np.ndarray, np.ndarray]
     metric: Metric | None
