@@ -516,7 +516,7 @@ def is_said(token: str, parts: Any) -> bool:
     if isinstance(parts, list):
         return token == str(len(parts)) or any(is_said(token, x) for x in parts)
     if isinstance(parts, str):
-        return token in numbers_of(parts)
+        return token in numbers_of(parts.replace(" %", "%"))
     if parts is None or isinstance(parts, bool):
         return False
     plain = token.replace("\N{MINUS SIGN}", "-").replace(",", "").rstrip("%")
@@ -550,7 +550,7 @@ def test_every_part_of_the_evidence_is_on_the_page(harmless, page):
     assert f"{nearest['id']} ({nearest['distance']:.2f}, typical)" in page.text
     first = harmless["worst"]["rows"][0]
     assert first["suggested"] != first["given"]
-    disagree = f"1 of 2 linear, all rows: {first['opinions'][0]['says']} 0.75, given label 0.50"
+    disagree = f"1 of 2 linear, all rows: {first['opinions'][0]['says']} 0.75 (given 0.50)"
     assert f"{disagree} name 7: {first['given']} 0.75" in page.text
     assert "Advice: Use the weights." in page.text
     changed = harmless["before_after"]

@@ -192,8 +192,9 @@ def _show(value: Any, form: str = "") -> str:
 
 
 def _prose(text: str) -> str:
-    """A sentence with a capital, a full stop and true minus signs."""
-    text = re.sub(r"(?<!\S)-(?=\d)", "\N{MINUS SIGN}", str(text))
+    """A sentence with a capital, a full stop, true minus signs, and no blank before a percent sign."""
+    text = re.sub(r"(?<![^\s(])-(?=\d)", "\N{MINUS SIGN}", str(text))
+    text = re.sub(r"(?<=\d) %", "%", text)
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
