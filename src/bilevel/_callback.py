@@ -230,13 +230,13 @@ class Checkpoint(AbstractCallback):
                 "bring back a copy."
             ) from error
         plain = _unwrap_keys(like)
-        if header["leaves"] != _shapes(plain):
+        if header.get("leaves") != _shapes(plain):
             raise ValueError(
                 f"the checkpoint {self._path} does not fit this run: it was saved by another "
                 "algorithm, for data of another size, or in another dtype. Start anew with another "
                 "file, or repeat the call that made it."
             )
-        if problem is not None and header["run"] != self._digest_of(problem, algorithm):
+        if problem is not None and header.get("run") != self._digest_of(problem, algorithm):
             raise ValueError(
                 f"the checkpoint {self._path} does not fit this run: it was saved on other data or "
                 "with other settings (objectives, step sizes, batches). Repeat the call that made it, "
@@ -247,7 +247,7 @@ class Checkpoint(AbstractCallback):
         except Exception as error:  # an array of another version of numpy or equinox
             raise DamagedFileError(
                 f"the checkpoint {self._path} cannot be read: {error}. It was written with "
-                f"{header['versions']}."
+                f"{header.get('versions')}."
             ) from error
         return jax.tree.map(
             lambda old, new: (

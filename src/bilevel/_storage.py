@@ -177,7 +177,10 @@ def open_sealed(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], io.
     if hashlib.sha256(rest).hexdigest().encode() != digest:
         raise DamagedFileError(f"{path} was cut short or has changed: its checksum is another")
     header, _, payload = rest.partition(b"\n")
-    return json.loads(header), io.BytesIO(payload)
+    try:
+        return dict(json.loads(header)), io.BytesIO(payload)
+    except (ValueError, TypeError, RecursionError) as error:  # with a checksum that fits, so forged
+        raise DamagedFileError(f"the header of {path} cannot be read") from error
 
 
 def is_sealed(path: Path, kind: str) -> bool:

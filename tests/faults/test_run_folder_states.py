@@ -1,5 +1,6 @@
 """Every state of the run folder, and what each command does in it (docs/run_folder.md)."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bilevel._storage import CHECKPOINT_KIND, whole_file, write_sealed, write_text
+from bilevel._storage import CHECKPOINT_KIND, is_sealed, whole_file, write_sealed, write_text
 from bilevel.cli import _weigh_work
 from bilevel.cli._app import RunFolderError
 from bilevel.cli._lock import LOCK, hold
@@ -256,6 +257,27 @@ def test_paths_that_no_folder_can_have_are_refused(out, word):
     """Once a traceback, and exit code 1."""
     with pytest.raises(RunFolderError, match=word):
         RunFolder.of(out).check(resume=False)
+
+
+@pytest.mark.parametrize("header", [b"[" * 60_000, b"no json", b"[3]", b"3"])
+def test_a_forged_header_of_a_checkpoint_is_damage(tmp_path, header):
+    """Its checksum fits; what cannot be read of it once ended the command that looked at it."""
+    path = tmp_path / "checkpoint.eqx"
+    write_sealed(path, CHECKPOINT_KIND, {}, b"state")
+    rest = header + b"\nstate"
+    digest = hashlib.sha256(rest).hexdigest().encode()
+    path.write_bytes(b"\n".join([CHECKPOINT_KIND.encode(), digest, rest]))
+    assert not is_sealed(path, CHECKPOINT_KIND)
+
+
+def test_links_that_lead_in_a_circle_are_refused(tmp_path):
+    """Once a traceback."""
+    path = tmp_path / "run"
+    path.symlink_to(path)
+    with pytest.raises(
+        RunFolderError, match=r"leads nowhere|is no run folder"
+    ):  # as of Python 3.13
+        RunFolder.of(path).check(resume=False)
 
 
 def test_a_link_to_where_the_run_goes_is_followed_in_messages_too(tmp_path):

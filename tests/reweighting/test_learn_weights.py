@@ -19,6 +19,7 @@ import bilevel
 from bilevel import learn_weights, tasks
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._weights import methods as _methods
+from bilevel.reweighting._weights.free_weights import read_history
 from digits import TRAIN, digits, learned
 
 HISTORY = [
@@ -245,6 +246,16 @@ def test_a_checkpoint_of_other_step_sizes_is_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:-30])
         with pytest.warns(UserWarning, match=rf"{name}.* starts from the beginning"):
             run(0.1)
+
+
+def test_lines_that_are_no_rows_of_a_history_make_it_none(tmp_path):
+    """Nested lines and steps that are texts once ended every attempt to go on."""
+    path, row = tmp_path / "history.jsonl", '{"step": 3, "value": 0.5}\n'
+    path.write_text(row + row.replace("3", "6"))
+    assert [x["step"] for x in read_history(path)] == [3, 6]
+    for line in ("[" * 60_000, '{"step": "3", "value": 0.5}', '{"step": 3}', "[3]", "\0"):
+        path.write_text(f"{line}\n{row}")
+        assert read_history(path) == []
 
 
 @pytest.mark.slow

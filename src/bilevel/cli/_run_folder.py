@@ -150,9 +150,12 @@ class RunFolder:
         """The folders that `--out` means; links in it are followed.
 
         Raises:
-            RunFolderError: the name is too long, or it has none.
+            RunFolderError: the name is too long, or it has none; links lead in a circle.
         """
-        path = Path(out).resolve()
+        try:
+            path = Path(out).resolve()
+        except (OSError, RuntimeError) as error:
+            raise RunFolderError(f"--out {out} leads nowhere: {error}. Choose another.") from error
         if not path.name:
             raise RunFolderError(f"--out {out} is where all folders are; choose another --out.")
         size = len(os.fsencode(path.name))

@@ -49,7 +49,7 @@ class _History(AbstractCallback):
 
     def __init__(self, path: Path | None, first_step: int):
         self._logger = None if path is None else Logger(path)
-        earlier = [] if path is None else [json.loads(line) for line in read_lines(path)]
+        earlier = [] if path is None else read_history(path)
         self.rows = [row for row in earlier if row["step"] <= first_step]
 
     def __call__(self, chunk):
@@ -69,6 +69,17 @@ class _History(AbstractCallback):
         """Close the file."""
         if self._logger is not None:
             self._logger.close()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history; none if a line of the file is no such row."""
+    try:
+        rows = [json.loads(line) for line in read_lines(path)]
+    except (ValueError, RecursionError):
+        return []
+    alike = all(isinstance(row, dict) and row.keys() == rows[-1].keys() for row in rows)
+    numbers = alike and all(isinstance(x, int | float) for row in rows for x in row.values())
+    return rows if numbers and all("step" in row for row in rows) else []
 
 
 def bound_programs(*kind: Any) -> None:
@@ -240,10 +251,7 @@ def _saved_state(
         raise foreign from error
     if not np.array_equal(jax.random.key_data(state.key), jax.random.key_data(like.key)):
         raise foreign
-    try:
-        steps = [json.loads(line)["step"] for line in read_lines(folder / "history.jsonl")]
-    except (ValueError, KeyError, TypeError):
-        steps = []
+    steps = [row["step"] for row in read_history(folder / "history.jsonl")]
     if int(state.step) and int(state.step) not in steps:
         warnings.warn(
             f"the history {folder / 'history.jsonl'} was cut short or changed. The run starts from "
