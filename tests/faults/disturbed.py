@@ -154,7 +154,11 @@ class EveryCall(Part):
 
 
 class RandomMoments(Part):
-    """Signals at moments drawn uniformly over the time that the processor gives to a run."""
+    """Signals at moments drawn uniformly over the time that the processor gives to a run.
+
+    Of the default method the most is learning, in which no file is touched. In runs called "files" what
+    was learned is remembered, so that the moments fall where files are read and written.
+    """
 
     def __init__(self, server: Server, folder: Path, kills: int):
         self.benches = {
@@ -163,9 +167,10 @@ class RandomMoments(Part):
             )
             for method, options in METHODS.items()
         }
+        self.benches["files"] = Bench(server, folder / "files", METHODS["auto"], known=True)
         self.goals = {
             f"{method}: {name}": kills * share // SIGNALS["SIGKILL"]
-            for method in METHODS
+            for method in self.benches
             for name, share in SIGNALS.items()
         }
         self._series: dict[str, tuple[int, list[tuple[str, list[str]]]]] = {}

@@ -129,14 +129,16 @@ def commit() -> str:
     return head + "+" * bool(changes)
 
 
-def take_turns(parts: dict[str, Part], counts: Counts, until: float) -> None:
-    """A case of each name in turn, those furthest behind their goal first, until all are done."""
+def take_turns(
+    parts: dict[str, Part], counts: Counts, until: float, beginnings: tuple[str, ...]
+) -> None:
+    """A case of each name that begins so in turn, those furthest behind their goal first."""
     while time.monotonic() < until:
         shares = [
             (counts.number(part, name) / goal, part, name)
             for part, one in parts.items()
             for name, goal in one.goals.items()
-            if counts.number(part, name) < goal
+            if counts.number(part, name) < goal and name.startswith(beginnings)
         ]
         if not shares:
             return
@@ -150,10 +152,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="every seventh call, few mutations")
     parser.add_argument("--step", type=int, default=1, help="of free weights, one call in so many")
-    parser.add_argument("--kills", type=int, default=500, help="random SIGKILLs per method")
+    parser.add_argument("--kills", type=int, default=500, help="random SIGKILLs per kind of run")
     parser.add_argument("--mutations", type=int, default=10_000, help="of all readers together")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="and no longer")
     parser.add_argument("--parts", nargs="+", help="by name; all by default")
+    parser.add_argument("--names", nargs="+", default=[""], help="of cases, by their beginning")
     parser.add_argument("--go-on", action="store_true", help="add to the counts of the file")
     parser.add_argument("--only", nargs=3, metavar=("PART", "NAME", "K"), help="repeat one case")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -201,7 +204,8 @@ def main() -> int:
             if asked.only:
                 print(parts[asked.only[0]].case(asked.only[1], int(asked.only[2])))
                 return 0
-            take_turns(parts, counts, time.monotonic() + 60 * asked.minutes)
+            until = time.monotonic() + 60 * asked.minutes
+            take_turns(parts, counts, until, tuple(asked.names))
     counts.write()
     return int(counts.wrong > 0)
 
