@@ -156,31 +156,36 @@ class EveryCall(Part):
 class RandomMoments(Part):
     """Signals at moments drawn uniformly over the time that the processor gives to a run.
 
-    Of the default method the most is learning, in which no file is touched. In runs called "files" what
-    was learned is remembered, so that the moments fall where files are read and written.
+    Of the default method the most is learning, in which no file is touched. In runs called "files"
+    what was learned is remembered, so that the moments fall where files are read and written.
     """
 
     def __init__(self, server: Server, folder: Path, kills: int):
-        self.benches = {
-            method: Bench(
-                server, folder / f"{method} signals", options, keeps_nothing=method == "auto"
-            )
-            for method, options in METHODS.items()
-        }
-        self.benches["files"] = Bench(server, folder / "files", METHODS["auto"], known=True)
+        self.server, self.folder = server, folder
         self.goals = {
-            f"{method}: {name}": kills * share // SIGNALS["SIGKILL"]
-            for method in self.benches
+            f"{kind}: {name}": kills * share // SIGNALS["SIGKILL"]
+            for kind in (*METHODS, "files")
             for name, share in SIGNALS.items()
         }
+        self._benches: dict[str, Bench] = {}
         self._series: dict[str, tuple[int, list[tuple[str, list[str]]]]] = {}
+
+    def bench(self, kind: str) -> Bench:
+        """The one of a kind of runs, made when it is first asked for."""
+        if kind not in self._benches:
+            options = METHODS.get(kind, [])
+            how = {"known": kind == "files", "keeps_nothing": kind == "auto"}
+            self._benches[kind] = Bench(
+                self.server, self.folder / f"{kind} signals", options, **how
+            )
+        return self._benches[kind]
 
     def case(self, name: str, k: int) -> tuple[str, list[str]]:
         """One signal of a series: the first of a series sends them all."""
-        method, _, sent = name.partition(": ")
+        kind, _, sent = name.partition(": ")
         series, place = divmod(k, SERIES)
         if self._series.get(name, (-1,))[0] != series:
-            bench, rng = self.benches[method], np.random.default_rng([*name.encode(), series])
+            bench, rng = self.bench(kind), np.random.default_rng([*name.encode(), series])
             moments = rng.uniform(0, bench.cpu, SERIES).tolist()
             number = int(vars(signal)[sent])
             faults = [{"cpu": moment, "signal": number} for moment in moments]
