@@ -1,5 +1,6 @@
 """Noisy images, and a small convolutional network with its training, as `network_weights.py` needs."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -53,6 +54,7 @@ def draw(data: str, noise: str, trusted: int, seed: int, size: Size) -> Cell:
     return Cell(x[train], given, wrong, x[verified], y[verified], x_test, y_test)
 
 
+@cache
 def images(data: str) -> tuple[Any, Any, Any, Any]:
     """Pixels in [0, 1] and labels: of training and of test images, where these are apart."""
     if data == "digits":

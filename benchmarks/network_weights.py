@@ -1,6 +1,6 @@
 """Wrong labels and a network: which weights of its training rows are worth learning, at what cost?
 
-    python benchmarks/network_weights.py [--quick]
+    python benchmarks/network_weights.py [--quick] [--add]
 
 A small convolutional network, images with 40 % wrong labels (pairs of classes, or by features) and
 some hundred trusted rows. Each method gives a weight per training row. It is judged by the area
@@ -34,7 +34,8 @@ CPU seconds with compilation.
 The settings of the methods were chosen on scikit-learn's digits (`--quick`, which needs no files):
 the step of MW-Net's weights among 1e-3, 1e-2 and 1e-1, of which the larger two gave the weight to
 rows of high loss. The others are first guesses.
-The full size reads Fashion-MNIST from BILEVEL_DATA, 14 x 14 pixels each; `draw` takes "mnist" too.
+The full size reads Fashion-MNIST and MNIST from BILEVEL_DATA, 14 x 14 pixels each. It takes about an
+hour; `--add` goes on from the last report.
 """
 
 import argparse
@@ -42,6 +43,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -50,7 +52,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-from _measure import RESULTS, write
+from _measure import IMAGES, RESULTS, panels, save, write
 from _one_step import ADAM, Scored, first_weights, reweight, weigh
 from _small_network import (
     BATCH,
@@ -268,8 +270,10 @@ METHODS: dict[str, Callable[[Search], Found]] = {
 }
 
 
+FIRST = ("all rows + trusted", "pool", "bilevel, SOBA", "right rows + trusted")
 NOISES = ("pairs", "features")
-CELLS = [("fashion_mnist", noise, 200, 0) for noise in NOISES]
+DATA, ROWS, SEEDS = ("fashion_mnist", "mnist"), (200, 1000), (0, 1)
+CELLS = list(product(DATA, NOISES, ROWS, SEEDS))
 PLACE = ("data", "noise", "trusted", "seed")
 RUN = (*PLACE, "method")
 QUICK_CELLS = [("digits", noise, 200, 0) for noise in NOISES]
@@ -312,33 +316,33 @@ def summary(runs: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run all cells, or those asked for beside those of the last report, and write the report."""
+    """Run all cells, or what the last report lacks, and write the report after each method."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--cells", type=int, nargs="*", help="positions in the list of cells")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, help="only these")
+    parser.add_argument("--add", action="store_true", help="only what the last report lacks")
     options = parser.parse_args()
     size, cells = (QUICK, QUICK_CELLS) if options.quick else (FULL, CELLS)
-    chosen = range(len(cells)) if options.cells is None else options.cells
-    runs: list[dict[str, Any]] = []
-    for k in chosen:
-        data, noise, trusted, seed = cells[k]
+    runs = _last_runs(cells) if options.add else []
+    done = {tuple(run[key] for key in RUN) for run in runs}
+    missing = [(place, name) for place in cells for name in METHODS if (*place, name) not in done]
+    # What decides first, then fewer seeds and fewer trusted rows.
+    for place, name in sorted(missing, key=lambda x: (x[1] not in FIRST, x[0][3], x[0][2])):
+        data, noise, trusted, seed = place
         cell = draw(data, noise, trusted, seed, size)
         s = Search(cell, network(cell.x.shape[1:], size.width, seed), size, seed)
-        names = options.methods or METHODS
-        place = dict(zip(PLACE, cells[k], strict=True))
-        for name in names:
-            runs.append(place | judge(s, name))
-            print(
-                *(f"{x:.4g}" if isinstance(x, float) else x for x in runs[-1].values()), flush=True
-            )
-    if options.cells is not None or options.methods:  # beside those of the last report
-        redone = [[r[key] for key in RUN] for r in runs]
-        runs += [
-            r
-            for r in _last_runs()
-            if tuple(r[k] for k in PLACE) in cells and [r[key] for key in RUN] not in redone
-        ]
+        runs.append(dict(zip(PLACE, place, strict=True)) | judge(s, name))
+        print(*(f"{x:.4g}" if isinstance(x, float) else x for x in runs[-1].values()))
+        report(runs, cells, size, full=not options.quick)
+    if not options.quick:
+        draw_runs(runs)
+
+
+def report(runs: list[dict[str, Any]], cells: list[Any], size: Size, *, full: bool) -> None:
+    """Write the runs in the order of cells and methods, with their means over the seeds."""
+    names = list(METHODS)
+    ordered = sorted(
+        runs, key=lambda r: (cells.index(tuple(r[k] for k in PLACE)), names.index(r["method"]))
+    )
     settings = size._asdict() | {
         "batch": BATCH,
         "trusted_batch": TRUSTED_BATCH,
@@ -350,20 +354,50 @@ def main() -> None:
         "meta": META_STEP,
         "training": size.steps * BATCH,
     }
-    names = list(METHODS)
-    runs.sort(key=lambda r: (cells.index(tuple(r[k] for k in PLACE)), names.index(r["method"])))
     measured = {
         "settings": settings,
         "seeds": sorted({r["seed"] for r in runs}),
-        "runs": runs,
-        "cells": summary(pd.DataFrame(runs)),
+        "runs": ordered,
+        "cells": summary(pd.DataFrame(ordered)),
     }
-    write(__file__, measured, full=not options.quick)
+    write(__file__, measured, full=full)
 
 
-def _last_runs() -> list[dict[str, Any]]:
-    report = RESULTS / "network_weights.json"
-    return json.loads(report.read_text())["runs"] if report.exists() else []
+def draw_runs(runs: list[dict[str, Any]]) -> None:
+    """The accuracy of retrained networks over that of all rows, and the area under the ROC curve."""
+    base = {
+        tuple(run[key] for key in PLACE): run["accuracy"]
+        for run in runs
+        if run["method"] == "all rows + trusted"
+    }
+    places = list(dict.fromkeys(place[:3] for place in base))
+    figure, axes = panels(1, 2, (13, 0.5 * len(places) + 2.2), sharey=True)
+    for k, name in enumerate(METHODS):
+        own = [(tuple(run[key] for key in PLACE), run) for run in runs if run["method"] == name]
+        for axis, key in zip(axes, ("accuracy", "auroc"), strict=True):
+            found = [
+                (run[key] - (base[place] if key == "accuracy" else 0), places.index(place[:3]))
+                for place, run in own
+                if run[key] is not None
+            ]
+            if found and name != "all rows + trusted":
+                x, at = np.array(found).T
+                style = "o^svDPX*d"[k]
+                axis.plot(x, at + 0.08 * (k - 4), style, color=f"C{k}", label=name, alpha=0.8)
+    axes[0].axvline(0, color="k", lw=1)
+    axes[0].set_xlabel(
+        "test accuracy after training on the weights, minus that of all rows + trusted"
+    )
+    axes[1].set_xlabel("area under the ROC curve of the ranking")
+    axes[0].set_yticks(range(len(places)), [f"{a}, {b}, {c} trusted" for a, b, c in places])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    save(figure, IMAGES / "network_weights.png")
+
+
+def _last_runs(cells: list[Any]) -> list[dict[str, Any]]:
+    last = RESULTS / "network_weights.json"
+    runs = json.loads(last.read_text())["runs"] if last.exists() else []
+    return [run for run in runs if tuple(run[key] for key in PLACE) in cells]
 
 
 if __name__ == "__main__":

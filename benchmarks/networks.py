@@ -11,7 +11,9 @@ step: `temporary` is what it needs besides its arguments and results (activation
 `all` counts these too (weights, states, batches). "by layer" means that `jax.checkpoint` is around
 each layer, which keeps its input only.
 
-Times are medians of CPU times, taken in turn in one process.
+Times are medians of CPU times, taken in turn in one process. `peak` is the other side of the memory:
+by how much the resident memory of this process rises at most while the compiled step runs, as Linux
+counts it (`VmHWM`, which is set back before). It has the temporary memory and the results.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _measure import cpu_seconds, write
+from _measure import IMAGES, cpu_seconds, panels, save, write
 
 import bilevel
 from bilevel import tasks
@@ -103,13 +105,30 @@ def memory(compiled: Any) -> dict[str, int]:
     }
 
 
+def peak(run: Any) -> dict[str, int]:
+    """Bytes by which the resident memory rises at most during a call, where the system is Linux."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return {}
+
+    def resident(what: str) -> int:
+        lines = status.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+    jax.block_until_ready(run())
+    clear.write_text("5")  # the peak is what is resident now
+    before = resident("VmRSS:")
+    jax.block_until_ready(run())
+    return {"peak": resident("VmHWM:") - before}
+
+
 def measure(size: Size, repeats: int, names: list[str] | None = None) -> dict[str, Any]:
     """Time and memory of each method over those of a training step without checkpoints."""
     found: dict[str, Any] = {}
     problem, u, w, _ = build(size, False)
     plain, arguments = training(problem, u, w)
-    floor_memory = memory(plain)
     floor = partial(plain, *arguments)
+    floor_memory = memory(plain) | peak(floor)
     for remat in (False, True):
         problem, u, w, _ = build(size, remat)
         steps = {"training": training(problem, u, w)} if remat else {}
@@ -117,7 +136,7 @@ def measure(size: Size, repeats: int, names: list[str] | None = None) -> dict[st
             if names is None or name in names:
                 steps[name] = outer_step(method, problem, u, w)
         for name, (compiled, given) in steps.items():
-            used = memory(compiled)
+            used = memory(compiled) | peak(partial(compiled, *given))
             row = {key: used[key] / floor_memory[key] for key in used}
             if repeats:
                 one, other = cpu_seconds(partial(compiled, *given), floor, repeats=repeats)
@@ -133,8 +152,32 @@ def measure(size: Size, repeats: int, names: list[str] | None = None) -> dict[st
     }
 
 
+def draw(found: dict[str, Any]) -> None:
+    """Times and memories of the steps, without and with `jax.checkpoint` around each layer."""
+    figure, axes = panels(1, 2, (12, 4.2), sharey=True)
+    names = [name for name in found if not name.endswith(", by layer")]
+    place = np.arange(len(names) + 1)
+    for axis, (key, title) in zip(
+        axes, {"time": "time", "temporary": "memory"}.items(), strict=True
+    ):
+        plain = [1.0, *(found[name][key] for name in names)]
+        layered = [found[f"{name}, by layer"][key] for name in ("training", *names)]
+        axis.barh(place - 0.2, plain, 0.4, label="plain")
+        axis.barh(place + 0.2, layered, 0.4, label="`jax.checkpoint` around each layer")
+        axis.axvline(1, color="k", lw=1)
+        axis.set(xlabel=f"{title} of a step, over a plain training step")
+    axes[0].set_yticks(place, ["training", *names])
+    axes[0].invert_yaxis()
+    axes[1].axvline(4, color="k", ls=":", lw=1)
+    axes[1].legend(frameon=False)
+    save(figure, IMAGES / "networks.png")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    write(__file__, measure(QUICK if quick else FULL, 3), full=not quick)
+    measured = measure(QUICK if quick else FULL, 3)
+    write(__file__, measured, full=not quick)
+    if not quick:
+        draw(measured["methods"])

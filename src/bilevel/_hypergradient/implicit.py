@@ -77,7 +77,8 @@ def implicit_gradient(
 
     Cost: one outer gradient, one inner linearisation, the linear solver's Hessian-vector products
     (each about two inner gradients) and one joint product. Memory: a few vectors of the size of
-    `w`.
+    `w`, and what an inner gradient computes on its way, unless the inner objective has a
+    `jax.checkpoint`: then each product computes it again.
 
     For a `FixedPointProblem` the function solves `(I - d_w map)^T v = grad_w F` and returns
     `grad_u F + (d_u map)^T v`. The operator is not tagged symmetric then, so that `CG` refuses it.
