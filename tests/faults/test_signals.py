@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from bilevel import cli
+
 START = """
 import sys
 from bilevel.cli import _app, main
@@ -69,6 +71,20 @@ def test_a_signal_ends_the_command_and_the_last_line_goes_on(name):
     assert process.returncode == 128 + number
     assert said.splitlines()[-1] == "bilevel work x"
     assert "Traceback" not in said
+
+
+def test_a_signal_as_the_command_begins_is_told_in_words(monkeypatch, capsys):
+    """As handlers were set it was a traceback, which a signal at a random moment found."""
+
+    def begins(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "stoppable", begins)
+    monkeypatch.setattr(sys, "argv", ["bilevel", "audit", "x.csv"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "bilevel audit x.csv"
 
 
 @pytest.mark.slow  # quick: signals that Python sees

@@ -57,6 +57,15 @@ for command in (
 
 def main() -> None:
     """The entry point of the `bilevel` command."""
+    try:
+        _main()
+    except KeyboardInterrupt:  # as the handlers of signals were set, or as the command ended
+        if not stop.said:
+            note(stop.hint())
+        sys.exit(stop.code)
+
+
+def _main() -> None:
     _open_streams()
     if os.environ.get("COLUMNS", "1").strip("0") == "":  # nothing would be printed
         del os.environ["COLUMNS"]
