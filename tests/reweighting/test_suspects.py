@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from bilevel.reweighting._report import suspects as suspects_module
 from bilevel.reweighting._report.clusters import find_clusters
 from bilevel.reweighting._report.confusions import confusions, of_first_pairs
+from bilevel.reweighting._report.excerpts import excerpts
 from bilevel.reweighting._report.first_rows import first_rows
 from bilevel.reweighting._report.refits import Rows
 from bilevel.reweighting._report.suspects import judge_suspects
@@ -187,6 +188,28 @@ def test_chosen_columns_are_shown_with_long_texts_cut_and_pictures_small(tmp_pat
     assert shown[2]["file"] == "none.png"
     with pytest.raises(ValueError, match="needs a `table`"):
         worst_rows(ROWS, FOUND, ids, trusted, None, None, None, ["text"])
+
+
+def test_of_a_long_text_the_part_that_tells_the_classes_apart_is_kept():
+    labels = np.array(["cat", "dog"] * 20)
+    sound = {"cat": "meow", "dog": "woof"}
+    texts: list[object] = [
+        "the " * 99 + f"animal says {sound[y]} and " + "then " * 99 for y in labels
+    ]
+    texts += ["short", None, "the " * 200]
+    labels = np.append(labels, ["cat", "dog", "cat"])
+    rows = np.array([0, 1, 40, 42])
+    found = excerpts(texts, rows, labels, ["dog", "cat", "dog", "dog"])
+    assert "says meow" in found[0]
+    assert "says woof" in found[1]
+    assert found[0].startswith("\u2026the the")
+    assert found[0].endswith("\u2026")
+    assert [len(text) for text in found] == [300, 300, 5, 300]
+    assert found[2] == "short"
+    assert found[3] == ("the " * 99)[:299] + "\u2026"  # no word tells: the beginning
+    assert excerpts(texts, rows[:1], None, ["dog"]) == [str(texts[0])[:299] + "\u2026"]
+    end = "plain " * 100 + "meow"
+    assert excerpts([end, *texts[1:]], rows[:1], labels, ["dog"])[0].endswith("plain meow")
 
 
 # -- where they are ---------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ import pandas as pd
 
 from .._weights.opinions import Opinions
 from . import refits
+from .excerpts import LONGEST, excerpts
 from .refits import Rows
 from .suspects import NUM_WORST, Suspects
 from .thumbnails import thumbnails
 
-LONGEST = 300  # characters of a text that is shown
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
 LARGEST_PICTURE = 1 << 25  # bytes
 
@@ -34,7 +34,7 @@ def worst_rows(
     pictures = [None] * len(worst) if images is None else thumbnails(np.asarray(images[worst]))
     most = refits.MAX_ROWS
     bound = f" on {most} rows drawn at random," if n > most else ""
-    columns = _shown(table, show, worst)
+    columns = _shown(table, show, rows, worst, found.suggested)
     opinions = _opinions(rows.result.opinions)
 
     def trusted(k: int, side: int) -> dict[str, Any] | None:
@@ -89,14 +89,35 @@ def _opinions(found: Opinions | None) -> dict[int, list[dict[str, Any]]]:
 
 
 def _shown(
-    table: pd.DataFrame | None, show: Sequence[str], worst: np.ndarray
+    table: pd.DataFrame | None,
+    show: Sequence[str],
+    rows: Rows,
+    worst: np.ndarray,
+    suggested: np.ndarray,
 ) -> dict[str, list[Any]]:
     """The chosen columns of the worst rows: numbers, texts of at most 300 characters, pictures."""
+    labels = None if rows.regression else rows.y
     if not show:
         return {}
     if table is None:
         raise ValueError("`show` needs a `table` with the columns to show.")
-    return {name: [_value(x) for x in table[name].iloc[worst].tolist()] for name in show}
+    found = {}
+    for name in show:
+        given = table[name].tolist()
+        values = [_value(given[i]) for i in worst]
+        long = np.array(
+            [k for k, i in enumerate(worst) if values[k] == given[i] and _is_long(given[i])], int
+        )
+        for k, part in zip(
+            long, excerpts(given, worst[long], labels, suggested[long]), strict=True
+        ):
+            values[k] = part
+        found[name] = values
+    return found
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and len(value) > LONGEST
 
 
 def _value(value: Any) -> Any:
@@ -107,7 +128,7 @@ def _value(value: Any) -> Any:
     text = str(value)
     if text.lower().endswith(PICTURES) and (picture := _picture(Path(text))) is not None:
         return picture
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\u2026"
+    return text
 
 
 def _picture(path: Path) -> str | None:
