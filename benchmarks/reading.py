@@ -95,6 +95,7 @@ def main() -> None:
                     starts += [start] * (way == "child")
             results[file.partition(".")[2]] = {
                 **{way: min(found) for way, found in seconds.items()},
+                "seconds": seconds,
                 "bytes": (Path(name) / file).stat().st_size,
             }
             print(file, seconds, flush=True)

@@ -23,6 +23,23 @@ def reliability_total(part: str) -> str:
     return f"{cases} cases, {wrong} wrong" + (f" ({'; '.join(told)})" if told else "")
 
 
+def reliability_headline() -> str:
+    """The parts together, in one sentence."""
+    found = {name: part for name, part in _report().items() if name not in ("date", "versions")}
+
+    def cases(*parts: str) -> int:
+        return sum(group["cases"] for part in parts for group in found.get(part, {}).values())
+
+    wrong = sum(sum(group["wrong"].values()) for part in found.values() for group in part.values())
+    mutated = cases("mutated tables", "odd tables", "mutated run folders")
+    failed = cases("allocations of the reader", "allocations of weigh", "too little memory")
+    return (
+        f"{cases('at every call'):,} faults at single calls, {cases('at random moments'):,} signals "
+        f"at random moments, {mutated:,} mutated inputs, {failed:,} times too little memory, "
+        f"{cases('hostile texts in a browser')} pages of hostile texts: {wrong} wrong"
+    )
+
+
 def reliability_states(part: str) -> str:
     """A row per way to disturb a run: cases, the states that were left, what was wrong."""
     lines = [["", "cases", "absent", "begun", "resumable", "complete", "foreign", "wrong"]]
@@ -50,6 +67,14 @@ def reliability_pages() -> str:
     return _table(lines)
 
 
+def reliability_lives() -> str:
+    """A row per method: how often it was fitted in one process, and by how much memory grew."""
+    lines = [["method", "how it ended", "wrong"]]
+    for name, group in _report().get("long lives", {}).items():
+        lines.append([name, "; ".join(group["ends"]), _wrong(group)])
+    return _table(lines)
+
+
 def reliability_run() -> str:
     """When it was measured, with what."""
     report = _report()
@@ -70,16 +95,20 @@ def reliability_earlier() -> str:
 
 
 def reading_cost() -> str:
-    """Seconds of the processor to read a large table, in the process itself and in one of its own."""
+    """Seconds of the processor to read a large table, in the process itself and in one of its own.
+
+    And those to start the latter, once per command.
+    """
     path = ROOT / "benchmarks" / "results" / "reading.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     size = found["settings"]
     parts = [
-        f"{name} {found[kind]['here']:.2f} s in the process itself and {found[kind]['child']:.2f} s "
-        "in one of its own"
+        f"{name} {found[kind]['here']:.2f} s in the process itself and "
+        f"{found[kind]['child']:.2f} s apart"
         for name, kind in [("CSV", "csv"), ("Parquet", "parquet")]
     ]
-    return f"{size['rows']:,} rows of {size['columns']} columns take {'; '.join(parts)}"
+    rows = f"{size['rows']:,} rows of {size['columns']} columns take {'; '.join(parts)}"
+    return f"{rows}. To start the process takes {found['start']:.2f} s, once per command"
 
 
 def _wrong(group: dict[str, Any]) -> str:

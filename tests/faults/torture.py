@@ -8,7 +8,7 @@ the results must be those of an undisturbed run, bit for bit. The cases of all p
 the counts go to benchmarks/results/reliability.json every few seconds, also when SIGTERM or SIGINT
 ends it: docs/reliability.md is made of them. With `--go-on` it continues from the counts in that file,
 which tell how many cases each day and commit has; several may run beside each other, with other
-`--parts`.
+`--parts` or `--names`.
 A case is told by its part, its name and its number, so that any of them can be repeated:
 `--only "mutated tables" wide.csv 17`.
 """
@@ -59,7 +59,7 @@ class Counts:
     """
 
     def __init__(self, path: Path, go_on: bool):
-        self.path, self.written, self.parts = path, time.monotonic(), set[str]()
+        self.path, self.written, self.mine = path, time.monotonic(), set[tuple[str, str]]()
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         self.origin = f"{today}, {commit()}"
         self.content: dict[str, Any] = {
@@ -86,7 +86,7 @@ class Counts:
         group = self.content.setdefault(part, {}).setdefault(
             name, {"cases": 0, "ends": {}, "wrong": {}}
         )
-        self.parts.add(part)
+        self.mine.add((part, name))
         group["cases"] += 1
         counted = group.setdefault("counted", {})
         counted[self.origin] = counted.get(self.origin, 0) + 1
@@ -97,11 +97,12 @@ class Counts:
             self.write()
 
     def write(self) -> None:
-        """The file, whole; other parts of it may be those of another process."""
-        if self.path.exists():
-            there = json.loads(self.path.read_text())
-            self.content |= {name: x for name, x in there.items() if name not in self.parts}
-            self.content["date"] = self.origin[:10]
+        """The file, whole; other names in it may be those of another process."""
+        there = json.loads(self.path.read_text()) if self.path.exists() else {}
+        for part in there.keys() - {"date", "versions"}:
+            for name, group in there[part].items():
+                if (part, name) not in self.mine:
+                    self.content.setdefault(part, {})[name] = group
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(self.content, indent=1) + "\n")
         partial.replace(self.path)
