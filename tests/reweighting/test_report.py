@@ -146,6 +146,8 @@ def test_the_verdict_comes_first_then_alarms_then_tables(page, harmless):
         "Accuracy is 0.900 on 30 hold-out rows, against 0.850 of the best baseline (all rows + "
         "trusted): +0.050 (95% interval +0.011 to +0.089, paired over the rows). Over uniform weights "
         "it gains +0.100 (+0.041 to +0.159).",
+        "Wrong labels 16.7% 12.5% to 21.8%",  # with the precision of the list, at the top
+        "Rows to look at 16 93% of them wrong (81% to 100%)",
         "Read these before using the weights.",
         "Tables share rows Name 7: 1 exact and 2 near duplicates.",
         "Failed: name 3 Name 4.",
