@@ -134,3 +134,23 @@ def test_hypergradient_is_the_dense_formula_of_ivanova_and_ablin():
     np.testing.assert_allclose(estimate.grad, psi, rtol=1e-8)
     np.testing.assert_allclose(np.asarray(estimate.v["weight"]).ravel(), v, rtol=1e-8)
     assert float(estimate.inner_residual) < 1e-8
+
+
+def test_rows_may_be_images():
+    """The model sees them as they are; trusted rows have the same shape."""
+    rng = np.random.default_rng(0)
+    x, trusted = jnp.asarray(rng.normal(size=(6, 3, 4))), jnp.asarray(rng.normal(size=(2, 3, 4)))
+    y, y_trusted = jnp.asarray([0, 1, 1, 0, 1, 0]), jnp.asarray([0, 1])
+    w, u = jnp.asarray(rng.normal(size=(12, 2))), tasks.uniform_weights(6)
+
+    def build(shape: tuple[int, ...]) -> bilevel.BilevelProblem:
+        flat = [rows.reshape(len(rows), *shape) for rows in (x, trusted)]
+        return tasks.reweighting(
+            *(flat[0], y, flat[1], y_trusted), lambda w, x: x.reshape(len(x), -1) @ w
+        )
+
+    images, table = build((3, 4)), build((12,))
+    for name in ("inner", "outer"):
+        data = getattr(images, f"{name}_data"), getattr(table, f"{name}_data")
+        one, other = (getattr(p, name)(u, w, d) for p, d in zip((images, table), data, strict=True))
+        np.testing.assert_allclose(one, other, rtol=1e-12)

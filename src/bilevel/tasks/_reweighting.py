@@ -48,9 +48,9 @@ class MeanRisk(eqx.Module):
 
 
 def reweighting(
-    X: Float[Array, "rows features"],
+    X: Float[Array, "rows *features"],
     y: Shaped[Array, " rows"],
-    X_trusted: Float[Array, "trusted features"],
+    X_trusted: Float[Array, "trusted *features"],
     y_trusted: Shaped[Array, " trusted"],
     predict: Predict,
     *,
@@ -68,7 +68,8 @@ def reweighting(
     adds no noise to a batch.
 
     Args:
-        X, y: training rows and their labels (class codes for the default loss).
+        X, y: training rows of any shape, such as images, and their labels (class codes for the
+            default loss).
         X_trusted, y_trusted: the trusted rows, which are a clean validation set; their loss is F.
         predict: `(w, x) -> (batch, outputs)`, as in `Model`.
         loss: `(predictions, y) -> one loss per row`; by default `softmax_cross_entropy`;
