@@ -107,6 +107,19 @@ def planted_faults_said() -> str:
     )
 
 
+def report_opening() -> str:
+    """Size of reports, how long they take to be drawn, and to be opened."""
+    head = "| rows | classes | size | drawn in | opened in | CPU of the page | all charts |"
+    lines = [head, "|---:|---:|---:|---:|---:|---:|---:|"]
+    for r in _report("opening")["reports"]:
+        lines.append(
+            f"| {r['rows']:,} | {r['classes'] or 'regression'} | {r['bytes'] / 1e6:.2f} MB "
+            f"| {r['drawing_cpu_seconds']:.1f} CPU s | {r['opened_seconds']:.2f} s "
+            f"| {r['cpu_seconds']:.2f} CPU s | {r['all_charts_seconds']:.1f} s |"
+        )
+    return "\n".join(lines)
+
+
 def kinds_on_real_errors() -> str:
     """Per set of real label errors and kind: rows, wrong ones, right suggestions."""
     lines = [
