@@ -6,23 +6,33 @@ import numpy as np
 
 from .benchmarks import _report, _table
 
-COLUMNS = {"time": "time", "temporary": "temporary memory", "all": "all memory"}
+COLUMNS = {
+    "time": "time",
+    "temporary": "temporary memory",
+    "all": "all memory",
+    "peak": "measured peak",
+}
 
 
 def networks_table() -> str:
     """Time and memory of each method's step on a transformer, over a plain training step."""
     found = _report("networks")["methods"]
     names = ["training", *(name for name in found if not name.endswith("by layer"))]
+    columns = {key: head for key, head in COLUMNS.items() if key in found["SOBA"]}
     lines = []
     for name in names:
         pair: tuple[Any, Any] = found.get(name), found[f"{name}, by layer"]
         lines.append(
             [
                 name,
-                *("1" if row is None else f"{row[key]:.1f}" for key in COLUMNS for row in pair),
+                *(
+                    "1" if row is None else f"{row[key]:.1f}" if key in row else ""
+                    for key in columns
+                    for row in pair
+                ),
             ]
         )
-    head = [x for name in COLUMNS.values() for x in (name, f"{name}, by layer")]
+    head = [x for name in columns.values() for x in (name, f"{name}, by layer")]
     return _table(["step of", *head], lines)
 
 
@@ -52,7 +62,26 @@ def network_weights_table(what: str) -> str:
         if any(value is not None for value in values):
             lines.append([name, *("" if value is None else f"{value:.3f}" for value in values)])
     head = [f"{DATA[data]}, {NOISES[noise]}, {rows} trusted" for data, noise, rows in columns]
+    for k, place in enumerate(columns.values()):
+        seeds = max(cell["seeds"] for cell in place.values())
+        head[k] += f", {seeds} seeds" * (seeds > 1)
     return _table(["", *head], lines)
+
+
+def network_weights_cells() -> str:
+    """How many draws there are, and on how many of them every method ran, in words."""
+    runs = _report("network_weights")["runs"]
+    methods = {run["method"] for run in runs}
+    ran: dict[tuple[Any, ...], set[str]] = {}
+    for run in runs:
+        place = run["data"], run["noise"], run["trusted"], run["seed"]
+        ran.setdefault(place, set()).add(run["method"])
+    whole = sum(own == methods for own in ran.values())
+    seeds = len({place[3] for place in ran})
+    return (
+        f"{len(ran)} draws of rows and noise with {seeds} seed{'s' * (seeds > 1)}, on {whole} of "
+        "which every method was run,"
+    )
 
 
 def network_weights_cost() -> str:
