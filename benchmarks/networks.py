@@ -11,9 +11,7 @@ step: `temporary` is what it needs besides its arguments and results (activation
 `all` counts these too (weights, states, batches). "by layer" means that `jax.checkpoint` is around
 each layer, which keeps its input only.
 
-Times are medians of CPU times, taken in turn in one process. `peak` is the other side of the memory:
-by how much the resident memory of this process rises at most while the compiled step runs, as Linux
-counts it (`VmHWM`, which is set back before). It has the temporary memory and the results.
+Times are medians of CPU times, taken in turn in one process.
 """
 
 import argparse
@@ -105,30 +103,13 @@ def memory(compiled: Any) -> dict[str, int]:
     }
 
 
-def peak(run: Any) -> dict[str, int]:
-    """Bytes by which the resident memory rises at most during a call, where the system is Linux."""
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not clear.exists():
-        return {}
-
-    def resident(what: str) -> int:
-        lines = status.read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
-
-    jax.block_until_ready(run())
-    clear.write_text("5")  # the peak is what is resident now
-    before = resident("VmRSS:")
-    jax.block_until_ready(run())
-    return {"peak": resident("VmHWM:") - before}
-
-
 def measure(size: Size, repeats: int, names: list[str] | None = None) -> dict[str, Any]:
     """Time and memory of each method over those of a training step without checkpoints."""
     found: dict[str, Any] = {}
     problem, u, w, _ = build(size, False)
     plain, arguments = training(problem, u, w)
     floor = partial(plain, *arguments)
-    floor_memory = memory(plain) | peak(floor)
+    floor_memory = memory(plain)
     for remat in (False, True):
         problem, u, w, _ = build(size, remat)
         steps = {"training": training(problem, u, w)} if remat else {}
@@ -136,7 +117,7 @@ def measure(size: Size, repeats: int, names: list[str] | None = None) -> dict[st
             if names is None or name in names:
                 steps[name] = outer_step(method, problem, u, w)
         for name, (compiled, given) in steps.items():
-            used = memory(compiled) | peak(partial(compiled, *given))
+            used = memory(compiled)
             row = {key: used[key] / floor_memory[key] for key in used}
             if repeats:
                 one, other = cpu_seconds(partial(compiled, *given), floor, repeats=repeats)

@@ -6,19 +6,13 @@ import numpy as np
 
 from .benchmarks import _report, _table
 
-COLUMNS = {
-    "time": "time",
-    "temporary": "temporary memory",
-    "all": "all memory",
-    "peak": "measured peak",
-}
+COLUMNS = {"time": "time", "temporary": "temporary memory", "all": "all memory"}
 
 
 def networks_table() -> str:
     """Time and memory of each method's step on a transformer, over a plain training step."""
     found = _report("networks")["methods"]
     names = ["training", *(name for name in found if not name.endswith("by layer"))]
-    columns = {key: head for key, head in COLUMNS.items() if key in found["SOBA"]}
     lines = []
     for name in names:
         pair: tuple[Any, Any] = found.get(name), found[f"{name}, by layer"]
@@ -27,12 +21,12 @@ def networks_table() -> str:
                 name,
                 *(
                     "1" if row is None else f"{row[key]:.1f}" if key in row else ""
-                    for key in columns
+                    for key in COLUMNS
                     for row in pair
                 ),
             ]
         )
-    head = [x for name in columns.values() for x in (name, f"{name}, by layer")]
+    head = [x for name in COLUMNS.values() for x in (name, f"{name}, by layer")]
     return _table(["step of", *head], lines)
 
 
