@@ -55,7 +55,9 @@ from bilevel._arrays import dot
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
 jax.set_mesh(mesh)
 x = jax.device_put(np.arange(8.0), NamedSharding(mesh, P("data")))
-for index, spec in (([5, 1, 1, 7], P("data")), ([2, 6, 3], P(None))):
+every, backwards = [*range(8)], [*range(7, -1, -1)]
+cases = ([5, 1, 1, 7], P("data")), ([2, 6, 3], P(None)), (every, P("data")), (backwards, P("data"))
+for index, spec in cases:
     rows = take_rows(x, np.array(index))
     assert rows.tolist() == index and rows.sharding.spec == spec, rows
     slopes = jax.grad(lambda x: dot(take_rows(x, np.array(index)), rows))(x)

@@ -22,7 +22,9 @@ def take_rows(tree: PyTree[Array], index: Int[Array, " batch"]) -> PyTree[Array]
     Under a mesh with explicit axes, JAX refuses `x[index]` where x is split by rows, because it cannot
     know how the result is to be split. Here the rows taken are split along the same mesh axis as x if
     their number allows it, and are a full copy on every device of that axis if not. An objective that
-    looks up one outer variable per row, `take_rows(u, i)`, then runs on any mesh.
+    looks up one outer variable per row, `take_rows(u, i)`, then runs on any mesh. Within
+    `jax.set_mesh`, as many rows as there are, in their order, are the leaf itself: a full batch then
+    moves no row between devices.
 
     Args:
         tree: arrays that share axis 0.
@@ -32,6 +34,15 @@ def take_rows(tree: PyTree[Array], index: Int[Array, " batch"]) -> PyTree[Array]
 
 
 def _take(x: Array, index: Int[Array, " batch"]) -> Array:
+    if len(index) != len(x) or jax.sharding.get_abstract_mesh().empty:
+        return _gather(x, index)
+    # XLA would gather all of x and add up all slopes: it does not know that each device asks for the
+    # rows that it has. They are compared when it runs, for another order has as many.
+    in_order = jnp.all(index == jnp.arange(len(x)))
+    return jax.lax.cond(in_order, lambda: x, lambda: _gather(x, index))
+
+
+def _gather(x: Array, index: Int[Array, " batch"]) -> Array:
     # The indices are in range by construction, so no bounds check is compiled in.
     rows = x.at[index]
     sharding = getattr(jax.typeof(x), "sharding", None)

@@ -21,7 +21,7 @@ from ._signals import Stop
 if TYPE_CHECKING:
     import pandas as pd
 
-OK, FAILURE, USAGE, BAD_INPUT, NOT_BELIEVABLE = 0, 1, 2, 3, 4
+OK, FAILURE, USAGE, BAD_INPUT, NOT_BELIEVABLE, LOST = 0, 1, 2, 3, 4, 75
 
 app = typer.Typer(
     help="Learn what training data is worth, and whether to believe it.",
@@ -41,6 +41,10 @@ SAID_ALOUD = {"allow_code"}  # options that run code, which no configuration fil
 
 class RunFolderError(ValueError):
     """The output folder cannot be used; nothing was written."""
+
+
+class LostProcessError(RuntimeError):
+    """Of several processes that share a run, another one has ended or has never come."""
 
 
 def shown(value: object, keep: str = "") -> str:
@@ -136,6 +140,8 @@ def failures(
             fail(str(error), USAGE)
         if isinstance(error, InputError):
             fail(str(error), BAD_INPUT)
+        if isinstance(error, LostProcessError):
+            fail(f"{error}\n{stop.hint()}", LOST)
         if isinstance(error, OSError):
             fail(str(error), FAILURE)
         if is_of_memory(error):

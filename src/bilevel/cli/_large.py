@@ -6,9 +6,9 @@ the rule that won. Memory holds the sample, one part, and about 60 bytes per row
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,11 +22,11 @@ from ..reweighting._inputs.files import read_texts
 from ..reweighting._inputs.parts import ParquetRows, PartedTable, draw_sample
 from ..reweighting._inputs.prepare import is_regression
 from ..reweighting._inputs.scalars import check_scalars
-from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
-from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
-from ._run_files import RowVerdicts, read_like
+from ._judged import Judge, Ranges, judge_ranges, judged_ranges, left, read_judged, share
+from ._run_files import RowVerdicts
 from ._run_folder import WeighConfig
+from ._together import Team
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 BASE = 4e8  # bytes of the interpreter, the libraries and the trusted rows
@@ -78,6 +78,7 @@ class LargeTable(NamedTuple):
         sample: these rows, with their positions as index.
         needed: bytes that all rows would need, about.
         regression: whether the labels are numbers to predict, by all of them.
+        path: of the table, or None of a CSV file.
     """
 
     table: PartedTable
@@ -85,6 +86,7 @@ class LargeTable(NamedTuple):
     sample: pd.DataFrame
     needed: float
     regression: bool
+    path: Path | None
 
     def check_ids(self, column: str, tables: Mapping[str, pd.DataFrame]) -> None:
         """Refuse rows of other tables whose id a training row has, whether it is in the sample or not.
@@ -177,7 +179,8 @@ def find_large(
         )
     positions = draw_sample(labels, int(left / each), config.seed, classes=not regression)
     sample = table.take(positions, lambda part: _check(part, config))
-    return LargeTable(table, positions, sample, needed, regression)
+    path = train if isinstance(train, Path) else None
+    return LargeTable(table, positions, sample, needed, regression, path)
 
 
 def _check_options(config: WeighConfig, table: PartedTable, needed: float) -> None:
@@ -228,37 +231,84 @@ def _width(head: pd.DataFrame, config: WeighConfig) -> int:
 
 def judge_all(
     large: LargeTable,
-    config: WeighConfig,
-    result: WeightsResult,
-    weigh: NewRowWeights,
-    as_rows: Callable[[pd.DataFrame, np.ndarray, np.ndarray | None], LabelledRows],
-    predict: Callable[[Any], np.ndarray],
+    judge: Judge,
+    sample: RowVerdicts,
+    folder: Path,
     activity: Activity,
+    team: Team,
 ) -> RowVerdicts:
-    """What `weights.parquet` says of all rows: of the sample as learned, of the others as judged."""
-    n, start = large.table.rows, time.monotonic()
-    weights, quality, wrong = np.empty(n), np.empty(n), np.empty(n)
-    keep, labels, predicted = np.empty(n, bool), [], []
-    for part in large.table.parts():
-        y = check_labels(part[config.label], part, f"train column {config.label}")
-        y = read_like(y, result.encoding.classes, config.label)
-        if (classes := result.encoding.classes) is not None:
-            y = classes[result.encoding.labels(y, config.label)]  # not a text of its own per row
-        groups = None if config.groups is None else np.asarray(part[config.groups])
-        rows = as_rows(part, y, groups)
-        judged, u = weigh(rows)
-        here = slice(part.index[0], part.index[-1] + 1)
-        weights[here], quality[here] = u, judged.quality
-        wrong[here], keep[here] = judged.wrong, judged.keep
-        labels.append(y)
-        predicted.append(np.asarray(predict(rows.own)))
-        seconds = (time.monotonic() - start) * (n / here.stop - 1)
-        activity.say(f"judging all rows: {here.stop} of {n}, about {seconds:.0f} s left")
+    """What `weights.parquet` says of all rows: of the sample as learned, of the others as judged.
+
+    Files of judged rows that an interrupted run has left in the folder are used.
+    """
+    n, start, source = large.table.rows, time.monotonic(), large.table.source
+    rest = left(n, judged_ranges(folder, judge.learned))
+    if isinstance(source, ParquetRows) and large.path is not None:
+        team.tell(Share(judge, rest, folder, large.path, source.named_rows, large.table.what))
+    elif team.count > 1:
+        raise InputError(
+            f"{large.table.what} has {n} rows, and several processes cannot share a CSV file, whose "
+            "columns are read by what is in all of their cells. Save it as Parquet, or leave out "
+            "--processes."
+        )
+    mine = share(rest, team.index, team.count)
+    size = sum(stop - first for first, stop in mine)
+    whose = "all rows" if team.count == 1 else f"the share of one of {team.count} processes"
+    for done in judge_ranges(large.table, judge, mine, folder):
+        seconds = (time.monotonic() - start) * (size / done - 1)
+        activity.say(f"judging {whose}: {done} of {size}, about {seconds:.0f} s left")
+    activity.say("waiting for the other processes")
+    team.part()
+    numbers = {name: np.empty(n) for name in ("weights", "quality", "wrong")}
+    keep, given, predicted = np.empty(n, bool), [], []
+    for here, found in read_judged(folder):
+        for name, column in numbers.items():
+            column[here] = found[name].to_numpy()
+        keep[here] = found["keep"].to_numpy()
+        given.append(found["given"].to_pandas().to_numpy())
+        predicted.append(found["predicted"].to_pandas().to_numpy())
     at = large.positions
-    weights[at], quality[at] = np.asarray(result.weights), np.asarray(result.label_quality)
-    keep[at] = result.keep
-    if result.wrong is not None:
-        wrong[at] = result.wrong
-    ids = np.arange(n) if config.id is None else large.table.column(config.id)
-    given = np.concatenate(labels)
-    return RowVerdicts(ids, weights, quality, keep, wrong, given, np.concatenate(predicted))
+    numbers["weights"][at], numbers["quality"][at], keep[at] = (
+        sample.weights,
+        sample.quality,
+        sample.keep,
+    )
+    if sample.wrong is not None:
+        numbers["wrong"][at] = sample.wrong
+    id_ = judge.config.id
+    ids = np.arange(n) if id_ is None else large.table.column(id_)
+    return RowVerdicts(
+        ids=ids,
+        keep=keep,
+        given=np.concatenate(given),
+        predicted=np.concatenate(predicted),
+        **numbers,
+    )
+
+
+class Share(NamedTuple):
+    """What the first process tells the others to do.
+
+    Attributes:
+        judge: what judges rows.
+        rest: the rows that all of them judge.
+        folder: where they write.
+        train: the training table.
+        named_rows: columns that may be its named index.
+        what: how messages name it.
+    """
+
+    judge: Judge
+    rest: Ranges
+    folder: Path
+    train: Path
+    named_rows: tuple[str, ...]
+    what: str
+
+    def do(self, team: Team) -> None:
+        """Judge what falls to this process."""
+        source = ParquetRows.of(self.train, "train", self.named_rows)
+        assert source is not None
+        mine = share(self.rest, team.index, team.count)
+        for _ in judge_ranges(PartedTable(source, self.what), self.judge, mine, self.folder):
+            pass

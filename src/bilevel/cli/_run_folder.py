@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from enum import StrEnum
@@ -38,6 +39,8 @@ FILES = frozenset(
         *("rows.parquet", "annotators.csv", "labels.parquet"),
     ]
 )
+JUDGED_KIND = "bilevel judged rows, version 1"
+_JUDGED = re.compile(r"judged-[0-9]{15}")  # rows of a large table, until the run is complete
 LONGEST_NAME = 255  # bytes, of a file in the usual file systems
 LARGEST_TEXT = 1 << 26  # bytes of a config or summary
 # What may be said of a private run: numbers and choices of ours.
@@ -184,13 +187,15 @@ class RunFolder:
             return State.foreign, f"{self.partial} is no folder"
         entries = sorted(path.name for path in self.partial.iterdir())
         for name in entries:
-            if not is_unfinished(name) and (name not in FILES or not _is_file(self.partial / name)):
+            ours = name in FILES or _JUDGED.fullmatch(name) is not None
+            if not is_unfinished(name) and not (ours and _is_file(self.partial / name)):
                 return State.foreign, f"{self.partial / name} is no file of a run"
         if not set(entries) - {LOCK}:
             return State.absent, f"{self.partial} is empty"
         if not self.saved_config():
             return State.begun, f"{CONFIG} is missing or was cut short"
-        if not is_sealed(self.partial / CHECKPOINT, CHECKPOINT_KIND):
+        judged = any(is_sealed(path, JUDGED_KIND) for path in judged_files(self.partial))
+        if not judged and not is_sealed(self.partial / CHECKPOINT, CHECKPOINT_KIND):
             there = (self.partial / CHECKPOINT).exists()
             return State.begun, f"{CHECKPOINT} {'is damaged' if there else 'is missing'}"
         return State.resumable, f"an interrupted run is in {self.partial}"
@@ -307,8 +312,8 @@ class RunFolder:
                     self._remove(new_parents)
                 raise
             remove_leftovers(self.partial, all_of_them=True)
-            for name in PASSING:
-                (self.partial / name).unlink(missing_ok=True)
+            for path in [*judged_files(self.partial), *(self.partial / x for x in PASSING)]:
+                path.unlink(missing_ok=True)
             rename_folder(self.partial, self.out)
             (self.out / LOCK).unlink(missing_ok=True)
 
@@ -325,8 +330,8 @@ class RunFolder:
             )
 
     def _clear(self) -> None:
-        for name in FILES - {LOCK}:
-            (self.partial / name).unlink(missing_ok=True)
+        for path in [*judged_files(self.partial), *(self.partial / x for x in FILES - {LOCK})]:
+            path.unlink(missing_ok=True)
 
     def _remove(self, new_parents: list[Path]) -> None:
         """Remove our files, and the folders if nothing else is in them."""
@@ -364,6 +369,16 @@ def check_not_read(out: Path | None, *read: Path | str | None) -> None:
                 f"--out {out} is what this command reads{f', in {path}' if path != target else ''}; "
                 "nothing is overwritten. Write to another file."
             )
+
+
+def judged_file(start: int) -> str:
+    """The name of the file of judged rows that begins with this one."""
+    return f"judged-{start:015d}"
+
+
+def judged_files(folder: Path) -> list[Path]:
+    """The files of judged rows in a folder, by their rows."""
+    return sorted(path for path in folder.iterdir() if _JUDGED.fullmatch(path.name))
 
 
 def _is_folder(path: Path) -> bool:

@@ -26,6 +26,7 @@ from ._app import (
 )
 from ._app import out as console
 from ._signals import command_line
+from ._together import Places, are_several, start_together, team_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,6 +154,27 @@ def weigh(
             "sample is learned from, and the other rows are judged by parts."
         ),
     ] = "4GB",
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Processes on this machine that judge a table beyond --memory, which is Parquet.",
+        ),
+    ] = 1,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of the first of several processes, each started with this command; `srun` "
+            "and Open MPI need none of these three."
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes there are.")
+    ] = None,
+    process_id: Annotated[
+        int | None, typer.Option(min=0, help="Which of them this is; 0 is the first.")
+    ] = None,
     overlap: Annotated[str | None, typer.Option(hidden=True)] = None,
     show: Annotated[
         list[str] | None,
@@ -196,7 +218,9 @@ def weigh(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the data cannot be used;
 
-    4 done, but not to be believed (with --strict); 130, 143 stopped by a signal (go on by --resume).
+    4 done, but not to be believed (with --strict); 75 another process of the run was lost; 130, 143
+
+    stopped by a signal (go on by --resume).
     """
     if len(label) > 1:
         raise typer.BadParameter(
@@ -231,9 +255,23 @@ def weigh(
     for number, option in [(l2, "--l2"), (precision, "--precision")]:
         if number is not None and not math.isfinite(number):
             raise typer.BadParameter("must be a finite number.", param_hint=option)
+
+    def interrupted() -> str:
+        from ._run_folder import RunFolder, State
+
+        if private:
+            return "interrupted; nothing is left"
+        if RunFolder.of(out).state() is State.resumable:
+            hint = "the same command with --resume goes on where it stopped"
+            return f"interrupted; {hint}:\n{command_line('--resume')}"
+        return f"interrupted; nothing is left, the same command starts again:\n{command_line()}"
+
+    places = Places(coordinator, num_processes, process_id)
+    _check_places(processes, places, learned)
+    found = None if dry_run else start_together(processes, places, interrupted)
     from ._large import parse_memory
     from ._remote import as_given, is_url
-    from ._run_folder import RunFolder, State, WeighConfig
+    from ._run_folder import WeighConfig
     from ._weigh_cost import estimate
     from ._weigh_work import RunIsCompleteError
     from ._weigh_work import weigh as run
@@ -294,17 +332,13 @@ def weigh(
             say(str(expected))
         return
 
-    def interrupted() -> str:
-        if private:
-            return "interrupted; nothing is left"
-        if RunFolder.of(out).state() is State.resumable:
-            hint = "the same command with --resume goes on where it stopped"
-            return f"interrupted; {hint}:\n{command_line('--resume')}"
-        return f"interrupted; nothing is left, the same command starts again:\n{command_line()}"
-
     with failures(interrupted, private=private):
         try:
-            done = run(settings, resume=resume)
+            with team_of(found) as team:
+                if team.index > 0:
+                    team.work()
+                    return
+                done = run(settings, resume=resume, team=team)
         except RunIsCompleteError as complete:
             note(str(complete))
             if json_:
@@ -321,6 +355,23 @@ def weigh(
         say(f"written to {done.folder}: {' '.join(done.files)}")
     if strict and not done.result.believable:
         raise typer.Exit(NOT_BELIEVABLE)
+
+
+def _check_places(processes: int, places: Places, learned: bool) -> None:
+    """Refuse what does not go together."""
+    _, count, index = places
+    if places.coordinator is None and (count, index) != (None, None):
+        raise typer.BadParameter("goes with --coordinator.", param_hint="--num-processes")
+    if places.coordinator is not None and processes > 1:
+        raise typer.BadParameter("goes without --coordinator.", param_hint="--processes")
+    if count is not None and index is not None and index >= count:
+        raise typer.BadParameter(
+            f"must be below --num-processes {count}, got {index}.", param_hint="--process-id"
+        )
+    if are_several(processes, places) and not learned:
+        raise typer.BadParameter(
+            "several processes need --method auto and --model linear.", param_hint="--processes"
+        )
 
 
 def _show(result: "WeightsResult") -> None:

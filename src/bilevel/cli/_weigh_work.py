@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from ..reweighting._audit.duplicates import shared_rows
-from ..reweighting._inputs.columns import tidy, vectorise
+from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.compact import compact_pipeline
 from ..reweighting._inputs.files import digest
 from ..reweighting._inputs.prepare import is_regression
@@ -24,6 +24,7 @@ from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
 from ._estimators import inner, make_estimator, takes_gaps_inside, with_columns
+from ._judged import Judge, RowMaker, sum_of
 from ._large import judge_all
 from ._private import check_private, places, private_evidence, without_names
 from ._probabilities import probability_files
@@ -39,6 +40,7 @@ from ._run_files import (
     write_weights,
 )
 from ._run_folder import RunFolder, State, WeighConfig
+from ._together import ALONE, Team
 from ._weigh_tables import Tables, check_tables, input_files
 
 FORMAT = "bilevel summary 1"  # see `_report/schema.json`
@@ -59,12 +61,15 @@ class WeighRun:
         return sorted(names, key=lambda name: name != "report.html")
 
 
-def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -> WeighRun:
+def weigh(
+    config: WeighConfig, *, resume: bool = False, progress: bool = True, team: Team = ALONE
+) -> WeighRun:
     """Read the tables, learn weights, fit the final model, write the run folder.
 
     Everything is written to `<out>.partial` and renamed to `<out>` at the end. Bad input leaves
-    nothing behind. An interrupted run leaves its checkpoint there, and the same call with `resume`
-    goes on from it.
+    nothing behind. An interrupted run leaves its checkpoint there, or the rows of a large table that
+    it has judged, and the same call with `resume` goes on from it. The first process of a `team` does
+    all of it, but for the judging of a large table, which they share.
 
     Raises:
         InputError: the data cannot be used.
@@ -77,7 +82,7 @@ def weigh(config: WeighConfig, *, resume: bool = False, progress: bool = True) -
     state = folder.check(resume=resume)
     check_clock()
     with local_copies(input_files(config), Path(config.out)) as paths:
-        return _weigh(config, folder, state, paths, resume, progress)
+        return _weigh(config, folder, state, paths, resume, progress, team)
 
 
 def _weigh(
@@ -87,6 +92,7 @@ def _weigh(
     paths: Mapping[str, Path],
     resume: bool,
     progress: bool,
+    team: Team,
 ) -> WeighRun:
     if state is State.complete:
         folder.remove_lock()
@@ -103,7 +109,7 @@ def _weigh(
     if resume and folder.saved_config():
         folder.check_same_run(toml)
     with folder.writing(toml, resume=resume) as partial:
-        result, summary = _work(config, tables, partial, progress)
+        result, summary = _work(config, tables, partial, progress, team)
     return WeighRun(result, folder.out, summary)
 
 
@@ -146,7 +152,7 @@ def check_clock() -> None:
 
 
 def _work(
-    config: WeighConfig, tables: Tables, folder: Path, progress: bool
+    config: WeighConfig, tables: Tables, folder: Path, progress: bool, team: Team
 ) -> tuple[WeightsResult, dict[str, Any]]:
     start = time.monotonic()
     encoder, tidied, features = vectorise(tables.features, tables.present)
@@ -213,20 +219,16 @@ def _work(
         ids = np.asarray(tidied["train"].index)
         verdicts = RowVerdicts.of(result, ids, labels["train"], fitted.predict(train[0]))
         if tables.large is not None:
-
-            def as_rows(part: Any, y: np.ndarray, groups: np.ndarray | None) -> LabelledRows:
-                new = tidy(part[list(tables.features["train"].columns)], like=encoder)
-                own_rows = new if rows is tidied else encoder.transform(new)
-                return LabelledRows(new if given is tidied else own_rows, own_rows, y, groups)
-
+            columns = list(tables.features["train"].columns)
+            as_rows = RowMaker(columns, encoder, rows is not tidied, given is not tidied)
             sampled, verified = (
                 LabelledRows(given[name], rows[name], labels[name], kinds)
                 for name, kinds in (("train", sources), ("trusted", None))
             )
             weigh_rows = NewRowWeights(result, final, sampled, verified)
-            verdicts = judge_all(
-                tables.large, config, result, weigh_rows, as_rows, fitted.predict, activity
-            )
+            learned = sum_of(verdicts)
+            judge = Judge(config, result.encoding, weigh_rows, as_rows, fitted, learned)
+            verdicts = judge_all(tables.large, judge, verdicts, folder, activity, team)
         if config.private:
             ids = places(len(ids))  # of all rows: a private run is never one of a sample
             verdicts = verdicts._replace(ids=ids, given=None, predicted=None)

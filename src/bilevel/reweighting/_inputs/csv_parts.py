@@ -104,11 +104,11 @@ class CsvRows(AbstractRows):
                 self.notes.append(plan.reading.describe(name, cells))
             texts.release()
 
-    def frames(self, size: int) -> Iterator[pd.DataFrame]:
-        """The rows in their order."""
-        for start in range(0, self.rows, size):
+    def frames(self, size: int, start: int, stop: int) -> Iterator[pd.DataFrame]:
+        """Some rows in their order."""
+        for first in range(start, stop, size):
             columns = {
-                name: self.plans[name].values(cells.slice(start, size))
+                name: self.plans[name].values(cells.slice(first, min(size, stop - first)))
                 for name, cells in self.texts.columns.items()
             }
             self.texts.release()

@@ -35,8 +35,8 @@ class AbstractRows(abc.ABC):
     notes: list[str]
 
     @abc.abstractmethod
-    def frames(self, size: int) -> Iterator[pd.DataFrame]:
-        """The rows in their order, at most `size` at a time."""
+    def frames(self, size: int, start: int, stop: int) -> Iterator[pd.DataFrame]:
+        """The rows from `start` until before `stop` in their order, at most `size` at a time."""
 
     @abc.abstractmethod
     def column(self, name: str) -> pa.ChunkedArray:
@@ -54,10 +54,9 @@ class PartedTable:
     def __init__(self, source: AbstractRows, what: str):
         self.source, self.what, self.rows = source, what, source.rows
 
-    def parts(self) -> Iterator[pd.DataFrame]:
-        """The rows in their order, with their positions as index."""
-        start = 0
-        for part in self.source.frames(PART):
+    def parts(self, start: int = 0, stop: int | None = None) -> Iterator[pd.DataFrame]:
+        """The rows from `start` until before `stop` in their order, with their positions as index."""
+        for part in self.source.frames(PART, start, self.rows if stop is None else stop):
             part.index = pd.RangeIndex(start, start + len(part))
             part.columns = part.columns.astype(str)
             start += len(part)
@@ -133,14 +132,14 @@ class ParquetRows(AbstractRows):
         dataset = parquet_dataset(path, name)
         return None if dataset is None else cls(dataset, f"the {name} file {path}", named_rows)
 
-    def frames(self, size: int) -> Iterator[pd.DataFrame]:
-        """The rows in their order."""
-        for table in self._tables(size):
+    def frames(self, size: int, start: int, stop: int) -> Iterator[pd.DataFrame]:
+        """Some rows in their order; what is before them in their row group is read too."""
+        for table in self._tables(size, start, stop):
             part = with_named_index(table.to_pandas(), self.named_rows)
             wanted = [c for c in self.named_rows if c in part.index.names]
             yield part.reset_index(wanted) if wanted else part
 
-    def _tables(self, size: int) -> Iterator[pa.Table]:
+    def _tables(self, size: int, start: int, stop: int) -> Iterator[pa.Table]:
         """File by file, page by page: a scan of the dataset would hold a whole group of rows.
 
         (Up to version 22, pyarrow holds one here too.)
@@ -149,8 +148,11 @@ class ParquetRows(AbstractRows):
 
         schema = self.dataset.schema
         for fragment in self.dataset.get_fragments():
-            from_path = get_partition_keys(fragment.partition_expression)
-            for batch in self._batches(fragment.path, size):
+            from_path, rows = (
+                get_partition_keys(fragment.partition_expression),
+                fragment.count_rows(),
+            )
+            for batch in self._batches(fragment.path, size, max(start, 0), min(stop, rows)):
                 columns = [
                     batch.column(field.name).cast(field.type)
                     if field.name in batch.schema.names
@@ -158,11 +160,23 @@ class ParquetRows(AbstractRows):
                     for field in schema
                 ]
                 yield pa.Table.from_arrays(columns, schema=schema)
+            start, stop = start - rows, stop - rows
 
-    def _batches(self, path: str, size: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, path: str, size: int, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """The rows of one file from `start` until before `stop`."""
+        if start >= stop:
+            return
         try:
             file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
-            yield from file.iter_batches(size)
+            groups, end = range(file.metadata.num_row_groups), 0
+            ends = [end := end + file.metadata.row_group(k).num_rows for k in groups]
+            wanted = [k for k in groups if ends[k] > start and (k == 0 or ends[k - 1] < stop)]
+            position = ends[wanted[0] - 1] if wanted[0] else 0
+            for batch in file.iter_batches(size, row_groups=wanted):
+                first, last = max(start - position, 0), min(stop - position, len(batch))
+                position += len(batch)
+                if first < last:
+                    yield batch.slice(first, last - first)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{self.what} cannot be read as parquet: {error}") from error
 

@@ -1,9 +1,11 @@
 """Weights of rows that had no part in learning them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from sklearn.base import is_classifier
 
@@ -73,32 +75,68 @@ Rule = Callable[[Seen, Judged, LabelledRows], np.ndarray]
 def _rule(
     result: WeightsResult, estimator: Any, train: LabelledRows, trusted: LabelledRows
 ) -> Rule:
-    """What won, as a function of rows."""
+    """What won, as a function of rows; it can be pickled."""
     winner, (counts, counts_trusted) = result.winner, result.counts
-    if winner == "trusted only":
-        return lambda seen, judged, rows: np.zeros(len(seen.y))
-    if winner == SOFT:
-        return lambda seen, judged, rows: judged.right
-    if winner == HARD:
-        return lambda seen, judged, rows: judged.keep
+    if winner in _RULES:
+        return _RULES[winner]
     if winner == "filter":
         model = fit_weighted(estimator, trusted.own, trusted.y, counts_trusted)
         if is_classifier(model):
-            return lambda seen, judged, rows: agreeing_rows(model, rows.own, rows.y)
+            return partial(_agreeing, model)
         known = agreeing_rows(model, train.own, train.y, counts)  # the threshold is theirs
         largest = np.max(_residuals(model, train)[known], initial=0.0)
-        return lambda seen, judged, rows: _residuals(model, rows) <= largest
+        return partial(_close, model, float(largest))
     if winner == "groups":
-        means = result.group_weights
-        assert means is not None
-        return lambda seen, judged, rows: np.asarray(means.reindex(_names(rows)).fillna(1.0))
+        assert result.group_weights is not None
+        return partial(_of_group, result.group_weights)
     if winner in ("density ratio", "weights by density ratio"):
         x, x_trusted = (result.see(rows.given, rows.y).x for rows in (train, trusted))
         ratio = DensityRatio.fit(x, x_trusted, counts, counts_trusted)
-        if winner == "density ratio":
-            return lambda seen, judged, rows: ratio(seen.x)
-        return lambda seen, judged, rows: judged.right * ratio(seen.x)
-    return lambda seen, judged, rows: np.ones(len(seen.y))
+        return partial(_dense if winner == "density ratio" else _right_and_dense, ratio)
+    return _one
+
+
+def _zero(seen: Seen, judged: Judged, rows: LabelledRows) -> np.ndarray:
+    return np.zeros(len(seen.y))
+
+
+def _one(seen: Seen, judged: Judged, rows: LabelledRows) -> np.ndarray:
+    return np.ones(len(seen.y))
+
+
+def _right(seen: Seen, judged: Judged, rows: LabelledRows) -> np.ndarray:
+    return judged.right
+
+
+def _kept(seen: Seen, judged: Judged, rows: LabelledRows) -> np.ndarray:
+    return judged.keep
+
+
+_RULES: dict[str, Rule] = {"trusted only": _zero, SOFT: _right, HARD: _kept}
+
+
+def _agreeing(model: Any, seen: Seen, judged: Judged, rows: LabelledRows) -> np.ndarray:
+    return agreeing_rows(model, rows.own, rows.y)
+
+
+def _close(
+    model: Any, largest: float, seen: Seen, judged: Judged, rows: LabelledRows
+) -> np.ndarray:
+    return _residuals(model, rows) <= largest
+
+
+def _of_group(means: pd.Series, seen: Seen, judged: Judged, rows: LabelledRows) -> np.ndarray:
+    return np.asarray(means.reindex(_names(rows)).fillna(1.0))
+
+
+def _dense(ratio: DensityRatio, seen: Seen, judged: Judged, rows: LabelledRows) -> np.ndarray:
+    return ratio(seen.x)
+
+
+def _right_and_dense(
+    ratio: DensityRatio, seen: Seen, judged: Judged, rows: LabelledRows
+) -> np.ndarray:
+    return judged.right * ratio(seen.x)
 
 
 def _residuals(model: Any, rows: LabelledRows) -> Float[np.ndarray, " rows"]:

@@ -1,0 +1,242 @@
+"""Several processes that share a run of `weigh`, on one machine or on several.
+
+`jax.distributed` brings them together: by an address that is given, or by what Slurm and Open MPI tell
+their processes. Each of them is a child of a process that only waits for it, because JAX aborts when
+another process is lost: the parent says so in words, and ends with the exit code `LOST`.
+"""
+
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import typer
+
+from ._app import LOST, LostProcessError, fail, stop
+
+HEARTBEAT = 10  # seconds until a process that is not heard of counts as lost
+TOGETHER = 300  # seconds within which all must have come
+FOREVER = 10**9  # milliseconds
+PIECE = 1 << 20  # bytes of a message
+WAITED_FOR = "BILEVEL_WAITED_FOR"  # a variable that the children have
+_DIE_WITH_PARENT = 1  # of prctl
+
+
+class Places(NamedTuple):
+    """How the processes find each other; what is None is found by JAX.
+
+    Attributes:
+        coordinator: HOST:PORT of the first process.
+        num_processes, process_id: how many there are, and which one this is.
+    """
+
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
+
+
+CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many `srun`, `mpirun` started
+
+
+def are_several(processes: int, places: Places) -> bool:
+    """Whether several processes are asked for, or were started by Slurm or Open MPI."""
+    of_cluster = any(os.environ.get(name, "1") not in ("", "1") for name in CLUSTERS)
+    return processes > 1 or places.coordinator is not None or of_cluster
+
+
+def start_together(processes: int, places: Places, hint: Callable[[], str]) -> Places | None:
+    """Where this process is one of several: in a child how it finds the others, else None.
+
+    The parent of such a child does not return: it waits, and ends as the child does.
+
+    Args:
+        processes: `--processes`; as many children are started here.
+        places: `--coordinator`, `--num-processes`, `--process-id`.
+        hint: how to go on after an interruption.
+    """
+    if parent := os.environ.pop(WAITED_FOR, None):
+        pid, added = map(int, parent.split())
+        del sys.argv[len(sys.argv) - added :]  # what messages say is the command that was given
+        _die_with(pid)
+        return places
+    if not are_several(processes, places):
+        return None
+    if processes == 1:
+        _wait([[]], hint)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    told = ["--processes", "1", "--num-processes", str(processes), "--coordinator", coordinator]
+    _wait([[*told, "--process-id", str(k)] for k in range(processes)], hint)
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(LOST)
+
+
+def _wait(options: Sequence[Sequence[str]], hint: Callable[[], str]) -> NoReturn:
+    """Run this command once for each of these options; end as they do, all of them soon after one."""
+    threads = str(max((os.cpu_count() or 1) // len(options), 1))
+    limits = {} if len(options) == 1 else {"OMP_NUM_THREADS": threads}
+    environment = {**limits, **os.environ, WAITED_FOR: f"{os.getpid()} {len(options[0])}"}
+    command = [sys.executable, "-c", "from bilevel.cli import main; main()", *sys.argv[1:]]
+    children = [
+        subprocess.Popen([*command, *more], env=environment, start_new_session=os.name == "posix")
+        for more in options
+    ]
+    try:
+        while not (code := next((x for child in children if (x := child.poll())), 0)):
+            if all(child.poll() == 0 for child in children):
+                sys.exit(0)
+            time.sleep(0.1)
+    except KeyboardInterrupt:  # which a terminal sends to this process alone
+        for child in children:
+            child.send_signal(stop.signal or signal.SIGINT)
+        _let_end(children, 7.0)
+        stop.said = True
+        raise typer.Exit(stop.code) from None
+    if code > 0:  # it has said why; the others have nothing to do
+        _let_end(children, 0.0 if code == LOST else HEARTBEAT)
+        sys.exit(code)
+    which = next(k for k, child in enumerate(children) if child.poll() == code)
+    _let_end(children, 0.0)
+    lost = f"process {which} of {len(children)}" if len(children) > 1 else "a process"
+    fail(f"{lost} was lost ({_name(-code)}), the others are stopped: {hint()}", LOST)
+
+
+def _let_end(children: Sequence[subprocess.Popen], seconds: float) -> None:
+    """Give them so much time, and then end them: their files are whole or absent."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and any(child.poll() is None for child in children):
+        time.sleep(0.1)
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class Job(Protocol):
+    """What all processes do at once."""
+
+    def do(self, team: "Team") -> None:
+        """What falls to one of them."""
+
+
+class Team:
+    """The processes of a run; the first one leads, and tells the others what to do, once.
+
+    What they say to each other goes through the store of the coordinator, and not through collective
+    operations: those give up when a process comes half a minute later than another.
+
+    Args:
+        index, count: which one this is, and how many there are.
+        client: of the coordinator, as JAX has it.
+    """
+
+    def __init__(self, index: int, count: int, client: Any = None):
+        self.index, self.count, self._client, self._told = index, count, client, count == 1
+
+    def tell(self, job: Job | None) -> None:
+        """Of the first process: what the others do; None if there is nothing."""
+        if not self._told:
+            self._told = True
+            content = pickle.dumps(job)
+            pieces = [content[k : k + PIECE] for k in range(0, len(content), PIECE)]
+            with _lost():
+                for k, piece in enumerate(pieces):
+                    self._client.key_value_set_bytes(f"bilevel/job/{k}", piece)
+                self._client.key_value_set("bilevel/pieces", str(len(pieces)))
+
+    def work(self) -> None:
+        """Of the others: do what the first one tells."""
+        with _lost():
+            pieces = int(self._client.blocking_key_value_get("bilevel/pieces", FOREVER))
+            names = [f"bilevel/job/{k}" for k in range(pieces)]
+            content = b"".join(self._client.blocking_key_value_get_bytes(n, FOREVER) for n in names)
+        # It comes from this command in the first process of the run, as a program of XLA would.
+        job: Job | None = pickle.loads(content)
+        if job is not None:
+            job.do(self)
+        self.part()
+
+    def dismiss(self) -> None:
+        """Of the first process: if the others have been told nothing, that there is nothing."""
+        if not self._told:
+            self.tell(None)
+            self.part()
+
+    def part(self) -> None:
+        """Wait until all processes have come to this, and part.
+
+        Raises:
+            LostProcessError: one of them has ended.
+        """
+        if self.count > 1:
+            import jax
+
+            with _lost():
+                self._client.wait_at_barrier("bilevel/done", FOREVER)
+                jax.distributed.shutdown()
+
+
+ALONE = Team(0, 1)
+
+
+@contextmanager
+def team_of(places: Places | None) -> Iterator[Team]:
+    """The team that this process is in; for the first process, the others end with the block.
+
+    Raises:
+        LostProcessError: not all of them are there.
+    """
+    if places is None:
+        yield ALONE
+        return
+    import jax
+    from jax._src.distributed import global_state  # whose client orbax uses too
+
+    with _lost():
+        jax.distributed.initialize(
+            *places,
+            initialization_timeout=TOGETHER,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
+        found = global_state
+        team = Team(found.process_id, found.num_processes, found.client)
+    try:
+        yield team
+    except Exception:
+        if team.index == 0:
+            team.dismiss()
+        raise
+    if team.index == 0:
+        team.dismiss()
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise LostProcessError(
+            "the processes of the run have not all come, or one of them has ended "
+            f"({str(error)[:300]}). Where they do not find each other, give each of them "
+            "--coordinator, --num-processes and --process-id."
+        ) from error

@@ -1,0 +1,210 @@
+"""Several processes that share a run of `weigh`: they give its weights, and end together."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bilevel.cli._judged import left, share
+
+ROWS, COLUMNS, LOST = 600_000, 3, 75
+COMMAND = str(Path(sys.executable).with_name("bilevel"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_are_all_rows_once_and_of_about_one_size(count):
+    rng = np.random.default_rng(count)
+    ends = np.sort(rng.choice(1000, 12, replace=False)).tolist()
+    done = list(zip(ends[::2], ends[1::2], strict=True))
+    rest = left(1000, done)
+    shares = [share(rest, k, count) for k in range(count)]
+    taken = [
+        row for ranges in [*shares, done] for start, stop in ranges for row in range(start, stop)
+    ]
+    assert sorted(taken) == list(range(1000))
+    sizes = [sum(stop - start for start, stop in ranges) for ranges in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def make_table(rows: int, seed: int, wrong: float) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, COLUMNS)).round(3)
+    y = (x.sum(axis=1) > 0) ^ (rng.random(rows) < wrong)
+    columns: Any = {f"c{j}": x[:, j] for j in range(COLUMNS)}
+    return pd.DataFrame({"id": [f"{seed}-{i}" for i in range(rows)], **columns, "y": y.astype(int)})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A table in two files and in groups of rows that no process has for itself; and a small one."""
+    folder = tmp_path_factory.mktemp("together")
+    train = make_table(ROWS, 0, 0.2)
+    (folder / "shards").mkdir()
+    for k, (first, last) in enumerate([(0, 250_000), (250_000, ROWS)]):
+        path = folder / "shards" / f"{k}.parquet"
+        train.iloc[first:last].to_parquet(path, row_group_size=110_000)
+    train.head(300).to_parquet(folder / "small.parquet")
+    make_table(100, 1, 0).to_parquet(folder / "trusted.parquet")
+    return folder
+
+
+def command(folder: Path, out: str, *options: str, train: str = "shards") -> list[str]:
+    """`weigh`, in memory for about a tenth of the rows."""
+    tables = [str(folder / train), "--trusted", str(folder / "trusted.parquet")]
+    more = ["--id", "id", "--label", "y", "--memory", "470MB", "--no-report", *options]
+    return [COMMAND, "weigh", *tables, *more, "--out", str(folder / out)]
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI"))}
+    return subprocess.Popen(
+        command,
+        env={**inherited, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(command: list[str]) -> None:
+    started = start(command)
+    said = started.communicate(timeout=900)
+    assert started.returncode == 0, said
+
+
+def weights(folder: Path, out: str) -> pd.DataFrame:
+    return pd.read_parquet(folder / out / "weights.parquet")
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> pd.DataFrame:
+    run(command(folder, "alone"))
+    return weights(folder, "alone")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(pattern: str, folder: Path, *started: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 600
+    while not list(folder.glob(pattern)):
+        assert all(process.poll() is None for process in started)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def of_process(parent: subprocess.Popen, index: int) -> int:
+    """The process that works, below the one that was started."""
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    for child in map(int, children):
+        words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+        if "--process-id" not in words or words[words.index("--process-id") + 1] == str(index):
+            return child
+    raise AssertionError(children)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
+def test_a_lost_process_ends_the_others_and_another_number_of_them_goes_on(folder, alone):
+    started = start(command(folder, "two", "--processes", "2"))
+    wait_for("two.partial/judged-*", folder, started)
+    os.kill(of_process(started, 1), signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = started.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert started.returncode == LOST
+    assert re.search(r"process 1 of 2 was lost \(SIGKILL\).*--resume goes on", errors, re.S)
+    assert "--coordinator" not in errors  # nobody gave it
+    assert list(folder.glob("two.partial/judged-*"))
+    run(command(folder, "two", "--processes", "3", "--resume"))
+    pd.testing.assert_frame_equal(weights(folder, "two"), alone, check_exact=True)
+    assert not list(folder.glob("two/judged-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
+@pytest.mark.parametrize("lost", [0, 1])
+def test_processes_with_an_address_end_when_one_is_lost(folder, alone, lost):
+    places = ["--coordinator", f"localhost:{free_port()}", "--num-processes", "2"]
+    out = f"apart{lost}"
+    started = [start(command(folder, out, *places, "--process-id", str(k))) for k in (0, 1)]
+    wait_for(f"{out}.partial/config.toml", folder, *started)
+    os.kill(of_process(started[lost], lost), signal.SIGKILL)
+    began = time.monotonic()
+    said = [process.communicate(timeout=90)[1] for process in started]
+    assert time.monotonic() - began < 30
+    assert [process.returncode for process in started] == [LOST, LOST]
+    assert all("was lost (SIG" in errors or "has ended" in errors for errors in said)
+
+
+@pytest.mark.slow
+def test_processes_find_each_other_as_those_of_slurm_do(folder, alone):
+    slurm = {
+        **{"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost"},
+        **{"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"},
+        "JAX_COORDINATOR_PORT": str(free_port()),
+    }
+    started = [
+        start(command(folder, "slurm"), **slurm, SLURM_PROCID=str(k), SLURM_LOCALID=str(k))
+        for k in (0, 1)
+    ]
+    said = [process.communicate(timeout=900) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert "rows weighed" in said[0][0]
+    assert said[1][0] == ""
+    pd.testing.assert_frame_equal(weights(folder, "slurm"), alone, check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("train", "code"), [("small.parquet", 0), ("none.parquet", 3)])
+def test_those_of_open_mpi_end_when_there_is_nothing_to_share(folder, train, code):
+    mpi = {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        **{"OMPI_COMM_WORLD_SIZE": "2", "JAX_COORDINATOR_PORT": str(free_port())},
+    }
+    started = [
+        start(
+            command(folder, f"mpi{code}", train=train),
+            **mpi,
+            OMPI_COMM_WORLD_RANK=str(k),
+            OMPI_COMM_WORLD_LOCAL_RANK=str(k),
+        )
+        for k in (0, 1)
+    ]
+    said = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [code, 0], said
+    assert (folder / f"mpi{code}" / "summary.json").exists() == (code == 0)
+    assert "none.parquet does not exist" in said[0][1] or code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--processes", "2", "--method", "soba"], "several processes need --method auto"),
+        (["--process-id", "1"], "goes with --coordinator"),
+        (["--coordinator", "a:1", "--processes", "2"], "goes without --coordinator"),
+        (
+            ["--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
+            "must be below --num-processes 2, got 2",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, said):
+    from runs import bilevel
+
+    files = ["weigh", "a.csv", "--label", "y", "--trusted", "b.csv", "--out", "run"]
+    refused = bilevel(*files, *options)
+    assert refused.code == 2
+    assert said in " ".join(refused.stderr.replace("│", " ").split())
