@@ -259,6 +259,10 @@ def test_parts_are_the_rows_in_their_order(files, monkeypatch, tmp_path):
     some = np.array([0, 63, 64, 500, 899])
     taken: Any = table.take(some, lambda part: None)[whole.columns]
     pd.testing.assert_frame_equal(taken, whole.iloc[some])
+    for path, ids in [(folder / "train.parquet", []), (tmp_path, ["key"])]:  # groups, files
+        for start, stop in [(0, 1), (249, 251), (499, 501), (130, 870), (250, 500), (899, 900)]:
+            within: Any = pd.concat(open_table(path, ids).parts(start, stop))
+            pd.testing.assert_frame_equal(within[whole.columns], whole.iloc[start:stop])
     assert parts.ParquetRows.of(folder / "train.csv", "train") is None
 
 

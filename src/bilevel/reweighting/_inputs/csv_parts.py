@@ -104,8 +104,9 @@ class CsvRows(AbstractRows):
                 self.notes.append(plan.reading.describe(name, cells))
             texts.release()
 
-    def frames(self, size: int, start: int, stop: int) -> Iterator[pd.DataFrame]:
+    def frames(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[pd.DataFrame]:
         """Some rows in their order."""
+        stop = self.rows if stop is None else stop
         for first in range(start, stop, size):
             columns = {
                 name: self.plans[name].values(cells.slice(first, min(size, stop - first)))

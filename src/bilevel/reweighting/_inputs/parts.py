@@ -35,7 +35,7 @@ class AbstractRows(abc.ABC):
     notes: list[str]
 
     @abc.abstractmethod
-    def frames(self, size: int, start: int, stop: int) -> Iterator[pd.DataFrame]:
+    def frames(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[pd.DataFrame]:
         """The rows from `start` until before `stop` in their order, at most `size` at a time."""
 
     @abc.abstractmethod
@@ -56,7 +56,7 @@ class PartedTable:
 
     def parts(self, start: int = 0, stop: int | None = None) -> Iterator[pd.DataFrame]:
         """The rows from `start` until before `stop` in their order, with their positions as index."""
-        for part in self.source.frames(PART, start, self.rows if stop is None else stop):
+        for part in self.source.frames(PART, start, stop):
             part.index = pd.RangeIndex(start, start + len(part))
             part.columns = part.columns.astype(str)
             start += len(part)
@@ -132,9 +132,9 @@ class ParquetRows(AbstractRows):
         dataset = parquet_dataset(path, name)
         return None if dataset is None else cls(dataset, f"the {name} file {path}", named_rows)
 
-    def frames(self, size: int, start: int, stop: int) -> Iterator[pd.DataFrame]:
+    def frames(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[pd.DataFrame]:
         """Some rows in their order; what is before them in their row group is read too."""
-        for table in self._tables(size, start, stop):
+        for table in self._tables(size, start, self.rows if stop is None else stop):
             part = with_named_index(table.to_pandas(), self.named_rows)
             wanted = [c for c in self.named_rows if c in part.index.names]
             yield part.reset_index(wanted) if wanted else part
