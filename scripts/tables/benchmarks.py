@@ -412,6 +412,31 @@ def growth_axes() -> str:
     return "\n\n".join(parts)
 
 
+def growth_factors() -> str:
+    """By how much a dry run is off at most; and what has not been measured."""
+    report = _report("growth")
+    lines = [row for axis in ("rows", "columns", "classes", "trusted") for row in report[axis]]
+
+    def worst(what: str, measured: str) -> float:
+        ratios = [row[f"expected_{what}"] / row[measured] for row in lines]
+        return max(max(ratio, 1 / ratio) for ratio in ratios)
+
+    missing = [
+        name
+        for name, there in [
+            ("CSV files", any(row["format"] == "csv" for row in lines)),
+            ("classes", report["classes"]),
+            ("trusted rows", report["trusted"]),
+        ]
+        if not there
+    ]
+    text = (
+        f"{worst('seconds', 'cpu_seconds'):.2f} at most for the time and "
+        f"{worst('bytes', 'peak_bytes'):.2f} for the memory, over {len(lines)} tables"
+    )
+    return text + (f" ({', '.join(missing)} have not been measured)" if missing else "")
+
+
 def processes_table() -> str:
     """What a step costs on several processes, and what it would send on many machines."""
     report = _report("processes")
@@ -429,11 +454,11 @@ def processes_table() -> str:
     head = ["processes", "CPU ms per step and process", "times less than alone"]
     head += ["collective operations per step", "bytes they are about"]
     model, settings = report["model"], report["settings"]
-    times = ", ".join(f"{1e3 * x:.1f} ms at {name}" for name, x in model["seconds"].items())
+    times = ", ".join(f"{1e6 * x:.2g} µs at {name}" for name, x in model["seconds"].items())
     share = 1e3 * alone / model["machines"]
     return (
         f"{settings['rows']:,} rows of {settings['columns']} columns:\n\n{_table(head, lines)}\n\n"
-        f"On {model['machines']} machines each would send up to {model['sent_bytes'] / 1e6:.1f} MB "
+        f"On {model['machines']} machines each would send up to {model['sent_bytes']:,.0f} bytes "
         f"per step: {times}, and the latency of the network besides; its share of the arithmetic "
         f"would take {share:.1f} ms."
     )
@@ -444,11 +469,8 @@ def step_of_a_billion() -> str:
     report, rows, machines = _report("processes"), 1e9, 16
     few = report["settings"]["rows"]
     seconds = report["table"][0]["cpu_seconds"] * rows / few / machines
-    sent = 2 * report["table"][-1]["bytes"] * rows / few * (machines - 1) / machines
-    return (
-        f"{seconds:.0f} s of arithmetic and {sent / 1e9:.0f} GB sent by each machine, which take "
-        f"{sent / 12.5e9:.1f} s at 100 Gb/s"
-    )
+    sent = 2 * report["table"][-1]["bytes"] * (machines - 1) / machines
+    return f"{seconds:.0f} s of arithmetic and {sent:,.0f} bytes sent by each machine"
 
 
 def _growth_cells(row: dict[str, Any]) -> list[str]:

@@ -18,12 +18,12 @@ from ._remote import local_copies
 from ._run_folder import RunFolder, WeighConfig
 from ._weigh_tables import check_tables, input_files
 
-# Measured on 1000 to 10 million rows of 100 columns, see benchmarks/growth.py: evaluations of loss and
-# gradient in a whole run of "auto", on the rows that label models are fitted on; seconds to start; and
-# seconds per number of a row that is in memory (encoded, fitted, judged), of one that is judged by
-# parts, and of one that is read of a CSV file.
-EVALUATIONS, SECONDS = 12_000, 10.0
-IN_MEMORY, BY_PARTS, OF_CSV = 1.2e-6, 2e-7, 3e-7
+# Fitted to what benchmarks/growth.py measured, 1000 to 10 million rows and 10 to 300 columns:
+# evaluations of loss and gradient in a whole run of "auto", on the rows that label models are fitted
+# on; seconds to start; and seconds per number of a row that is in memory (encoded, fitted, judged), of
+# one that is judged by parts, and of one that is read of a CSV file.
+EVALUATIONS, SECONDS = 4_500, 10.0
+IN_MEMORY, BY_PARTS, OF_CSV = 2.1e-6, 1.2e-7, 3e-7
 
 
 class Estimate(NamedTuple):
