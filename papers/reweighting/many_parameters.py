@@ -29,7 +29,7 @@ p = 10 n, and a perceptron with p = 10 n, which is not convex, on all rows per s
 fifth of them; without a penalty, and with the KL divergence and the l2 distance from uniform weights
 as penalties on F. A run has collapsed if its effective sample size is below a tenth of the number of
 right rows. All weights are judged by a model that is trained anew on them. (`remedies.py` has more
-remedies, on MNIST and Fashion-MNIST.)
+remedies, on MNIST.)
 """
 
 import sys
