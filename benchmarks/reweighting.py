@@ -182,6 +182,7 @@ def summary(table: Any) -> dict[str, Any]:
         "runs": len(table),
         "cells": cells,
         "possible_cells": sum(1 for _ in grid(list(SIZES))),
+        "possible_cells_of": {name: sum(1 for _ in grid([name])) for name in SIZES},
         "at_least_100_trusted": {
             "cells": len(many),
             "within_0.01_of_the_best_baseline": int((many["gain"] >= -0.01).sum()),
@@ -251,7 +252,7 @@ def main() -> None:
     seeds = sorted(int(seed) for seed in table["seed"].unique())
     measured = {"settings": settings, "seeds": seeds, **summary(table)}
     draw(measured["cells"])
-    write(__file__, measured)
+    write(__file__, measured, full=len(measured["cells"]) == measured["possible_cells"])
 
 
 if __name__ == "__main__":

@@ -354,8 +354,15 @@ def weighting_gains() -> str:
 def cells_of_the_grid() -> str:
     """How many cells of the grid were run, and on how many splits."""
     report = _report("reweighting")
-    run, possible = len(report["cells"]), report["possible_cells"]
-    which = "all" if run == possible else f"{run}, chosen at random,"
+    possible = report["possible_cells_of"]
+    run = {name: sum(x["data"] == name for x in report["cells"]) for name in possible}
+    rest = [name for name in possible if run[name] < possible[name]]
+    whole = [name for name in possible if name not in rest]
+    which = "all"
+    if rest:
+        some, of = (sum(number[name] for name in rest) for number in (run, possible))
+        which = f"{some} of the {of} of {', '.join(rest)} (the others were not reached)"
+        which = f"all of {', '.join(whole)} and {which}" if whole else which
     splits = len(report["seeds"])
     text = f"{which} were run on {splits} split{'s' * (splits > 1)} of the rows each"
     errors = [x["standard_error"] for x in report["cells"] if x["standard_error"] is not None]
