@@ -14,6 +14,8 @@ import platform
 import re
 import secrets
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -63,6 +65,50 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """`whole_file` with this text in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_own(folder: Path, content: bytes) -> Path:
+    """A file for other processes of this user, which they read by `read_own`.
+
+    It has the name of an unfinished one, so that it does not outlive the run.
+    """
+    path = folder / _new_name()
+    with os.fdopen(os.open(path, _CREATE, 0o600), "w+b") as file:
+        file.write(content)
+        flush(file)
+    return path
+
+
+def read_own(path: Path, seconds: float) -> bytes:
+    """What `write_own` wrote, on this machine or on another one that shares the folder.
+
+    Args:
+        path: of the file.
+        seconds: for which it may not be there yet: shared folders are slow.
+
+    Raises:
+        FileNotFoundError: it does not come.
+        DamagedFileError: it has another name than those of `write_own`, is no file of this user's, or
+            others may write to it.
+    """
+    if not is_unfinished(path.name):
+        raise DamagedFileError(f"{path} has the name of another file")
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            handle = os.open(path, os.O_RDONLY | (os.O_NOFOLLOW | os.O_CLOEXEC if _POSIX else 0))
+            break
+        except FileNotFoundError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise DamagedFileError(f"{path} is no file")
+        if _POSIX and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+            raise DamagedFileError(f"{path} may have been written by somebody else")
+        return file.read()
 
 
 def flush(file: IO[Any]) -> None:

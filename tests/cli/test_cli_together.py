@@ -4,17 +4,21 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bilevel._storage import DamagedFileError
+from bilevel.cli._app import LostProcessError
 from bilevel.cli._judged import left, share
+from bilevel.cli._together import Team
 
 ROWS, COLUMNS, LOST = 600_000, 3, 75
 COMMAND = str(Path(sys.executable).with_name("bilevel"))
@@ -187,6 +191,74 @@ def test_those_of_open_mpi_end_when_there_is_nothing_to_share(folder, train, cod
     assert [process.returncode for process in started] == [code, 0], said
     assert (folder / f"mpi{code}" / "summary.json").exists() == (code == 0)
     assert "none.parquet does not exist" in said[0][1] or code == 0
+
+
+class Store:
+    """What a coordinator keeps."""
+
+    def __init__(self):
+        self.kept: dict[str, str] = {}
+
+    def key_value_set(self, key: str, value: str) -> None:
+        self.kept[key] = value
+
+    def blocking_key_value_get(self, key: str, _: int) -> str:
+        return self.kept[key]
+
+
+class Touch(NamedTuple):
+    """Leaves a mark where it is done."""
+
+    path: Path
+
+    def do(self, team: Team) -> None:
+        assert team.index == 1
+        self.path.touch()
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch) -> Any:
+    """The second of two processes, the file of the first, and what it is told to make."""
+    monkeypatch.setattr(Team, "part", lambda _: None)
+    store, mark = Store(), tmp_path / "done"
+    Team(0, 2, tmp_path, store).tell(Touch(mark))
+    (file,) = tmp_path.glob(".bilevel-*")
+    return Team(1, 2, tmp_path, store), store, file, mark
+
+
+def test_what_is_told_is_done(told):
+    team, _, file, mark = told
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    team.work()
+    assert mark.exists()
+
+
+def forge(what: str, store: Store, file: Path) -> None:
+    if what == "content":
+        file.write_bytes(file.read_bytes() + b"x")
+    elif what == "for all to write":
+        file.chmod(0o666)
+    elif what == "link":
+        content = file.read_bytes()
+        file.unlink()
+        file.with_name("other").write_bytes(content)
+        file.symlink_to("other")
+    else:
+        other = file.with_name("other") if what == "name" else file.parent.with_suffix(".x")
+        other.write_bytes(file.read_bytes())
+        digest = store.kept["bilevel/job"].split()[1]
+        name = other.name if what == "name" else f"../{other.name}"
+        store.key_value_set("bilevel/job", f"{name} {digest}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and links are those of POSIX")
+@pytest.mark.parametrize("what", ["content", "for all to write", "link", "name", "folder"])
+def test_what_somebody_else_may_have_told_is_not_done(told, what):
+    team, store, file, mark = told
+    forge(what, store, file)
+    with pytest.raises((LostProcessError, DamagedFileError, OSError)):
+        team.work()
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize(

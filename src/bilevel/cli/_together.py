@@ -6,6 +6,7 @@ another process is lost: the parent says so in words, and ends with the exit cod
 """
 
 import ctypes
+import hashlib
 import os
 import pickle
 import signal
@@ -15,16 +16,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import typer
 
+from .._storage import read_own, write_own
 from ._app import LOST, LostProcessError, fail, stop
 
+SHARED = 60.0  # seconds until a file of another machine is seen
 HEARTBEAT = 10  # seconds until a process that is not heard of counts as lost
 TOGETHER = 300  # seconds within which all must have come
 FOREVER = 10**9  # milliseconds
-PIECE = 1 << 20  # bytes of a message
+NOTHING = "-"  # for the others to do
 WAITED_FOR = "BILEVEL_WAITED_FOR"  # a variable that the children have
 _DIE_WITH_PARENT = 1  # of prctl
 
@@ -142,36 +146,47 @@ class Team:
     """The processes of a run; the first one leads, and tells the others what to do, once.
 
     What they say to each other goes through the store of the coordinator, and not through collective
-    operations: those give up when a process comes half a minute later than another.
+    operations: those give up when a process comes half a minute later than another. Anybody who
+    reaches the coordinator's port may write to its store. What is to be done is therefore a file in
+    the run folder, which only this user can have made, and the store has its name and sum.
 
     Args:
         index, count: which one this is, and how many there are.
+        folder: where the run is written until it is complete.
         client: of the coordinator, as JAX has it.
     """
 
-    def __init__(self, index: int, count: int, client: Any = None):
-        self.index, self.count, self._client, self._told = index, count, client, count == 1
+    def __init__(self, index: int, count: int, folder: Path | None = None, client: Any = None):
+        self.index, self.count, self._told = index, count, count == 1
+        self._folder, self._client, self._file = folder, client, None
 
     def tell(self, job: Job | None) -> None:
         """Of the first process: what the others do; None if there is nothing."""
         if not self._told:
-            self._told = True
-            content = pickle.dumps(job)
-            pieces = [content[k : k + PIECE] for k in range(0, len(content), PIECE)]
+            self._told, said = True, NOTHING
+            if job is not None and self._folder is not None:
+                content = pickle.dumps(job)
+                self._file = write_own(self._folder, content)
+                said = f"{self._file.name} {hashlib.sha256(content).hexdigest()}"
             with _lost():
-                for k, piece in enumerate(pieces):
-                    self._client.key_value_set_bytes(f"bilevel/job/{k}", piece)
-                self._client.key_value_set("bilevel/pieces", str(len(pieces)))
+                self._client.key_value_set("bilevel/job", said)
 
     def work(self) -> None:
         """Of the others: do what the first one tells."""
         with _lost():
-            pieces = int(self._client.blocking_key_value_get("bilevel/pieces", FOREVER))
-            names = [f"bilevel/job/{k}" for k in range(pieces)]
-            content = b"".join(self._client.blocking_key_value_get_bytes(n, FOREVER) for n in names)
-        # It comes from this command in the first process of the run, as a program of XLA would.
-        job: Job | None = pickle.loads(content)
-        if job is not None:
+            said = self._client.blocking_key_value_get("bilevel/job", FOREVER)
+        if said != NOTHING and self._folder is not None:
+            name, _, digest = said.partition(" ")
+            try:
+                content = read_own(self._folder / Path(name).name, SHARED)
+            except FileNotFoundError as error:
+                raise LostProcessError(
+                    f"{self._folder} of this process is not that of the first one: give all of them "
+                    "an --out on a file system that they share."
+                ) from error
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise LostProcessError("what the first process says to do is not what is written.")
+            job: Job = pickle.loads(content)
             job.do(self)
         self.part()
 
@@ -193,14 +208,18 @@ class Team:
             with _lost():
                 self._client.wait_at_barrier("bilevel/done", FOREVER)
                 jax.distributed.shutdown()
+            if self._file is not None:
+                self._file.unlink(missing_ok=True)
 
 
 ALONE = Team(0, 1)
 
 
 @contextmanager
-def team_of(places: Places | None) -> Iterator[Team]:
+def team_of(places: Places | None, folder: Path) -> Iterator[Team]:
     """The team that this process is in; for the first process, the others end with the block.
+
+    The folder is that of the run, until it is complete.
 
     Raises:
         LostProcessError: not all of them are there.
@@ -217,9 +236,11 @@ def team_of(places: Places | None) -> Iterator[Team]:
             initialization_timeout=TOGETHER,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
+            # Of the processes of one command nobody else's machine can reach the port.
+            coordinator_bind_address=places.coordinator if _is_local(places.coordinator) else None,
         )
         found = global_state
-        team = Team(found.process_id, found.num_processes, found.client)
+        team = Team(found.process_id, found.num_processes, folder, found.client)
     try:
         yield team
     except Exception:
@@ -228,6 +249,10 @@ def team_of(places: Places | None) -> Iterator[Team]:
         raise
     if team.index == 0:
         team.dismiss()
+
+
+def _is_local(coordinator: str | None) -> bool:
+    return coordinator is not None and coordinator.rpartition(":")[0] in ("localhost", "127.0.0.1")
 
 
 @contextmanager

@@ -334,7 +334,7 @@ def weigh(
 
     with failures(interrupted, private=private):
         try:
-            with team_of(found) as team:
+            with team_of(found, RunFolder.of(out).partial) as team:
                 if team.index > 0:
                     team.work()
                     return
