@@ -271,7 +271,7 @@ def weigh(
     found = None if dry_run else start_together(processes, places, interrupted)
     from ._large import parse_memory
     from ._remote import as_given, is_url
-    from ._run_folder import WeighConfig
+    from ._run_folder import RunFolder, WeighConfig
     from ._weigh_cost import estimate
     from ._weigh_work import RunIsCompleteError
     from ._weigh_work import weigh as run
