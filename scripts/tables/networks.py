@@ -19,11 +19,7 @@ def networks_table() -> str:
         lines.append(
             [
                 name,
-                *(
-                    "1" if row is None else f"{row[key]:.1f}" if key in row else ""
-                    for key in COLUMNS
-                    for row in pair
-                ),
+                *("1" if row is None else f"{row[key]:.1f}" for key in COLUMNS for row in pair),
             ]
         )
     head = [x for name in COLUMNS.values() for x in (name, f"{name}, by layer")]
