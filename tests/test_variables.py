@@ -54,7 +54,9 @@ def dtypes(tree: Any) -> Any:
     return jax.tree.map(lambda x: str(x.dtype), tree)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x == "Richardson")) for x in SOLVERS]
+)
 def test_implicit_gradient_of_several_dtypes(name):
     """`Phi = 3 (scale - 1)^2 + |shift - 1|^2`."""
     found = bilevel.implicit_gradient(MIXED, U, W, SOLVERS[name])

@@ -13,7 +13,7 @@ from bilevel._solution import NAMES
 from methods import METHODS
 from rows import BY_BLOCKS, BY_CLIENTS, with_steps
 
-QUICK = ("SOBA", "F2SA")
+QUICK = ("SOBA",)
 FAILED = {"outer_divergence", "inner_divergence", "linear_divergence", "nonfinite"}
 
 

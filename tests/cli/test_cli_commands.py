@@ -15,6 +15,8 @@ from sklearn.metrics import roc_auc_score
 
 from bilevel import datasets
 from bilevel.cli import _demo_work, _weigh_cost, _weigh_work, app
+from bilevel.cli._app import PLACES
+from bilevel.cli._together import Team
 from bilevel.cli._weigh_cost import Estimate
 from digits import TRAIN, TRUSTED, digits, plain_table, write_table, write_tables
 from runs import Run, Said, bilevel, formula_ids, full_run, seal, weigh, write_sources
@@ -384,7 +386,8 @@ def asked(monkeypatch) -> list[tuple[_weigh_work.WeighConfig, bool]]:
     """What `weigh` was called with: it makes no run, whose result would not be believable."""
     calls = []
 
-    def make_no_run(config: _weigh_work.WeighConfig, resume: bool) -> Any:
+    def make_no_run(config: _weigh_work.WeighConfig, resume: bool, team: Team) -> Any:
+        assert team.count == 1
         calls.append((config, resume))
         result = SimpleNamespace(believable=False)
         return SimpleNamespace(result=result, folder=Path(config.out), summary={"rows": 3})
@@ -396,11 +399,12 @@ def asked(monkeypatch) -> list[tuple[_weigh_work.WeighConfig, bool]]:
 def test_every_option_of_weigh_can_be_set_in_a_file(tmp_path, asked):
     """Also in a run's `config.toml`, which has the names of the options."""
     more = {"num_steps": 5, "json": True, "resume": True, "strict": True, "dry_run": False}
-    more |= {"overlap": "keep"}  # which has no effect any more
+    more |= {"processes": 1, "overlap": "keep"}  # which has no effect any more
     command: Any = typer.main.get_command(app)
     names = {p.name.rstrip("_") for p in command.commands["weigh"].params} - {
         "config",
         "allow_code",
+        *PLACES,
     }
     assert names == EVERYTHING.keys() | more.keys()
     values = EVERYTHING | more | {"method": "near-exact"}
@@ -465,6 +469,7 @@ def test_the_command_line_wins(tmp_path, asked):
             ],
         ),
         ("seed = 8", ["settings.toml is not TOML: Cannot overwrite a value"]),
+        ('coordinator = "elsewhere:1"', ["coordinator"]),  # which is said to each process
     ],
 )
 def test_a_file_that_cannot_be_followed_is_refused(tmp_path, asked, extra, messages):

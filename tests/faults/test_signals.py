@@ -9,6 +9,7 @@ import time
 import pytest
 
 from bilevel import cli
+from bilevel.cli._signals import Stop
 
 START = """
 import sys
@@ -80,6 +81,7 @@ def test_a_signal_as_the_command_begins_is_told_in_words(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "stoppable", begins)
+    monkeypatch.setattr(cli, "stop", Stop())  # another test of this process may have stopped
     monkeypatch.setattr(sys, "argv", ["bilevel", "audit", "x.csv"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

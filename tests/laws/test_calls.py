@@ -90,7 +90,18 @@ def counted(q: Quadratic, mode: str):
 COUNTED = {name: (row, each) for row in ROWS for name, each in row.counted.items()}
 
 
-KIN = {"lineax CG", "CG warm", "VRBO", "SUSTAIN", "SRBA", "PZOBO", "SPABA", "BSA", "InexactDescent"}
+KIN = {
+    "lineax CG",
+    "CG warm",
+    "VRBO",
+    "SUSTAIN",
+    "SRBA",
+    "PZOBO",
+    "SPABA",
+    "BSA",
+    "InexactDescent",
+    "LU",
+}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ stop = Stop()
 
 LARGEST_CONFIG = 1 << 20  # bytes
 SAID_ALOUD = {"allow_code"}  # options that run code, which no configuration file may set
+# Where other processes are, which differs between them: no file may set these either.
+PLACES = {"coordinator", "num_processes", "process_id"}
 
 
 class RunFolderError(ValueError):
@@ -236,7 +238,7 @@ def _read_defaults(context: typer.Context, path: Path) -> Path:
     except ValueError as error:
         raise _refusal(f"{path} is not TOML: {error}.") from error
     values.pop("sha256", None)  # a run folder's config.toml notes the digests of its inputs
-    known = {str(p.name) for p in context.command.params} - {"config"} - SAID_ALOUD
+    known = {str(p.name) for p in context.command.params} - {"config"} - SAID_ALOUD - PLACES
     names = {key: {"json": "json_"}.get(key, key).replace("-", "_") for key in values}
     if said_aloud := sorted(SAID_ALOUD & set(names.values())):
         option = "--" + said_aloud[0].replace("_", "-")
