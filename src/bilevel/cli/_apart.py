@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ._app import BAD_INPUT, note
+from ._signals import signal_name
 
 COMMANDS = {"score", "suggest", "report", "export", "collect"}
 _DIE_WITH_PARENT = 1  # of prctl
@@ -42,16 +43,9 @@ def run_apart() -> None:
     if code < 0:
         run = next((x for x in sys.argv[2:] if Path(x).is_dir()), "the run")
         note(
-            f"the process that read {run} was ended by {_name(-code)}. A file of it (model.skops, "
-            "scorer.skops, report.json), or another that was given, is damaged or was made to do "
-            "harm: bring back a copy, or weigh again."
+            f"the process that read {run} was ended by {signal_name(-code)}. A file of it "
+            "(model.skops, scorer.skops, report.json), or another that was given, is damaged or was "
+            "made to do harm: bring back a copy, or weigh again."
         )
         code = BAD_INPUT
     sys.exit(code)
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

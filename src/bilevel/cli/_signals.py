@@ -41,6 +41,14 @@ class Stop:
         return 128 + (self.signal or signal.SIGINT)
 
 
+def signal_name(number: int) -> str:
+    """What a signal is called."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def command_line(*more: str) -> str:
     """This command, for a shell, and the further options that it does not have yet."""
     given = sys.argv[1:]

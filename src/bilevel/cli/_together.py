@@ -23,6 +23,7 @@ import typer
 
 from .._storage import read_own, write_own
 from ._app import LOST, LostProcessError, fail, stop
+from ._signals import signal_name
 
 SHARED = 60.0  # seconds until a file of another machine is seen
 HEARTBEAT = 10  # seconds until a process that is not heard of counts as lost
@@ -115,7 +116,7 @@ def _wait(options: Sequence[Sequence[str]], hint: Callable[[], str]) -> NoReturn
     which = next(k for k, child in enumerate(children) if child.poll() == code)
     _let_end(children, 0.0)
     lost = f"process {which} of {len(children)}" if len(children) > 1 else "a process"
-    fail(f"{lost} was lost ({_name(-code)}), the others are stopped: {hint()}", LOST)
+    fail(f"{lost} was lost ({signal_name(-code)}), the others are stopped: {hint()}", LOST)
 
 
 def _let_end(children: Sequence[subprocess.Popen], seconds: float) -> None:
@@ -126,13 +127,6 @@ def _let_end(children: Sequence[subprocess.Popen], seconds: float) -> None:
     for child in children:
         child.kill()
         child.wait()
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 class Job(Protocol):
