@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from bilevel import ReweightedClassifier, ReweightedRegressor, compare_baselines
 from bilevel.reweighting._inputs.checks import InputError
@@ -63,7 +63,8 @@ def test_a_mask_and_separate_arrays_give_the_weights_of_learn_weights(fitted):
 
 def test_the_final_model_is_the_estimator_fitted_with_weights_(fitted):
     X, y, mask = together()
-    by_hand = make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000))
+    centre = StandardScaler(with_std=False)
+    by_hand = make_pipeline(MinMaxScaler(), centre, LogisticRegression(max_iter=1000))
     scale = fitted.result_.scale
     some = fitted.weights_ > 0  # the scaler does not see the others
     by_hand.fit(X[some], y[some], logisticregression__sample_weight=scale * fitted.weights_[some])
@@ -102,7 +103,9 @@ def test_compare_baselines_after_fit(fitted):
     data = digits()
     table = fitted.compare_baselines(*data.holdout)
     expected = compare_baselines(
-        make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000)),
+        make_pipeline(
+            MinMaxScaler(), StandardScaler(with_std=False), LogisticRegression(max_iter=1000)
+        ),
         *data.learnable,
         fitted.result_.scale * fitted.result_.weights,
         fitted.result_.scale * fitted.trusted_weight_,

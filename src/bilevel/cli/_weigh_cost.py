@@ -18,11 +18,12 @@ from ._remote import local_copies
 from ._run_folder import RunFolder, WeighConfig
 from ._weigh_tables import check_tables, input_files
 
-# Fitted to what benchmarks/growth.py measured, 1000 to 10 million rows and 10 to 300 columns:
-# evaluations of loss and gradient in a whole run of "auto", on the rows that label models are fitted
-# on; seconds to start; and seconds per number of a row that is in memory (encoded, fitted, judged), of
-# one that is judged by parts, and of one that is read of a CSV file.
-EVALUATIONS, SECONDS = 4_500, 10.0
+# Fitted to what benchmarks/growth.py measured, 1000 to 10 million rows, 10 to 300 columns and 2 to 300
+# classes: evaluations of loss and gradient in a whole run of "auto", on the rows that label models are
+# fitted on, and seconds per output of such a row; seconds to start; and seconds per number of a row
+# that is in memory (encoded, fitted, judged), of one that is judged by parts, and of one that is read
+# of a CSV file.
+EVALUATIONS, PER_OUTPUT, SECONDS = 4_500, 1.2e-5, 10.0
 IN_MEMORY, BY_PARTS, OF_CSV = 2.1e-6, 1.2e-7, 3e-7
 
 
@@ -75,7 +76,8 @@ def estimate_cost(
         w = w + 0 * (some @ w.T).T @ some
         passed = time.perf_counter() - start[0], time.process_time() - start[1]
         times.append(min(passed))  # the first with several threads, the second on a busy machine
-    seconds = SECONDS + EVALUATIONS * min(times) + IN_MEMORY * columns * rows
+    seconds = SECONDS + EVALUATIONS * min(times) + PER_OUTPUT * len(some) * outputs
+    seconds += IN_MEMORY * columns * rows
     seconds += OF_CSV * columns * all_rows * of_csv
     memory = bytes_of(rows + trusted, columns, outputs)
     if large is not None:

@@ -17,6 +17,7 @@ from sklearn.ensemble import (
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import TunedThresholdClassifierCV
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.metadata_routing import MetadataRouter
 from sklearn.utils.validation import has_fit_parameter
 
@@ -72,12 +73,24 @@ def fit_with_weights(estimator: Any, X: Any, y: Any, weights: Any) -> Any:
         return fresh.fit(X, y)
     if not _needs_routing(estimator):
         with config_context(enable_metadata_routing=False):  # which wants pipelines to be asked
-            return fresh.fit(X, y, **{str(weight_keyword(estimator)): weights})
+            return fresh.fit(X, y, **dict.fromkeys(_weight_keywords(estimator), weights))
     with config_context(enable_metadata_routing=True):
         fresh = clone(estimator)
         for part in _parts(fresh):
             _ask_for_weights(part)
         return fresh.fit(X, y, sample_weight=weights)
+
+
+def _weight_keywords(estimator: Any) -> list[str]:
+    """`weight_keyword`, and those of the steps that take the mean from each column, and no more.
+
+    Weighted means keep the promise that a row of weight 2 is the row twice. To a predictor with an
+    intercept the mean makes no difference; scalers that also divide are the user's, who gives weights
+    to none of them.
+    """
+    steps = estimator.steps if isinstance(estimator, Pipeline) else []
+    centring = [s for s, step in steps if isinstance(step, StandardScaler) and not step.with_std]
+    return [str(weight_keyword(estimator)), *(f"{name}__{WEIGHT}" for name in centring)]
 
 
 def takes_tables(estimator: Any) -> bool:

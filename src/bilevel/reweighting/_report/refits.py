@@ -1,6 +1,7 @@
 """What the report learns by fitting the final estimator again on parts of the rows."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,11 @@ class Rows:
         weights = weights * self.result.counts[0][index]
         return fit_weighted(self.estimator, take_rows(self.X, index), self.y[index], weights)
 
+    @functools.cached_property
+    def equal_alone(self) -> Any:
+        """Of all training rows without the trusted ones, equal weights."""
+        return self.fit_alone(np.arange(len(self.y)), np.ones(len(self.y)))
+
     def fit_beside(
         self,
         index: np.ndarray,
@@ -151,7 +157,7 @@ def overfitting(
     worst case; it is useful where it is small.
     """
     everything, y = np.arange(len(rows.y)), rows.y_trusted
-    equal = rows.fit_alone(everything, np.ones(len(rows.y)))
+    equal = rows.equal_alone
 
     def fit(result: Any) -> Any:
         model = rows.fit_alone(everything, float(result.scale) * np.asarray(result.weights))
@@ -279,7 +285,8 @@ def removal(rows: Rows, holdout: tuple[Any, np.ndarray] | None, seed: int) -> di
 
     def score_without(order: np.ndarray, percent: int) -> float:
         kept = np.sort(order[round(len(order) * percent / 100) :])
-        model = rows.fit_alone(kept, np.ones(len(kept)))
+        everything = len(kept) == len(rows.y)
+        model = rows.equal_alone if everything else rows.fit_alone(kept, np.ones(len(kept)))
         return np.nan if model is None else rows.score(model, *judge)
 
     table = []
