@@ -90,7 +90,13 @@ def write(script: str, measured: dict[str, Any], *, full: bool = True) -> Path:
     """
     written = _frame.report(script, measured, [], full=full, cpu_seconds=time.process_time())
     del written["claims"], written["paper"]
-    written["machine"] = {"cores": os.cpu_count(), "processor": _processor()}
+    device = jax.devices()[0]
+    written["machine"] = {
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "device": f"{jax.device_count()} x {device.platform} ({device.device_kind})",
+    }
+    print(f"device: {written['machine']['device']}")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{written['script']}.json"
     path.write_text(json.dumps(written, indent=1) + "\n")

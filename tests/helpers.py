@@ -48,6 +48,10 @@ REPLACED: dict[str, Any] = {
     "inner_sampler": WithReplacement(4),
     "outer_sampler": WithReplacement(4),
 }
+PARTS: dict[str, Any] = {
+    "inner_sampler": bilevel.FromParts(bilevel.Shuffled(4), 4),
+    "outer_sampler": bilevel.FromParts(bilevel.Shuffled(4), 2),
+}
 
 BLOCKS: dict[str, Any] = {"inner_sampler": Blocks(4), "outer_sampler": Blocks(4)}
 

@@ -35,6 +35,7 @@ SAMPLERS = {
     "shuffled": bilevel.Shuffled(8),
     "uneven": bilevel.Shuffled(7),  # seven rows cannot be split evenly
     "replaced": bilevel.WithReplacement(8),
+    "parts": bilevel.FromParts(bilevel.Shuffled(2), 4),
 }
 RING = [[0.5, 0.25, 0, 0.25], [0.25, 0.5, 0.25, 0], [0, 0.25, 0.5, 0.25], [0.25, 0, 0.25, 0.5]]
 TWO_LOOPS = bilevel.DoubleLoop(bilevel.GradientInner("auto", 5), bilevel.ITD(), optax.sgd(1.0))

@@ -16,7 +16,7 @@ import bilevel
 import equations
 from bilevel import AID, ITD, Blocks, DoubleLoop, GradientInner, Shuffled, WithReplacement
 from equations import BATCH, ETA, K, T
-from helpers import BLOCKS, REPLACED, SHUFFLED, double_loop, soba
+from helpers import BLOCKS, PARTS, REPLACED, SHUFFLED, double_loop, soba
 from problems import CASES, Quadratic, among_clients, on_network, spd
 from rows import Counted, Law, Row, costs, draws, single_loop
 
@@ -117,6 +117,7 @@ ROWS = [
                 "SOBA simplex": Law(_simplex, soba(0.5, 0.5, 0.5)),
                 "SOBA shuffled": Law(_logistic, soba(0.3, 0.3, 0.1, **SHUFFLED)),
                 "SOBA replaced": Law(_logistic, soba(0.3, 0.3, 0.1, **REPLACED), quick=False),
+                "SOBA parts": Law(_logistic, soba(0.3, 0.3, 0.1, **PARTS), quick=False),
                 "auto SOBA": Law(_logistic, bilevel.SOBA(**SHUFFLED)),
             },
             "counted": {"SOBA auto": Counted(bilevel.SOBA(), (7, 6, 20 + 6 + 6, 8))},

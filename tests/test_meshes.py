@@ -12,8 +12,8 @@ import pytest
 from methods import METHODS
 
 SCRIPT = Path(__file__).with_name("meshes.py")
-SAMPLERS = ["SOBA blocks", "SOBA shuffled", "SOBA uneven", "SOBA replaced", "SOBA auto"]
-EVERY = [*SAMPLERS, *METHODS]
+SAMPLERS = ["blocks", "shuffled", "uneven", "replaced", "parts", "auto"]
+EVERY = [*(f"SOBA {sampler}" for sampler in SAMPLERS), *METHODS]
 AUTOMATIC = ["FedNest", "LFedNest", "GossipSOBA"]  # JAX refuses their maps over explicit axes
 
 
@@ -46,10 +46,12 @@ def wrong(found: dict[str, Any]) -> dict[str, Any]:
 ROWS_AND_PRODUCTS = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import tempfile
+from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from bilevel import take_rows
+from bilevel import Checkpoint, FromParts, Shuffled, take_rows
 from bilevel._arrays import dot
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
@@ -63,10 +65,31 @@ for index, spec in cases:
     slopes = jax.grad(lambda x: dot(take_rows(x, np.array(index)), rows))(x)
     assert slopes.tolist() == [k * index.count(k) for k in range(8)], slopes
 assert dot((x, x), (x, x)) == 280
+
+# Each device draws from the rows that it has: nothing moves.
+sampler, key = FromParts(Shuffled(2), 2), jax.random.key(0)
+drawing = jax.jit(lambda x: sampler.draw(x, sampler.init(x, key))[0].data).lower(x).compile()
+rows = drawing(x)
+assert rows.sharding.spec == P("data") and [row // 4 for row in rows.tolist()] == [0, 0, 1, 1]
+words = "all-reduce", "all-gather", "all-to-all", "collective-permute"
+assert not any(word in drawing.as_text() for word in words)
+
+# A state is saved from all devices, and comes back split as another one is.
+class State(NamedTuple):
+    step: object
+    u: object
+
+with tempfile.TemporaryDirectory() as folder:
+    checkpoint = Checkpoint(folder + "/run.eqx")
+    checkpoint.save(State(jax.numpy.int32(3), x))
+    for like in (x, jax.device_put(x, NamedSharding(mesh, P(None))), jax.numpy.zeros(8)):
+        found = checkpoint.load(State(jax.numpy.int32(0), like))
+        assert found.u.sharding == like.sharding and found.u.committed == like.committed
+        assert found.u.tolist() == x.tolist() and found.step == 3
 """
 
 
-def test_rows_and_products_along_an_explicit_axis():
+def test_rows_products_draws_and_checkpoints_along_an_explicit_axis():
     done = subprocess.run([sys.executable, "-c", ROWS_AND_PRODUCTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

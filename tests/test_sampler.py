@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bilevel import Blocks, FullBatch, Shuffled, Stream, WithReplacement
+from bilevel import Blocks, FromParts, FullBatch, Shuffled, Stream, WithReplacement
 from bilevel._sampler import _uniform
 
 
@@ -141,3 +141,32 @@ def test_blocks_refuse_a_size_that_does_not_divide_the_rows():
         ValueError, match=r"does not divide 10 rows\. Use one that does \(5 is the "
     ):
         Blocks(4).num_blocks(jnp.arange(10))
+
+
+@pytest.mark.parametrize("inner", [Shuffled(3), WithReplacement(3)], ids=["S", "W"])
+def test_each_part_gives_as_many_rows_by_draws_of_its_own(inner):
+    """One of 4 parts of 5 rows draws as its sampler does with its key, and no two draw alike."""
+    index = draws(FromParts(inner, 4), 20, 25)
+    assert index.shape == (25, 12)
+    by_part = index.reshape(25, 4, 3) - 5 * np.arange(4)[:, None]
+    for k, key in enumerate(jr.split(jr.key(0), 4)):
+        state, rows = inner.init(jnp.arange(5), key), []
+        for _ in range(3):
+            batch, state = inner.draw(jnp.arange(5), state)
+            rows.append(np.asarray(batch.index))
+        np.testing.assert_array_equal(by_part[:3, k], rows)
+    assert not np.array_equal(by_part[:, 0], by_part[:, 1])
+    if isinstance(inner, Shuffled):
+        for epoch in np.sort(by_part.transpose(1, 0, 2).reshape(4, 15, 5)):
+            np.testing.assert_array_equal(epoch, np.tile(np.arange(5), (15, 1)))
+
+
+def test_refusals_of_parts():
+    with pytest.raises(ValueError, match="`FromParts` needs parts >= 1, got 0"):
+        FromParts(Shuffled(1), 0)
+    with pytest.raises(TypeError, match="by `Shuffled` or `WithReplacement`, got FullBatch"):
+        FromParts(FullBatch(), 2)
+    with pytest.raises(ValueError, match="parts=4 does not divide 10 rows"):
+        FromParts(Shuffled(2), 4).init(jnp.arange(10), jr.key(0))
+    with pytest.raises(ValueError, match="batch_size=6 for 5 rows"):
+        FromParts(Shuffled(6), 2).init(jnp.arange(10), jr.key(0))

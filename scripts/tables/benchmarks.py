@@ -17,9 +17,10 @@ def benchmark_run(name: str) -> str:
     used = ", ".join(f"{package} {versions[package]}" for package in ("python", "jax", "numpy"))
     seeds = report.get("seeds", [])
     count = f", {len(seeds)} seed{'s' * (len(seeds) > 1)}" if seeds else ""
+    device = f", JAX on {machine['device']}" if "device" in machine else ""
     return (
         f"`python benchmarks/{name}.py`, {report['size']} size{count}, on {machine['cores']} cores "
-        f"({machine['processor']}), {used}."
+        f"({machine['processor']}){device}, {used}."
     )
 
 
@@ -397,7 +398,19 @@ def growth_table() -> str:
     head = ["`--memory`", "file", "rows", "sample", "CPU s (expected)", "peak GB (expected)"]
     head += ["report, MB", "SGD, CPU s", "SGD, peak GB"]
     columns = report["settings"]["columns"]
-    return f"Tables of {columns} columns:\n\n{_table(head, lines)}"
+    slopes = []
+    for kind, word in (("parquet", "Parquet"), ("csv", "CSV")):
+        by_memory: dict[str, list[dict[str, Any]]] = {}
+        for row in report["rows"]:
+            if row["format"] == kind:
+                by_memory.setdefault(row["memory"], []).append(row)
+        for memory, rows in by_memory.items():
+            if len(rows) > 1:
+                names = [f"{row['rows']:,}" for row in rows[-2:]]
+                slope = f"{_slope(rows, 'rows'):.2f} ({word}, {memory}, {' to '.join(names)})"
+                slopes.append(slope)
+    powers = f"CPU seconds grow with the power {', '.join(slopes)} of the number of rows."
+    return f"Tables of {columns} columns:\n\n{_table(head, lines)}\n\n{powers}"
 
 
 def growth_axes() -> str:
@@ -442,6 +455,54 @@ def growth_factors() -> str:
         f"{worst('bytes', 'peak_bytes'):.2f} for the memory, over {len(lines)} tables"
     )
     return text + (f" ({', '.join(missing)} have not been measured)" if missing else "")
+
+
+def growth_processes() -> str:
+    """What several processes save of the time of `bilevel weigh`."""
+    rows = _report("growth").get("processes", [])
+    if not rows:
+        return "(Several processes have not been measured.)"
+    alone = rows[0]
+    lines = [
+        [
+            str(row["processes"]),
+            f"{row['seconds']:.0f}",
+            f"{alone['seconds'] / row['seconds']:.2f}",
+            f"{row['cpu_seconds']:.0f}",
+            f"{row['peak_bytes'] / 1e9:.2f}",
+            f"{row['other_peak_bytes'] / 1e9:.2f}" if row["processes"] > 1 else "",
+        ]
+        for row in rows
+    ]
+    head = ["processes", "seconds", "times faster", "CPU s of all", "peak GB of the first"]
+    cores = _report("growth")["machine"]["cores"]
+    return (
+        f"{alone['rows']:,} rows of {alone['columns']} columns, `--memory {alone['memory']}`, "
+        f"a sample of {alone['sampled_rows']:,} rows, one thread per process, {cores} cores:\n\n"
+        + _table([*head, "of another"], lines)
+    )
+
+
+def weigh_of_a_billion() -> str:
+    """`bilevel weigh` on a billion rows and 16 machines, on paper: a + b n + c n / m."""
+    report, rows, machines = _report("growth"), 1e9, 16
+    processes = report.get("processes", [])
+    large = [row for row in report["rows"] if row["format"] == "parquet"][-2:]
+    if len(processes) < 2 or large[0]["rows"] == large[1]["rows"]:
+        return "(not measured)"
+    alone, two = processes[:2]
+    each = (large[1]["cpu_seconds"] - large[0]["cpu_seconds"]) / (
+        large[1]["rows"] - large[0]["rows"]
+    )
+    judged = alone["rows"] - alone["sampled_rows"]
+    shared = min(2 * (alone["seconds"] - two["seconds"]) / judged, each)
+    first = large[1]["cpu_seconds"] - each * large[1]["rows"]
+    seconds = first + (each - shared) * rows + shared * rows / machines
+    return (
+        f"$a$ = {first:.0f} s, $b$ = {1e6 * (each - shared):.1f} µs and $c$ = {1e6 * shared:.1f} µs "
+        f"that makes {seconds / 3600:.1f} hours for $10^9$ rows and 16 machines, against "
+        f"{(first + each * rows) / 3600:.1f} hours of one"
+    )
 
 
 def processes_table() -> str:

@@ -40,7 +40,6 @@ from ._inner.bigsam import (
 )
 from ._callback import (
     AbstractCallback as AbstractCallback,
-    Checkpoint as Checkpoint,
     Chunk as Chunk,
     Logger as Logger,
     ProgressBar as ProgressBar,
@@ -52,6 +51,7 @@ from ._analysis.equilibria import (
     is_cold_start_equilibrium as is_cold_start_equilibrium,
     is_warm_start_equilibrium as is_warm_start_equilibrium,
 )
+from ._checkpoint import Checkpoint as Checkpoint
 from ._chunk import Tolerances as Tolerances, run_chunk as run_chunk
 from ._citation import citation as citation
 from ._inner.federated import FederatedInner as FederatedInner
@@ -133,6 +133,7 @@ from ._sampler import (
     AbstractSampler as AbstractSampler,
     Batch as Batch,
     Blocks as Blocks,
+    FromParts as FromParts,
     FullBatch as FullBatch,
     Shuffled as Shuffled,
     Stream as Stream,

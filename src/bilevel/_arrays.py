@@ -55,6 +55,26 @@ def _gather(x: Array, index: Int[Array, " batch"]) -> Array:
     return rows.get(mode="promise_in_bounds", out_sharding=spec)
 
 
+def take_rows_of_parts(tree: PyTree[Array], index: Int[Array, "parts batch"]) -> PyTree[Array]:
+    """The rows `x[k, index[k]]` of every part k of every leaf, one part after the other.
+
+    Where the parts are split among devices, each takes rows of its own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and not mesh.explicit_axes:
+        # XLA would split the computation of the index too, and tell all devices its parts.
+        index = jax.lax.with_sharding_constraint(index, PartitionSpec())
+
+    def take(x: Array) -> Array:
+        places, sharding = index, getattr(jax.typeof(x), "sharding", None)
+        if sharding is not None and any(sharding.spec):
+            places = jax.sharding.reshard(index, PartitionSpec(sharding.spec[0], None))
+        rows = jax.vmap(lambda part, i: part.at[i].get(mode="promise_in_bounds"))(x, places)
+        return rows.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(take, tree)
+
+
 def whole(x: Array) -> Array:
     """The array with a full copy on every device, where its type says that it is split."""
     sharding = getattr(jax.typeof(x), "sharding", None)

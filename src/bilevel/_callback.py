@@ -1,28 +1,16 @@
-"""What may happen between two chunks of a run: show, log, save, stop."""
+"""What may happen between two chunks of a run: show, log, stop; `_checkpoint` saves."""
 
 import abc
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._algorithm.base import State
-from ._fingerprint import fingerprint
-from ._storage import (
-    CHECKPOINT_KIND,
-    DamagedFileError,
-    flush,
-    open_log,
-    open_sealed,
-    write_sealed,
-)
+from ._storage import flush, open_log
 
 
 class Chunk(NamedTuple):
@@ -169,116 +157,3 @@ class StopWhen(AbstractCallback):
     def __call__(self, chunk):
         """Ask the condition."""
         return bool(self._condition(chunk))
-
-
-class Checkpoint(AbstractCallback):
-    """Saves the state after every chunk, in one file that is always complete.
-
-    A new state is written to a temporary file beside it, flushed to the disk and renamed over the
-    old one, so an interruption at any moment leaves the last complete state. The file carries its own
-    checksum, and a digest of the problem (its data too) and of the algorithm (its step sizes too).
-
-    Args:
-        path: the file. `solve(..., chunk_size=)` decides how often it is written.
-
-    To go on: `like = algorithm.init(problem, u0, w0, key)`, then
-    `solve(..., state=Checkpoint(path).load(like, problem, algorithm))`. Where u0 or w0 has
-    a module or arrays of several dtypes, the state is that of `as_arrays`:
-    `given = as_arrays(problem, u0, w0)` and `algorithm.init(given.problem, given.u, given.w, key)`.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self._path = Path(path)
-        self._digest: tuple[Any, Any, str | None] = (None, None, None)
-
-    def __call__(self, chunk):
-        """Save the state."""
-        self.save(chunk.state, chunk.problem, chunk.algorithm)
-
-    def save(self, state: State, problem: Any = None, algorithm: Any = None) -> None:
-        """Write `state`, and the digest of what it belongs to."""
-        content = io.BytesIO()
-        plain = _unwrap_keys(state)
-        eqx.tree_serialise_leaves(content, plain)
-        header = {
-            "step": int(state.step),
-            "run": self._digest_of(problem, algorithm),
-            "leaves": _shapes(plain),
-            "versions": {"jax": jax.__version__, "equinox": eqx.__version__},
-        }
-        write_sealed(self._path, CHECKPOINT_KIND, header, content.getvalue())
-
-    def load(self, like: State, problem: Any = None, algorithm: Any = None) -> State:
-        """The saved state.
-
-        Args:
-            like: a state of the same algorithm and problem; only its structure is used.
-            problem, algorithm: what the run goes on with. They are compared with those that the
-                state was saved with: objectives, data, and settings such as step sizes. Without
-                them, only the number, the shapes and the dtypes of the state's arrays are.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file was cut short or has changed (a `DamagedFileError`), or it holds the
-                state of another run.
-        """
-        try:
-            header, content = open_sealed(self._path, CHECKPOINT_KIND)
-        except DamagedFileError as error:
-            raise DamagedFileError(
-                f"the checkpoint {self._path} cannot be used: {error}. Remove it and start anew, or "
-                "bring back a copy."
-            ) from error
-        plain = _unwrap_keys(like)
-        if header.get("leaves") != _shapes(plain):
-            raise ValueError(
-                f"the checkpoint {self._path} does not fit this run: it was saved by another "
-                "algorithm, for data of another size, or in another dtype. Start anew with another "
-                "file, or repeat the call that made it."
-            )
-        if problem is not None and header.get("run") != self._digest_of(problem, algorithm):
-            raise ValueError(
-                f"the checkpoint {self._path} does not fit this run: it was saved on other data or "
-                "with other settings (objectives, step sizes, batches). Repeat the call that made it, "
-                "or start anew with another file."
-            )
-        try:
-            saved = eqx.tree_deserialise_leaves(content, plain)
-        except Exception as error:  # an array of another version of numpy or equinox
-            raise DamagedFileError(
-                f"the checkpoint {self._path} cannot be read: {error}. It was written with "
-                f"{header.get('versions')}."
-            ) from error
-        return jax.tree.map(
-            lambda old, new: (
-                jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
-                if _is_key(old)
-                else new
-            ),
-            like,
-            saved,
-        )
-
-    def _digest_of(self, problem: Any, algorithm: Any) -> str | None:
-        if problem is None:
-            return None
-        if self._digest[0] is not problem or self._digest[1] is not algorithm:
-            self._digest = problem, algorithm, fingerprint(problem, algorithm)
-        return self._digest[2]
-
-
-def _shapes(tree: Any) -> list[list[Any]]:
-    """Dtype and shape of each leaf."""
-    leaves = jax.tree.leaves(tree)
-    return [
-        [str(x.dtype), list(x.shape)] if eqx.is_array(x) else [type(x).__name__] for x in leaves
-    ]
-
-
-def _is_key(leaf: Any) -> bool:
-    return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _unwrap_keys(tree: Any) -> Any:
-    # Typed keys do not serialise; their raw data do.
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)

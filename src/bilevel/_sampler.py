@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Int, Key, PyTree, UInt32
 
-from ._arrays import take_rows
+from ._arrays import take_rows, take_rows_of_parts
 from ._problem import num_rows
 
 
@@ -219,6 +219,69 @@ class Blocks(AbstractSampler):
         """Which block a batch of this sampler is."""
         assert batch.index is not None
         return batch.index[0] // self.batch_size
+
+
+class FromParts(AbstractSampler):
+    """Each draw takes as many rows from each of `parts` equal parts of consecutive rows.
+
+    Where a mesh splits the rows among devices or processes, and `parts` is a multiple of their
+    number, each draws from the rows that it holds, and no row moves. Together the draws are a
+    stratified sample of all rows: each row is as likely as any other, the mean over a batch is
+    unbiased, and a sorted table is sampled more evenly than by draws from all of it. What is drawn
+    depends on `parts`, and not on the number of devices.
+
+    Args:
+        sampler: what draws from a part: `Shuffled(b)` or `WithReplacement(b)`, for batches of
+            `b * parts` rows. Each part has a key of its own.
+        parts: their number; it divides that of the rows.
+
+    Raises:
+        ValueError: `parts` < 1 or no divisor of the number of rows; there is no data; or the sampler
+            refuses a part.
+        TypeError: another sampler.
+
+    >>> rows = jnp.arange(12)
+    >>> sampler = FromParts(Shuffled(2), 3)
+    >>> batch, _ = sampler.draw(rows, sampler.init(rows, jr.key(0)))
+    >>> (batch.index // 4).tolist()  # the part of each row
+    [0, 0, 1, 1, 2, 2]
+    """
+
+    sampler: AbstractSampler
+    parts: int
+
+    def __check_init__(self):
+        if self.parts < 1:
+            raise ValueError(f"`FromParts` needs parts >= 1, got {self.parts}.")
+        if not isinstance(self.sampler, (Shuffled, WithReplacement)):
+            raise TypeError(
+                "`FromParts` draws from each part by `Shuffled` or `WithReplacement`, got "
+                f"{type(self.sampler).__name__}."
+            )
+
+    def init(self, data, key):
+        """The states of all parts."""
+        _, places = self._parted(data)
+        return jax.vmap(lambda k: self.sampler.init(places, k))(jr.split(key, self.parts))
+
+    def draw(self, data, state):
+        """Rows of the first part, then of the second, and so on."""
+        parted, places = self._parted(data)
+        drawn, state = jax.vmap(lambda s: self.sampler.draw(places, s))(state)
+        index = drawn.index + len(places) * jnp.arange(self.parts, dtype=drawn.index.dtype)[:, None]
+        return Batch(take_rows_of_parts(parted, drawn.index), index.ravel()), state
+
+    def _parted(self, data: PyTree[Array] | None) -> tuple[PyTree[Array], Int[Array, " rows"]]:
+        """(the data with the parts as axis 0, the places of a row within a part)."""
+        n = _rows(self, data)
+        if n % self.parts:
+            raise ValueError(
+                f"`FromParts` has equal parts, and parts={self.parts} does not divide {n} rows. Leave "
+                f"out {n % self.parts} rows, or use a number that divides theirs."
+            )
+        shape = self.parts, n // self.parts
+        parted = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), data)
+        return parted, jnp.arange(shape[1], dtype=jnp.int32)
 
 
 def _uniform(key: Key[Array, ""], size: int, n: int) -> Int[Array, " size"]:

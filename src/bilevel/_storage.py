@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-CHECKPOINT_KIND = "bilevel checkpoint, version 1"  # the first line of such a file
+CHECKPOINT_KIND = "bilevel checkpoint, version 2"  # the first line of such a file
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _UNFINISHED = re.compile(r"\.bilevel-([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.partial")
 _POSIX = os.name == "posix"

@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bilevel.cli import _large
+from bilevel.cli._judged import share
 from bilevel.reweighting._inputs import parts
 from bilevel.reweighting._inputs.parts import draw_sample
 from runs import bilevel, weigh
@@ -264,6 +265,22 @@ def test_parts_are_the_rows_in_their_order(files, monkeypatch, tmp_path):
             within: Any = pd.concat(open_table(path, ids).parts(start, stop))
             pd.testing.assert_frame_equal(within[whole.columns], whole.iloc[start:stop])
     assert parts.ParquetRows.of(folder / "train.csv", "train") is None
+
+
+def test_a_process_reads_the_groups_of_rows_of_its_share(files, monkeypatch):
+    """Of 900 rows in groups of 250, three processes read those in which their 300 rows lie."""
+    original, asked = pyarrow.parquet.ParquetFile.iter_batches, []
+
+    def iter_batches(self, size, row_groups):
+        asked.append(row_groups)
+        return original(self, size, row_groups=row_groups)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", iter_batches)
+    table = open_table(files[0] / "train.parquet")
+    for k in range(3):
+        ((start, stop),) = share([(0, ROWS)], k, 3)
+        assert sum(len(part) for part in table.parts(start, stop)) == 300
+    assert asked == [[0, 1], [1, 2], [2, 3]]
 
 
 @pytest.mark.skipif(

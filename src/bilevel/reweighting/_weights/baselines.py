@@ -16,6 +16,7 @@ from .._inputs.checks import check_estimator_fits
 from .._inputs.estimators import fit_with_weights
 from .._inputs.prepare import Prepared
 from .._inputs.row_facts import check_sample_weight
+from .fits import independent
 from .labels import within_three_sigma
 from .metric import Metric, Said
 from .row_weights import effective_rows
@@ -172,21 +173,21 @@ def _compare(
     trusted_model = fit_weighted(estimator, X_trusted, y_trusted, trusted_ones)
     agree = agreeing_rows(trusted_model, X, y, ones)
     filtered = np.concatenate([ones * agree, trusted_ones])
-    fits: dict[str, tuple[float, Any]] = {
-        "uniform": (n, fit_weighted(estimator, X, y, ones)),
-        "all rows + trusted": (
-            n + m,
-            fit_weighted(estimator, *both, every),
-        ),
-        "trusted only": (m, trusted_model),
-        "filter": (
-            filtered.sum(),
-            fit_weighted(estimator, *both, filtered),
-        ),
-    }
     final = np.concatenate([weights, np.full(len(y_trusted), trusted_weight)])
-    size = effective_rows(final, every)
-    fits["reweighted"] = (size, fit_weighted(estimator, *both, every * final))
+    uniform, simplest, ours, filtered_model = independent(
+        fit_weighted,
+        [
+            (estimator, X, y, ones),
+            *((estimator, *both, w) for w in (every, every * final, filtered)),
+        ],
+    )
+    fits: dict[str, tuple[float, Any]] = {
+        "uniform": (n, uniform),
+        "all rows + trusted": (n + m, simplest),
+        "trusted only": (m, trusted_model),
+        "filter": (filtered.sum(), filtered_model),
+        "reweighted": (effective_rows(final, every), ours),
+    }
 
     per_row, scores = _per_row(
         {name: fit for name, (_, fit) in fits.items()}, X_holdout, np.asarray(y_holdout), metric

@@ -38,8 +38,10 @@ def forest_label_models(
 
     def forest(weight: float, **options: Any) -> ExtraTreesClassifier:
         leaf = min(LEAF / (learn * max(weight, 1.0)), 0.5)
+        # With n_jobs=None, within `joblib.parallel_config` the opinions of trees would be added up in
+        # the order in which threads finish.
         return ExtraTreesClassifier(
-            number, min_weight_fraction_leaf=leaf, random_state=0, **options
+            number, min_weight_fraction_leaf=leaf, random_state=0, n_jobs=1, **options
         )
 
     drawn = {"bootstrap": True, "max_samples": share} if share < 1 else {}

@@ -18,7 +18,8 @@ from jaxtyping import PyTree
 from ..._algorithm.base import AbstractAlgorithm, State
 from ..._analysis.retrain import retrain_check
 from ..._analysis.weight_statistics import effective_sample_size, entropy
-from ..._callback import AbstractCallback, Checkpoint, Chunk, Logger, read_lines
+from ..._callback import AbstractCallback, Chunk, Logger, read_lines
+from ..._checkpoint import Checkpoint
 from ..._inner.minimiser import MinimiserInner
 from ..._problem import BilevelProblem, num_rows
 from ..._processes import refuse_forked

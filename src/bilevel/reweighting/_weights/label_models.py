@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 from sklearn.base import clone
@@ -21,6 +20,7 @@ from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
 from .baselines import fit_weighted, stack_rows, take_rows
 from .coded_labels import CodedLabels
+from .fits import independent, one_thread
 from .folds import FOLDS, FREE, JUDGES, Folds
 from .labels import Classes
 
@@ -78,6 +78,14 @@ class LabelModel:
 
     def fit(self, weights: Float[np.ndarray, " n"], trusted: Float[np.ndarray, " m"]) -> Any:
         """The estimator fitted with these weights of the training and of the trusted rows."""
+        return _fit(*self._task(weights, trusted))
+
+    def fits(self, weights: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Any]:
+        """`fit` for each pair of weights."""
+        return independent(_fit, (self._task(*pair) for pair in weights))
+
+    def _task(self, weights: np.ndarray, trusted: np.ndarray) -> tuple[Any, ...]:
+        """What `_fit` takes: the rows that are fitted on, and no others."""
         X, y, means = self._rows
         folds = self.folds
         inflate = folds.weight.sum() / folds.weight[folds.sub].sum()
@@ -85,17 +93,8 @@ class LabelModel:
         weights = np.concatenate([weights, folds.weight_trusted * trusted])
         estimator = self.estimator
         if self.classes is not None and len(np.unique(np.asarray(y)[weights > 0])) == 1:
-            estimator = DummyClassifier()  # many classifiers refuse a single class
-        with warnings.catch_warnings():  # an opinion needs no last digit
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-            if isinstance(estimator, CodedLabels):
-                fresh: Any = clone(estimator)
-                return fresh.fit(X, y, weights)  # it passes the weights on by itself
-            fitted = fit_weighted(estimator, X, y, weights)
-            if means is not None and estimator is self.estimator:  # it is asked of rows as they are
-                fitted.intercept_ = fitted.intercept_ - fitted.coef_ @ means
-            return fitted
+            estimator, means = DummyClassifier(), None  # many classifiers refuse a single class
+        return estimator, X, y, weights, means
 
     def outputs(self, model: Any, X: Any) -> Float[np.ndarray, "rows outputs"]:
         """Log-probabilities in the order of `classes`, or predictions in standardised units."""
@@ -108,6 +107,20 @@ class LabelModel:
     def on_trusted(self, model: Any, rows: np.ndarray) -> Float[np.ndarray, "rows outputs"]:
         """Outputs for trusted rows at these positions."""
         return self.outputs(model, take_rows(self.X_trusted, rows))
+
+
+def _fit(estimator: Any, X: Any, y: Any, weights: np.ndarray, means: np.ndarray | None) -> Any:
+    """A clone of the estimator, fitted on rows from which `means` were taken."""
+    with warnings.catch_warnings():  # an opinion needs no last digit
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        if isinstance(estimator, CodedLabels):
+            fresh: Any = clone(estimator)
+            return fresh.fit(X, y, weights)  # it passes the weights on by itself
+        fitted = fit_weighted(estimator, X, y, weights)
+        if means is not None:  # it is asked of rows as they are
+            fitted.intercept_ = fitted.intercept_ - fitted.coef_ @ means
+        return fitted
 
 
 def outputs(
@@ -193,7 +206,7 @@ def cross_fitted(model: LabelModel) -> Member:
     @functools.cache
     def models(horizon: int) -> list[Any]:
         has = folds.before[horizon]
-        return [model.fit((has & (folds.part != p)).astype(float), none) for p in range(FOLDS)]
+        return model.fits(((has & (folds.part != p)).astype(float), none) for p in range(FOLDS))
 
     @functools.cache
     def train(horizon: int) -> Float[np.ndarray, "n outputs"]:
@@ -265,13 +278,13 @@ def judging_fits(
     Cost: `FOLDS` fits.
     """
     folds = model.folds
-    return [
-        model.fit(
+    return model.fits(
+        (
             weights[k] * (folds.part != k if model.shares else folds.beside[k]),
             trusted * folds.others[k],
         )
         for k in range(FOLDS)
-    ]
+    )
 
 
 def on_held_out(model: LabelModel, models: Sequence[Any]) -> Float[np.ndarray, "m outputs"]:
@@ -297,10 +310,10 @@ def second_round(
     """
     folds, models = model.folds, judging
     if not model.shares:
-        models = [
-            model.fit(weights[FOLDS] * (folds.part != p), (folds.part_trusted != p).astype(float))
+        models = model.fits(
+            (weights[FOLDS] * (folds.part != p), (folds.part_trusted != p).astype(float))
             for p in range(FOLDS)
-        ]
+        )
     trusted = on_held_out(model, judging if folds.forward else models)
     for k in (k for k in folds.parts if k < 0):
         rows = np.flatnonzero(folds.fold == k)
@@ -375,7 +388,7 @@ def few_threads(size: int) -> contextlib.AbstractContextManager[Any]:
     """One thread for the matrix products of a small problem: more only wait for each other."""
     if size > SMALL:
         return contextlib.nullcontext()
-    return threadpoolctl.threadpool_limits(1, user_api="blas")
+    return one_thread()
 
 
 def len_rows(X: Any) -> int:

@@ -1,0 +1,38 @@
+"""Fits that need nothing of each other: one after the other, or where joblib's backend runs them."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import threadpoolctl
+from joblib import effective_n_jobs
+from sklearn.utils.parallel import Parallel, delayed
+
+
+def independent(fit: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """`fit(*task)` for each task, in this order.
+
+    Within `joblib.parallel_config` its backend runs them: processes of this machine, Dask, Ray, or
+    what else is registered with joblib. What they compute is the same to the last bit where BLAS has
+    one thread here, as it then has one there too; else they add up in the order of as many threads as
+    a worker has.
+    """
+    if effective_n_jobs() == 1:
+        return [fit(*task) for task in tasks]
+    alone = all(
+        found["num_threads"] == 1
+        for found in threadpoolctl.threadpool_info()
+        if found["user_api"] == "blas"
+    )
+    # scikit-learn's, which passes on its configuration and the filters of warnings.
+    return list(Parallel()(delayed(_fit)(fit, task, alone) for task in tasks))
+
+
+def _fit(fit: Callable[..., Any], task: tuple[Any, ...], alone: bool) -> Any:
+    with one_thread() if alone else contextlib.nullcontext():
+        return fit(*task)
+
+
+def one_thread() -> contextlib.AbstractContextManager[Any]:
+    """One thread for the matrix products."""
+    return threadpoolctl.threadpool_limits(1, user_api="blas")

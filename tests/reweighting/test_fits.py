@@ -1,0 +1,80 @@
+"""Independent fits are the same where joblib runs them: in threads, in processes, on a cluster."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_breast_cancer
+from sklearn.ensemble import RandomForestClassifier
+
+from bilevel.reweighting import WeightsResult, learn_weights
+from bilevel.reweighting._weights.fits import independent
+
+
+def where(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def test_results_come_in_the_order_of_the_tasks():
+    tasks = [(k,) for k in range(20)]
+    expected = [(k, os.getpid()) for k in range(20)]
+    assert independent(where, tasks) == expected
+    with joblib.parallel_config(backend="threading", n_jobs=3):
+        assert independent(where, iter(tasks)) == expected
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        yield
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[None]:
+    distributed = pytest.importorskip("dask.distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as local,
+        distributed.Client(local),
+        joblib.parallel_config(backend="dask"),
+    ):
+        yield
+
+
+def learned(estimator: RandomForestClassifier | None) -> WeightsResult:
+    X, y = load_breast_cancer(return_X_y=True)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(y))
+    train, trusted, holdout = order[:350], order[350:430], order[430:]
+    noisy = np.where(rng.random(len(y)) < 0.2, 1 - y, y)
+    return learn_weights(
+        X[train],
+        noisy[train],
+        X[trusted],
+        y[trusted],
+        holdout=(X[holdout], y[holdout]),
+        estimator=estimator,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of the cluster
+@pytest.mark.parametrize("elsewhere", [processes, cluster])
+@pytest.mark.parametrize("estimator", [None, RandomForestClassifier(20, random_state=0, n_jobs=1)])
+def test_weights_are_equal_to_the_last_bit(elsewhere, estimator):
+    here = learned(estimator)
+    with elsewhere():
+        ids = {process for _, process in independent(where, [(k,) for k in range(8)])}
+        there = learned(estimator)
+    assert os.getpid() not in ids
+    for name in ("weights", "label_quality", "keep"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
+    assert here.winner == there.winner
+    assert isinstance(here.baselines, pd.DataFrame)
+    for name in ("candidates", "baselines"):
+        pd.testing.assert_frame_equal(getattr(there, name), getattr(here, name), check_exact=True)
