@@ -51,8 +51,8 @@ def problem_of(mesh: Any, scale: float = 1.0, dtype: Any = None) -> tuple[Any, A
 
     rng = np.random.default_rng(0)
     x, y = scale * rng.normal(size=(ROWS, COLUMNS)), rng.integers(0, 2, ROWS)
-    data = (put(a, "data") for a in (x, y, x[::-1], y[::-1]))
-    problem = bilevel.tasks.hyper_cleaning(*data, _loss)
+    X, y, X_val, y_val = (put(a, "data") for a in (x, y, x[::-1], y[::-1]))
+    problem = bilevel.tasks.hyper_cleaning(X, y, X_val, y_val, _loss)
     return problem, put(np.zeros(ROWS), "data"), put(np.full((COLUMNS, 2), 0.1))
 
 

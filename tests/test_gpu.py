@@ -32,17 +32,18 @@ def on(device: Any, tree: Any) -> Any:
 def test_steps_are_those_on_a_cpu(gpu, name, tmp_path):
     method, path, found = LAWS[name], tmp_path / "run.eqx", []
     for device in (jax.devices("cpu")[0], gpu):
-        start = on(device, (method.problem, method.case.u, method.case.w0))
+        problem, u, w = on(device, (method.problem, method.case.u, method.case.w0))
         solution = bilevel.solve(
-            start[0],
+            problem,
             method.algorithm,
-            *start[1:],
+            u,
+            w,
             num_steps=7,
             key=jax.device_put(jax.random.key(3), device),
             callbacks=[bilevel.Checkpoint(path)],
         )
         assert all(x.devices() == {device} for x in jax.tree.leaves((solution.u, solution.w)))
-        like = method.algorithm.init(*start, jax.device_put(jax.random.key(0), device))
+        like = method.algorithm.init(problem, u, w, jax.device_put(jax.random.key(0), device))
         loaded = bilevel.Checkpoint(path).load(like)
         assert loaded.u.devices() == {device}
         assert_same(loaded, solution.state)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel import Blocks, FromParts, FullBatch, Shuffled, Stream, WithReplacement
+from bilevel._bits import bits, fold_in
 from bilevel._sampler import _uniform
 
 
@@ -94,7 +95,19 @@ def test_with_replacement_positions_are_independent():
 def test_with_replacement_draws_what_jax_draws(n):
     """Its rule, up to the order of the programs; a new rule of JAX would make this fail."""
     key = jr.key(n)
-    np.testing.assert_array_equal(_uniform(key, 50, n), jr.randint(key, (50,), 0, n))
+    for kind in (jnp.int32, jnp.int64):
+        expected = jr.randint(key, (50,), 0, n, kind)
+        np.testing.assert_array_equal(_uniform(key, (50,), n, kind), expected)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_bits_are_those_of_jax(impl):
+    key = jr.key(5, impl=impl)
+    for data in (0, 7, 2**31 - 1):
+        folded = jr.fold_in(key, data)
+        assert (jr.key_data(fold_in(key, data)) == jr.key_data(folded)).all()
+        for shape, dtype in [((), jnp.uint32), ((3, 5), jnp.uint32), ((7,), jnp.uint64)]:
+            np.testing.assert_array_equal(bits(folded, shape, dtype), jr.bits(folded, shape, dtype))
 
 
 def test_with_replacement_may_exceed_the_number_of_rows():

@@ -589,6 +589,53 @@ def soba_profile() -> str:
     return _table(head, [[name, *(f"{x[name]:.0f}" for x in found.values())] for name in parts])
 
 
+def soba_ratios() -> str:
+    """What the step by hand, and then SOBA, adds to its draws, gather and products."""
+    said = []
+    for size, found in _report("soba_profile")["microseconds"].items():
+        hand = found["the whole step by hand"]
+        floor = found["draws, gather and products"]
+        said.append(
+            f"with batches of {size} the step by hand takes {hand / floor:.2f} times as long as its "
+            f"draws, gather and products, and `SOBA` {found['`SOBA`'] / hand:.2f} times as long as "
+            "the step by hand"
+        )
+    return "; ".join(said)
+
+
+def small_steps() -> str:
+    """Steps beside those of benchmark_bilevel, on problems of 22 and of 784 features."""
+    report = _report("small_problems")
+    lines = [
+        [
+            f"`{name}`",
+            columns,
+            *(f"{x:.1f}" for x in found["microseconds"]),
+            f"{found['quartiles'][1]:.2f} ({_span(found['quartiles'][::2])})",
+        ]
+        for columns, methods in report["columns"].items()
+        for name, found in methods.items()
+    ]
+    head = ["method", "features", "µs per step", "benchmark_bilevel, µs", "ratio (quartiles)"]
+    return _table(head, lines)
+
+
+def small_costs() -> str:
+    """What a draw costs, and what "auto" adds to a step."""
+    report = _report("small_problems")
+    lines = [
+        [
+            f"`{name}({report['settings']['batch']})`",
+            f"{microseconds:.1f}",
+            f"{report['auto'][name]['step']:.1f}",
+            f"{report['auto'][name]['auto_adds']:.1f}",
+        ]
+        for name, microseconds in report["draws"].items()
+    ]
+    head = ["sampler", "µs of a draw of positions", "µs of a step of SOBA, 22 features"]
+    return _table([*head, 'µs that `"auto"` adds, products included'], lines)
+
+
 def _report(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 

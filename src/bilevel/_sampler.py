@@ -12,6 +12,7 @@ import jax.random as jr
 from jaxtyping import Array, Int, Key, PyTree, UInt32
 
 from ._arrays import take_rows, take_rows_of_parts
+from ._bits import bits, fold_in, two_draws
 from ._problem import num_rows
 
 
@@ -106,7 +107,9 @@ class WithReplacement(AbstractSampler):
 
     def draw(self, data, state):
         """`batch_size` rows picked independently."""
-        index = _uniform(jr.fold_in(state.key, state.drawn), self.batch_size, num_rows(data))
+        kind = jax.dtypes.canonicalize_dtype(int)
+        key = fold_in(state.key, state.drawn)
+        index = _uniform(key, (self.batch_size,), num_rows(data), kind)
         return Batch(take_rows(data, index), index), _Draws(state.key, state.drawn + 1)
 
 
@@ -157,7 +160,7 @@ class Shuffled(AbstractSampler):
         # all rounds XLA makes a loop that draws the keys again for every row.
         epochs = state.epoch + jnp.arange(2, dtype=jnp.int32)
         this, following = jax.vmap(
-            lambda epoch: jr.bits(jr.fold_in(state.key, epoch), (_ROUNDS,), jnp.uint32)
+            lambda epoch: bits(fold_in(state.key, epoch), (_ROUNDS,), jnp.uint32)
         )(epochs)
         keys = [jnp.where(position < n, this[k], following[k]) for k in range(_ROUNDS)]
         index = _permute((position % n).astype(jnp.uint32), keys, n).astype(jnp.int32)
@@ -189,7 +192,7 @@ class Blocks(AbstractSampler):
 
     def draw(self, data, state):
         """One block."""
-        k = jr.randint(jr.fold_in(state.key, state.drawn), (), 0, self.num_blocks(data), jnp.int32)
+        k = _uniform(fold_in(state.key, state.drawn), (), self.num_blocks(data), jnp.int32)
         index = k * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.int32)
         return Batch(self._block(data, k), index), _Draws(state.key, state.drawn + 1)
 
@@ -267,9 +270,11 @@ class FromParts(AbstractSampler):
     def draw(self, data, state):
         """Rows of the first part, then of the second, and so on."""
         parted, places = self._parted(data)
+        # The places are data whose rows are their own positions.
         drawn, state = jax.vmap(lambda s: self.sampler.draw(places, s))(state)
-        index = drawn.index + len(places) * jnp.arange(self.parts, dtype=drawn.index.dtype)[:, None]
-        return Batch(take_rows_of_parts(parted, drawn.index), index.ravel()), state
+        first = len(places) * jnp.arange(self.parts, dtype=jnp.int32)
+        index = drawn.data + first[:, None]
+        return Batch(take_rows_of_parts(parted, drawn.data), index.ravel()), state
 
     def _parted(self, data: PyTree[Array] | None) -> tuple[PyTree[Array], Int[Array, " rows"]]:
         """(the data with the parts as axis 0, the places of a row within a part)."""
@@ -284,14 +289,13 @@ class FromParts(AbstractSampler):
         return parted, jnp.arange(shape[1], dtype=jnp.int32)
 
 
-def _uniform(key: Key[Array, ""], size: int, n: int) -> Int[Array, " size"]:
-    """What `jr.randint(key, (size,), 0, n)` gives, faster: its two draws of bits are one here."""
-    kind = jax.dtypes.canonicalize_dtype(int)
-    bits = 8 * kind.itemsize
-    unsigned = jnp.dtype(f"uint{bits}").type
-    high, low = jax.vmap(lambda one: jr.bits(one, (size,), unsigned))(jr.split(key))
-    half = 2 ** (bits // 2) % n
-    power = half**2 % 2**bits % n  # 2^bits modulo n
+def _uniform(key: Key[Array, ""], shape: tuple[int, ...], n: int, kind: Any) -> Int[Array, "..."]:
+    """What `jr.randint(key, shape, 0, n, kind)` gives, faster."""
+    size = 8 * jnp.dtype(kind).itemsize
+    unsigned = jnp.dtype(f"uint{size}").type
+    high, low = two_draws(key, shape, unsigned)
+    half = 2 ** (size // 2) % n
+    power = half**2 % 2**size % n  # 2^size modulo n
     return ((high % unsigned(n) * unsigned(power) + low % unsigned(n)) % unsigned(n)).astype(kind)
 
 
