@@ -1,4 +1,4 @@
-"""Labels that the other rows contradict: what can be said of wrong labels without trusted rows."""
+"""Labels that the other rows contradict: what models of all rows say of wrong labels."""
 
 import warnings
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
@@ -43,51 +43,97 @@ class Doubt(NamedTuple):
     rate: float
 
 
-def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
-    """Training labels that the other training rows contradict, where there are no trusted rows.
+class Judged(NamedTuple):
+    """The training rows whose labels were judged.
 
-    See `doubt_labels`. `left_out`: columns that give the label away, name the rows or number them.
-    With trusted rows nothing is done here: `learn_weights` then judges the labels by these.
+    Attributes:
+        rows: their places.
+        doubt: what the other rows say of their labels.
+        given: of each, the label as a code.
+        names: what the codes stand for.
     """
-    if "trusted" in view.tables or view.regression:
+
+    rows: Int[np.ndarray, " rows"]
+    doubt: Doubt
+    given: Int[np.ndarray, " rows"]
+    names: np.ndarray
+
+
+def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
+    """Training labels that the other training rows, and the trusted rows, contradict.
+
+    `left_out`: columns that give the label away, name the rows or number them.
+    """
+    judged = judge_labels(view, left_out)
+    if judged is None:
         return []
     title, table = "labels that the other rows contradict", view.tables["train"]
-    labels = view.labels["train"].reset_index(drop=True)
-    count: Any = labels.value_counts()
-    known = np.flatnonzero(labels.isin(count[count >= FEW].index))
-    known = np.sort(view.rng.permutation(known)[:CAP])
-    codes, names = pd.factorize(labels.to_numpy(dtype=object)[known])
-    if len(known) < FEWEST or len(names) < 2:
-        return []
-    some = table.take(known)
-    kept = [j for j, name in enumerate(some.number_names) if name not in left_out]
-    texts = [j for j, name in enumerate(some.text_names) if name not in left_out]
-    some = some._replace(
-        numbers=some.numbers[:, kept],
-        codes=some.codes[:, texts],
-        number_names=[some.number_names[j] for j in kept],
-        text_names=[some.text_names[j] for j in texts],
-    )
-    x = as_matrix([some], view.rng)[0]
-    if x.shape[1] == 0:
-        return []
-    plain = np.hstack([np.clip(np.nan_to_num(some.numbers, nan=-1e30), -1e30, 1e30), some.codes])
-    found = doubt_labels(x, plain, codes, int(view.rng.integers(2**31)))
+    known, found = judged.rows, judged.doubt
     order = np.argsort(-found.wrong, kind="stable")
     order = order[: number_listed(found.wrong[order])]
-    drawn = "" if len(known) == len(labels) else f" (of {len(known)} rows that were judged)"
+    drawn = "" if len(known) == len(table.ids) else f" (of {len(known)} rows that were judged)"
     said = f"about {found.rate:.1%} of the labels seem to be wrong{drawn}"
     if not len(order):
         return [Finding("ok", title, f"none; {said}.")]
     ids, first = tuple(table.ids[known[order]]), int(order[0])
-    given, other = (names[code] for code in (codes[first], found.suggested[first]))
+    given, other = (judged.names[code] for code in (judged.given[first], found.suggested[first]))
+    trusted = "trusted" in view.tables
+    models = (
+        "Models of the other rows and of the trusted ones"
+        if trusted
+        else "Models of the other rows"
+    )
+    advice = "" if trusted else "; with 50 to 200 verified ones `bilevel weigh` tells more"
     detail = (
         f"{counted(ids, 'row')}, the most certain first: {listed(ids)}; {said}. The first is labelled "
-        f"{listed([given])}, and rows like it {listed([other])}. Models of the other rows say so, "
-        "which can be wrong where rows are rare. Verify these rows; with 50 to 200 verified ones "
-        "`bilevel weigh` tells more."
+        f"{listed([given])}, and rows like it {listed([other])}. {models} say so, "
+        f"which can be wrong where rows are rare. Verify these rows{advice}."
     )
     return [Finding("warning", title, detail, ids)]
+
+
+def judge_labels(view: View, left_out: Collection[Any]) -> Judged | None:
+    """See `doubt_labels`; None for numbers, fewer than 50 rows or 2 classes, and without columns.
+
+    At most 10000 rows of each table are taken, and classes of 5 rows or more.
+    """
+    if view.regression:
+        return None
+    names = [name for name in ("train", "trusted") if name in view.tables]
+    labels = pd.concat([view.labels[name] for name in names], ignore_index=True)
+    of_train = np.arange(len(labels)) < len(view.labels["train"])
+    count: Any = labels.value_counts()
+    usual = labels.isin(count[count >= FEW].index).to_numpy()
+    parts = [np.flatnonzero(usual & inside) for inside in (of_train, ~of_train)]
+    drawn = [np.sort(view.rng.permutation(part)[:CAP]) for part in parts]
+    known = drawn[0]
+    codes, classes = pd.factorize(labels.to_numpy(dtype=object)[np.concatenate(drawn)])
+    if len(known) < FEWEST or len(classes) < 2:
+        return None
+    first = view.tables["train"]
+    kept = [j for j, name in enumerate(first.number_names) if name not in left_out]
+    texts = [j for j, name in enumerate(first.text_names) if name not in left_out]
+    places = (known, drawn[1] - len(view.labels["train"]))
+    some = []
+    for name, rows in zip(names, places, strict=False):
+        table = view.tables[name].take(rows)
+        some.append(
+            table._replace(
+                numbers=table.numbers[:, kept],
+                codes=table.codes[:, texts],
+                number_names=[table.number_names[j] for j in kept],
+                text_names=[table.text_names[j] for j in texts],
+            )
+        )
+    x = np.concatenate(as_matrix(some, view.rng))
+    if x.shape[1] == 0:
+        return None
+    numbers = np.concatenate([t.numbers for t in some])
+    cells = np.concatenate([t.codes for t in some])
+    plain = np.hstack([np.clip(np.nan_to_num(numbers, nan=-1e30), -1e30, 1e30), cells])
+    right = np.arange(len(codes)) >= len(known)
+    found = doubt_labels(x, plain, codes, int(view.rng.integers(2**31)), right)
+    return Judged(known, found, codes[: len(known)], np.asarray(classes, dtype=object))
 
 
 def doubt_labels(
@@ -95,6 +141,7 @@ def doubt_labels(
     plain: Float[np.ndarray, "rows cells"],
     y: Int[np.ndarray, " rows"],
     seed: int,
+    right: Bool[np.ndarray, " rows"] | None = None,
 ) -> Doubt:
     """How probable it is that each label is wrong, by models that have not seen it.
 
@@ -112,13 +159,16 @@ def doubt_labels(
 
         r (1 - p_i(y_i)) / (K - 1) / P(y_i)
 
-    Errors that are concentrated on rows that are hard to tell apart are counted too low.
+    Errors that are concentrated on rows that are hard to tell apart are counted too low. Of rows whose
+    labels are known to be right, r is 0: they teach the members and the pool, and are not judged.
 
     Args:
         x: columns for a linear model, scaled.
         plain: columns for trees.
         y: the labels as codes 0 to K - 1, each of them 5 times or more.
         seed: of the trees and folds.
+        right: rows whose labels are right; they stand after all others, and the answer has none of
+            them.
 
     Source: the noise model is that of Natarajan, Dhillon, Ravikumar and Tewari (2013), "Learning with
     noisy labels" [natarajan2013][], with one rate for all classes; the pool is ours.
@@ -129,6 +179,7 @@ def doubt_labels(
     outputs = [np.log((1 - FLOOR) * p + FLOOR / classes) for p in _members(x, plain, y, seed)]
     logs = np.stack(outputs)
     own = logs[:, np.arange(len(y)), y]
+    unsure = np.ones(len(y), bool) if right is None else ~right
 
     def parts(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         c, rate = np.exp(theta[:-1]), MOST * float(expit(theta[-1]))
@@ -139,11 +190,13 @@ def doubt_labels(
         c, p, rate = parts(theta)
         q = p[np.arange(len(y)), y]
         other = (1 - q) / (classes - 1)
-        given = (1 - rate) * q + rate * other
+        r = np.where(unsure, rate, 0.0)
+        given = (1 - r) * q + r * other
         value = -np.log(given).sum() + (c**2).sum() / (2 * SHARP**2) + rate / USUAL - np.log(rate)
-        slope_q = (1 - rate) - rate / (classes - 1)
+        slope_q = (1 - r) - r / (classes - 1)
         slope_c = ((slope_q * q / given) * (own - (p * logs).sum(axis=2))).sum(axis=1)
-        slope_rate = (((other - q) / given).sum() - 1 / USUAL + 1 / rate) * rate * (1 - rate / MOST)
+        gained = ((other - q) / given)[unsure].sum()
+        slope_rate = (gained - 1 / USUAL + 1 / rate) * rate * (1 - rate / MOST)
         return float(value), np.r_[(c / SHARP**2 - slope_c) * c, -slope_rate]
 
     start = np.r_[np.full(len(logs), np.log(0.5)), np.log(0.05 / (MOST - 0.05))]
@@ -151,9 +204,9 @@ def doubt_labels(
         loss, start, jac=True, method="L-BFGS-B", bounds=[(-6, 3)] * len(logs) + [(-12, 12)]
     )
     _, p, rate = parts(found.x)
-    q = p[np.arange(len(y)), y]
+    q = p[np.arange(len(y)), y][unsure]
     other = rate * (1 - q) / (classes - 1)
-    return Doubt(other / (other + (1 - rate) * q), p.argmax(axis=1), rate)
+    return Doubt(other / (other + (1 - rate) * q), p.argmax(axis=1)[unsure], rate)
 
 
 def _members(

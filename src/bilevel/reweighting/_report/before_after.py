@@ -182,16 +182,19 @@ def _who_gains(kind: str, table: list[dict[str, Any]]) -> str | None:
     judged = [t for t in table if t["change"] is not None]
     if not judged:
         return None
-    counts = {}
+    counts = []
     for change in ("gains", "loses"):
         names = [t["name"] for t in judged if t["change"] == change]
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        counts[change] = f"{len(names)} clearly {change[:-1]}" + (f" ({some})" if names else "")
+        counts.append(f"{len(names)} clearly {change[:-1] if len(names) != 1 else change} ({some})")
+        counts[-1] = counts[-1] if names else ""
     left = len(table) - len(judged)
     few = f" (not counting {left} with too few hold-out rows for an interval)" if left else ""
+    moved = " and ".join(count for count in counts if count) or "none clearly gains or loses"
+    others = "the other changes" if any(counts) else "every change"
     return (
-        f"Of {len(judged)} {kind}{few}, {counts['gains']} and {counts['loses']}; chance could explain "
-        f"the other changes. Marks hold for all {len(table)} {kind} at once, an interval for one."
+        f'Of {len(judged)} {kind}{few}, {moved}; chance could explain {others}. "Gains" and '
+        f'"loses" hold for all {len(table)} {kind} at once; each interval holds for itself.'
     )
 
 
@@ -246,7 +249,7 @@ def _calibration(fits: Fits) -> dict[str, Any] | None:
     losses: dict[str, list[np.ndarray]] = {}
     said, seen = [], []
     if fits.classes is None:
-        what = "the mean target where a target is predicted"
+        what = "the mean target, by the predicted one"
         for fit in fits.both:
             said.append(np.asarray(fit.responses["predict"], float))
             seen.append(np.asarray(fits.y, float))
@@ -257,9 +260,9 @@ def _calibration(fits: Fits) -> dict[str, Any] | None:
         place = np.searchsorted(fits.classes, fits.y)
         two = len(fits.classes) == 2
         what = (
-            f"the share of class {fits.classes[1]} where a probability of it is said"
+            f"the share of class {fits.classes[1]}, by the probability that the model gives it"
             if two
-            else "the share of right labels where a probability of the predicted one is said"
+            else "the share of right predictions, by the probability that the model gives them"
         )
         for fit in fits.both:
             p = np.asarray(fit.responses["predict_proba"], float)

@@ -98,7 +98,7 @@ def change_of_each(kind: str, table: list[dict[str, Any]], score: str) -> Chart 
 
 
 def calibration(found: dict[str, Any] | None) -> Chart | None:
-    """What is said against what is so, before and after."""
+    """What is predicted against what is observed, before and after."""
     if found is None:
         return None
     rows = [{"fit": fit} | line for fit in ("before", "after") for line in found[fit]]
@@ -110,10 +110,17 @@ def calibration(found: dict[str, Any] | None) -> Chart | None:
         legend=alt.Legend(symbolType="circle", symbolOpacity=1),
     )
     shown = tips(
-        fit="Fit", said=".3f|Said", seen=".3f|So", low=".3f|From", high=".3f|To", rows=",d|Rows"
+        fit="Fit",
+        said=".3f|Predicted",
+        seen=".3f|Observed",
+        low=".3f|From",
+        high=".3f|To",
+        rows=",d|Rows",
     )
-    x = axis_x("said", "said", domain=ends, nice=True)
-    low, y = (axis_y(name, "so", domain=ends, nice=True, zero=False) for name in ("low", "seen"))
+    x = axis_x("said", "predicted", domain=ends, nice=True)
+    low, y = (
+        axis_y(name, "observed", domain=ends, nice=True, zero=False) for name in ("low", "seen")
+    )
     base = alt.Chart(height=280).encode(x=x, color=colour, tooltip=shown)
     chart = alt.layer(
         alt.Chart(alt.Data(values=[{"said": end, "seen": end} for end in ends]))
@@ -123,7 +130,7 @@ def calibration(found: dict[str, Any] | None) -> Chart | None:
         base.mark_line(strokeWidth=1.5, opacity=0.6).encode(y=y),
         base.mark_point().encode(y=y),
     )
-    words = "; ".join(f"{r['fit']}, said {r['said']:.2f}: {r['seen']:.2f}" for r in rows)
+    words = "; ".join(f"{r['fit']}, predicted {r['said']:.2f}: {r['seen']:.2f}" for r in rows)
     return make_chart("calibration", "Calibration before and after", words, rows, chart)
 
 

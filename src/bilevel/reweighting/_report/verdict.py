@@ -171,7 +171,8 @@ def _what_to_use(found: dict[str, Any], noise: dict[str, Any] | None) -> str:
     if worse:
         return f'use "{against}": it is better'
     simpler = {"filter": "the filter", "uniform": "equal weights"}.get(str(against), f'"{against}"')
-    return f"either the weights or {simpler}: {simpler} is simpler"
+    verb = "are" if simpler == "equal weights" else "is"
+    return f"either the weights or {simpler}: {simpler} {verb} simpler"
 
 
 def _what_to_collect(rows: Rows, noise: dict[str, Any] | None, holdout_rows: int | None) -> str:
