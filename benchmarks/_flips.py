@@ -34,26 +34,17 @@ class Flagged(NamedTuple):
 
 def of_audit(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> Flagged:
     """Without trusted rows."""
-    return _audited({"train": (X, y)}, seed)
-
-
-def of_audit_trusted(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> Flagged:
-    """With them."""
-    return _audited({"train": (X, y), "trusted": trusted}, seed)
-
-
-def _audited(tables: dict[str, Any], seed: int) -> Flagged:
-    flagged = np.zeros(len(tables["train"][1]), bool)
-    for finding in audit(*(part for pair in tables.values() for part in pair), seed=seed).findings:
+    flagged = np.zeros(len(y), bool)
+    for finding in audit(X, y, seed=seed).findings:
         if finding.check == "labels/wrong":
             flagged[list(finding.ids)] = True
     return Flagged(flagged)
 
 
-def rank(tables: dict[str, Any], seed: int) -> np.ndarray:
+def rank(X: pd.DataFrame, y: np.ndarray, seed: int) -> np.ndarray:
     """All rows by the probabilities from which `audit` takes its list."""
-    judged = judge_labels(make_view(tables, "classification", None, None, seed), ())
-    wrong = np.zeros(len(tables["train"][1]))
+    judged = judge_labels(make_view({"train": (X, y)}, "classification", None, None, seed), ())
+    wrong = np.zeros(len(y))
     if judged is not None:
         wrong[judged.rows] = judged.doubt.wrong
     return np.argsort(-wrong, kind="stable")
@@ -81,7 +72,6 @@ def of_tabaudit(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> Flag
 PEER = "tabaudit"
 PROGRAMS: dict[str, Callable[..., Flagged | None]] = {
     "audit, no trusted rows": of_audit,
-    "audit, trusted rows": of_audit_trusted,
     "weigh, trusted rows": of_weigh,
     PEER: of_tabaudit,
 }
@@ -117,9 +107,8 @@ def flips(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> list[dict[
             "asked": asked,
         }
         orders = [found.order, clean.order]
-        if program.startswith("audit"):
-            beside = {"trusted": trusted} if program == "audit, trusted rows" else {}
-            orders = [rank({"train": (X, labels)} | beside, seed) for labels in (given, y)]
+        if run is of_audit:
+            orders = [rank(X, labels, seed) for labels in (given, y)]
         if orders[0] is not None and orders[1] is not None:
             line["new at asked"] = _as_many(orders[0], orders[1], wrong, asked)
         lines.append(line)

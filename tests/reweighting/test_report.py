@@ -428,9 +428,10 @@ def test_a_regression_page():
         LinearRegression(), X, y, X_trusted, y_trusted, made_result(np.ones(50))
     )
     assert faults(found) == []
-    page = Page(Report(found).to_html())
-    said = "This is a regression without groups, so there is nothing to divide the rows by."
-    assert said in page.text
+    html = Report(found).to_html()
+    page = Page(html)
+    assert "#effects" not in html  # neither classes nor groups: no section, and no way to it
+    assert 'id="effects"' not in html
     assert "R2 without some rows" in page.text
     assert f"0 {_show(y[0], '.4g')}" in page.text
 

@@ -34,7 +34,7 @@ CHECKS = {
     "labels/spelling": "Each label has one spelling.",
     "labels/kinds": "Labels are of one kind: text, numbers, or true and false.",
     "labels/classes": "There are two classes or more, and every table has each of them.",
-    "labels/wrong": "No label is contradicted by the other rows.",
+    "labels/wrong": "Without trusted rows: no label is contradicted by the other rows.",
     "leak/rows": "No row stands in two tables.",
     "leak/ids": "No id stands in two tables.",
     "leak/entity": "No person, device or document (--entity) has rows in two tables.",

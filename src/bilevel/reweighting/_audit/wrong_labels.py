@@ -1,4 +1,4 @@
-"""Labels that the other rows contradict: what models of all rows say of wrong labels."""
+"""Labels that the other rows contradict: what can be said of wrong labels without trusted rows."""
 
 import warnings
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
@@ -60,11 +60,12 @@ class Judged(NamedTuple):
 
 
 def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
-    """Training labels that the other training rows, and the trusted rows, contradict.
+    """Training labels that the other training rows contradict, where there are no trusted rows.
 
-    `left_out`: columns that give the label away, name the rows or number them.
+    See `doubt_labels`. `left_out`: columns that give the label away, name the rows or number them.
+    With trusted rows nothing is done here: `learn_weights` then judges the labels by these.
     """
-    judged = judge_labels(view, left_out)
+    judged = None if "trusted" in view.tables else judge_labels(view, left_out)
     if judged is None:
         return []
     title, table = "labels that the other rows contradict", view.tables["train"]
@@ -77,17 +78,11 @@ def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
         return [Finding("ok", title, f"none; {said}.")]
     ids, first = tuple(table.ids[known[order]]), int(order[0])
     given, other = (judged.names[code] for code in (judged.given[first], found.suggested[first]))
-    trusted = "trusted" in view.tables
-    models = (
-        "Models of the other rows and of the trusted ones"
-        if trusted
-        else "Models of the other rows"
-    )
-    advice = "" if trusted else "; with 50 to 200 verified ones `bilevel weigh` tells more"
     detail = (
         f"{counted(ids, 'row')}, the most certain first: {listed(ids)}; {said}. The first is labelled "
-        f"{listed([given])}, and rows like it {listed([other])}. {models} say so, "
-        f"which can be wrong where rows are rare. Verify these rows{advice}."
+        f"{listed([given])}, and rows like it {listed([other])}. Models of the other rows say so, "
+        "which can be wrong where rows are rare. Verify these rows; with 50 to 200 verified ones "
+        "`bilevel weigh` tells more."
     )
     return [Finding("warning", title, detail, ids)]
 
@@ -95,45 +90,32 @@ def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
 def judge_labels(view: View, left_out: Collection[Any]) -> Judged | None:
     """See `doubt_labels`; None for numbers, fewer than 50 rows or 2 classes, and without columns.
 
-    At most 10000 rows of each table are taken, and classes of 5 rows or more.
+    At most 10000 training rows are taken, of classes of 5 rows or more.
     """
     if view.regression:
         return None
-    names = [name for name in ("train", "trusted") if name in view.tables]
-    labels = pd.concat([view.labels[name] for name in names], ignore_index=True)
-    of_train = np.arange(len(labels)) < len(view.labels["train"])
+    table, labels = view.tables["train"], view.labels["train"].reset_index(drop=True)
     count: Any = labels.value_counts()
-    usual = labels.isin(count[count >= FEW].index).to_numpy()
-    parts = [np.flatnonzero(usual & inside) for inside in (of_train, ~of_train)]
-    drawn = [np.sort(view.rng.permutation(part)[:CAP]) for part in parts]
-    known = drawn[0]
-    codes, classes = pd.factorize(labels.to_numpy(dtype=object)[np.concatenate(drawn)])
-    if len(known) < FEWEST or len(classes) < 2:
+    known = np.flatnonzero(labels.isin(count[count >= FEW].index))
+    known = np.sort(view.rng.permutation(known)[:CAP])
+    codes, names = pd.factorize(labels.to_numpy(dtype=object)[known])
+    if len(known) < FEWEST or len(names) < 2:
         return None
-    first = view.tables["train"]
-    kept = [j for j, name in enumerate(first.number_names) if name not in left_out]
-    texts = [j for j, name in enumerate(first.text_names) if name not in left_out]
-    places = (known, drawn[1] - len(view.labels["train"]))
-    some = []
-    for name, rows in zip(names, places, strict=False):
-        table = view.tables[name].take(rows)
-        some.append(
-            table._replace(
-                numbers=table.numbers[:, kept],
-                codes=table.codes[:, texts],
-                number_names=[table.number_names[j] for j in kept],
-                text_names=[table.text_names[j] for j in texts],
-            )
-        )
-    x = np.concatenate(as_matrix(some, view.rng))
+    some = table.take(known)
+    kept = [j for j, name in enumerate(some.number_names) if name not in left_out]
+    texts = [j for j, name in enumerate(some.text_names) if name not in left_out]
+    some = some._replace(
+        numbers=some.numbers[:, kept],
+        codes=some.codes[:, texts],
+        number_names=[some.number_names[j] for j in kept],
+        text_names=[some.text_names[j] for j in texts],
+    )
+    x = as_matrix([some], view.rng)[0]
     if x.shape[1] == 0:
         return None
-    numbers = np.concatenate([t.numbers for t in some])
-    cells = np.concatenate([t.codes for t in some])
-    plain = np.hstack([np.clip(np.nan_to_num(numbers, nan=-1e30), -1e30, 1e30), cells])
-    right = np.arange(len(codes)) >= len(known)
-    found = doubt_labels(x, plain, codes, int(view.rng.integers(2**31)), right)
-    return Judged(known, found, codes[: len(known)], np.asarray(classes, dtype=object))
+    plain = np.hstack([np.clip(np.nan_to_num(some.numbers, nan=-1e30), -1e30, 1e30), some.codes])
+    found = doubt_labels(x, plain, codes, int(view.rng.integers(2**31)))
+    return Judged(known, found, codes, np.asarray(names, dtype=object))
 
 
 def doubt_labels(
@@ -141,7 +123,6 @@ def doubt_labels(
     plain: Float[np.ndarray, "rows cells"],
     y: Int[np.ndarray, " rows"],
     seed: int,
-    right: Bool[np.ndarray, " rows"] | None = None,
 ) -> Doubt:
     """How probable it is that each label is wrong, by models that have not seen it.
 
@@ -159,16 +140,13 @@ def doubt_labels(
 
         r (1 - p_i(y_i)) / (K - 1) / P(y_i)
 
-    Errors that are concentrated on rows that are hard to tell apart are counted too low. Of rows whose
-    labels are known to be right, r is 0: they teach the members and the pool, and are not judged.
+    Errors that are concentrated on rows that are hard to tell apart are counted too low.
 
     Args:
         x: columns for a linear model, scaled.
         plain: columns for trees.
         y: the labels as codes 0 to K - 1, each of them 5 times or more.
         seed: of the trees and folds.
-        right: rows whose labels are right; they stand after all others, and the answer has none of
-            them.
 
     Source: the noise model is that of Natarajan, Dhillon, Ravikumar and Tewari (2013), "Learning with
     noisy labels" [natarajan2013][], with one rate for all classes; the pool is ours.
@@ -179,7 +157,6 @@ def doubt_labels(
     outputs = [np.log((1 - FLOOR) * p + FLOOR / classes) for p in _members(x, plain, y, seed)]
     logs = np.stack(outputs)
     own = logs[:, np.arange(len(y)), y]
-    unsure = np.ones(len(y), bool) if right is None else ~right
 
     def parts(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         c, rate = np.exp(theta[:-1]), MOST * float(expit(theta[-1]))
@@ -190,13 +167,11 @@ def doubt_labels(
         c, p, rate = parts(theta)
         q = p[np.arange(len(y)), y]
         other = (1 - q) / (classes - 1)
-        r = np.where(unsure, rate, 0.0)
-        given = (1 - r) * q + r * other
+        given = (1 - rate) * q + rate * other
         value = -np.log(given).sum() + (c**2).sum() / (2 * SHARP**2) + rate / USUAL - np.log(rate)
-        slope_q = (1 - r) - r / (classes - 1)
+        slope_q = (1 - rate) - rate / (classes - 1)
         slope_c = ((slope_q * q / given) * (own - (p * logs).sum(axis=2))).sum(axis=1)
-        gained = ((other - q) / given)[unsure].sum()
-        slope_rate = (gained - 1 / USUAL + 1 / rate) * rate * (1 - rate / MOST)
+        slope_rate = (((other - q) / given).sum() - 1 / USUAL + 1 / rate) * rate * (1 - rate / MOST)
         return float(value), np.r_[(c / SHARP**2 - slope_c) * c, -slope_rate]
 
     start = np.r_[np.full(len(logs), np.log(0.5)), np.log(0.05 / (MOST - 0.05))]
@@ -204,9 +179,9 @@ def doubt_labels(
         loss, start, jac=True, method="L-BFGS-B", bounds=[(-6, 3)] * len(logs) + [(-12, 12)]
     )
     _, p, rate = parts(found.x)
-    q = p[np.arange(len(y)), y][unsure]
+    q = p[np.arange(len(y)), y]
     other = rate * (1 - q) / (classes - 1)
-    return Doubt(other / (other + (1 - rate) * q), p.argmax(axis=1)[unsure], rate)
+    return Doubt(other / (other + (1 - rate) * q), p.argmax(axis=1), rate)
 
 
 def _members(
