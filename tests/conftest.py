@@ -88,10 +88,10 @@ def small_forests(request):
     if request.path.parent.name not in {"reweighting", "cli"}:
         yield
         return
-    from bilevel.reweighting._weights import calibration, candidates, noise
+    from bilevel.reweighting._weights import calibration, joining, noise
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "TREES", candidates.TREES // 4)
+        patch.setattr(joining, "TREES", joining.TREES // 4)
         if request.path.stem != "test_noise":
             fewer = calibration.DRAWS // 4
             patch.setattr(calibration, "DRAWS", fewer)

@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import minmax_scale
 
 from bilevel.reweighting import _learn, learn_weights
-from bilevel.reweighting._weights import candidates, label_models
+from bilevel.reweighting._weights import candidates, joining, label_models
 from bilevel.reweighting._weights.folds import make_folds
 
 
@@ -31,7 +31,7 @@ def test_every_member_says_probabilities_of_every_row_that_it_judges(times, monk
         return found[-1]
 
     monkeypatch.setattr(_learn, "search", spy)
-    monkeypatch.setattr(candidates, "FOREST_JOINS", np.inf)
+    monkeypatch.setattr(joining, "FOREST_JOINS", np.inf)
     X, y = rings(260)
     when = np.arange(260) if times else None
     given = np.where(np.arange(260) % 10 == 0, 1 - y, y)
@@ -61,8 +61,8 @@ def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fi
         return fit(self, *weights)
 
     monkeypatch.setattr(label_models.LabelModel, "fit", spy)
-    monkeypatch.setattr(candidates, "FOREST_JOINS", joins)
-    monkeypatch.setattr(candidates, "TREES", 5)
+    monkeypatch.setattr(joining, "FOREST_JOINS", joins)
+    monkeypatch.setattr(joining, "TREES", 5)
     X, y = rings(150)
     learn_weights(X[:100], y[:100], X[100:], y[100:], task="classification")
     assert fitted.count("forest") == fits

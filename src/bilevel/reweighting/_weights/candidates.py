@@ -1,7 +1,6 @@
 """The candidates: weights that are judged on the trusted rows that each has not seen."""
 
 import dataclasses
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +13,8 @@ from .._inputs.probabilities import Probabilities
 from .._inputs.row_facts import RowFacts
 from .annotators import AnnotatedPool, Annotations
 from .baselines import SIMPLEST
-from .flexible_models import (
-    FEWER_TREES,
-    TREES,
-    forest_label_models,
-    kernel_label_models,
-)
 from .folds import FOLDS, JUDGES, Folds, make_folds
+from .joining import join, offers_of, spoken_for
 from .label_models import (
     LabelModel,
     Member,
@@ -37,13 +31,12 @@ from .label_models import (
 from .labels import Classes
 from .metric import Metric, Scoring
 from .noise import Noise
-from .pool import ClassPool, fit_pool
+from .pool import fit_pool
 from .row_weights import effective_rows, entropy_of_rows
 from .scorer import RowScorer
 from .shares import at_effective_size, density_ratio, mean_by_group
 from .suspects import Pool, judge_labels, noise_of
 
-KERNEL_JOINS, FOREST_JOINS = 1.0, 4.0  # standard errors by which they must lower the pool's loss
 SOFT = "weights"  # the probability that a label is right
 HARD = "clean rows"  # without the rows that are flagged
 
@@ -139,8 +132,8 @@ def search(
     """Fit the label models, pool them, make candidates of what they say, and judge these.
 
     First round: each label model (the linear one, and the user's own kind if there is one) out of
-    fold on all training rows, and on the trusted rows alone; forests and kernel models likewise, where
-    they help the pool (`_are_worth_it`); the pool; the candidates, which are
+    fold on all training rows, and on the trusted rows alone; forests, kernel models and boosted trees,
+    where they help the pool (`join`); the pool; the candidates, which are
     judged on each fold of the trusted rows by models that have not seen it. Second round: models of
     the rows weighted by the first pool's probabilities join the pool, whose probabilities are the
     weights in the end.
@@ -170,19 +163,11 @@ def search(
 
     members = [fit(kind) for kind in kinds for fit in (cross_fitted, trusted_only)]
     of_all, of_trusted = members[-2:]  # the judge's
-    members = _spoken_for(folds, members)
+    members = spoken_for(folds, members)
     members += [] if probabilities is None else [from_outside(probabilities)]
     trees = judge is not linear and takes_gaps(estimator)
-    number = FEWER_TREES if trees else TREES
-    kernels = kernel_label_models(folds, features, features_trusted)
-    forests = forest_label_models(folds, features, features_trusted, number)
-    for of_each, plain in ((forests, FOREST_JOINS), (kernels, KERNEL_JOINS)):
-        if of_each is None or annotations is not None:
-            continue
-        more = [cross_fitted(of_each[0]), trusted_only(of_each[1])]
-        always = trees and of_each is forests
-        if always or _are_worth_it(folds, members, more, plain):
-            members += _spoken_for(folds, [member.without_models() for member in more])
+    offers = offers_of(folds, features, features_trusted, trees=trees)
+    members, flexible = join(folds, members, [] if annotations is not None else offers)
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack(
         [pools[k].right([member.train[k] for member in members], y) for k in range(JUDGES)]
@@ -242,9 +227,9 @@ def search(
         second_round(kind, weights, fits)
         for kind, weights, fits in zip(kinds, seconds, weighing, strict=True)
     ]
-    if kernels is not None and any(member.kind is kernels[0] for member in members):
-        judging = judging_fits(kernels[0], right, 1.0) if folds.forward else []
-        members.append(second_round(kernels[0], right, judging).without_models())
+    for kind in flexible:
+        judging = judging_fits(kind, right, 1.0) if folds.forward else []
+        members.append(second_round(kind, right, judging).without_models())
     pool = _pool(folds, members, verified, annotations, FOLDS)
     of_last = [member.train[FOLDS] for member in members]
     last = pool.right(of_last, y)
@@ -316,51 +301,6 @@ def _pool(
     )
 
 
-def _spoken_for(folds: Folds, members: list[Member]) -> list[Member]:
-    """The members, where each of trusted rows alone follows the one of all rows of the same kind.
-
-    Of a row whose class no trusted row has, models of the trusted rows alone know nothing. There the
-    model of all rows speaks in their place.
-    """
-    strange = np.flatnonzero(folds.unjudged)
-    if not len(strange):
-        return members
-    spoken = [members[0]]
-    for before, member in itertools.pairwise(members):
-        train = [outputs.copy() for outputs in member.train] if member.alone else member.train
-        for outputs, known in zip(train, before.train, strict=True):
-            if member.alone:
-                outputs[strange] = known[strange]
-        spoken.append(dataclasses.replace(member, train=train))
-    return spoken
-
-
-def _are_worth_it(
-    folds: Folds,
-    members: list[Member],
-    more: list[Member],
-    plain: float,
-) -> bool:
-    """Whether the pool's loss on the trusted rows falls by `plain` standard errors if they join it.
-
-    A pool that follows few trusted rows gives every member some weight. Where linear models suffice,
-    trees lower its loss a little and learn more of the noise: real label errors are then ranked
-    worse. Where they do not suffice, nobody doubts it. What they say of the training rows is not
-    asked for.
-    """
-    rows = np.flatnonzero(folds.known(FOLDS))
-    known = folds.y_trusted[rows], folds.weight_trusted[rows]
-
-    def losses(pooled: list[Member]) -> np.ndarray:
-        trusted = [member.trusted[FOLDS] for member in pooled]
-        of_known = np.stack([outputs[rows] for outputs in trusted])
-        pool = ClassPool.without_noise(folds.kind.number, of_known, *known)
-        return folds.judge(pool.outputs(trusted))[0]
-
-    gain = losses(members) - losses([*members, *more])
-    return bool(gain.mean() > plain * standard_error(gain))
-
-
 def _round(folds: Folds, pool: Pool, members: list[Member], right: np.ndarray) -> dict[str, float]:
     """What a round has come to."""
     outputs = pool.outputs([member.trusted[FOLDS] for member in members])
@@ -383,7 +323,3 @@ def judge_candidate(
     """Losses and score of the trusted rows, each by a model fitted without its fold."""
     models = judging_fits(model, candidate.weights, candidate.trusted)
     return model.folds.judge(on_held_out(model, models))
-
-
-def standard_error(difference: Float[np.ndarray, " m"]) -> float:
-    return float(difference.std(ddof=1) / np.sqrt(len(difference)))

@@ -5,9 +5,10 @@ import pandas as pd
 
 from .._inputs.prepare import Prepared
 from .baselines import SIMPLEST
-from .candidates import SOFT, Search, judge_candidate, standard_error
+from .candidates import SOFT, Search, judge_candidate
 from .diagnostics import check_choice
 from .folds import FOLDS
+from .joining import standard_error
 from .opinions import Opinions
 from .result import CrossValidatedWeights, Learned
 from .row_weights import effective_rows, entropy_of_rows

@@ -1,9 +1,9 @@
-"""Label models that see what a linear one cannot: forests, and a linear model on kernel features."""
+"""Label models that see what a linear one cannot: forests, boosted trees, kernel features."""
 
 from typing import Any
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
@@ -18,6 +18,8 @@ from .labels import Classes
 TREES, FEWER_TREES = 100, 50  # of the forest; and beside trees of the user's
 FOREST_ROWS = 5000  # that a tree is grown on
 LEAF = 1.5  # rows that a leaf must exceed
+FEWEST, BINS = 200, 64  # training rows that boosted trees learn from; bins of their columns
+ROUNDS, LEAVES = 40, 8  # of boosting; of a tree
 LANDMARKS, SAMPLE = 150, 500  # of the kernel features; rows whose distances say how wide it is
 NARROW, INVERSE_PENALTY = 0.6, 3.0  # times the inverse of the median squared distance; `C`
 
@@ -55,10 +57,34 @@ def forest_label_models(
     return of_all, of_trusted
 
 
-def kernel_label_models(
-    folds: Folds, X: np.ndarray, X_trusted: np.ndarray
-) -> tuple[LabelModel, LabelModel] | None:
-    """Softmax on features of a Gaussian kernel, for all rows and for the trusted ones.
+def boosted_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> LabelModel | None:
+    """Gradient-boosted trees, for all rows; None for many classes and for few rows.
+
+    A leaf holds 20 rows: the trusted rows alone teach them nothing. They get the ranks of the numbers
+    among at most 63 quantiles, in which they would look for splits anyway; of numbers, scikit-learn
+    looks for quantiles in each fit, which with weights takes longer than the fit.
+    """
+    kind = folds.kind
+    if not isinstance(kind, Classes) or kind.number > MANY_CLASSES or len(folds.sub) < FEWEST:
+        return None
+    trees = HistGradientBoostingClassifier(
+        max_iter=ROUNDS,
+        max_leaf_nodes=LEAVES,
+        early_stopping=False,  # pyright: ignore[reportArgumentType]
+        random_state=0,
+    )
+    bounds = [np.unique(np.quantile(x, np.arange(1, BINS) / BINS)) for x in X[folds.sub].T]
+    ranks, ranks_trusted = (
+        np.stack([np.searchsorted(*pair) for pair in zip(bounds, x.T, strict=True)], axis=1)
+        for x in (X, X_trusted)
+    )
+    y = folds.y, folds.y_trusted
+    classes = np.arange(kind.number)
+    return LabelModel("boosted trees", trees, ranks, ranks_trusted, *y, folds, classes)
+
+
+def kernel_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> LabelModel | None:
+    """Softmax on features of a Gaussian kernel, for all rows and for the trusted ones alone.
 
         k(x, x') = exp(-0.6 |x - x'|^2 / median)
 
@@ -86,5 +112,4 @@ def kernel_label_models(
     softmax = LogisticRegression(C=INVERSE_PENALTY, tol=tolerance(folds.y, number))
     estimator = make_pipeline(FrozenEstimator(features), softmax)
     y = folds.y, folds.y_trusted
-    model = LabelModel("kernel", estimator, X, X_trusted, *y, folds, np.arange(number))
-    return model, model
+    return LabelModel("kernel", estimator, X, X_trusted, *y, folds, np.arange(number))
