@@ -1,4 +1,4 @@
-"""Label models: forests, kernel models, and how far linear ones are fitted."""
+"""Label models: forests, boosted trees, kernel models, and how far linear ones are fitted."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from scipy.special import logsumexp
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import minmax_scale
 
 from bilevel.reweighting import _learn, learn_weights
@@ -66,6 +66,58 @@ def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fi
     X, y = rings(150)
     learn_weights(X[:100], y[:100], X[100:], y[100:], task="classification")
     assert fitted.count("forest") == fits
+
+
+def test_boosted_trees_find_wrong_labels_that_nobody_else_finds(monkeypatch):
+    """Two of twelve columns decide, by their signs together; the noise of ten blinds the others."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(600, 12))
+    y = ((X[:, 0] > 0) ^ (X[:, 1] > 0)).astype(int)
+    wrong = rng.random(450) < 0.1
+    rows = X[:450], np.where(wrong, 1 - y[:450], y[:450]), X[450:], y[450:]
+
+    def area() -> float:
+        return roc_auc_score(~wrong, learn_weights(*rows, task="classification").label_quality)
+
+    assert area() > 0.95
+    monkeypatch.setattr(joining, "BOOSTED_JOINS", np.inf)
+    assert area() < 0.8
+
+
+def test_boosted_trees_see_ranks():
+    """Nothing changes where each column is bent without changing the order of its numbers."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(300, 4)), rng.integers(0, 3, 300)
+    folds = make_folds(y[:240], y[240:], 0)
+    weights = rng.random(240), rng.random(60)
+
+    def outputs(X: np.ndarray) -> np.ndarray:
+        model = joining.boosted_label_model(folds, X[:240], X[240:])
+        assert model is not None
+        return model.on_trusted(model.fit(*weights), np.arange(60))
+
+    np.testing.assert_array_equal(outputs(X), outputs(5.0 + np.sinh(2.0 * X)))
+    assert np.ptp(outputs(X)) > 1
+
+
+def test_who_adds_nothing_to_those_that_join_later_leaves():
+    """The first is a blunt copy of the second, which says nearly all."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 200)
+    folds = make_folds(y[:100], y[100:], 0)
+
+    def member(name: str, sure: float) -> label_models.Member:
+        score = sure * (2 * y - 1) + rng.normal(size=200)
+        both = np.stack([-score, score], axis=1)
+        both = both - np.asarray(logsumexp(both, axis=1, keepdims=True))
+        return label_models.Member(name, None, [both[:100]] * 6, [both[100:]] * 6, [])
+
+    plain, blunt, sharp = member("plain", 0.0), member("blunt", 0.5), member("sharp", 3.0)
+    offers = [joining.Offer([blunt], 1.0), joining.Offer([sharp], 1.0)]
+    for some, names in ((offers[:1], ["plain", "blunt"]), (offers, ["plain", "sharp"])):
+        members, again = joining.join(folds, [plain], some)
+        assert [m.name for m in members] == names
+        assert again == []
 
 
 def test_rows_that_do_not_differ_beside_one_far_away_have_no_kernel():
