@@ -2,12 +2,13 @@
 
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cases import Part, write_small_tables
-from server import MODES, Server
+from server import KILL, MODES, TORN, Server
 
 from bilevel.cli._run_folder import RunFolder, State
 
@@ -57,6 +58,16 @@ class Bench:
             self.clear()
             counts.append(done["calls"])
         (self.calls, self.allocations), self.cpu = counts, done["cpu"]
+
+    def count_warm(self) -> int:
+        """How many calls there are in a process that has run the command before."""
+        counts: list[int] = []
+        for _ in range(2):
+            done = self.server.run(*self.command, folder=self.folder, mode=0, warm=True)
+            assert done["code"] == 0, done["stderr"]
+            self.clear()
+            counts.append(done["calls"])
+        return counts[1]
 
     def results(self) -> dict[str, bytes]:
         """The files that must be equal."""
@@ -132,13 +143,20 @@ def _resume(state: State) -> list[str]:
 
 
 class EveryCall(Part):
-    """Each way to fail, at every call, or at one in so many."""
+    """Each way to fail, at every call, or at one in so many of the methods that are given.
+
+    A process that is killed is a new one. Where calls fail and what was learned is not remembered, the
+    command runs in a process that has run others before it, and has no programs to compile.
+    """
 
     def __init__(self, server: Server, folder: Path, steps: dict[str, int]):
         self.benches = {
-            method: Bench(server, folder / method, options, known=method == "auto")
-            for method, options in METHODS.items()
+            method: Bench(server, folder / method, METHODS[method], known=method == "auto")
+            for method in steps
         }
+        for bench in self.benches.values():
+            if not bench.known:
+                assert bench.calls == bench.count_warm()
         self.steps = steps
         self.goals = {
             f"{method}: {mode}": len(range(0, bench.calls, steps[method]))
@@ -150,7 +168,9 @@ class EveryCall(Part):
         """Fail at one call."""
         method, _, mode = name.partition(": ")
         bench = self.benches[method]
-        return bench.disturb(folder=bench.folder, at=k * self.steps[method], mode=MODES[mode])
+        warm = not bench.known and MODES[mode] not in (KILL, TORN)
+        how = {"folder": bench.folder, "at": k * self.steps[method], "mode": MODES[mode]}
+        return bench.disturb(**how, **({"warm": True} if warm else {}))
 
 
 class RandomMoments(Part):
@@ -196,14 +216,17 @@ class RandomMoments(Part):
 class TooLittleMemory(Part):
     """So many bytes more than the process has at the start, and no more."""
 
-    def __init__(self, server: Server, folder: Path, number: int):
+    def __init__(self, server: Server, folder: Path, number: int, methods: Sequence[str]):
         self.benches = {
             method: Bench(
-                server, folder / f"{method} memory", options, keeps_nothing=method == "auto"
+                server,
+                folder / f"{method} memory",
+                METHODS[method],
+                keeps_nothing=method == "auto",
             )
-            for method, options in METHODS.items()
+            for method in methods
         }
-        self.goals = {f"{method}: memory": max(1, number // len(METHODS)) for method in METHODS}
+        self.goals = {f"{method}: memory": max(1, number // len(METHODS)) for method in methods}
 
     def case(self, name: str, k: int) -> tuple[str, list[str]]:
         """From nothing to what is enough."""
@@ -216,14 +239,17 @@ class TooLittleMemory(Part):
 class OneAllocation(Part):
     """One allocation of memory of `weigh` fails, drawn at random of all that are large."""
 
-    def __init__(self, server: Server, folder: Path, number: int):
+    def __init__(self, server: Server, folder: Path, number: int, methods: Sequence[str]):
         self.benches = {
             method: Bench(
-                server, folder / f"{method} allocations", options, keeps_nothing=method == "auto"
+                server,
+                folder / f"{method} allocations",
+                METHODS[method],
+                keeps_nothing=method == "auto",
             )
-            for method, options in METHODS.items()
+            for method in methods
         }
-        self.goals = {f"{method}: one allocation": number for method in METHODS}
+        self.goals = {f"{method}: one allocation": number for method in methods}
 
     def case(self, name: str, k: int) -> tuple[str, list[str]]:
         """Fail at one of them."""

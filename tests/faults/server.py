@@ -7,8 +7,8 @@ below a folder kills it, or fails. Lines of JSON come in and go out:
      "memory": bytes, "allocation": k, "known": true, "warm": true}
     {"code": 0, "calls": 57, "stderr": "..."}   code is -9 for a child that was killed
 
-With "warm" the command runs in a child that has run others before it, which is ten times as fast; with
-"known" what was learned once is taken from memory.
+With "warm" the command runs in a child that has run others before it, which is ten times as fast, and
+also meets calls that fail; with "known" what was learned once is taken from memory.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,16 @@ class WarmChild:
         self._done += 1
         with tempfile.TemporaryFile("w+") as said:
             socket.send_fds(self._line, [json.dumps(ask).encode()], [said.fileno()])
-            code = None
+            code, calls = None, 0
             with contextlib.suppress(TimeoutError):
                 answer = self._line.recv(64)
-                code = int(answer) if answer else self._end()
+                code, calls = map(int, answer.split()) if answer else (self._end(), 0)
             if code is None:
                 os.kill(self._process, signal.SIGKILL)
                 self._end()
             said.seek(0)
             words = said.read()[-4000:]
-        return {"code": code, "calls": 0, "stderr": words}
+        return {"code": code, "calls": calls, "stderr": words}
 
     def _start(self) -> None:
         if self._process:
@@ -189,10 +190,36 @@ def run_many(line: socket.socket) -> None:
             os._exit(0)
         os.dup2(handles[0], 2)
         os.close(handles[0])
-        sys.argv = ["bilevel", *json.loads(request)["arguments"]]
+        ask = json.loads(request)
+        sys.argv = ["bilevel", *ask["arguments"]]
+        disarm = arm(ask)
         code = run_command()
+        calls = disarm()
         sys.stderr.flush()
-        line.send(str(code).encode())
+        line.send(f"{code} {calls}".encode())
+
+
+def arm(ask: dict[str, Any]) -> Callable[[], int]:
+    """Arm the shim, if it is there; what is returned disarms it, and tells how much it has counted."""
+    if "LD_PRELOAD" not in os.environ or not ("folder" in ask or "allocation" in ask):
+        return lambda: 0
+    shim = ctypes.CDLL(None)
+    shim.arm(
+        ask.get("folder", "/none").encode(),
+        ctypes.c_long(ask.get("at", -1)),
+        ask.get("mode", COUNT),
+    )
+    shim.arm_allocations(ctypes.c_long(ask.get("allocation", -1)), ctypes.c_long(LEAST))
+
+    def disarm() -> int:
+        counted = shim.counted_allocations if "allocation" in ask else shim.counted
+        counted.restype = ctypes.c_long
+        number = counted()
+        shim.arm_allocations(ctypes.c_long(-1), ctypes.c_long(1 << 62))
+        shim.arm(b"/none", ctypes.c_long(-1), -1)
+        return number
+
+    return disarm
 
 
 def run_command() -> int:
@@ -259,27 +286,13 @@ def run(ask: dict[str, Any], said: int, counts: int) -> None:
         from bilevel.cli import _weigh_work
 
         _weigh_work.learn_weights = lambda *_, **__: _known[0]
-    shim = None
-    if "LD_PRELOAD" in os.environ and ("folder" in ask or "allocation" in ask):
-        shim = ctypes.CDLL(None)
-        shim.arm(
-            ask.get("folder", "/none").encode(),
-            ctypes.c_long(ask.get("at", -1)),
-            ask.get("mode", COUNT),
-        )
-        shim.arm_allocations(ctypes.c_long(ask.get("allocation", -1)), ctypes.c_long(LEAST))
+    disarm = arm(ask)
     if "memory" in ask:  # so many bytes more than there are now
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + ask["memory"],) * 2)
     code = run_command()
     with contextlib.suppress(Exception):
-        if shim is not None:
-            counted = shim.counted_allocations if "allocation" in ask else shim.counted
-            counted.restype = ctypes.c_long
-            number = counted()
-            shim.arm_allocations(ctypes.c_long(-1), ctypes.c_long(1 << 62))
-            shim.arm(b"/none", ctypes.c_long(-1), -1)
-            os.write(counts, str(number).encode())
+        os.write(counts, str(disarm()).encode())
         sys.stderr.flush()
     os._exit(code)
 

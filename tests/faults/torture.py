@@ -7,8 +7,8 @@ After each fault the run folder must be in one of the five states, the next comm
 the results must be those of an undisturbed run, bit for bit. The cases of all parts take turns, and
 the counts go to benchmarks/results/reliability.json every few seconds, also when SIGTERM or SIGINT
 ends it: docs/reliability.md is made of them. With `--go-on` it continues from the counts in that file,
-which tell how many cases each day and commit has; several may run beside each other, with other
-`--parts` or `--names`.
+which tell how many cases each day and commit has; with `--anew` it keeps them too, but those of the
+chosen `--parts` and `--names`. Several may run beside each other, with other parts or names.
 A case is told by its part, its name and its number, so that any of them can be repeated:
 `--only "mutated tables" wide.csv 17`.
 """
@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from allocations import Reading  # noqa: E402
 from cases import Part  # noqa: E402
-from disturbed import EveryCall, OneAllocation, RandomMoments, TooLittleMemory  # noqa: E402
+from disturbed import METHODS, EveryCall, OneAllocation, RandomMoments, TooLittleMemory  # noqa: E402
 from hostile_pages import Pages  # noqa: E402
 from long_lives import LongLives  # noqa: E402
 from mutations import Folders, OddTables, Tables  # noqa: E402
@@ -53,12 +53,13 @@ class Counts:
     Args:
         path: the file.
         go_on: whether to add to what it holds.
+        begins_anew: whether the counts of a part and a name begin at nothing all the same.
 
     Raises:
         SystemExit: what it holds was counted with other versions.
     """
 
-    def __init__(self, path: Path, go_on: bool):
+    def __init__(self, path: Path, go_on: bool, begins_anew: Callable[[str, str], bool]):
         self.path, self.written, self.mine = path, time.monotonic(), set[tuple[str, str]]()
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         self.origin = f"{today}, {commit()}"
@@ -76,6 +77,10 @@ class Counts:
             if before["versions"] != self.content["versions"]:
                 sys.exit(f"{path} was counted with {before['versions']}")
             self.content = before | {"date": today}
+            for part in before.keys() - {"date", "versions"}:
+                gone = {name for name in before[part] if begins_anew(part, name)}
+                self.mine |= {(part, name) for name in gone}
+                self.content[part] = {k: v for k, v in before[part].items() if k not in gone}
 
     def number(self, part: str, name: str) -> int:
         """How many cases there are of this name."""
@@ -159,11 +164,20 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", help="by name; all by default")
     parser.add_argument("--names", nargs="+", default=[""], help="of cases, by their beginning")
     parser.add_argument("--go-on", action="store_true", help="add to the counts of the file")
+    parser.add_argument("--anew", action="store_true", help="keep its counts of other cases only")
     parser.add_argument("--only", nargs=3, metavar=("PART", "NAME", "K"), help="repeat one case")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     kills, mutations = (10, 400) if asked.short else (asked.kills, asked.mutations)
-    counts = Counts(asked.out, asked.go_on)
+    beginnings = tuple(asked.names)
+
+    def chosen(part: str, name: str) -> bool:
+        return (not asked.parts or part in asked.parts) and name.startswith(beginnings)
+
+    counts = Counts(
+        asked.out, asked.go_on or asked.anew, lambda *which: asked.anew and chosen(*which)
+    )
+    methods = [m for m in METHODS if any(m.startswith(x.partition(":")[0]) for x in beginnings)]
 
     def stop(number: int, _: FrameType | None) -> None:
         counts.write()
@@ -179,12 +193,13 @@ def main() -> int:
             contextlib.ExitStack() as stack,
         ):
             steps = {"auto": 7, "soba": 20} if asked.short else {"auto": 1, "soba": asked.step}
+            steps = {method: steps[method] for method in methods}
             makers: dict[str, Callable[[], Part]] = {
                 "mutated tables": lambda: Tables(server, folder, mutations * 5 // 16),
                 "odd tables": lambda: OddTables(server, folder, mutations * 2 // 16),
                 "mutated run folders": lambda: Folders(server, folder, mutations * 9 // 16),
                 "at random moments": lambda: RandomMoments(server, folder, kills),
-                "too little memory": lambda: TooLittleMemory(server, folder, kills // 5),
+                "too little memory": lambda: TooLittleMemory(server, folder, kills // 5, methods),
                 "long lives": lambda: LongLives(100 if asked.short else 1000),
             }
             if shim is None:
@@ -192,21 +207,26 @@ def main() -> int:
             else:
                 makers |= {
                     "allocations of the reader": lambda: Reading(shim, folder),
-                    "allocations of weigh": lambda: OneAllocation(server, folder, kills // 5),
+                    "allocations of weigh": lambda: OneAllocation(
+                        server, folder, kills // 5, methods
+                    ),
                     "at every call": lambda: EveryCall(server, folder, steps),
                 }
             if CHROMIUM is None or DRIVER is None:
                 print("no browser, so no pages")
             else:
                 makers["hostile texts in a browser"] = lambda: Pages(folder, stack)
-            chosen = [name for name in makers if not asked.parts or name in asked.parts]
-            parts = {name: makers[name]() for name in chosen}
+            parts = {
+                part: maker()
+                for part, maker in makers.items()
+                if not asked.parts or part in asked.parts
+            }
             print({part: one.goals for part, one in parts.items()}, flush=True)
             if asked.only:
                 print(parts[asked.only[0]].case(asked.only[1], int(asked.only[2])))
                 return 0
             until = time.monotonic() + 60 * asked.minutes
-            take_turns(parts, counts, until, tuple(asked.names))
+            take_turns(parts, counts, until, beginnings)
     counts.write()
     return int(counts.wrong > 0)
 
