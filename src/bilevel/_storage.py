@@ -22,7 +22,7 @@ from typing import IO, Any, BinaryIO
 
 CHECKPOINT_KIND = "bilevel checkpoint, version 2"  # the first line of such a file
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-_UNFINISHED = re.compile(r"\.bilevel-([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.partial")
+_UNFINISHED = re.compile(r"\.bilevel-([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(partial|told)")
 _POSIX = os.name == "posix"
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_NOFOLLOW | os.O_CLOEXEC if _POSIX else 0)
 _looked_into: set[str] = set()  # folders whose leftovers this process has removed
@@ -70,9 +70,10 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_own(folder: Path, content: bytes) -> Path:
     """A file for other processes of this user, which they read by `read_own`.
 
-    It has the name of an unfinished one, so that it does not outlive the run.
+    It goes like an unfinished one, so that it does not outlive the run; but no file that holds what
+    somebody else has written, as tables do, is ever called so.
     """
-    path = folder / _new_name()
+    path = folder / _new_name("told")
     with os.fdopen(os.open(path, _CREATE, 0o600), "w+b") as file:
         file.write(content)
         flush(file)
@@ -91,12 +92,14 @@ def read_own(path: Path, seconds: float) -> bytes:
         DamagedFileError: it has another name than those of `write_own`, is no file of this user's, or
             others may write to it.
     """
-    if not is_unfinished(path.name):
+    if not (is_unfinished(path.name) and path.name.endswith(".told")):
         raise DamagedFileError(f"{path} has the name of another file")
     until = time.monotonic() + seconds
+    # Not blocking: a pipe may have been put there.
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK if _POSIX else 0
     while True:
         try:
-            handle = os.open(path, os.O_RDONLY | (os.O_NOFOLLOW | os.O_CLOEXEC if _POSIX else 0))
+            handle = os.open(path, os.O_RDONLY | flags)
             break
         except FileNotFoundError:
             if time.monotonic() > until:
@@ -173,7 +176,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether it is the name of a file that some process was writing."""
+    """Whether it is the name of a file that some process was writing, or of one for others."""
     return _UNFINISHED.fullmatch(name) is not None
 
 
@@ -269,8 +272,8 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _new_name() -> str:
-    return f".bilevel-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+def _new_name(end: str = "partial") -> str:
+    return f".bilevel-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.{end}"
 
 
 @contextlib.contextmanager

@@ -164,3 +164,32 @@ def test_rows_that_contradict_each_other_are_only_proposed(tables):
     assert check[["id", "given_label"]].to_numpy().tolist() == [["r11", "no"], ["r12", "yes"]]
     fixed = pd.read_csv(tables / "fixed" / "train.csv").set_index("row")["y"]
     assert fixed[["r11", "r12"]].tolist() == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ('"a\nb";w;y;id\n', "{i};{text};{y};r{i}\n"),
+        ("a,w,y,id\n", "{i},{text},{y},r{i}\n".replace("{i},", "{i}" + "0" * 140_000 + ",", 1)),
+        ("a,,y,id\n", "{i},{text},{y},r{i}\n"),
+    ],
+    ids=["a header of two lines", "a long cell", "a column without a name"],
+)
+def test_csv_files_that_are_odd_and_legal_are_mended(tmp_path, header, line):
+    """Each was once a traceback, where there was something to mend."""
+    names, lines = ["train", "trusted", "holdout"], {}
+    for k, name in enumerate(names):
+        rows = range(100 * k, 100 * k + 12)
+        lines[name] = [
+            line.format(i=i, text="b\u200bc" if i == 3 else f"d{i}", y="yn"[i % 2]) for i in rows
+        ]
+        (tmp_path / f"{name}.csv").write_text(header + "".join(lines[name]), encoding="utf-8")
+    paths = [tmp_path / f"{name}.csv" for name in names]
+    said = bilevel(
+        *("fix", paths[0], "--trusted", paths[1], "--holdout", paths[2]),
+        *("--label", "y", "--id", "id", "--out", tmp_path / "fixed"),
+    )
+    assert said.code == 0, said.stderr
+    for name in names:
+        mended = (header + "".join(lines[name])).replace("b\u200bc", "bc")
+        assert (tmp_path / "fixed" / f"{name}.csv").read_text(encoding="utf-8") == mended

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from bilevel._reading.formats import read_rows
 from bilevel.cli import _large
 from bilevel.cli._judged import share
 from bilevel.reweighting._inputs import parts
@@ -286,18 +287,15 @@ def test_a_process_reads_the_groups_of_rows_of_its_share(files, monkeypatch):
 @pytest.mark.skipif(
     int(pa.__version__.split(".")[0]) < 23, reason="pyarrow reads a whole row group"
 )
-def test_no_row_group_is_read_as_a_whole(tmp_path, monkeypatch):
+def test_no_row_group_is_read_as_a_whole(tmp_path):
     """While one large row group is read, a part of it is in memory."""
     rng = np.random.default_rng(0)
     columns = {f"c{i}": rng.normal(size=200_000) for i in range(20)}  # 32 MB
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "t.parquet", use_dictionary=False)
-    table = open_table(tmp_path / "t.parquet")
-    monkeypatch.setattr(parts, "PART", 20_000)
     before = pa.total_allocated_bytes()
-    reader = table.parts()
-    assert len(next(reader)) == 20_000
+    _, reader = next(read_rows(tmp_path / "t.parquet", "it", 20_000, 0, None))
+    assert len(next(iter(reader))) == 20_000
     assert pa.total_allocated_bytes() - before < 16e6
-    del reader
 
 
 @pytest.mark.parametrize("size", [10, 99, 500])

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from bilevel._storage import DamagedFileError
+from bilevel._storage import DamagedFileError, write_sealed
 from bilevel.cli._app import LostProcessError
-from bilevel.cli._judged import left, share
+from bilevel.cli._judged import _as_bytes, judged_ranges, left, read_judged, share
+from bilevel.cli._run_folder import JUDGED_KIND, judged_file
 from bilevel.cli._together import Team
 
 ROWS, COLUMNS, LOST = 600_000, 3, 75
@@ -37,6 +39,57 @@ def test_shares_are_all_rows_once_and_of_about_one_size(count):
     assert sorted(taken) == list(range(1000))
     sizes = [sum(stop - start for start, stop in ranges) for ranges in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+JUDGED = {
+    "weights": 1.0,
+    "quality": 0.5,
+    "wrong": 0.1,
+    "keep": True,
+    "given": "a",
+    "predicted": "a",
+}
+
+
+def write_judged(folder: Path, start: int, rows: int, /, **changes: Any) -> Path:
+    """A file of judged rows, with another header or other columns."""
+    columns = {name: [value] * rows for name, value in JUDGED.items()}
+    columns |= {name: value for name, value in changes.items() if name in JUDGED}
+    header = {"start": start, "stop": start + rows, "learned": "sum"}
+    header |= {name: value for name, value in changes.items() if name in header}
+    content = changes.get("content", _as_bytes([pa.table(columns)]))
+    path = folder / judged_file(start)
+    write_sealed(path, JUDGED_KIND, header, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learned": "other"},
+        {"start": 51},
+        {"start": "50"},
+        {"stop": None},
+        {"stop": 81},
+        {"start": 50, "stop": 50},
+        {"weights": ["1"] * 30},
+        {"keep": [1.0] * 30},
+        {"content": b"no table"},
+    ],
+    ids=str,
+)
+def test_judged_rows_that_somebody_forged_are_judged_again(tmp_path, changes):
+    """With a checksum that fits: once they ended the run that went on in a traceback."""
+    write_judged(tmp_path, 0, 50)
+    forged = write_judged(tmp_path, 50, 30, **changes)
+    assert judged_ranges(tmp_path, "sum", 100) == [(0, 50)]
+    assert not forged.exists()
+    write_judged(tmp_path, 50, 50)
+    overlapping, beyond = write_judged(tmp_path, 60, 20), write_judged(tmp_path, 100, 20)
+    assert judged_ranges(tmp_path, "sum", 110) == [(0, 50), (50, 100)]
+    assert not overlapping.exists()
+    assert not beyond.exists()
+    assert [len(table) for _, table in read_judged(tmp_path)] == [50, 50]
 
 
 def make_table(rows: int, seed: int, wrong: float) -> pd.DataFrame:
@@ -243,16 +296,28 @@ def forge(what: str, store: Store, file: Path) -> None:
         file.unlink()
         file.with_name("other").write_bytes(content)
         file.symlink_to("other")
+    elif what == "pipe":
+        file.unlink()
+        os.mkfifo(file, 0o600)
     else:
-        other = file.with_name("other") if what == "name" else file.parent.with_suffix(".x")
+        others = {
+            "name": file.with_name("other"),
+            "unfinished table": file.with_suffix(".partial"),
+            "folder": file.parent.with_suffix(".x"),
+        }
+        other = others[what]
         other.write_bytes(file.read_bytes())
+        other.chmod(0o600)
         digest = store.kept["bilevel/job"].split()[1]
-        name = other.name if what == "name" else f"../{other.name}"
+        name = f"../{other.name}" if what == "folder" else other.name
         store.key_value_set("bilevel/job", f"{name} {digest}")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes and links are those of POSIX")
-@pytest.mark.parametrize("what", ["content", "for all to write", "link", "name", "folder"])
+@pytest.mark.parametrize(
+    "what",
+    ["content", "for all to write", "link", "pipe", "name", "unfinished table", "folder"],
+)
 def test_what_somebody_else_may_have_told_is_not_done(told, what):
     team, store, file, mark = told
     forge(what, store, file)

@@ -54,7 +54,7 @@ class Reading(Part):
         self._made = {
             "t.csv": ("csv", {"separator": None}),
             "t.parquet": ("parquet", {"columns": None}),
-            "folder": ("folder", {}),
+            "folder": ("folder", {"columns": None}),
         }
         write_tables(self._home)
         self._right, self.goals = {}, {}

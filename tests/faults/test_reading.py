@@ -1,9 +1,14 @@
 """Files are read in a process of their own: what it may take, and what its death is called."""
 
+import contextlib
+import gzip
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +21,7 @@ from bilevel._reading import client
 from bilevel._reading.client import ReadError, read_file
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs.files import read_parquet, read_table, read_tables
+from bilevel.reweighting._inputs.parts import ParquetRows
 from runs import bilevel
 
 linux = pytest.mark.skipif(not client.POSSIBLE, reason="reads in the process itself")
@@ -82,9 +88,25 @@ serve.LOOK, serve.IDLE = 0.1, 1.0
 faulthandler.disable()
 def dies(*_, **__):
     {dies}
-formats.FORMATS["csv"] = dies
+formats.FORMATS[{format!r}] = dies
 serve.main({handle})
 """
+
+
+@contextlib.contextmanager
+def server_whose(format: str, dies: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server of the test's own, one of whose formats does harm."""
+    monkeypatch.setattr(client, "_SERVER", server := client._Server())
+    mine, theirs = client.socket.socketpair(client.socket.AF_UNIX, client.socket.SOCK_SEQPACKET)
+    code = SERVER.format(dies=dies, format=format, handle=theirs.fileno())
+    with theirs:
+        process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
+    server._control = mine
+    try:
+        yield
+    finally:
+        server._close()
+        process.wait(60)
 
 
 @linux
@@ -100,23 +122,59 @@ serve.main({handle})
     ids=["crash", "exit", "memory", "time", "idle"],
 )
 def test_the_death_of_the_process_that_reads_is_an_error(csv, monkeypatch, dies, word):
-    """A server of the test's own, whose format does harm."""
-    monkeypatch.setattr(client, "_SERVER", server := client._Server())
     monkeypatch.setenv(client.SECONDS, "1")
-    mine, theirs = client.socket.socketpair(client.socket.AF_UNIX, client.socket.SOCK_SEQPACKET)
-    code = SERVER.format(dies=dies, handle=theirs.fileno())
-    with theirs:
-        process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
-    server._control = mine
-    try:
+    with server_whose("csv", dies, monkeypatch):
         said = bilevel("audit", csv, "--trusted", csv, "--label", "y")
-    finally:
-        server._close()
-        process.wait(60)
     assert said.code == 3
     assert "".join(word.split()) in said.squeezed
     assert "thetrainfile" in said.squeezed
     assert csv.name in said.squeezed
+
+
+TWO = """import pyarrow as pa
+    table = pa.table({{"a": pa.array(range(1 << 17))}})  # more than a pipe takes
+    yield table.schema, {tables}"""
+
+
+@linux
+def test_rows_that_nobody_takes_wait_for_ever_and_a_death_among_them_is_an_error(monkeypatch):
+    """Of the server's own watch: a process that waits for who asked is not idle."""
+    file = Path(__file__)
+    with server_whose("rows", TWO.format(tables="iter([table] * 3)"), monkeypatch):
+        rows = client.stream_file("rows", file, "it", "parquet")
+        time.sleep(1.5)
+        assert [len(table) for table in rows.tables] == [1 << 17] * 3
+        assert next(client.stream_file("rows", file, "it", "parquet").tables).num_columns == 1
+    dies = TWO.format(tables="(x or os.kill(os.getpid(), signal.SIGSEGV) for x in [table, None])")
+    with server_whose("rows", dies, monkeypatch):
+        rows = client.stream_file("rows", file, "it", "parquet")
+        assert len(next(rows.tables)) == 1 << 17
+        with pytest.raises(ReadError, match=r"it cannot be read: .* ended by SIGSEGV"):
+            next(rows.tables)
+
+
+def test_rows_of_a_damaged_file_are_refused(tmp_path, monkeypatch):
+    """The groups of rows before the damage are read, the others are an error with the file's name."""
+    path = tmp_path / "t.parquet"
+    table = pa.table({"a": np.random.default_rng(0).normal(size=3000), "word": ["word"] * 3000})
+    pyarrow.parquet.write_table(table, path, row_group_size=1000, compression="none")
+    content, place = bytearray(path.read_bytes()), 0
+    for _ in range(3):  # in the third group
+        place = content.index(b"\x04\x00\x00\x00word", place + 1)
+    content[place : place + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    for possible in (client.POSSIBLE, False):
+        monkeypatch.setattr(client, "POSSIBLE", possible)
+        found = ParquetRows(path, "train").frames(500)
+        assert [len(next(found)) for _ in range(4)] == [500] * 4
+        with pytest.raises(
+            InputError, match=r"the train file .*t.parquet cannot be read as parquet"
+        ):
+            list(found)
+        with pytest.raises(
+            InputError, match=r"the train file .*t.parquet cannot be read as parquet"
+        ):
+            ParquetRows(path, "train").column("word")
 
 
 @linux
@@ -138,6 +196,23 @@ def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkey
         read_table(path, "train")
 
 
+@linux
+@pytest.mark.slow  # quick: which limits are set
+def test_a_file_that_unpacks_to_more_than_the_memory_block_by_block_is_refused(
+    tmp_path, monkeypatch
+):
+    """What is read goes to memory that no process owns, and that only the size of files limits."""
+    monkeypatch.setenv(client.MEMORY, "0.7GB")
+    path = tmp_path / "bomb.csv.gz"
+    file: Any
+    with gzip.open(path, "wb") as file:
+        file.write(b"a,y\n")
+        for _ in range(80):  # of 10 MB
+            file.write((b"x" * 10_000 + b",1\n") * 1000)
+    with pytest.raises(ReadError, match=r"it takes more than 0.7 GB .*BILEVEL_READ_MEMORY"):
+        read_file("csv", path, "it", "csv", separator=None)
+
+
 @pytest.mark.parametrize("name", [client.MEMORY, client.SECONDS])
 def test_a_limit_that_is_none_is_refused(csv, monkeypatch, name):
     monkeypatch.setenv(name, "much")
@@ -154,7 +229,10 @@ def test_limits_of_the_caller_stay_and_end_no_reading(monkeypatch):
     set_to = {}
     monkeypatch.setattr(serve.resource, "getrlimit", lambda kind: (10**9, 2 * 10**9))
     monkeypatch.setattr(serve.resource, "setrlimit", set_to.__setitem__)
-    serve.limit(10**10, 300)
+    serve.limit(10**10, 300, None)
+    assert serve.resource.RLIMIT_FSIZE not in set_to
+    serve.limit(10**10, 300, 10**8)
+    assert set_to[serve.resource.RLIMIT_FSIZE] == (10**8, 10**8)
     assert set_to[serve.resource.RLIMIT_AS] == (2 * 10**9, 2 * 10**9)
     assert set_to[serve.resource.RLIMIT_CPU] == (300, 305)
     assert set_to[serve.resource.RLIMIT_CORE] == (0, 0)
@@ -177,6 +255,7 @@ def test_threads_and_forks_share_the_server(csv):
     code = f"""
 import os, threading
 from pathlib import Path
+from typing import Any
 from bilevel._reading.client import read_file
 def read():
     return len(read_file("csv", Path({str(csv)!r}), "it", "csv", separator=None))
@@ -201,6 +280,7 @@ def test_nothing_is_left_when_the_one_who_asked_is_killed(csv):
     code = f"""
 import os, time
 from pathlib import Path
+from typing import Any
 from bilevel._reading import client
 client.read_file("csv", Path({str(csv)!r}), "it", "csv", separator=None)
 print(client._SERVER._process.pid, flush=True)

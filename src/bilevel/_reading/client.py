@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from .formats import FORMATS, RefusedError, beside, write_tables
+from .formats import FORMATS, RefusedError, beside, parquet_files, write_tables
 
 MEMORY, SECONDS = "BILEVEL_READ_MEMORY", "BILEVEL_READ_SECONDS"  # of the environment
 LEAST = 1 << 28  # bytes, which the process itself needs
@@ -49,6 +50,18 @@ class Mapped(NamedTuple):
 
     table: pa.Table
     release: Callable[[], None]
+
+
+class Rows(NamedTuple):
+    """What a file holds, table by table.
+
+    Attributes:
+        schema: of the tables.
+        tables: each is read when it is asked for.
+    """
+
+    schema: pa.Schema
+    tables: Iterator[pa.Table]
 
 
 def read_file(format: str, path: Path, what: str, kind: str, **options: Any) -> pa.Table:
@@ -83,8 +96,8 @@ def map_file(
         if POSSIBLE:
             _read_there(format, path, what, kind, options, target, folder)
         else:
-            with os.fdopen(os.dup(target), "wb") as sink:
-                _reported(what, kind, write_tables, format, path, what, options, sink)
+            with os.fdopen(os.dup(target), "wb") as sink, _in_words(what, kind):
+                write_tables(format, path, what, options, sink)
         content = mmap.mmap(target, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(target)
@@ -103,6 +116,51 @@ def map_file(
                 release()  # as the system maps some pages around each that is looked at
         parts.append(pa.Table.from_batches(batches, stream.schema))
     return Mapped(beside(parts), release)
+
+
+def stream_file(format: str, path: Path, what: str, kind: str, **options: Any) -> Rows:
+    """The same of a format with one group of columns, of which few tables are in memory at a time.
+
+    Raises:
+        ReadError: as `read_file`, also while tables are asked for.
+    """
+    tables = (_stream if POSSIBLE else _stream_here)(format, path, what, kind, options)
+    return Rows(next(tables).schema, tables)
+
+
+def _stream_here(
+    format: str, path: Path, what: str, kind: str, options: dict[str, Any]
+) -> Iterator[pa.Table]:
+    with _in_words(what, kind):
+        schema, tables = next(iter(FORMATS[format](path, what, **options)))
+        yield schema.empty_table()
+        yield from tables
+
+
+def _stream(
+    format: str, path: Path, what: str, kind: str, options: dict[str, Any]
+) -> Iterator[pa.Table]:
+    """An empty table, and then those of the file, through a pipe."""
+    with ExitStack() as stack:
+        source, sink = os.pipe()
+        pipe = stack.enter_context(os.fdopen(source, "rb"))
+        request = _request(format, path, what, options)
+        with os.fdopen(sink, "wb"), os.fdopen(os.memfd_create("bilevel"), "rb") as failure:
+            said = stack.enter_context(os.fdopen(os.dup(failure.fileno()), "rb"))
+            reply = _SERVER.begin(json.dumps(request).encode(), [said.fileno(), sink, source])
+        stack.enter_context(reply)  # closed, it ends the process that reads
+        try:
+            stream = pa.ipc.open_stream(pa.PythonFile(pipe, "r"))
+            yield stream.schema.empty_table()
+            for batch in stream:
+                batch.validate()
+                yield pa.Table.from_batches([batch], stream.schema)
+        except pa.ArrowException as error:
+            _check_answer(reply.recv(64), request, kind, said.fileno())
+            raise ReadError(f"{what} cannot be read as {kind}: {error}") from error
+        _check_answer(
+            reply.recv(64), request, kind, said.fileno()
+        )  # a pipe also ends with the dead
 
 
 def _unnamed(folder: Path, what: str) -> int:
@@ -124,16 +182,32 @@ def _read_there(
     target: int,
     folder: Path | None,
 ) -> None:
+    request = _request(format, path, what, options)
+    if folder is None:
+        request["size"] = request["memory"]
+    answer = _SERVER.ask(json.dumps(request).encode(), target)
+    _check_answer(answer, request, kind, target, folder)
+
+
+def _request(format: str, path: Path, what: str, options: dict[str, Any]) -> dict[str, Any]:
     memory, seconds = limits(path)
-    request = {
+    return {
         "format": format,
         "path": str(path.absolute()),
         "what": what,
         "options": options,
         "memory": memory,
         "seconds": seconds,
+        "size": None,
     }
-    code = _SERVER.ask(json.dumps(request).encode(), target)
+
+
+def _check_answer(
+    answer: bytes, request: dict[str, Any], kind: str, target: int, folder: Path | None = None
+) -> None:
+    """Whether all was read, by the exit code of the process that did; why not, is in `target`."""
+    what, memory, seconds = (request[key] for key in ("what", "memory", "seconds"))
+    code = int(answer) if answer else -signal.SIGKILL  # the latter if it is not known
     if code == 0:
         return
     if code != 1:
@@ -165,7 +239,9 @@ def limits(path: Path) -> tuple[int, int]:
     Raises:
         ReadError: the variable of the environment is neither a size nor a number.
     """
-    given, size = os.environ.get(MEMORY), path.stat().st_size if path.is_file() else 0
+    given = os.environ.get(MEMORY)
+    files = parquet_files(path) if path.is_dir() else [path] if path.is_file() else []
+    size = sum(file.stat().st_size for file in files)
     if given is None:
         memory = _memory()
     elif found := re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)B?\s*", given, re.IGNORECASE):
@@ -193,17 +269,16 @@ def _memory() -> int:
 
 
 def _read_here(format: str, path: Path, what: str, kind: str, options: dict[str, Any]) -> pa.Table:
-    def read() -> pa.Table:
+    with _in_words(what, kind):
         found = FORMATS[format](path, what, **options)
         return beside([pa.concat_tables([x.empty_table(), *tables]) for x, tables in found])
 
-    return _reported(what, kind, read)
 
-
-def _reported(what: str, kind: str, read: Callable[..., Any], *arguments: Any) -> Any:
-    """What `read` gives; its failures as errors of ours."""
+@contextmanager
+def _in_words(what: str, kind: str) -> Iterator[None]:
+    """Failures of a reader as errors of ours."""
     try:
-        return read(*arguments)
+        yield
     except RefusedError as error:
         raise ReadError(str(error)) from error
     except Exception as error:  # parsers raise many kinds; each means the same to the user
@@ -233,24 +308,33 @@ class _Server:
         """A lock that another thread held is never given up in the child."""
         self._lock = threading.Lock()
 
-    def ask(self, request: bytes, target: int) -> int:
-        """The exit code of the process that has served the request; -9 if it is not known."""
+    def ask(self, request: bytes, target: int) -> bytes:
+        """The exit code of the process that has served the request; nothing if it is not known."""
         for _ in range(2):
-            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with mine:
-                with theirs, self._lock:
-                    control = self._control or self._start()
-                    try:
-                        socket.send_fds(control, [request], [theirs.fileno(), target])
-                    except OSError:  # it has died
-                        self._close()
-                        continue
-                answer = mine.recv(64)
-            if answer:
-                return int(answer)
+            with self.begin(request, [target]) as reply:
+                if answer := reply.recv(64):
+                    return answer
             with self._lock:
                 self._close()
-        return -signal.SIGKILL
+        return b""
+
+    def begin(self, request: bytes, handles: list[int]) -> socket.socket:
+        """What the exit code will come from; closed before, it ends the process that serves.
+
+        Args:
+            request: what to read.
+            handles: of files: for the failure, and for the tables; of the latter if it is a pipe, both
+                ends, that to write to first.
+        """
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, self._lock:
+            control = self._control or self._start()
+            try:
+                socket.send_fds(control, [request], [theirs.fileno(), *handles])
+            except OSError:  # it has died
+                self._close()
+                socket.send_fds(self._start(), [request], [theirs.fileno(), *handles])
+        return mine
 
     def _start(self) -> socket.socket:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

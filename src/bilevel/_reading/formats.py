@@ -30,6 +30,7 @@ else:
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 SEPARATORS, PARQUET = ",;\t|", (".parquet", ".pq")
 BLOCK = 1 << 23  # bytes of a CSV file that are parsed at a time
+BUFFER = 1 << 16  # bytes of a column that are read at a time where rows are
 mapped = False  # whether files are mapped: one that is cut short meanwhile ends the process then
 NOTES, NAMELESS = b"bilevel", b"bilevel_nameless"  # the keys of our metadata
 Columns = tuple[pa.Schema, Iterable[pa.Table]]
@@ -53,11 +54,9 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
     opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     notes = []
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file, _in_utf8(what):
-        text = file.readline()
-        while text.count('"') % 2 and (more := file.readline()):  # a line break within quotes
-            text += more
+        text = header_of(file)
     if separator is None:
-        separator = "," if "," in text else next((s for s in SEPARATORS if s in text), ",")
+        separator = separator_of(text)
         if separator != ",":
             notes.append(f"the columns of {what} are separated by {separator!r}")
     names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
@@ -85,7 +84,7 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
         reader, bad = _open(path, separator, fields + 1, lines, what)
         notes.append(f"every row of {what} ends in one {separator!r} too many, which is ignored")
     nameless = [k for k, name in enumerate(names) if not name]
-    called = [name or f"Unnamed: {k}" for k, name in enumerate(names)]
+    called = as_called(names)
     schema = pa.schema(
         [(name, pa.large_string()) for name in called],
         metadata={NOTES: json.dumps(notes), NAMELESS: json.dumps(nameless)},
@@ -109,6 +108,25 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
             raise refused(one_more or bad[0])
 
     yield schema, blocks()
+
+
+def header_of(file: Iterable[str]) -> str:
+    """The text of the first record of these lines, which may have line breaks within quotes."""
+    lines = iter(file)
+    text = next(lines, "")
+    while text.count('"') % 2 and (more := next(lines, "")):
+        text += more
+    return text
+
+
+def separator_of(header: str) -> str:
+    """What separates the columns of a CSV file."""
+    return "," if "," in header else next((s for s in SEPARATORS if s in header), ",")
+
+
+def as_called(names: Sequence[str]) -> list[str]:
+    """The columns of a header; those without a name are called after their position."""
+    return [name or f"Unnamed: {k}" for k, name in enumerate(names)]
 
 
 @contextlib.contextmanager
@@ -221,8 +239,8 @@ def read_parquet(path: Path, what: str, columns: Sequence[str] | None) -> Iterat
         yield pa.schema([field], metadata), groups([field.name])
 
 
-def read_folder(path: Path, what: str) -> Iterator[Columns]:
-    """The Parquet files of a folder, as one table.
+def read_folder(path: Path, what: str, columns: Sequence[str] | None) -> Iterator[Columns]:
+    """The Parquet files of a folder, as one table; `columns=None` is all of them.
 
     Parts of paths like `year=2025` become columns.
 
@@ -230,8 +248,83 @@ def read_folder(path: Path, what: str) -> Iterator[Columns]:
         RefusedError: there are none, one cannot be read, or has other columns than the first.
     """
     dataset = parquet_folder(path, what)
-    batches = (_whole(pa.Table.from_batches([batch])) for batch in dataset.to_batches())
-    yield dataset.schema, batches
+    names = dataset.schema.names if columns is None else columns
+    schema = pa.schema([dataset.schema.field(name) for name in names], dataset.schema.metadata)
+    batches = dataset.to_batches(columns=columns)
+    yield schema, (_whole(pa.Table.from_batches([batch])) for batch in batches)
+
+
+def read_rows(path: Path, what: str, size: int, start: int, stop: int | None) -> Iterator[Columns]:
+    """Rows of a Parquet file in their order, at most `size` in a table.
+
+    The metadata tells how many rows the file has. What is before `start` in its group of rows is read
+    too.
+    """
+    file = _open_rows(path)
+    rows = file.metadata.num_rows
+    stop = rows if stop is None else min(stop, rows)
+    yield _noted(file.schema_arrow, rows), map(_whole, _between(file, size, start, stop))
+
+
+def read_folder_rows(
+    path: Path, what: str, size: int, start: int, stop: int | None
+) -> Iterator[Columns]:
+    """The same of the Parquet files of a folder.
+
+    Raises:
+        RefusedError: as `read_folder`.
+    """
+    dataset = parquet_folder(path, what)
+    rows = dataset.count_rows()
+    stop = rows if stop is None else min(stop, rows)
+    yield _noted(dataset.schema, rows), map(_whole, _of_folder(dataset, size, start, stop))
+
+
+def _noted(schema: pa.Schema, note: Any) -> pa.Schema:
+    return schema.with_metadata({**(schema.metadata or {}), NOTES: json.dumps(note)})
+
+
+def _of_folder(dataset: Dataset, size: int, start: int, stop: int) -> Iterator[pa.Table]:
+    """File by file, page by page: a scan of the dataset would hold a whole group of rows."""
+    from pyarrow.dataset import get_partition_keys
+
+    for fragment in dataset.get_fragments():
+        from_path = get_partition_keys(fragment.partition_expression)
+        file = _open_rows(fragment.path)
+        rows = file.metadata.num_rows
+        for table in _between(file, size, max(start, 0), min(stop, rows)):
+            columns = [
+                table.column(field.name).cast(field.type)
+                if field.name in table.column_names
+                else pa.repeat(pa.scalar(from_path[field.name], field.type), len(table))
+                for field in dataset.schema
+            ]
+            yield pa.Table.from_arrays(columns, schema=dataset.schema)
+        start, stop = start - rows, stop - rows
+
+
+def _open_rows(path: str | Path) -> pyarrow.parquet.ParquetFile:
+    return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
+
+
+def _between(
+    file: pyarrow.parquet.ParquetFile, size: int, start: int, stop: int
+) -> Iterator[pa.Table]:
+    """The rows of one file from `start` until before `stop`.
+
+    Up to version 22, pyarrow holds a group of rows in memory.
+    """
+    if start >= stop:
+        return
+    groups, end = range(file.metadata.num_row_groups), 0
+    ends = [end := end + file.metadata.row_group(k).num_rows for k in groups]
+    wanted = [k for k in groups if ends[k] > start and (k == 0 or ends[k - 1] < stop)]
+    position = ends[wanted[0] - 1] if wanted[0] else 0
+    for batch in file.iter_batches(size, row_groups=wanted, use_threads=False):
+        first, last = max(start - position, 0), min(stop - position, len(batch))
+        position += len(batch)
+        if first < last:
+            yield pa.Table.from_batches([batch.slice(first, last - first)])
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -247,12 +340,12 @@ def parquet_files(folder: Path) -> list[Path]:
 
 def prepare(format: str) -> None:
     """Import what a format needs beyond this module: `pyarrow.dataset` imports pandas."""
-    if format == "folder":
+    if format.startswith("folder"):
         import pyarrow.dataset  # noqa: F401
 
 
 def parquet_folder(folder: Path, what: str) -> Dataset:
-    """The files of a folder, to be read by parts.
+    """The files of a folder.
 
     Raises:
         RefusedError: as `read_folder`.
@@ -300,6 +393,8 @@ FORMATS: dict[str, Callable[..., Iterator[Columns]]] = {
     "csv": read_csv,
     "parquet": read_parquet,
     "folder": read_folder,
+    "rows": read_rows,
+    "folder rows": read_folder_rows,
 }
 
 

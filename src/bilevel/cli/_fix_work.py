@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._reading.formats import SEPARATORS
+from .._reading.formats import as_called, header_of, separator_of
 from .._storage import whole_folder, write_bytes
 from .._text import without_unseen
 from ..reweighting._audit.fixes import (
@@ -119,14 +119,15 @@ def _write_csv(path: Path, target: Path, changes: list[Change], label: str) -> N
     zipped = path.suffix.lower() == ".gz"
     text = (gzip.decompress(content) if zipped else content).decode("utf-8-sig")
     lines = list(io.StringIO(text, newline=""))
-    separator = "\t" if ".tsv" in path.name.lower() else _separator(lines[0])
+    separator = "\t" if ".tsv" in path.name.lower() else separator_of(header_of(lines))
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of 131,072 characters else
     reader = csv.reader(iter(lines), delimiter=separator)
     records, start = [], 0
     for cells in reader:
         records.append((cells, "".join(lines[start : reader.line_num])))
         start = reader.line_num
     records = [record for record in records if record[0]]  # blank lines are no rows
-    header = records[0][0]
+    header = as_called(records[0][0])
     rows, columns = _dropped(changes)
     kept = [k for k, name in enumerate(header) if name not in columns]
     edits: dict[int, dict[int, str]] = {}
@@ -150,10 +151,6 @@ def _write_csv(path: Path, target: Path, changes: list[Change], label: str) -> N
         parts.append(_as_line(new, separator, raw))
     fixed = "".join(parts).encode("utf-8")
     write_bytes(target, gzip.compress(fixed, mtime=0) if zipped else fixed)
-
-
-def _separator(header: str) -> str:
-    return "," if "," in header else next((s for s in SEPARATORS if s in header), ",")
 
 
 def _as_line(cells: list[str], separator: str, raw: str) -> str:

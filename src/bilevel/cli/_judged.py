@@ -124,16 +124,26 @@ def _as_bytes(tables: list[pa.Table]) -> bytes:
     return content.getvalue()
 
 
-def judged_ranges(folder: Path, learned: str) -> Ranges:
-    """The rows of which there are files; files that are damaged or of something else are removed."""
-    found = []
+def judged_ranges(folder: Path, learned: str, rows: int) -> Ranges:
+    """The rows of which there are files; files that are damaged or of something else are removed.
+
+    Args:
+        folder: of the files.
+        learned: the sum of what was learned.
+        rows: how many the table has.
+    """
+    found: Ranges = []
     for path in judged_files(folder):
         try:
-            header, _ = open_sealed(path, JUDGED_KIND)
-        except DamagedFileError:
-            header = {}
-        if header.get("learned") == learned:
-            found.append((int(header["start"]), int(header["stop"])))
+            header, table = _read(path)
+            start, stop = header["start"], header["stop"]
+            after = not found or start >= found[-1][1]
+            fits = after and path.name == judged_file(start) and stop <= rows
+            whole = fits and len(table) == stop - start > 0 and header["learned"] == learned
+        except (DamagedFileError, LookupError, TypeError, ValueError, pa.ArrowException):
+            whole, start, stop = False, 0, 0
+        if whole:
+            found.append((start, stop))
         else:
             path.unlink()
     return found
@@ -142,8 +152,25 @@ def judged_ranges(folder: Path, learned: str) -> Ranges:
 def read_judged(folder: Path) -> Iterator[tuple[slice, pa.Table]]:
     """The rows of each file, and what was found of them."""
     for path in judged_files(folder):
-        header, content = open_sealed(path, JUDGED_KIND)
-        yield slice(header["start"], header["stop"]), pyarrow.ipc.open_stream(content).read_all()
+        header, table = _read(path)
+        yield slice(header["start"], header["stop"]), table
+
+
+def _read(path: Path) -> tuple[dict[str, Any], pa.Table]:
+    """(header, rows) of a file, which may be forged.
+
+    Raises:
+        DamagedFileError: it is not whole.
+        pa.ArrowException: its rows cannot be read, or are no rows of ours.
+    """
+    header, content = open_sealed(path, JUDGED_KIND)
+    table = pyarrow.ipc.open_stream(content).read_all()
+    table.validate(full=True)
+    kinds = {name: table.schema.field(name).type for name in ("weights", "quality", "wrong")}
+    if set(kinds.values()) != {pa.float64()} or table.schema.field("keep").type != pa.bool_():
+        raise pa.ArrowInvalid(f"{path} has other columns")
+    table.select(["given", "predicted"])
+    return header, table
 
 
 def left(rows: int, done: Iterable[tuple[int, int]]) -> Ranges:

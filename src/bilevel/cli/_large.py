@@ -242,7 +242,7 @@ def judge_all(
     Files of judged rows that an interrupted run has left in the folder are used.
     """
     n, start, source = large.table.rows, time.monotonic(), large.table.source
-    rest = left(n, judged_ranges(folder, judge.learned))
+    rest = left(n, judged_ranges(folder, judge.learned, n))
     if isinstance(source, ParquetRows) and large.path is not None:
         team.tell(Share(judge, rest, folder, large.path, source.named_rows, large.table.what))
     elif team.count > 1:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..._reading import ReadError, map_file, read_file
-from ..._reading.formats import PARQUET, Dataset, RefusedError, parquet_files, parquet_folder
+from ..._reading.formats import PARQUET, parquet_files
 from ..._storage import DamagedFileError, checksum
 from .checks import InputError, named
 from .csv import (
@@ -32,7 +32,7 @@ MOST_BLOCKS = 64  # columns that are left where they were read; pandas warns of 
 _UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
 _NO_NAME = ("__index_level_0__", "index")  # what an index without a name is asked for as
 _SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
-_FOLDER = "a folder of Parquet files"
+FOLDER = "a folder of Parquet files"
 
 
 class Table(NamedTuple):
@@ -52,6 +52,13 @@ def read_table(
 def is_table(path: Path) -> bool:
     """Whether the name ends as that of a table does."""
     return any(path.name.lower().endswith(end) for end in (*_SEPARATORS, *PARQUET))
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether it is a Parquet file that is not empty, or a folder, as of those files."""
+    if path.is_dir():
+        return True
+    return path.is_file() and path.suffix.lower() in PARQUET and path.stat().st_size > 0
 
 
 def is_csv(path: Path) -> bool:
@@ -209,7 +216,9 @@ def _kind_of(path: Path, name: str) -> str:
 def _read(path: Path, name: str) -> Texts | pd.DataFrame:
     what = f"the {name} file {path}"
     if path.is_dir():
-        return _as_frame(_asked("folder", path, f"the {name} folder {path}", _FOLDER), what)
+        return _as_frame(
+            _asked("folder", path, f"the {name} folder {path}", FOLDER, columns=None), what
+        )
     kind = _kind_of(path, name)
     return read_parquet(path, what) if kind in PARQUET else _texts(path, what, kind, None)
 
@@ -262,26 +271,6 @@ def _is_unique(column: pd.Series) -> bool:
         return column.is_unique
     except TypeError:  # of lists and maps
         return False
-
-
-def parquet_dataset(path: Path, name: str) -> Dataset | None:
-    """A Parquet file, or a folder of them, that is read by parts; None where it is neither.
-
-    Raises:
-        InputError: as `read_tables`.
-    """
-    try:
-        if path.is_dir():
-            return parquet_folder(path, f"the {name} folder {path}")
-        if not path.is_file() or path.suffix.lower() not in PARQUET or path.stat().st_size == 0:
-            return None
-        import pyarrow.dataset  # which takes memory that CSV files do not need
-
-        return pyarrow.dataset.dataset(path, format="parquet", partitioning=None)
-    except RefusedError as error:
-        raise InputError(str(error)) from error
-    except Exception as error:  # parsers raise many kinds; each means the same to the user
-        raise InputError(f"the {name} file {path} cannot be read as parquet: {error}") from error
 
 
 def digest(path: Path) -> str:

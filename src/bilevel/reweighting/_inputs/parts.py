@@ -1,24 +1,34 @@
 """A table on disk that is too large for memory: read by parts, and a sample of its rows."""
 
 import abc
+import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 from jaxtyping import Int
 
-from ..._reading.formats import Dataset
+from ..._reading import ReadError, Rows, read_file, stream_file
+from ..._reading.formats import NOTES
 from .checks import InputError
-from .files import check_unique, check_unique_ids, parquet_dataset, suggest, with_named_index
+from .files import (
+    FOLDER,
+    check_unique,
+    check_unique_ids,
+    is_parquet,
+    suggest,
+    with_named_index,
+)
 
 PART = 50_000  # rows that are read at a time
 HEAD = 2_000  # rows by which a table is told
 FEWEST = 20  # rows of a class in the sample, if there are as many
-BUFFER = 1 << 16  # bytes of a column that are read at a time
 
 
 class AbstractRows(abc.ABC):
@@ -110,17 +120,25 @@ class PartedTable:
 
 
 class ParquetRows(AbstractRows):
-    """A Parquet file, or a folder of them.
+    """A Parquet file, or a folder of them, read in a process of its own.
 
     Args:
-        dataset: what is read.
-        what: how messages name it.
+        path: of it.
+        name: of the table.
         named_rows: columns that may be the named index of a data frame that was saved.
+
+    Raises:
+        InputError: it cannot be read, also by methods.
     """
 
-    def __init__(self, dataset: Dataset, what: str, named_rows: Sequence[str] = ()):
-        self.dataset, self.what, self.named_rows = dataset, what, tuple(named_rows)
-        self.rows, self.names, self.notes = dataset.count_rows(), dataset.schema.names, []
+    def __init__(self, path: Path, name: str, named_rows: Sequence[str] = ()):
+        self.path, self.what, self.named_rows = path, f"the {name} file {path}", tuple(named_rows)
+        self.source = f"the {name} folder {path}" if path.is_dir() else self.what
+        with _in_words():
+            schema, tables = self._stream(size=PART, start=0, stop=0)
+            deque(tables)  # whether it has ended well
+        self.rows, self.names = json.loads(schema.metadata[NOTES]), schema.names
+        self.notes = []
 
     @classmethod
     def of(cls, path: Path, name: str, named_rows: Sequence[str] = ()) -> "ParquetRows | None":
@@ -129,60 +147,33 @@ class ParquetRows(AbstractRows):
         Raises:
             InputError: they cannot be read.
         """
-        dataset = parquet_dataset(path, name)
-        return None if dataset is None else cls(dataset, f"the {name} file {path}", named_rows)
+        return cls(path, name, named_rows) if is_parquet(path) else None
 
     def frames(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[pd.DataFrame]:
         """Some rows in their order; what is before them in their row group is read too."""
-        for table in self._tables(size, start, self.rows if stop is None else stop):
-            part = with_named_index(table.to_pandas(), self.named_rows)
-            wanted = [c for c in self.named_rows if c in part.index.names]
-            yield part.reset_index(wanted) if wanted else part
-
-    def _tables(self, size: int, start: int, stop: int) -> Iterator[pa.Table]:
-        """File by file, page by page: a scan of the dataset would hold a whole group of rows.
-
-        (Up to version 22, pyarrow holds one here too.)
-        """
-        from pyarrow.dataset import get_partition_keys  # imported where a dataset is there
-
-        schema = self.dataset.schema
-        for fragment in self.dataset.get_fragments():
-            from_path, rows = (
-                get_partition_keys(fragment.partition_expression),
-                fragment.count_rows(),
-            )
-            for batch in self._batches(fragment.path, size, max(start, 0), min(stop, rows)):
-                columns = [
-                    batch.column(field.name).cast(field.type)
-                    if field.name in batch.schema.names
-                    else pa.repeat(pa.scalar(from_path[field.name], field.type), len(batch))
-                    for field in schema
-                ]
-                yield pa.Table.from_arrays(columns, schema=schema)
-            start, stop = start - rows, stop - rows
-
-    def _batches(self, path: str, size: int, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """The rows of one file from `start` until before `stop`."""
-        if start >= stop:
-            return
-        try:
-            file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
-            groups, end = range(file.metadata.num_row_groups), 0
-            ends = [end := end + file.metadata.row_group(k).num_rows for k in groups]
-            wanted = [k for k in groups if ends[k] > start and (k == 0 or ends[k - 1] < stop)]
-            position = ends[wanted[0] - 1] if wanted[0] else 0
-            for batch in file.iter_batches(size, row_groups=wanted):
-                first, last = max(start - position, 0), min(stop - position, len(batch))
-                position += len(batch)
-                if first < last:
-                    yield batch.slice(first, last - first)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.what} cannot be read as parquet: {error}") from error
+        with _in_words():
+            for table in self._stream(size=size, start=start, stop=stop).tables:
+                part = with_named_index(table.to_pandas(), self.named_rows)
+                wanted = [c for c in self.named_rows if c in part.index.names]
+                yield part.reset_index(wanted) if wanted else part
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of all rows."""
-        return self.dataset.to_table(columns=[name]).column(0)
+        format, kind = ("folder", FOLDER) if self.path.is_dir() else ("parquet", "parquet")
+        with _in_words():
+            return read_file(format, self.path, self.source, kind, columns=[name]).column(0)
+
+    def _stream(self, **options: Any) -> Rows:
+        format, kind = ("folder rows", FOLDER) if self.path.is_dir() else ("rows", "parquet")
+        return stream_file(format, self.path, self.source, kind, **options)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except ReadError as error:
+        raise InputError(str(error)) from error
 
 
 def draw_sample(
