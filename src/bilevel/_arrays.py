@@ -34,7 +34,11 @@ def take_rows(tree: PyTree[Array], index: Int[Array, " batch"]) -> PyTree[Array]
 
 
 def _take(x: Array, index: Int[Array, " batch"]) -> Array:
-    if len(index) != len(x) or jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    # Before version 0.10, JAX could not transpose the condition under explicit axes.
+    if mesh.explicit_axes and jax.__version_info__ < (0, 10):
+        return _gather(x, index)
+    if len(index) != len(x) or mesh.empty:
         return _gather(x, index)
     # XLA would gather all of x and add up all slopes: it does not know that each device asks for the
     # rows that it has. They are compared when it runs, for another order has as many.
