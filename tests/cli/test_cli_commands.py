@@ -245,7 +245,7 @@ def test_two_runs_are_compared(full, copied, tmp_path):
     said = bilevel("report", full.out, copied, "--out", tmp_path / "c.json")
     assert said.code == 0, said.stderr
     assert "seed: 0 in the first run, 5 in the second" in said.stdout
-    assert "1 rows changed sides" in said.stdout
+    assert "1 row changed sides" in said.stdout
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["format"] == "bilevel comparison 2"
     assert faults(found) == []
@@ -256,6 +256,12 @@ def test_two_runs_are_compared(full, copied, tmp_path):
     assert found["scores"]["first"] == pytest.approx(by_hand)
     said = bilevel("report", full.out, copied, "--out", "c.html")
     refused(3, "a comparison is saved as .json", said=said)
+    moved = (copied / "config.toml").read_text().replace("holdout.", "not-there.")
+    (copied / "config.toml").write_text(moved)
+    seal(copied)
+    said = bilevel("report", copied, full.out)
+    assert said.code == 0, said.stderr
+    assert "scores are not compared: the hold-out file is no longer in" in said.stdout
 
 
 # -- audit ------------------------------------------------------------------------------------------

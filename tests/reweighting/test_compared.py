@@ -65,16 +65,27 @@ def test_rows_settings_and_scores():
 def test_other_files_and_rows_that_only_one_run_has():
     second = CONFIG | {"train": "b.csv", "sha256": {"train": "9", "holdout": "2"}}
     found = compare_runs(
-        (CONFIG, second), (weights(np.arange(100), [1]), weights(np.arange(80), [1])), None
+        (CONFIG, second),
+        (weights(np.arange(100), [1]), weights(np.arange(80), [1])),
+        "for a reason",
     )
     assert (found.files, found.rows, found.scores) == (["train"], 80, None)
     assert found.settings == {"train": ("a.csv", "b.csv")}
-    assert "scores are not compared" in str(found)
+    assert "scores are not compared: for a reason\n" in f"{found}\n"
+    assert (found.to_dict()["scores"], found.to_dict()["unscored"]) == (None, "for a reason")
     renamed = CONFIG | {"train": "renamed.csv"}  # the same file under another name
     nine = weights(np.arange(9), [])
-    same = compare_runs((CONFIG, renamed), (nine, nine), None)
+    same = compare_runs((CONFIG, renamed), (nine, nine), "")
     assert same.settings == {}
     assert "both runs were asked the same of the same files" in str(same)
+
+
+def test_ids_that_repeat_are_compared_in_their_order():
+    table = weights(np.arange(6), [1]).assign(id=["a", "a", "a", "b", "c", "c"])
+    found = compare_runs((CONFIG, CONFIG), (table, table), "")
+    assert (found.rows, len(found.changed)) == (6, 0)
+    one = table.assign(keep=True)
+    assert str(compare_runs((CONFIG, CONFIG), (table, one), "")).count("1 row changed sides") == 1
 
 
 def test_models_are_compared_by_the_metric_of_both_runs():

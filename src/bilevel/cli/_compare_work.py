@@ -45,14 +45,16 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> Comparison:
     return found
 
 
-def _scores(runs: tuple[Path, Path], configs: list[dict[str, Any]]) -> Scores | None:
-    """How well each final model does on the hold-out of both runs; None if they differ."""
+def _scores(runs: tuple[Path, Path], configs: list[dict[str, Any]]) -> Scores | str:
+    """How well each final model does on the hold-out of both runs, or why that cannot be said."""
     sums = [config["sha256"].get("holdout") for config in configs]
     path = Path(configs[0].get("holdout") or "")
-    if sums[0] is None or sums[0] != sums[1] or configs[0]["label"] != configs[1]["label"]:
-        return None
+    if sums[0] is None or sums[0] != sums[1]:
+        return "the runs have no hold-out in common"
+    if configs[0]["label"] != configs[1]["label"]:
+        return "the runs have different labels (--label)"
     if not path.exists() or digest(path) != sums[0]:
-        return None
+        return _elsewhere("hold-out", path)
     asked = [config.get("metric") for config in configs]
     metric = Metric.of(asked[0]) if asked[0] == asked[1] else None
     parts, rows, regression = [], 0, False
@@ -62,18 +64,22 @@ def _scores(runs: tuple[Path, Path], configs: list[dict[str, Any]]) -> Scores | 
         # The training file is read too, as it says how the columns of a CSV file are read.
         paths = {name: Path(config[name]) for name in ("train", "holdout")}
         if not paths["train"].exists() or digest(paths["train"]) != config["sha256"]["train"]:
-            return None
+            return _elsewhere("training", paths["train"])
         ids = [c for c in (config.get("id"), config.get("groups"), config.get("entity")) if c]
         read = read_tables(paths, label=config["label"], ids=ids)["holdout"].frame
         table, labels = split_label(read, config["label"], config.get("id"), "holdout")
         regression = not is_classifier(model)
         part = _per_row(model, tidy(table, like=model), labels, regression, metric)
         if part is None:
-            return None
+            return "a model does not know each label of the hold-out"
         parts.append(part)
         rows = len(labels)
     name = metric.name if metric else "R2" if regression else "accuracy"
     return Scores(name, rows, *parts)
+
+
+def _elsewhere(what: str, path: Path) -> str:
+    return f"the {what} file is no longer in {path}, as seen from here, or has changed"
 
 
 def _per_row(

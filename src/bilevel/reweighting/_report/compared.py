@@ -44,7 +44,8 @@ class Comparison:
         flagged: how many rows each run flags.
         scores: of the final models on the same hold-out (`name`: accuracy, R2, or the metric of both
             runs), with the paired difference (second less first), its standard error and 95 %
-            interval; None without a common hold-out.
+            interval; None if they are not compared.
+        unscored: why not.
     """
 
     settings: dict[str, tuple[Any, Any]]
@@ -54,6 +55,7 @@ class Comparison:
     changed: pd.DataFrame
     flagged: tuple[int, int]
     scores: dict[str, Any] | None
+    unscored: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -67,6 +69,7 @@ class Comparison:
             "changed": len(self.changed),
             "changed_rows": self.changed.to_dict("records"),
             "scores": self.scores,
+            "unscored": self.unscored,
         }
 
     def __str__(self) -> str:
@@ -88,7 +91,8 @@ class Comparison:
             f"{self.agreement['rank correlation']:.3f}; in both lists: {overlap}"
         )
         lines.append(
-            f"flagged: {self.flagged[0]} and {self.flagged[1]}; {len(self.changed)} rows changed sides"
+            f"flagged: {self.flagged[0]} and {self.flagged[1]}; "
+            f"{len(self.changed)} row{'s' * (len(self.changed) != 1)} changed sides"
         )
         if self.scores is not None:
             s = self.scores
@@ -98,7 +102,7 @@ class Comparison:
                 f"{s['high']:+.4f})"
             )
         else:
-            lines.append("scores are not compared: the runs have no hold-out in common")
+            lines.append(f"scores are not compared: {visible(self.unscored or '')}")
         for row in self.changed.head(10).to_dict("records"):
             lines.append(f"  {visible(str(row['id']))}: {row['first']}, then {row['second']}")
         return "\n".join(lines)
@@ -107,14 +111,15 @@ class Comparison:
 def compare_runs(
     configs: tuple[dict[str, Any], dict[str, Any]],
     weights: tuple[pd.DataFrame, pd.DataFrame],
-    scores: Scores | None,
+    scores: Scores | str,
 ) -> Comparison:
     """What two runs have in common and what not.
 
     Args:
         configs: the settings of both, with `sha256`.
-        weights: the tables in `weights.parquet` of both.
-        scores: of both final models on the common hold-out.
+        weights: the tables in `weights.parquet` of both. Rows with the same id are compared in their
+            order: the first with the first, the second with the second.
+        scores: of both final models on the common hold-out, or why there are none.
     """
     one, two = configs
     names = sorted((one.keys() | two.keys()) - NOT_ASKED)
@@ -122,7 +127,8 @@ def compare_runs(
     sums = [dict(c.get("sha256", {})) for c in configs]
     files = sorted(k for k in sums[0].keys() | sums[1].keys() if sums[0].get(k) != sums[1].get(k))
     settings = {k: v for k, v in settings.items() if k not in sums[0] or k in files}
-    both = weights[0].merge(weights[1], on="id", suffixes=("_first", "_second"))
+    numbered = [table.assign(time=table.groupby("id").cumcount()) for table in weights]
+    both = numbered[0].merge(numbered[1], on=["id", "time"], suffixes=("_first", "_second"))
     quality = [both[f"label_quality_{side}"].to_numpy() for side in ("first", "second")]
     found: Any = spearmanr(quality[0], quality[1]) if len(both) > 2 else None
     agreement = {"rank correlation": np.nan if found is None else float(found.statistic)}
@@ -152,7 +158,8 @@ def compare_runs(
         agreement,
         changed,
         (flagged[0], flagged[1]),
-        None if scores is None else _paired(scores),
+        None if isinstance(scores, str) else _paired(scores),
+        scores if isinstance(scores, str) else None,
     )
 
 
