@@ -37,7 +37,7 @@ torture: $(STAMP) ## faults at every call, signals at random moments, mutated fi
 	$(BIN)/python tests/faults/torture.py
 
 papers: $(STAMP) ## every figure and table of the papers, quick, in out/papers, two at a time
-	printf '%s\n' papers/*/[a-z]*.py | xargs -P 2 -I SCRIPT $(BIN)/python SCRIPT --quick --out out/papers
+	$(BIN)/python papers/_all.py --out out/papers
 
 docs: $(STAMP) ## the documentation site in out/site/site, with every link checked
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -381,6 +381,12 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             None,
             f"in {beaten} of {len(rows)} runs",
             beaten == len(rows),
+            "F1 of the improved model against the filter, at the shares of wrong labels: "
+            + ", ".join(
+                f"{r['improved']['f1'][-1]:.3f} against {r['trusted filter']:.3f} ({r['rate']:.0%})"
+                for r in rows
+            )
+            + ". The filter needs one fit, on the validation rows alone.",
         )
     )
     return judged

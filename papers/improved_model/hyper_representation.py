@@ -328,7 +328,15 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
                         gap["mean"] > gap["half_width"],
                         "This solver sees the labels that it is scored on."
                         if way == SEEN
-                        else f"There are {len(gap['seeds'])} seeds of {TEST_TASKS} tasks.",
+                        else f"There are {len(gap['seeds'])} seeds of {TEST_TASKS} tasks, and the "
+                        "difference has to be above its interval of 95 %."
+                        + (
+                            ""
+                            if gap["mean"] > gap["half_width"]
+                            else " It is within it: no difference is seen."
+                            if gap["mean"] > -gap["half_width"]
+                            else ""
+                        ),
                     )
                 )
     return judged

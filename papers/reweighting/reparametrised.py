@@ -287,7 +287,9 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             f"{span(sigmoid_end)}",
             bool(ess["sigmoid", RHO].max() <= SPARSE),
             "They do not collapse at any outer step; those of mirror descent do from speed 0.1 on "
-            f"(effective sample size at most {ess['mirror', RHO][:, 3:].max():.1f}).",
+            f"(effective sample size at most {ess['mirror', RHO][:, 3:].max():.1f}). A sigmoid is at "
+            "most 1, so the rows that win all end at the same value and share the weight; a mirror "
+            "step has no such bound.",
         ),
         Claim(
             "R9",

@@ -289,7 +289,12 @@ def claims(measured: Measured) -> list[Claim]:
             "no drift",
             f"iid {numbers([bold['iid']])}, by digit {numbers([bold['by digit']])}",
             max(bold.values()) < SOLVED,
-            f"These runs do not: {'; '.join(failed)}." if failed else "",
+            f"These runs do not: {'; '.join(failed)}. L is the constant of the pooled loss. The "
+            "correction is exact at the solution only: a client whose rows have another curvature "
+            "amplifies what is left of the error, the more the longer it goes alone. Hence the "
+            "smaller step of the claim before."
+            if failed
+            else "",
         ),
         Claim(
             "G11",

@@ -4,7 +4,10 @@ What a script's own functions return is tested in the other files of this folder
 """
 
 import json
+import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -102,3 +105,34 @@ def test_claims_are_judged_as_in_the_committed_report(as_run, path):
     figure = script.draw(measured)
     assert any(axes.has_data() for axes in figure.axes)
     assert all(axes.has_data() or not axes.axison for axes in figure.axes)
+
+
+def test_all_quick_runs_take_fifteen_minutes_on_two_cores_and_full_costs_are_counted():
+    """By the recorded CPU seconds; what is not run at full size says how much longer it would take."""
+    costs = json.loads((PAPERS / "costs.json").read_text())
+    assert set(costs["quick"]["seconds"]) == {path.stem for path in SCRIPTS}
+    assert sum(costs["quick"]["seconds"].values()) < 2 * 15 * 60
+    for path in SCRIPTS:
+        report = json.loads((PAPERS / "results" / f"{path.stem}.json").read_text())
+        if report["size"] == "quick":
+            assert math.prod(full / quick for _, full, quick in costs["full"][path.stem]) > 1
+
+
+@pytest.mark.slow
+def test_make_papers_runs_scripts_in_forks_and_reports_failures(tmp_path):
+    command = [sys.executable, str(PAPERS / "_all.py"), "--out", str(tmp_path)]
+    run = subprocess.run([*command, "projections"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "projections.json").read_text())["size"] == "quick"
+    assert "1 scripts, 2 at a time" in run.stdout
+    # Without the data a script fails, and so does the whole.
+    without = {k: v for k, v in os.environ.items() if k != "BILEVEL_DATA"}
+    (tmp_path / "empty").mkdir()
+    run = subprocess.run(
+        [*command, "projections", "hyper_cleaning"],
+        capture_output=True,
+        text=True,
+        env=without | {"BILEVEL_DATA": str(tmp_path / "empty")},
+    )
+    assert run.returncode == 1
+    assert "Failed: hyper_cleaning." in run.stdout
