@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from hyper_cleaning import RATE, accuracies, cleaning, train_model
 from matplotlib.figure import Figure
-from soba_steps import drop_empty_pixels
+from soba_steps import drop_empty_pixels, num_rows
 
 import bilevel
 from bilevel import tasks
@@ -63,9 +63,10 @@ STORED = {"log-weights": bilevel.Simplex(), "weights": Floored()}
 @eqx.filter_jit
 def run(problem: bilevel.BilevelProblem, w0: Any, steps: int) -> tuple[Any, dict[str, Any]]:
     """The last state, and the entropy and the heaviest row at `LOOKS` equidistant looks."""
-    n = problem.inner_data[2].shape[0]  # pyright: ignore[reportGeneralTypeIssues]
+    n = num_rows(problem)
     dtype = jax.tree.leaves(w0)[0].dtype
-    method = bilevel.SOBA(*(jnp.asarray(step, dtype) for step in (RHO, RHO, ETA)))
+    rho, eta = jnp.asarray(RHO, dtype), jnp.asarray(ETA, dtype)
+    method = bilevel.SOBA(rho, rho, eta)
     state = method.init(problem, tasks.uniform_weights(n, dtype), w0, jax.random.key(0))
 
     def one(_: Any, carried: Any) -> Any:
