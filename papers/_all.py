@@ -139,9 +139,10 @@ def main() -> int:
         f"{sum(seconds.values()):.0f} CPU seconds. Failed: {', '.join(failed) or 'none'}."
     )
     if options.record and not failed:
+        # Of some scripts alone, or of another number at a time, the minutes say nothing.
+        whole = not options.scripts and options.jobs == 2
         costs["quick"] = {
-            "jobs": options.jobs,
-            "minutes": round(wall / 60, 1),
+            "minutes": round(wall / 60, 1) if whole else None,
             "seconds": dict(sorted({**(known if options.scripts else {}), **seconds}.items())),
         }
         COSTS.write_text(json.dumps(costs, indent=1) + "\n")

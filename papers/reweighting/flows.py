@@ -466,7 +466,7 @@ def first_order(value: float) -> bool:
 def measure(full: bool) -> dict[str, Any]:
     """Both limits and the discretisation, with their orders."""
     seeds = (SEED, 0, 1, 2, 4) if full else (SEED,)
-    count = 7 if full else 5
+    count = 7 if full else 6
     first = [slow_weights(seed, count) for seed in seeds]
     second, second_curves = slow_parameters(SEED, count, HORIZON)
     jump, jump_curves = slow_parameters(JUMP_SEED, count, JUMP_HORIZON)

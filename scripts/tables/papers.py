@@ -50,9 +50,7 @@ def papers_sizes() -> str:
     lines = [
         f"{len(full)} of the {len(reports)} reports are of the full size ({', '.join(full)}). The "
         "others were not run at full size: their verdicts are those of the quick size, not of the "
-        f"published one. All {len(quick)} quick runs together take {sum(quick.values()):.0f} CPU "
-        f"seconds, {max(quick.values()):.0f} at most, so that `make papers`, two at a time, "
-        f"needs about {sum(quick.values()) / 120:.0f} minutes on two idle cores.",
+        f"published one. {_quick_times(costs['quick'])}",
         "",
         "<details>",
         "<summary>Not run at full size: how long each would take</summary>",
@@ -68,6 +66,20 @@ def papers_sizes() -> str:
         hours = quick[name] * times / 3600
         lines.append(f"| `{name}` | {quick[name]:.0f} | {counted} | {hours:.2g} |")
     return "\n".join([*lines, "", "</details>"])
+
+
+def _quick_times(quick: dict[str, Any]) -> str:
+    seconds = quick["seconds"]
+    total = f"{sum(seconds.values()):.0f} CPU seconds, {max(seconds.values()):.0f} at most"
+    if quick["minutes"] is None:
+        return (
+            f"By the last run of each, alone and on a busy machine, all {len(seconds)} quick runs "
+            f"take {total}."
+        )
+    return (
+        f"`make papers`, all {len(seconds)} quick runs, two at a time, took {quick['minutes']} "
+        f"minutes ({total})."
+    )
 
 
 def paper_figure(script: str) -> str:
