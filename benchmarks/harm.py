@@ -14,6 +14,7 @@ run that is started again continues it.
 import argparse
 import itertools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,15 @@ def summary(lines: Any) -> dict[str, Any]:
     }
 
 
-def arguments(name: str, what: str | None, seeds: int) -> tuple[Any, Path, list[Any]]:
+def arguments(
+    name: str, what: str | None, seeds: int, names: Sequence[str] = NAMES
+) -> tuple[Any, Path, list[Any]]:
     """(the options of a benchmark that goes table by table, where it keeps its fits, those it has)."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--tables", type=Path, help="folder with the .rda files")
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--out", type=Path, default=Path("out", name))
-    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--only", nargs="+", default=names, choices=names)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{name}.csv"

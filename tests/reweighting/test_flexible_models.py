@@ -54,13 +54,13 @@ def test_every_member_says_probabilities_of_every_row_that_it_judges(times, monk
 def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fits, monkeypatch):
     """Three of all rows, and three of trusted rows; those that join need four more of these."""
     fitted: list[str] = []
-    fit = label_models.LabelModel.fit
+    task = label_models.LabelModel._task
 
     def spy(self: Any, *weights: Any) -> Any:
         fitted.append(self.name)
-        return fit(self, *weights)
+        return task(self, *weights)
 
-    monkeypatch.setattr(label_models.LabelModel, "fit", spy)
+    monkeypatch.setattr(label_models.LabelModel, "_task", spy)
     monkeypatch.setattr(joining, "FOREST_JOINS", joins)
     monkeypatch.setattr(joining, "TREES", 5)
     X, y = rings(150)
@@ -68,16 +68,20 @@ def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fi
     assert fitted.count("forest") == fits
 
 
-def test_boosted_trees_find_wrong_labels_that_nobody_else_finds(monkeypatch):
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_boosted_trees_find_wrong_labels_that_nobody_else_finds(task, monkeypatch):
     """Two of twelve columns decide, by their signs together; the noise of ten blinds the others."""
     rng = np.random.default_rng(1)
     X = rng.normal(size=(600, 12))
-    y = ((X[:, 0] > 0) ^ (X[:, 1] > 0)).astype(int)
+    y: Any = ((X[:, 0] > 0) ^ (X[:, 1] > 0)).astype(int)
     wrong = rng.random(450) < 0.1
-    rows = X[:450], np.where(wrong, 1 - y[:450], y[:450]), X[450:], y[450:]
+    given = np.where(wrong, 1 - y[:450], y[:450])
+    if task == "regression":
+        given, y = given + 0.1 * X[:450, 2], y + 0.1 * X[:, 2]
+    rows = X[:450], given, X[450:], y[450:]
 
     def area() -> float:
-        return roc_auc_score(~wrong, learn_weights(*rows, task="classification").label_quality)
+        return roc_auc_score(~wrong, learn_weights(*rows, task=task).label_quality)
 
     assert area() > 0.95
     monkeypatch.setattr(joining, "BOOSTED_JOINS", np.inf)

@@ -3,7 +3,11 @@
 from typing import Any
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+)
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
@@ -65,13 +69,14 @@ def boosted_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> L
     looks for quantiles in each fit, which with weights takes longer than the fit.
     """
     kind = folds.kind
-    if not isinstance(kind, Classes) or kind.number > MANY_CLASSES or len(folds.sub) < FEWEST:
+    classifies = isinstance(kind, Classes)
+    if len(folds.sub) < FEWEST or (classifies and kind.number > MANY_CLASSES):
         return None
-    trees = HistGradientBoostingClassifier(
-        max_iter=ROUNDS,
-        max_leaf_nodes=LEAVES,
-        early_stopping=False,  # pyright: ignore[reportArgumentType]
-        random_state=0,
+    options: Any = {"max_iter": ROUNDS, "max_leaf_nodes": LEAVES, "early_stopping": False}
+    trees: Any = (
+        HistGradientBoostingClassifier(**options, random_state=0)
+        if classifies
+        else HistGradientBoostingRegressor(**options, random_state=0)
     )
     bounds = [np.unique(np.quantile(x, np.arange(1, BINS) / BINS)) for x in X[folds.sub].T]
     ranks, ranks_trusted = (
@@ -79,7 +84,7 @@ def boosted_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> L
         for x in (X, X_trusted)
     )
     y = folds.y, folds.y_trusted
-    classes = np.arange(kind.number)
+    classes = np.arange(kind.number) if classifies else None
     return LabelModel("boosted trees", trees, ranks, ranks_trusted, *y, folds, classes)
 
 

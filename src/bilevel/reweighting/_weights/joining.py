@@ -16,7 +16,8 @@ from .flexible_models import (
 )
 from .folds import FOLDS, Folds
 from .label_models import LabelModel, Member, cross_fitted, trusted_only
-from .pool import ClassPool
+from .labels import Classes
+from .pool import ClassPool, NumberPool
 
 FOREST_JOINS, KERNEL_JOINS, BOOSTED_JOINS = 4.0, 1.0, 1.5  # standard errors, see `join`
 
@@ -94,7 +95,12 @@ def _losses(folds: Folds, members: list[Member]) -> Float[np.ndarray, " judged"]
     trusted = [member.trusted[FOLDS] for member in members]
     of_known = np.stack([outputs[rows] for outputs in trusted])
     known = folds.y_trusted[rows], folds.weight_trusted[rows]
-    pool = ClassPool.without_noise(folds.kind.number, of_known, *known)
+    kind = folds.kind
+    pool = (
+        ClassPool.without_noise(kind.number, of_known, *known)
+        if isinstance(kind, Classes)
+        else NumberPool.of_trusted(of_known, *known)
+    )
     return folds.judge(pool.outputs(trusted))[0]
 
 

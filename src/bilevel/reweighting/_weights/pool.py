@@ -238,23 +238,32 @@ class NumberPool(NamedTuple):
         weight: Float[np.ndarray, " n"] | None = None,
     ) -> "NumberPool":
         """From out-of-fold outputs of each member on the trusted and on the training rows."""
-        weight_trusted, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
-        members = np.stack(trusted)[:, :, 0].astype(float)
-        y_trusted, rows = y_trusted.astype(float), weight_trusted.sum()
+        pool = cls.of_trusted(np.stack(trusted), y_trusted, _counts(y_trusted, weight_trusted))
+        return pool._explain(y - pool.outputs(train)[:, 0], _counts(y, weight))
+
+    @classmethod
+    def of_trusted(
+        cls,
+        outputs: Float[np.ndarray, "members m 1"],
+        y: Float[np.ndarray, " m"],
+        weight: Float[np.ndarray, " m"],
+    ) -> "NumberPool":
+        """Coefficients and scale from trusted rows; of the given targets nothing is known."""
+        members, y, rows = outputs[:, :, 0].astype(float), y.astype(float), weight.sum()
         start = np.full(len(members), -np.log(len(members)))
 
         def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
             c, scale = np.exp(x[:-1]), np.exp(x[-1])
-            r = (y_trusted - c @ members) / scale
+            r = (y - c @ members) / scale
             away = x[:-1] - start
-            value = (TAILS + 1) / 2 * weight_trusted @ np.log1p(r**2 / TAILS) + rows * x[-1]
-            d_r = weight_trusted * (TAILS + 1) * r / (TAILS + r**2)
+            value = (TAILS + 1) / 2 * weight @ np.log1p(r**2 / TAILS) + rows * x[-1]
+            d_r = weight * (TAILS + 1) * r / (TAILS + r**2)
             d_c = -(members @ d_r) / scale * c + STRENGTH * away
             return value + STRENGTH / 2 * away @ away, np.r_[d_c, rows - d_r @ r]
 
-        away = y_trusted - members.mean(axis=0)
-        centre = np.average(away, weights=weight_trusted)
-        spread = np.log(np.sqrt(np.average((away - centre) ** 2, weights=weight_trusted)) + 1e-6)
+        away = y - members.mean(axis=0)
+        centre = np.average(away, weights=weight)
+        spread = np.log(np.sqrt(np.average((away - centre) ** 2, weights=weight)) + 1e-6)
         found = minimize(
             loss,
             np.r_[start, spread],
@@ -262,8 +271,7 @@ class NumberPool(NamedTuple):
             method="L-BFGS-B",
             bounds=[(None, None)] * len(start) + [(np.log(1e-6), None)],
         ).x
-        pool = cls(np.exp(found[:-1]), float(np.exp(found[-1])), 0.1, 0.0)
-        return pool._explain(y - pool.outputs(train)[:, 0], weight)
+        return cls(np.exp(found[:-1]), float(np.exp(found[-1])), 0.1, 0.0)
 
     def _explain(
         self, residuals: Float[np.ndarray, " n"], rows: Float[np.ndarray, " n"]
