@@ -178,3 +178,13 @@ def test_columns_are_centred_for_the_solver_and_nobody_else(classes, monkeypatch
     np.testing.assert_allclose(found.coef_, exact.coef_, atol=1e-5)
     np.testing.assert_allclose(found.predict_proba(X), exact.predict_proba(X), atol=1e-6)
     np.testing.assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(150, 3), (300, 501)])
+def test_few_rows_and_wide_tables_have_no_boosted_trees(rows, columns):
+    X, y = np.zeros((rows + 50, columns)), np.arange(rows + 50) % 2
+    folds = make_folds(y[:rows], y[rows:], 0)
+    assert joining.boosted_label_model(folds, X[:rows], X[rows:]) is None
+    more = np.zeros((300, 3)), np.zeros((50, 3))
+    folds = make_folds(np.arange(300) % 2, np.arange(50) % 2, 0)
+    assert joining.boosted_label_model(folds, *more) is not None

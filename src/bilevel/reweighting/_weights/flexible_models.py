@@ -24,6 +24,7 @@ FOREST_ROWS = 5000  # that a tree is grown on
 LEAF = 1.5  # rows that a leaf must exceed
 FEWEST, BINS = 200, 64  # training rows that boosted trees learn from; bins of their columns
 ROUNDS, LEAVES = 40, 8  # of boosting; of a tree
+MOST_COLUMNS, MOST_NUMBERS = 500, 5_000_000  # for all classes; a fit then takes a second
 LANDMARKS, SAMPLE = 150, 500  # of the kernel features; rows whose distances say how wide it is
 NARROW, INVERSE_PENALTY = 0.6, 3.0  # times the inverse of the median squared distance; `C`
 
@@ -62,7 +63,7 @@ def forest_label_models(
 
 
 def boosted_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> LabelModel | None:
-    """Gradient-boosted trees, for all rows; None for many classes and for few rows.
+    """Gradient-boosted trees, for all rows; None for many classes, for few rows, and for wide tables.
 
     A leaf holds 20 rows: the trusted rows alone teach them nothing. They get the ranks of the numbers
     among at most 63 quantiles, in which they would look for splits anyway; of numbers, scikit-learn
@@ -71,6 +72,9 @@ def boosted_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> L
     kind = folds.kind
     classifies = isinstance(kind, Classes)
     if len(folds.sub) < FEWEST or (classifies and kind.number > MANY_CLASSES):
+        return None
+    outputs = kind.number if classifies and kind.number > 2 else 1
+    if X.shape[1] > MOST_COLUMNS or len(folds.sub) * X.shape[1] * outputs > MOST_NUMBERS:
         return None
     options: Any = {"max_iter": ROUNDS, "max_leaf_nodes": LEAVES, "early_stopping": False}
     trees: Any = (
