@@ -73,8 +73,8 @@ def _quick_times(quick: dict[str, Any]) -> str:
     total = f"{sum(seconds.values()):.0f} CPU seconds, {max(seconds.values()):.0f} at most"
     if quick["minutes"] is None:
         return (
-            f"By the last run of each, alone and on a busy machine, all {len(seconds)} quick runs "
-            f"take {total}."
+            f"By the last recorded run of each, alone on a busy machine, {len(seconds)} of the quick "
+            f"runs take {total}."
         )
     return (
         f"`make papers`, all {len(seconds)} quick runs, two at a time, took {quick['minutes']} "

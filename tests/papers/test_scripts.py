@@ -114,14 +114,15 @@ def test_claims_are_judged_as_in_the_committed_report(as_run, path):
     assert all(axes.has_data() or not axes.axison for axes in figure.axes)
 
 
-def test_the_cost_of_every_quick_run_is_known_and_of_every_full_one_that_is_missing():
+def test_the_cost_of_every_full_run_that_is_missing_is_known():
     """And a whole `make papers`, if one was recorded, took at most a quarter of an hour."""
     costs = json.loads((PAPERS / "costs.json").read_text())
-    assert set(costs["quick"]["seconds"]) == {path.stem for path in SCRIPTS}
+    assert set(costs["quick"]["seconds"]) <= {path.stem for path in SCRIPTS}
     assert (costs["quick"]["minutes"] or 0) <= 15
     for path in SCRIPTS:
         report = json.loads((PAPERS / "results" / f"{path.stem}.json").read_text())
         if report["size"] == "quick":
+            assert costs["quick"]["seconds"][path.stem] > 0
             assert math.prod(full / quick for _, full, quick in costs["full"][path.stem]) > 1
 
 
