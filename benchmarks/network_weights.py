@@ -193,9 +193,16 @@ def bilevel_rows(s: Search, kind: str) -> Found:
         trace_every=s.size.steps,
         throw=False,
     )
+    _to_the_end(solution, s)
     u = np.asarray(solution.u, np.float64)
     found = row_weights(u)
     return Found(found.weights, found.trusted_weight, u, _rows_of(solution.stats), solution.w)
+
+
+def _to_the_end(solution: bilevel.Solution, s: Search) -> None:
+    """Few steps on minibatches may end in any way but before their number."""
+    if solution.stats["num_steps"] < s.size.steps:
+        raise RuntimeError(f"a search stopped early: {solution.result}")
 
 
 # One object each, so that runs share a compilation.
@@ -229,6 +236,7 @@ def meta_weight_net(s: Search) -> Found:
         trace_every=s.size.steps,
         throw=False,
     )
+    _to_the_end(solution, s)
     x, y, _ = base.inner_data  # pyright: ignore[reportGeneralTypeIssues]
     losses = softmax_cross_entropy(logits(s.model.predict, solution.w, x), y)
     v = np.asarray(weigh(solution.u, losses), np.float64)
@@ -291,6 +299,8 @@ def judge(s: Search, name: str) -> dict[str, Any]:
         return float(np.mean(probabilities(predict, w, cell.x_test).argmax(1) == cell.y_test))
 
     weight = np.concatenate([found.weights, np.full(m, found.trusted)])
+    if not np.isfinite(weight).all():
+        raise FloatingPointError(f"{name}: weights that are not finite")
     x, y = np.concatenate([cell.x, cell.x_trusted]), np.concatenate([cell.given, cell.y_trusted])
     fresh = network(cell.x.shape[1:], s.size.width, s.seed + 1000)
     accurate = accuracy(train(fresh, x, y, weight, s.size.steps, s.seed + 1000))

@@ -294,3 +294,38 @@ def test_methods_that_look_at_all_data_refuse(name):
     method = getattr(bilevel, name)(0.1, 0.1, 0.1)
     with pytest.raises(ValueError, match=f"`{name}` looks at all data from time to time"):
         solve(*from_lists(InMemory(method), outer, inner))
+
+
+@pytest.mark.parametrize("kind", ["map", "iterable", "function", "loader"])
+def test_a_loader_of_grain_goes_on_bitwise(kind):
+    grain = pytest.importorskip("grain", reason="grain is no dependency of ours")
+    rows = np.random.default_rng(0).normal(1.0, 0.3, 100)
+    shuffled = grain.MapDataset.source(rows).shuffle(seed=3).repeat().batch(8, drop_remainder=True)
+
+    def of_python() -> Any:
+        order = grain.samplers.IndexSampler(
+            100, shard_options=grain.sharding.NoSharding(), shuffle=True, seed=3
+        )
+        batch = grain.transforms.Batch(8, drop_remainder=True)
+        return grain.DataLoader(data_source=rows, sampler=order, operations=[batch])
+
+    batches = {
+        "map": lambda: shuffled,
+        "iterable": shuffled.to_iter_dataset,
+        "function": lambda: lambda k: iter(shuffled[k:]),
+        "loader": of_python,
+    }[kind]
+    problem = bilevel.BilevelProblem(
+        lambda u, w, _: w**2, lambda u, w, x: jnp.mean((w - u - x) ** 2)
+    )
+
+    def solve(num_steps: int, **options: Any) -> Any:
+        method = bilevel.SOBA(0.3, 0.3, 0.05, inner_sampler=FromLoader(batches(), 4))
+        zero = jnp.zeros(())
+        return bilevel.solve(
+            problem, method, zero, zero, num_steps=num_steps, chunk_size=7, **options
+        )
+
+    unbroken, part = solve(60), solve(23)
+    assert abs(unbroken.u + rows.mean()) < 0.05
+    assert_same(solve(60, state=part.state).state, unbroken.state)

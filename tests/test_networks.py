@@ -252,6 +252,38 @@ def test_second_order_steps_by_layer_need_four_times_the_memory_of_a_training_st
         assert max(row[key] / floor[key] for key in ("temporary", "all")) < 4
 
 
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_the_hypergradient_of_a_flax_module_is_that_of_its_equation(api):
+    module = pytest.importorskip(f"flax.{api}", reason="flax is no dependency of ours")
+    x, y, _ = rows(0, sources=None)
+    seen, _, _ = rows(1, sources=None)
+    y_seen = np.sin(seen[:, 0])
+    if api == "linen":
+        net = module.Dense(1, param_dtype=float)
+        w = net.init(jr.key(0), x)["params"]
+        predict: Any = lambda w, x: net.apply({"params": w}, x)  # noqa: E731
+        plain = {"a": w["kernel"], "b": w["bias"]}
+    else:
+        graph, w = module.split(module.Linear(FEATURES, 1, param_dtype=float, rngs=module.Rngs(0)))
+        predict = lambda w, x: module.merge(graph, w)(x)  # noqa: E731
+        plain = {"a": w["kernel"][...], "b": w["bias"][...]}
+
+    def grad(predict: Any, w: Any) -> Any:
+        problem = bilevel.tasks.reweighting(
+            jnp.asarray(x),
+            jnp.asarray(y),
+            jnp.asarray(seen),
+            jnp.asarray(y_seen),
+            predict,
+            loss=bilevel.tasks.models.squared_error,
+            l2=0.1,
+        )
+        u = bilevel.tasks.uniform_weights(len(x))
+        return bilevel.implicit_gradient(problem, u, w, CG(rtol=1e-12)).grad
+
+    assert_close(grad(predict, w), grad(lambda w, x: x @ w["a"] + w["b"][None], plain), rtol=1e-9)
+
+
 def test_with_checkpoints_products_keep_nothing():
     """Beside the arguments; the derivatives are those without checkpoints."""
     rng = np.random.default_rng(0)

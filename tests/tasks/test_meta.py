@@ -227,6 +227,29 @@ def test_conv4_in_one_block_by_hand():
     assert_close(net.features(net.u0, jnp.asarray(x)), z.reshape(1, -1), rtol=1e-9)
 
 
+def test_the_compiled_derivative_of_conv4_by_central_differences():
+    """With `jnp.max` as the pooling it was 0 / 0: the compiler rounded its argument in two ways."""
+    net = tasks.models.conv4((8, 8), key=jax.random.key(4), width=4, blocks=2)
+    images = jnp.asarray(RNG.uniform(size=(64, 8, 8)))
+    drawn = [jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape)), net.u0) for _ in "ab"]
+    u, towards = optax.tree.add_scale(net.u0, 0.1, drawn[0]), drawn[1]
+
+    def value(u):
+        return jnp.sum(net.features(u, images) ** 2)
+
+    found = jax.jit(lambda u, along: jax.jvp(value, (u,), (along,))[1])(u, towards)
+    at = jax.jit(lambda step: value(optax.tree.add_scale(u, step, towards)))
+    assert_close(found, (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-6)
+
+
+def test_pooling_shares_the_slope_among_equal_pixels():
+    x = jnp.array([[[2.0, 2.0], [1.0, 0.0]]])
+    slope = jax.grad(lambda x: jnp.sum(tasks.models._pool(x)))
+    assert_close(slope(x)[0], jnp.array([[0.5, 0.5], [0, 0]]), rtol=0)
+    assert_close(slope(jnp.ones((1, 2, 2)))[0], jnp.full((2, 2), 0.25), rtol=0)
+    assert jnp.isnan(tasks.models._pool(x.at[0, 1, 1].set(jnp.nan)))
+
+
 @pytest.mark.slow
 def test_the_compiled_conv_ridge_gradient_is_the_eager_one():
     """In float32, XLA's CPU compiler returned infinities here for a product with a constant

@@ -147,8 +147,15 @@ def _pool(
 ) -> Float[Array, "channels half_height half_width"]:
     # A maximum over reshaped axes, because the derivative of a windowed maximum is slow on a CPU.
     channels, height, width = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
-    cut = x[:, : 2 * height, : 2 * width]
-    return jnp.max(cut.reshape(channels, height, 2, width, 2), axis=(2, 4))
+    cut = x[:, : 2 * height, : 2 * width].reshape(channels, height, 2, width, 2)
+    rows = _larger(cut[:, :, 0], cut[:, :, 1])
+    return _larger(rows[..., 0], rows[..., 1])
+
+
+def _larger(x: Float[Array, "*shape"], y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    # Not a maximum of JAX: its derivative looks for the entries that equal the maximum. Where the
+    # compiler computes them twice, rounded in two ways, none does, and the derivative is 0 or NaN.
+    return jnp.where(x > y, x, jnp.where(x < y, y, x / 2 + y / 2))
 
 
 def conv4(
