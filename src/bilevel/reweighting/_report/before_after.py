@@ -260,7 +260,7 @@ def _calibration(fits: Fits) -> dict[str, Any] | None:
         place = np.searchsorted(fits.classes, fits.y)
         two = len(fits.classes) == 2
         what = (
-            f"the share of class {fits.classes[1]}, by the probability that the model gives it"
+            f'the share of "{fits.classes[1]}", by the probability that the model gives it'
             if two
             else "the share of right predictions, by the probability that the model gives them"
         )
