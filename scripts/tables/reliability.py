@@ -31,11 +31,14 @@ def reliability_headline() -> str:
         return sum(group["cases"] for part in parts for group in found.get(part, {}).values())
 
     wrong = sum(sum(group["wrong"].values()) for part in found.values() for group in part.values())
+    signals = found.get("at random moments", {})
+    kills = sum(group["cases"] for name, group in signals.items() if name.endswith("SIGKILL"))
     mutated = cases("mutated tables", "odd tables", "mutated run folders")
     failed = cases("allocations of the reader", "allocations of weigh", "too little memory")
     return (
         f"{cases('at every call'):,} faults at single calls, {cases('at random moments'):,} signals "
-        f"at random moments, {mutated:,} mutated inputs, {failed:,} times too little memory, "
+        f"at random moments, {kills:,} of them SIGKILL, {mutated:,} mutated inputs, {failed:,} times "
+        "too little memory, "
         f"{cases('hostile texts in a browser')} pages of hostile texts: {wrong} wrong"
     )
 
