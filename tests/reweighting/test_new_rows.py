@@ -7,8 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from bilevel.cli._run_files import read_scorer, write_model, write_scorer
 from bilevel.reweighting import learn_weights
 from bilevel.reweighting._weights import joining
 from bilevel.reweighting._weights.new_rows import LabelledRows, NewRowWeights, _rule
@@ -189,3 +193,25 @@ def test_rows_of_models_that_are_not_kept_are_judged_by_the_others(monkeypatch):
     scored = result.score_rows(X[new], z[new])
     assert np.mean(scored["wrong"]) == pytest.approx(wrong[new].mean(), abs=0.07)
     assert np.mean(scored["keep"]) > 0.7
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_boosted_trees_judge_new_rows_too_and_last_in_a_file(task, tmp_path):
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(900, 12))
+    y: Any = ((X[:, 0] > 0) ^ (X[:, 1] > 0)).astype(int)
+    wrong = rng.random(900) < 0.1
+    given = np.where(wrong, 1 - y, y)
+    if task == "regression":
+        given, y = given + 0.1 * X[:, 2], y + 0.1 * X[:, 2]
+    train, trusted, new = np.split(np.arange(900), [450, 600])
+    result = learn_weights(X[train], given[train], X[trusted], y[trusted], task=task)
+    scored = result.score_rows(X[new], given[new])
+    assert roc_auc_score(wrong[new], scored["wrong"]) > 0.95
+    write_scorer(result, tmp_path)
+    write_model(make_pipeline(StandardScaler(), Ridge()), tmp_path / "model.skops")
+    x = result.encoding.features(X[new], "X")
+    assert result.scorer is not None
+    kept = read_scorer(tmp_path).scorer
+    for ours, theirs in zip(kept.outputs(x), result.scorer.outputs(x), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

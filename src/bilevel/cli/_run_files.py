@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -326,15 +327,20 @@ def write_scorer(result: WeightsResult, folder: Path) -> bool:
     }
     arrays |= {f"doubt {name}": np.asarray(value) for name, value in scorer.doubt._asdict().items()}
     own: dict[str, list[Any]] = {}
+    of_numbers = []
     for k, member in enumerate(scorer.members):
         linear = [model for model in member or () if isinstance(model, LinearOutputs)]
         if linear:
             arrays[f"member {k} weight"] = np.stack([model.weight for model in linear])
             arrays[f"member {k} bias"] = np.stack([model.bias for model in linear])
         elif member is not None:
-            own[str(k)] = [model.fitted for model in member if isinstance(model, OwnModel)]
+            kept = [model for model in member if isinstance(model, OwnModel)]
+            own[str(k)] = [model.fitted for model in kept]
+            of_numbers += [str(k)] if any(model.of_numbers for model in kept) else []
     if own:
-        models = {"members": own, "pipeline": encoding.pipeline, "scaler": encoding.scaler}
+        models: dict[str, Any] = {"members": own, "of_numbers": of_numbers}
+        if len(own) > len(of_numbers):  # else the final model's own way to numbers is enough
+            models |= {"pipeline": encoding.pipeline, "scaler": encoding.scaler}
         write_model(models, folder / "scorer.skops")
     if encoding.classes is not None:
         arrays["classes"] = _plain(encoding.classes)
@@ -356,14 +362,14 @@ def read_scorer(folder: Path) -> Scorer:
             "method='auto'. Free weights cannot judge new rows."
         )
     model = load_model(folder / "model.skops", SAVED_TYPES)
-    saved_models: Any = {"members": {}, "pipeline": None, "scaler": None}
+    saved_models: Any = {"members": {}, "pipeline": None, "scaler": None, "of_numbers": []}
     if (folder / "scorer.skops").is_file():
-        saved_models = load_trusted(folder / "scorer.skops", SAVED_TYPES)
+        saved_models |= load_trusted(folder / "scorer.skops", SAVED_TYPES)
     try:
         check_archive(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}
-        scorer = _scorer_of(arrays, saved_models["members"])
+        scorer = _scorer_of(arrays, saved_models["members"], saved_models["of_numbers"])
         centre, spread = (float(x) for x in arrays["numbers"])
         encoding = Encoding(
             saved_models["pipeline"], saved_models["scaler"], arrays.get("classes"), centre, spread
@@ -376,7 +382,9 @@ def read_scorer(folder: Path) -> Scorer:
     return Scorer(model, scorer, encoding)
 
 
-def _scorer_of(arrays: dict[str, np.ndarray], own_models: dict[str, Any]) -> RowScorer:
+def _scorer_of(
+    arrays: dict[str, np.ndarray], own_models: dict[str, Any], of_numbers: Sequence[str]
+) -> RowScorer:
     """The scorer that the arrays describe, if they fit each other."""
     classes = arrays.get("classes")
     outputs = 1 if classes is None else len(classes)
@@ -400,7 +408,11 @@ def _scorer_of(arrays: dict[str, np.ndarray], own_models: dict[str, Any]) -> Row
             return [LinearOutputs(w, b) for w, b in zip(weights, biases, strict=True)]
         if str(k) not in own_models:
             return None  # what the user's own model says
-        return [OwnModel(model, classes, centre, spread) for model in own_models[str(k)]]
+        models = own_models[str(k)]
+        if str(k) not in of_numbers:
+            return [OwnModel(model, classes, centre, spread) for model in models]
+        codes = None if classes is None else np.arange(outputs)
+        return [OwnModel(model, codes, 0.0, 1.0, of_numbers=True) for model in models]
 
     members = [member(k) for k in range(known)]
     knots = len(arrays["doubt log_odds"])

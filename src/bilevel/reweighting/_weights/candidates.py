@@ -229,7 +229,7 @@ def search(
     ]
     for kind in flexible:
         judging = judging_fits(kind, right, 1.0) if folds.forward else []
-        members.append(second_round(kind, right, judging).without_models())
+        members.append(second_round(kind, right, judging).with_small_models())
     pool = _pool(folds, members, verified, annotations, FOLDS)
     of_last = [member.train[FOLDS] for member in members]
     last = pool.right(of_last, y)

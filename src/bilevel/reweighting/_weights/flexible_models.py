@@ -1,8 +1,10 @@
 """Label models that see what a linear one cannot: forests, boosted trees, kernel features."""
 
+import warnings
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     HistGradientBoostingClassifier,
@@ -13,10 +15,11 @@ from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import euclidean_distances
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
+from sklearn.utils import gen_batches
 
 from .folds import FOLDS, Folds
-from .label_models import MANY_CLASSES, LabelModel, tolerance
+from .label_models import MANY_CLASSES, PART, LabelModel, tolerance
 from .labels import Classes
 
 TREES, FEWER_TREES = 100, 50  # of the forest; and beside trees of the user's
@@ -25,6 +28,7 @@ LEAF = 1.5  # rows that a leaf must exceed
 FEWEST, BINS = 200, 64  # training rows that boosted trees learn from; bins of their columns
 ROUNDS, LEAVES = 40, 8  # of boosting; of a tree
 MOST_COLUMNS, MOST_NUMBERS = 500, 5_000_000  # for all classes; a fit then takes a second
+MOST_KEPT = 10  # outputs of boosted trees that judge new rows too; a file then has 16 MB
 LANDMARKS, SAMPLE = 150, 500  # of the kernel features; rows whose distances say how wide it is
 NARROW, INVERSE_PENALTY = 0.6, 3.0  # times the inverse of the median squared distance; `C`
 
@@ -82,14 +86,24 @@ def boosted_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> L
         if classifies
         else HistGradientBoostingRegressor(**options, random_state=0)
     )
-    bounds = [np.unique(np.quantile(x, np.arange(1, BINS) / BINS)) for x in X[folds.sub].T]
-    ranks, ranks_trusted = (
-        np.stack([np.searchsorted(*pair) for pair in zip(bounds, x.T, strict=True)], axis=1)
-        for x in (X, X_trusted)
-    )
+    how: Any = {"encode": "ordinal", "quantile_method": "inverted_cdf", "subsample": None}
+    ranks = KBinsDiscretizer(BINS, **how)
+    with warnings.catch_warnings():  # of columns with fewer values than bins
+        warnings.simplefilter("ignore", UserWarning)
+        ranks.fit(X[folds.sub])
+    rows = _ranked(ranks, X), _ranked(ranks, X_trusted)
     y = folds.y, folds.y_trusted
     classes = np.arange(kind.number) if classifies else None
-    return LabelModel("boosted trees", trees, ranks, ranks_trusted, *y, folds, classes)
+    kept = ranks if outputs <= MOST_KEPT else None
+    return LabelModel("boosted trees", trees, *rows, *y, folds, classes, ranks=kept)
+
+
+def _ranked(ranks: KBinsDiscretizer, X: np.ndarray) -> UInt8[np.ndarray, "rows features"]:
+    """A byte per number, by parts: all rows are judged, of which only some are fitted on."""
+    found = np.empty(X.shape, np.uint8)
+    for rows in gen_batches(len(X), PART):
+        found[rows] = np.asarray(ranks.transform(X[rows]))
+    return found
 
 
 def kernel_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> LabelModel | None:

@@ -83,7 +83,8 @@ def join(
         others = [other for other in joined if other is not offer]
         joined = joined if helps(offer, others) else others
     more = [
-        spoken_for(folds, [member.without_models() for member in offer.members]) for offer in joined
+        spoken_for(folds, [member.with_small_models() for member in offer.members])
+        for offer in joined
     ]
     again = [offer.again for offer in joined if offer.again is not None]
     return [*members, *(member for pair in more for member in pair)], again

@@ -46,6 +46,8 @@ class LabelModel:
         centre, spread: predictions are `centre + spread * output`.
         shares: whether a fit serves all that it can, as fits are dear: those that judge weights leave
             out a third of the training rows and are the second round too. With times they cannot.
+        ranks: what has made `X` of scaled numbers, and is to do so with new rows. Models that need it
+            are small, and kept.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LabelModel:
     centre: float = 0.0
     spread: float = 1.0
     shares: bool = False
+    ranks: Any = None
 
     @functools.cached_property
     def _rows(self) -> tuple[Any, Any, Any]:
@@ -182,8 +185,10 @@ class Member:
     models: Sequence[Any]
     alone: bool = False
 
-    def without_models(self) -> "Member":
-        """The same with all outputs and without its models, which are large: none judges new rows."""
+    def with_small_models(self) -> "Member":
+        """The same with all outputs, and without models that are large, which judge no new rows."""
+        if self.kind is not None and self.kind.ranks is not None:
+            return self
         return dataclasses.replace(self, train=[*self.train], trusted=[*self.trusted], models=[])
 
 

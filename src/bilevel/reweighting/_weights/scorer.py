@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import expit, log_softmax, logit
+from sklearn.pipeline import make_pipeline
 
 from .._inputs.estimators import takes_tables
-from .label_models import LEAST, Member, outputs
+from .label_models import LEAST, LabelModel, Member, outputs
 from .labels import Classes, Numbers
 from .pool import ClassPool, NumberPool
 
@@ -88,17 +89,26 @@ class LinearOutputs(NamedTuple):
 
 
 class OwnModel(NamedTuple):
-    """A fitted model of the user's kind, which takes rows as its estimator does.
+    """A fitted model of the user's kind, which takes rows as its estimator does; or boosted trees.
 
     Attributes:
         fitted: the estimator.
         classes, centre, spread: of its label model, see `LabelModel`.
+        of_numbers: whether it takes scaled numbers, as linear models do.
     """
 
     fitted: Any
     classes: np.ndarray | None
     centre: float
     spread: float
+    of_numbers: bool = False
+
+    @classmethod
+    def of(cls, model: Any, kind: LabelModel) -> "OwnModel":
+        """One of the models of a member of this kind."""
+        ranked = kind.ranks is not None
+        fitted = make_pipeline(kind.ranks, model) if ranked else model
+        return cls(fitted, kind.classes, kind.centre, kind.spread, ranked)
 
     def outputs(self, rows: Any) -> Float[np.ndarray, "rows outputs"]:
         """Log-probabilities, or predictions in standardised units."""
@@ -136,9 +146,7 @@ class RowScorer(NamedTuple):
                 [
                     cls.linear_parameters(model, kind)
                     if member.kind.name == "linear"
-                    else OwnModel(
-                        model, member.kind.classes, member.kind.centre, member.kind.spread
-                    )
+                    else OwnModel.of(model, member.kind)
                     for model in member.models
                 ]
                 if member.kind is not None
@@ -186,7 +194,7 @@ class RowScorer(NamedTuple):
 
     def _of_model(self, model: LinearOutputs | OwnModel, x: np.ndarray, rows: Any) -> np.ndarray:
         if isinstance(model, OwnModel):
-            return model.outputs(rows)
+            return model.outputs(x if model.of_numbers else rows)
         outputs = x @ model.weight.T + model.bias
         if isinstance(self.kind, Numbers):
             return outputs
@@ -205,7 +213,7 @@ class RowScorer(NamedTuple):
     def takes_tables(self) -> bool:
         """Whether a member is a pipeline, which takes the rows as the user has them."""
         return any(
-            isinstance(model, OwnModel) and takes_tables(model.fitted)
+            isinstance(model, OwnModel) and not model.of_numbers and takes_tables(model.fitted)
             for member in self.members
             for model in member or ()
         )
