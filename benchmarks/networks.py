@@ -11,10 +11,13 @@ step: `temporary` is what it needs besides its arguments and results (activation
 `all` counts these too (weights, states, batches). "by layer" means that `jax.checkpoint` is around
 each layer, which keeps its input only.
 
-Times are medians of CPU times, taken in turn in one process.
+Times are medians of CPU times, taken in turn in one process. `resident` is the peak of the resident
+memory of a process that does nothing else, while it takes three steps: the interpreter, JAX and the
+compiled code are in it, what the compilation needed is not. It is read from Linux.
 """
 
 import argparse
+import ctypes
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _measure import IMAGES, cpu_seconds, panels, save, write
+from _measure import IMAGES, cpu_seconds, in_a_process, panels, save, write
 
 import bilevel
 from bilevel import tasks
@@ -103,54 +106,95 @@ def memory(compiled: Any) -> dict[str, int]:
     }
 
 
-def measure(size: Size, repeats: int, names: list[str] | None = None) -> dict[str, Any]:
-    """Time and memory of each method over those of a training step without checkpoints."""
+def resident(name: str, size: Size, remat: bool) -> float:
+    """Bytes at the peak of a process that takes steps, from its end of compiling on."""
+    here = str(Path(__file__).parent)
+    call = f"take_steps({name!r}, networks.Size(*{tuple(size)}), {remat})"
+    code = f"import sys\nsys.path.insert(0, {here!r})\nimport networks\nnetworks.{call}"
+    return in_a_process(code).peak_bytes
+
+
+def take_steps(name: str, size: Size, remat: bool) -> None:
+    """Three steps of a method, or of plain training; the peak of memory counts from the first."""
+    compiled, given = steps_of([name], size, remat)[name]
+    jax.clear_caches()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    for _ in range(3):
+        jax.block_until_ready(compiled(*given))
+
+
+def steps_of(names: list[str], size: Size, remat: bool) -> dict[str, tuple[Any, Any]]:
+    """The compiled steps with their arguments; "training" is a plain one."""
+    problem, u, w, _ = build(size, remat)
+    found, known = {}, methods()
+    for name in names:
+        if name == "training":
+            found[name] = training(problem, u, w)
+        else:
+            found[name] = outer_step(known[name], problem, u, w)
+    return found
+
+
+def measure(
+    size: Size, repeats: int, names: list[str] | None = None, *, processes: bool = False
+) -> dict[str, Any]:
+    """Time and memory of each method over those of a training step without checkpoints.
+
+    `repeats` is that of the times; 0 means none. With `processes`, the peak of each is measured.
+    """
     found: dict[str, Any] = {}
-    problem, u, w, _ = build(size, False)
-    plain, arguments = training(problem, u, w)
-    floor = partial(plain, *arguments)
-    floor_memory = memory(plain)
+    plain, arguments = steps_of(["training"], size, False)["training"]
+    floor, floor_memory = partial(plain, *arguments), memory(plain)
+    names = list(methods()) if names is None else names
     for remat in (False, True):
-        problem, u, w, _ = build(size, remat)
-        steps = {"training": training(problem, u, w)} if remat else {}
-        for name, method in methods().items():
-            if names is None or name in names:
-                steps[name] = outer_step(method, problem, u, w)
-        for name, (compiled, given) in steps.items():
+        for name, (compiled, given) in steps_of(["training"] * remat + names, size, remat).items():
             used = memory(compiled)
             row = {key: used[key] / floor_memory[key] for key in used}
             if repeats:
                 one, other = cpu_seconds(partial(compiled, *given), floor, repeats=repeats)
                 row["time"] = one / other
+            if processes:
+                row["resident"] = resident(name, size, remat)
             found[name + ", by layer" * remat] = row
             print(name, remat, row, flush=True)
     times = {"seconds": cpu_seconds(floor, repeats=repeats)[0]} if repeats else {}
+    peak = {"resident": resident("training", size, False)} if processes else {}
+    parameters = _transformer.count(_transformer.init(size, jax.random.key(0)))
     return {
         "settings": size._asdict()
-        | {"parameters": _transformer.count(w), "sources": SOURCES, "rows_per_source": PER_SOURCE},
-        "training_step": floor_memory | times,
+        | {"parameters": parameters, "sources": SOURCES, "rows_per_source": PER_SOURCE},
+        "training_step": floor_memory | times | peak,
         "methods": found,
     }
 
 
-def draw(found: dict[str, Any]) -> None:
+def draw(measured: dict[str, Any]) -> None:
     """Times and memories of the steps, without and with `jax.checkpoint` around each layer."""
-    figure, axes = panels(1, 2, (12, 4.2), sharey=True)
+    found, floor = measured["methods"], measured["training_step"]
+    figure, axes = panels(1, 3, (15, 4.2), sharey=True)
     names = [name for name in found if not name.endswith(", by layer")]
     place = np.arange(len(names) + 1)
-    for axis, (key, title) in zip(
-        axes, {"time": "time", "temporary": "memory"}.items(), strict=True
+    for axis, (key, unit, title) in zip(
+        axes,
+        (
+            ("time", 1, "CPU time of a step / a plain training step"),
+            ("temporary", 1, "temporary memory of a step / a plain training step"),
+            ("resident", 1e6, "peak of the process (MB)"),
+        ),
+        strict=True,
     ):
-        plain = [1.0, *(found[name][key] for name in names)]
-        layered = [found[f"{name}, by layer"][key] for name in ("training", *names)]
+        plain = [floor[key] / unit if key == "resident" else 1.0]
+        plain += [found[name][key] / unit for name in names]
+        layered = [found[f"{name}, by layer"][key] / unit for name in ("training", *names)]
         axis.barh(place - 0.2, plain, 0.4, label="plain")
         axis.barh(place + 0.2, layered, 0.4, label="`jax.checkpoint` around each layer")
-        axis.axvline(1, color="k", lw=1)
-        axis.set(xlabel=f"{title} of a step, over a plain training step")
+        axis.axvline(plain[0], color="k", lw=1)
+        axis.set(xlabel=title)
     axes[0].set_yticks(place, ["training", *names])
     axes[0].invert_yaxis()
     axes[1].axvline(4, color="k", ls=":", lw=1)
-    axes[1].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="lower right")
     save(figure, IMAGES / "networks.png")
 
 
@@ -158,7 +202,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    measured = measure(QUICK if quick else FULL, 3)
+    measured = measure(QUICK if quick else FULL, 3, processes=sys.platform == "linux")
     write(__file__, measured, full=not quick)
     if not quick:
-        draw(measured["methods"])
+        draw(measured)

@@ -7,11 +7,13 @@ import numpy as np
 from .benchmarks import _report, _table
 
 COLUMNS = {"time": "time", "temporary": "temporary memory", "all": "all memory"}
+PEAK = "peak of the process (MB)"
 
 
 def networks_table() -> str:
     """Time and memory of each method's step on a transformer, over a plain training step."""
-    found = _report("networks")["methods"]
+    report = _report("networks")
+    found, floor = report["methods"], report["training_step"]
     names = ["training", *(name for name in found if not name.endswith("by layer"))]
     lines = []
     for name in names:
@@ -20,10 +22,24 @@ def networks_table() -> str:
             [
                 name,
                 *("1" if row is None else f"{row[key]:.1f}" for key in COLUMNS for row in pair),
+                *(
+                    f"{peak / 1e6:.0f}" if peak else ""
+                    for peak in ((row or floor).get("resident") for row in pair)
+                ),
             ]
         )
-    head = [x for name in COLUMNS.values() for x in (name, f"{name}, by layer")]
+    head = [x for name in (*COLUMNS.values(), PEAK) for x in (name, f"{name}, by layer")]
     return _table(["step of", *head], lines)
+
+
+def networks_rest() -> str:
+    """What the peak of a process has beside the temporary memory of its step: median and range."""
+    report = _report("networks")
+    floor = report["training_step"]
+    rows = [{"temporary": 1.0, "resident": floor["resident"]}, *report["methods"].values()]
+    rest = [row["resident"] - row["temporary"] * floor["temporary"] for row in rows]
+    low, middle, high = (x / 1e6 for x in (min(rest), np.median(rest), max(rest)))
+    return f"{middle:.0f} MB ({low:.0f} to {high:.0f})"
 
 
 def networks_worst() -> str:
@@ -89,15 +105,19 @@ def network_weights_cost() -> str:
     return _table(["", "gradients of rows / one training", "CPU seconds"], lines)
 
 
-def network_weights_gap(one: str, other: str, what: str) -> str:
-    """The range over the cells of a number of one method minus that of another, and the mean."""
-    cells = _report("network_weights")["cells"]
-    found: dict[str, dict[tuple[str, str, int], float]] = {one: {}, other: {}}
-    for cell in cells:
-        if cell["method"] in found:
-            place = cell["data"], cell["noise"], cell["trusted"]
-            found[cell["method"]][place] = cell[what]
-    gaps = [
-        found[one][place] - found[other][place] for place in found[one] if place in found[other]
-    ]
+def network_weights_gap(one: str, other: str, what: str, trusted: str = "") -> str:
+    """The mean and the range over the draws of a number of one method minus that of another.
+
+    `what` is `auroc`, `accuracy`, or `left`: the accuracy of the network that the search of `one`
+    left, minus that of the network that was trained on the weights of `other`. `trusted`: only with
+    as many trusted rows.
+    """
+    keys = ("as left", "accuracy") if what == "left" else (what, what)
+    found: tuple[dict[Any, float], dict[Any, float]] = ({}, {})
+    for run in _report("network_weights")["runs"]:
+        place = run["data"], run["noise"], run["trusted"], run["seed"]
+        for method, key, values in zip((one, other), keys, found, strict=True):
+            if run["method"] == method and trusted in ("", str(run["trusted"])):
+                values[place] = run[key]
+    gaps = [found[0][place] - found[1][place] for place in found[0] if place in found[1]]
     return f"{np.mean(gaps):+.3f} in the mean ({min(gaps):+.3f} to {max(gaps):+.3f})"
