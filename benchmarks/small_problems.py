@@ -151,7 +151,7 @@ def measure(name: str, data: list[Any], repeats: int) -> dict[str, Any]:
         found["difference"] = max(float(gap) for gap in gaps)
         assert found["difference"] < 1e-4, found
     library, peer = ours(name, data, SAMPLERS["Blocks"]), theirs(name, data, SIZE)
-    steps = STEPS // LOOP if name == "AmIGO" else STEPS
+    steps = STEPS // LOOP if name in ("AmIGO", "SABA") else STEPS
     quartiles = cpu_ratio(lambda: library(steps), lambda: peer(steps), repeats)
     seconds = cpu_seconds(lambda: library(steps), lambda: peer(steps), repeats=3)
     found |= {"quartiles": quartiles, "microseconds": [1e6 * s / steps for s in seconds]}
