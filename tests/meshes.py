@@ -24,6 +24,9 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+if __name__ == "__main__" and int(sys.argv[3]) > 1:  # before the table of methods makes arrays
+    jax.distributed.initialize(f"localhost:{sys.argv[4]}", int(sys.argv[3]), int(sys.argv[2]))
+
 import bilevel
 from bilevel import tasks
 from methods import METHODS
@@ -117,10 +120,8 @@ def difference(name: str, mesh: Any, split_model: bool) -> float | str:
     )
 
 
-def main(kind: str, process: str, num_processes: str, port: str, *names: str) -> None:
+def main(kind: str, *names: str) -> None:
     jax.config.update("jax_enable_x64", True)
-    if int(num_processes) > 1:
-        jax.distributed.initialize(f"localhost:{port}", int(num_processes), int(process))
     axis = AxisType.Explicit if kind == "Explicit" else AxisType.Auto
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(axis,))
     with jax.set_mesh(mesh):
@@ -128,4 +129,4 @@ def main(kind: str, process: str, num_processes: str, port: str, *names: str) ->
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], *sys.argv[5:])
