@@ -4,17 +4,18 @@
 
 Each file is read in turn by `read_table` in the process itself, by `read_table` in a process of its
 own, and by pandas, each time in a new process that has read a small file before, as a command reads a
-table once; the least of so many seconds of the processor, of both processes together. What it takes
+table once; the least of so many seconds of the processor, of all processes together. What it takes
 to start the process that reads, once per command, is told beside it.
 Writes benchmarks/results/reading.json.
 """
 
 import argparse
-import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +25,72 @@ from _measure import write
 
 from bilevel._reading import client
 from bilevel.reweighting._inputs.files import read_table
+from bilevel.reweighting._inputs.parts import PART, ParquetRows
 
-REPEATS = {"t.csv": 2, "t.parquet": 7}
-NUMBERS = 12  # columns
+TABLES = {"10.csv": 2, "10.parquet": 9, "100.parquet": 4}  # columns, and how often each is read
+PARTS = ".parts.parquet"  # of tables that are read by parts
+TABLES["10" + PARTS] = 5
 
 
-def make(rows: int) -> pd.DataFrame:
+def make(rows: int, columns: int) -> pd.DataFrame:
     """Ids, numbers, a word, a date and a label."""
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"id": [f"row{i}" for i in range(rows)]})
-    for k in range(NUMBERS):
+    table: dict[str, Any] = {"id": [f"row{i}" for i in range(rows)]}
+    for k in range(columns - 4):
         table[f"x{k}"] = rng.normal(size=rows).round(6)
     table["city"] = rng.choice(["Berlin", "Paris", "Rome"], rows)
     table["day"] = pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 365, rows), "D")
     table["y"] = rng.integers(0, 2, rows)
-    return table
+    return pd.DataFrame(table)
 
 
-def used() -> float:
-    """Seconds of the processor that this process and the one that reads have had."""
-    process, other = client._SERVER._process, 0.0
-    if process is not None:
-        fields = Path(f"/proc/{process.pid}/schedstat").read_text().split()
-        children = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[13:15]
-        other = int(fields[0]) / 1e9 + sum(map(int, children)) / os.sysconf("SC_CLK_TCK")
-    return time.process_time() + other
+def server_seconds() -> float:
+    """Seconds of the processor that the process which forks readers has had itself."""
+    process = client._SERVER._process
+    if process is None:
+        return 0.0
+    return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def reader_seconds(server: float) -> float:
+    """Those of the readers that it has forked, by what is told of all when it has ended."""
+    process = client._SERVER._process
+    if process is None:
+        return 0.0
+    client._SERVER._close()
+    process.wait()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime - server
 
 
 def read_once(way: str, path: Path) -> None:
-    """Print the seconds to start the process that reads, and those to read the file."""
+    """Print the seconds to start the process that reads, to read the file, and of readers.
+
+    The latter are those of the small file too.
+    """
     if way == "here":
         client.POSSIBLE = False
-    began = used()
     read_table(path.with_name("small.parquet"), "train", label="y", ids=["id"])
-    started = used()
-    if way != "pandas":
-        read_table(path, "train", label="y", ids=["id"])
-    elif path.suffix == ".csv":
-        pd.read_csv(path)
-    else:
-        pd.read_parquet(path)
-    print(started - began, used() - started)
+    started, own = server_seconds(), time.process_time()
+    if path.name != "small.parquet":
+        if path.name.endswith(PARTS):
+            deque(ParquetRows(path, "train").frames(PART), maxlen=0)
+        elif way != "pandas":
+            read_table(path, "train", label="y", ids=["id"])
+        elif path.suffix == ".csv":
+            pd.read_csv(path)
+        else:
+            pd.read_parquet(path)
+    own, server = time.process_time() - own, server_seconds()
+    print(started, own + server - started, reader_seconds(server))
+
+
+def ask(way: str, path: Path) -> tuple[float, float, float]:
+    """The same, in a new process."""
+    command = [sys.executable, __file__, "--once", way, str(path)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    started, own, readers = map(float, said.stdout.split())
+    return started, own, readers
 
 
 def main() -> None:
@@ -76,30 +102,34 @@ def main() -> None:
     if asked.once:
         read_once(asked.once[0], Path(asked.once[1]))
         return
-    results: dict[str, Any] = {"settings": {"rows": asked.rows, "columns": NUMBERS + 4}}
+    results: dict[str, Any] = {"settings": {"rows": asked.rows}}
     with tempfile.TemporaryDirectory() as name:
-        table = make(asked.rows)
-        table.to_csv(Path(name) / "t.csv", index=False)
-        table.to_parquet(Path(name) / "t.parquet", index=False)
-        table[:9].to_parquet(Path(name) / "small.parquet", index=False)
-        del table
-        starts = []
-        for file, repeats in REPEATS.items():
+        home = Path(name)
+        for file in TABLES:
+            table = make(asked.rows, int(file.partition(".")[0]))
+            if file.endswith("csv"):
+                table.to_csv(home / file, index=False)
+            else:
+                table.to_parquet(home / file, index=False)
+        make(9, 10).to_parquet(home / "small.parquet", index=False)
+        starts = [ask("child", home / "small.parquet") for _ in range(5)]
+        small = min(readers for *_, readers in starts)
+        for file, repeats in TABLES.items():
             seconds: dict[str, list[float]] = {"here": [], "child": [], "pandas": []}
+            if file.endswith(PARTS):
+                del seconds["pandas"]
             for _ in range(repeats):
                 for way, found in seconds.items():
-                    command = [sys.executable, __file__, "--once", way, str(Path(name) / file)]
-                    said = subprocess.run(command, check=True, capture_output=True, text=True)
-                    start, read = map(float, said.stdout.split())
-                    found.append(read)
-                    starts += [start] * (way == "child")
-            results[file.partition(".")[2]] = {
+                    _, own, readers = ask(way, home / file)
+                    found.append(own + max(readers - small, 0.0))
+            results[file] = {
                 **{way: min(found) for way, found in seconds.items()},
                 "seconds": seconds,
-                "bytes": (Path(name) / file).stat().st_size,
+                "bytes": (home / file).stat().st_size,
             }
             print(file, seconds, flush=True)
-        results["start"] = min(starts)
+        results["start"] = min(started for started, *_ in starts) + small
+        results["small"] = small
     if asked.rows == 1_000_000:
         write(__file__, results)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-EARLIER = ROOT / "benchmarks" / "results" / "reliability_before.json"
+RESULTS = ROOT / "benchmarks" / "results"
+EARLIER = RESULTS / "reliability_before.json"
 
 
 def reliability_total(part: str) -> str:
@@ -98,20 +99,24 @@ def reliability_earlier() -> str:
 
 
 def reading_cost() -> str:
-    """Seconds of the processor to read a large table, in the process itself and in one of its own.
+    """Seconds of the processor to read large tables, in the process itself and in one of its own."""
+    found = json.loads((RESULTS / "reading.json").read_text(encoding="utf-8"))
+    lines = [["table", "in the process itself", "apart", "more", "by pandas"]]
+    for file in (name for name in found if name.endswith((".csv", ".parquet"))):
+        columns, *parts, kind = file.split(".")
+        words = [{"csv": "CSV", "parquet": "Parquet"}[kind], f"{columns} columns"]
+        words += ["by parts"] * bool(parts)
+        here, apart = (found[file][way] for way in ("here", "child"))
+        more = f"{100 * (apart / here - 1):+.0f} %"
+        pandas = f"{found[file]['pandas']:.2f} s" if "pandas" in found[file] else ""
+        lines.append([", ".join(words), f"{here:.2f} s", f"{apart:.2f} s", more, pandas])
+    return _table(lines)
 
-    And those to start the latter, once per command.
-    """
-    path = ROOT / "benchmarks" / "results" / "reading.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    size = found["settings"]
-    parts = [
-        f"{name} {found[kind]['here']:.2f} s in the process itself and "
-        f"{found[kind]['child']:.2f} s apart"
-        for name, kind in [("CSV", "csv"), ("Parquet", "parquet")]
-    ]
-    rows = f"{size['rows']:,} rows of {size['columns']} columns take {'; '.join(parts)}"
-    return f"{rows}. To start the process takes {found['start']:.2f} s, once per command"
+
+def reading_start() -> str:
+    """Seconds of the processor to start the process that reads."""
+    found = json.loads((RESULTS / "reading.json").read_text(encoding="utf-8"))
+    return f"{found['start']:.2f} s"
 
 
 def _wrong(group: dict[str, Any]) -> str:
@@ -119,7 +124,7 @@ def _wrong(group: dict[str, Any]) -> str:
 
 
 def _report() -> dict[str, Any]:
-    path = ROOT / "benchmarks" / "results" / "reliability.json"
+    path = RESULTS / "reliability.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -32,6 +32,8 @@ UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 BASE = 4e8  # bytes of the interpreter, the libraries and the trusted rows
 COPIES = 10  # of the sample as float64 numbers at the peak, measured on 100 columns
 OUTPUTS = 128  # bytes per row and class: of each label model, for each choice of trusted rows
+LEAVES = 2400  # bytes of forests per class and row that they are grown on
+GROWN_ON, IN_FORESTS = 5000, 30  # rows and classes, at most
 VERDICT = 60  # bytes per row of the table: what is written of it, with its label and its id
 SMALLEST = 20_000  # rows of a sample: as many as label models are fitted on
 AS_TEXTS = 5  # bytes of cells in memory per byte of a CSV file, at most
@@ -66,7 +68,8 @@ def bytes_of(rows: float, width: float, outputs: float) -> float:
         width: numbers that each becomes.
         outputs: numbers that a model says of each: one per class.
     """
-    return BASE + rows * (8.0 * COPIES * width + OUTPUTS * outputs)
+    leaves = min(rows, GROWN_ON) * outputs if outputs <= IN_FORESTS else 0
+    return BASE + rows * (8.0 * COPIES * width + OUTPUTS * outputs) + LEAVES * leaves
 
 
 class LargeTable(NamedTuple):
