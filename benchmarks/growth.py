@@ -223,6 +223,14 @@ def picture(report: dict[str, Any]) -> None:
     save(figure, IMAGES / "growth.png")
 
 
+def with_line(lines: list[dict[str, Any]], line: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines, where this one takes the place of an earlier measurement of the same run."""
+    keys = (*Size._fields, "memory", "format", "processes")
+    same = [k for k, old in enumerate(lines) if all(old.get(x) == line.get(x) for x in keys)]
+    place = same[0] if same else len(lines)
+    return [*lines[:place], line, *(x for k, x in enumerate(lines) if k > place and k not in same)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=float, nargs="+", default=[1e3, 1e4, 1e5, 1e6])
@@ -233,7 +241,7 @@ def main() -> None:
     parser.add_argument("--memory", nargs="+", default=["2GB"])
     parser.add_argument("--format", choices=["parquet", "csv"], default="parquet")
     parser.add_argument("--axis", choices=AXES, default="rows")
-    parser.add_argument("--add", action="store_true", help="keep the lines of the report")
+    parser.add_argument("--add", action="store_true", help="keep the other lines of the report")
     parser.add_argument("--draw", action="store_true", help="only the picture")
     options = parser.parse_args()
     if options.draw:
@@ -250,7 +258,7 @@ def main() -> None:
         else:
             found = iter([measure(size, memory, options.format)])
         for line in found:
-            tables[options.axis].append(line)
+            tables[options.axis] = with_line(tables[options.axis], line)
             print(json.dumps(line), flush=True)
             path = write(__file__, {"settings": settings, "seeds": [0], **tables})
             picture(json.loads(path.read_text()))
