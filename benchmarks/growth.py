@@ -185,7 +185,8 @@ def peaks_below(process: int) -> dict[int, int]:
 
 def picture(report: dict[str, Any]) -> None:
     """Lines are what was measured, crosses what the dry run expected."""
-    figure, axes = panels(1, 4, (17, 4))
+    together = report.get("processes")
+    figure, axes = panels(1, 4, (17, 4)) if together else panels(1, 3, (13, 4))
     kinds = sorted({(row["memory"], row["format"]) for row in report["rows"]})
     scales = (("cpu_seconds", "expected_seconds", 1.0), ("peak_bytes", "expected_bytes", 1e9))
     for axis, (measured, expected, unit) in zip(axes, scales, strict=False):
@@ -201,7 +202,7 @@ def picture(report: dict[str, Any]) -> None:
     axes[1].set_ylabel("peak memory, GB")
     axes[0].legend(frameon=False)
     for name in ("columns", "classes", "trusted"):
-        if rows := report[name]:
+        if rows := [row for row in report[name] if row["rows"] == 10_000]:
             x = [row[name] for row in rows]
             words = f"{name} rows" if name == "trusted" else name
             (line,) = axes[2].plot(x, [row["cpu_seconds"] for row in rows], "o-", label=words)
@@ -210,13 +211,12 @@ def picture(report: dict[str, Any]) -> None:
             )
     axes[2].set(xscale="log", yscale="log", xlabel="number", ylabel="CPU seconds, 10,000 rows")
     axes[2].legend(frameon=False)
-    if rows := report.get("processes"):
-        count = [row["processes"] for row in rows]
-        axes[3].plot(count, [row["seconds"] for row in rows], "o-", label="seconds")
-        axes[3].plot(count, [row["cpu_seconds"] for row in rows], "o--", label="CPU s of all")
+    if together:
+        count = [row["processes"] for row in together]
+        axes[3].plot(count, [row["seconds"] for row in together], "o-", label="seconds")
+        axes[3].plot(count, [row["cpu_seconds"] for row in together], "o--", label="CPU s of all")
         axes[3].legend(frameon=False)
-        axes[3].set(ylim=(0, None), xticks=count)
-    axes[3].set(xlabel="processes")
+        axes[3].set(ylim=(0, None), xticks=count, xlabel="processes")
     for axis in axes[:3]:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
