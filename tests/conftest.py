@@ -80,7 +80,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def small_forests(request):
-    """Tests of the product ask what is done with label models, not how many trees a forest has.
+    """Tests of the product ask what is done with label models, not how many trees they have.
 
     With a quarter of the trees, and of the draws of intervals that a test does not look at,
     `learn_weights` takes half of the time on a small table.
@@ -88,10 +88,12 @@ def small_forests(request):
     if request.path.parent.name not in {"reweighting", "cli"}:
         yield
         return
-    from bilevel.reweighting._weights import calibration, joining, noise
+    from bilevel.reweighting._weights import calibration, flexible_models, joining, noise
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joining, "TREES", joining.TREES // 4)
+        if request.path.stem not in {"test_flexible_models", "test_new_rows"}:
+            patch.setattr(flexible_models, "ROUNDS", flexible_models.ROUNDS // 4)
         if request.path.stem != "test_noise":
             fewer = calibration.DRAWS // 4
             patch.setattr(calibration, "DRAWS", fewer)
