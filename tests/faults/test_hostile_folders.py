@@ -133,6 +133,14 @@ def test_a_forged_scorer_is_refused(made, run, name):
     refused(read(made, run, "scorer.npz"), word)
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"members": {"0": 1}}])
+def test_forged_models_of_a_scorer_are_refused(made, run, content):
+    skops.io.dump(content, run / "scorer.skops")
+    forged(lambda a: a.pop(WEIGHT))(run / "scorer.npz")
+    seal(run)
+    refused(read(made, run, "scorer.npz"), "scorer.npz cannot be read")
+
+
 def schema(text: str) -> Callable[[Path], None]:
     def forge(path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:

@@ -22,6 +22,8 @@ from ..reweighting._inputs.files import read_texts
 from ..reweighting._inputs.parts import ParquetRows, PartedTable, draw_sample
 from ..reweighting._inputs.prepare import is_regression
 from ..reweighting._inputs.scalars import check_scalars
+from ..reweighting._weights.flexible_models import FOREST_ROWS
+from ..reweighting._weights.label_models import MANY_CLASSES
 from ._activity import Activity
 from ._judged import Judge, Ranges, judge_ranges, judged_ranges, left, read_judged, share
 from ._run_files import RowVerdicts
@@ -33,7 +35,6 @@ BASE = 4e8  # bytes of the interpreter, the libraries and the trusted rows
 COPIES = 10  # of the sample as float64 numbers at the peak, measured on 100 columns
 OUTPUTS = 128  # bytes per row and class: of each label model, for each choice of trusted rows
 LEAVES = 2400  # bytes of forests per class and row that they are grown on
-GROWN_ON, IN_FORESTS = 5000, 30  # rows and classes, at most
 VERDICT = 60  # bytes per row of the table: what is written of it, with its label and its id
 SMALLEST = 20_000  # rows of a sample: as many as label models are fitted on
 AS_TEXTS = 5  # bytes of cells in memory per byte of a CSV file, at most
@@ -68,7 +69,7 @@ def bytes_of(rows: float, width: float, outputs: float) -> float:
         width: numbers that each becomes.
         outputs: numbers that a model says of each: one per class.
     """
-    leaves = min(rows, GROWN_ON) * outputs if outputs <= IN_FORESTS else 0
+    leaves = min(rows, FOREST_ROWS) * outputs if outputs <= MANY_CLASSES else 0
     return BASE + rows * (8.0 * COPIES * width + OUTPUTS * outputs) + LEAVES * leaves
 
 

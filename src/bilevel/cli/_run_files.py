@@ -362,10 +362,12 @@ def read_scorer(folder: Path) -> Scorer:
             "method='auto'. Free weights cannot judge new rows."
         )
     model = load_model(folder / "model.skops", SAVED_TYPES)
-    saved_models: Any = {"members": {}, "pipeline": None, "scaler": None, "of_numbers": []}
+    found: Any = {}
     if (folder / "scorer.skops").is_file():
-        saved_models |= load_trusted(folder / "scorer.skops", SAVED_TYPES)
+        found = load_trusted(folder / "scorer.skops", SAVED_TYPES)
     try:
+        saved_models: Any = {"members": {}, "pipeline": None, "scaler": None, "of_numbers": []}
+        saved_models |= found
         check_archive(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}

@@ -185,13 +185,14 @@ def _who_gains(kind: str, table: list[dict[str, Any]]) -> str | None:
     counts = []
     for change in ("gains", "loses"):
         names = [t["name"] for t in judged if t["change"] == change]
-        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        counts.append(f"{len(names)} clearly {change[:-1] if len(names) != 1 else change} ({some})")
-        counts[-1] = counts[-1] if names else ""
+        if names:
+            verb = change if len(names) == 1 else change[:-1]
+            some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            counts.append(f"{len(names)} clearly {verb} ({some})")
     left = len(table) - len(judged)
     few = f" (not counting {left} with too few hold-out rows for an interval)" if left else ""
-    moved = " and ".join(count for count in counts if count) or "none clearly gains or loses"
-    others = "the other changes" if any(counts) else "every change"
+    moved = " and ".join(counts) or "none clearly gains or loses"
+    others = "the other changes" if counts else "every change"
     return (
         f'Of {len(judged)} {kind}{few}, {moved}; chance could explain {others}. "Gains" and '
         f'"loses" hold for all {len(table)} {kind} at once; each interval holds for itself.'

@@ -166,8 +166,10 @@ def search(
     members = spoken_for(folds, members)
     members += [] if probabilities is None else [from_outside(probabilities)]
     trees = judge is not linear and takes_gaps(estimator)
-    offers = offers_of(folds, features, features_trusted, trees=trees)
-    members, flexible = join(folds, members, [] if annotations is not None else offers)
+    flexible: list[LabelModel] = []
+    if annotations is None:
+        offers = offers_of(folds, features, features_trusted, trees=trees)
+        members, flexible = join(folds, members, offers)
     pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
     right = np.stack(
         [pools[k].right([member.train[k] for member in members], y) for k in range(JUDGES)]

@@ -72,6 +72,8 @@ def join(
         return [*members, *(member for offer in joined for member in offer.members)]
 
     def helps(offer: Offer, others: list[Offer]) -> bool:
+        if offer.bar == -np.inf:
+            return True
         losses = [_losses(folds, with_those(joined)) for joined in (others, [*others, offer])]
         gain = losses[0] - losses[1]
         return bool(gain.mean() > offer.bar * standard_error(gain))
