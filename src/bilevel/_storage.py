@@ -20,8 +20,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+
+def _host() -> str:
+    """Where the number of a process means one: containers may share a folder, and their name."""
+    try:
+        processes = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        processes = ""
+    return hashlib.sha256(f"{platform.node()} {processes}".encode()).hexdigest()[:6]
+
+
 CHECKPOINT_KIND = "bilevel checkpoint, version 2"  # the first line of such a file
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_HOST = _host()
 _UNFINISHED = re.compile(r"\.bilevel-([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(partial|told)")
 _POSIX = os.name == "posix"
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_NOFOLLOW | os.O_CLOEXEC if _POSIX else 0)
@@ -38,9 +48,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name when the block ends well; otherwise nothing changes.
 
     Raises:
-        OSError: it cannot be written, or not flushed to the disk.
+        OSError: it cannot be written, or not flushed to the disk; or it is a device, a pipe or a
+            socket, whose place a file would take.
     """
     path = Path(path)
+    check_is_no_device(path)
     _remove_leftovers_once(path.parent)
     with _opened(path.parent) as folder:
         name = _new_name()
@@ -54,6 +66,23 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 (path.parent / name).unlink()
             raise
         _flush_folder(folder)
+
+
+def check_is_no_device(path: Path) -> None:
+    """Refuse a name whose place a file must not take, also where a link leads there.
+
+    Raises:
+        OSError: it is a device, a pipe or a socket.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # there is nothing, or a link to nothing
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(
+            f"{path} is a device, a pipe or a socket, and a file would take its place; nothing was "
+            "written. Name a file."
+        )
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

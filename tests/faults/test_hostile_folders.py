@@ -25,7 +25,11 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
+from bilevel._storage import write_text
+from bilevel.cli._annotation_formats import from_label_studio
 from bilevel.cli._estimators import SAVED_TYPES
+from bilevel.cli._gate import read_baseline
+from bilevel.cli._run_files import read_config
 from bilevel.reweighting import InputError, load_model
 from bilevel.reweighting._inputs import archives
 from runs import Run, Said, bilevel, seal, weigh
@@ -203,6 +207,23 @@ def test_a_forged_config_is_refused(made, run, old, new, named):
         refused(read(made, run, reader), f"config.toml cannot be used: {named}")
 
 
+def test_settings_of_another_kind_are_refused_by_their_names(made, run):
+    """Tracebacks, each of them once: a seed below zero, a task of another name, a path with a NUL."""
+    path = run / "config.toml"
+    settings, _, sums = path.read_text().partition("[sha256]")
+    for setting in (
+        *("seed = -1", 'seed = "x"', "seed = 1.5", "seed = true", 'task = "foo"', "holdout = 5"),
+        *('entity = ["a"]', "given_label = 5", 'train = "a\\u0000b"', "metric = [1]", "l2 = inf"),
+    ):
+        name = setting.partition(" ")[0]
+        kept = [line for line in settings.split("\n") if not line.startswith(f"{name} =")]
+        path.write_text("\n".join([setting, *kept, "[sha256]"]) + sums)
+        with pytest.raises(InputError, match=f"config.toml cannot be used: '{name}' is not"):
+            read_config(run)
+    path.write_text(f"{settings}[sha256]{sums}")
+    assert read_config(run)["seed"] == 0
+
+
 @pytest.mark.parametrize(
     ("value", "named"),
     [("[" * 9999 + "]" * 9999, "nested too deeply"), ("9" * 5000, "5000 digits")],
@@ -234,6 +255,83 @@ def test_forged_weights_are_refused(made, run):
         path.write_bytes(forgery)
         seal(run)
         refused(bilevel("suggest", run), "weights.parquet cannot be read", "it is damaged, or")
+
+
+def test_weights_that_do_not_fit_the_rows_are_not_exported(made, run, tmp_path):
+    """Tracebacks, each of them once: more rows than the table has, columns that are missing, lists."""
+    path, target = run / "weights.parquet", tmp_path / "rows.json"
+    table = pd.read_parquet(path)
+    for forgery in (
+        pd.concat([table, table]),
+        *(table.drop(columns=name) for name in ("id", "keep", "label_quality", "predicted_label")),
+        table.assign(given_label=[None] + [[1]] * (len(table) - 1)),
+    ):
+        forgery.to_parquet(path)
+        seal(run)
+        refused(bilevel("export", run, "--out", target), "weights.parquet cannot be read")
+    table.to_parquet(path)
+    for noise in (5, [], {"verify": 5}, {"verify": {"rows": 5}}):
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"noise": noise}))
+        seal(run)
+        said = bilevel("export", run, "--out", target, "--verify-next")
+        refused(said, "this run names no rows to verify next")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_ids": "3"}, {"num_ids": None}, {"ids": 5}, {"ids": {}}, {"severity": [1]}],
+    ids=str,
+)
+def test_a_forged_baseline_is_refused(tmp_path, change):
+    """Some were once tracebacks, where the audit found something of the same kind."""
+    finding = {
+        "check": "leak/rows",
+        "table": "train",
+        "severity": "problem",
+        "num_ids": 1,
+        "ids": [],
+    }
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps({"format": "bilevel audit 1", "findings": [finding]}))
+    assert read_baseline(path) == [finding]
+    path.write_text(json.dumps({"format": "bilevel audit 1", "findings": [finding | change]}))
+    with pytest.raises(InputError, match="is no audit of this version"):
+        read_baseline(path)
+
+
+@pytest.mark.parametrize("choices", [5, {"a": 1}, "1", None])
+def test_choices_that_are_no_list_are_no_decision(choices):
+    """Some were once tracebacks, and a text was taken for the list of its letters."""
+    part = {"type": "choices", "from_name": "label", "value": {"choices": choices}}
+    tasks = [{"data": {"row_id": "1"}, "annotations": [{"result": [part]}]}]
+    with pytest.raises(InputError, match="this is no export of Label Studio"):
+        from_label_studio(tasks)
+    part["value"] = {"choices": ["1"]}
+    assert from_label_studio(tasks) == {"1": "1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs pipes and devices")
+def test_no_file_takes_the_place_of_a_device_or_a_pipe(made, tmp_path):
+    """`bilevel audit ... --out /dev/null`, run by root, once made a file of the device."""
+    table = made.out.parent / "train.csv"
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to("pipe.csv")
+    (tmp_path / "null.csv").symlink_to("/dev/null")
+    for name in ("pipe.csv", "link.csv", "null.csv"):
+        path = tmp_path / name
+        before = path.lstat()
+        for command in (
+            ["audit", table, "--label", "y"],
+            ["score", made.out, table],
+            ["suggest", made.out],
+        ):
+            said = bilevel(*command, "--out", path)
+            assert said.code == 2
+            assert "isadevice,apipeorasocket" in said.squeezed
+        with pytest.raises(OSError, match="is a device, a pipe or a socket"):
+            write_text(path, "x")
+        assert os.path.samestat(before, path.lstat())
 
 
 def test_a_table_without_an_end_is_not_read(made, run):

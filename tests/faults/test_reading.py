@@ -19,6 +19,7 @@ from odd_tables import odd_table
 
 from bilevel._reading import client
 from bilevel._reading.client import ReadError, read_file
+from bilevel._reading.formats import header_of
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs.files import read_parquet, read_table, read_tables
 from bilevel.reweighting._inputs.parts import ParquetRows
@@ -219,6 +220,18 @@ def test_a_limit_that_is_none_is_refused(csv, monkeypatch, name):
     if client.POSSIBLE:
         with pytest.raises(InputError, match=f"{name}='much' is no "):
             read_table(csv, "train")
+
+
+def test_a_quote_mark_that_is_never_closed_in_the_header_is_said(tmp_path):
+    """Of 80,000 lines that took minutes: for each of them all before it were counted again."""
+    lines = ['a,"b\n', *["1,2\n"] * 200_000]
+    assert header_of(lines) == "".join(lines)
+    assert header_of(['a,"b\n', 'c",d\n', "1,2\n"]) == 'a,"b\nc",d\n'
+    path = tmp_path / "t.csv"
+    for rows in (3, 200_000):
+        path.write_text("".join(lines[: rows + 1]))
+        with pytest.raises(InputError, match=r"the first line of .*t.csv is never closed"):
+            read_table(path, "train")
 
 
 @linux

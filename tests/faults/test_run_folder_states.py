@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bilevel import _storage
 from bilevel._storage import CHECKPOINT_KIND, is_sealed, whole_file, write_sealed, write_text
 from bilevel.cli import _weigh_work
 from bilevel.cli._app import RunFolderError
@@ -292,10 +293,43 @@ def test_a_link_to_where_the_run_goes_is_followed_in_messages_too(tmp_path):
     assert (tmp_path / "link" / "summary.json").exists()
 
 
-def test_a_clock_that_models_cannot_hold_is_said_before_anything_is_learned(monkeypatch):
-    monkeypatch.setattr(_weigh_work.time, "time", lambda: 86400.0)
-    with pytest.raises(OSError, match=r"stands at 1970-01-0., .* Set the clock"):
+@pytest.mark.skipif(sys.platform == "win32", reason="has no lock")
+@pytest.mark.parametrize("name", ["another name of a file", "a text of the user's"])
+def test_a_file_of_the_users_in_the_place_of_the_lock_is_not_touched(tmp_path, name):
+    """Where it was another name of a file elsewhere, that file was once written over."""
+    folder, mine = RunFolder.of(tmp_path / "run"), tmp_path / "mine"
+    folder.partial.mkdir()
+    mine.write_text("{}" if name.startswith("another") else "my work")
+    if name.startswith("another"):
+        os.link(mine, folder.partial / LOCK)
+    else:
+        (folder.partial / LOCK).write_text("my work")
+    before = listing(tmp_path)
+    with pytest.raises(RunFolderError, match="it is not touched"), folder.writing(TOML):
+        pass
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(("time", "year"), [(86400.0, "1970-01-0."), (4.36e9, "2108-02-2.")])
+def test_a_clock_that_models_cannot_hold_is_said_before_anything_is_learned(
+    monkeypatch, time, year
+):
+    monkeypatch.setattr(_weigh_work.time, "time", lambda: time)
+    with pytest.raises(OSError, match=rf"stands at {year}, .* Set the clock"):
         _weigh_work.check_clock()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_number_of_a_process_in_another_container_says_nothing_of_ours(tmp_path, monkeypatch):
+    """Containers may share a folder and a name: one removed what the other was writing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "readlink", lambda _: "pid:[1]")
+        elsewhere = _storage._host()
+    none = 2**22 + 1  # no process has this number
+    for host in (elsewhere, _storage._HOST):
+        (tmp_path / f".bilevel-{host}-{none}-01234567.partial").touch()
+    _storage.remove_leftovers(tmp_path)
+    assert [path.name.split("-")[1] for path in tmp_path.iterdir()] == [elsewhere]
 
 
 def test_names_that_no_file_of_a_run_can_hold_are_refused_before_anything_is_written():

@@ -106,6 +106,17 @@ def test_the_terminal_gets_no_control_character(capsys):
     assert "[red]markup[/red]" in said
 
 
+def test_words_between_colons_stay_words(capsys):
+    """A row called `a:x:b` was once printed with a cross in place of the `x`."""
+    for say in (_app.say, _app.note):
+        say("row a:x:b, :warning: [i]c[/i]")
+    _app.say_table("t", "row", pd.DataFrame({"n": ["1"]}, index=["a:x:b"]))
+    said = capsys.readouterr()
+    assert "row a:x:b, :warning: [i]c[/i]" in said.out
+    assert "row a:x:b, :warning: [i]c[/i]" in said.err
+    assert said.out.count("a:x:b") == 2
+
+
 def test_a_page_with_charts_of_any_names():
     """Charts of such names once ended the process: the library that draws them aborts."""
     words = ["\x00=1", "\ufffe\uffff", "\x1b[31m\u202e", *UNSEEN[5:9], "\x08<b>"]
@@ -202,3 +213,16 @@ def test_too_little_memory_is_said(capsys, error):
     assert "there is too little memory" in capsys.readouterr().err
     with pytest.raises(ImportError, match="another"), _app.failures():
         raise ImportError("another")
+
+
+def test_too_little_memory_is_said_though_there_is_too_little_to_say_it(capfd, monkeypatch):
+    """Once a traceback, under `ulimit -v`: what makes text colourful imports modules."""
+
+    def prints(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(_app.err, "print", prints)
+    with pytest.raises(typer.Exit) as ended, _app.failures():
+        raise MemoryError
+    assert ended.value.exit_code == 1
+    assert capfd.readouterr().err == "bilevel: there is too little memory: an allocation failed\n"

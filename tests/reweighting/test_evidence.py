@@ -507,6 +507,9 @@ def test_large_pictures_are_averaged_down_and_odd_ones_refused():
     (uri,) = thumbnails(np.ones((1, 2, 500)))
     pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(uri.split(",")[1])), format="png")
     assert pixels.shape == (1, 63)
+    # Pictures of 200 GB, of which only those that are chosen are read.
+    vast = np.broadcast_to(image[0], (1_000_000, 200, 130))
+    assert thumbnails(vast, [1])[0] == thumbnails(image)[0]
     with pytest.raises(ValueError, match="must be square, got 24 pixels"):
         thumbnails(np.zeros((2, 24)))
     with pytest.raises(ValueError, match=r"must have shape .* got \(2, 3, 3, 2\)"):

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +60,20 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
         separator = separator_of(text)
         if separator != ",":
             notes.append(f"the columns of {what} are separated by {separator!r}")
-    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    try:
+        names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    except csv.Error:  # a field of 131,072 characters or more
+        names, text = [], '"'
+    if text.count('"') % 2:
+        raise RefusedError(
+            f"a quote mark in the first line of {what} is never closed. Remove it, or write it twice "
+            "within double quotes."
+        )
     if not names:
         raise RefusedError(
             f"the first line of {what} is empty, and must name the columns. Remove it."
         )
-    repeated = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+    repeated = [name for name, times in Counter(names).items() if name and times > 1]
     if repeated:
         raise RefusedError(f"{what} has repeated column names: {named(repeated)}.")
 
@@ -112,11 +121,13 @@ def read_csv(path: Path, what: str, separator: str | None) -> Iterator[Columns]:
 
 def header_of(file: Iterable[str]) -> str:
     """The text of the first record of these lines, which may have line breaks within quotes."""
-    lines = iter(file)
-    text = next(lines, "")
-    while text.count('"') % 2 and (more := next(lines, "")):
-        text += more
-    return text
+    lines, quotes = [], 0
+    for line in file:
+        lines.append(line)
+        quotes += line.count('"')
+        if quotes % 2 == 0:
+            break
+    return "".join(lines)
 
 
 def separator_of(header: str) -> str:

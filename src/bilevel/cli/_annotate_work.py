@@ -28,6 +28,7 @@ from ._run_files import (
     read_like,
     read_summary,
     read_verdicts,
+    unusable,
     write_parquet,
 )
 
@@ -74,10 +75,14 @@ def export_rows(run: Path, out: Path, tool: str, count: int, verify_next: bool) 
     if config["task"] == "regression" or "given_label" not in weights:
         raise InputError("only labels of a classification can be exported; this run has none.")
     train = _tables(run, config)["train"]
+    if lacks := sorted({"id", "label_quality", "keep", "predicted_label"} - set(weights.columns)):
+        raise unusable(run, f"it has no column {named(lacks)}")
+    if len(weights) != len(train):
+        raise unusable(run, f"it has {len(weights)} rows, and the training table {len(train)}")
     texts = as_texts(pd.Series(weights["id"])).to_numpy()
     if verify_next:
-        verify = (read_summary(run).get("noise") or {}).get("verify")
-        if verify is None:
+        verify = _dict(_dict(read_summary(run).get("noise")).get("verify"))
+        if not isinstance(verify.get("rows"), list):
             raise InputError("this run names no rows to verify next; leave out --verify-next.")
         places = {text: i for i, text in enumerate(texts.tolist())}
         chosen = [places[str(i)] for i in verify["rows"] if str(i) in places][:count]
@@ -92,6 +97,8 @@ def export_rows(run: Path, out: Path, tool: str, count: int, verify_next: bool) 
         as_texts(pd.Series(weights[column])).tolist()
         for column in ("given_label", "predicted_label")
     )
+    if not all(isinstance(text, str) for text in (*given, *said)):
+        raise unusable(run, "it has rows without a label")
     rows = [
         RowToCheck(
             texts[i],
@@ -108,6 +115,10 @@ def export_rows(run: Path, out: Path, tool: str, count: int, verify_next: bool) 
         classes = sorted({*given, *said})
         write_text(out.with_suffix(".xml"), label_studio_config(classes))
     return len(rows)
+
+
+def _dict(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
 def _plain(value: Any) -> Any:

@@ -70,6 +70,8 @@ def from_label_studio(tasks: Any) -> dict[str, str]:
                 for part in annotation["result"]
                 if part.get("type") == "choices" and part.get("from_name") == "label"
             ]
+            if wrong := [choice for choice in choices if not isinstance(choice, list)]:
+                raise TypeError(f"choices are lists, got {type(wrong[0]).__name__}")
         except (KeyError, TypeError, AttributeError) as error:
             raise _unreadable("Label Studio", error) from error
         if choices and len(choices[-1]) == 1:

@@ -31,7 +31,9 @@ app = typer.Typer(
 )
 # With a width of 0 nothing would be printed.
 _ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "COLUMNS" or v.strip("0")}
-out, err = Console(_environ=_ENVIRONMENT), Console(_environ=_ENVIRONMENT, stderr=True)
+# A word between colons is the user's, and no emoji.
+out = Console(_environ=_ENVIRONMENT, emoji=False)
+err = Console(_environ=_ENVIRONMENT, emoji=False, stderr=True)
 stop = Stop()
 
 
@@ -78,14 +80,22 @@ def say_json(value: Any) -> None:
 
 def note(text: str) -> None:
     """A line on stderr that is worth knowing."""
-    err.print("[yellow]bilevel:[/yellow]", shown(text, "\n"), highlight=False, soft_wrap=True)
+    _say_on_stderr("yellow", text)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Say what is wrong on stderr, and exit."""
-    # Messages quote the user's data, which must not be taken for markup, nor wrapped mid-path.
-    err.print("[red]bilevel:[/red]", shown(message, "\n"), highlight=False, soft_wrap=True)
+    _say_on_stderr("red", message)
     raise typer.Exit(code)
+
+
+def _say_on_stderr(colour: str, text: str) -> None:
+    # Messages quote the user's data, which must not be taken for markup, nor wrapped mid-path.
+    head = f"[{colour}]bilevel:[/{colour}]"
+    try:
+        err.print(head, shown(text, "\n"), highlight=False, soft_wrap=True)
+    except MemoryError:  # which may be what is to be said
+        os.write(2, f"bilevel: {visible(text, chr(10))}\n".encode(errors="backslashreplace"))
 
 
 HIDDEN = (

@@ -153,15 +153,18 @@ def read_baseline(path: Path) -> list[dict[str, Any]]:
     if (
         not isinstance(findings, list)
         or found.get("format") != FORMAT
-        or not all(
-            isinstance(f, dict) and {"check", "num_ids", "ids"} <= f.keys() for f in findings
-        )
+        or not all(isinstance(f, dict) and _is_finding(f) for f in findings)
     ):
         raise InputError(
             f'the baseline {path} is no audit of this version (it must have "format": {FORMAT!r}); '
             "write one with `bilevel audit ... --format json --out FILE`."
         )
     return findings
+
+
+def _is_finding(found: dict[str, Any]) -> bool:
+    texts = all(isinstance(found.get(key), str) for key in ("check", "table", "severity"))
+    return texts and isinstance(found.get("ids"), list) and type(found.get("num_ids")) is int
 
 
 # --- forms

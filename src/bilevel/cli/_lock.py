@@ -26,6 +26,7 @@ if sys.platform != "win32":
 
 LOCK = "lock"
 BEAT, STALE = 10.0, 120.0  # seconds
+_FIRST = (b"", b"{", b"\0")  # bytes of a lock: of one that was cut short too
 
 
 @contextlib.contextmanager
@@ -45,6 +46,11 @@ def hold(folder: Path) -> Iterator[None]:
             raise RunFolderError(f"the run folder {folder} is in use by {who}. Wait for it.")
         if not _is_at(handle, path):  # its holder has just ended, and removed it
             raise RunFolderError(f"the run folder {folder} was in use until now; try again.")
+        if os.fstat(handle).st_nlink > 1 or os.pread(handle, 1, 0) not in _FIRST:
+            raise RunFolderError(
+                f"{path} has another name too, or was not written by bilevel; it is not touched. "
+                "Choose another --out, or move it away."
+            )
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_myself()).encode(), 0)
         ended = threading.Event()

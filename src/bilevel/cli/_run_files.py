@@ -27,11 +27,20 @@ from ..reweighting._weights.pool import ClassPool, NumberPool
 from ..reweighting._weights.result import WeightsResult
 from ..reweighting._weights.scorer import Doubt, LinearOutputs, OwnModel, RowScorer
 from ._estimators import SAVED_TYPES
-from ._run_folder import CONFIG, FILES, LARGEST_TEXT, LOCK, PASSING, SUMMARY, read_toml
+from ._run_folder import (
+    CONFIG,
+    FILES,
+    LARGEST_TEXT,
+    LOCK,
+    PASSING,
+    SUMMARY,
+    odd_settings,
+    read_toml,
+)
 
 WORST = 1000  # rows in worst.csv
 PAGE = "report.html"
-TEXTS = ("train", "label", "trusted", "task", "id", "groups", "pred_probs")  # of a config
+TASKS = ("auto", "classification", "regression")
 
 
 def read_settings(run: Path) -> dict[str, Any]:
@@ -72,16 +81,18 @@ def read_config(run: Path) -> dict[str, Any]:
         raise InputError(
             f"{run} is not a run folder of `bilevel weigh`: its config.toml has no {named(missing)}."
         )
-    sums, drop = config["sha256"], config.get("drop", [])
-    wrong = [key for key in TEXTS if not isinstance(config.get(key, ""), str)]
+    sums = config["sha256"]
+    wrong = set(odd_settings(config))
     if not isinstance(sums, dict) or not {"train", "trusted"} <= sums.keys():
-        wrong.append("sha256")
-    if not isinstance(drop, list) or not all(isinstance(x, str) for x in drop):
-        wrong.append("drop")
+        wrong.add("sha256")
+    if config["task"] not in TASKS:
+        wrong.add("task")
+    if "seed" not in wrong and not 0 <= config["seed"] < 2**32:
+        wrong.add("seed")
     if wrong:
         raise InputError(
-            f"{path} cannot be used: {named(wrong)} is not what a run writes there. It was changed "
-            "or damaged; bring back a copy, or weigh again."
+            f"{path} cannot be used: {named(sorted(wrong))} is not what a run writes there. It was "
+            "changed or damaged; bring back a copy, or weigh again."
         )
     return config
 
@@ -195,7 +206,7 @@ def read_quality(run: Path, rows: int) -> np.ndarray:
     """
     quality = read_verdicts(run, ["label_quality"])["label_quality"]
     if len(quality) != rows:
-        raise _unusable(run, f"it has {len(quality)} rows, and the training table {rows}")
+        raise unusable(run, f"it has {len(quality)} rows, and the training table {rows}")
     return np.asarray(quality, np.float64)
 
 
@@ -211,22 +222,23 @@ def read_verdicts(run: Path, columns: list[str] | None = None) -> pd.DataFrame:
     try:
         table = read_parquet(path, str(path), columns)
     except InputError as error:
-        raise _unusable(run, str(error)) from error
+        raise unusable(run, str(error)) from error
     for name, column in table.items():
         kind = pd.api.types
         numbers = name in ("weight", "label_quality", "wrong", "rank")
         if numbers and not (
             kind.is_numeric_dtype(column.dtype) and np.isfinite(np.asarray(column, float)).all()
         ):
-            raise _unusable(run, f"the column {name!r} must hold finite numbers")
+            raise unusable(run, f"the column {name!r} must hold finite numbers")
         if name == "keep" and not kind.is_bool_dtype(column.dtype):
-            raise _unusable(run, "the column 'keep' must hold true or false")
+            raise unusable(run, "the column 'keep' must hold true or false")
         if not numbers and len(column) and not kind.is_hashable(column.iloc[0]):
-            raise _unusable(run, f"the column {name!r} must hold one value per row")
+            raise unusable(run, f"the column {name!r} must hold one value per row")
     return table
 
 
-def _unusable(run: Path, why: str) -> InputError:
+def unusable(run: Path, why: str) -> InputError:
+    """What to say of the `weights.parquet` of a run that is not what it was."""
     return InputError(
         f"{run / 'weights.parquet'} cannot be read ({why[:300]}): it is damaged, or does not belong "
         f"to the other files of {run}. Bring back a copy, or weigh again."

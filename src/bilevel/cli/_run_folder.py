@@ -8,9 +8,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import stat
+import types
+import typing
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 from .._reading.formats import PARQUET
 from .._storage import (
     CHECKPOINT_KIND,
+    check_is_no_device,
     is_sealed,
     is_unfinished,
     read_regular,
@@ -113,6 +117,24 @@ class WeighConfig:
         lines = [f"{key} = {_as_toml(value)}" for key, value in settings.items()]
         lines += ["", "[sha256]", *(f"{k} = {json.dumps(v)}" for k, v in digests.items())]
         return "\n".join(lines) + "\n"
+
+
+def odd_settings(found: dict[str, Any]) -> list[str]:
+    """The settings of a `config.toml` that are not of the kind that a run writes."""
+    kinds = typing.get_type_hints(WeighConfig)
+    return [key for key in kinds.keys() & found.keys() if not _is_of(found[key], kinds[key])]
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:  # a list in TOML
+        return isinstance(value, list) and all(_is_of(x, str) for x in value)
+    if kind is str:
+        return isinstance(value, str) and "\0" not in value  # which no path may hold
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
 
 
 def _as_toml(value: Any) -> str:
@@ -350,17 +372,21 @@ class RunFolder:
 
 
 def check_not_read(out: Path | None, *read: Path | str | None) -> None:
-    """Refuse to write over what a command reads: a table, or a file of a run but its page.
+    """Refuse to write over what a command reads (a table, a file of a run but its page), or a device.
 
     Args:
         out: the file to write, if any.
         read: files and folders.
 
     Raises:
-        RunFolderError: it is one of them, or in one of them.
+        RunFolderError: it is one of them, or in one of them; or it is a device, a pipe or a socket.
     """
     if out is None or not out.exists():
         return
+    try:
+        check_is_no_device(out)
+    except OSError as error:
+        raise RunFolderError(f"--out {error}") from error
     target = out.resolve()
     of_runs = out.name in FILES - {"report.html"} or out.suffix.lower() in PARQUET
     for path in (Path(one).resolve() for one in read if one is not None):

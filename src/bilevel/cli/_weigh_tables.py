@@ -243,7 +243,7 @@ def _pictures(path: str | None, n: int) -> np.ndarray | None:
             "for each row, in the same order."
         )
     try:
-        thumbnails(np.asarray(images[:1]))
+        thumbnails(images, [0])
     except ValueError as error:
         raise InputError(f"--images {path} cannot be drawn: {error}") from error
     return images

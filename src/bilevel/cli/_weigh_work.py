@@ -141,13 +141,13 @@ def check_clock() -> None:
     """Refuse to begin on a machine whose clock the files of models cannot hold.
 
     Raises:
-        OSError: it stands before 1980.
+        OSError: it stands before 1980, or after 2107.
     """
     now = time.localtime(time.time())
-    if now.tm_year < 1980:
+    if not 1980 <= now.tm_year <= 2107:
         raise OSError(
             f"the clock of this machine stands at {time.strftime('%Y-%m-%d', now)}, and the files of "
-            "models cannot hold a time before 1980. Set the clock, and start again."
+            "models cannot hold a time before 1980, or after 2107. Set the clock, and start again."
         )
 
 

@@ -4,13 +4,17 @@ import base64
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
 
-def thumbnails(images: np.ndarray) -> list[str]:
-    """Each image as a PNG in a data URI, at most 64 pixels per side, darkest value black."""
+def thumbnails(images: np.ndarray, rows: Sequence[int] | None = None) -> list[str]:
+    """Each image as a PNG in a data URI, at most 64 pixels per side, darkest value black.
+
+    With `rows`, those at these positions. They are read one by one: images may be mapped, and large.
+    """
     if images.ndim == 2:
         side = math.isqrt(images.shape[1])
         if side * side != images.shape[1]:
@@ -25,16 +29,28 @@ def thumbnails(images: np.ndarray) -> list[str]:
             "`images` must have shape (rows, height, width), (rows, height, width, 1, 3 or 4) or "
             f"(rows, side * side), got {images.shape}."
         )
-    images = images.astype(np.float64)
-    low, high = np.nanmin(images), np.nanmax(images)
-    pixels = np.nan_to_num((images - low) / (high - low if high > low else 1.0))
-    step = math.ceil(max(pixels.shape[1:3]) / 64)
-    whole = [(0, 0), *((0, -side % step) for side in pixels.shape[1:3]), (0, 0)]
-    pixels = np.pad(pixels, whole, mode="edge")
-    rows, h, w, channels = pixels.shape
-    pixels = pixels.reshape(rows, h // step, step, w // step, step, channels).mean(axis=(2, 4))
-    pixels = np.round(255 * pixels).astype(np.uint8)
-    return ["data:image/png;base64," + base64.b64encode(_png(p)).decode() for p in pixels]
+    chosen = range(len(images)) if rows is None else rows
+    if not len(chosen):
+        return []
+    low = float(np.nanmin([np.nanmin(images[k]) for k in chosen]))
+    high = float(np.nanmax([np.nanmax(images[k]) for k in chosen]))
+    step = math.ceil(max(images.shape[1:3]) / 64)
+    small = (_reduced(images[k], step, low, high) for k in chosen)
+    return ["data:image/png;base64," + base64.b64encode(_png(p)).decode() for p in small]
+
+
+def _reduced(
+    image: np.ndarray, step: int, low: float, high: float
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Means of squares of `step` pixels, some lines at a time: a picture may be a large one."""
+    lines = []
+    for start in range(0, image.shape[0], step):
+        strip = image[start : start + step].astype(np.float64)
+        strip = np.nan_to_num((strip - low) / (high - low if high > low else 1.0))
+        whole = [(0, -side % step) for side in strip.shape[:2]]
+        strip = np.pad(strip, [*whole, (0, 0)], mode="edge")
+        lines.append(strip.reshape(step, -1, step, strip.shape[2]).mean(axis=(0, 2)))
+    return np.round(255 * np.stack(lines)).astype(np.uint8)
 
 
 def _png(pixels: UInt8[np.ndarray, "height width channels"]) -> bytes:

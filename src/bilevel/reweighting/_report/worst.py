@@ -31,7 +31,7 @@ def worst_rows(
 ) -> dict[str, Any]:
     """The 200 suspect rows of lowest label quality, see `Suspects` for what is said of each."""
     n, worst = len(rows.y), found.rows[:NUM_WORST]
-    pictures = [None] * len(worst) if images is None else thumbnails(np.asarray(images[worst]))
+    pictures = [None] * len(worst) if images is None else thumbnails(images, worst.tolist())
     most = refits.MAX_ROWS
     bound = f" on {most} rows drawn at random," if n > most else ""
     columns = _shown(table, show, rows, worst, found.suggested)
