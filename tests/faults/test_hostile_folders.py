@@ -26,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from bilevel._storage import write_text
+from bilevel.cli import _annotate_work, _commands_work, _fix_work, _weigh_work
 from bilevel.cli._annotation_formats import from_label_studio
 from bilevel.cli._estimators import SAVED_TYPES
 from bilevel.cli._gate import read_baseline
@@ -362,6 +363,39 @@ def test_no_command_writes_over_what_it_reads(made, run, tmp_path):
         assert said.code == 2, command
         assert "nothingisoverwritten" in said.squeezed
     assert {path: path.read_bytes() for path in before} == before
+
+
+ROWS = ["--trusted", "TRUSTED", "--label", "y", "--id", "id"]
+
+
+@pytest.mark.parametrize(
+    ("module", "reads", "command"),
+    [
+        (_weigh_work, "check_tables", ["weigh", "TRAIN", *ROWS]),
+        (_fix_work, "read_tables", ["fix", "TRAIN", *ROWS]),
+        (_commands_work, "read_tables", ["suggest", "RUN"]),
+        (_annotate_work, "read_tables", ["export", "RUN"]),
+    ],
+    ids=["weigh", "fix", "suggest", "export"],
+)
+def test_a_table_that_changes_while_it_is_read_is_refused(
+    made, tmp_path, monkeypatch, module, reads, command
+):
+    """`weigh` noted the sum of the new file beside weights of the old one, and `fix` mixed them."""
+    train, trusted = (made.out.parent / f"{name}.csv" for name in ("train", "trusted"))
+    content, read = train.read_bytes(), getattr(module, reads)
+
+    def read_and_change(*arguments, **options):
+        found = read(*arguments, **options)
+        train.write_bytes(content + b"later,0,0,1\n")
+        return found
+
+    monkeypatch.setattr(module, reads, read_and_change)
+    names = {"TRAIN": train, "TRUSTED": trusted, "RUN": made.out}
+    said = bilevel(*(names.get(x, x) for x in command), "--out", tmp_path / "new.json")
+    train.write_bytes(content)
+    refused(said, f"the train file {train} was changed while it was read")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_run_is_left_alone_by_resume(made, tmp_path):

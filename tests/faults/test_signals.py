@@ -1,15 +1,21 @@
 """SIGINT and SIGTERM, wherever they meet the command: exit codes, the last line, ten seconds."""
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from bilevel import cli
-from bilevel.cli._signals import Stop
+from bilevel.cli._activity import Activity
+from bilevel.cli._lock import hold
+from bilevel.cli._signals import Stop, in_background, stoppable
 
 START = """
 import sys
@@ -89,6 +95,28 @@ def test_a_signal_as_the_command_begins_is_told_in_words(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "bilevel audit x.csv"
 
 
+def test_no_command_waits_for_a_thread_that_gets_no_memory_to_begin(tmp_path, monkeypatch, capfd):
+    """`Thread.start` waits for it for ever, which an allocation that failed has found."""
+
+    def waits(_):
+        pytest.fail("waits for the thread")
+
+    monkeypatch.setattr(threading.Thread, "start", waits)
+    with hold(tmp_path), stoppable(Stop()), Activity("a", visible=True):
+        assert (tmp_path / "lock").exists()
+    assert list(tmp_path.iterdir()) == []
+    done = threading.Lock()
+    done.acquire()
+
+    def lacks():
+        done.release()
+        raise MemoryError
+
+    in_background(lacks)
+    assert done.acquire(timeout=60)
+    assert "MemoryError" not in capfd.readouterr().err
+
+
 @pytest.mark.slow  # quick: signals that Python sees
 def test_where_no_python_runs_the_process_ends_after_some_seconds_or_a_second_signal():
     # A mutex that is never given back: pthread_mutex_lock starts again after a signal.
@@ -105,3 +133,61 @@ def test_where_no_python_runs_the_process_ends_after_some_seconds_or_a_second_si
         assert process.returncode == 130
         assert said.splitlines()[-1] == "bilevel work x"
         assert "stopped at once" in said
+
+
+APART = """
+import os, sys, time
+from bilevel import cli
+def work():
+    print("child", os.getpid(), flush=True)
+    time.sleep(float(sys.argv[2]))
+    print("done", flush=True)
+cli.app = work
+sys.argv = ["bilevel", "score", sys.argv[1]]
+cli.main()
+"""
+
+
+def state_of(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_command_that_is_stopped_waits_with_the_process_that_it_started():
+    """Ctrl-Z stopped only the one that waits for it, and what the other one printed met the shell."""
+    command = [sys.executable, "-c", APART.replace("sys.argv[2]", "1"), "run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline().split()[1])
+        process.send_signal(signal.SIGTSTP)
+        both = (process.pid, child)
+        while [state_of(one) for one in both] != ["T", "T"]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "done\n"
+        assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has terminals of another kind")
+def test_a_terminal_that_stops_what_is_in_the_background_stops_no_command():
+    """After `stty tostop`, `bilevel score` waited for ever for a process that was not to print."""
+    import pty
+    import termios
+
+    process, terminal = pty.fork()
+    if process == 0:
+        settings = termios.tcgetattr(1)
+        settings[3] |= termios.TOSTOP
+        termios.tcsetattr(1, termios.TCSANOW, settings)
+        code = APART.replace("sys.argv[2]", "0")
+        os.execv(sys.executable, [sys.executable, "-c", code, "run"])
+    said = b""
+    with contextlib.suppress(OSError):  # at the end of what is said
+        while select.select([terminal], [], [], 60)[0] and (more := os.read(terminal, 4096)):
+            said += more
+    os.kill(process, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    os.close(terminal)
+    assert said.split()[::2] == [b"child", b"done"]
+    assert code in (0, -signal.SIGKILL)

@@ -25,6 +25,7 @@ from .formats import FORMATS, RefusedError, beside, parquet_files, write_tables
 
 MEMORY, SECONDS = "BILEVEL_READ_MEMORY", "BILEVEL_READ_SECONDS"  # of the environment
 LEAST = 1 << 28  # bytes, which the process itself needs
+MOST, LONGEST = 1 << 60, 1 << 31  # bytes and seconds that are no limit
 PLENTY = 1 << 33  # bytes, of which the allocator may reserve one in four ahead
 POSSIBLE = sys.platform == "linux" and bool(sys.executable)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -244,14 +245,14 @@ def limits(path: Path) -> tuple[int, int]:
     size = sum(file.stat().st_size for file in files)
     if given is None:
         memory = _memory()
-    elif found := re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)B?\s*", given, re.IGNORECASE):
-        memory = int(float(found[1]) * _UNITS[found[2].upper()])
+    elif found := re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?\s*", given, re.IGNORECASE):
+        memory = int(min(float(found[1]) * _UNITS[found[2].upper()], MOST))
     else:
         raise ReadError(f"{MEMORY}={given!r} is no size; write it as in 4GB.")
     seconds = os.environ.get(SECONDS, str(300 + size // 10**6))
     if not seconds.isdecimal():
         raise ReadError(f"{SECONDS}={seconds!r} is no number of seconds.")
-    return max(memory, LEAST), int(seconds)
+    return max(memory, LEAST), min(int(seconds[:20]), LONGEST)
 
 
 def _memory() -> int:

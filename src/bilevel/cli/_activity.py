@@ -1,6 +1,11 @@
 """What a long job is doing, on stderr: something moves all the time, and says what."""
 
+import threading
 from typing import Any
+
+from ._signals import in_background
+
+TURN = 0.1  # seconds between two pictures of the spinner
 
 
 class Activity:
@@ -18,6 +23,7 @@ class Activity:
         self._description = description
         self._visible = visible
         self._progress: Any = None
+        self._ended = threading.Event()
         self._runs = 0
 
     def __enter__(self) -> "Activity":
@@ -27,13 +33,16 @@ class Activity:
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
             columns = SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-            self._progress = Progress(*columns, console=Console(stderr=True))
+            console = Console(stderr=True)
+            self._progress = Progress(*columns, console=console, auto_refresh=False)
             self._progress.start()
             self._task = self._progress.add_task(self._description, total=None)
+            in_background(_turn, self._progress, self._ended)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the last line on the screen."""
+        self._ended.set()
         if self._progress is not None:
             self._progress.stop()
 
@@ -56,3 +65,8 @@ class Activity:
     def close(self) -> None:
         """A run has ended; another may follow."""
         self._runs += 1
+
+
+def _turn(progress: Any, ended: threading.Event) -> None:
+    while not ended.wait(TURN):
+        progress.refresh()

@@ -12,7 +12,7 @@ from .._storage import DamagedFileError, read_regular, whole_folder, write_text
 from .._text import to_json
 from ..reweighting._inputs.checks import InputError, named
 from ..reweighting._inputs.csv import as_texts
-from ..reweighting._inputs.files import digest, read_tables
+from ..reweighting._inputs.files import digest, read_tables, watch
 from ._annotation_formats import (
     RowToCheck,
     from_argilla,
@@ -43,6 +43,7 @@ def _tables(run: Path, config: dict[str, Any]) -> dict[str, pd.DataFrame]:
         InputError: one of them is not there, or has changed.
     """
     paths = {name: Path(config[name]) for name in ("train", "trusted")}
+    check_unchanged_files = watch(paths)
     for name, path in paths.items():
         if not path.exists() or digest(path) != config["sha256"][name]:
             raise InputError(
@@ -51,6 +52,7 @@ def _tables(run: Path, config: dict[str, Any]) -> dict[str, pd.DataFrame]:
             )
     ids = [c for c in (config.get("id"), config.get("groups"), config.get(GIVEN)) if c]
     read = read_tables(paths, label=config["label"], ids=ids)
+    check_unchanged_files()
     return {name: table.frame for name, table in read.items()}
 
 

@@ -27,6 +27,7 @@ def run_apart() -> None:
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # the terminal's signals come through the parent, once
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may print, after `stty tostop` too
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
             if os.getppid() != mine:
@@ -36,7 +37,16 @@ def run_apart() -> None:
     def pass_on(number: int, _: Any) -> None:
         os.kill(child, number)
 
+    def wait_too(*_: Any) -> None:  # Ctrl-Z, until `fg` or `bg`
+        os.kill(child, signal.SIGSTOP)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(mine, signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, wait_too)
+        os.kill(child, signal.SIGCONT)
+
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, wait_too)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -7,7 +7,7 @@ import pandas as pd
 from ..reweighting._audit.suggest import suggest
 from ..reweighting._inputs.checks import InputError
 from ..reweighting._inputs.columns import tidy, vectorise
-from ..reweighting._inputs.files import digest, read_table, read_tables, split_label
+from ..reweighting._inputs.files import digest, read_table, read_tables, split_label, watch
 from ..reweighting._inputs.saved import load_model
 from ..reweighting._report.page import ENDINGS, Report
 from ._app import owner_only
@@ -73,6 +73,7 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
     tables, labels = {}, {}
     model = load_model(run / "model.skops", SAVED_TYPES)
     paths = {name: Path(config[name]) for name in ("train", "trusted")}
+    check_unchanged_files = watch(paths)
     for name, path in paths.items():
         if not (path.is_file() or path.is_dir()):
             raise InputError(f"the {name} file {path} that this run was made from is not there.")
@@ -84,6 +85,7 @@ def suggest_rows(run: Path, budget: int) -> pd.DataFrame:
     for name, read in read_tables(paths, label=config["label"], ids=ids).items():
         table, labels[name] = split_label(read.frame, config["label"], config.get("id"), name)
         tables[name] = tidy(table, like=model)
+    check_unchanged_files()
     _, tidied, matrices = vectorise(tables)
     features = {name: pd.DataFrame(x, tidied[name].index) for name, x in matrices.items()}
     quality = read_quality(run, len(features["train"]))

@@ -10,7 +10,7 @@ from sklearn.base import is_classifier
 from ..reweighting._inputs.checks import InputError
 from ..reweighting._inputs.columns import tidy
 from ..reweighting._inputs.csv import as_texts
-from ..reweighting._inputs.files import digest, read_tables, split_label
+from ..reweighting._inputs.files import digest, read_tables, split_label, watch
 from ..reweighting._inputs.saved import load_model
 from ..reweighting._report.compared import Comparison, Scores, compare_runs
 from ..reweighting._weights.metric import Metric, Said
@@ -63,10 +63,12 @@ def _scores(runs: tuple[Path, Path], configs: list[dict[str, Any]]) -> Scores | 
         model = load_model(run / "model.skops", SAVED_TYPES)
         # The training file is read too, as it says how the columns of a CSV file are read.
         paths = {name: Path(config[name]) for name in ("train", "holdout")}
+        check_unchanged_files = watch(paths)
         if not paths["train"].exists() or digest(paths["train"]) != config["sha256"]["train"]:
             return _elsewhere("training", paths["train"])
         ids = [c for c in (config.get("id"), config.get("groups"), config.get("entity")) if c]
         read = read_tables(paths, label=config["label"], ids=ids)["holdout"].frame
+        check_unchanged_files()
         table, labels = split_label(read, config["label"], config.get("id"), "holdout")
         regression = not is_classifier(model)
         part = _per_row(model, tidy(table, like=model), labels, regression, metric)

@@ -23,7 +23,14 @@ from ..reweighting._audit.fixes import (
 )
 from ..reweighting._audit.view import make_view
 from ..reweighting._inputs.checks import InputError, named
-from ..reweighting._inputs.files import digest, read_parquet, read_table, read_tables, split_label
+from ..reweighting._inputs.files import (
+    digest,
+    read_parquet,
+    read_table,
+    read_tables,
+    split_label,
+    watch,
+)
 from ._app import RunFolderError
 from ._run_files import read_like, write_csv, write_json
 
@@ -81,7 +88,7 @@ def fix_tables(
         raise InputError("fix takes one file per table, of different names, and no folders.")
     if TO_CHECK in names:
         raise InputError(f"{TO_CHECK} is the name of the list that fix writes; rename the table.")
-    given = {}
+    given, check_unchanged_files = {}, watch(paths)
     read = read_tables(paths, label=label, ids=[identifier] if identifier else [])
     for name, table in read.items():
         given[name] = split_label(table.frame, label, identifier, name)
@@ -102,6 +109,7 @@ def fix_tables(
             write = _write_parquet if path.suffix.lower() in (".parquet", ".pq") else _write_csv
             write(path, folder / path.name, mine, label)
             written.append(path.name)
+        check_unchanged_files()
         if plan.proposed:
             write_csv(pd.DataFrame(plan.proposed), folder / TO_CHECK)
             written.append(TO_CHECK)

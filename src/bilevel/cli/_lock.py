@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ._app import RunFolderError
+from ._signals import in_background
 
 if sys.platform != "win32":
     import fcntl
@@ -53,14 +54,13 @@ def hold(folder: Path) -> Iterator[None]:
             )
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_myself()).encode(), 0)
-        ended = threading.Event()
-        beating = threading.Thread(target=_beat, args=(handle, ended), daemon=True)
-        beating.start()
+        ended, beat = threading.Event(), threading.Lock()
         try:
+            in_background(_beat, handle, ended, beat)
             yield
         finally:
-            ended.set()
-            beating.join()
+            with beat:  # the number of the file may soon be another's
+                ended.set()
             if _is_at(handle, path):
                 path.unlink()
     finally:
@@ -133,6 +133,8 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _beat(handle: int, ended: threading.Event) -> None:
+def _beat(handle: int, ended: threading.Event, beat: threading.Lock) -> None:
     while not ended.wait(BEAT):
-        os.utime(handle)
+        with beat:
+            if not ended.is_set():
+                os.utime(handle)

@@ -6,6 +6,7 @@ ends the process after `GRACE` seconds. It may: files are whole or absent at any
 signal ends the process at once.
 """
 
+import _thread
 import contextlib
 import ctypes
 import os
@@ -14,6 +15,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,14 +67,14 @@ def stoppable(stop: Stop) -> Iterator[None]:
     def swallowed(unraisable: Any) -> None:
         if stop.signal is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
             # Not here: it would be swallowed again.
-            threading.Timer(0.03, raise_again, [main]).start()
+            in_background(raise_again, main, 0.03)
         else:
             hook(unraisable)
 
     before = {number: signal.signal(number, _handler(stop)) for number in SIGNALS}
     hook, sys.unraisablehook = sys.unraisablehook, swallowed
     old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(stop, reader), daemon=True).start()
+    in_background(_watch, stop, reader)
     try:
         yield
     finally:
@@ -92,8 +94,22 @@ def _handler(stop: Stop) -> Callable[[int, Any], None]:
     return handle
 
 
-def raise_again(thread: int) -> None:
-    """KeyboardInterrupt in a thread, at its next step."""
+def in_background(work: Callable[..., None], *arguments: Any) -> None:
+    """Run it in a thread that nobody waits for.
+
+    `threading.Thread.start` waits until the thread has begun: for ever, if it gets no memory for that.
+    """
+
+    def run() -> None:
+        with contextlib.suppress(MemoryError):
+            work(*arguments)
+
+    _thread.start_new_thread(run, ())
+
+
+def raise_again(thread: int, seconds: float) -> None:
+    """KeyboardInterrupt in a thread, at its next step after so many seconds."""
+    time.sleep(seconds)
     error = ctypes.py_object(KeyboardInterrupt)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
 

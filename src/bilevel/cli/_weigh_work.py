@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 from ..reweighting._audit.duplicates import shared_rows
 from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.compact import compact_pipeline
-from ..reweighting._inputs.files import digest
+from ..reweighting._inputs.files import digest, watch
 from ..reweighting._inputs.prepare import is_regression
 from ..reweighting._learn import is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
@@ -94,9 +94,11 @@ def _weigh(
     progress: bool,
     team: Team,
 ) -> WeighRun:
+    files = files_of(config, paths)
+    check_unchanged_files = watch(files)
     if state is State.complete:
         folder.remove_lock()
-        folder.check_same_run(config.to_toml(digests_of(config, paths)))
+        folder.check_same_run(config.to_toml(digests_of(files)))
         raise RunIsCompleteError(folder.out)
     if config.private:
         check_private(config, resume)
@@ -105,11 +107,15 @@ def _weigh(
         tables = without_names(
             tables, is_regression(config.task, np.asarray(tables.labels["train"]))
         )
-    toml = config.to_toml(digests_of(config, paths))
+    digests = digests_of(files)
+    check_unchanged_files()
+    toml = config.to_toml(digests)
     if resume and folder.saved_config():
         folder.check_same_run(toml)
     with folder.writing(toml, resume=resume) as partial:
         result, summary = _work(config, tables, partial, progress, team)
+        if tables.large is not None and digests_of(files) != digests:  # it was read again and again
+            check_unchanged_files()
     return WeighRun(result, folder.out, summary)
 
 
@@ -128,12 +134,16 @@ class RunIsCompleteError(Exception):
         check_unchanged(folder, *self.summary["files"])
 
 
-def digests_of(config: WeighConfig, paths: Mapping[str, Path]) -> dict[str, str]:
-    """The sha256 sums of the files that a run reads; the tables are at `paths`."""
+def files_of(config: WeighConfig, paths: Mapping[str, Path]) -> dict[str, Path]:
+    """The files that a run reads; the tables are at `paths`."""
     others = ({} if config.images is None else {"images": config.images}) | probability_files(
         config
     )
-    files = {**paths, **{name: Path(path) for name, path in others.items()}}
+    return {**paths, **{name: Path(path) for name, path in others.items()}}
+
+
+def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
+    """Their sha256 sums."""
     return {name: digest(path) for name, path in files.items()}
 
 

@@ -1,9 +1,10 @@
 """Tables on disk: reading them, and telling their labels and ids from their features."""
 
+import contextlib
 import difflib
 import hashlib
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -286,6 +287,33 @@ def digest(path: Path) -> str:
         return checksum(path)
     except DamagedFileError as error:
         raise InputError(f"{error}, and may have no end; give a file.") from error
+
+
+def watch(paths: Mapping[str, Path]) -> Callable[[], None]:
+    """A function that raises `InputError` if one of these files or folders has changed since.
+
+    It is told by sizes and times: what is read twice, or read and summed, was one and the same.
+    """
+    before = {name: _mark(path) for name, path in paths.items()}
+
+    def check() -> None:
+        for name, path in paths.items():
+            if _mark(path) != before[name]:
+                raise InputError(
+                    f"the {name} file {path} was changed while it was read. Start again when nobody "
+                    "writes to it, or copy it first."
+                )
+
+    return check
+
+
+def _mark(path: Path) -> list[tuple[Any, ...]]:
+    found = []
+    for file in parquet_files(path) if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):  # refused in words by who reads it
+            info = file.stat()
+            found.append((file, info.st_ino, info.st_size, info.st_mtime_ns))
+    return found
 
 
 def check_unique(table: pd.DataFrame, what: str) -> None:
