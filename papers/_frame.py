@@ -2,8 +2,9 @@
 
 A script has three functions and one last line:
 
-    measure(full) -> dict            runs everything; `"settings"` and `"seeds"` among the keys, and
-                                     under `"figure"` what only the picture needs
+    measure(full) -> dict            runs everything; `"settings"` and `"seeds"` among the keys,
+                                     under `"figure"` what only the picture needs, and under
+                                     `"not run"` what the paper has and this size leaves out
     draw(measured) -> Figure         the picture
     claims(measured) -> [Claim]      what the paper says, what was measured, whether it holds
 
@@ -97,6 +98,11 @@ def run(
             f"{claim.measured}: {verdict}{'. ' + claim.note if claim.note else ''}"
         )
     print(f"written: {path}, {options.out / (name + '.png')}")
+
+
+def left_out(row: str, claim: str, published: Any, why: str) -> dict[str, Any]:
+    """A statement of the paper that a run leaves out: an entry of `measured["not run"]`."""
+    return {"row": row, "claim": claim, "published": published, "why": why}
 
 
 def panels(

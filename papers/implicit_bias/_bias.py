@@ -22,13 +22,23 @@ class ErrorRate(eqx.Module):
 
 
 class Watch(bilevel.Trajectory):
-    """A trajectory that also keeps the model and its accuracy."""
+    """A trajectory that also keeps the model and its accuracy, after every `every`-th chunk.
 
-    def __init__(self, error: ErrorRate):
+    `labels` are the soft labels after each chunk, if the outer variable has any.
+    """
+
+    def __init__(self, error: ErrorRate, every: int = 1):
         super().__init__()
         self.error, self.accuracy, self.ws = eqx.filter_jit(error), [], []
+        self.every, self.chunks, self.labels = every, 0, []
 
     def __call__(self, chunk):
+        self.chunks += 1
+        u = chunk.state.u
+        if isinstance(u, dict) and "labels" in u:
+            self.labels.append(np.asarray(jax.nn.softmax(u["labels"], axis=1)))
+        if self.chunks % self.every:
+            return
         super().__call__(chunk)
         self.accuracy.append(1 - float(self.error(chunk.state.u, chunk.state.w)))
         self.ws.append(jax.tree.map(np.asarray, chunk.state.w))

@@ -50,6 +50,7 @@ from _bias import ErrorRate, Watch
 from _frame import Claim, panels, run
 
 ORIGINAL, FEW, SCALE, OUTER_BATCH, SNAPSHOTS = 10_000, 50, 0.1, 500, 40
+LOOKS = 10  # at the label, for each snapshot of the model
 PART, NAMED = 0.05, 0.2  # of a soft label: a class that is in it, and one that it names
 AS_GOOD = 0.03  # a test accuracy that is this close is as good
 INNER = bilevel.GradientInner(optax.sgd(1e-2), 10)
@@ -114,10 +115,12 @@ def fresh(key: jax.Array, num_features: int) -> jax.Array:
     return SCALE * jr.normal(key, (10, num_features), jnp.float32)
 
 
-def one_run(problem: Any, method: Any, u0: Any, w0: jax.Array, steps: int, seed: int) -> Any:
-    """Solve, watched at `SNAPSHOTS` moments: `(solution, watch)`."""
-    watch = Watch(ErrorRate(predict, *problem.outer_data))
-    every = max(1, steps // SNAPSHOTS)
+def one_run(
+    problem: Any, method: Any, u0: Any, w0: jax.Array, steps: int, seed: int, looks: int = 1
+) -> Any:
+    """Solve, watched at `SNAPSHOTS` moments, and its labels at `looks` times as many."""
+    watch = Watch(ErrorRate(predict, *problem.outer_data), looks)
+    every = max(1, steps // (SNAPSHOTS * looks))
     solution = bilevel.solve(
         *(problem, method, u0, w0),
         num_steps=steps,
@@ -172,7 +175,7 @@ def leaks(problem: Any, solution: Any, check: Any, rows: Rows, **models: Any) ->
 
 def label_story(watch: Watch) -> dict[str, Any]:
     """Which classes the first soft label holds at the end, and which it has named on the way."""
-    shares = np.asarray(jax.nn.softmax(np.stack([u["labels"][0] for u in watch.us]), axis=1))
+    shares = np.stack(watch.labels)[:, 0]
     late = shares[len(shares) // 2 :] >= PART
     return {
         "in the last label": np.flatnonzero(shares[-1] >= PART).tolist(),
@@ -200,7 +203,10 @@ def distil(rows: Rows, points: int, seed: int, budget: Budget) -> dict[str, Any]
     if points > 1:
         methods["truncated"] = double_loop(TRUNCATED, tx(1e-2, 3e-2))
     steps = {"warm": budget.warm, "cold": budget.cold, "truncated": budget.cold // 4}
-    found = {name: one_run(problem, m, u0, w0, steps[name], seed) for name, m in methods.items()}
+    looks = LOOKS if points == 1 else 1
+    found = {
+        name: one_run(problem, m, u0, w0, steps[name], seed, looks) for name, m in methods.items()
+    }
     solution, watch = found["warm"]
     error = ErrorRate(predict, X, y)
     check = bilevel.retrain_check(
@@ -347,9 +353,10 @@ def draw(measured: dict[str, Any]) -> Figure:
     axis.legend(fontsize=8, loc="center right")
     for (above, below), name in zip(axes.T[[1, 2]], ("cold", "warm"), strict=True):
         watch = watches[name]
-        shares = jax.nn.softmax(np.stack([u["labels"][0] for u in watch.us]), axis=1)
+        shares = np.stack(watch.labels)[:, 0]
         colours = [f"C{i}" for i in range(10)]
-        above.stackplot(watch.steps, np.asarray(shares).T, labels=range(10), colors=colours)
+        at = watch.steps[-1] * np.arange(1, len(shares) + 1) / len(shares)
+        above.stackplot(at, shares.T, labels=range(10), colors=colours)
         above.set(xlabel="outer step", ylabel="soft label", ylim=(0, 1), xlim=(0, watch.steps[-1]))
         above.set_title(f"{name} start: the label over time")
         above.legend(fontsize=7, ncols=2, loc="upper right", title="class", title_fontsize=7)
@@ -453,7 +460,7 @@ def shown_gain(tests: list[dict[str, Any]]) -> str:
 
 
 def soft_labels(data: str, seeds: list[dict[str, Any]]) -> list[Claim]:
-    """Figures 9(b) and 9(c): what the one soft label does."""
+    """Figures 9(b), cold start, and 9(c), warm start: what the one soft label does."""
     cold, warm = ([s["label"][name] for s in seeds] for name in ("cold", "warm"))
     last = [len(x["in the last label"]) for x in cold]
     on_the_way = [len(x["named on the way"]) for x in warm]
@@ -463,7 +470,7 @@ def soft_labels(data: str, seeds: list[dict[str, Any]]) -> list[Claim]:
         Claim(
             "V7",
             f"On {data}, one point: the soft label of the cold start settles on a mixture of about "
-            "three classes, and keeps them in the second half of the run (Figure 9(c)).",
+            "three classes, and keeps them in the second half of the run (Figure 9(b)).",
             "quickly converges to a mixture of three classes",
             f"{last} classes with a share of {PART} or more at the end, which change {settled} times "
             "in the second half",
@@ -472,10 +479,11 @@ def soft_labels(data: str, seeds: list[dict[str, Any]]) -> list[Claim]:
         Claim(
             "V7",
             f"On {data}, one point: the soft label of the warm start names every class at some time, "
-            "and still changes in the second half of the run (Figure 9(b)).",
+            "and still changes in the second half of the run (Figure 9(c)).",
             "trains the model on all 10 classes, at different times",
-            f"{on_the_way} of 10 classes have a share of {NAMED} or more at some of {SNAPSHOTS} "
-            f"looks; the classes in the label change at {moving} looks of the second half",
+            f"{on_the_way} of 10 classes have a share of {NAMED} or more at some of "
+            f"{SNAPSHOTS * LOOKS} looks; the classes in the label change at {moving} looks of the "
+            "second half",
             min(on_the_way) == 10 and min(moving) > 0,
             "A class that is named between two looks only is not seen.",
         ),

@@ -234,6 +234,11 @@ def _falls(table: np.ndarray) -> bool:
     return bool(np.diff(table, axis=1).max() <= 0.05)
 
 
+def _steepest(table: np.ndarray) -> str:
+    most = np.diff(table, axis=1).max()
+    return f"It rises by at most {most:.2f}" if most > 0 else f"It falls by at least {-most:.2f}"
+
+
 def claims(measured: dict[str, Any]) -> list[Claim]:
     """What section 4.2 says of Figure 6, and what we add."""
     outcomes, full = measured["runs"], "full batch" in measured["runs"][0]
@@ -265,8 +270,9 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
         def lowest(table: np.ndarray, digits: int = 3) -> list[float]:
             return rounded(table[:, inside].min(axis=0), digits)
 
-        def where(good: np.ndarray) -> list[str]:
-            return [f"{ratio:g}" for ratio, is_good in zip(ratios, good, strict=True) if is_good]
+        def where(good: np.ndarray) -> str:
+            at = [f"{ratio:g}" for ratio, is_good in zip(ratios, good, strict=True) if is_good]
+            return ", ".join(at) or "none of the ratios"
 
         span = f"from r = {ratios[inside[0]]:g} to {ratios[inside[-1]]:g}"
         return [
@@ -319,7 +325,7 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
             _falls(entropy),
             f"Up to r = 100, where eta reaches its bound, it "
             f"{'falls' if _falls(entropy[:, ratios <= 100]) else 'does not fall everywhere'}. "
-            f"It rises by at most {np.diff(entropy, axis=1).max():.2f} from one ratio to the next. "
+            f"{_steepest(entropy)} from one ratio to the next. "
             f"The entropy of uniform weights is {entropy_baselines(N, RATE)['uniform']:.2f}, that "
             f"of the perfect ones {entropy_baselines(N, RATE)['perfect']:.2f}.",
         ),
@@ -391,15 +397,15 @@ def _times(way: str, outcomes: list[dict[str, Any]], at: dict[int, int]) -> Clai
         slope = float(np.polyfit(list(found), np.log10(list(found.values())), 1)[0])
     if -1 in found:
         factor = found[-1] / found[max(found)]
-    table = {f"1e{power}": round(t) for power, t in found.items()}
+    table = ", ".join(f"{round(t)} at r = {10.0**power:g}" for power, t in found.items())
     return Claim(
         "R11",
         f"{way.capitalize()}: the time to convergence is proportional to 1 / r; it is 1000 times "
         "longer at r = 0.1 than at r = 100.",
         "roughly linear; about 1000 times",
         f"iterations until within {REACHED} of the perfect weights {table}: "
-        f"slope {slope:.2f} in log r; {factor:.1f} times longer at r = 0.1 than at "
-        f"1e{max(found, default=0)}",
+        f"slope {slope:.2f} in log r; {factor:.1f} times longer at r = 0.1 than at r = "
+        f"{10.0 ** max(found, default=0):g}",
         -1.25 <= slope <= -0.75,
         "However fast the weights are, the model itself needs some hundred iterations at rho = "
         "0.01.",

@@ -413,7 +413,7 @@ def _narrow(way: str, outcomes: list[dict[str, Any]], etas: np.ndarray) -> Claim
         f"(within {NEAR} of the perfect weights, as left on validation rows and retrained on test "
         "rows).",
         "very narrow",
-        f"{both} decades: eta from {[_ends(table['both']) for table in found]}",
+        f"{both} decades: eta from {'; '.join(_ends(table['both']) for table in found)}",
         0 < max(both) <= max(1.0, spacing + 1e-3),
         f"The points of the grid are {spacing:.3g} decades apart, and each counts as that much. "
         f"The model as left alone has {widths(found, 'as_left')} decades, the retrained one alone "

@@ -99,9 +99,22 @@ IID = partial(batches, WithReplacement)
 half = scaled(0.4, 1 / 2)
 
 
+# One function object for all horizons, so that a method is compiled once.
+LOGARITHMIC, DECREASING = bilevel.logarithmic(2.0), bilevel.decreasing_step(4.0, 8.0)
+
+
 def step(k):
     """Falls as k^-1/3 from outer step to outer step."""
     return 0.1 * (1 + k / 64) ** (-1 / 3)
+
+
+def half_a_step(k):
+    return step(k) / 2
+
+
+def momentum(k):
+    """Falls as k^-2/3."""
+    return 4 * step(k) ** 2
 
 
 def storm(s: int, rows: int, kind: Any) -> Any:
@@ -109,8 +122,8 @@ def storm(s: int, rows: int, kind: Any) -> Any:
     return kind(
         step,
         0.5,
-        lambda k: step(k) / 2,
-        lambda k: 4 * step(k) ** 2,
+        half_a_step,
+        momentum,
         num_terms=TERMS,
         **IID(),
     )
@@ -124,8 +137,7 @@ def bsa(s: int, rows: int) -> Any:
 
 def sihd(s: int, rows: int) -> Any:
     """Cold loops of S steps, S samples."""
-    inner = bilevel.decreasing_step(4.0, 8.0)
-    return bilevel.InexactDescent(inner, inner, 0.3, float(s), float(s), **IID())
+    return bilevel.InexactDescent(DECREASING, DECREASING, 0.3, float(s), float(s), **IID())
 
 
 METHODS = {
@@ -218,7 +230,7 @@ METHODS = {
     "IHD": Method(
         "grazzi2023", 1.0, "eps^-1 log(1 / eps)", "finite sum",
         lambda s, rows: bilevel.InexactDescent(
-            0.9, 0.9, 0.3, bilevel.logarithmic(2.0), inner_sampler=FullBatch()
+            0.9, 0.9, 0.3, LOGARITHMIC, inner_sampler=FullBatch()
         ),
         full=True,
         logs=True,

@@ -317,6 +317,8 @@ def claims(measured: Measured) -> list[Claim]:
             found.append(
                 Claim("G9", text, "it stalls", f"times {kept[0]:.2f}", min(kept) > STALLED)
             )
+            if name.startswith("k"):
+                found.append(_bias_alone(curve))
         else:
             good = all(RANGE[0] <= r <= RANGE[1] for r in ratios)
             text = f"Each doubling of {name} halves the mean squared error."
@@ -345,6 +347,22 @@ def _bounds(measured: Measured) -> list[Claim]:
         )
         for name in ("constant", "decreasing")
     ]
+
+
+def _bias_alone(curve: dict[str, Any]) -> Claim:
+    """Constant steps for the linear system: the bias is controlled, the variance is not."""
+    bias, noise = np.sqrt(curve["squared_bias"][-1]), 3 * curve["standard_error_of_bias"][-1]
+    variance = curve["variance"]
+    return Claim(
+        "G9",
+        "With constant steps for the linear system the bias vanishes (it is at most three of its "
+        "standard errors), and the variance stays.",
+        "we can control the bias but not the variance",
+        f"bias {bias:.1e} of the hypergradient, three standard errors {noise:.1e}, at k = "
+        f"{curve['steps'][-1]}; from k = {curve['steps'][0]} the variance is multiplied by "
+        f"{variance[-1] / variance[0]:.2f}",
+        bool(bias <= noise and variance[-1] > STALLED * variance[0]),
+    )
 
 
 def _parts(name: str, curve: dict[str, Any]) -> Claim:

@@ -33,6 +33,17 @@ def papers_table(paper: str) -> str:
                 report["size"],
             ]
             lines.append(f"| {' | '.join(cells)} |")
+        for claim in report.get("not run", ()):
+            cells = [
+                claim["row"],
+                f"[`{report['script']}`]({{root}}/papers/{paper}/{report['script']}.py)",
+                cell(_sentence(claim["claim"])),
+                cell(_text(claim["published"])),
+                cell(_sentence(claim["why"])),
+                "not run",
+                "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(_folded(report) for report in reports)])
 
 

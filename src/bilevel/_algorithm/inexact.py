@@ -33,8 +33,8 @@ def logarithmic(kappa: ScalarLike) -> Callable[[ScalarLike], Array]:
 
     If kappa is at least `1 / (1 - q)`, with q the contraction constant of the inner and the linear
     steps, the sum of the errors of the hypergradients is finite: Grazzi and Pontil (2023), "Principled
-    and efficient bilevel optimization for machine learning" [grazzi2023][], where steps are counted
-    from one.
+    and efficient bilevel optimization for machine learning" [grazzi2023][], whose rule is
+    `ceil(kappa log(s + 1))`: one outer step behind this one, and without any steps at s = 0.
 
     >>> [int(logarithmic(10.0)(s)) for s in (0, 1, 100)]
     [7, 11, 47]
