@@ -41,21 +41,35 @@ from _frame import Claim, panels, run
 ALPHA = 1.0
 TERMS = (1, 5, 20, 100)
 TOLERANCE = 1e-12
-NEWTON_STEPS = 8
+NEWTON_STEPS, DAMPINGS = 8, (1.0, 0.1, 0.01)
 INNER = 6  # steps before the hypergradients of V2
 
 
 def applied_inverse(
-    eigenvalues: np.ndarray, solver: lx.AbstractLinearSolver, damping: float = 0.0
-) -> np.ndarray:
+    curvature: jax.Array, solver: lx.AbstractLinearSolver, damping: float = 0.0
+) -> jax.Array:
     """The diagonal of the inverse that `implicit_gradient` applies: here its gradient is `H^-1 1`."""
-    curvature = jnp.asarray(eigenvalues)
     problem = bilevel.BilevelProblem(
         outer=lambda u, w, _: jnp.sum(w),
         inner=lambda u, w, _: 0.5 * jnp.vdot(w, curvature * w) - jnp.vdot(u, w),
     )
     u = jnp.zeros(curvature.size)
-    return np.asarray(bilevel.implicit_gradient(problem, u, u, solver, damping=damping).grad)
+    return bilevel.implicit_gradient(problem, u, u, solver, damping=damping).grad
+
+
+@jax.jit
+def applied_inverses(curvature: jax.Array) -> tuple[jax.Array, dict[int, tuple[jax.Array, ...]]]:
+    """The exact one, and for each K that of K terms, the damped one, and the damped one by CG."""
+    cg = bilevel.CG(rtol=1e-15, max_steps=4 * curvature.size)
+    families = {}
+    for terms in TERMS:
+        eps = 1 / (ALPHA * terms)
+        families[terms] = (
+            applied_inverse(curvature, bilevel.Neumann(ALPHA, terms)),
+            applied_inverse(curvature, lx.LU(), eps),
+            applied_inverse(curvature, cg, eps),
+        )
+    return applied_inverse(curvature, lx.LU()), families
 
 
 def neumann_formula(curvature: np.ndarray, terms: int) -> np.ndarray:
@@ -71,14 +85,12 @@ def largest(one: np.ndarray, other: np.ndarray) -> float:
 def spectra(size: int) -> tuple[Any, dict[str, Any]]:
     """V4: the curves of the three families, and how far they are from their formulas."""
     curvature = np.geomspace(1e-5, 0.999, size) / ALPHA
-    exact = applied_inverse(curvature, lx.LU())
+    exact, applied = jax.tree.map(np.asarray, applied_inverses(jnp.asarray(curvature)))
     families: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     numbers: dict[str, Any] = {"inverse": largest(exact, 1 / curvature), "terms": {}}
     for terms in TERMS:
         eps = 1 / (ALPHA * terms)
-        neumann = applied_inverse(curvature, bilevel.Neumann(ALPHA, terms))
-        damped = applied_inverse(curvature, lx.LU(), eps)
-        by_cg = applied_inverse(curvature, bilevel.CG(rtol=1e-15, max_steps=4 * size), eps)
+        neumann, damped, by_cg = applied[terms]
         families[terms] = neumann, damped
         ratio = abs(neumann / damped - 1)
         numbers["terms"][str(terms)] = {
@@ -147,7 +159,8 @@ def case(kind: str, loss: str, seed: int) -> Case:
     step = 1 / (1.5 * np.linalg.norm(x, 2) ** 2)
     made = Case(*map(jnp.asarray, (x, target, u, w, step)), phi=LOSSES[loss])
     if kind == "positive definite":
-        made = eqx.tree_at(lambda c: c.w, made, newton(made, made.u, made.w, 0.0, made.w))
+        best = eqx.filter_jit(newton)(made, made.u, made.w, 0.0, made.w)
+        made = eqx.tree_at(lambda c: c.w, made, best)
     return made
 
 
@@ -158,10 +171,11 @@ def newton(case: Case, u: jax.Array, start: jax.Array, eps: float, centre: jax.A
         return case.inner(u, w) + 0.5 * eps * jnp.sum((w - centre) ** 2)
 
     slope, hessian = jax.grad(objective), jax.hessian(objective)
-    w = start
-    for _ in range(NEWTON_STEPS):
-        w = w - jnp.linalg.solve(hessian(w), slope(w))
-    return w
+
+    def step(w: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return w - jnp.linalg.solve(hessian(w), slope(w)), None
+
+    return jax.lax.scan(step, start, length=NEWTON_STEPS)[0]
 
 
 def unrolling(case: Case) -> dict[str, dict[str, jax.Array]]:
@@ -194,16 +208,15 @@ def unrolling(case: Case) -> dict[str, dict[str, jax.Array]]:
 def proximal(case: Case) -> dict[str, jax.Array]:
     """V10 (ii): the derivative of the proximal best response against the damped inverse."""
     there = bilevel.ClosedForm(lambda u, _: case.w)
-    found = {}
-    for eps in (1.0, 0.1, 0.01):
-        response = bilevel.ClosedForm(
-            lambda u, _, eps=eps: newton(case, u, case.w + 0.1, eps, case.w)
-        )
-        found[str(eps)] = distance(
+
+    def apart(eps: jax.Array) -> jax.Array:
+        response = bilevel.ClosedForm(lambda u, _: newton(case, u, case.w + 0.1, eps, case.w))
+        return distance(
             case.estimate(bilevel.ITD(), response, case.w),
             case.estimate(bilevel.AID(lx.LU(), damping=eps), there, case.w),
         )
-    return found
+
+    return dict(zip(map(str, DAMPINGS), jax.lax.map(apart, jnp.array(DAMPINGS)), strict=True))
 
 
 def printed_algorithms(case: Case) -> dict[str, float]:
@@ -233,15 +246,21 @@ def printed_algorithms(case: Case) -> dict[str, float]:
         "truncated CG": (bilevel.CG(0.0, 0.0, 4), 0.0),
         "exact (pseudo-inverse)": (lx.SVD(rcond=1e-10), 0.0),
     }
-    inner, found = bilevel.GradientInner(optax.sgd(case.step), INNER), {}
-    for name, expected in by_hand.items():
-        estimator: Any = bilevel.ITD()
-        if name in linear:
-            solver, damping = linear[name]
-            estimator = bilevel.AID(solver, damping=damping, warm_start=False)
-        ours = case.estimate(estimator, inner, jnp.zeros(len(w)))
-        found[name] = float(distance(ours, direct + expected))
-    return found
+    inner = bilevel.GradientInner(optax.sgd(case.step), INNER)
+
+    @jax.jit
+    def ours() -> dict[str, jax.Array]:
+        start, found = jnp.zeros(len(w)), {}
+        for name in by_hand:
+            estimator: Any = bilevel.ITD()
+            if name in linear:
+                solver, damping = linear[name]
+                estimator = bilevel.AID(solver, damping=damping, warm_start=False)
+            found[name] = case.estimate(estimator, inner, start)
+        return found
+
+    found = ours()
+    return {name: float(distance(found[name], direct + by_hand[name])) for name in by_hand}
 
 
 def cg_by_hand(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:

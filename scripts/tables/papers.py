@@ -66,8 +66,8 @@ def papers_sizes() -> str:
         "<details>",
         "<summary>Not run at full size: how long each would take</summary>",
         "",
-        "The CPU time of the quick run times what the full size has more of. This is an upper bound "
-        "where compiling is a part of the quick run.",
+        "The estimate is the CPU time of the quick run, multiplied by what the full size has more of: "
+        "an upper bound where a part of the quick run is compiling.",
         "",
         "| script | quick, CPU s | in full | about, CPU hours |",
         "|---|---|---|---|",
