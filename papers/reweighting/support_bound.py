@@ -123,6 +123,7 @@ def draw(measured: dict[str, Any]) -> Any:
     axes[1].plot(list(found), list(found), "k:", label="the bound p")
     axes[1].plot(list(found), list(found.values()), "o", label="rows at the end")
     axes[1].set(title="fields that attain the bound", xlabel="p", ylabel="rows with weight")
+    axes[1].set(xticks=list(found), yticks=list(found))
     axes[1].legend()
     return figure
 
