@@ -164,7 +164,7 @@ def case(kind: str, loss: str, seed: int) -> Case:
     return made
 
 
-def newton(case: Case, u: jax.Array, start: jax.Array, eps: float, centre: jax.Array) -> jax.Array:
+def newton(case: Case, u: jax.Array, start: jax.Array, eps: Any, centre: jax.Array) -> jax.Array:
     """The minimiser of `f(u, w) + eps / 2 |w - centre|^2`, by steps that can be differentiated."""
 
     def objective(w: jax.Array) -> jax.Array:
