@@ -62,6 +62,16 @@ def test_proposition_8_at_the_minimiser_of_the_outer_objective():
     assert not dynamics.may_be_stationary(gamma, u > 0)
 
 
+def test_the_sign_of_equation_10():
+    """One row whose loss is F = (w - 1)^2 / 2, at w = 0: more weight lowers F, so h falls."""
+    slope, curvature = -1.0, 1.0
+    printed = slope / curvature * slope  # Gamma g
+    after = [-slope * u / (u + 0.1) for u in (1.0, 1.001)]  # theta* with a ridge of 0.1
+    h = [(w - 1) ** 2 / 2 for w in after]
+    assert printed > 0
+    assert h[1] < h[0]
+
+
 def test_signs_and_shapes_of_response_jacobians():
     """Vicol et al.: -H^-1 M; for |Phi w - u|^2 / 2 both signs of Appendix B.1 together are right."""
     phi = np.random.default_rng(0).normal(size=(3, 5))
