@@ -88,10 +88,10 @@ def small_forests(request):
     if request.path.parent.name not in {"reweighting", "cli"}:
         yield
         return
-    from bilevel.reweighting._weights import calibration, flexible_models, joining, noise
+    from bilevel.reweighting._weights import calibration, flexible_models, noise
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joining, "TREES", joining.TREES // 4)
+        patch.setattr(flexible_models, "TREES", flexible_models.TREES // 4)
         if request.path.stem not in {"test_flexible_models", "test_new_rows"}:
             patch.setattr(flexible_models, "ROUNDS", flexible_models.ROUNDS // 4)
         if request.path.stem != "test_noise":

@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import minmax_scale
 
 from bilevel.reweighting import _learn, learn_weights
-from bilevel.reweighting._weights import candidates, joining, label_models
+from bilevel.reweighting._weights import candidates, flexible_models, joining, label_models
 from bilevel.reweighting._weights.folds import make_folds
 
 
@@ -62,7 +62,7 @@ def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fi
 
     monkeypatch.setattr(label_models.LabelModel, "_task", spy)
     monkeypatch.setattr(joining, "FOREST_JOINS", joins)
-    monkeypatch.setattr(joining, "TREES", 5)
+    monkeypatch.setattr(flexible_models, "TREES", 5)
     X, y = rings(150)
     learn_weights(X[:100], y[:100], X[100:], y[100:], task="classification")
     assert fitted.count("forest") == fits

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from bilevel.cli._run_files import read_scorer, write_model, write_scorer
 from bilevel.reweighting import learn_weights
-from bilevel.reweighting._weights import joining
+from bilevel.reweighting._weights import flexible_models, joining
 from bilevel.reweighting._weights.new_rows import LabelledRows, NewRowWeights, _rule
 from bilevel.reweighting._weights.scorer import Doubt
 
@@ -181,7 +181,7 @@ def test_the_filter_of_a_regression_has_the_threshold_of_the_training_rows(learn
 def test_rows_of_models_that_are_not_kept_are_judged_by_the_others(monkeypatch):
     """Forests find wrong labels that no linear model finds; they are not kept for new rows."""
     monkeypatch.setattr(joining, "FOREST_JOINS", -np.inf)
-    monkeypatch.setattr(joining, "TREES", 10)
+    monkeypatch.setattr(flexible_models, "TREES", 10)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(1000, 3))
     y = (X[:, 0] + X[:, 1] * X[:, 2] > 0).astype(int)

@@ -22,6 +22,23 @@ def takes_gaps(estimator: Any) -> bool:
     return estimator is not None and bool(get_tags(estimator).input_tags.allow_nan)
 
 
+def with_empty_columns_filled(X: Any) -> Any:
+    """The rows, with zeros in columns of floating numbers that hold nothing but gaps.
+
+    Some of the rows of a table, such as the trusted ones, can lack a column altogether. To trees it is
+    then a constant either way, but boosted trees of scikit-learn 1.9 refuse it.
+    """
+    if not isinstance(X, pd.DataFrame) or X.empty:
+        return X  # an array has no gaps, see `prepare`
+    floating = [i for i, kind in enumerate(X.dtypes) if kind.kind == "f"]
+    empty = [i for i in floating if pd.isna(X.iat[0, i]) and X.iloc[:, i].isna().all()]
+    if empty:
+        X = X.copy(deep=False)
+    for i in empty:
+        X.isetitem(i, 0.0)
+    return X
+
+
 def takes_categories(estimator: Any) -> bool:
     """Whether it reads the categories of a data frame off the types of the columns."""
     settings = estimator.get_params(deep=False)

@@ -13,6 +13,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils import _safe_indexing
 
 from .._inputs.checks import check_estimator_fits
+from .._inputs.compact import takes_gaps, with_empty_columns_filled
 from .._inputs.estimators import fit_with_weights
 from .._inputs.prepare import Prepared
 from .._inputs.row_facts import check_sample_weight
@@ -43,7 +44,8 @@ def fit_weighted(
     """A clone of `estimator`, fitted with weights, see `fit_with_weights`.
 
     Rows of weight zero are left out, so that scalers and trees do not see them either; with
-    `drop_zero=False` they are passed on with their zeros.
+    `drop_zero=False` they are passed on with their zeros. Columns that hold nothing in what is left
+    are zeros for an estimator that takes gaps.
 
     Raises:
         ValueError: all weights are zero, or one is negative or not finite.
@@ -55,6 +57,7 @@ def fit_weighted(
     if drop_zero and not weights.all():
         rows = np.flatnonzero(weights)
         X, y, weights = take_rows(X, rows), take_rows(y, rows), weights[rows]
+    X = with_empty_columns_filled(X) if takes_gaps(estimator) else X
     # Equal weights change nothing, and scikit-learn's trees take twice the time for them.
     return fit_with_weights(estimator, X, y, None if np.all(weights == 1) else weights)
 

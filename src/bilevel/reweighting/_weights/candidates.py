@@ -141,7 +141,7 @@ def search(
     The fits of the user's own kind of model are shared: its models of all training rows judge uniform
     weights, those of the trusted rows judge these alone and give the filter its rows, and those that
     judge the clean rows are its second round; the probabilities are no candidate then (`preferred`).
-    That makes 12 fits on two thirds of the training rows (and three for each more candidate), and 7 on
+    That makes 12 fits on two thirds of the training rows (and three for each more candidate), and 4 on
     trusted rows alone. Equal weights are judged once.
 
     `probabilities` of the user's are one more member. `verified` are the labels that the trusted rows

@@ -34,13 +34,13 @@ NARROW, INVERSE_PENALTY = 0.6, 3.0  # times the inverse of the median squared di
 
 
 def forest_label_models(
-    folds: Folds, X: np.ndarray, X_trusted: np.ndarray, number: int = TREES
+    folds: Folds, X: np.ndarray, X_trusted: np.ndarray, *, beside_trees: bool
 ) -> tuple[LabelModel, LabelModel] | None:
     """Extremely randomised trees, for all rows and for the trusted ones; None for many classes.
 
     They see what a linear model cannot, on rows of any kind and without settings to tune. A leaf holds
     two rows, which are counted by their weight. A tree is grown on at most 5000 rows drawn anew.
-    `number`: of trees.
+    `beside_trees`: whether the user's own kind of model are trees. Then they are fewer, and shared.
     """
     if not isinstance(folds.kind, Classes) or folds.kind.number > MANY_CLASSES:
         return None
@@ -51,6 +51,7 @@ def forest_label_models(
         leaf = min(LEAF / (learn * max(weight, 1.0)), 0.5)
         # With n_jobs=None, within `joblib.parallel_config` the opinions of trees would be added up in
         # the order in which threads finish.
+        number = FEWER_TREES if beside_trees else TREES
         return ExtraTreesClassifier(
             number, min_weight_fraction_leaf=leaf, random_state=0, n_jobs=1, **options
         )
@@ -59,8 +60,11 @@ def forest_label_models(
     grown = forest(folds.weight.sum() * min(share, 1.0), **drawn)
     trees = forest(folds.weight_trusted.sum())
     classes = np.arange(folds.kind.number)
+    shares = beside_trees and not folds.forward
     of_all, of_trusted = (
-        LabelModel("forest", e, X, X_trusted, folds.y, folds.y_trusted, folds, classes)
+        LabelModel(
+            "forest", e, X, X_trusted, folds.y, folds.y_trusted, folds, classes, shares=shares
+        )
         for e in (grown, trees)
     )
     return of_all, of_trusted

@@ -8,8 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from .flexible_models import (
-    FEWER_TREES,
-    TREES,
     boosted_label_model,
     forest_label_models,
     kernel_label_model,
@@ -43,7 +41,7 @@ def offers_of(folds: Folds, X: np.ndarray, X_trusted: np.ndarray, *, trees: bool
     and there are boosted trees already.
     """
     offers = []
-    forests = forest_label_models(folds, X, X_trusted, FEWER_TREES if trees else TREES)
+    forests = forest_label_models(folds, X, X_trusted, beside_trees=trees)
     if forests is not None:
         of_all, of_trusted = cross_fitted(forests[0]), trusted_only(forests[1])
         offers.append(Offer([of_all, of_trusted], -np.inf if trees else FOREST_JOINS))

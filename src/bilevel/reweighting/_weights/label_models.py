@@ -45,7 +45,8 @@ class LabelModel:
         classes: the labels that the codes stand for, sorted; None in a regression.
         centre, spread: predictions are `centre + spread * output`.
         shares: whether a fit serves all that it can, as fits are dear: those that judge weights leave
-            out a third of the training rows and are the second round too. With times they cannot.
+            out a third of the training rows and are the second round too, and those of the trusted
+            rows serve several choices. With times they cannot.
         ranks: what has made `X` of scaled numbers, and is to do so with new rows. Models that need it
             are small, and kept.
     """
@@ -236,8 +237,14 @@ def cross_fitted(model: LabelModel) -> Member:
 def trusted_only(model: LabelModel) -> Member:
     """A model of the trusted rows alone: out of fold on them. It is fitted when outputs are asked for.
 
+    If fits are shared, the models that leave out one fold speak of it in every choice. Those for
+    choice k have then learned from fold k what they say of the others, as they do for choice `FOLDS`.
+    What they say of the fold itself, and of the training rows, is what it was; and they are of as many
+    rows as those that judge the training rows.
+
     Cost: `FOLDS` fits on the trusted rows for what all of them together say of each other (choice
-    `FOLDS`), and `1 + FOLDS + FOLDS (FOLDS - 1) / 2` for everything; more with times.
+    `FOLDS`), and `1 + FOLDS` for everything if fits are shared, else `FOLDS (FOLDS - 1) / 2` more;
+    more with times.
     """
     folds, none = model.folds, np.zeros(model.folds.n)
     fitted: dict[bytes, Any] = {}
@@ -262,7 +269,7 @@ def trusted_only(model: LabelModel) -> Member:
         outputs = np.zeros((folds.m, folds.kind.number))
         for j in folds.parts:
             rows = np.flatnonzero(folds.fold == j)
-            fit = without(j, FREE) if folds.forward else without(k, j)
+            fit = without(j, FREE) if folds.forward else without(FOLDS if model.shares else k, j)
             outputs[rows] = model.on_trusted(fit, rows)
         return outputs
 
