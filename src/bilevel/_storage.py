@@ -61,11 +61,22 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 yield file
                 flush(file)
             _replace(path.parent, name, path.name, folder)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 (path.parent / name).unlink()
+            if told := _of_file(path, name, error):
+                raise told from error
             raise
         _flush_folder(folder)
+
+
+def _of_file(path: Path, name: str, error: BaseException) -> OSError | None:
+    """The error with the name that the user knows, in place of none or of the one for the meantime."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.filename is not None and name not in str(error.filename):
+        return None
+    return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 def check_is_no_device(path: Path) -> None:
@@ -193,14 +204,16 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers_once(path.parent)
     unfinished = path.with_name(_new_name())
-    unfinished.mkdir()
     try:
+        unfinished.mkdir()
         yield unfinished
         if os.name != "posix" and path.is_dir():
             path.rmdir()
         rename_folder(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if told := _of_file(path, unfinished.name, error):
+            raise told from error
         raise
 
 

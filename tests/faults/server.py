@@ -287,14 +287,26 @@ def run(ask: dict[str, Any], said: int, counts: int) -> None:
 
         _weigh_work.learn_weights = lambda *_, **__: _known[0]
     disarm = arm(ask)
-    if "memory" in ask:  # so many bytes more than there are now
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (size + ask["memory"],) * 2)
+    if "memory" in ask:
+        leave(ask["memory"])
     code = run_command()
     with contextlib.suppress(Exception):
         os.write(counts, str(disarm()).encode())
         sys.stderr.flush()
     os._exit(code)
+
+
+def leave(memory: int) -> None:
+    """No more memory than so many bytes, nor what the allocator has of earlier commands."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (size, most))
+    malloc = ctypes.CDLL(None).malloc
+    malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    for power in range(28, 11, -1):
+        while malloc(1 << power):
+            pass
+    resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
 
 
 if __name__ == "__main__":

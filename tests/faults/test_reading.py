@@ -119,8 +119,13 @@ def server_whose(format: str, dies: str, monkeypatch: pytest.MonkeyPatch) -> Ite
         ("bytearray(1 << 43)", "takes more than"),
         ("while True: pass", "took more than 1 s of the processor"),
         ("time.sleep(600)", "did nothing for"),  # as a parser whose thread lacks memory
+        (
+            "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999)); "
+            "raise OSError(27, 'File too large')",
+            "it takes more than the 999 bytes that `ulimit -f` allows",
+        ),
     ],
-    ids=["crash", "exit", "memory", "time", "idle"],
+    ids=["crash", "exit", "memory", "time", "idle", "size"],
 )
 def test_the_death_of_the_process_that_reads_is_an_error(csv, monkeypatch, dies, word):
     monkeypatch.setenv(client.SECONDS, "1")

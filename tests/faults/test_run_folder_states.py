@@ -1,5 +1,6 @@
 """Every state of the run folder, and what each command does in it (docs/run_folder.md)."""
 
+import errno
 import hashlib
 import json
 import os
@@ -291,6 +292,30 @@ def test_a_link_to_where_the_run_goes_is_followed_in_messages_too(tmp_path):
     with folder.writing(TOML, resume=True) as partial:
         write_text(partial / "summary.json", "{}")
     assert (tmp_path / "link" / "summary.json").exists()
+
+
+def test_a_disk_that_is_full_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    """It was told with none, or with the one that the file has while it is written."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    path = tmp_path / "table.csv"
+    with pytest.raises(OSError, match=r"No space left on device: '.*/table.csv'"):
+        write_text(path, "x")
+    with pytest.raises(OSError, match=r"No such file or directory: '.*/none'"):
+        write_text(tmp_path / "none" / "table.csv", "x")
+    with (
+        pytest.raises(OSError, match=r"File name too long: '.*/x+'"),
+        _storage.whole_folder(tmp_path / ("x" * 300)),
+    ):
+        pass
+    monkeypatch.setattr(os, "pwrite", full)  # the first that is written of a run
+    folder = RunFolder.of(tmp_path / "new" / "run")
+    with pytest.raises(RunFolderError, match="No space left"), folder.writing(TOML):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no lock")

@@ -218,7 +218,10 @@ def _check_answer(
         )
     said = os.pread(target, os.fstat(target).st_size, 0)
     nothing = {"kind": "memory" if folder is None else "space"}  # not even room for a message
-    failure = json.loads(said) if said else nothing
+    try:
+        failure = json.loads(said)
+    except ValueError:
+        failure = nothing
     if failure["kind"] == "memory":
         raise ReadError(
             f"{what} takes more than {memory / 1e9:.1f} GB of memory to read. If the machine has "

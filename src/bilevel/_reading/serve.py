@@ -150,6 +150,10 @@ def _read(formats: Any, request: dict[str, Any], target: int, pipe: int | None) 
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) else None
         full = number == errno.ENOSPC
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if number == errno.EFBIG and most != request["size"]:
+            error = OSError(f"it takes more than the {most} bytes that `ulimit -f` allows")
+            number = None
         little = number == errno.EFBIG or any(words in str(error) for words in TOO_LITTLE)
         failure = {
             "kind": "space" if full else "memory" if little else "error",

@@ -52,10 +52,10 @@ def hold(folder: Path) -> Iterator[None]:
                 f"{path} has another name too, or was not written by bilevel; it is not touched. "
                 "Choose another --out, or move it away."
             )
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(_myself()).encode(), 0)
         ended, beat = threading.Event(), threading.Lock()
         try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(_myself()).encode(), 0)
             in_background(_beat, handle, ended, beat)
             yield
         finally:

@@ -313,7 +313,12 @@ class RunFolder:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
-        with hold(self.partial):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(hold(self.partial))
+            except OSError as error:
+                self._remove_empty(new_parents)
+                raise self._unwritable(error) from error
             state = self._check_state(resume)
             try:
                 remove_leftovers(self.partial, all_of_them=True)
@@ -361,6 +366,9 @@ class RunFolder:
         with contextlib.suppress(OSError):
             self._clear()
             (self.partial / LOCK).unlink(missing_ok=True)
+        self._remove_empty(new_parents)
+
+    def _remove_empty(self, new_parents: list[Path]) -> None:
         for folder in (self.partial, *new_parents):
             with contextlib.suppress(OSError):  # something of somebody else's is in it
                 folder.rmdir()
