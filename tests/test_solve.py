@@ -277,8 +277,9 @@ def test_a_finished_run_stays_finished():
     assert len(again.trace["step"]) == 0
 
 
-def test_raw_keys_are_accepted():
-    solution = run(LAWS["SOBA replaced"], 7, key=jax.random.PRNGKey(3))
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(3), 3, np.int64(3)])
+def test_raw_keys_and_seeds_are_accepted(key):
+    solution = run(LAWS["SOBA replaced"], 7, key=key)
     assert norm_error(solution.w, run(LAWS["SOBA replaced"], 7).w) == 0.0
 
 

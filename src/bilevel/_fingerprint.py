@@ -1,12 +1,13 @@
 """A digest of problems, methods and data: equal for equal ones, in any process and in several."""
 
 import dataclasses
+import dis
 import functools
 import hashlib
 import math
 import types
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,23 +21,62 @@ def fingerprint(*values: Any) -> str:
     """The sha256 sum of what the values are made of.
 
     Arrays count by dtype, shape and content, however they are split among devices or processes (which
-    then all have to call this). Functions count by their name, the numbers in them, and
-    the values that they enclose, among them the step size of an optax transformation. Functions of
+    then all have to call this). Functions count by their name, the numbers in them, and the values
+    that they enclose or look up, among them the step size of an optax transformation. Functions of
     one name with equal numbers count as one. Other objects without fields count by their type.
 
     Cost: one pass over the data.
     """
     digest = hashlib.sha256()
-    _Reader(digest).add(values)
+    Reader(digest, by_content=True).add(values)
     return digest.hexdigest()
 
 
-class _Reader:
+class _Names(NamedTuple):
+    """Names in the code of a function, and of those within it."""
+
+    read: tuple[str, ...]  # and never assigned
+    written: tuple[str, ...]
+    changes_containers: bool
+
+
+_CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "clear"}
+_SIMPLE = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)
+_CONTAINERS = (dict, list, set)
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> _Names:
+    read, written, changes = set[str](code.co_freevars), set[str](), False
+    for instruction in dis.get_instructions(code):
+        operation, name = instruction.opname, instruction.argval
+        if operation.startswith(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")):
+            read.add(name)
+        elif operation in ("STORE_GLOBAL", "STORE_NAME", "STORE_ATTR", "STORE_DEREF"):
+            written.add(name)
+        changes |= operation == "STORE_SUBSCR"
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            within = _names(constant)
+            read.update(within.read)
+            written.update(within.written)
+            changes |= within.changes_containers
+    changes |= not _CHANGING.isdisjoint(read)
+    return _Names(tuple(sorted(read - written)), tuple(sorted(written)), changes)
+
+
+class Reader:
     """Walks through values; each object is read once."""
 
-    def __init__(self, digest: Any):
+    def __init__(self, digest: Any, *, by_content: bool):
         self._digest = digest
+        self._by_content = by_content  # arrays and code; otherwise by identity
         self._seen: dict[int, tuple[int, Any]] = {}
+
+    @property
+    def kept(self) -> list[Any]:
+        """All objects that were read."""
+        return [value for _, value in self._seen.values()]
 
     def note(self, *words: Any) -> None:
         """Count these words."""
@@ -61,7 +101,8 @@ class _Reader:
         elif isinstance(value, types.FunctionType):
             self.add_function(value)
         elif isinstance(value, types.MethodType):
-            self.add_items("method", (value.__func__, value.__self__))
+            self.add(value.__func__)
+            self.add_attributes(value.__self__, _names(value.__func__.__code__).read)
         elif isinstance(value, functools.partial):
             self.add_items("partial", (value.func, value.args, value.keywords))
         elif isinstance(value, type):
@@ -85,7 +126,10 @@ class _Reader:
             self.add(item)
 
     def add_array(self, value: Any) -> None:
-        """Count dtype, shape and content."""
+        """Count dtype, shape and content, or which object it is."""
+        if not self._by_content:
+            self.note("array", id(value))
+            return
         if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)
         array = value if spans(value) else np.asarray(value)
@@ -101,18 +145,72 @@ class _Reader:
         self.note("function", value.__qualname__)
         if (value.__module__ or "").partition(".")[0] in _BY_NAME:
             return
-        self.add_code(value.__code__)
-        names = [n for n in value.__code__.co_names if n in value.__globals__]
-        found = {name: value.__globals__[name] for name in names}
-        numbers = (bool, int, float, complex, np.ndarray, np.generic, jax.Array)
-        self.add({name: x for name, x in found.items() if isinstance(x, numbers)})
+        if self._by_content:
+            self.add_code(value.__code__)
+        else:
+            self.note(id(value))
+        names = _names(value.__code__)
+        for name in names.read:
+            if name in value.__globals__:
+                self.add_found(name, value.__globals__[name], names)
         self.add(value.__defaults__)
         self.add(value.__kwdefaults__)
-        for cell in value.__closure__ or ():
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
-                self.add(cell.cell_contents)
+                content = cell.cell_contents
             except ValueError:  # not filled yet
                 self.note("empty")
+                continue
+            if name in names.read:
+                self.add_found(name, content, names)
+
+    def add_found(self, name: str, value: Any, names: _Names) -> None:
+        """Count a value that a function finds under a name outside of itself.
+
+        Not what the function itself changes, such as the number of its calls.
+        """
+        if isinstance(value, types.ModuleType):
+            if value.__name__.partition(".")[0] in _BY_NAME:
+                return
+            held = vars(value)
+            simple = [n for n in names.read if isinstance(held.get(n), _SIMPLE)]
+            self.add_items(name, [(n, held[n]) for n in simple])
+        elif isinstance(value, _CONTAINERS) and names.changes_containers:
+            return
+        elif isinstance(value, type):
+            self.note(name)
+            self.add_attributes(value, names.read)
+        elif self.has_parts(value):
+            self.note(name)
+            self.add(value)
+        else:
+            self.note(name, type(value).__qualname__)
+            self.add_attributes(value, names.read)
+
+    @staticmethod
+    def has_parts(value: Any) -> bool:
+        """Whether `add` reads all of the value."""
+        functions = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, np.ufunc)
+        parted = (*_SIMPLE, *_CONTAINERS, tuple, frozenset, *functions, functools.partial)
+        return (
+            value is None
+            or isinstance(value, parted)
+            or dataclasses.is_dataclass(value)
+            or hasattr(value, "__wrapped__")
+        )
+
+    def add_attributes(self, value: Any, names: Iterable[str]) -> None:
+        """Count the attributes of an object that these names, and those in its methods, look up."""
+        wanted, methods = list(names), list[types.FunctionType]()
+        for name in wanted:  # which grows
+            method = getattr(type(value), name, None)
+            if isinstance(method, types.FunctionType) and method not in methods:
+                methods.append(method)
+                wanted.extend(n for n in _names(method.__code__).read if n not in wanted)
+        for method in methods:
+            self.add(method)
+        held = getattr(value, "__dict__", {})
+        self.add_items("fields", [(name, held[name]) for name in sorted(wanted) if name in held])
 
     def add_code(self, code: types.CodeType) -> None:
         """Count the names and the numbers in the code, and in the functions within it."""

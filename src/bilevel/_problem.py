@@ -35,7 +35,10 @@ class BilevelProblem(eqx.Module):
     linear solver damps or solves a least-squares problem.
 
     Objectives are pure functions of their arguments. They may close over constant arrays, which are
-    then compiled in; pass large arrays as data. They must use the outer variable through their
+    then compiled in; pass large arrays as data. Numbers, attributes and arrays that they look up may
+    be other ones at the next `solve`, which compiles anew then; an array that is changed in place is
+    not noticed. Where an objective has a `jax.custom_vjp`, second derivatives are taken in reverse
+    mode, because it has no forward mode. Objectives must use the outer variable through their
     argument `u`: if the inner objective does not depend on it, there is no implicit gradient, and
     the estimators refuse the problem.
 

@@ -1,5 +1,6 @@
 """`solve`: drives the compiled loop on the host."""
 
+import numbers
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ from ._ending import (
 )
 from ._inner.closed_form import ClosedForm
 from ._loaders import Loaders
+from ._pinned import pinned, pins
 from ._problem import BilevelProblem, FixedPointProblem, Problem
 from ._processes import refuse_forked
 from ._solution import RESULTS, BilevelError, Solution
@@ -47,7 +49,7 @@ from ._variables import Formula, Uniform
 def _compiled_chunk(
     static: tuple[Any, ...], arrays: Any, changing: tuple[State, Status], chunk_size: int
 ) -> tuple[State, Status, Row]:
-    leaves, structure = static
+    leaves, structure, _ = static
     problem, algorithm, options = eqx.combine(arrays, jax.tree.unflatten(structure, leaves))
     return run_chunk(problem, algorithm, options, *changing, chunk_size=chunk_size)
 
@@ -56,7 +58,7 @@ def _compiled_chunk(
 def _compiled_init(
     static: tuple[Any, ...], arrays: Any, u0: PyTree, w0: PyTree, key: Key[Array, ""]
 ) -> State:
-    leaves, structure = static
+    leaves, structure, _ = static
     problem, algorithm, _ = eqx.combine(arrays, jax.tree.unflatten(structure, leaves))
     return jax.tree.map(_own, algorithm.init(problem, u0, w0, key))
 
@@ -72,7 +74,7 @@ def solve(
     w0: PyTree,
     *,
     num_steps: int,
-    key: Key[Array, ""] | UInt32[Array, "2"] | None = None,
+    key: Key[Array, ""] | UInt32[Array, "2"] | int | np.integer | None = None,
     tol: float | Tolerances | None = None,
     callbacks: Sequence[AbstractCallback] = (),
     state: State | None = None,
@@ -93,7 +95,8 @@ def solve(
         w0: the starting inner variable; the same.
         num_steps: the number of outer steps *in all*; a run that is resumed at step 40 of 100 makes
             60 more.
-        key: for the samplers, `jax.random.key(0)` by default; ignored when `state` is given.
+        key: for the samplers, `jax.random.key(0)` by default; a whole number is a seed. Ignored when
+            `state` is given.
         tol: stop when the outer, the inner *and* the linear residual are all at or below it, at the
             point that the last step started from; a float or `Tolerances`. `None`: make all steps.
             The three residuals are absolute, in the units of the gradients; with minibatches they
@@ -146,8 +149,8 @@ def solve(
     """
     refuse_forked()
     began = time.perf_counter()
+    asked, problem = (problem, algorithm), pinned(problem)
     given, size = check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
-    asked = problem, algorithm
     loaders = Loaders(algorithm, state)
     problem, algorithm = given.problem, _with_formulas(loaders.algorithm, given)
     if tol is None:
@@ -161,7 +164,7 @@ def solve(
     )
     arrays, rest = eqx.partition((problem, algorithm, options), eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
-    static = (tuple(leaves), structure)
+    static = (tuple(leaves), structure, pins(leaves))
     # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
     if is_new := state is None:
         with memory_of(algorithm):
@@ -308,8 +311,8 @@ def _values(problem: Problem, given: Uniform, u: PyTree, w: PyTree) -> tuple[Any
 
 def _typed_key(key: Any) -> Key[Array, ""]:
     """The given key as a typed key; an integer is a seed, and the default is 0."""
-    if key is None or isinstance(key, int):
-        return jr.key(0 if key is None else key)
+    if key is None or isinstance(key, numbers.Integral):
+        return jr.key(0 if key is None else int(key))
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.wrap_key_data(key)
 
 

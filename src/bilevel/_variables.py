@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._geometry import AbstractGeometry, Ball
@@ -172,6 +173,15 @@ def _in_form(geometry: AbstractGeometry, form: Form) -> AbstractGeometry:
         return x
 
     return jax.tree.map(replace, geometry, is_leaf=lambda x: isinstance(x, Ball))
+
+
+def from_numbers(tree: PyTree) -> PyTree:
+    """Numbers of Python as arrays, except within a module, where they are settings."""
+
+    def convert(x: Any) -> Any:
+        return jnp.asarray(x) if isinstance(x, float | np.ndarray | np.generic) else x
+
+    return jax.tree.map(convert, tree, is_leaf=lambda x: isinstance(x, eqx.Module))
 
 
 def check_variable(name: str, tree: PyTree) -> None:

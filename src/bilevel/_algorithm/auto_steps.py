@@ -27,6 +27,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
+from .._derivatives import residual_along
 from .._hypergradient.base import linearise_inner
 from .._problem import Problem
 from .._sampler import Stream, Streams
@@ -137,7 +138,7 @@ def update_curvature(problem: Problem, state: S, inner: Stream) -> S:
 def _multiply(
     problem: Problem, u: PyTree, w: PyTree, x: PyTree[Array], batch: Any
 ) -> tuple[Scalar, PyTree[Array]]:
-    product = jax.jvp(lambda w: problem.residual(u, w, batch), (w,), (x,))[1]
+    product = residual_along(problem, u, w, batch, x)
     size = jnp.asarray(optax.tree.norm(product))
     return size, optax.tree.scale(1 / jnp.where(size > 0, size, 1), product)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar, ScalarLike
 
+from .._derivatives import inner_traced, pull_back
 from .._problem import BilevelProblem, Objective, Problem
 from .._solution import RESULTS, Calls
 from .base import Info
@@ -78,9 +79,13 @@ def outer_terms(problem: Problem, u: PyTree, w: PyTree, batch: Any) -> OuterTerm
 
 
 def inner_terms(problem: Problem, u: PyTree, w: PyTree, v: PyTree, batch: Any) -> InnerTerms:
-    """One forward-over-reverse pass through f gives all three."""
+    """One pass through f gives all three, forward over reverse where there is a forward mode."""
+    inner = objective(problem)
+    if not inner_traced(problem, u, w, batch).has_forward_mode:
+        residual, products = pull_back(problem, u, w, batch)
+        return InnerTerms(residual, *products(v))
     (_, residual), (mixed, product) = jax.jvp(
-        lambda w: jax.grad(objective(problem), argnums=(0, 1))(u, w, batch), (w,), (v,)
+        lambda w: jax.grad(inner, argnums=(0, 1))(u, w, batch), (w,), (v,)
     )
     return InnerTerms(residual, mixed, product)
 

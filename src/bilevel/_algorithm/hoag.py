@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._arrays import function_operator
+from .._derivatives import residual_along
 from .._linear.cg import CG
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_data, as_schedule, as_setting
@@ -156,7 +157,7 @@ class HOAG(AbstractAlgorithm):
         size = jnp.asarray(optax.tree.norm(outer.w))
         first_outer = jnp.where(aux.first_outer == 0, size, aux.first_outer)
         hessian = function_operator(
-            lambda x: jax.jvp(lambda w: turn.inner_gradient(u, w), (w,), (x,))[1],
+            lambda x: residual_along(problem, u, w, turn.inner_batch, x),
             w,
             lx.positive_semidefinite_tag,
         )

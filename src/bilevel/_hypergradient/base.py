@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, PyTree, Scalar
 
+from .._derivatives import inner_traced, pull_back
 from .._inner.base import AbstractInnerSolver
 from .._problem import BilevelProblem, Problem
 from .._sampler import Streams
@@ -32,7 +32,8 @@ class Hypergradient(eqx.Module):
         linear_residual: `||H v - grad_w F||_2` of the system without damping, even if a damped one
             was solved; 0 where no linear system is involved.
         error_estimate: a first-order estimate of `||grad - grad Phi(u)||_2`, which is not a bound.
-            It is infinite where the inner problem is not locally convex (or contracting).
+            It is infinite where the inner problem is not locally convex (or contracting), and for an
+            implicit estimate where an objective has a `jax.custom_vjp`.
             `implicit_gradient` and `ITD` say how it is made. It costs about four Hessian-vector
             products, which `calls` does not count, and nothing if it is not used inside a compiled
             function.
@@ -100,35 +101,27 @@ def linearise_inner(
 
     For an inner objective, r = grad_w f, these are `(d2_uw f)^T v` and `H v`; both come from one
     forward-over-reverse pass, the derivative of `w -> grad_{(u, w)} f(u, w)` in the direction `v`
-    (H is symmetric). For a fixed-point map they come from one reverse pass. A product that is not
-    used is not computed. The map keeps what the gradient computed on its way, which costs memory and
-    saves time; if the inner objective has a `jax.checkpoint`, each product computes it again.
+    (H is symmetric). For a fixed-point map, and for an objective with a `jax.custom_vjp`, they come
+    from one reverse pass through r. A product that is not used is not computed. The map keeps what the
+    gradient computed on its way, which costs memory and saves time; if the inner objective has a
+    `jax.checkpoint`, each product computes it again.
 
     Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian" [pearlmutter1994][], in
     forward-over-reverse form.
     """
-    if isinstance(problem, BilevelProblem):
+    if not isinstance(problem, BilevelProblem):
+        return pull_back(problem, u, w, batch)
+    traced = inner_traced(problem, u, w, batch)
+    if not traced.has_forward_mode:
+        return pull_back(problem, u, w, batch)
 
-        def gradients(w: PyTree) -> tuple[PyTree, PyTree]:
-            return jax.grad(problem.inner, argnums=(0, 1))(u, w, batch)
+    def gradients(w: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.grad(problem.inner, argnums=(0, 1))(u, w, batch)
 
-        if _has_checkpoint(jax.make_jaxpr(lambda w: problem.inner(u, w, batch))(w).jaxpr):
-            gradients = jax.checkpoint(gradients)
-        (_, residual), products = jax.linearize(gradients, w)
-        return residual, products
-    return jax.vjp(lambda u, w: problem.residual(u, w, batch), u, w)
-
-
-def _has_checkpoint(jaxpr: Jaxpr) -> bool:
-    """Whether a traced program has a `jax.checkpoint`, at any depth."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("checkpoint", "remat", "remat2"):
-            return True
-        for part in jax.tree.leaves(equation.params):
-            part = part.jaxpr if isinstance(part, ClosedJaxpr) else part
-            if isinstance(part, Jaxpr) and _has_checkpoint(part):
-                return True
-    return False
+    if traced.has_checkpoint:
+        gradients = jax.checkpoint(gradients)
+    (_, residual), products = jax.linearize(gradients, w)
+    return residual, products
 
 
 def require_outer_variable(problem: Problem, u: PyTree, w: PyTree, inner_batch: Any) -> None:

@@ -14,18 +14,19 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
-from .._arrays import dot, function_operator
+from .._arrays import dot
+from .._derivatives import Traced, inner_traced, residual_along
 from .._geometry import Euclidean
 from .._inner.base import AbstractInnerSolver, InnerStats
 from .._inner.gradient import GradientInner
-from .._linear.base import finds_its_step
+from .._linear.base import finds_its_step, solve_linear
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
 from .._processes import refuse_forked
 from .._sampler import Streams
 from .._settings import as_data, as_optional_data
 from .._solution import RESULTS, Calls, HypergradientWarning
-from .._variables import as_arrays
+from .._variables import as_arrays, from_numbers
 from .base import (
     FULL,
     AbstractHypergradient,
@@ -118,7 +119,7 @@ def implicit_gradient(
     refuse_forked()
     outer_batch = problem.outer_data if outer_batch is FULL else outer_batch
     inner_batch = problem.inner_data if inner_batch is FULL else inner_batch
-    given = as_arrays(problem, _from_numpy(u), _from_numpy(w))
+    given = as_arrays(problem, from_numbers(u), from_numbers(w))
     options = {} if v0 is None else {"y0": given.strip(given.u, v0)[1]}
     solve = matrix_free(given.problem, given.w, linear_solver, damping, options)
     estimate, _ = estimate_at(
@@ -129,15 +130,6 @@ def implicit_gradient(
         return estimate
     grad, v = given.cast(estimate.grad, estimate.v)
     return dataclasses.replace(estimate, grad=grad, v=v, w=w)
-
-
-def _from_numpy(tree: PyTree) -> PyTree:
-    """Numbers of Python as arrays, except within a module, where they are settings."""
-
-    def convert(x: Any) -> Any:
-        return jnp.asarray(x) if isinstance(x, float | np.ndarray | np.generic) else x
-
-    return jax.tree.map(convert, tree, is_leaf=lambda x: isinstance(x, eqx.Module))
 
 
 class Solved(NamedTuple):
@@ -163,12 +155,10 @@ def matrix_free(
     options = jax.lax.stop_gradient(options)
 
     def solve(product: Callable[[PyTree], PyTree], b: PyTree[Array]) -> Solved:
-        operator = function_operator(
-            lambda v: _damped(product(v), damping, v),
-            w,
-            (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else (),
+        tags = (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else ()
+        solution = solve_linear(
+            lambda v: _damped(product(v), damping, v), b, linear_solver, tags, options
         )
-        solution = lx.linear_solve(operator, b, linear_solver, options=options, throw=False)
         return Solved(solution, _num_products(linear_solver, solution, optax.tree.size(w)))
 
     return solve
@@ -269,7 +259,7 @@ def smallest_curvature(
         along = dot(x, ax)
         return jnp.where(size > 0, along / jnp.where(size > 0, size, 1), jnp.inf)
 
-    along_residual = jax.jvp(lambda w: problem.residual(u, w, inner_batch), (w,), (residual,))[1]
+    along_residual = residual_along(problem, u, w, inner_batch, residual)
     return jnp.minimum(rayleigh(v, product), rayleigh(residual, along_residual))
 
 
@@ -296,6 +286,9 @@ def first_order_error(
     u, w, v, residual, mixed, linear_error, mu = jax.lax.stop_gradient(
         (u, w, v, residual, mixed, linear_error, mu)
     )
+    outer = Traced(lambda u, w: problem.outer(u, w, outer_batch), u, w)
+    if not (outer.has_forward_mode and inner_traced(problem, u, w, inner_batch).has_forward_mode):
+        return jnp.full_like(mu, jnp.inf)
     mu = jnp.where(mu == jnp.inf, 1, mu)  # no curvature was met: nothing is divided
 
     def lagrangian_gradient(w: PyTree) -> tuple[PyTree, PyTree]:

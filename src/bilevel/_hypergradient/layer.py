@@ -4,12 +4,12 @@ from typing import Any
 
 import jax
 import lineax as lx
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-from .._arrays import function_operator
+from .._linear.base import solve_linear
 from .._linear.cg import CG
 from .._problem import BilevelProblem, Problem
-from .._variables import as_arrays
+from .._variables import as_arrays, from_numbers
 from .base import FULL
 
 
@@ -59,21 +59,17 @@ def implicit_layer(
     True
     """
     batch = problem.inner_data if inner_batch is FULL else inner_batch
-    given = as_arrays(problem, u, w)
+    given = as_arrays(problem, from_numbers(u), from_numbers(w))
     problem, u, w = given.problem, given.u, given.w
     symmetric = isinstance(problem, BilevelProblem)
     if linear_solver is None:
         linear_solver = CG(rtol=1e-6) if symmetric else lx.GMRES(rtol=1e-6, atol=1e-6)
     tags = (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else ()
 
-    def solve_linear(function: Any, b: PyTree[Array]) -> PyTree[Array]:
-        operator = function_operator(function, b, tags)
-        return lx.linear_solve(operator, b, linear_solver, throw=False).value
-
     layer = jax.lax.custom_root(
         lambda w: problem.residual(u, w, batch),
         jax.lax.stop_gradient(w),
         lambda _, w: w,
-        solve_linear,
+        lambda function, b: solve_linear(function, b, linear_solver, tags).value,
     )
     return given.restore(u, layer)[1]

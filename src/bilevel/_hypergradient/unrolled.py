@@ -14,6 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
+from .._derivatives import Traced
 from .._inner.base import AbstractInnerSolver, InnerStats
 from .._inner.bigsam import BiGSAM
 from .._inner.gradient import GradientInner
@@ -121,6 +122,11 @@ class ITD(AbstractHypergradient):
             last, stats = advance(inner, problem, u, start._replace(w=w), streams.inner)
             return (problem.outer(u, last.w, outer_batch), last.w), (last, stats)
 
+        if self.mode == "forward" and not Traced(truncated, u, start.w).has_forward_mode:
+            raise TypeError(
+                "an objective has a `jax.custom_vjp`, which forward mode cannot differentiate: use "
+                "`ITD('reverse')` in place of `ITD('forward')`, or write a `jax.custom_jvp`."
+            )
         differentiate = _forward if self.mode == "forward" else _reverse
         try:
             value, grad, (last, stats), left = differentiate(truncated, u, start.w)

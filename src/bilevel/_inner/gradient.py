@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, PyTree, Scalar
 
 from .._arrays import function_operator
+from .._derivatives import residual_along
 from .._geometry import AbstractGeometry, Euclidean
 from .._linear.base import Resolved, resolve_step_size
 from .._problem import BilevelProblem, Problem
@@ -220,7 +221,7 @@ def _inverse_curvature(
     u, w, eigenvector = jax.lax.stop_gradient((u, w, eigenvector))
     batch, _ = stream.draw()
     hessian = function_operator(
-        lambda x: jax.jvp(lambda w: problem.residual(u, w, batch), (w,), (x,))[1],
+        lambda x: residual_along(problem, u, w, batch, x),
         w,
         lx.symmetric_tag if isinstance(problem, BilevelProblem) else (),
     )

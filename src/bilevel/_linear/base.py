@@ -1,5 +1,6 @@
 """What the linear solvers of this package share: real operators, and step sizes found for them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import lineax as lx
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
+from .._arrays import function_operator
 from .._settings import POWER_STEPS, ConstantStep, power_iteration, random_unit
 
 
@@ -101,6 +103,35 @@ def resolve_step_size(
         num_steps = jnp.where(unknown, num_steps, 1)
     largest, vector = power_iteration(operator.mv, start, num_steps)
     return Resolved(1 / jnp.where(largest > 0, largest, 1), num_steps, vector)
+
+
+def solve_linear(
+    product: Callable[[PyTree[Array]], PyTree[Array]],
+    b: PyTree[Array],
+    solver: lx.AbstractLinearSolver,
+    tags: Any = (),
+    options: dict[str, Any] | None = None,
+) -> lx.Solution:
+    """`lineax.linear_solve` with `throw=False` whose derivatives do not raise either.
+
+    lineax raises where the solve that a derivative takes does not converge, within compiled code too.
+    Where the solver is for operators of full rank, JAX takes the derivative here,
+    `x' = A^-1 (b' - A' x)`, and the same solver solves that.
+    """
+    options = {} if options is None else options
+    if not solver.assume_full_rank():
+        operator = function_operator(product, b, tags)
+        return lx.linear_solve(operator, b, solver, options=options, throw=False)
+
+    def solve(product: Callable, b: PyTree[Array]) -> tuple[PyTree[Array], Any]:
+        operator = function_operator(product, b, tags)
+        found = lx.linear_solve(operator, b, solver, options=options, throw=False)
+        return found.value, (found.result, found.stats)
+
+    value, (result, stats) = jax.lax.custom_linear_solve(
+        jax.jit(product), b, solve, solve, symmetric=bool(tags), has_aux=True
+    )
+    return lx.Solution(value=value, result=result, stats=stats, state=None)
 
 
 class AbstractStepSolver(lx.AbstractLinearSolver[Any]):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._arrays import dot
 from .._geometry import Euclidean
-from .._hypergradient.base import Hypergradient
+from .._hypergradient.base import Hypergradient, linearise_inner
 from .._hypergradient.implicit import implicit_gradient, matrix_free
 from .._problem import BilevelProblem
 from .._solution import RESULTS, BilevelError, Solution
@@ -217,9 +217,9 @@ def _newton(
     def step(state: _NewtonState) -> _NewtonState:
         solved = state.residual <= tol
         damping = jnp.where(solved, 0, state.damping)
-        gradient, product = jax.linearize(jax.grad(f), state.w)
+        gradient, products = linearise_inner(problem, u, state.w, problem.inner_data)
         solve = matrix_free(problem, state.w, linear_solver, damping, {})
-        direction = solve(product, gradient).solution.value
+        direction = solve(lambda x: products(x)[1], gradient).solution.value
         slope = dot(gradient, direction)
         noise = 8 * jnp.finfo(slope.dtype).eps * (1 + jnp.abs(state.value))
 
