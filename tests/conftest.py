@@ -83,15 +83,18 @@ def small_forests(request):
     """Tests of the product ask what is done with label models, not how many trees they have.
 
     With a quarter of the trees, and of the draws of intervals that a test does not look at,
-    `learn_weights` takes half of the time on a small table.
+    `learn_weights` takes half of the time on a small table; so does `audit`.
     """
     if request.path.parent.name not in {"reweighting", "cli"}:
         yield
         return
+    from bilevel.reweighting._audit import wrong_labels
     from bilevel.reweighting._weights import calibration, flexible_models, noise
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flexible_models, "TREES", flexible_models.TREES // 4)
+        if request.path.stem != "test_wrong_labels":
+            patch.setattr(wrong_labels, "TREES", wrong_labels.TREES // 4)
         if request.path.stem not in {"test_flexible_models", "test_new_rows"}:
             patch.setattr(flexible_models, "ROUNDS", flexible_models.ROUNDS // 4)
         if request.path.stem != "test_noise":

@@ -57,6 +57,9 @@ def mixed(n: int, seed: int) -> pd.DataFrame:
     )
 
 
+CONTRADICTED = "labels that the other rows contradict"
+
+
 # --- nothing on clean data
 
 
@@ -64,12 +67,18 @@ def mixed(n: int, seed: int) -> pd.DataFrame:
     "loader", [load_breast_cancer, load_wine, pytest.param(load_digits, marks=pytest.mark.slow)]
 )
 def test_clean_tables_give_no_finding(loader):
-    result = audit(*split(loader))
+    """But a few labels that models of the other rows contradict: nobody knows that they are right."""
+    tables = split(loader)
+    result = audit(*tables)
     constant = {"constant columns"} if loader is load_digits else set()  # the pixels of the corners
     assert set(found(result, "problem")) == set()
-    assert set(found(result, "warning")) == constant
+    warnings = found(result, "warning")
+    number = len(warnings)
+    assert len(warnings.pop(CONTRADICTED, ())) <= 0.02 * len(tables[0])
+    assert set(warnings) == constant
     assert result.passed
-    assert str(result).startswith(f"0 problems, {len(constant)} warnings\n[ok] columns: ")
+    said = "1 warning" if number == 1 else f"{number} warnings"
+    assert str(result).startswith(f"0 problems, {said}\n[ok] columns: ")
 
 
 def test_iris_repeats_one_flower():
@@ -236,7 +245,11 @@ def test_planted_copies_are_found_with_their_ids():
         "trusted rows among the hold-out rows": ("b9",),
         "equal trusted rows with different labels": ("b40", "b41"),
     }
-    assert found(result, "warning") == {
+    warnings = found(result, "warning")
+    assert {"a49", "a50"} <= set(
+        warnings.pop(CONTRADICTED)
+    )  # by each other and by others like them
+    assert warnings == {
         "training rows among the hold-out rows": ("a20",),
         "ids of training and hold-out rows": ("a100",),
         "repeated training rows": ("a50", "a51"),
@@ -266,7 +279,11 @@ def test_constant_columns_and_columns_that_give_the_label_away():
         "columns that give the label away, training rows": ("copy",),
         "columns that give the label away, trusted rows": ("copy", "stage"),
     }
-    assert found(result, "warning") == {"constant columns": ("nothing", "empty")}
+    warnings = found(result, "warning")
+    wrong = np.isin(X.index, warnings.pop(CONTRADICTED))  # in spite of a copy of the wrong labels
+    assert (flipped != y)[wrong].mean() > 0.9
+    assert wrong[flipped != y].mean() > 0.8
+    assert warnings == {"constant columns": ("nothing", "empty")}
     # most labels are the same: a constant is as good, and nothing is a leak
     rare = np.where(np.arange(len(y)) < 0.05 * len(y), 1, 0)
     result = audit(X.assign(copy=rare), rare, X_trusted.assign(copy=0.0), y_trusted)

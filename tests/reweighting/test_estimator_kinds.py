@@ -121,6 +121,14 @@ def table(n, seed):
 
 
 @pytest.mark.slow
+def test_many_classes_of_few_rows_are_taken_for_no_regression():
+    """The module turns warnings into errors: scikit-learn's, that these may be numbers, is none."""
+    y = np.arange(40) % 25
+    for weights in (None, np.full(40, 2.0)):
+        fitted = fit_with_weights(pipe(), X[:40], y, weights)
+        assert len(fitted.classes_) == 25
+
+
 def test_whatever_holds_a_pipeline_gets_the_table():
     columns = make_column_transformer((OneHotEncoder(), ["colour"]), (StandardScaler(), ["size"]))
     inner = make_pipeline(columns, LogisticRegression())

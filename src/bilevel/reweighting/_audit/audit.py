@@ -70,9 +70,9 @@ def audit(
       nearly equal rows with different labels.
     - `labels`, `ids`: missing ones; labels that differ only in case, blanks, Unicode form or what
       cannot be seen; 0 and 1 beside true and false; a single class, classes that a table lacks, and
-      classes with fewer than 5 trusted rows. Without trusted rows also labels that the other rows
-      contradict: two forests and a linear model that have not seen a label say how probable it is
-      that it is wrong (at most 10000 rows; a second or two per 1000 rows).
+      classes with fewer than 5 trusted rows; and labels that the other rows, the trusted ones among
+      them, contradict: two forests and a linear model that have not seen a label say how probable it
+      is that it is wrong (at most 10000 rows; a second or two per 1000 rows).
     - `columns`: columns that differ between the tables; infinite or far too large numbers; decimal
       commas; categories in two spellings; constant columns, row numbers and names of rows.
     - `drift`: class shares, trusted against training rows (chi-squared, p < 0.001; targets by

@@ -34,7 +34,7 @@ CHECKS = {
     "labels/spelling": "Each label has one spelling.",
     "labels/kinds": "Labels are of one kind: text, numbers, or true and false.",
     "labels/classes": "There are two classes or more, and every table has each of them.",
-    "labels/wrong": "Without trusted rows: no label is contradicted by the other rows.",
+    "labels/wrong": "No training label is contradicted by the other rows.",
     "leak/rows": "No row stands in two tables.",
     "leak/ids": "No id stands in two tables.",
     "leak/entity": "No person, device or document (--entity) has rows in two tables.",
@@ -99,8 +99,8 @@ class Audit:
 
     def __repr__(self) -> str:
         """The number of problems and warnings, then one line per finding."""
-        count = {s: sum(f.severity == s for f in self.findings) for s in ("problem", "warning")}
-        lines = [f"{count['problem']} problems, {count['warning']} warnings"]
+        parts = {s: [f for f in self.findings if f.severity == s] for s in ("problem", "warning")}
+        lines = [", ".join(counted(part, s) for s, part in parts.items())]
         return "\n".join(lines + [f"[{f.severity}] {f.title}: {f.detail}" for f in self.findings])
 
 

@@ -1,4 +1,4 @@
-"""Labels that the other rows contradict: what can be said of wrong labels without trusted rows."""
+"""Labels that the other rows contradict: what can be said of them without trusted rows, and with."""
 
 import warnings
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
@@ -60,12 +60,11 @@ class Judged(NamedTuple):
 
 
 def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
-    """Training labels that the other training rows contradict, where there are no trusted rows.
+    """Training labels that the other rows contradict, the trusted ones among them.
 
     See `doubt_labels`. `left_out`: columns that give the label away, name the rows or number them.
-    With trusted rows nothing is done here: `learn_weights` then judges the labels by these.
     """
-    judged = None if "trusted" in view.tables else judge_labels(view, left_out)
+    judged = judge_labels(view, left_out)
     if judged is None:
         return []
     title, table = "labels that the other rows contradict", view.tables["train"]
@@ -81,8 +80,12 @@ def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
     detail = (
         f"{counted(ids, 'row')}, the most certain first: {listed(ids)}; {said}. The first is labelled "
         f"{listed([given])}, and rows like it {listed([other])}. Models of the other rows say so, "
-        "which can be wrong where rows are rare. Verify these rows; with 50 to 200 verified ones "
-        "`bilevel weigh` tells more."
+        "which can be wrong where rows are rare. Verify these rows; "
+    )
+    detail += (
+        "`bilevel weigh` says how sure this is."
+        if "trusted" in view.tables
+        else "with 50 to 200 verified ones `bilevel weigh` tells more."
     )
     return [Finding("warning", title, detail, ids)]
 
@@ -90,32 +93,47 @@ def contradicted_labels(view: View, left_out: Collection[Any]) -> list[Finding]:
 def judge_labels(view: View, left_out: Collection[Any]) -> Judged | None:
     """See `doubt_labels`; None for numbers, fewer than 50 rows or 2 classes, and without columns.
 
-    At most 10000 training rows are taken, of classes of 5 rows or more.
+    At most 10000 training rows are taken, of classes of 5 rows or more, and the trusted rows of these
+    classes.
     """
     if view.regression:
         return None
     table, labels = view.tables["train"], view.labels["train"].reset_index(drop=True)
     count: Any = labels.value_counts()
-    known = np.flatnonzero(labels.isin(count[count >= FEW].index))
+    often = count.index[count >= FEW]
+    known = np.flatnonzero(labels.isin(often))
     known = np.sort(view.rng.permutation(known)[:CAP])
-    codes, names = pd.factorize(labels.to_numpy(dtype=object)[known])
+    tables, given = [table.take(known)], [labels.iloc[known]]
+    if "trusted" in view.tables:
+        true = view.labels["trusted"].reset_index(drop=True)
+        verified = np.flatnonzero(true.isin(labels.iloc[known]))
+        tables.append(view.tables["trusted"].take(verified))
+        given.append(true.iloc[verified])
+    codes, names = pd.factorize(pd.concat(given).to_numpy(dtype=object))
     if len(known) < FEWEST or len(names) < 2:
         return None
-    some = table.take(known)
-    kept = [j for j, name in enumerate(some.number_names) if name not in left_out]
-    texts = [j for j, name in enumerate(some.text_names) if name not in left_out]
-    some = some._replace(
-        numbers=some.numbers[:, kept],
-        codes=some.codes[:, texts],
-        number_names=[some.number_names[j] for j in kept],
-        text_names=[some.text_names[j] for j in texts],
-    )
-    x = as_matrix([some], view.rng)[0]
+    kept = [j for j, name in enumerate(table.number_names) if name not in left_out]
+    texts = [j for j, name in enumerate(table.text_names) if name not in left_out]
+    tables = [
+        some._replace(
+            numbers=some.numbers[:, kept],
+            codes=some.codes[:, texts],
+            number_names=[some.number_names[j] for j in kept],
+            text_names=[some.text_names[j] for j in texts],
+        )
+        for some in tables
+    ]
+    x = np.vstack(as_matrix(tables, view.rng))
     if x.shape[1] == 0:
         return None
-    plain = np.hstack([np.clip(np.nan_to_num(some.numbers, nan=-1e30), -1e30, 1e30), some.codes])
-    found = doubt_labels(x, plain, codes, int(view.rng.integers(2**31)))
-    return Judged(known, found, codes, np.asarray(names, dtype=object))
+    numbers = np.vstack([some.numbers for some in tables])
+    cells = np.vstack([some.codes for some in tables])
+    plain = np.hstack([np.clip(np.nan_to_num(numbers, nan=-1e30), -1e30, 1e30), cells])
+    n = len(known)
+    right = np.arange(len(codes)) >= n
+    found = doubt_labels(x, plain, codes, int(view.rng.integers(2**31)), right)
+    found = Doubt(found.wrong[:n], found.suggested[:n], found.rate)
+    return Judged(known, found, codes[:n], np.asarray(names, dtype=object))
 
 
 def doubt_labels(
@@ -123,6 +141,7 @@ def doubt_labels(
     plain: Float[np.ndarray, "rows cells"],
     y: Int[np.ndarray, " rows"],
     seed: int,
+    right: Bool[np.ndarray, " rows"] | None = None,
 ) -> Doubt:
     """How probable it is that each label is wrong, by models that have not seen it.
 
@@ -140,13 +159,15 @@ def doubt_labels(
 
         r (1 - p_i(y_i)) / (K - 1) / P(y_i)
 
-    Errors that are concentrated on rows that are hard to tell apart are counted too low.
+    Of trusted rows r is 0, and they teach the models as all others do. Errors that are concentrated on
+    rows that are hard to tell apart are counted too low.
 
     Args:
         x: columns for a linear model, scaled.
         plain: columns for trees.
         y: the labels as codes 0 to K - 1, each of them 5 times or more.
         seed: of the trees and folds.
+        right: the rows whose label is known to be right; by default none.
 
     Source: the noise model is that of Natarajan, Dhillon, Ravikumar and Tewari (2013), "Learning with
     noisy labels" [natarajan2013][], with one rate for all classes; the pool is ours.
@@ -157,6 +178,7 @@ def doubt_labels(
     outputs = [np.log((1 - FLOOR) * p + FLOOR / classes) for p in _members(x, plain, y, seed)]
     logs = np.stack(outputs)
     own = logs[:, np.arange(len(y)), y]
+    doubted = np.ones(len(y)) if right is None else 1.0 - right
 
     def parts(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         c, rate = np.exp(theta[:-1]), MOST * float(expit(theta[-1]))
@@ -167,11 +189,13 @@ def doubt_labels(
         c, p, rate = parts(theta)
         q = p[np.arange(len(y)), y]
         other = (1 - q) / (classes - 1)
-        given = (1 - rate) * q + rate * other
+        each = rate * doubted
+        given = (1 - each) * q + each * other
         value = -np.log(given).sum() + (c**2).sum() / (2 * SHARP**2) + rate / USUAL - np.log(rate)
-        slope_q = (1 - rate) - rate / (classes - 1)
+        slope_q = (1 - each) - each / (classes - 1)
         slope_c = ((slope_q * q / given) * (own - (p * logs).sum(axis=2))).sum(axis=1)
-        slope_rate = (((other - q) / given).sum() - 1 / USUAL + 1 / rate) * rate * (1 - rate / MOST)
+        of_rate = (doubted * (other - q) / given).sum() - 1 / USUAL + 1 / rate
+        slope_rate = of_rate * rate * (1 - rate / MOST)
         return float(value), np.r_[(c / SHARP**2 - slope_c) * c, -slope_rate]
 
     start = np.r_[np.full(len(logs), np.log(0.5)), np.log(0.05 / (MOST - 0.05))]
@@ -180,8 +204,8 @@ def doubt_labels(
     )
     _, p, rate = parts(found.x)
     q = p[np.arange(len(y)), y]
-    other = rate * (1 - q) / (classes - 1)
-    return Doubt(other / (other + (1 - rate) * q), p.argmax(axis=1), rate)
+    other = rate * doubted * (1 - q) / (classes - 1)
+    return Doubt(other / (other + (1 - rate * doubted) * q), p.argmax(axis=1), rate)
 
 
 def _members(

@@ -1,5 +1,6 @@
 """How the user's estimator takes weights and tables, whatever it is made of."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,14 @@ def fit_with_weights(estimator: Any, X: Any, y: Any, weights: Any) -> Any:
     every predictor that takes weights is made to ask for them, unless the user has said otherwise.
     `None`: no weights.
     """
+    with (
+        warnings.catch_warnings()
+    ):  # scikit-learn asks if few rows of many classes are a regression
+        warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
+        return _fit(estimator, X, y, weights)
+
+
+def _fit(estimator: Any, X: Any, y: Any, weights: Any) -> Any:
     fresh: Any = clone(estimator)
     if weights is None:
         return fresh.fit(X, y)
