@@ -92,10 +92,14 @@ def draw(measured: dict[str, Any]) -> Figure:
     for axis, name in zip(axes[1:], names, strict=True):
         values = np.reshape(found[name], shape)
         shown = np.log10(values) if name == "ess" else values
-        axis.imshow(shown, cmap="viridis", aspect="auto")
+        image = axis.imshow(shown, cmap="viridis", aspect="auto")
+        style = ".0f" if name == "ess" else ".3f"
         for i, j in np.ndindex(*shape):
-            axis.text(j, i, f"{values[i, j]:.3g}", ha="center", va="center", color="w")
-        axis.set(title=f"MNIST: {name}", xlabel="$\\rho$", ylabel="$\\eta$")
+            colour = "k" if image.norm(shown[i, j]) > 0.6 else "w"
+            text = format(values[i, j], style)
+            axis.text(j, i, text, ha="center", va="center", color=colour)
+        title = {"ess": "effective sample size"}.get(name, f"accuracy, {name}")
+        axis.set(title=f"MNIST: {title}", xlabel="$\\rho$", ylabel="$\\eta$")
         axis.set_xticks(range(shape[1]), [f"{x:g}" for x in MNIST_RHOS])
         axis.set_yticks(range(shape[0]), [f"{x:g}" for x in MNIST_ETAS])
     return figure
