@@ -1,5 +1,7 @@
 """Estimators made of other estimators: the weights must reach every predictor inside."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,11 +10,13 @@ from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import (
     AdaBoostClassifier,
     BaggingClassifier,
+    HistGradientBoostingClassifier,
     StackingClassifier,
     StackingRegressor,
     VotingClassifier,
     VotingRegressor,
 )
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import (
     FixedThresholdClassifier,
@@ -27,6 +31,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from bilevel import ReweightedClassifier
 from bilevel.reweighting._inputs.estimators import fit_with_weights
+from bilevel.reweighting._inputs.prepare import prepare
 from bilevel.reweighting._learn import learn_weights
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -103,6 +108,11 @@ def test_weights_reach_every_regressor(estimator):
         (StackingClassifier([("a", TREE)], KNeighborsClassifier()), "KNeighborsClassifier"),
         (CalibratedClassifierCV(pipe(KNeighborsClassifier())), "KNeighborsClassifier"),
         (TunedThresholdClassifierCV(LogisticRegression()), "TunedThresholdClassifierCV"),
+        (FrozenEstimator(LogisticRegression().fit(X, Y)), "FrozenEstimator"),
+        (
+            CalibratedClassifierCV(FrozenEstimator(LogisticRegression().fit(X, Y))),
+            "FrozenEstimator",
+        ),
     ],
     ids=lambda e: str(e)[:60],
 )
@@ -118,6 +128,39 @@ def table(n, seed):
     rng = np.random.default_rng(seed)
     X = pd.DataFrame({"size": rng.normal(size=n), "colour": rng.choice(["red", "blue"], n)})
     return X, np.where(X["size"] + (X["colour"] == "red") > 0.5, "yes", "no")
+
+
+COLOUR: Any = ["colour"]
+TREES = HistGradientBoostingClassifier(
+    categorical_features=COLOUR, max_iter=3, min_samples_leaf=5, random_state=0
+)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        TREES,
+        CalibratedClassifierCV(TREES, cv=2),
+        GridSearchCV(TREES, {"max_iter": [3]}, cv=2),
+        OneVsRestClassifier(CalibratedClassifierCV(TREES, cv=2)),
+        VotingClassifier([("a", TREES), ("b", TREES)], voting="soft"),
+    ],
+    ids=lambda e: str(e)[:30],
+)
+def test_trees_find_their_columns_by_name_whatever_holds_them(estimator):
+    (train, y), (trusted, y_trusted) = table(60, 0), table(40, 1)
+    train.loc[3, "size"] = np.nan
+    tables = prepare(
+        *(train, y, trusted, y_trusted),
+        task="auto",
+        scaler=None,
+        holdout=None,
+        estimator=estimator,
+    )
+    assert list(tables.train.X.columns) == ["size", "colour"]
+    assert np.isnan(tables.train.X["size"]).sum() == 1
+    fitted = fit_with_weights(estimator, tables.train.X, tables.train.y, np.arange(60) % 2 + 1.0)
+    assert fitted.score(tables.trusted.X, tables.trusted.y) > 0.6
 
 
 @pytest.mark.slow

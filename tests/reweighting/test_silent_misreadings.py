@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 
 from bilevel.cli._probabilities import read_probabilities
+from bilevel.cli._run_folder import WeighConfig
+from bilevel.cli._weigh_tables import check_tables
 from bilevel.reweighting import audit
 from bilevel.reweighting._inputs.checks import InputError
-from bilevel.reweighting._inputs.columns import check_values
+from bilevel.reweighting._inputs.columns import check_values, describe
 from bilevel.reweighting._inputs.containers import as_internal
 from bilevel.reweighting._inputs.files import digest, read_table, split_label
+from bilevel.reweighting._inputs.number_texts import looks_like_numbers
 from bilevel.reweighting._inputs.prepare import prepare
 from bilevel.reweighting._learn import learn_weights
 
@@ -154,3 +157,83 @@ def test_a_seed_that_is_none_is_refused(seed):
     y = np.arange(ROWS) % 2
     with pytest.raises(ValueError, match=r"`seed` must be an integer from 0 to 4294967295, got"):
         learn_weights(X, y, X, y, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("write", "typed_only"),
+    [
+        ("{} km/h".format, False),
+        ("R$ {}".format, False),
+        ("{}/100".format, False),
+        ("{} mg/dL".format, False),
+        ("~{}".format, False),
+        (lambda x: f"{x / 1000:.1f}k" if x > 1000 else f"{x:.1f}", False),
+        ("{}%".format, True),
+        ("{}".format, True),
+        (lambda x: f"{x:,.2f} €", True),
+    ],
+)
+def test_texts_that_look_like_numbers_are_named(tmp_path, write, typed_only):
+    # A CSV file's are read as numbers where every cell has the same mark.
+    values = np.repeat(RNG.integers(0, 99999, 20) / 10, 2)
+    X = pd.DataFrame({"speed": [write(x) for x in values], "b": RNG.normal(size=40)})
+    (said,) = describe(X)
+    assert said.startswith("the column 'speed' holds texts that look like numbers, such as ")
+    y = np.where(values > 5000, "yes", "no")
+    assert (read_table_of(X.assign(y=y), tmp_path)["speed"].dtype == np.float64) == typed_only
+
+
+def test_texts_that_look_like_numbers_are_named_by_the_commands(tmp_path):
+    values = np.repeat(RNG.integers(0, 99999, 20) / 10, 2)
+    X = pd.DataFrame({"speed": [f"{x} km/h" for x in values], "b": RNG.normal(size=40)})
+    table = X.assign(y=np.where(values > 5000, "yes", "no"))
+    for name in ("train", "trusted"):
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    config = WeighConfig(
+        train=str(tmp_path / "train.parquet"),
+        trusted=str(tmp_path / "trusted.parquet"),
+        label="y",
+        out=str(tmp_path / "run"),
+    )
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train", "trusted")}
+    y = table["y"]
+    with pytest.warns(UserWarning, match="'speed' holds texts that look like numbers"):
+        prepare(X, y, X, y, task="auto", scaler=None, holdout=None)
+    (note,) = check_tables(config, paths).notes
+    assert note.startswith("train: the column 'speed' holds texts that look like numbers")
+    found = audit(X, y, X, y).findings
+    assert [f.ids for f in found if f.check == "columns/number-text"] == [("speed",)]
+
+
+def test_numbers_written_as_texts_are_no_names_of_rows():
+    X = pd.DataFrame({"share": [f"{k / 8}%" for k in range(60)], "b": RNG.normal(size=60)})
+    with pytest.raises(InputError, match=r"'share' hold numbers as texts, .* such as '0.0%'"):
+        check_values(X, "train")
+
+
+def read_table_of(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    frame.to_csv(folder / "t.csv", index=False)
+    return read_table(folder / "t.csv", "train", label="y").frame
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "A{}".format,
+        "lot {}".format,
+        "{:05d}".format,
+        "10.0.{}.1".format,
+        "1.{}.0".format,
+        "+49 30 {}123".format,
+        "user_{}".format,
+        "{0}-{0}5".format,
+        "No {}".format,
+        lambda k: f"{k}{'abcdefg'[k % 7]}",
+        lambda k: f"{k % 24}:{k % 60:02d}",
+        lambda k: f"{k % 28 + 1}.{k % 12 + 1}.2024",
+        lambda k: str(1990 + k % 30),
+        lambda k: f"{k % 5}.5 kg",
+    ],
+)
+def test_names_that_hold_numbers_do_not_look_like_numbers(write):
+    assert looks_like_numbers(pd.Series([write(k) for k in range(99)])) is None

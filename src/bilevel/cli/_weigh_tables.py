@@ -13,7 +13,7 @@ from ..reweighting._inputs.checks import (
     check_labels,
     named,
 )
-from ..reweighting._inputs.columns import check_values
+from ..reweighting._inputs.columns import check_values, describe
 from ..reweighting._inputs.containers import as_internal
 from ..reweighting._inputs.files import find_readings, read_tables, split_label, suggest
 from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
@@ -163,6 +163,7 @@ def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
         name = "train" if option == "pred_probs" else name
         probabilities[name] = read_probabilities(Path(path), read[name].index, config.id, flag)
     notes = tuple(note for one in tables.values() for note in one.notes)
+    notes += tuple(f"train: {said}" for said in describe(features["train"]))
     notes += () if large is None else large.notes
     pictures = _pictures(config.images, len(train))
     return Tables(

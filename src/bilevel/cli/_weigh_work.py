@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..reweighting._audit.duplicates import shared_rows
 from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.compact import compact_pipeline
 from ..reweighting._inputs.files import digest, watch
+from ..reweighting._inputs.number_texts import LOOK_LIKE
 from ..reweighting._inputs.prepare import is_regression
 from ..reweighting._learn import is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
@@ -188,25 +190,27 @@ def _work(
     given = tidied if own is None else rows
 
     def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
-        return learn_weights(
-            given["train"],
-            labels["train"],
-            given["trusted"],
-            y_trusted,
-            task="regression" if regression else "classification",
-            model=config.model,  # pyright: ignore[reportArgumentType]
-            method=config.method,
-            groups=sources,
-            num_steps=config.num_steps,
-            l2=config.l2,
-            precision=config.precision,
-            **({} if given is tidied else {"scaler": None}),
-            seed=config.seed,
-            scoring=config.metric,
-            **tables.columns._asdict(),
-            **tables.judged_outside,
-            **options,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", LOOK_LIKE)  # `check_tables` has said it
+            return learn_weights(
+                given["train"],
+                labels["train"],
+                given["trusted"],
+                y_trusted,
+                task="regression" if regression else "classification",
+                model=config.model,  # pyright: ignore[reportArgumentType]
+                method=config.method,
+                groups=sources,
+                num_steps=config.num_steps,
+                l2=config.l2,
+                precision=config.precision,
+                **({} if given is tidied else {"scaler": None}),
+                seed=config.seed,
+                scoring=config.metric,
+                **tables.columns._asdict(),
+                **tables.judged_outside,
+                **options,
+            )
 
     size = features["train"].size
     with few_threads(size), Activity("learning weights", progress) as activity:

@@ -19,8 +19,14 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._audit.duplicates import shared_rows
-from ._inputs.checks import InputError, check_aligned, check_estimator_fits
-from ._inputs.containers import as_rows, feature_rows, like
+from ._inputs.checks import (
+    InputError,
+    check_aligned,
+    check_estimator_fits,
+    check_labels,
+    densify,
+)
+from ._inputs.containers import as_pairs, as_rows, feature_rows, like
 from ._inputs.estimators import takes_tables
 from ._inputs.row_facts import RowColumns, check_sample_weight
 from ._inputs.split import everywhere, split, split_columns, split_probabilities
@@ -82,7 +88,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         final = self._final()
-        tags.input_tags.sparse = get_tags(final).input_tags.sparse
+        tags.input_tags.sparse = self.estimator is None or get_tags(final).input_tags.sparse
         return tags
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
@@ -146,12 +152,18 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         """
         estimator = self._final()
         check_estimator_fits(estimator, self._task() == "regression")
-        given = X
+        X, given = self._rows_for_final(X), X
         self._encoding = None
         if is_trusted is None and X_trusted is None and y_trusted is None:
             self._check_features(X, reset=True)
             return self._fit_without_trust(estimator, X, y, sample_weight)
-        X, y = as_rows(X, y)
+        pairs = {"": (X, y)}
+        if X_trusted is not None and y_trusted is not None:
+            pairs["_trusted"] = X_trusted, y_trusted
+        pairs = as_pairs(pairs)
+        X, y = pairs[""]
+        X_trusted, y_trusted = pairs.get("_trusted", (X_trusted, y_trusted))
+        X, X_trusted = self._rows_for_final(X), self._rows_for_final(X_trusted)
         self._check_features(X, reset=True)
         train, trusted, mask = split(X, y, is_trusted, X_trusted, y_trusted)
         if groups is not None:
@@ -164,6 +176,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
                 )
             groups = groups[~mask]
         if pred_probs is not None and is_trusted is not None:
+            check_aligned(X, pred_probs, "pred_probs")
             pred_probs, pred_probs_trusted = split_probabilities(
                 pred_probs, pred_probs_trusted, mask
             )
@@ -262,6 +275,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             self.classes_ = self.estimator_.classes_
         return self
 
+    def _rows_for_final(self, X: Any) -> Any:
+        """Rows as they are; dense for the default estimator, which takes no sparse ones."""
+        return densify(X, "X") if self.estimator is None else X
+
     def predict(self, X: Any) -> np.ndarray:
         """The final estimator's predictions."""
         X = self._checked(X)
@@ -269,6 +286,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
 
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
+        X = self._rows_for_final(X)
         if self._encoding is None:
             one_dimensional = isinstance(X, np.ndarray) and X.ndim == 1
             if not one_dimensional:  # the final estimator has a message about that
@@ -332,8 +350,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         rows = self._rows()
         holdout, tables = None, self._tables
         if X_holdout is not None:
-            holdout = self._checked(X_holdout), np.asarray(y_holdout)
-            tables = tables | {"holdout": feature_rows(X_holdout, "X_holdout")}
+            X_holdout, y_holdout = as_rows(X_holdout, y_holdout, "X_holdout", "y_holdout")
+            labels = check_labels(y_holdout, X_holdout, "y_holdout")
+            holdout = self._checked(X_holdout), labels
+            tables = tables | {"holdout": X_holdout}
 
         def learn(y_trusted: np.ndarray) -> WeightsResult:
             clone_: Any = clone(self)
@@ -363,6 +383,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
     def compare_baselines(self, X_holdout: Any, y_holdout: Any) -> pd.DataFrame:
         """The table of baselines on rows never used in `fit`, see `bilevel.compare_baselines`."""
         result = self._learned()
+        X_holdout, y_holdout = as_rows(X_holdout, y_holdout, "X_holdout", "y_holdout")
         return compare_baselines(
             clone(self.estimator_),
             *self._train,
@@ -370,7 +391,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             result.scale * np.asarray(result.weights),
             result.scale * result.trusted_weight,
             self._checked(X_holdout),
-            y_holdout,
+            check_labels(y_holdout, X_holdout, "y_holdout"),
             sample_weight=result.counts[0],
             sample_weight_trusted=result.counts[1],
             scoring=result.metric,

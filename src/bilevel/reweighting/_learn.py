@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ._inputs.checks import check_aligned
 from ._inputs.containers import like
 from ._inputs.prepare import MIN_MAX, Prepared, check_verified, prepare
 from ._inputs.probabilities import CHECK, check_probabilities, in_sample_smell
@@ -181,6 +182,10 @@ def learn_weights(
     if overlap is not None:
         warn_about_overlap(stacklevel=3)
     by_folds = is_cross_validated(method, model)
+    for rows, ending in ((X, ""), (X_trusted, "_trusted")):
+        for name, column in (extras | columns._asdict()).items():
+            if name.endswith("_trusted") == bool(ending):
+                check_aligned(rows, column, name)
 
     # What came in, checked and as numbers.
     tables = prepare(

@@ -30,6 +30,7 @@ IN_ORDER: dict[str, Callable[[View], list[Finding]]] = {
     "labels/classes": labels.classes,
     "columns/numbers": columns.numbers,
     "columns/decimal-comma": columns.decimal_commas,
+    "columns/number-text": columns.texts_of_numbers,
     "columns/spelling": columns.spelling,
     "columns/constant": columns.constant,
     "columns/index": columns.row_numbers,
@@ -74,7 +75,8 @@ def audit(
       them, contradict: two forests and a linear model that have not seen a label say how probable it
       is that it is wrong (at most 10000 rows; a second or two per 1000 rows).
     - `columns`: columns that differ between the tables; infinite or far too large numbers; decimal
-      commas; categories in two spellings; constant columns, row numbers and names of rows.
+      commas and other texts that look like numbers; categories in two spellings; constant columns,
+      row numbers and names of rows.
     - `drift`: class shares, trusted against training rows (chi-squared, p < 0.001; targets by
       Kolmogorov and Smirnov); and, of two tables, a logistic model that tells them apart (5 folds,
       AUC of 0.6, and 4 standard errors above 0.5) or a column whose two distributions are 0.1 or

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 from .._inputs.checks import PROSE
+from .._inputs.columns import number_texts
+from .._inputs.number_texts import FATE
 from .._inputs.scalars import LARGEST, spelled_alike
 from .duplicates import is_number
 from .finding import Finding, counted, listed
@@ -89,6 +91,20 @@ def decimal_commas(view: View) -> list[Finding]:
             title = f"decimal commas of the {PROSE[name]} rows"
             found.append(Finding("warning", title, detail, tuple(columns), table=name))
     return found
+
+
+def texts_of_numbers(view: View) -> list[Finding]:
+    """Columns of text that are numbers with something around them, in the training rows."""
+    commas = {c for finding in decimal_commas(view) for c in finding.ids}
+    texts = pd.DataFrame(view.frames["train"][[*view.tables["train"].text_names]])
+    found = {c: text for c, text in number_texts(texts).items() if c not in commas}
+    if not found:
+        return []
+    shown = listed([f"{column} ({text})" for column, text in found.items()])
+    detail = (
+        f"{counted(list(found), 'column')} of texts that look like numbers: {shown}. Each {FATE}."
+    )
+    return [Finding("warning", "numbers among the texts", detail, tuple(found), table="train")]
 
 
 def spelling(view: View) -> list[Finding]:

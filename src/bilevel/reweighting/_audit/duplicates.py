@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from .._inputs.checks import InputError, check_aligned
 from .._inputs.prepare import is_regression
+from .._inputs.scalars import settled
 from .finding import listed
 
 SAMPLE = 1000  # rows from which the usual distance is estimated
@@ -155,7 +156,7 @@ def as_labels(values: Any, rows: pd.DataFrame, name: str) -> pd.Series:
             f"{len(rows)} rows."
         )
     check_aligned(rows, values, name)
-    labels = pd.Series(np.asarray(values)).infer_objects()
+    labels = pd.Series(settled(np.asarray(values))).infer_objects()
     labels = labels.where(labels.notna(), np.nan)
     if is_number(labels) and not pd.api.types.is_integer_dtype(labels):
         numbers = labels.to_numpy(dtype=np.float64, na_value=np.nan)

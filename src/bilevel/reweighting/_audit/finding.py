@@ -18,6 +18,7 @@ CHECKS = {
     "columns/names": "All tables have the same columns, of the same kinds.",
     "columns/numbers": "Numbers are finite and not far too large.",
     "columns/decimal-comma": "No column of text holds numbers with a decimal comma.",
+    "columns/number-text": "No column of text holds numbers with a unit or another mark.",
     "columns/spelling": "Each category of a column of text has one spelling.",
     "columns/constant": "No column has one value in all training rows.",
     "columns/index": "No column is the row number, saved by accident.",

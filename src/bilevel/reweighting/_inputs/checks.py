@@ -139,12 +139,15 @@ def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
 
 
 def check_aligned(X: Any, y: Any, name: str) -> None:
-    """Refuse a series whose index is that of the rows in another order: rows pair by position.
+    """Refuse a series or a table whose index is that of the rows in another order.
+
+    Rows pair by position, and would get each other's labels.
 
     Raises:
         InputError: the two indices differ in their order only.
     """
-    if not (isinstance(X, pd.DataFrame) and isinstance(y, pd.Series)) or X.index.equals(y.index):
+    indexed = isinstance(X, pd.DataFrame) and isinstance(y, (pd.Series, pd.DataFrame))
+    if not indexed or X.index.equals(y.index):
         return
     if X.index.is_unique and y.index.is_unique and len(X.index.symmetric_difference(y.index)) == 0:
         raise InputError(

@@ -19,6 +19,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
 from .checks import InputError, named
 from .csv import as_texts
 from .files import check_unique
+from .number_texts import FATE, looks_like_numbers
 from .scalars import LARGEST
 
 # skrub and skops take a second to import each: they are imported where they are needed.
@@ -74,12 +75,40 @@ def check_values(features: pd.DataFrame, name: str) -> None:
         if pd.Series(features[c]).nunique() == len(features)
         if not any(len(str(text).split()) > 1 for text in features[c])
     ]
+    if written := [c for c in identifiers if looks_like_numbers(features[c]) is not None]:
+        raise InputError(
+            f"the {name} columns {named(written)} hold numbers as texts, a different one in every "
+            f"row, such as {features[written[0]].iloc[0]!r}. Write the numbers alone, without "
+            "units or other marks, and as numbers where the file has types; or leave them out."
+        )
     if identifiers:
         raise InputError(
             f"the {name} columns {named(identifiers)} have a different word in every row, from which "
             "nothing can be learned. If they are the rows' ids, name them with --id (a data frame: "
             "`X.set_index(...)`); else leave them out with --drop."
         )
+
+
+def describe(frame: pd.DataFrame) -> list[str]:
+    """A sentence per column of texts that look like numbers."""
+    return [
+        f"the column {str(name)!r} holds texts that look like numbers, such as {example!r}, and {FATE}"
+        for name, example in number_texts(frame).items()
+    ]
+
+
+def number_texts(frame: pd.DataFrame) -> dict[Any, str]:
+    """The columns of texts that look like numbers, each with one of its texts."""
+    found = {}
+    for name in frame.columns:
+        column = pd.Series(frame[name])
+        if pd.api.types.is_numeric_dtype(column) or column.dtype.kind in "mM":
+            continue
+        with contextlib.suppress(TypeError):  # of lists and maps
+            example = looks_like_numbers(column)
+            if example is not None and _kind(column) == "text":  # dates may look like numbers
+                found[name] = example
+    return found
 
 
 def is_messy(features: pd.DataFrame) -> bool:
@@ -103,6 +132,8 @@ def _kind(column: pd.Series) -> str | None:
 
     if all_are(str):
         return "date" if _dates_in(present) else "text"
+    if all_are(bool, np.bool_):  # with gaps, or as categories
+        return "number"
     if all_are(bool, np.bool_, numbers.Real, decimal.Decimal):  # objects: with gaps, or decimals
         return "text" if isinstance(column.dtype, pd.CategoricalDtype) else "number"
     if all_are(datetime.date, np.datetime64):
@@ -244,7 +275,8 @@ def _read_as(column: pd.Series, expected: Any) -> pd.Series:
     if expected == "text":
         return as_texts(column)
     if expected == "number":
-        values = pd.Series(pd.to_numeric(column, errors="coerce")).astype("float64")
+        plain = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
+        values = pd.Series(pd.to_numeric(plain, errors="coerce")).astype("float64")
     elif _kind(column) == "number" and column.notna().any():
         values = pd.Series(np.nan, column.index)
     else:

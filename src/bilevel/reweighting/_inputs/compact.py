@@ -10,6 +10,7 @@ from sklearn.preprocessing import OrdinalEncoder
 from sklearn.utils import get_tags
 
 from .columns import column_groups, encoder
+from .estimators import given_the_rows
 
 CATEGORIES = "categories"
 
@@ -17,9 +18,10 @@ CATEGORIES = "categories"
 def takes_gaps(estimator: Any) -> bool:
     """Whether it says of itself (by scikit-learn's tags) that it takes missing values.
 
-    These are trees and their ensembles: scikit-learn's, LightGBM's, XGBoost's and CatBoost's.
+    These are trees and their ensembles: scikit-learn's, LightGBM's, XGBoost's and CatBoost's, also
+    within a search, a calibration and the like.
     """
-    return estimator is not None and bool(get_tags(estimator).input_tags.allow_nan)
+    return estimator is not None and bool(get_tags(given_the_rows(estimator)).input_tags.allow_nan)
 
 
 def with_empty_columns_filled(X: Any) -> Any:
@@ -41,6 +43,7 @@ def with_empty_columns_filled(X: Any) -> Any:
 
 def takes_categories(estimator: Any) -> bool:
     """Whether it reads the categories of a data frame off the types of the columns."""
+    estimator = given_the_rows(estimator)
     settings = estimator.get_params(deep=False)
     lightgbm = type(estimator).__module__.startswith("lightgbm.")
     by_type = settings.get("categorical_features") == "from_dtype"  # scikit-learn's

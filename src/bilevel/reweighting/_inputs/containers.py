@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse
 
-from .checks import InputError, named
+from .checks import InputError, check_aligned, named
 from .columns import _kind, as_matrix
-from .files import read_table, suggest
+from .files import read_tables, suggest
+from .scalars import settled
 
 Internal = np.ndarray | pd.DataFrame | pd.Series | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 
@@ -41,7 +43,7 @@ def as_internal(a: Any, name: str) -> Internal:
     if _is_dataset(a):
         return _from_dataset(a, name)
     if isinstance(a, np.ma.MaskedArray):
-        return np.ma.filled(a.astype(np.float64), np.nan)
+        return _from_masked(a)
     if not isinstance(a, (str, os.PathLike)):
         table = _from_arrow_or_narwhals(a)
         return _from_rest(a, name) if table is None else table
@@ -84,20 +86,38 @@ def as_rows(X: Any, y: Any, name: str = "X", y_name: str = "y") -> tuple[Any, An
     Raises:
         InputError: as `feature_rows`; no such column; or a dataset that still holds the labels.
     """
-    if not isinstance(y, str) or Path(y).suffix.lower() == ".npy":
-        features, labels = feature_rows(X, name), as_internal(y, y_name)
+    if not _is_name(y):
+        features, labels = feature_rows(X, name), settled(as_internal(y, y_name))
         if _is_dataset(X):
             _check_without_labels(X, features, np.asarray(labels), y_name)
+        check_aligned(features, labels, y_name)
         return features, labels
     if _is_dataset(X):
         return split_dataset(X, y, name)
-    table = as_internal(X, name)
+    table = _read_files({name: X}, y)[name] if _is_table_file(X) else as_internal(X, name)
     if not isinstance(table, pd.DataFrame):
         raise InputError(
             f"`{y_name}` is {y!r}, the name of a column, but `{name}` is no table that could "
             "have one; give the labels themselves."
         )
-    return _take_out(table, y, name)
+    features, labels = _take_out(table, y, name)
+    return features, settled(labels)
+
+
+def as_pairs(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """`as_rows` of several tables, by what the names of their arguments end in: "", "_trusted", ...
+
+    Files whose labels are a column are read together: labels are read alike in all CSV files.
+    """
+    pairs = dict(pairs)
+    files: dict[str, list[str]] = {}
+    for ending, (X, y) in pairs.items():
+        if _is_name(y) and _is_table_file(X):
+            files.setdefault(y, []).append(ending)
+    for label, endings in files.items():
+        frames = _read_files({f"X{ending}": pairs[ending][0] for ending in endings}, label)
+        pairs |= {ending: (frames[f"X{ending}"], label) for ending in endings}
+    return {ending: as_rows(X, y, f"X{ending}", f"y{ending}") for ending, (X, y) in pairs.items()}
 
 
 def split_dataset(dataset: Any, label: str, name: str = "X") -> tuple[Any, pd.Series]:
@@ -163,12 +183,25 @@ def _is_dataset(a: Any) -> bool:
     return _is_a(a, "datasets", "Dataset")
 
 
+def _is_name(y: Any) -> bool:
+    """Whether it names a column, and is neither labels nor the path of some."""
+    return isinstance(y, str) and Path(y).suffix.lower() != ".npy"
+
+
+def _is_table_file(X: Any) -> bool:
+    return isinstance(X, (str, os.PathLike)) and Path(X).suffix.lower() != ".npy"
+
+
+def _read_files(paths: Mapping[str, Any], label: str | None) -> dict[str, pd.DataFrame]:
+    tables = read_tables({f"`{name}`": Path(path) for name, path in paths.items()}, label=label)
+    for note in (note for table in tables.values() for note in table.notes):
+        warnings.warn(note, UserWarning, stacklevel=5)
+    return {name: tables[f"`{name}`"].frame for name in paths}
+
+
 def _from_path(path: Path, name: str) -> np.ndarray | pd.DataFrame:
     if path.suffix.lower() != ".npy":
-        table = read_table(path, f"`{name}`")
-        for note in table.notes:
-            warnings.warn(note, UserWarning, stacklevel=5)
-        return table.frame
+        return _read_files({name: path}, None)[name]
     if not path.is_file():  # a pipe would be waited for
         raise InputError(f"the `{name}` file {path} does not exist; check the path.")
     try:
@@ -178,6 +211,17 @@ def _from_path(path: Path, name: str) -> np.ndarray | pd.DataFrame:
             f"the `{name}` file {path} cannot be mapped as an array of numbers: {error} Save it by "
             "`np.save` from an array of a numeric dtype; pickled objects are not read."
         ) from error
+
+
+def _from_masked(a: np.ma.MaskedArray) -> np.ndarray:
+    """What is masked is missing: NaN among numbers, None among others."""
+    if not np.ma.getmaskarray(a).any():
+        return a.data
+    if a.dtype.kind in "biuf":
+        return np.ma.filled(a.astype(np.float64), np.nan)
+    values = a.data.astype(object)
+    values[np.ma.getmaskarray(a)] = None
+    return values
 
 
 def _from_torch(tensor: Any, name: str) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
     BaggingClassifier,
@@ -15,8 +16,10 @@ from sklearn.ensemble import (
     VotingClassifier,
     VotingRegressor,
 )
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.metadata_routing import MetadataRouter
@@ -25,6 +28,9 @@ from sklearn.utils.validation import has_fit_parameter
 WEIGHT = "sample_weight"
 # Their `fit` hands every keyword to all members.
 _ENSEMBLES = (VotingClassifier, VotingRegressor, StackingClassifier, StackingRegressor)
+
+# They fit their estimator on the rows as they were given.
+_HANDING_ON = (CalibratedClassifierCV, OneVsRestClassifier, OneVsOneClassifier)
 
 _DRAWING = (BaggingClassifier, BaggingRegressor)  # draw rows by their weights, for any member
 
@@ -35,8 +41,10 @@ def weight_keyword(estimator: Any) -> str | None:
     A pipeline passes weights to its last step; a search or a `TransformedTargetRegressor`, whose fits
     take any keyword, to the estimator that they hold; an ensemble to all members.
     """
-    if isinstance(estimator, TunedThresholdClassifierCV):
-        return None  # its scorer refuses weights that it did not ask for
+    if isinstance(estimator, (TunedThresholdClassifierCV, FrozenEstimator)):
+        return (
+            None  # one's scorer refuses weights that it did not ask for; the other learns nothing
+        )
     if isinstance(estimator, Pipeline):
         step, last = estimator.steps[-1]
         inner = weight_keyword(last)
@@ -105,6 +113,17 @@ def _weight_keywords(estimator: Any) -> list[str]:
 def takes_tables(estimator: Any) -> bool:
     """Whether it has its own way with the columns of a table: a pipeline, or one within it."""
     return any(isinstance(part, (Pipeline, ColumnTransformer)) for part in _parts(estimator))
+
+
+def given_the_rows(estimator: Any) -> Any:
+    """The estimator that takes the rows: the one within a search or a calibration, or itself."""
+    while isinstance(estimator, _HANDING_ON) or _held(estimator) is not None:
+        held = _held(estimator)
+        inside = getattr(estimator, "estimator", None) if held is None else held
+        if inside is None:  # a calibration of its default
+            break
+        estimator = inside
+    return estimator
 
 
 def _held(estimator: Any) -> Any:

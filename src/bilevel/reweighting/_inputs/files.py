@@ -26,7 +26,7 @@ from .csv import (
     read_column,
     with_decimal_comma,
 )
-from .scalars import check_scalars
+from .scalars import check_scalars, settled
 
 REPEATED = 0.8  # the share of equal cells from which a column of the label's name repeats it
 MOST_BLOCKS = 64  # columns that are left where they were read; pandas warns of frames of above 100
@@ -375,7 +375,7 @@ def split_label(
     features = table.drop(columns=label)
     if features.shape[1] == 0:
         raise InputError(f"the {name} file has no column besides the label {label!r}.")
-    return features, pd.Series(table[label])
+    return features, settled(pd.Series(table[label]))
 
 
 def _check_label_is_no_feature(table: pd.DataFrame, label: str, name: str) -> None:

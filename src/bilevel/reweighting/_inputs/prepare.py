@@ -1,5 +1,6 @@
 """From what the user passes to checked numbers, for every method."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +20,16 @@ from .checks import (
     check_labels,
     check_same_columns,
     check_trusted_count,
+    densify,
     find_classes,
     named,
 )
-from .columns import is_messy, tidy, vectorise
+from .columns import describe, is_messy, tidy, vectorise
 from .compact import compact_frame, compact_pipeline, takes_categories, takes_gaps
-from .containers import as_rows, feature_rows
+from .containers import as_pairs, feature_rows
 from .estimators import takes_tables
 from .row_facts import RowColumns, RowFacts, check_sample_weight, row_facts
-from .scalars import check_scalars, check_spelling
+from .scalars import check_scalars, check_spelling, settled
 
 MIN_MAX = object()
 DOUBLE = 1_000_000  # numbers that are taken in double precision: features, or outputs, of a table
@@ -191,8 +193,11 @@ def prepare(
     pairs = {"train": (X, y), "trusted": (X_trusted, y_trusted)}
     pairs |= {} if holdout is None else {"holdout": holdout}
     x_names, y_names = ({name: a + _ENDINGS[name] for name in pairs} for a in "Xy")
-    for name, (rows, values) in pairs.items():
-        tables[name], labels[name] = as_rows(rows, values, x_names[name], y_names[name])
+    found = as_pairs({_ENDINGS[name]: pair for name, pair in pairs.items()})
+    for name in pairs:
+        tables[name], labels[name] = found[_ENDINGS[name]]
+        if estimator is None:  # the default takes no sparse rows
+            tables[name] = densify(tables[name], x_names[name])
     for name in tables:
         check_scalars(labels[name], f"`{y_names[name]}`")
     regression = is_regression(task, labels["train"])
@@ -209,6 +214,8 @@ def prepare(
             counts = check_sample_weight(counts, len(tables["train"]), "sample_weight") > 0
         pipeline, tidied, matrices = vectorise(frames, counts)
         tables = {name: tidied[x_names[name]] for name in tables}
+        for said in describe(tables["train"]):
+            warnings.warn(f"{said}.", UserWarning, stacklevel=3)
         encoded = {
             name: pd.DataFrame(matrices[x_names[name]], table.index)
             for name, table in tables.items()
@@ -317,7 +324,9 @@ def is_regression(task: str, y: Any) -> bool:
         raise ValueError(f"`task` must be 'auto', 'classification' or 'regression', got {task!r}.")
     if task != "auto":
         return task == "regression"
-    values = np.asarray(y)
+    if isinstance(getattr(y, "dtype", None), pd.CategoricalDtype):
+        return False
+    values = settled(np.asarray(y))
     if not np.issubdtype(values.dtype, np.number):
         return False
     values = values[np.isfinite(values)]

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from .checks import InputError, named
+from .checks import InputError, densify, named
+from .containers import as_internal
 
 SUM_TOLERANCE = 1e-3
 LEAST = 1e-6  # below this, probabilities are taken for this
@@ -98,15 +99,18 @@ def in_sample_smell(
 
 
 def _check(values: Any, classes: np.ndarray, rows: int, name: str) -> Float[np.ndarray, "r c"]:
-    if isinstance(values, pd.DataFrame) and not isinstance(values.columns, pd.RangeIndex):
-        order = _order_by_name([str(c) for c in values.columns], [str(c) for c in classes])
+    values = densify(as_internal(values, name), name)
+    if isinstance(values, pd.DataFrame) and not _are_unnamed(values.columns):
+        order = _order_by_name([_name(c) for c in values.columns], [_name(c) for c in classes])
         if order is None:
             raise InputError(
                 f"`{name}` has the columns {named(list(values.columns))}; expected one for each "
                 f"class, named by it or by it and one prefix: {named(list(classes))}."
             )
         values = values.iloc[:, order]
-    p = np.asarray(values, float)
+    if isinstance(values, pd.DataFrame):
+        values = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    p = np.asarray(values, np.float64)
     if p.shape != (rows, len(classes)):
         raise InputError(
             f"`{name}` must have one row per row and one column per class, in the order "
@@ -126,6 +130,16 @@ def _check(values: Any, classes: np.ndarray, rows: int, name: str) -> Float[np.n
         )
     logs = np.log(np.maximum(p, LEAST))
     return logs - np.log(np.exp(logs).sum(axis=1, keepdims=True))
+
+
+def _are_unnamed(columns: pd.Index) -> bool:
+    return isinstance(columns, pd.RangeIndex) and columns.equals(pd.RangeIndex(len(columns)))
+
+
+def _name(value: Any) -> str:
+    """Of a class or a column; the numbers 7 and 7.0 are one name."""
+    whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    return str(int(value)) if whole else str(value)
 
 
 def _order_by_name(given: list[str], wanted: list[str]) -> list[int] | None:

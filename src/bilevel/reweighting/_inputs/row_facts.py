@@ -1,5 +1,8 @@
 """What is known of rows beside features and labels: which belong together, and how much they count."""
 
+import datetime
+import decimal
+import numbers
 import warnings
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -9,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float, UInt64
 
 from .checks import InputError, named
+from .scalars import settled
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -173,32 +177,94 @@ def _column(values: Any, rows: int, name: str) -> np.ndarray:
 
 
 def hash_names(values: np.ndarray) -> UInt64[np.ndarray, " rows"]:
-    """Equal for equal names; the numbers 7 and 7.0 and the text "7" are one name."""
-    code, names = pd.factorize(np.array([_name(value) for value in values.tolist()], object))
+    """Equal for equal names; the numbers 7 and 7.0 and the text "7" are one name.
+
+    So are a day, midnight of that day and its text "2024-03-30".
+    """
+    objects = pd.Series(values).astype(object)  # `tolist` makes numbers of nanoseconds
+    code, names = pd.factorize(np.array([_name(value) for value in objects], object))
     digests = [blake2b(name.encode(), digest_size=8).digest() for name in names]
     return np.frombuffer(b"".join(digests), np.uint64)[code]
 
 
 def _name(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if isinstance(value, (float, decimal.Decimal)) and float(value).is_integer():
+        return str(int(value))
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        return str(value.date())
+    return str(value)
 
 
 def _moments(columns: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Times as numbers that can be compared: as they are, or nanoseconds."""
-    both = pd.Series(np.concatenate([column.astype(object) for column in columns])).infer_objects()
-    if not pd.api.types.is_numeric_dtype(both) or pd.api.types.is_bool_dtype(both):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about formats; what cannot be read is refused
-                both = pd.Series(pd.to_datetime(both, utc=True)).astype("int64")
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"`times` must hold numbers or dates, of one kind in both tables: {error}."
-            ) from error
-    moments = both.to_numpy()
-    if not np.isfinite(moments).all():
+    """Times as numbers that can be compared: as they are, or nanoseconds.
+
+    Texts of both tables are read in one way, so that 03/04/2024 means the same in all rows.
+    """
+    both = [_numbers_dates_or_texts(column) for column in columns]
+    texts = [x for x in both if x.dtype == object]
+    if texts:
+        dates = _read_dates(pd.concat(texts, ignore_index=True))
+        parts = [dates[: len(texts[0])], dates[len(texts[0]) :]]
+        both = [parts.pop(0) if x.dtype == object else x for x in both]
+    if len({pd.api.types.is_numeric_dtype(x) for x in both}) > 1:
         raise InputError(
-            f"`times` has infinite entries: {named(moments[~np.isfinite(moments)])}. Give times that "
-            "are known."
+            "`times` must hold numbers or dates, of one kind in both tables; one has numbers, and the "
+            "other has dates."
         )
-    return moments[: len(columns[0])], moments[len(columns[0]) :]
+    if not pd.api.types.is_numeric_dtype(both[0]):
+        both = [pd.Series(x).dt.as_unit("ns").astype("int64") for x in both]
+    moments = [x.to_numpy() for x in both]
+    for found in moments:
+        if not np.isfinite(found).all():
+            raise InputError(
+                f"`times` has infinite entries: {named(found[~np.isfinite(found)])}. Give times that "
+                "are known."
+            )
+    return moments[0], moments[1]
+
+
+def _numbers_dates_or_texts(column: np.ndarray) -> pd.Series:
+    """Numbers, dates in UTC, or texts as objects.
+
+    Raises:
+        InputError: anything else.
+    """
+    values = pd.Series(settled(column))
+    values = values.infer_objects() if values.dtype == object else values
+    kinds = pd.api.types
+    if isinstance(values.dtype, pd.PeriodDtype):
+        values = values.dt.to_timestamp()
+    if kinds.is_timedelta64_dtype(values):
+        return values.dt.as_unit("ns").astype("int64")
+    if kinds.is_numeric_dtype(values) and not kinds.is_bool_dtype(values):
+        return values
+    if kinds.is_string_dtype(values) and all(isinstance(x, str) for x in values):
+        return values.astype(object)
+    try:
+        if kinds.is_bool_dtype(values) or any(isinstance(x, numbers.Number) for x in values):
+            raise TypeError("it holds other values too")
+        return pd.Series(pd.to_datetime(values, utc=True))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"`times` must hold numbers or dates, of one kind in both tables: {error}."
+        ) from error
+
+
+def _read_dates(texts: pd.Series) -> pd.Series:
+    """Dates in UTC, in the one format that all texts have, or as pandas reads them."""
+    from skrub import ToDatetime
+    from skrub.core import RejectColumn
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats; what cannot be read is refused
+            try:
+                dates = ToDatetime().fit_transform(texts.rename("times"))
+            except RejectColumn:
+                dates = pd.to_datetime(texts, utc=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "`times` must hold numbers or dates, and its texts are not dates of one format: "
+            f"{named(list(dict.fromkeys(texts)))}. Write them like 2024-03-30 or 2024-03-30T12:00."
+        ) from error
+    return pd.Series(pd.to_datetime(pd.Series(dates), utc=True))

@@ -41,6 +41,25 @@ def check_scalars(values: Any, what: str) -> None:
         )
 
 
+def settled(labels: Any) -> Any:
+    """Labels of no fixed type that are all numbers, or all true or false, as such."""
+    if isinstance(labels, pd.Series):
+        column = labels
+    elif isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "OT":
+        column = pd.Series(labels.astype(object))
+    else:
+        return labels
+    if column.dtype == object or isinstance(column.dtype, pd.ArrowDtype):
+        present = column[column.notna()]
+        if len(present) and all(isinstance(x, decimal.Decimal) for x in present):
+            column = column.astype(object).where(column.notna(), np.nan).astype(np.float64)
+        elif column.dtype == object:
+            column = column.infer_objects()
+    if column.dtype == object or pd.api.types.is_string_dtype(column):
+        return labels.astype(object) if isinstance(labels, np.ndarray) else labels
+    return column if isinstance(labels, pd.Series) else column.to_numpy()
+
+
 def check_spelling(*columns: Any, what: str) -> None:
     """Refuse texts that look alike and differ, and truth values that are written in two ways.
 

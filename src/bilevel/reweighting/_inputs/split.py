@@ -6,7 +6,9 @@ import numpy as np
 from sklearn.utils import _safe_indexing
 
 from .checks import InputError, check_aligned
+from .containers import as_internal
 from .row_facts import RowColumns
+from .scalars import settled
 
 
 def everywhere(trusted: Any, values: Any, mask: np.ndarray) -> np.ndarray:
@@ -24,6 +26,7 @@ def split_probabilities(values: Any, trusted: Any, mask: np.ndarray) -> tuple[An
             "with `is_trusted`, `pred_probs` has one row per row of X, trusted rows included; leave "
             "`pred_probs_trusted` out."
         )
+    values = as_internal(values, "pred_probs")
     if len(values) != len(mask):
         raise InputError(
             f"`pred_probs` must have one row per row of X ({len(mask)}), got {len(values)}."
@@ -72,7 +75,7 @@ def split(
     if separate:
         return (X, y), (X_trusted, y_trusted), np.zeros(np.shape(X)[0], bool)
     check_aligned(X, is_trusted, "is_trusted")
-    mask = np.asarray(is_trusted)
+    mask = np.asarray(settled(np.asarray(is_trusted)))
     if mask.dtype != bool or mask.shape != np.shape(X)[:1]:
         raise ValueError(
             f"`is_trusted` must be a boolean mask with one entry per row of X ({np.shape(X)[0]}), got "

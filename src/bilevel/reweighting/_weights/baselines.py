@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils import _safe_indexing
 
-from .._inputs.checks import check_estimator_fits
+from .._inputs.checks import check_aligned, check_estimator_fits
 from .._inputs.compact import takes_gaps, with_empty_columns_filled
 from .._inputs.estimators import fit_with_weights
 from .._inputs.prepare import Prepared
@@ -137,6 +137,10 @@ def compare_baselines(
         ValueError: the estimator does not accept `sample_weight`, or no such scorer.
     """
     check_estimator_fits(estimator, not is_classifier(estimator))
+    check_aligned(X, y, "y")
+    check_aligned(X, weights, "weights")
+    check_aligned(X_trusted, y_trusted, "y_trusted")
+    check_aligned(X_holdout, y_holdout, "y_holdout")
     counts = (
         check_sample_weight(sample_weight, len(y), "sample_weight"),
         check_sample_weight(sample_weight_trusted, len(y_trusted), "sample_weight_trusted"),

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from ..._summary import preformatted
-from .._inputs.checks import InputError
+from .._inputs.checks import InputError, check_aligned, check_labels
 from .._inputs.containers import as_rows
 from .._inputs.prepare import Encoding
 from .._inputs.probabilities import check_new_probabilities
@@ -213,14 +213,15 @@ class WeightsResult:
                 "nothing here can judge new rows: free weights say nothing of them. Learn the weights "
                 "with method='auto'."
             )
-        given = None
+        X, y = as_rows(X, y)
+        y, given = check_labels(y, X, "y"), None
         if self.scorer.asks_for_probabilities:
+            check_aligned(X, pred_probs, "pred_probs")
             given = check_new_probabilities(pred_probs, self.encoding.classes, len(y))
         elif pred_probs is not None:
             raise InputError(
                 "`pred_probs` had no part in these weights; leave it out, or learn with it."
             )
-        X, y = as_rows(X, y)
         x, labels = self.encoding.features(X, "X"), self.encoding.labels(y, "y")
         rows = X if self.scorer.takes_tables else self.encoding.encode(X, "X")
         return Seen(self.scorer, x, labels, self.scorer.outputs(x, rows, given))
