@@ -19,6 +19,7 @@ _UNSEEN = re.compile(
     + "".join(f"{chr(p * 0x10000 + 0xFFFE)}{chr(p * 0x10000 + 0xFFFF)}" for p in range(1, 17))
     + "]"
 )
+LONGEST = 200  # characters of one thing that a message names
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the same in full width
 
 
@@ -121,7 +122,8 @@ def _finite_key(key: Any) -> Any:
 
 
 def named(items: Any, at_most: int = 5) -> str:
-    """The first few of `items`, for a message: `'a', 'b' and 7 more`."""
-    shown = ", ".join(repr(x.item() if hasattr(x, "item") else x) for x in items[:at_most])
+    """The first few of `items`, for a message: `'a', 'b' and 7 more`. Long ones are cut short."""
+    words = [repr(x.item() if hasattr(x, "item") else x) for x in items[:at_most]]
+    shown = ", ".join(x if len(x) <= LONGEST else f"{x[:LONGEST]}..." for x in words)
     rest = len(items) - at_most
     return f"{shown} and {rest} more" if rest > 0 else shown

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from bilevel._summary import preformatted
-from bilevel._text import for_spreadsheet, to_json, visible
+from bilevel._text import for_spreadsheet, named, to_json, visible
 from bilevel.cli import _app
 from bilevel.cli._commands_work import write_table
 from bilevel.cli._run_files import write_csv
@@ -22,6 +22,7 @@ from bilevel.reweighting._report.chart import axis_names, make_chart, matrix, ti
 from bilevel.reweighting._report.charts import draw_charts
 from bilevel.reweighting._report.page import Report
 from reports import iris_evidence
+from runs import bilevel
 
 UNSEEN = [
     *(
@@ -104,6 +105,16 @@ def test_the_terminal_gets_no_control_character(capsys):
     said = "".join(capsys.readouterr())
     assert not ANY_UNSEEN.search(said)
     assert "[red]markup[/red]" in said
+
+
+def test_a_name_of_others_begins_no_line_and_fills_no_screen(tmp_path):
+    """A file called `a<line break>::error::` once gave a command to the workflow of a repository."""
+    (tmp_path / "a\n::error::x.parquet").write_bytes(b"PAR1 no table PAR1")
+    said = bilevel("audit", tmp_path, "--label", "y")
+    assert said.code == 3
+    assert "::error::x.parquet cannot be read as parquet" in said.stderr
+    assert "\n::" not in said.stderr
+    assert named(["c" * 5_000_000, "short"], 5) == "'" + 199 * "c" + "..., 'short'"
 
 
 def test_words_between_colons_stay_words(capsys):

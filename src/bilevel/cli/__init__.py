@@ -61,7 +61,7 @@ def main() -> None:
         _main()
     except KeyboardInterrupt:  # as the handlers of signals were set, or as the command ended
         if not stop.said:
-            note(stop.hint())
+            note(stop.hint(), "\n")
         sys.exit(stop.code)
 
 
@@ -94,7 +94,7 @@ def _main() -> None:
         except OSError as error:
             code = _unprinted(error)
         if stop.signal is not None and not stop.said:
-            note(stop.hint())
+            note(stop.hint(), "\n")
         sys.exit(code)
 
 

@@ -78,24 +78,28 @@ def say_json(value: Any) -> None:
     sys.stdout.write(to_json(value, ascii_only=True) + "\n")
 
 
-def note(text: str) -> None:
-    """A line on stderr that is worth knowing."""
-    _say_on_stderr("yellow", text)
+def note(text: str, keep: str = "") -> None:
+    """A line on stderr that is worth knowing; several, if line breaks are kept, as in words of ours.
+
+    A name of others with a line break would else begin a line of its own: a command for the workflow
+    of a repository, or what looks like a message of ours.
+    """
+    _say_on_stderr("yellow", text, keep)
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Say what is wrong on stderr, and exit."""
-    _say_on_stderr("red", message)
+def fail(message: str, code: int, keep: str = "") -> NoReturn:
+    """Say what is wrong on stderr, as `note` does, and exit."""
+    _say_on_stderr("red", message, keep)
     raise typer.Exit(code)
 
 
-def _say_on_stderr(colour: str, text: str) -> None:
+def _say_on_stderr(colour: str, text: str, keep: str) -> None:
     # Messages quote the user's data, which must not be taken for markup, nor wrapped mid-path.
     head = f"[{colour}]bilevel:[/{colour}]"
     try:
-        err.print(head, shown(text, "\n"), highlight=False, soft_wrap=True)
+        err.print(head, shown(text, keep), highlight=False, soft_wrap=True)
     except MemoryError:  # which may be what is to be said
-        os.write(2, f"bilevel: {visible(text, chr(10))}\n".encode(errors="backslashreplace"))
+        os.write(2, f"bilevel: {visible(text, keep)}\n".encode(errors="backslashreplace"))
 
 
 HIDDEN = (
@@ -127,7 +131,7 @@ def failures(
     from ..reweighting._inputs.checks import InputError
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        note(f"a warning was given; {HIDDEN}" if private else str(message))
+        note(f"a warning was given; {HIDDEN}" if private else " ".join(str(message).split()))
 
     stop.hint = interrupted or stop.hint
     try:
@@ -136,7 +140,7 @@ def failures(
             yield
     except KeyboardInterrupt:
         stop.said = True
-        fail(stop.hint(), stop.code)
+        fail(stop.hint(), stop.code, "\n")
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:
@@ -144,7 +148,7 @@ def failures(
             stop.signal is not None
         ):  # compiled code turned the interruption into an error of its own
             stop.said = True
-            fail(stop.hint(), stop.code)
+            fail(stop.hint(), stop.code, "\n")
         if private:
             code = {RunFolderError: USAGE, InputError: BAD_INPUT}.get(type(error), FAILURE)
             fail(f"{_SAID[code]}; {HIDDEN}", code)
@@ -153,7 +157,7 @@ def failures(
         if isinstance(error, InputError):
             fail(str(error), BAD_INPUT)
         if isinstance(error, LostProcessError):
-            fail(f"{error}\n{stop.hint()}", LOST)
+            fail(f"{error}\n{stop.hint()}", LOST, "\n")
         if isinstance(error, OSError):
             fail(str(error), FAILURE)
         if is_of_memory(error):
@@ -164,7 +168,7 @@ def failures(
             from .._solution import BilevelError  # which imports JAX
 
             if isinstance(error, BilevelError):
-                fail(str(error), FAILURE)
+                fail(str(error), FAILURE, "\n")
         raise
 
 

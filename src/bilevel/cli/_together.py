@@ -116,7 +116,7 @@ def _wait(options: Sequence[Sequence[str]], hint: Callable[[], str]) -> NoReturn
     which = next(k for k, child in enumerate(children) if child.poll() == code)
     _let_end(children, 0.0)
     lost = f"process {which} of {len(children)}" if len(children) > 1 else "a process"
-    fail(f"{lost} was lost ({signal_name(-code)}), the others are stopped: {hint()}", LOST)
+    fail(f"{lost} was lost ({signal_name(-code)}), the others are stopped: {hint()}", LOST, "\n")
 
 
 def _let_end(children: Sequence[subprocess.Popen], seconds: float) -> None:
