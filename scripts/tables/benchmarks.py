@@ -254,60 +254,79 @@ def flagged() -> str:
 
 
 def trees_summary() -> str:
-    """Trees beside what else could be done with them: means and worst cells, by half of the tables."""
+    """Trees beside what else could be done with them: means and worst cells, by group of tables."""
     found = _report("trees")
-    halves = found["summary"].values()
+    groups, possible = found["summary"].values(), found["possible_cells"]
     measured = {cell["data"] for cell in found["cells"]}
     heads = [
-        f"{half}: {', '.join(name for name in found['tables'][half] if name in measured)}"
-        for half in found["summary"]
+        f"{group}: {', '.join(name for name in found['tables'][group] if name in measured)}"
+        for group in found["summary"]
     ]
-
+    gains = [x["gain"] for x in groups]
     lines = [
-        ["cells", *(str(x["cells"]) for x in halves)],
         [
-            "accuracy minus that of the best alternative in hindsight: mean, worst",
-            *(f"{x['gain']['mean']:+.4f}, {x['gain']['worst']:+.3f}" for x in halves),
+            "cells, of those of the whole run; splits",
+            *(
+                f"{x['cells']} of {possible[group]}; {x['runs']}"
+                for group, x in found["summary"].items()
+            ),
         ],
         [
-            "cells in which this is at least -0.01",
-            *(_percent(x["gain"]["share >= -0.01"]) for x in halves),
+            "accuracy minus that of the best alternative in hindsight, mean over cells",
+            *(f"{x['mean']:+.4f} ({x['standard_error']:.4f})" for x in gains),
+        ],
+        [
+            "the same in the worst cell",
+            *(f"{x['worst']:+.3f} ({x['its standard_error']:.3f})" for x in gains),
+        ],
+        [
+            "the same with the best alternative of each split, mean",
+            *(f"{x['mean, by split']:+.4f}" for x in gains),
+        ],
+        ["cells with at least -0.01", *(_percent(x["share >= -0.01"]) for x in gains)],
+        [
+            "cells below -0.01 by more than two standard errors",
+            *(str(x["cells below -0.01 by two standard errors"]) for x in gains),
         ],
     ]
-    for rival in next(iter(halves))["gain over"]:
-        pairs = [(x["gain over"][rival], x["gain over, worst"][rival]) for x in halves]
+    for rival in next(iter(groups))["gain over"]:
+        pairs = [(x["gain over"][rival], x["gain over, worst"][rival]) for x in groups]
         text = f"accuracy minus that of {rival}: mean, worst"
         lines.append([text, *(f"{mean:+.4f}, {worst:+.3f}" for mean, worst in pairs)])
     for name in ("ours", "cleanlab", "cleanlab, given the trusted rows"):
-        areas = [x["auroc"][name] for x in halves]
+        areas = [x["auroc"][name] for x in groups]
         shown = ("-" if area is None else f"{area:.4f}" for area in areas)
         lines.append([f"AUROC of the label quality, {name}", *shown])
     for key in ("auroc at or above cleanlab's", "auroc at or above the better of cleanlab's"):
         text = f"cells with an {key.replace('auroc', 'AUROC')}" + " two" * ("better" in key)
-        lines.append([text, *(_percent(x[key]) for x in halves)])
-    ratios = [x["cpu over cleanlab's"] for x in halves]
+        lines.append([text, *(_percent(x[key]) for x in groups)])
+    ratios = [x["cpu over cleanlab's"] for x in groups]
     text = "CPU time over that of cleanlab's pipeline: median, largest"
     lines.append([text, *(f"{x['median']:.1f}, {x['largest']:.1f}" for x in ratios)])
     return _table(["", *heads], lines)
 
 
-def trees_again() -> str:
-    """The worst cells with trees, with seeds that they were not picked by."""
-    found = _report("trees")["again"]
-    lines = [
-        [
-            x["data"],
-            x["noise"] if not x["rate"] else f"{x['noise']} {100 * x['rate']:.0f} %",
-            f"{x['gain at first']:+.3f}",
-            f"{x['gain']:+.3f} ({x['standard_error']:.3f}), {x['best alternative']}",
-            f"{x['gain in hindsight']:+.3f}",
-            f"{x['over all rows + trusted']:+.3f}",
-        ]
-        for x in found
-    ]
-    head = ["table", "noise", "gain at first", f"gain, {len(found[0]['seeds'])} other seeds"]
-    head += ["gain in hindsight, by seed", "over all rows + trusted"]
-    return _table(head, lines)
+def trees_by_noise() -> str:
+    """The gain over the best alternative by kind of noise, and which alternative that was."""
+    cells = pd.DataFrame(_report("trees")["cells"])
+    lines = []
+    for _, here in cells.groupby(["noise", "rate"], sort=False):
+        gain, best = here["gain"], here["best"].value_counts()
+        lines.append(
+            [
+                _noise(here.iloc[0]),
+                str(len(here)),
+                f"{gain.mean():+.4f}, {gain.min():+.3f}",
+                f"{(here['ours'] - here['all rows + trusted']).mean():+.4f}",
+                ", ".join(f"{name} {number}" for name, number in best.items()),
+            ]
+        )
+    head = ["noise", "cells", "gain: mean, worst", "over all rows + trusted, mean"]
+    return _table([*head, "the best alternative, and in how many cells"], lines)
+
+
+def _noise(cell: Any) -> str:
+    return f"{cell['noise']} {100 * cell['rate']:.0f} %" if cell["rate"] else cell["noise"]
 
 
 def _percent(share: float | None) -> str:
@@ -316,29 +335,35 @@ def _percent(share: float | None) -> str:
 
 def trees_cells() -> str:
     """Every cell with trees: accuracies, the areas under the curve, CPU times."""
-    lines = []
+    rivals = ("all rows + trusted", "trusted only", "filter")
+    rivals += ("cleanlab", "cleanlab, given the trusted rows")
+    lines, ratio = [], "cpu over cleanlab's"
     for x in _report("trees")["cells"]:
-        rivals = (
-            "all rows + trusted",
-            "trusted only",
-            "filter",
-            "cleanlab",
-            "cleanlab, given the trusted rows",
-        )
-        areas = [x.get(f"auroc {n}") for n in ("ours", rivals[3], rivals[4])]
+        areas = [x.get(f"auroc {n}") for n in ("ours", *rivals[3:])]
         lines.append(
             [
-                f"{x['data']}, {x['rows']}",
-                x["noise"] if not x["rate"] else f"{x['noise']} {100 * x['rate']:.0f} %",
+                f"{x['data']}, {x['rows']}, {x['test']}",
+                _noise(x),
                 str(x["trusted"]),
-                f"{x['ours']:.3f} ({x['gain']:+.3f})",
+                str(x["splits"]),
+                f"{x['ours']:.3f}",
+                f"{x['gain']:+.3f} ({x['standard_error']:.3f})",
                 *(f"{x[rival]:.3f}" for rival in rivals),
                 " / ".join("-" if a is None else f"{a:.3f}" for a in areas),
-                f"{x['cpu'] / x['cpu cleanlab']:.1f}",
+                f"{x[ratio]:.1f}",
             ]
         )
-    head = ["table, rows", "noise", "trusted", "ours (gain)", "all", "trusted", "filter"]
-    head += ["cleanlab", "cleanlab, trusted", "AUROC: ours / cleanlab / trusted", "CPU"]
+    head = [
+        "table, rows, test rows",
+        "noise",
+        "trusted",
+        "splits",
+        "ours",
+        "gain",
+        "all",
+        "trusted",
+    ]
+    head += ["filter", "cleanlab", "cleanlab, trusted", "AUROC: ours / cleanlab / trusted", "CPU"]
     return _table(head, lines)
 
 
