@@ -53,7 +53,7 @@ def test_log_odds_are_those_of_the_posterior():
 def test_simulated_labels_are_wrong_and_follow_the_matrix():
     noise = np.array([[0.8, 0.15, 0.05], [0.3, 0.6, 0.1], [0.0, 0.5, 0.5]])
     y = np.array([0, 1, 2])
-    odds, weight, label = simulated(np.full((3, 3), 1 / 3), noise, y)
+    odds, weight, label = simulated(np.full((3, 3), 1 / 3), noise, noise, y)
     table = np.zeros((3, 3))
     np.add.at(table, (np.repeat(y, 2), label), weight)
     np.testing.assert_allclose(table, [[0, 0.75, 0.25], [0.75, 0, 0.25], [0, 1, 0]])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
@@ -124,17 +124,31 @@ def test_rows_are_called_wrong_by_coefficients_that_have_not_seen_their_fold():
     # The training rows are the trusted ones again, those of part 3 are judged by the pool itself.
     part = np.where(np.arange(60) < 30, fold, 3)
     found = pool.evidence(members, y_trusted, members, y_trusted, fold=fold, part=part)
-    own = log_odds(np.exp(pool.outputs(members)), pool.noise, y_trusted)
+    root = np.sqrt(pool.noise) / np.sqrt(pool.noise).sum(axis=1, keepdims=True)
+    own = log_odds(np.exp(pool.outputs(members)), root, y_trusted)
     for k in range(3):
         here = fold == k
         without = [outputs[~here] for outputs in members]
         other = ClassPool.fit(CLASSES, without, y_trusted[~here], members, labels)
         p = np.exp(other.outputs(members))
-        by_hand = log_odds(p, pool.noise, y_trusted)
+        by_hand = log_odds(p, root, y_trusted)
         np.testing.assert_allclose(found.right[here], by_hand[here], rtol=1e-6)
         assert np.abs(by_hand - own)[here].max() > 1e-3
     np.testing.assert_allclose(found.training[:30], found.right[:30], rtol=1e-12)
     np.testing.assert_allclose(found.training[30:], own[30:], rtol=1e-12)
+
+
+def test_the_rows_that_are_called_wrong_are_the_first_of_the_ranking():
+    """By one noise matrix, not by its square root for the one and by itself for the other."""
+    rng = np.random.default_rng(5)
+    outputs, y_trusted = sampled(300, rng)
+    labels = given(y_trusted, rng)
+    pool = ClassPool.fit(CLASSES, [outputs], y_trusted, [outputs], labels)._replace(background=0.0)
+    alone, fold = np.full(300, 3), np.arange(300) % 3  # judged by the pool itself
+    rows = [outputs], y_trusted, [outputs], labels
+    found = pool.evidence(*rows, fold=fold, part=alone).training
+    np.testing.assert_allclose(expit(-found), pool.quality([outputs], labels), rtol=1e-9)
+    assert np.abs(expit(-found) - pool.right([outputs], labels)).max() > 0.05
 
 
 @pytest.mark.parametrize("confidence", [1.0, 3.0])

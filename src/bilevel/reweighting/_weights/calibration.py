@@ -66,9 +66,10 @@ def log_odds(
 def simulated(
     p: Float[np.ndarray, "m classes"],
     noise: Float[np.ndarray, "classes classes"],
+    believed: Float[np.ndarray, "classes classes"],
     y: Int[np.ndarray, " m"],
 ) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"], Int[np.ndarray, " b"]]:
-    """Wrong labels that T would have given to trusted rows: log-odds, weights, labels.
+    """Wrong labels that T would have given to trusted rows: log-odds by `believed`, weights, labels.
 
     Of each row the most likely wrong labels, at most 20; their weights sum to 1.
     """
@@ -77,7 +78,7 @@ def simulated(
     some = np.argsort(-wrong, axis=1, kind="stable")[:, : min(MAX_FLIPS, wrong.shape[1] - 1)]
     weight = np.take_along_axis(wrong, some, axis=1)
     weight /= weight.sum(axis=1, keepdims=True)
-    odds = [log_odds(p, noise, some[:, k]) for k in range(some.shape[1])]
+    odds = [log_odds(p, believed, some[:, k]) for k in range(some.shape[1])]
     return np.stack(odds, axis=1).ravel(), weight.ravel(), some.ravel()
 
 

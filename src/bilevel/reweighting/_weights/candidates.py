@@ -251,10 +251,10 @@ def search(
     lasting = [member for member in members if member.models or member.kind is None]
     scored: Any = _pool(folds, lasting, verified, None, FOLDS)
     if len(lasting) == len(members) and annotations is None:
-        doubt = suspected.doubt(last)
+        doubt = suspected.doubt(quality)
     else:
         own = judge_labels(folds, scored, lasting, verified, precision, seed, FOLDS)
-        doubt = own.doubt(scored.right([member.train[FOLDS] for member in lasting], y))
+        doubt = own.doubt(scored.quality([member.train[FOLDS] for member in lasting], y))
     history = pd.DataFrame(rounds)
     return Search(
         folds,

@@ -169,6 +169,7 @@ class ClassPool(NamedTuple):
     ) -> Evidence:
         """What the log-odds of wrong labels are on the training and on the trusted rows.
 
+        They are those by which rows are ranked: the rows to look at are the first of the ranking.
         The arguments are those of `fit`, and the fold of each trusted row and the part of each
         training row. Coefficients of the other folds judge both: by coefficients that have seen the
         trusted rows, the models would seem to err less on clean labels than they do on training rows.
@@ -177,29 +178,34 @@ class ClassPool(NamedTuple):
         each, weight = _counts(y_trusted, weight_trusted), _counts(y, weight)
         pools = self._without_each(trusted, y_trusted, each, fold)
         p = np.exp(self._by_fold(pools, trusted, fold))
-        training = log_odds(np.exp(self._by_fold(pools, train, part)), self.noise, y)
+        training = log_odds(np.exp(self._by_fold(pools, train, part)), self.tempered, y)
         seen = np.zeros(len(y_trusted), bool) if verified is None else verified != UNKNOWN
         given = y_trusted if verified is None else np.where(seen, verified, y_trusted)
-        before, bad = log_odds(p, self.noise, given), given != y_trusted
+        before, bad = log_odds(p, self.tempered, given), given != y_trusted
         if seen.all():
             right, wrong = (before[~bad], each[~bad]), (before[bad], each[bad])
             labels = given[~bad], given[bad]
             return Evidence(training, weight, *right, *wrong, *labels, pairs=len(bad))
-        odds = log_odds(p, self.noise, y_trusted)
-        flips, share, label = simulated(p, self.noise, y_trusted)
+        odds = log_odds(p, self.tempered, y_trusted)
+        flips, share, label = simulated(p, self.noise, self.tempered, y_trusted)
         share = share * np.repeat(each, len(flips) // len(each))
         known = before[seen], bad[seen], each[seen]
         return Evidence(training, weight, odds, each, flips, share, y_trusted, label, 0, *known)
 
     def quality(self, members: Outputs, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-        """What rows are ranked by: the same with the square root of the noise matrix.
+        """What rows are ranked by: the same with the square root of the noise matrix."""
+        return _posterior(np.exp(_log_linear(self.coefficients, members)), self.tempered, y)
+
+    @property
+    def tempered(self) -> Float[np.ndarray, "classes classes"]:
+        """The square root of the noise matrix, scaled: by it rows are ranked, and called wrong.
 
         People's errors lie on hard rows and are not all explained by the pair of classes: half of
-        the evidence of the matrix ranks them better, and errors that it explains hardly worse.
+        the evidence of the matrix ranks them better, and errors that it explains hardly worse. Where
+        any class may stand for any other, the matrix has the pool's own confusions instead.
         """
-        p = np.exp(_log_linear(self.coefficients, members))
-        tempered = self.noise**TEMPER
-        return _posterior(p, tempered / tempered.sum(axis=1, keepdims=True), y)
+        root = self.noise**TEMPER
+        return root / root.sum(axis=1, keepdims=True)
 
 
 class NumberPool(NamedTuple):

@@ -19,7 +19,7 @@ KNOTS = 256  # of the curve from log-odds to probabilities
 
 
 class Doubt(NamedTuple):
-    """What the training rows taught about the log-odds of wrong labels under the pool.
+    """What the training rows taught about the log-odds of wrong labels, by their quality.
 
     Attributes:
         log_odds, wrong: the calibrated probability that a label is wrong, along increasing log-odds.
@@ -54,9 +54,9 @@ class Doubt(NamedTuple):
         return np.where(log_odds > self.log_odds[-1], np.maximum(known, expit(log_odds)), known)
 
 
-def log_odds_of_wrong(right: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """`log((1 - right) / right)`, finite."""
-    return logit(np.clip(1 - right, NEARLY_0, 1 - NEARLY_0))
+def log_odds_of_wrong(quality: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+    """`log((1 - quality) / quality)`, finite."""
+    return logit(np.clip(1 - quality, NEARLY_0, 1 - NEARLY_0))
 
 
 class Judged(NamedTuple):
@@ -202,12 +202,12 @@ class RowScorer(NamedTuple):
 
     def judge(self, outputs: list[Float[np.ndarray, "rows outputs"]], y: np.ndarray) -> Judged:
         """What the pool says of the labels `y`, calibrated as on the training rows."""
-        right = self.pool.right(outputs, y)
-        log_odds = log_odds_of_wrong(right)
+        quality = self.pool.quality(outputs, y)
+        log_odds = log_odds_of_wrong(quality)
         wrong = self.doubt(log_odds)
         keep = log_odds < self.doubt.flagged
         said = self.pool.outputs(outputs)
-        return Judged(self.pool.quality(outputs, y), right, wrong, keep, said)
+        return Judged(quality, self.pool.right(outputs, y), wrong, keep, said)
 
     @property
     def takes_tables(self) -> bool:

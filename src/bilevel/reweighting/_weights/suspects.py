@@ -34,10 +34,10 @@ class Suspects(NamedTuple):
     evidence: Evidence | None = None
     draws: list[Draw] | None = None
 
-    def doubt(self, right: Float[np.ndarray, " n"]) -> Doubt:
-        """How the log-odds of the pool become these probabilities; `right` are the pool's."""
+    def doubt(self, quality: Float[np.ndarray, " n"]) -> Doubt:
+        """How the log-odds of the pool become these probabilities; `quality` is the pool's."""
         rows = self.known
-        return Doubt.of(log_odds_of_wrong(right[rows]), self.wrong[rows], self.keep[rows])
+        return Doubt.of(log_odds_of_wrong(quality[rows]), self.wrong[rows], self.keep[rows])
 
 
 def judge_labels(
