@@ -16,65 +16,90 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bilevel import datasets, learn_weights
-from bilevel.reweighting._audit.audit import audit
 from bilevel.reweighting._audit.view import make_view
-from bilevel.reweighting._audit.wrong_labels import judge_labels
+from bilevel.reweighting._audit.wrong_labels import judge_labels, number_listed
 
 RATE = 0.03
 
 
 class Flagged(NamedTuple):
-    """The rows that a program flags, and all rows, the likeliest to be wrong first, if it says so."""
+    """The rows that a program flags, and of each row, how much it doubts its label."""
 
     rows: np.ndarray
-    order: np.ndarray | None = None
+    doubt: np.ndarray
+
+
+def _judged(tables: dict[str, Any], seed: int) -> Flagged:
+    """The rows and probabilities of the check "labels/wrong" of `audit`, alone."""
+    judged = judge_labels(make_view(tables, "classification", None, None, seed), ())
+    doubt = np.zeros(len(tables["train"][1]))
+    if judged is not None:
+        doubt[judged.rows] = judged.doubt.wrong
+    order = np.argsort(-doubt, kind="stable")
+    flagged = np.zeros(len(doubt), bool)
+    flagged[order[: number_listed(doubt[order])]] = True
+    return Flagged(flagged, doubt)
 
 
 def of_audit(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> Flagged:
     """Without trusted rows."""
-    flagged = np.zeros(len(y), bool)
-    for finding in audit(X, y, seed=seed).findings:
-        if finding.check == "labels/wrong":
-            flagged[list(finding.ids)] = True
-    return Flagged(flagged)
+    return _judged({"train": (X, y)}, seed)
 
 
-def rank(X: pd.DataFrame, y: np.ndarray, seed: int) -> np.ndarray:
-    """All rows by the probabilities from which `audit` takes its list."""
-    judged = judge_labels(make_view({"train": (X, y)}, "classification", None, None, seed), ())
-    wrong = np.zeros(len(y))
-    if judged is not None:
-        wrong[judged.rows] = judged.doubt.wrong
-    return np.argsort(-wrong, kind="stable")
+def of_audit_with_trusted(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> Flagged:
+    """The trusted rows teach its models."""
+    return _judged({"train": (X, y), "trusted": trusted}, seed)
 
 
 def of_weigh(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> Flagged:
     """The rows to look at of `learn_weights`, with the trusted rows."""
     found = learn_weights(X, y, *trusted, seed=seed)
-    order = np.argsort(np.asarray(found.label_quality), kind="stable")
-    return Flagged(~np.asarray(found.keep), order)
+    return Flagged(~np.asarray(found.keep), -np.asarray(found.label_quality))
 
 
 def of_tabaudit(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> Flagged | None:
-    """The rows that it calls likely mislabelled."""
+    """The rows that it calls likely mislabelled, and how little its model believes each label."""
     try:
-        run = import_module("tabaudit").run_audit
+        audit, check = import_module("tabaudit.audit"), import_module("tabaudit.checks.label_noise")
     except ModuleNotFoundError:
         return None
-    flagged = np.zeros(len(y), bool)
-    for finding in run(X.assign(the_label=y), "the_label", checks=["label_noise"]).findings:
-        flagged[finding.evidence.get("rows_likely", [])] = True
-    return Flagged(flagged)
+    labelled = X.assign(the_label=[f"class {label}" for label in y])
+    task = audit.infer_task(labelled["the_label"])
+    context = audit.AuditContext(df=labelled, target="the_label", task=task, max_rows=50_000)
+    found, doubt = check.out_of_fold_probs(context), np.zeros(len(y))
+    if found is None:
+        return Flagged(doubt > 0, doubt)
+    rows, codes, _, p = found
+    doubt[np.asarray(rows)] = 1 - p[np.arange(len(codes)), codes]
+    return Flagged(doubt > 1 - check.LIKELY_MAX_SELF_CONFIDENCE, doubt)
 
 
 PEER = "tabaudit"
 PROGRAMS: dict[str, Callable[..., Flagged | None]] = {
     "audit, no trusted rows": of_audit,
+    "audit, trusted rows": of_audit_with_trusted,
     "weigh, trusted rows": of_weigh,
     PEER: of_tabaudit,
 }
+
+
+class Ranking(NamedTuple):
+    """How well doubts rank wrong labels first, whatever threshold makes a list of them."""
+
+    area: float
+    average_precision: float
+    best_f1: float
+
+    @classmethod
+    def of(cls, doubt: np.ndarray, wrong: np.ndarray) -> "Ranking":
+        """`best_f1`: of the first part of the ranking for which it is greatest, in hindsight."""
+        hits = np.cumsum(wrong[np.argsort(-doubt, kind="stable")])
+        best = 2 * hits / (np.arange(1, len(hits) + 1) + wrong.sum())
+        area = float(roc_auc_score(wrong, doubt))
+        return cls(area, float(average_precision_score(wrong, doubt)), float(best.max()))
 
 
 def flips(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> list[dict[str, Any]]:
@@ -82,44 +107,44 @@ def flips(X: pd.DataFrame, y: np.ndarray, trusted: Any, seed: int) -> list[dict[
     names, codes = np.unique(y, return_inverse=True)
     flipped = datasets.flip_to_different(codes, RATE, seed=seed)
     given, wrong = names[np.asarray(flipped[0])], np.asarray(flipped[1])
-    peer = of_tabaudit(X, given, trusted, seed)
-    asked = 0 if peer is None else int((peer.rows & wrong).sum())
-    lines = []
+    found, seconds = {}, {}
     for program, run in PROGRAMS.items():
         start = time.process_time()
-        found = run(X, given, trusted, seed)
-        seconds = time.process_time() - start
-        clean = run(X, y, trusted, seed)
-        if found is None or clean is None:
+        found[program] = run(X, given, trusted, seed)
+        seconds[program] = time.process_time() - start
+    peer, lines = found[PEER], []
+    asked = 0 if peer is None else int((peer.rows & wrong).sum())
+    for program, run in PROGRAMS.items():
+        mine, clean = found[program], run(X, y, trusted, seed)
+        if mine is None or clean is None:
             continue
-        flagged, own = found.rows, clean.rows & ~wrong
-        line = {
-            "fault": "flips",
-            "program": program,
-            "found": int((flagged & wrong).sum()),
-            "cpu": seconds,
-            "said": "",
-            "of": int(wrong.sum()),
-            "flagged": int(flagged.sum()),
-            "flagged new": int((flagged & ~own).sum()),
-            "clean": int(clean.rows.sum()),
-            "rows": len(y),
-            "asked": asked,
-        }
-        orders = [found.order, clean.order]
-        if run is of_audit:
-            orders = [rank(X, labels, seed) for labels in (given, y)]
-        if orders[0] is not None and orders[1] is not None:
-            line["new at asked"] = _as_many(orders[0], orders[1], wrong, asked)
-        lines.append(line)
+        flagged, own = mine.rows, clean.rows & ~wrong
+        lines.append(
+            {
+                "fault": "flips",
+                "program": program,
+                "found": int((flagged & wrong).sum()),
+                "cpu": seconds[program],
+                "said": "",
+                "of": int(wrong.sum()),
+                "flagged": int(flagged.sum()),
+                "flagged new": int((flagged & ~own).sum()),
+                "clean": int(clean.rows.sum()),
+                "rows": len(y),
+                "asked": asked,
+                "new at asked": _as_many(mine.doubt, clean.doubt, wrong, asked),
+            }
+            | Ranking.of(mine.doubt, wrong)._asdict()
+        )
     return lines
 
 
-def _as_many(order: np.ndarray, clean: np.ndarray, wrong: np.ndarray, asked: int) -> int:
+def _as_many(doubt: np.ndarray, clean: np.ndarray, wrong: np.ndarray, asked: int) -> int:
     """How many rows the shortest first part with so many wrong ones has, without its own."""
+    order, before = (np.argsort(-d, kind="stable") for d in (doubt, clean))
     length = 0 if asked == 0 else int(np.flatnonzero(np.cumsum(wrong[order]) >= asked)[0]) + 1
     first, own = np.zeros(len(wrong), bool), np.zeros(len(wrong), bool)
-    first[order[:length]], own[clean[:length]] = True, True
+    first[order[:length]], own[before[:length]] = True, True
     return int((first & ~(own & ~wrong)).sum())
 
 
@@ -140,6 +165,7 @@ def summary(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "mean recall": float((lines["found"] / lines["of"]).mean()),
             "flagged on clean tables": float(lines["clean"].sum() / lines["rows"].sum()),
             "cells": len(lines),
+            **{key: float(lines[key].mean()) for key in Ranking._fields},
             "cells without a flag": len(lines) - len(some),
             "cpu": float(lines["cpu"].median()),
             "at the recall of tabaudit": {

@@ -216,41 +216,64 @@ def how_many() -> str:
     return f"{text}\n\n{_table(head, lines)}"
 
 
+LISTS = {
+    "flagged": "the rows with `keep == False`",
+    "audit": "those that `audit` lists with the same trusted rows",
+    "tabaudit": "those that tabaudit calls likely mislabelled, without trusted rows",
+}
+
+
 def flagged() -> str:
     """Where 3 % of the labels are wrong: precision, recall and F1 of the lists, by table."""
     report = _report("flagged")
     settings, lines = report["settings"], []
-    kinds = [k for k in ("flagged", "above 1/2", "tabaudit") if f"F1 {k}" in report["cells"][0]]
+    first, ranked = report["cells"][0], ("average precision", "best f1")
+    kinds = [k for k in ("flagged", "audit", "tabaudit") if f"F1 {k}" in first]
+    ranked = [name for name in ranked if f"{name} flagged" in first]
     for cell in report["cells"]:
         lists = [
             f"{cell[f'precision {k}']:.2f} / {cell[f'recall {k}']:.2f} / {cell[f'F1 {k}']:.2f}"
             for k in kinds
         ]
+        ranks = [" / ".join(f"{cell[f'{name} {k}']:.2f}" for k in kinds) for name in ranked]
         size = f"{cell['rows']:.0f} / {cell['trusted']:.0f}"
-        lines.append([cell["table"], size, f"{cell['estimated rate']:.3f}", *lists])
+        lines.append([cell["table"], size, f"{cell['estimated rate']:.3f}", *lists, *ranks])
     unseen = report["summary"].get("unseen")
     for name, found in (("mean F1", report["summary"]), ("mean F1 of the last", unseen)):
         if found is not None:
             name += f" {found['tables']}" * (found is unseen)
-            lines.append([name, "", "", *(f"{found['mean F1'][k]:.2f}" for k in kinds)])
+            ranks = [" / ".join(f"{found[f'mean {key}'][k]:.2f}" for k in kinds) for key in ranked]
+            means = (f"{found['mean F1'][k]:.2f}" for k in kinds)
+            lines.append([name, "", "", *means, *ranks])
     number = len(report["seeds"])
     text = (
         f"{100 * settings['rate']:.0f} % of the training labels are wrong; "
         f"{number} seed{'s' * (number > 1)}. "
-        "Precision, recall and F1 of three lists: the rows with `keep == False`, those with "
-        "`wrong > 0.5`, and those that tabaudit calls likely mislabelled, without trusted rows. "
+        f"Precision, recall and F1 of lists: {', '.join(LISTS[k] for k in kinds)}. The mean F1 of the "
+        f"rows with `wrong > 0.5` is {report['summary']['mean F1']['above 1/2']:.2f}. "
         "`benchmarks/flagged.py` writes this table."
     )
-    if behind := report["summary"].get("behind tabaudit"):
-        text += f" The first list has a lower F1 than tabaudit's on {', '.join(behind)}."
+    if ranked:
+        text += (
+            " A list is a ranking and a threshold: so there are the average precision of each "
+            "ranking, and the F1 of its first part for which it is greatest, which nobody knows."
+        )
+    behind = report["summary"].get("behind tabaudit", {})
+    for how, names in behind.items() if ranked else [("", behind)]:
+        if names:
+            text += f" The first list has a lower F1 than tabaudit's {how} on ".replace("  ", " ")
+            text += f"{', '.join(names)}."
+    if names := report["summary"].get("audit behind tabaudit"):
+        text += f" The audit's has a lower F1 than tabaudit's on {', '.join(names)}."
     if unseen is not None:
         text += (
             f" The last {unseen['tables']} tables took no part in any choice of the defaults, but for "
             "the boosted trees of the pool, whose bar was set when these tables had shown that they "
             "are wanted."
         )
-    head = ["table", "rows / trusted", "estimated rate", "flagged", "above 1/2", "tabaudit"]
-    return f"{text}\n\n{_table(head[: 3 + len(kinds)], lines)}"
+    head = ["table", "rows / trusted", "estimated rate", *kinds]
+    head += ["average precision", "best F1"] if ranked else []
+    return f"{text}\n\n{_table(head, lines)}"
 
 
 def trees_summary() -> str:
