@@ -211,6 +211,23 @@ def test_numbers_written_as_texts_are_no_names_of_rows():
         check_values(X, "train")
 
 
+def test_the_word_that_makes_texts_of_numbers_is_shown():
+    texts = [f"{k / 8}" for k in range(60)]
+    texts[7] = "n.a."
+    X = pd.DataFrame({"share": texts, "b": RNG.normal(size=60)})
+    with pytest.raises(
+        InputError, match=r"'share' hold numbers as texts, .* such as 'n.a.', '0.0'"
+    ):
+        check_values(X, "train")
+
+
+def test_saved_row_numbers_that_became_floating_are_left_out(tmp_path):
+    (tmp_path / "t.csv").write_text(",a,y\n0.0,1.5,1\n1.0,2.5,0\n2.0,2.25,1\n")
+    assert list(read_table(tmp_path / "t.csv", "train", label="y").frame) == ["a", "y"]
+    (tmp_path / "t.csv").write_text(",a,y\n0.5,1.5,1\n1.0,2.5,0\n2.0,2.25,1\n")
+    assert list(read_table(tmp_path / "t.csv", "train", label="y").frame)[1:] == ["a", "y"]
+
+
 def read_table_of(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
     frame.to_csv(folder / "t.csv", index=False)
     return read_table(folder / "t.csv", "train", label="y").frame

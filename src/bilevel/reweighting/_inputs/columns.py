@@ -75,11 +75,12 @@ def check_values(features: pd.DataFrame, name: str) -> None:
         if pd.Series(features[c]).nunique() == len(features)
         if not any(len(str(text).split()) > 1 for text in features[c])
     ]
-    if written := [c for c in identifiers if looks_like_numbers(features[c]) is not None]:
+    shown = {c: looks_like_numbers(features[c]) for c in identifiers}
+    if written := [c for c, texts in shown.items() if texts is not None]:
         raise InputError(
             f"the {name} columns {named(written)} hold numbers as texts, a different one in every "
-            f"row, such as {features[written[0]].iloc[0]!r}. Write the numbers alone, without "
-            "units or other marks, and as numbers where the file has types; or leave them out."
+            f"row, such as {shown[written[0]]}. Write the numbers alone, without units or other "
+            "marks, and as numbers where the file has types; or leave the columns out (--drop)."
         )
     if identifiers:
         raise InputError(
@@ -92,7 +93,7 @@ def check_values(features: pd.DataFrame, name: str) -> None:
 def describe(frame: pd.DataFrame) -> list[str]:
     """A sentence per column of texts that look like numbers."""
     return [
-        f"the column {str(name)!r} holds texts that look like numbers, such as {example!r}, and {FATE}"
+        f"the column {str(name)!r} holds texts that look like numbers, such as {example}, and {FATE}"
         for name, example in number_texts(frame).items()
     ]
 

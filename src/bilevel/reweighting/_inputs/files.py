@@ -257,7 +257,7 @@ def _without_row_numbers(
     while frame.shape[1] and _UNNAMED.fullmatch(first := str(frame.columns[0])):
         column = pd.Series(frame.iloc[:, 0])
         names = not pd.api.types.is_numeric_dtype(column) and _is_unique(column)
-        if first in wanted or not (names or pd.api.types.is_integer_dtype(column)):
+        if first in wanted or not (names or _are_whole(column)):
             break
         notes.append(
             f"the first column, {first!r}, has no name of its own and numbers or names the rows: it "
@@ -265,6 +265,14 @@ def _without_row_numbers(
         )
         frame = frame.iloc[:, 1:]
     return frame, notes
+
+
+def _are_whole(column: pd.Series) -> bool:
+    """Integers, also those that a gap or a join has made `0.0`, `1.0`, ..."""
+    if not pd.api.types.is_float_dtype(column):
+        return pd.api.types.is_integer_dtype(column)
+    values = column.to_numpy(np.float64, na_value=np.nan)
+    return bool((values == np.round(values)).all())
 
 
 def _is_unique(column: pd.Series) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from .checks import named
 from .csv import GAPS
 
 LOOKED_AT = 1000  # distinct texts
@@ -26,8 +27,9 @@ _TEXT = re.compile(
 
 
 def looks_like_numbers(column: Any) -> str | None:
-    """One of the texts, if nearly all of them are a number and what it is of, such as `12.5 km/h`.
+    """A few of the texts, quoted, if nearly all are a number and what it is of, such as `12.5 km/h`.
 
+    Those that are something else come first: they may be why the others are no numbers.
     Names that hold a number (`A12`, `lot 7`, `00123`) are none, nor are whole numbers of few values.
     """
     texts = pd.Series(column).dropna()
@@ -46,7 +48,9 @@ def looks_like_numbers(column: Any) -> str | None:
     if any(re.match("0[0-9]", number) for number in numbers):
         return None
     if not any(re.search("[.,]", number) for number in numbers):
-        named = any(any(c.isalpha() for c in found["before"]) for found in fits)
-        if named or (len(distinct) <= CODES and any(found[0].isdecimal() for found in fits)):
+        has_word = any(any(c.isalpha() for c in found["before"]) for found in fits)
+        if has_word or (len(distinct) <= CODES and any(found[0].isdecimal() for found in fits)):
             return None
-    return fits[0][0]
+    known = {found[0] for found in fits}
+    odd = [text for text in distinct if text not in known]
+    return named([*odd[:3], fits[0][0]])
