@@ -11,7 +11,10 @@ EARLIER = RESULTS / "reliability_before.json"
 
 def reliability_total(part: str) -> str:
     """How many cases a part has, how many of them went wrong, and which commits they are of."""
-    groups = _report().get(part, {}).values()
+    return _told(list(_report().get(part, {}).values()))
+
+
+def _told(groups: list[dict[str, Any]]) -> str:
     cases = sum(group["cases"] for group in groups)
     wrong = sum(sum(group["wrong"].values()) for group in groups)
     origins: dict[str, int] = {}
@@ -87,15 +90,13 @@ def reliability_run() -> str:
 
 
 def reliability_earlier() -> str:
-    """What an earlier run counted, of a version before this one."""
+    """What earlier runs counted, of versions before this one."""
     earlier = json.loads(EARLIER.read_text(encoding="utf-8"))
     parts = {name: part for name, part in earlier.items() if name not in ("date", "versions")}
     told = []
     for name, part in parts.items():
-        cases = sum(group["cases"] for group in part.values())
-        wrong = sum(sum(group["wrong"].values()) for group in part.values())
-        told.append(f"{name} {cases} cases, {wrong} wrong")
-    return f"{earlier['date']}: {'; '.join(told)}"
+        told.append(f"{name} {_told(list(part.values()))}")
+    return f"{earlier['date']}, or where it is said: {'; '.join(told)}"
 
 
 def reading_cost() -> str:

@@ -217,7 +217,7 @@ main()
 )
 def test_too_little_memory_is_said(capsys, error):
     if isinstance(error, ValueError):
-        error.__cause__ = MemoryError()
+        error.__cause__, error.__context__ = KeyError("of a library"), MemoryError()
     with pytest.raises(typer.Exit) as ended, _app.failures():
         raise error
     assert ended.value.exit_code == 1

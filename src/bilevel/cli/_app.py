@@ -179,11 +179,17 @@ _TOO_LITTLE = re.compile(
 
 
 def is_of_memory(error: BaseException | None) -> bool:
-    """Whether the error, or one that it was raised from, is that there is too little memory."""
-    if error is None:
-        return False
-    found = isinstance(error, MemoryError) or _TOO_LITTLE.search(str(error)) is not None
-    return found or is_of_memory(error.__cause__ or error.__context__)
+    """Whether the error, or one that it was raised from or after, is of too little memory."""
+    left, seen = [error], set[int]()
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        if isinstance(one, MemoryError) or _TOO_LITTLE.search(str(one)):
+            return True
+        seen.add(id(one))
+        left += [one.__cause__, one.__context__]  # JAX gives errors a cause of its own
+    return False
 
 
 _SAID = {
