@@ -2,14 +2,19 @@
 
 import dataclasses
 import functools
+import logging
+import threading
 import types
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from beartype import beartype
+from jaxtyping import Array, Float, jaxtyped
 
 import bilevel
+from bilevel._fingerprint import fingerprint
 from bilevel._pinned import Pinned
 
 RATE = 1.0
@@ -101,6 +106,58 @@ def test_what_a_function_changes_itself_does_not_count():
     first = Pinned(counting)
     counting(1, 2, None)
     assert Pinned(counting) == first
+
+
+STATE = threading.local()
+
+
+class Counter:
+    """Keeps a cache and a count of its own, as a logger does."""
+
+    def __init__(self):
+        self.known, self.calls = {}, 0
+
+    def look_up(self, name):
+        self.calls += 1
+        self.known[name] = True
+        return self.known[name]
+
+
+COUNTER = Counter()
+
+
+@pytest.mark.parametrize("of_contents", [False, True])
+def test_what_methods_and_threads_change_does_not_count(of_contents):
+    """Else a function that writes a log would be compiled anew, and its checkpoint refused."""
+
+    def objective(u, w, _):
+        logging.getLogger("bilevel.test").debug("traced")
+        STATE.depth = getattr(STATE, "depth", 0) + 1
+        return u if COUNTER.look_up("u") and STATE.depth else w
+
+    def read():
+        return fingerprint(objective) if of_contents else Pinned(objective)
+
+    first = read()
+    objective(1, 2, None)
+    assert read() == first
+
+
+@jaxtyped(typechecker=beartype)
+def checked(u: Float[Array, ""], w: Float[Array, ""], _: None) -> Float[Array, ""]:
+    return (w - u) ** 2
+
+
+@beartype
+def checked_too(u: Array, w: Array, _: None) -> Array:
+    return (w - u) ** 2
+
+
+@pytest.mark.parametrize("function", [checked, checked_too])
+def test_an_objective_whose_annotations_are_checked_is_one_function(function):
+    first = fingerprint(function), Pinned(function)
+    function(jnp.array(1.0), jnp.array(2.0), None)
+    assert (fingerprint(function), Pinned(function)) == first
 
 
 @dataclasses.dataclass

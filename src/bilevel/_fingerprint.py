@@ -5,6 +5,7 @@ import dis
 import functools
 import hashlib
 import math
+import threading
 import types
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -145,10 +146,13 @@ class Reader:
         self.note("function", value.__qualname__)
         if (value.__module__ or "").partition(".")[0] in _BY_NAME:
             return
+        if not self._by_content:
+            self.note(id(value))
+        if _checks_annotations(value):
+            self.add(value.__wrapped__)
+            return
         if self._by_content:
             self.add_code(value.__code__)
-        else:
-            self.note(id(value))
         names = _names(value.__code__)
         for name in names.read:
             if name in value.__globals__:
@@ -167,8 +171,11 @@ class Reader:
     def add_found(self, name: str, value: Any, names: _Names) -> None:
         """Count a value that a function finds under a name outside of itself.
 
-        Not what the function itself changes, such as the number of its calls.
+        Not what the function itself changes, such as the number of its calls, nor what belongs to a
+        thread, such as the shapes that a checker of annotations has met on its way.
         """
+        if isinstance(value, threading.local):
+            return
         if isinstance(value, types.ModuleType):
             if value.__name__.partition(".")[0] in _BY_NAME:
                 return
@@ -200,7 +207,10 @@ class Reader:
         )
 
     def add_attributes(self, value: Any, names: Iterable[str]) -> None:
-        """Count the attributes of an object that these names, and those in its methods, look up."""
+        """Count the attributes of an object that these names, and those in its methods, look up.
+
+        Not those that its methods change.
+        """
         wanted, methods = list(names), list[types.FunctionType]()
         for name in wanted:  # which grows
             method = getattr(type(value), name, None)
@@ -209,8 +219,15 @@ class Reader:
                 wanted.extend(n for n in _names(method.__code__).read if n not in wanted)
         for method in methods:
             self.add(method)
-        held = getattr(value, "__dict__", {})
-        self.add_items("fields", [(name, held[name]) for name in sorted(wanted) if name in held])
+        known = [_names(method.__code__) for method in methods]
+        changed = {name for found in known for name in found.written}
+        changing = _CONTAINERS if any(found.changes_containers for found in known) else ()
+        held = {
+            name: content
+            for name, content in getattr(value, "__dict__", {}).items()
+            if name in wanted and name not in changed and not isinstance(content, changing)
+        }
+        self.add_items("fields", sorted(held.items()))
 
     def add_code(self, code: types.CodeType) -> None:
         """Count the names and the numbers in the code, and in the functions within it."""
@@ -220,6 +237,13 @@ class Reader:
                 self.add_code(constant)
             elif isinstance(constant, (bool, int, float, complex)):
                 self.add(constant)
+
+
+def _checks_annotations(function: types.FunctionType) -> bool:
+    """Whether it is what jaxtyping or beartype made of a function: what they keep is no setting."""
+    place = str(function.__globals__.get("__name__", "")).partition(".")[0]
+    generated = function.__code__.co_filename.startswith("<@beartype(")
+    return hasattr(function, "__wrapped__") and (place == "jaxtyping" or generated)
 
 
 def spans(value: Any) -> bool:
