@@ -18,6 +18,8 @@ from sklearn.linear_model import LogisticRegression
 
 from bilevel import ReweightedClassifier, compare_baselines, learn_weights
 from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.columns import tidy
+from bilevel.reweighting._inputs.compact import compact_frame, compact_pipeline
 from bilevel.reweighting._inputs.containers import as_internal, as_pairs, as_rows
 from bilevel.reweighting._inputs.prepare import prepare
 from bilevel.reweighting._inputs.probabilities import check_probabilities
@@ -295,3 +297,16 @@ def test_categories_of_truth_values_fit_zeros_and_ones(rows):
     one, other = (tables.encoding.features(x, "X") for x in (given, as_numbers))
     np.testing.assert_array_equal(one, other)
     assert np.ptp(one, axis=0).all() or one.shape[1] > 3  # the flag is a column that differs
+
+
+def test_categories_for_trees_are_integers_with_gaps(rows):
+    X, _ = rows
+    given = X.assign(town=np.array(["b", None, "a", "b"] * 15, object))
+    tidied = tidy(given)
+    pipeline = compact_pipeline(tidied).fit(tidied)
+    frame = compact_frame(pipeline, tidied, categories=True)
+    assert frame["town"].cat.categories.dtype.kind == "i"  # XGBoost refuses floating ones
+    np.testing.assert_array_equal(frame["town"].cat.codes[:4], [1, -1, 0, 1])
+    new = compact_frame(pipeline, tidied.assign(town="c"), categories=True)
+    assert np.asarray(new["town"].isna()).all()
+    assert list(new["town"].cat.categories) == [0, 1]

@@ -87,7 +87,8 @@ def compact_frame(pipeline: Pipeline, features: pd.DataFrame, *, categories: boo
     if categories:
         for position, size in category_columns(pipeline).items():
             column = names[position]
-            frame[column] = pd.Categorical(frame[column], categories=np.arange(size, dtype=float))
+            codes = frame[column].fillna(-1).astype(int)  # XGBoost refuses floating categories
+            frame[column] = pd.Categorical.from_codes(codes, categories=np.arange(size))
     return frame
 
 
