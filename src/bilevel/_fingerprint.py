@@ -148,8 +148,8 @@ class Reader:
             return
         if not self._by_content:
             self.note(id(value))
-        if _checks_annotations(value):
-            self.add(value.__wrapped__)
+        if (checked := _checked(value)) is not None:
+            self.add(checked)
             return
         if self._by_content:
             self.add_code(value.__code__)
@@ -239,11 +239,11 @@ class Reader:
                 self.add(constant)
 
 
-def _checks_annotations(function: types.FunctionType) -> bool:
-    """Whether it is what jaxtyping or beartype made of a function: what they keep is no setting."""
+def _checked(function: types.FunctionType) -> Any:
+    """What jaxtyping or beartype check the annotations of, if it is that: what they keep is no setting."""
     place = str(function.__globals__.get("__name__", "")).partition(".")[0]
     generated = function.__code__.co_filename.startswith("<@beartype(")
-    return hasattr(function, "__wrapped__") and (place == "jaxtyping" or generated)
+    return getattr(function, "__wrapped__", None) if place == "jaxtyping" or generated else None
 
 
 def spans(value: Any) -> bool:
