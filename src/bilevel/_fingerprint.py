@@ -240,7 +240,7 @@ class Reader:
 
 
 def _checked(function: types.FunctionType) -> Any:
-    """What jaxtyping or beartype check the annotations of, if it is that: what they keep is no setting."""
+    """The function within, if jaxtyping or beartype made it: what these keep is no setting."""
     place = str(function.__globals__.get("__name__", "")).partition(".")[0]
     generated = function.__code__.co_filename.startswith("<@beartype(")
     return getattr(function, "__wrapped__", None) if place == "jaxtyping" or generated else None
