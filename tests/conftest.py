@@ -97,6 +97,8 @@ def small_forests(request):
             patch.setattr(wrong_labels, "TREES", wrong_labels.TREES // 4)
         if request.path.stem not in {"test_flexible_models", "test_new_rows"}:
             patch.setattr(flexible_models, "ROUNDS", flexible_models.ROUNDS // 4)
+        if request.path.stem != "test_wrong_labels":
+            patch.setattr(wrong_labels, "TREES", wrong_labels.TREES // 4)
         if request.path.stem != "test_noise":
             fewer = calibration.DRAWS // 4
             patch.setattr(calibration, "DRAWS", fewer)

@@ -140,7 +140,8 @@ import os, sys, time
 from bilevel import cli
 def work():
     print("child", os.getpid(), flush=True)
-    time.sleep(float(sys.argv[2]))
+    while not os.path.exists(sys.argv[2]):
+        time.sleep(0.01)
     print("done", flush=True)
 cli.app = work
 sys.argv = ["bilevel", "score", sys.argv[1]]
@@ -153,9 +154,10 @@ def state_of(process: int) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_command_that_is_stopped_waits_with_the_process_that_it_started():
+def test_a_command_that_is_stopped_waits_with_the_process_that_it_started(tmp_path):
     """Ctrl-Z stopped only the one that waits for it, and what the other one printed met the shell."""
-    command = [sys.executable, "-c", APART.replace("sys.argv[2]", "1"), "run"]
+    gate = tmp_path / "go on"
+    command = [sys.executable, "-c", APART.replace("sys.argv[2]", repr(str(gate))), "run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline().split()[1])
@@ -164,6 +166,7 @@ def test_a_command_that_is_stopped_waits_with_the_process_that_it_started():
         while [state_of(one) for one in both] != ["T", "T"]:
             assert process.poll() is None
             time.sleep(0.01)
+        gate.touch()
         process.send_signal(signal.SIGCONT)
         assert process.stdout.read() == "done\n"
         assert process.wait(60) == 0
@@ -179,7 +182,7 @@ def test_a_terminal_that_stops_what_is_in_the_background_stops_no_command():
         "settings[3] |= termios.TOSTOP\n"
         "termios.tcsetattr(1, termios.TCSANOW, settings)\n"
     )
-    command = [sys.executable, "-c", code + APART.replace("sys.argv[2]", "0"), "run"]
+    command = [sys.executable, "-c", code + APART.replace("sys.argv[2]", "sys.executable"), "run"]
     terminal, theirs = os.openpty()
     with subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True

@@ -37,8 +37,9 @@ class CG(lx.AbstractLinearSolver[Any]):
     curvature `p^T A p <= 0`. In the last case it returns the iterate reached so far with
     `RESULTS.negative_curvature`, as truncated Newton methods do. A curvature that is positive by
     rounding alone, as on a singular A, counts as zero: one below eps^1.5 of the largest one met, or
-    one along which the residual would grow to 1 / sqrt(eps) of its first value. A solve that ends
-    with a larger residual than it began with returns the iterate with the smallest one.
+    one along which the residual would grow to 1 / sqrt(eps) of its first value, or x so far that the
+    rounding of A x is larger than b. A solve that ends with a larger residual than it began with
+    returns the iterate with the smallest one.
 
     It differs from `lineax.CG` in two ways that matter for inner Hessians. `lineax.CG` declares a
     breakdown, and returns NaN, once `p^T A p / ||r||^2` falls below `100 * dim * eps`, which in
@@ -133,12 +134,15 @@ class CG(lx.AbstractLinearSolver[Any]):
             a = jnp.where(curved, 0, c.rz / jnp.where(curved, 1, pap))
             r = optax.tree.add_scale(c.r, -a, ap)
             curved |= ~(_dot(r, r) <= first_rr / eps)
+            # Beyond this the rounding of A x alone is larger than b.
+            reached = optax.tree.add_scale(c.x, a, c.p)
+            curved |= ~(eps**2 * largest**2 * _dot(reached, reached) <= bb)
             a = jnp.where(curved, 0, a)
             r = jax.tree.map(lambda new, old: jnp.where(curved, old, new), r, c.r)
             z = precondition(r)
             rz = _dot(r, z)
             p = optax.tree.add_scale(z, rz / c.rz, c.p)
-            x = optax.tree.add_scale(c.x, a, c.p)
+            x = jax.tree.map(lambda new, old: jnp.where(curved, old, new), reached, c.x)
             curvature = jnp.minimum(c.curvature, pap / pp)
             curvature = jnp.where(curved, jnp.minimum(curvature, 0), curvature)
             rr = _dot(r, r)
@@ -149,6 +153,7 @@ class CG(lx.AbstractLinearSolver[Any]):
 
         z = precondition(r)
         first_rr, eps = _dot(r, r), float(jnp.finfo(scale.dtype).eps)
+        bb = jnp.maximum(_dot(vector, vector), first_rr)
         infinite = jnp.full_like(scale, jnp.inf)
         none = jnp.zeros_like(scale)
         rz, step = _dot(r, z), jnp.zeros((), jnp.int32)
