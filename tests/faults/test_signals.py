@@ -158,7 +158,8 @@ def test_a_command_that_is_stopped_waits_with_the_process_that_it_started(tmp_pa
     """Ctrl-Z stopped only the one that waits for it, and what the other one printed met the shell."""
     gate = tmp_path / "go on"
     command = [sys.executable, "-c", APART.replace("sys.argv[2]", repr(str(gate))), "run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # In a group of its own: Linux stops none whose parents are all in it or in another session.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline().split()[1])
         process.send_signal(signal.SIGTSTP)
