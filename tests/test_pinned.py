@@ -34,6 +34,13 @@ def through_a_dict(u, w, _):
     return SETTINGS["rate"] * u
 
 
+def through_a_dict_beside_others(u, w, _):
+    """It changes an array and a dict of its own, and only reads the other one."""
+    mine = {}
+    mine["sum"] = jnp.zeros(2).at[0].add(u)
+    return SETTINGS["rate"] * mine["sum"]
+
+
 def through_a_namespace(u, w, _):
     return SPACE.rate * u
 
@@ -62,6 +69,7 @@ def set_rate(value):
 CASES = {
     "global of a helper": lambda: through_a_helper,
     "dict": lambda: through_a_dict,
+    "dict beside others": lambda: through_a_dict_beside_others,
     "namespace": lambda: through_a_namespace,
     "method": lambda: MODEL.inner,
     "partial": lambda: functools.partial(MODEL.inner, None),

@@ -38,32 +38,45 @@ class _Names(NamedTuple):
 
     read: tuple[str, ...]  # and never assigned
     written: tuple[str, ...]
-    changes_containers: bool
+    changed: frozenset[str]  # of containers, if they are ones
+    changes_others: bool  # containers whose names were not found
 
 
 _CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "clear"}
 _SIMPLE = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)
 _CONTAINERS = (dict, list, set)
+_NAMED = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_ATTR", "LOAD_METHOD")
 
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: types.CodeType) -> _Names:
-    read, written, changes = set[str](code.co_freevars), set[str](), False
+    read, written, changed = set[str](code.co_freevars), set[str](), set[str]()
+    others = False
+    before = [("", ""), ("", "")]  # operations and their arguments
     for instruction in dis.get_instructions(code):
         operation, name = instruction.opname, instruction.argval
-        if operation.startswith(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")):
+        if operation in _NAMED and operation != "LOAD_DEREF":
             read.add(name)
+            if name in _CHANGING and before[1][0] in _NAMED:  # `seen.append`
+                changed.add(before[1][1])
         elif operation in ("STORE_GLOBAL", "STORE_NAME", "STORE_ATTR", "STORE_DEREF"):
             written.add(name)
-        changes |= operation == "STORE_SUBSCR"
+        elif operation == "STORE_SUBSCR":  # `seen[key] = value`: the name, then the key
+            (holder, held), (key, _) = before
+            if not key.startswith("LOAD_") or not holder.startswith("LOAD_"):
+                others = True
+            elif holder in _NAMED:
+                changed.add(held)
+        before = [before[1], (operation, name)]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             within = _names(constant)
             read.update(within.read)
             written.update(within.written)
-            changes |= within.changes_containers
-    changes |= not _CHANGING.isdisjoint(read)
-    return _Names(tuple(sorted(read - written)), tuple(sorted(written)), changes)
+            changed.update(within.changed)
+            others |= within.changes_others
+    names = tuple(sorted(read - written)), tuple(sorted(written))
+    return _Names(*names, frozenset(changed), others)
 
 
 class Reader:
@@ -182,7 +195,7 @@ class Reader:
             held = vars(value)
             simple = [n for n in names.read if isinstance(held.get(n), _SIMPLE)]
             self.add_items(name, [(n, held[n]) for n in simple])
-        elif isinstance(value, _CONTAINERS) and names.changes_containers:
+        elif isinstance(value, _CONTAINERS) and (names.changes_others or name in names.changed):
             return
         elif isinstance(value, type):
             self.note(name)
@@ -220,12 +233,15 @@ class Reader:
         for method in methods:
             self.add(method)
         known = [_names(method.__code__) for method in methods]
-        changed = {name for found in known for name in found.written}
-        changing = _CONTAINERS if any(found.changes_containers for found in known) else ()
+        written = {name for found in known for name in found.written}
+        changed = {name for found in known for name in found.changed}
+        others = any(found.changes_others for found in known)
         held = {
             name: content
             for name, content in getattr(value, "__dict__", {}).items()
-            if name in wanted and name not in changed and not isinstance(content, changing)
+            if name in wanted
+            and name not in written
+            and not (isinstance(content, _CONTAINERS) and (others or name in changed))
         }
         self.add_items("fields", sorted(held.items()))
 
