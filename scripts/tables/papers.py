@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "papers" / "results"
 
 
+_VERDICT = {True: "holds", False: "**does not hold**"}
+
+
 def papers_table(paper: str) -> str:
     """The claims of a paper's scripts, what was published and measured, and how each was run."""
     reports = _reports(paper)
@@ -22,28 +25,17 @@ def papers_table(paper: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for report in reports:
-        for claim in report["claims"]:
-            cells = [
-                claim["row"],
-                f"[`{report['script']}`]({{root}}/papers/{paper}/{report['script']}.py)",
-                cell(_sentence(claim["claim"])),
-                cell(_text(claim["published"])),
-                cell(_text(claim["measured"])),
-                "holds" if claim["holds"] else "**does not hold**",
-                report["size"],
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        for claim in report.get("not run", ()):
-            cells = [
-                claim["row"],
-                f"[`{report['script']}`]({{root}}/papers/{paper}/{report['script']}.py)",
-                cell(_sentence(claim["claim"])),
-                cell(_text(claim["published"])),
-                cell(_sentence(claim["why"])),
-                "not run",
-                "",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+        script = f"[`{report['script']}`]({{root}}/papers/{paper}/{report['script']}.py)"
+        found = [
+            (claim, _text(claim["measured"]), _VERDICT[claim["holds"]], report["size"])
+            for claim in report["claims"]
+        ]
+        found += [
+            (claim, _sentence(claim["why"]), "not run", "") for claim in report.get("not run", ())
+        ]
+        for claim, measured, verdict, size in found:
+            said = cell(_sentence(claim["claim"])), cell(_text(claim["published"])), cell(measured)
+            lines.append(f"| {' | '.join([claim['row'], script, *said, verdict, size])} |")
     return "\n".join([*lines, "", *(_folded(report) for report in reports)])
 
 

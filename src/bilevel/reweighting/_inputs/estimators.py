@@ -41,10 +41,9 @@ def weight_keyword(estimator: Any) -> str | None:
     A pipeline passes weights to its last step; a search or a `TransformedTargetRegressor`, whose fits
     take any keyword, to the estimator that they hold; an ensemble to all members.
     """
+    # The scorer of the first refuses weights that it did not ask for; the second learns nothing.
     if isinstance(estimator, (TunedThresholdClassifierCV, FrozenEstimator)):
-        return (
-            None  # one's scorer refuses weights that it did not ask for; the other learns nothing
-        )
+        return None
     if isinstance(estimator, Pipeline):
         step, last = estimator.steps[-1]
         inner = weight_keyword(last)
@@ -77,9 +76,8 @@ def fit_with_weights(estimator: Any, X: Any, y: Any, weights: Any) -> Any:
     every predictor that takes weights is made to ask for them, unless the user has said otherwise.
     `None`: no weights.
     """
-    with (
-        warnings.catch_warnings()
-    ):  # scikit-learn asks if few rows of many classes are a regression
+    with warnings.catch_warnings():
+        # scikit-learn asks whether few rows of many classes are a regression.
         warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
         return _fit(estimator, X, y, weights)
 
