@@ -93,7 +93,7 @@ def write(script: str, measured: dict[str, Any], *, full: bool = True) -> Path:
     device = jax.devices()[0]
     written["machine"] = {
         "cores": os.cpu_count(),
-        "processor": _processor(),
+        "processor": processor(),
         "device": f"{jax.device_count()} x {device.platform} ({device.device_kind})",
     }
     print(f"device: {written['machine']['device']}")
@@ -104,7 +104,7 @@ def write(script: str, measured: dict[str, Any], *, full: bool = True) -> Path:
     return path
 
 
-def _processor() -> str:
+def processor() -> str:
     """The name of the processor, where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

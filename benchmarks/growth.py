@@ -40,7 +40,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from _measure import IMAGES, RESULTS, command_in_a_process, in_a_process, panels, save, write
+from _measure import IMAGES, RESULTS, command_in_a_process, in_a_process, panels, processor, save, write
 
 BLOCK = 500_000  # rows that are drawn at a time
 TRUSTED, HOLDOUT, WRONG = 1000, 2000, 0.2
@@ -118,6 +118,7 @@ def measure(size: Size, memory: str, format: str) -> dict[str, Any]:
             "expected_bytes": expected["bytes"],
             "file_bytes": train.stat().st_size,
             "report_bytes": (folder / "run" / "report.html").stat().st_size,
+            "processor": processor(),
         }
         if format == "parquet" and size.classes == 2:
             sgd = in_a_process(SGD.format(path=str(train)))
@@ -164,6 +165,7 @@ def measure_processes(size: Size, memory: str, counts: list[int]) -> Iterator[di
                 "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
                 "peak_bytes": max(peaks.values()),
                 "other_peak_bytes": min(sorted(peaks.values())[-count:]),
+                "processor": processor(),
             }
 
 

@@ -535,7 +535,8 @@ def growth_processes() -> str:
     cores = _report("growth")["machine"]["cores"]
     return (
         f"{alone['rows']:,} rows of {alone['columns']} columns, `--memory {alone['memory']}`, "
-        f"a sample of {alone['sampled_rows']:,} rows, one thread per process, {cores} cores:\n\n"
+        f"a sample of {alone['sampled_rows']:,} rows, one thread per process, {cores} cores "
+        f"({alone['processor']}):\n\n"
         + _table([*head, "of another"], lines)
     )
 
@@ -547,6 +548,8 @@ def weigh_of_a_billion() -> str:
     large = [row for row in report["rows"] if row["format"] == "parquet"][-2:]
     if len(processes) < 2 or large[0]["rows"] == large[1]["rows"]:
         return "(not measured)"
+    if len({row["processor"] for row in [*large, *processes]}) > 1:
+        return "(the large tables and the several processes were measured on different processors)"
     alone, two = processes[:2]
     each = (large[1]["cpu_seconds"] - large[0]["cpu_seconds"]) / (
         large[1]["rows"] - large[0]["rows"]
