@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import logsumexp
+from scipy.special import log_softmax, logsumexp
+from scipy.stats import ttest_1samp
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import minmax_scale
 
 from bilevel.reweighting import _learn, learn_weights
+from bilevel.reweighting._inputs.row_facts import RowFacts
 from bilevel.reweighting._weights import candidates, flexible_models, joining, label_models
 from bilevel.reweighting._weights.folds import make_folds
 
@@ -20,6 +22,11 @@ def rings(rows: int) -> tuple[np.ndarray, np.ndarray]:
     """What no linear model can tell apart: inside, or outside of a circle."""
     X = np.random.default_rng(0).normal(size=(rows, 2))
     return X, (np.square(X).sum(axis=1) > 1.4).astype(int)
+
+
+def saying(name: str, log_p: np.ndarray, rows: int) -> label_models.Member:
+    """A member that says this of the training rows, which come first, and of the trusted ones."""
+    return label_models.Member(name, None, [log_p[:rows]] * 6, [log_p[rows:]] * 6, [])
 
 
 @pytest.mark.parametrize("times", [False, True])
@@ -62,6 +69,7 @@ def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fi
 
     monkeypatch.setattr(label_models.LabelModel, "_task", spy)
     monkeypatch.setattr(joining, "FOREST_JOINS", joins)
+    monkeypatch.setattr(joining, "FOREST_CONFIRMED", joins)
     monkeypatch.setattr(flexible_models, "TREES", 5)
     X, y = rings(150)
     learn_weights(X[:100], y[:100], X[100:], y[100:], task="classification")
@@ -112,9 +120,7 @@ def test_who_adds_nothing_to_those_that_join_later_leaves():
 
     def member(name: str, sure: float) -> label_models.Member:
         score = sure * (2 * y - 1) + rng.normal(size=200)
-        both = np.stack([-score, score], axis=1)
-        both = both - np.asarray(logsumexp(both, axis=1, keepdims=True))
-        return label_models.Member(name, None, [both[:100]] * 6, [both[100:]] * 6, [])
+        return saying(name, log_softmax(np.stack([-score, score], axis=1), axis=1), 100)
 
     plain, blunt, sharp = member("plain", 0.0), member("blunt", 0.5), member("sharp", 3.0)
     offers = [joining.Offer([blunt], 1.0), joining.Offer([sharp], 1.0)]
@@ -122,6 +128,37 @@ def test_who_adds_nothing_to_those_that_join_later_leaves():
         members, again = joining.join(folds, [plain], some)
         assert [m.name for m in members] == names
         assert again == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "confirmed", "joins"), [(2000, 2, True), (30, 2, False), (2000, 9, False)]
+)
+def test_given_labels_confirm_who_joins(rows, confirmed, joins):
+    """Trusted rows leave a doubt that many given labels, a tenth of them wrong, do not; few do."""
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 2, rows + 100)
+    given = np.where(rng.random(rows) < 0.1, 1 - y[:rows], y[:rows])
+    score = 0.2 * (2 * y - 1) + rng.normal(scale=0.5, size=len(y))
+    log_p = log_softmax(np.stack([-score, score], axis=1), axis=1)
+    plain, better = saying("plain", 0 * log_p - np.log(2), rows), saying("better", log_p, rows)
+    folds = make_folds(given, y[rows:], 0)
+    offer = joining.Offer([better], 9.0, confirmed=confirmed)
+    members, _ = joining.join(folds, [plain], [offer])
+    assert [m.name for m in members[1:]] == (["better"] if joins else [])
+
+
+def test_rows_that_belong_together_are_one_witness():
+    """Ten copies of the rows say with no more certainty who joins than the rows."""
+    rng = np.random.default_rng(0)
+    X, y, losses = rng.normal(size=(300, 2)), rng.integers(0, 2, 330), rng.normal(size=300)
+    found = []
+    for copies in (1, 10):
+        facts = RowFacts.plain(np.repeat(X, copies, axis=0)), RowFacts.plain(X[:30] + 9)
+        folds = make_folds(np.repeat(y[:300], copies), y[300:], 0, facts)
+        rows = np.arange(300 * copies)
+        found.append(joining.in_standard_errors(folds.of_units(np.repeat(losses, copies), rows)))
+    assert found[1] == pytest.approx(found[0])
+    assert found[0] == pytest.approx(ttest_1samp(losses, 0)[0])
 
 
 def test_rows_that_do_not_differ_beside_one_far_away_have_no_kernel():

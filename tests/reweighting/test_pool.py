@@ -197,6 +197,15 @@ def test_wrong_targets_and_their_scale_are_recovered():
     assert 1 - clean.right([said[1000:]], truth[1000:]).mean() < 0.03
 
 
+def test_losses_are_of_probabilities_of_what_may_be_given():
+    """They sum to one over all labels."""
+    rng = np.random.default_rng(7)
+    outputs, labels = sampled(50, rng)
+    pool = ClassPool.fit(CLASSES, [outputs], labels, [outputs], given(labels, rng))
+    p = [np.exp(-pool.losses([outputs], np.full(50, label))) for label in range(3)]
+    np.testing.assert_allclose(sum(p), 1.0)
+
+
 def test_number_coefficients_have_the_greatest_penalised_likelihood():
     rng = np.random.default_rng(7)
     y = rng.normal(size=60)

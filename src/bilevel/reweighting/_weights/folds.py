@@ -69,7 +69,8 @@ class Folds:
         block, block_trusted = _blocks(facts, trusted)
         self.meets = np.isin(block, block_trusted)
         self.meets_trusted = np.isin(block_trusted, block)
-        self._unit = np.unique(block_trusted, return_inverse=True)[1]
+        self._unit = np.unique(block, return_inverse=True)[1]
+        self._unit_trusted = np.unique(block_trusted, return_inverse=True)[1]
         self.part_trusted = _deal(block_trusted, y_trusted, self.weight_trusted, seed)
         self.part = np.empty(self.n, int)
         alone = ~self.meets
@@ -93,8 +94,8 @@ class Folds:
             self.others[k] = others & ~np.isin(block_trusted, mine)
         self._check()
         self.units = (
-            len(np.unique(block[self.weight > 0])),
-            len(np.unique(self._unit[self.judging])),
+            len(np.unique(self._unit[self.weight > 0])),
+            len(np.unique(self._unit_trusted[self.judging])),
         )
 
         present = np.flatnonzero(self.weight)
@@ -132,10 +133,15 @@ class Folds:
         rows = np.flatnonzero(self.judging)
         weight = self.weight_trusted[rows]
         if self.scoring is not None:
-            return self.scoring.judge(outputs[rows], rows, weight, self._unit[rows])
+            return self.scoring.judge(outputs[rows], rows, weight, self._unit_trusted[rows])
         losses, score = self.kind.judge(outputs[rows], self.y_trusted[rows], weight)
-        units, unit = np.unique(self._unit[rows], return_inverse=True)
-        return np.bincount(unit, weight * losses) * (len(units) / weight.sum()), score
+        return _by_unit(losses, weight, self._unit_trusted[rows]), score
+
+    def of_units(
+        self, losses: Float[np.ndarray, " s"], rows: Int[np.ndarray, " s"]
+    ) -> Float[np.ndarray, " units"]:
+        """Losses of these training rows, one per set of rows that belong together, as in `judge`."""
+        return _by_unit(losses, self.weight[rows], self._unit[rows])
 
     def _check(self) -> None:
         """Refuse folds that hold nothing, or that nothing may judge."""
@@ -152,9 +158,10 @@ class Folds:
                     f"there are no such {what} rows for one of the {len(self.parts)} spans of time: "
                     "give rows of more times, or leave `times` out."
                 )
+            entities = len(np.unique(self._unit_trusted))
             raise InputError(
                 f"the rows cannot be put into {FOLDS} folds so that rows that belong together stay "
-                f"together: the trusted rows belong to {len(np.unique(self._unit))} entities, the "
+                f"together: the trusted rows belong to {entities} entities, the "
                 "training rows to no others, or nearly so. Give rows of more entities, or leave "
                 "`entities` out."
             )
@@ -189,6 +196,16 @@ def make_folds(
 
 
 Blocks = UInt64[np.ndarray, " rows"]
+
+
+def _by_unit(
+    losses: Float[np.ndarray, " rows"],
+    weight: Float[np.ndarray, " rows"],
+    unit: Int[np.ndarray, " rows"],
+) -> Float[np.ndarray, " units"]:
+    """One loss per set of rows that belong together; their plain mean is the weighted mean of all."""
+    units, code = np.unique(unit, return_inverse=True)
+    return np.bincount(code, weight * losses) * (len(units) / weight.sum())
 
 
 def _blocks(facts: RowFacts, trusted: RowFacts) -> tuple[np.ndarray, np.ndarray]:

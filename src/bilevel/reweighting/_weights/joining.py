@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from .labels import Classes
 from .pool import ClassPool, NumberPool
 
 FOREST_JOINS, KERNEL_JOINS, BOOSTED_JOINS = 4.0, 1.0, 1.5  # standard errors, see `join`
+FOREST_CONFIRMED = 2.0
 
 
 class Offer(NamedTuple):
@@ -25,13 +27,15 @@ class Offer(NamedTuple):
 
     Attributes:
         members: of all rows, and of the trusted rows alone if these suffice.
-        bar: standard errors by which they must lower the pool's loss.
+        bar: standard errors by which they must lower the loss of the trusted rows.
         again: the kind of model that learns from the weighted rows too, if it joins.
+        confirmed: standard errors that are enough if the loss of the given labels falls by as many.
     """
 
     members: list[Member]
     bar: float
     again: LabelModel | None = None
+    confirmed: float = np.inf
 
 
 def offers_of(folds: Folds, X: np.ndarray, X_trusted: np.ndarray, *, trees: bool) -> list[Offer]:
@@ -44,7 +48,8 @@ def offers_of(folds: Folds, X: np.ndarray, X_trusted: np.ndarray, *, trees: bool
     forests = forest_label_models(folds, X, X_trusted, beside_trees=trees)
     if forests is not None:
         of_all, of_trusted = cross_fitted(forests[0]), trusted_only(forests[1])
-        offers.append(Offer([of_all, of_trusted], -np.inf if trees else FOREST_JOINS))
+        bar = -np.inf if trees else FOREST_JOINS
+        offers.append(Offer([of_all, of_trusted], bar, confirmed=FOREST_CONFIRMED))
     kernel = kernel_label_model(folds, X, X_trusted)
     if kernel is not None:
         offers.append(Offer([cross_fitted(kernel), trusted_only(kernel)], KERNEL_JOINS, kernel))
@@ -59,22 +64,30 @@ def join(
 ) -> tuple[list[Member], list[LabelModel]]:
     """(the members of the pool with those that help, the kinds among these that learn again).
 
-    An offer joins if it lowers the loss of the trusted rows by `bar` standard errors. It must still do
-    so beside those that join after it, which see more. A pool that follows few trusted rows gives
-    every member some weight. Where linear models suffice, trees lower its loss a little and learn more
-    of the noise: real label errors are then ranked worse. Where they do not suffice, nobody doubts it.
-    What models say of the training rows is not asked for before they join.
+    An offer joins if it lowers the loss of the trusted rows by `bar` standard errors, or by
+    `confirmed` ones if it lowers the loss of the given labels as clearly. It must still do so beside
+    those that join after it, which see more. A pool that follows few trusted rows gives every member
+    some weight.
+
+    Where linear models suffice, trees lower the loss of the trusted rows a little and learn more of
+    the noise: real label errors are then ranked worse. Where they do not suffice, the given labels say
+    so too, which are many and mostly right. Alone they say nothing: wrong labels that follow from the
+    features are learned, too. What models say of the training rows is not asked for before it matters.
     """
 
     def with_those(joined: list[Offer]) -> list[Member]:
         return [*members, *(member for offer in joined for member in offer.members)]
 
     def helps(offer: Offer, others: list[Offer]) -> bool:
+        def gain(losses: Callable[[Folds, list[Member]], np.ndarray]) -> float:
+            pools = with_those(others), with_those([*others, offer])
+            before, after = (losses(folds, pool) for pool in pools)
+            return in_standard_errors(before - after)
+
         if offer.bar == -np.inf:
             return True
-        losses = [_losses(folds, with_those(joined)) for joined in (others, [*others, offer])]
-        gain = losses[0] - losses[1]
-        return bool(gain.mean() > offer.bar * standard_error(gain))
+        known = gain(_losses)
+        return known > offer.bar or known > offer.confirmed < gain(_losses_of_given)
 
     joined: list[Offer] = []
     for offer in offers:
@@ -105,6 +118,26 @@ def _losses(folds: Folds, members: list[Member]) -> Float[np.ndarray, " judged"]
     return folds.judge(pool.outputs(trusted))[0]
 
 
+def _losses_of_given(folds: Folds, members: list[Member]) -> Float[np.ndarray, " units"]:
+    """Of the given labels, right or wrong, under a pool of these members and its noise matrix.
+
+    Of a class that no trusted row has, models of the trusted rows know nothing: it judges nobody.
+    """
+    rows, sub = np.flatnonzero(folds.known(FOLDS)), folds.sub
+    train = [member.train[FOLDS][sub] for member in members]
+    pool = ClassPool.fit(
+        Classes(folds.kind.number),
+        [member.trusted[FOLDS][rows] for member in members],
+        folds.y_trusted[rows],
+        train,
+        folds.y[sub],
+        weight_trusted=folds.weight_trusted[rows],
+        weight=folds.weight[sub],
+    )
+    judging = ~folds.unjudged[sub]
+    return folds.of_units(pool.losses(train, folds.y[sub])[judging], sub[judging])
+
+
 def spoken_for(folds: Folds, members: list[Member]) -> list[Member]:
     """The members, where each of trusted rows alone follows the one of all rows of the same kind.
 
@@ -126,3 +159,10 @@ def spoken_for(folds: Folds, members: list[Member]) -> list[Member]:
 
 def standard_error(difference: Float[np.ndarray, " m"]) -> float:
     return float(difference.std(ddof=1) / np.sqrt(len(difference)))
+
+
+def in_standard_errors(gains: Float[np.ndarray, " units"]) -> float:
+    """The mean of the gains in its standard errors; 0 where there are not two, or nothing changes."""
+    if len(gains) < 2 or not gains.any():
+        return 0.0
+    return float(gains.mean()) / max(standard_error(gains), 1e-300)

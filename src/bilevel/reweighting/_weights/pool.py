@@ -154,6 +154,10 @@ class ClassPool(NamedTuple):
         """The probability that the given label is the true one."""
         return _posterior(np.exp(self.outputs(members)), self.noise, y)
 
+    def losses(self, members: Outputs, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+        """Minus the logarithm of the probability of the given label, right or wrong."""
+        return -np.log((np.exp(self.outputs(members)) * self.noise[:, y].T).sum(axis=1))
+
     def evidence(
         self,
         trusted: Outputs,
