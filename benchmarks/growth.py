@@ -40,7 +40,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from _measure import IMAGES, RESULTS, command_in_a_process, in_a_process, panels, processor, save, write
+from _measure import (
+    IMAGES,
+    RESULTS,
+    command_in_a_process,
+    in_a_process,
+    panels,
+    processor,
+    save,
+    write,
+)
 
 BLOCK = 500_000  # rows that are drawn at a time
 TRUSTED, HOLDOUT, WRONG = 1000, 2000, 0.2

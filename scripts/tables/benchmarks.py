@@ -536,8 +536,7 @@ def growth_processes() -> str:
     return (
         f"{alone['rows']:,} rows of {alone['columns']} columns, `--memory {alone['memory']}`, "
         f"a sample of {alone['sampled_rows']:,} rows, one thread per process, {cores} cores "
-        f"({alone['processor']}):\n\n"
-        + _table([*head, "of another"], lines)
+        f"({alone['processor']}):\n\n" + _table([*head, "of another"], lines)
     )
 
 
