@@ -49,8 +49,8 @@ REPLACED: dict[str, Any] = {
     "outer_sampler": WithReplacement(4),
 }
 PARTS: dict[str, Any] = {
-    "inner_sampler": bilevel.FromParts(bilevel.Shuffled(4), 4),
-    "outer_sampler": bilevel.FromParts(bilevel.Shuffled(4), 2),
+    "inner_sampler": bilevel.FromParts(bilevel.Shuffled(2), 4),
+    "outer_sampler": bilevel.FromParts(bilevel.Shuffled(3), 2),
 }
 
 BLOCKS: dict[str, Any] = {"inner_sampler": Blocks(4), "outer_sampler": Blocks(4)}
