@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bilevel import Checkpoint
-from bilevel._fingerprint import _sum_of_part, content_sums
+from bilevel._content import _sum_of_part, content_sums
 from bilevel._storage import DamagedFileError
 from checkpoints import DIED, like, problem_of
 from helpers import assert_same

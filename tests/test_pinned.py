@@ -6,6 +6,8 @@ import logging
 import threading
 import types
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -15,7 +17,7 @@ from jaxtyping import Array, Float, jaxtyped
 
 import bilevel
 from bilevel._fingerprint import fingerprint
-from bilevel._pinned import Pinned
+from bilevel._pinned import Pinned, Pins
 
 RATE = 1.0
 SETTINGS = {"rate": 1.0}
@@ -58,12 +60,101 @@ class Model:
 MODEL = Model()
 
 
+class Slotted:
+    __slots__ = ("rate",)
+
+
+class Rate:
+    """A setting that is seen through a property, a call, a product or another object."""
+
+    shared = 1.0
+
+    def __init__(self):
+        self._rate = 1.0
+        self.slotted = Slotted()
+        self.slotted.rate = 1.0
+        self.within = types.SimpleNamespace(deep=types.SimpleNamespace(rate=1.0))
+
+    @property
+    def rate(self):
+        return self._rate
+
+    def __call__(self, u, w, _):
+        return self._rate * u
+
+    def __mul__(self, x):
+        return self._rate * x
+
+    def through_other_objects(self, u, w, _):
+        return self.within.deep.rate * u
+
+    def through_slots(self, u, w, _):
+        return self.slotted.rate * u
+
+    def through_the_class(self, u, w, _):
+        return self.shared * u
+
+
+class Inherits(Model):
+    def inner(self, u, w, _):
+        return super().scaled(u)
+
+
+class Module(eqx.Module):
+    """Its arrays are arguments of a program; what its methods look up is not."""
+
+    factor: jax.Array
+    settings: Rate = eqx.field(static=True)
+
+    def __call__(self, u, w, _):
+        return self.factor * u
+
+
+class LooksUp(Module):
+    def __call__(self, u, w, _):
+        return RATE * self.factor * u
+
+
+class HasSettings(Module):
+    def __call__(self, u, w, _):
+        return self.settings.rate * self.factor * u
+
+
+OBJECT, INHERITS = Rate(), Inherits()
+LIBRARY = types.ModuleType("settings_of_a_test")
+exec("RATE = 1.0\nSETTINGS = {'rate': 1.0}\ndef scaled(x):\n    return RATE * x", vars(LIBRARY))
+
+
+@jax.custom_jvp
+def ruled(x):
+    return x
+
+
+@ruled.defjvp
+def _(primals, tangents):
+    return primals[0], RATE * tangents[0]
+
+
+def by_name(u, w, _):
+    return getattr(SPACE, "rate") * u  # noqa: B009
+
+
+def by_keywords(u, w, _):
+    return dict(**vars(SPACE))["rate"] * u
+
+
+def with_default(u, w, _, settings=SPACE):
+    return settings.rate * u
+
+
 def set_rate(value):
     global RATE
     RATE = value
     SETTINGS["rate"] = value
     SPACE.rate = value
-    MODEL.rate = value
+    MODEL.rate = INHERITS.rate = value
+    OBJECT._rate = OBJECT.slotted.rate = OBJECT.within.deep.rate = Rate.shared = value
+    LIBRARY.RATE = LIBRARY.SETTINGS["rate"] = value  # pyright: ignore[reportAttributeAccessIssue]
 
 
 CASES = {
@@ -74,7 +165,35 @@ CASES = {
     "method": lambda: MODEL.inner,
     "partial": lambda: functools.partial(MODEL.inner, None),
     "schedule within optax": lambda: SCHEDULED,
+    "object that is called": lambda: OBJECT,
+    "objects within": lambda: OBJECT.through_other_objects,
+    "slots": lambda: OBJECT.through_slots,
+    "class": lambda: OBJECT.through_the_class,
+    "inherited method": lambda: INHERITS.inner,
+    "property": lambda: lambda u, w, _: OBJECT.rate * u,
+    "operator": lambda: through_an_operator,
+    "list of objects": lambda: through_a_list,
+    "function of a module": lambda: lambda u, w, _: LIBRARY.scaled(u),
+    "dict of a module": lambda: lambda u, w, _: LIBRARY.SETTINGS["rate"] * u,
+    "rule of a derivative": lambda: lambda u, w, _: ruled(u),
+    "name of an attribute": lambda: by_name,
+    "all attributes": lambda: by_keywords,
+    "default": lambda: with_default,
+    "Partial": lambda: jax.tree_util.Partial(through_a_helper),
+    "module that looks up": lambda: LooksUp(jnp.ones(2), OBJECT),
+    "module with settings": lambda: HasSettings(jnp.ones(2), OBJECT),
 }
+OBJECTS = [OBJECT]
+
+
+def through_an_operator(u, w, _):
+    return OBJECT * u
+
+
+def through_a_list(u, w, _):
+    return OBJECTS[0].rate * u
+
+
 SCHEDULED = optax.sgd(lambda k: RATE / (k + 1)).update
 
 
@@ -82,11 +201,11 @@ SCHEDULED = optax.sgd(lambda k: RATE / (k + 1)).update
 def test_another_value_is_another_function(name):
     function = CASES[name]()
     try:
-        first, same = Pinned(function), Pinned(function)
+        first, same = Pins(function), Pins(function)
         set_rate(2.0)
-        other = Pinned(function)
+        other = Pins(function)
         set_rate(1.0)
-        again = Pinned(function)
+        again = Pins(function)
     finally:
         set_rate(1.0)
     assert first == same == again
@@ -195,3 +314,43 @@ def test_runs_with_another_value(compilations):
     assert not compilations
     inner.penalty = 1.0
     np.testing.assert_allclose(end(), 2.5, rtol=1e-9)
+
+
+@dataclasses.dataclass
+class Schedule:
+    """A step size that cannot be hashed."""
+
+    rate: float
+
+    def __call__(self, step):
+        return self.rate
+
+
+def test_methods_and_checks_use_the_values_of_now(compilations):
+    """`w*(u) = RATE u`, `F = (w - 1)^2`: u ends at 1 / RATE unless the step of u is zero."""
+    problem = bilevel.BilevelProblem(
+        lambda u, w, _: jnp.sum((w - 1) ** 2),
+        lambda u, w, _: jnp.sum((w - RATE * u) ** 2) / 2,
+    )
+    schedule = Schedule(0.0)
+    method = bilevel.SOBA(0.5, 0.5, schedule)
+
+    def run():
+        return bilevel.solve(problem, method, jnp.full(2, 2.0), jnp.full(2, 2.0), num_steps=300)
+
+    try:
+        np.testing.assert_allclose(run().u, 2.0)
+        schedule.rate = 0.05
+        found = run()
+        np.testing.assert_allclose(found.u, 1.0, rtol=1e-2)
+        compilations.clear()
+        run()
+        assert not compilations
+        before = bilevel.check_lower_level(problem, found, num_starts=1)
+        set_rate(2.0)
+        after = bilevel.check_lower_level(problem, found, num_starts=1)
+        np.testing.assert_allclose(run().u, 0.5, rtol=1e-2)
+    finally:
+        set_rate(1.0)
+    assert before.verdict == "unique"
+    np.testing.assert_allclose(after.inner_value, 1.0, rtol=1e-2)

@@ -16,7 +16,8 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_d
 
 from ._algorithm.base import State
 from ._callback import AbstractCallback
-from ._fingerprint import content_sums, fingerprint, spans
+from ._content import content_sums, spans
+from ._fingerprint import fingerprint
 from ._storage import CHECKPOINT_KIND, DamagedFileError, open_sealed, write_sealed
 
 _OURS = re.compile(r"[01](\.orbax-checkpoint-tmp.*)?")  # the entries of a folder of arrays

@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 from ._algorithm.base import AbstractAlgorithm, State
 from ._geometry import AbstractGeometry
 from ._loader import sample_batches
+from ._pinned import compiled
 from ._problem import BilevelProblem, FixedPointProblem, Problem
 from ._variables import Uniform, as_arrays
 
@@ -79,7 +80,7 @@ def check_call(
     return given, size_of_both
 
 
-@eqx.filter_jit
+@compiled
 def _distance_and_norms(
     geometry: AbstractGeometry, u: PyTree[Array], w: PyTree[Array]
 ) -> tuple[Array, ...]:

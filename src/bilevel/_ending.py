@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
@@ -14,6 +13,7 @@ from ._algorithm.base import AbstractAlgorithm, State
 from ._hypergradient.implicit import implicit_gradient
 from ._inner.lower_level import look_around, starts_around
 from ._linear.cg import CG
+from ._pinned import compiled
 from ._problem import BilevelProblem, FixedPointProblem, Problem, num_rows
 from ._sampler import AbstractSampler, FullBatch
 from ._solution import RESULTS, HypergradientWarning
@@ -231,7 +231,7 @@ def _is_small(problem: Problem, state: State) -> bool:
     return ravel_pytree(state.w)[0].size * max(num_rows(problem.inner_data), 1) <= SMALL
 
 
-@eqx.filter_jit
+@compiled
 def _result_of_cg(problem: Problem, u: PyTree[Array], w: PyTree[Array]) -> RESULTS:
     return implicit_gradient(problem, u, w, CG(rtol=1e-3, max_steps=100)).result
 

@@ -1,21 +1,24 @@
 """A digest of problems, methods and data: equal for equal ones, in any process and in several."""
 
 import dataclasses
-import dis
 import functools
 import hashlib
-import math
+import sys
 import threading
 import types
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-_BLOCK = 1 << 16  # entries at a time
+from ._content import content_sums, spans
+from ._names import EVERYTHING, Class, Names, class_of, is_library, names_of
+
 _BY_NAME = ("jax", "jaxlib", "numpy")  # whose functions count by their names
+_SIMPLE = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)
+_CONTAINERS = (dict, list, set)
+_NONE = frozenset[str]()
 
 
 def fingerprint(*values: Any) -> str:
@@ -24,7 +27,8 @@ def fingerprint(*values: Any) -> str:
     Arrays count by dtype, shape and content, however they are split among devices or processes (which
     then all have to call this). Functions count by their name, the numbers in them, and the values
     that they enclose or look up, among them the step size of an optax transformation. Functions of
-    one name with equal numbers count as one. Other objects without fields count by their type.
+    one name with equal numbers count as one. Other objects count by their type and by those of their
+    attributes that the code looks up.
 
     Cost: one pass over the data.
     """
@@ -33,59 +37,19 @@ def fingerprint(*values: Any) -> str:
     return digest.hexdigest()
 
 
-class _Names(NamedTuple):
-    """Names in the code of a function, and of those within it."""
-
-    read: tuple[str, ...]  # and never assigned
-    written: tuple[str, ...]
-    changed: frozenset[str]  # of containers, if they are ones
-    changes_others: bool  # containers whose names were not found
-
-
-_CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "clear"}
-_SIMPLE = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)
-_CONTAINERS = (dict, list, set)
-_NAMED = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_ATTR", "LOAD_METHOD")
-
-
-@functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> _Names:
-    read, written, changed = set[str](code.co_freevars), set[str](), set[str]()
-    others = False
-    before = [("", ""), ("", "")]  # operations and their arguments
-    for instruction in dis.get_instructions(code):
-        operation, name = instruction.opname, instruction.argval
-        if operation in _NAMED and operation != "LOAD_DEREF":
-            read.add(name)
-            if name in _CHANGING and before[1][0] in _NAMED:  # `seen.append`
-                changed.add(before[1][1])
-        elif operation in ("STORE_GLOBAL", "STORE_NAME", "STORE_ATTR", "STORE_DEREF"):
-            written.add(name)
-        elif operation == "STORE_SUBSCR":  # `seen[key] = value`: the name, then the key
-            (holder, held), (key, _) = before
-            if not key.startswith("LOAD_") or not holder.startswith("LOAD_"):
-                others = True
-            elif holder in _NAMED:
-                changed.add(held)
-        before = [before[1], (operation, name)]
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            within = _names(constant)
-            read.update(within.read)
-            written.update(within.written)
-            changed.update(within.changed)
-            others |= within.changes_others
-    names = tuple(sorted(read - written)), tuple(sorted(written))
-    return _Names(*names, frozenset(changed), others)
-
-
 class Reader:
-    """Walks through values; each object is read once."""
+    """Walks through values; each is read once per set of names that lead into it.
+
+    Args:
+        digest: what is told of all values.
+        by_content: whether arrays and code count by their content, and objects by what is read of
+            them; otherwise also by which object it is.
+    """
 
     def __init__(self, digest: Any, *, by_content: bool):
         self._digest = digest
-        self._by_content = by_content  # arrays and code; otherwise by identity
-        self._seen: dict[int, tuple[int, Any]] = {}
+        self._by_content = by_content
+        self._seen: dict[Any, tuple[int, Any]] = {}
 
     @property
     def kept(self) -> list[Any]:
@@ -96,48 +60,61 @@ class Reader:
         """Count these words."""
         self._digest.update("".join(f"{word}\0" for word in words).encode("utf-8", "surrogatepass"))
 
-    def add(self, value: Any) -> None:
-        """Count a value and what it is made of."""
+    def add(self, value: Any, names: frozenset[str] = _NONE) -> None:
+        """Count a value and what it is made of; `names` are the attributes that are looked up."""
         if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
             self.note(type(value).__name__, repr(value))
             return
-        if id(value) in self._seen:
-            self.note("again", self._seen[id(value)][0])
+        whole = isinstance(value, (np.ndarray, np.generic, jax.Array, types.FunctionType))
+        place = id(value) if whole else (id(value), names)
+        if place in self._seen:
+            self.note("again", self._seen[place][0])
             return
-        self._seen[id(value)] = len(self._seen), value  # kept, so that no other object gets its id
+        self._seen[place] = len(self._seen), value  # kept, so that no other object gets its id
         if isinstance(value, (np.ndarray, np.generic, jax.Array)):
             self.add_array(value)
         elif isinstance(value, dict):
-            self.add_items("dict", sorted(value.items(), key=lambda item: str(item[0])))
+            self.add_fields("dict", sorted(value.items(), key=lambda item: str(item[0])), names)
         elif isinstance(value, (list, tuple, set, frozenset)):
-            ordered = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-            self.add_items(type(value).__qualname__, ordered)
+            ordered = sorted(value, key=_order) if isinstance(value, (set, frozenset)) else value
+            self.add_items(type(value).__qualname__, ordered, names)
         elif isinstance(value, types.FunctionType):
             self.add_function(value)
         elif isinstance(value, types.MethodType):
             self.add(value.__func__)
-            self.add_attributes(value.__self__, _names(value.__func__.__code__).read)
+            self.add_object(value.__self__, _attributes_of(value.__func__))
         elif isinstance(value, functools.partial):
-            self.add_items("partial", (value.func, value.args, value.keywords))
+            names = _attributes_of(value.func, names)
+            self.add_items("partial", (value.func, value.args, value.keywords), names)
         elif isinstance(value, type):
             self.note("type", value.__module__, value.__qualname__)
+            self.add_class(value, names, {})
         elif dataclasses.is_dataclass(value):
-            present = vars(value) if hasattr(value, "__dict__") else {}
-            names = [field.name for field in dataclasses.fields(value)]
-            self.note(type(value).__qualname__)
-            self.add_items("fields", [(name, present.get(name)) for name in names])
+            self.add_dataclass(value, names)
         elif hasattr(value, "__wrapped__"):  # what jax.jit and jax.custom_jvp return
             self.add_items("wrapped", (value.__wrapped__,))
+            rules = [(name, rule) for name, rule in _held(value).items() if callable(rule)]
+            self.add_fields("rules", rules)
+        elif isinstance(value, (types.BuiltinFunctionType, np.ufunc)):
+            self.note("object", type(value).__qualname__, value.__name__)
         else:
-            named = isinstance(value, (types.BuiltinFunctionType, np.ufunc))
-            self.note("object", type(value).__qualname__, value.__name__ if named else "")
+            self.add_object(value, names)
 
-    def add_items(self, kind: str, items: Any) -> None:
+    def add_items(self, kind: str, items: Any, names: frozenset[str] = _NONE) -> None:
         """Count what a container holds."""
         items = list(items)
         self.note(kind, len(items))
         for item in items:
-            self.add(item)
+            self.add(item, names)
+
+    def add_fields(
+        self, kind: str, fields: list[tuple[Any, Any]], names: frozenset[str] = _NONE
+    ) -> None:
+        """Count values with the names or keys of these."""
+        self.note(kind, len(fields))
+        for key, value in fields:
+            self.add(key, names)
+            self.add(value, names)
 
     def add_array(self, value: Any) -> None:
         """Count dtype, shape and content, or which object it is."""
@@ -155,7 +132,7 @@ class Reader:
             self.note(*content_sums([array]))
 
     def add_function(self, value: types.FunctionType) -> None:
-        """Count its name, its numbers, its defaults, what it encloses, and the numbers it looks up."""
+        """Count its name, its numbers, its defaults, what it encloses, and what it looks up."""
         self.note("function", value.__qualname__)
         if (value.__module__ or "").partition(".")[0] in _BY_NAME:
             return
@@ -166,23 +143,26 @@ class Reader:
             return
         if self._by_content:
             self.add_code(value.__code__)
-        names = _names(value.__code__)
-        for name in names.read:
+        names = names_of(value.__code__)
+        for name in sorted(names.outside):
             if name in value.__globals__:
-                self.add_found(name, value.__globals__[name], names)
-        self.add(value.__defaults__)
-        self.add(value.__kwdefaults__)
+                self.add_found(name, value.__globals__[name], names, value.__module__)
+        for name in sorted(names.imported):
+            if name in sys.modules:
+                self.add_found(name, sys.modules[name], names, value.__module__)
+        self.add(value.__defaults__, names.attributes)
+        self.add(value.__kwdefaults__, names.attributes)
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
                 content = cell.cell_contents
             except ValueError:  # not filled yet
                 self.note("empty")
                 continue
-            if name in names.read:
-                self.add_found(name, content, names)
+            if name in names.outside:
+                self.add_found(name, content, names, value.__module__)
 
-    def add_found(self, name: str, value: Any, names: _Names) -> None:
-        """Count a value that a function finds under a name outside of itself.
+    def add_found(self, name: str, value: Any, names: Names, place: str | None) -> None:
+        """Count a value that a function in the module `place` finds under a name outside of itself.
 
         Not what the function itself changes, such as the number of its calls, nor what belongs to a
         thread, such as the shapes that a checker of annotations has met on its way.
@@ -190,60 +170,89 @@ class Reader:
         if isinstance(value, threading.local):
             return
         if isinstance(value, types.ModuleType):
-            if value.__name__.partition(".")[0] in _BY_NAME:
-                return
-            held = vars(value)
-            simple = [n for n in names.read if isinstance(held.get(n), _SIMPLE)]
-            self.add_items(name, [(n, held[n]) for n in simple])
-        elif isinstance(value, _CONTAINERS) and (names.changes_others or name in names.changed):
+            self.add_module(name, value, names, place)
+        elif not (
+            isinstance(value, _CONTAINERS) and (names.changes_others or name in names.changed)
+        ):
+            self.note(name)
+            self.add(value, names.attributes)
+
+    def add_module(
+        self, name: str, module: types.ModuleType, names: Names, place: str | None
+    ) -> None:
+        """Count what a function finds in a module: of an installed one, only numbers and arrays."""
+        if module.__name__.partition(".")[0] in _BY_NAME or names.attributes is EVERYTHING:
             return
-        elif isinstance(value, type):
-            self.note(name)
-            self.add_attributes(value, names.read)
-        elif self.has_parts(value):
-            self.note(name)
-            self.add(value)
-        else:
-            self.note(name, type(value).__qualname__)
-            self.add_attributes(value, names.read)
+        marker = id(module), names
+        if marker in self._seen:
+            return
+        self._seen[marker] = len(self._seen), module
+        held = vars(module)
+        own = (place or "").partition(".")[0] == module.__name__.partition(".")[0]
+        library = is_library(module.__name__) and (not own or is_library(place))
+        self.note(name)
+        for attribute in sorted(names.attributes):
+            if attribute not in held:
+                continue
+            if not library:
+                self.add_found(attribute, held[attribute], names, place)
+            elif isinstance(held[attribute], _SIMPLE):
+                self.note(attribute)
+                self.add(held[attribute])
 
-    @staticmethod
-    def has_parts(value: Any) -> bool:
-        """Whether `add` reads all of the value."""
-        functions = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, np.ufunc)
-        parted = (*_SIMPLE, *_CONTAINERS, tuple, frozenset, *functions, functools.partial)
-        return (
-            value is None
-            or isinstance(value, parted)
-            or dataclasses.is_dataclass(value)
-            or hasattr(value, "__wrapped__")
-        )
+    def add_dataclass(self, value: Any, names: frozenset[str]) -> None:
+        """Count its fields; and where it is a user's, what its methods look up."""
+        cls, held = type(value), _held(value)
+        self.note(cls.__qualname__)
+        if not is_library(cls.__module__):
+            # The methods of a module of equinox are called by others.
+            names = EVERYTHING if isinstance(value, eqx.Module) else names
+            names = self.add_class(cls, names, held).attributes
+        fields = [field.name for field in dataclasses.fields(value)]
+        self.add_fields("fields", [(name, getattr(value, name, None)) for name in fields], names)
 
-    def add_attributes(self, value: Any, names: Iterable[str]) -> None:
-        """Count the attributes of an object that these names, and those in its methods, look up.
+    def add_object(self, value: Any, names: frozenset[str]) -> None:
+        """Count those of its attributes that are looked up, and not those that its methods change."""
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            self.add_dataclass(value, names)
+            return
+        cls, held = type(value), _held(value)
+        self.note("object", cls.__qualname__)
+        if not self._by_content:
+            self.note(id(value))
+        if isinstance(value, type):
+            self.add_class(value, names, {})
+            return
+        found = self.add_class(cls, names, held)
+        for name, slot in found.slots:
+            try:
+                held = {**held, name: slot.__get__(value)}
+            except AttributeError:
+                continue
+        fields = [
+            (name, content)
+            for name, content in sorted(held.items())
+            if name in found.attributes
+            and name not in found.excluded
+            and not isinstance(content, threading.local)
+            and not (
+                isinstance(content, _CONTAINERS) and (found.changes_others or name in found.changed)
+            )
+        ]
+        self.add_fields("fields", fields, found.attributes)
 
-        Not those that its methods change.
-        """
-        wanted, methods = list(names), list[types.FunctionType]()
-        for name in wanted:  # which grows
-            method = getattr(type(value), name, None)
-            if isinstance(method, types.FunctionType) and method not in methods:
-                methods.append(method)
-                wanted.extend(n for n in _names(method.__code__).read if n not in wanted)
-        for method in methods:
-            self.add(method)
-        known = [_names(method.__code__) for method in methods]
-        written = {name for found in known for name in found.written}
-        changed = {name for found in known for name in found.changed}
-        others = any(found.changes_others for found in known)
-        held = {
-            name: content
-            for name, content in getattr(value, "__dict__", {}).items()
-            if name in wanted
-            and name not in written
-            and not (isinstance(content, _CONTAINERS) and (others or name in changed))
-        }
-        self.add_items("fields", sorted(held.items()))
+    def add_class(self, cls: type, names: frozenset[str], held: dict[str, Any]) -> Class:
+        """Count the methods and the values that a class has under these names."""
+        found = class_of(cls, names)
+        for function in found.functions:
+            self.add(function)
+        values = [
+            (name, value)
+            for name, value in found.values
+            if name not in held and name not in found.excluded and name not in found.changed
+        ]
+        self.add_fields("class", sorted(values, key=lambda item: item[0]), _NONE)
+        return found
 
     def add_code(self, code: types.CodeType) -> None:
         """Count the names and the numbers in the code, and in the functions within it."""
@@ -255,73 +264,27 @@ class Reader:
                 self.add(constant)
 
 
+def _attributes_of(function: Any, others: frozenset[str] = _NONE) -> frozenset[str]:
+    """The names of attributes in the code of a function, with others."""
+    code = getattr(function, "__code__", None)
+    if others is EVERYTHING or not isinstance(code, types.CodeType):
+        return others
+    return names_of(code).attributes.union(others)
+
+
+def _held(value: Any) -> dict[str, Any]:
+    held = getattr(value, "__dict__", None)
+    return held if isinstance(held, dict) else {}
+
+
+def _order(item: Any) -> str:
+    """Of the members of a set: an object is printed with its place in memory."""
+    simple = isinstance(item, (bool, int, float, complex, str, bytes, tuple, frozenset))
+    return f"{type(item).__qualname__} {item if simple else ''}"
+
+
 def _checked(function: types.FunctionType) -> Any:
     """The function within, if jaxtyping or beartype made it: what these keep is no setting."""
     place = str(function.__globals__.get("__name__", "")).partition(".")[0]
     generated = function.__code__.co_filename.startswith("<@beartype(")
     return getattr(function, "__wrapped__", None) if place == "jaxtyping" or generated else None
-
-
-def spans(value: Any) -> bool:
-    """Whether it is an array of which this process has a part only, or one of several copies."""
-    return isinstance(value, jax.Array) and not value.is_fully_addressable
-
-
-def content_sums(arrays: Sequence[Any]) -> list[str]:
-    """For each array a sum, modulo 2^64, of mixtures of its entries' bits with their positions.
-
-    Equal arrays have equal sums, whatever processes hold them: each adds up its own part. Others have
-    the same one with a probability of 2^-64, except on purpose. Every process gets all sums.
-    """
-    sums = np.array([_sum_of_parts(array) for array in arrays], np.uint64)
-    if any(spans(array) for array in arrays):
-        # As halves, because JAX may have no integers of 64 bits.
-        parts = multihost_utils.process_allgather(sums.view(np.uint32), tiled=False)
-        all_sums = np.ascontiguousarray(parts).view(np.uint64)
-        held = np.array([spans(array) for array in arrays])
-        sums = np.where(held, all_sums.sum(axis=0, dtype=np.uint64), sums)
-    return [f"{total:016x}" for total in sums.tolist()]
-
-
-def _sum_of_parts(array: Any) -> int:
-    if not spans(array):
-        array = np.asarray(array)
-        return _sum_of_part(array, array.shape, (slice(None),) * array.ndim)
-    # A part that several devices hold is counted once.
-    parts = [shard for shard in array.addressable_shards if shard.replica_id == 0]
-    return sum(_sum_of_part(np.asarray(x.data), array.shape, x.index) for x in parts) % (1 << 64)
-
-
-def _sum_of_part(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> int:
-    """The sum over one part, whose entries have the positions `index` in an array of this shape."""
-    if part.size == 0:
-        return 0
-    per_row = max(math.prod(part.shape[1:]), 1)
-    rows, block = part.shape[0] if part.ndim else 1, max(_BLOCK // per_row, 1)
-    starts = [axis.indices(size)[0] for axis, size in zip(index, shape, strict=True)]
-    total = 0
-    for row in range(0, rows, block):
-        piece = part[row : row + block] if part.ndim else part.reshape(1)
-        position = np.zeros((1,) * piece.ndim, np.uint64)
-        for axis, start in enumerate(starts):
-            here = np.arange(piece.shape[axis], dtype=np.uint64) + (start + row * (axis == 0))
-            stride = math.prod(shape[axis + 1 :])
-            position = position + (here * stride).reshape([-1] + [1] * (piece.ndim - axis - 1))
-        total += _mixed(np.broadcast_to(position, piece.shape).ravel(), np.ascontiguousarray(piece))
-    return total % (1 << 64)
-
-
-def _mixed(position: np.ndarray, piece: np.ndarray) -> int:
-    """The sum of the mixtures (the last steps are those of the generator SplitMix64)."""
-    bytes_each = piece.dtype.itemsize
-    word = math.gcd(bytes_each, 8)
-    words = piece.reshape(-1).view(f"u{word}").reshape(piece.size, -1)
-    x = np.arange(words.shape[1], dtype=np.uint64) + position[:, None] * np.uint64(words.shape[1])
-    x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    x += words.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return int(x.sum(dtype=np.uint64))

@@ -4,62 +4,120 @@ import dataclasses
 import functools
 import hashlib
 import types
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
+from jaxtyping import PyTree
 
 from ._fingerprint import Reader
-from ._problem import BilevelProblem, Problem
+from ._problem import BilevelProblem, FixedPointProblem, Problem
+
+F = TypeVar("F", bound=Callable)
+P = TypeVar("P", bound=Problem)
 
 
-class Pinned:
-    """A function with the values that it looks up; equal to another if the function and these are.
+class Pins:
+    """What functions and methods within a value look up; equal to others if it is the same.
 
     JAX traces a function once. If what it looks up has another value at the next call, such as a
     number of an enclosing scope or an attribute of the object whose method it is, the old program
-    would run with the old value, silently. A new `Pinned` is then another function, and is compiled
-    anew. An array counts as another value if it is another object. Functions that cannot be hashed
-    become ones that can.
+    would run with the old value, silently. Pins that are a part of what a program is compiled for
+    make it another program. An array counts as another value if it is another object.
     """
 
-    def __init__(self, function: Any):
+    def __init__(self, value: Any):
         digest = hashlib.sha256()
         reader = Reader(digest, by_content=False)
-        reader.add(function)
-        self._function, self._looked_up = function, digest.hexdigest()
+        # Arrays of a pytree are arguments of the program, and no part of it.
+        reader.add(eqx.filter(value, eqx.is_array, inverse=True))
+        self._digest = digest.hexdigest()
         self._kept = reader.kept  # so that no other object gets their place in memory
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pins) and self._digest == other._digest
+
+
+class Pinned:
+    """A function with pins: equal to another if both are.
+
+    Functions that cannot be hashed become ones that can.
+
+    Args:
+        function: the function.
+        pins: of the problem that it belongs to; by default its own.
+    """
+
+    def __init__(self, function: Any, pins: Pins | None = None):
+        self._pins = Pins(function) if pins is None else pins
+        self.__wrapped__ = function
         bound = isinstance(function, types.MethodType)
         self._parts = (function.__self__, function.__func__) if bound else (function,)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
+        return self.__wrapped__(*arguments)
 
     def __hash__(self) -> int:
-        return hash(self._looked_up)
+        return hash(self._pins)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Pinned)
-            and self._looked_up == other._looked_up
+            and self._pins == other._pins
             and len(self._parts) == len(other._parts)
             and all(x is y for x, y in zip(self._parts, other._parts, strict=True))
         )
 
 
-def pinned(problem: Problem) -> Problem:
-    """The problem with its functions pinned, except those that are pytrees."""
+def pinned(problem: P, pins: Pins | None = None) -> P:
+    """The problem with its functions pinned, except those that are pytrees.
+
+    Args:
+        problem: the problem.
+        pins: its pins, if they are known.
+    """
+    pins = Pins(problem) if pins is None else pins
 
     def pin(function: Any) -> Any:
         is_leaf = jax.tree_util.all_leaves([function])
-        return Pinned(function) if is_leaf and not isinstance(function, Pinned) else function
+        return Pinned(function, pins) if is_leaf and not isinstance(function, Pinned) else function
 
     if isinstance(problem, BilevelProblem):
         return dataclasses.replace(problem, outer=pin(problem.outer), inner=pin(problem.inner))
     return dataclasses.replace(problem, outer=pin(problem.outer), map=pin(problem.map))
 
 
-def pins(leaves: Iterable[Any]) -> tuple[Pinned, ...]:
-    """The functions among these, such as schedules, pinned."""
-    kinds = (types.FunctionType, types.MethodType, functools.partial)
-    return tuple(Pinned(x) for x in leaves if isinstance(x, kinds))
+def hashable(static: PyTree, pins: Pins) -> PyTree:
+    """The same, with those functions pinned that cannot be hashed: schedules with settings."""
+
+    def pin(x: Any) -> Any:
+        return Pinned(x, pins) if callable(x) and type(x).__hash__ is None else x
+
+    return jax.tree.map(pin, static)
+
+
+def compiled(function: F) -> F:
+    """`equinox.filter_jit`, of which the pins of the arguments are a part."""
+
+    @eqx.filter_jit
+    def run(pins: Pins, args: Any, kwargs: Any) -> Any:
+        del pins
+        return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        pins = Pins((args, kwargs))
+        args, kwargs = jax.tree.map(
+            lambda x: pinned(x, pins) if _is_problem(x) else x, (args, kwargs), is_leaf=_is_problem
+        )
+        return run(pins, *hashable((args, kwargs), pins))
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+def _is_problem(x: Any) -> bool:
+    return isinstance(x, BilevelProblem | FixedPointProblem)

@@ -36,7 +36,7 @@ from ._ending import (
 )
 from ._inner.closed_form import ClosedForm
 from ._loaders import Loaders
-from ._pinned import pinned, pins
+from ._pinned import Pins, compiled, hashable, pinned
 from ._problem import BilevelProblem, FixedPointProblem, Problem
 from ._processes import refuse_forked
 from ._solution import RESULTS, BilevelError, Solution
@@ -149,8 +149,8 @@ def solve(
     """
     refuse_forked()
     began = time.perf_counter()
-    asked, problem = (problem, algorithm), pinned(problem)
-    given, size = check_call(problem, u0, w0, num_steps, trace_every, chunk_size)
+    asked, pins = (problem, algorithm), (Pins(problem), Pins(algorithm))
+    given, size = check_call(pinned(problem, pins[0]), u0, w0, num_steps, trace_every, chunk_size)
     loaders = Loaders(algorithm, state)
     problem, algorithm = given.problem, _with_formulas(loaders.algorithm, given)
     if tol is None:
@@ -163,8 +163,8 @@ def solve(
         jax.tree.map(lambda x: _on_device(x, jnp.result_type(float)), tolerances),
     )
     arrays, rest = eqx.partition((problem, algorithm, options), eqx.is_array)
-    leaves, structure = jax.tree.flatten(rest)
-    static = (tuple(leaves), structure, pins(leaves))
+    leaves, structure = jax.tree.flatten(hashable(rest, pins[1]))
+    static = (tuple(leaves), structure, pins)
     # A chunk reuses the memory of the state it is given, so that must belong to nobody else.
     if is_new := state is None:
         with memory_of(algorithm):
@@ -303,10 +303,20 @@ def _with_formulas(algorithm: AbstractAlgorithm, given: Uniform) -> AbstractAlgo
 def _values(problem: Problem, given: Uniform, u: PyTree, w: PyTree) -> tuple[Any, Any]:
     """F and f on all data, for `print`."""
     u, w = given.strip(u, w)
-    outer = eqx.filter_jit(problem.outer)(u, w, problem.outer_data)
+    outer = _outer_value(problem, u, w)
     if isinstance(problem, FixedPointProblem):
         return outer, None
-    return outer, eqx.filter_jit(problem.inner)(u, w, problem.inner_data)
+    return outer, _inner_value(problem, u, w)
+
+
+@compiled
+def _outer_value(problem: Problem, u: PyTree, w: PyTree) -> Any:
+    return problem.outer(u, w, problem.outer_data)
+
+
+@compiled
+def _inner_value(problem: BilevelProblem, u: PyTree, w: PyTree) -> Any:
+    return problem.inner(u, w, problem.inner_data)
 
 
 def _typed_key(key: Any) -> Key[Array, ""]:

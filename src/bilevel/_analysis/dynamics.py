@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
 
 from .._geometry import Simplex
 from .._hypergradient.implicit import implicit_gradient
+from .._pinned import compiled
 from .._problem import BilevelProblem
 from . import slow_model
 from .fields import SUPPORT, Field, Weights, frozen_field, value
@@ -253,7 +254,7 @@ class _JointTerm(eqx.Module):
         return self.beta * Simplex().tangent(u, psi), optax.tree.scale(self.alpha, slope)
 
 
-@eqx.filter_jit
+@compiled
 def _integrate(
     term: _MirrorTerm | _JointTerm,
     start: tuple[Weights, PyTree[Array]],

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,6 +10,7 @@ from jaxtyping import Array, PyTree, Scalar
 from .._geometry import outer_residual
 from .._hypergradient.base import AbstractHypergradient, Hypergradient
 from .._inner.base import AbstractInnerSolver
+from .._pinned import compiled
 from .._problem import Problem
 from .._sampler import FullBatch, Stream, Streams
 
@@ -149,7 +149,7 @@ def _judge(
     return Equilibrium(verdict, gap, residual, outer)
 
 
-@eqx.filter_jit
+@compiled
 def _estimate(
     problem: Problem,
     u: PyTree[Array],

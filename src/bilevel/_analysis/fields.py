@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Complex, Float, PyTree, Scalar
 from .._geometry import Simplex
 from .._hypergradient.implicit import implicit_gradient
 from .._inner.base import AbstractInnerSolver
+from .._pinned import compiled
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream
 
@@ -131,13 +132,13 @@ def row_gradients(problem: BilevelProblem, u: Weights, w: PyTree[Array]) -> Floa
 # A field at a point. Compiled: run op by op, a field that solves a linear system takes seconds.
 
 
-@eqx.filter_jit
+@compiled
 def value(field: Field, u: Weights) -> Weights:
     """`phi(u)`, compiled."""
     return field(u)
 
 
-@eqx.filter_jit
+@compiled
 def _jacobian(field: Field, u: Weights) -> Float[Array, "rows rows"]:
     return jax.jacfwd(field)(u)
 
@@ -149,7 +150,7 @@ class _MirrorField(eqx.Module):
         return u * Simplex().tangent(u, self.field(u))
 
 
-@eqx.filter_jit
+@compiled
 def _size(field: Field, u: Weights) -> Scalar:
     """The largest |phi| at u and at a point whose log-weights differ from those of u by about 1.
 

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from .._callback import AbstractCallback
 from .._inner.base import AbstractInnerSolver
 from .._inner.minimiser import MinimiserInner
+from .._pinned import compiled
 from .._problem import BilevelProblem, num_rows
 from .._sampler import FullBatch, Stream
 from .._solution import RESULTS, Solution
@@ -200,7 +201,7 @@ class _OuterValue(eqx.Module):
         return self.problem.outer(u, w, self.problem.outer_data)
 
 
-@eqx.filter_jit
+@compiled
 def _retrain(
     problem: BilevelProblem,
     inner: AbstractInnerSolver,
@@ -296,7 +297,7 @@ def leak_check(
     )
 
 
-@eqx.filter_jit
+@compiled
 def _row_losses(
     problem: BilevelProblem, u: PyTree, w: PyTree, data: PyTree[Array]
 ) -> Float[Array, " rows"]:

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._hypergradient.implicit import implicit_gradient
+from .._pinned import Pins, pinned
 from .._problem import BilevelProblem
 
 ENTERS = 1e-6  # the weight with which a row that catches up begins
@@ -33,6 +34,7 @@ class _Slow(eqx.Module):
     problem: BilevelProblem
     linear_solver: lx.AbstractLinearSolver
     w0: PyTree[Array]
+    pins: Pins = eqx.field(static=True)
 
     def field(self, u: Array, w: PyTree[Array]) -> Array:
         return implicit_gradient(self.problem, u, w, self.linear_solver).grad
@@ -80,7 +82,8 @@ def integrate(
     max_switches: int,
 ) -> Path:
     """Smooth pieces, each to the first event; `rest(u, w)` is where the weights go at a switch."""
-    n, slow = u0.size, _Slow(problem, linear_solver, w0)
+    pins = Pins((problem, linear_solver))
+    n, slow = u0.size, _Slow(pinned(problem, pins), linear_solver, w0, pins)
     flat, unravel = ravel_pytree(w0)
     p = flat.size
 

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from .._algorithm.base import AbstractAlgorithm, State
 from .._arrays import dot
 from .._geometry import Simplex
 from .._inner.minimiser import MinimiserInner
+from .._pinned import compiled
 from .._problem import BilevelProblem
 from .._sampler import FullBatch, Stream
 from .._solution import Solution
@@ -153,7 +153,7 @@ def _decay(gaps: Float[np.ndarray, " steps"]) -> float:
     return float(max(np.max(fall / np.arange(1, len(gaps))), 0.0))
 
 
-@eqx.filter_jit
+@compiled
 def _paces(
     problem: BilevelProblem,
     algorithm: AbstractAlgorithm,

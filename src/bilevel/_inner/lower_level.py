@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 from scipy.optimize import minimize
 
+from .._pinned import Pins, pinned
 from .._problem import BilevelProblem
 from .._solution import Solution
 from .._variables import as_arrays
@@ -141,10 +142,12 @@ def look_around(
 ) -> LowerLevelCheck:
     """`check_lower_level` for variables that are arrays, from these starts."""
     flat, unravel = ravel_pytree(w)
+    pins = Pins(problem)
+    problem = pinned(problem, pins)
     here = np.asarray(flat, np.float64)
 
     def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = _value_and_grad(problem, u, w, jnp.asarray(x, flat.dtype))
+        value, grad = _value_and_grad(problem, u, w, jnp.asarray(x, flat.dtype), pins)
         return float(value), np.asarray(grad, np.float64)
 
     def outer(x: np.ndarray) -> float:
@@ -187,8 +190,9 @@ def look_around(
 
 @eqx.filter_jit
 def _value_and_grad(
-    problem: BilevelProblem, u: PyTree[Array], w: PyTree[Array], x: Array
+    problem: BilevelProblem, u: PyTree[Array], w: PyTree[Array], x: Array, pins: Pins
 ) -> tuple[Array, Array]:
     """Of the inner objective at x, which is like w, raveled."""
+    del pins
     unravel = ravel_pytree(w)[1]
     return jax.value_and_grad(lambda x: problem.inner(u, unravel(x), problem.inner_data))(x)

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -18,6 +17,7 @@ from .._arrays import dot
 from .._geometry import Euclidean
 from .._hypergradient.base import Hypergradient, linearise_inner
 from .._hypergradient.implicit import implicit_gradient, matrix_free
+from .._pinned import compiled
 from .._problem import BilevelProblem
 from .._solution import RESULTS, BilevelError, Solution
 
@@ -168,7 +168,7 @@ def reference_solution(
     return Reference(u, point.w, point.value, point.gradient_norm, point.inner_residual)
 
 
-@eqx.filter_jit
+@compiled
 def _evaluate(
     problem: BilevelProblem,
     u: PyTree[Array],
