@@ -10,6 +10,11 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+# Before anything loads OpenMP. xdist's workers and the commands that tests start inherit it. On small
+# tables a second thread is only waited for, and where another process has the core, in a busy loop:
+# trees took three times the CPU time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings

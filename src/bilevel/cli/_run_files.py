@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
-import skops.io
 from sklearn.pipeline import Pipeline
 
 from .._storage import DamagedFileError, checksum, read_regular, whole_file, write_bytes, write_text
@@ -267,6 +266,8 @@ def write_parquet(table: pd.DataFrame | pa.Table, path: Path) -> None:
 
 def write_model(model: Any, path: Path) -> None:
     """A model as a skops file."""
+    import skops.io  # which imports all of scikit-learn
+
     write_bytes(path, skops.io.dumps(model))
 
 
