@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,6 +109,46 @@ def test_clients_that_are_alike_make_the_light_variant_exact():
     made = LFedNest(0.1, 0.2, 0.1, num_terms=100)
     found = bilevel.solve(alike, made, CASE.u, CASE.w0, num_steps=1000)
     np.testing.assert_allclose(found.u, Q.u_star, rtol=1e-8)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        bilevel.Shuffled(2),
+        pytest.param(bilevel.WithReplacement(3), marks=SLOW),
+        pytest.param(bilevel.Blocks(2), marks=SLOW),
+    ],
+)
+def test_light_clients_keep_their_own_data(sampler):
+    """`f_i = w^2 / 2 - a_i u w`, `F_i = b_i w`: each client's hypergradient is `a_i b_i = 1`.
+
+    With the data of another client it is one of 1e-3 to 1e3.
+    """
+    a = jnp.array([1.0, 10.0, 100.0, 1000.0])
+    problem = bilevel.BilevelProblem(
+        lambda u, w, b: jnp.mean(b) * w, lambda u, w, a: w**2 / 2 - jnp.mean(a) * u * w, 1 / a, a
+    )
+    method = LFedNest(0.1, 1.0, 0.5, inner_sampler=sampler, outer_sampler=sampler)
+    start = jnp.array(0.0)
+    found = bilevel.solve(problem, method, start, start, num_steps=6, throw=False)
+    np.testing.assert_allclose(found.u, -3.0, rtol=1e-12)
+    with pytest.raises(ValueError, match="they must be equal"):
+        LFedNest(0.1, 0.1, 0.1, inner_sampler=sampler)
+
+
+@pytest.mark.parametrize("method", [FedNest, LFedNest])
+def test_a_step_of_zero_leaves_u_where_it_is(method):
+    """As in a schedule that warms up."""
+    made = method(RHO, SIGMA, lambda k: jnp.where(k == 0, 0.0, ETA), NUM_INNER, NUM_OUTER, TERMS)
+    state = made.init(CASE.problem, CASE.u, CASE.w0, jax.random.key(0))
+    first, _ = made.step(CASE.problem, state)
+    second, _ = made.step(CASE.problem, first)
+    np.testing.assert_array_equal(first.u, CASE.u)
+    assert jnp.all(jnp.isfinite(second.u))
+    assert not jnp.any(second.u == CASE.u)
 
 
 def test_wrong_calls():

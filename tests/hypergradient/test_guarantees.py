@@ -12,7 +12,7 @@ import pytest
 
 import bilevel
 from bilevel import AID, ITD, RESULTS, GradientInner, HypergradientWarning
-from helpers import CASES, COUPLED, estimate_on_all_data, flat, on_all_data
+from helpers import CASES, COUPLED, assert_close, estimate_on_all_data, flat, on_all_data
 
 SLOW = pytest.mark.slow
 
@@ -195,6 +195,31 @@ def test_itd_is_the_derivative_of_its_last_steps(last):
     np.testing.assert_allclose(flat(found.w), w, rtol=1e-12)
     assert int(found.calls.inner_grad) == 11
     assert int(found.calls.hvp) == last
+
+
+def test_checkpoints_change_no_number():
+    """Not the steps of "auto", some of which are taken back, nor the counts and the result."""
+    problem = bilevel.BilevelProblem(
+        lambda u, w, _: jnp.sum((w - 1) ** 2), lambda u, w, _: jnp.sum((w - u) ** 4 + w**2)
+    )
+    u, w = jnp.array([0.3, -0.2]), jnp.array([2.0, 0.5])
+    found = [
+        estimate_on_all_data(problem, ITD(mode), GradientInner("auto", 7), u, w)
+        for mode in ("reverse", "checkpointed")
+    ]
+    assert_close(found[0].grad, found[1].grad, rtol=1e-13)
+    assert_close(found[0].w, found[1].w, rtol=1e-13)
+    assert [int(each.calls.hvp) for each in found] == [27, 27]
+    inner = GradientInner(optax.sgd(5.0), 3)
+    with pytest.warns(HypergradientWarning, match="larger residual"):
+        bilevel.solve(
+            problem,
+            bilevel.DoubleLoop(inner, ITD("checkpointed"), optax.sgd(1e-9)),
+            u,
+            w,
+            num_steps=1,
+            throw=False,
+        )
 
 
 def test_itd_refuses_what_it_cannot_split():

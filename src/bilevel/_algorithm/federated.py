@@ -3,6 +3,7 @@
 Tarzanagh, Li, Thrampoulidis and Oymak (2022) [tarzanagh2022][].
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +16,7 @@ from .._inner.federated import FederatedInner
 from .._problem import Problem, num_rows
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_setting
+from .auto_steps import Move
 from .base import AbstractAlgorithm, count, require_positive
 from .directions import Directions, descend, inner_terms, joint_directions, outer_terms
 from .turn import Turn, init_state, open_turn
@@ -112,7 +114,7 @@ class LFedNest(AbstractAlgorithm):
 
     Args:
         inner_step, linear_step, outer_step, num_inner, num_outer, num_terms, inner_sampler,
-            outer_sampler: as in `FedNest`; the samplers must draw the same clients.
+            outer_sampler: as in `FedNest`; the two samplers are equal, and draw the same clients.
 
     It needs two averages per step, where `FedNest` needs `num_terms` more. **It ends at another point
     where clients differ**: the mean of their own hypergradients is not the hypergradient, and their
@@ -120,7 +122,8 @@ class LFedNest(AbstractAlgorithm):
     hypergradients.
 
     Raises:
-        ValueError: as in `FedNest`, or the outer and the inner data have other numbers of clients.
+        ValueError: as in `FedNest`, the outer and the inner data have other numbers of clients, or the
+            samplers differ.
 
     Source: Tarzanagh, Li, Thrampoulidis and Oymak (2022), "FedNest: Federated bilevel, minimax, and
     compositional optimization" [tarzanagh2022][], their light variant, as in the authors' code.
@@ -137,6 +140,12 @@ class LFedNest(AbstractAlgorithm):
 
     def __check_init__(self):
         _check(self)
+        if self.inner_sampler != self.outer_sampler:
+            raise ValueError(
+                "`LFedNest` takes both data of each client, so its samplers have to draw the same "
+                f"clients: they must be equal, got inner_sampler={self.inner_sampler} and "
+                f"outer_sampler={self.outer_sampler}."
+            )
 
     def init(self, problem, u0, w0, key):
         """Nothing is carried along."""
@@ -146,7 +155,9 @@ class LFedNest(AbstractAlgorithm):
                 f"`LFedNest` needs the outer and the inner data of the same clients, got {counts[0]} "
                 f"and {counts[1]} along axis 0; deal both to as many clients with `tasks.federated`."
             )
-        return init_state(self, problem, u0, w0, key)
+        state = init_state(self, problem, u0, w0, key)
+        same = state.samplers._replace(outer=state.samplers.inner)
+        return dataclasses.replace(state, samplers=same)
 
     def step(self, problem, state):
         """One round of each."""
@@ -236,5 +247,6 @@ def _moved(
     turn: Turn, d: Directions, w: PyTree, moves: PyTree, outer_step: ScalarLike, calls: Any
 ) -> Any:
     """The end of a step that moves u by the mean of the clients' displacements."""
-    along = jax.tree.map(lambda x: -x / jnp.asarray(outer_step).astype(x.dtype), _mean(moves))
-    return turn.close(d, w=w, aux=(), calls=calls, move=turn.move(along))
+    u = turn.problem.geometry.retract(turn.state.u, _mean(moves))
+    move = Move(u, jnp.asarray(outer_step), turn.state.control)
+    return turn.close(d, w=w, aux=(), calls=calls, move=move)

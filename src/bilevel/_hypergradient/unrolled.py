@@ -21,7 +21,7 @@ from .._inner.gradient import GradientInner
 from .._problem import Problem
 from .._sampler import Stream, Streams
 from .._settings import as_optional_data
-from .._solution import RESULTS, Calls
+from .._solution import Calls
 from .base import (
     AbstractHypergradient,
     EstimatorState,
@@ -99,7 +99,7 @@ class ITD(AbstractHypergradient):
                 "which works with every inner solver."
             )
         if self.truncate is not None or self.mode == "checkpointed":
-            _steps(inner)
+            _in_steps(inner)
         return EstimatorState(inner.init(problem, u, w))
 
     def estimate(self, problem, inner, u, w, state, streams):
@@ -109,17 +109,20 @@ class ITD(AbstractHypergradient):
         require_outer_variable(problem, u, w, peek)
 
         start = _Iterate(w, state.inner, streams.inner.state)
-        skipped = 0
+        skipped, searched = 0, jnp.zeros((), jnp.int32)
         if self.truncate is not None:
-            skipped = max(_steps(inner) - self.truncate, 0)
+            skipped = max(_in_steps(inner).num_steps - self.truncate, 0)
         if skipped:
-            start, _ = _advance(_with_steps(inner, skipped), problem, u, start, streams.inner)
-            inner = _with_steps(inner, _steps(inner) - skipped, skipped)
+            before = _with_steps(inner, skipped)
+            start, stats = _advance(before, False, problem, u, start, streams.inner)
+            searched = stats.products
+            inner = _with_steps(inner, _in_steps(inner).num_steps - skipped, skipped)
         start = jax.lax.stop_gradient(start)
-        advance = _advance_checkpointed if self.mode == "checkpointed" else _advance
+        checkpointed = self.mode == "checkpointed"
 
         def truncated(u: PyTree[Array], w: PyTree[Array]):
-            last, stats = advance(inner, problem, u, start._replace(w=w), streams.inner)
+            at = start._replace(w=w)
+            last, stats = _advance(inner, checkpointed, problem, u, at, streams.inner)
             return (problem.outer(u, last.w, outer_batch), last.w), (last, stats)
 
         if self.mode == "forward" and not Traced(truncated, u, start.w).has_forward_mode:
@@ -155,7 +158,7 @@ class ITD(AbstractHypergradient):
         one = jnp.ones((), jnp.int32)
         # A differentiated gradient step is one product with H and one with the mixed derivative.
         products = stats.calls * (optax.tree.size(u) if self.mode == "forward" else 1)
-        replayed = stats.calls if self.mode == "checkpointed" else 0
+        replayed = stats.calls if checkpointed else 0
         estimate = Hypergradient(
             value=value,
             grad=grad,
@@ -165,7 +168,7 @@ class ITD(AbstractHypergradient):
             linear_residual=jnp.zeros_like(value),
             error_estimate=jnp.where(left < 1, error, jnp.inf),
             result=stats.result,
-            calls=Calls(one, one + skipped + replayed, products, products),
+            calls=Calls(one, one + skipped + replayed, products + searched, products),
         )
         return (
             charge_inner(estimate, stats),
@@ -187,33 +190,44 @@ def _stream(stream: Stream, iterate: _Iterate) -> Stream:
 
 
 def _advance(
-    inner: AbstractInnerSolver, problem: Problem, u: PyTree, at: _Iterate, stream: Stream
+    inner: AbstractInnerSolver,
+    checkpointed: bool,
+    problem: Problem,
+    u: PyTree,
+    at: _Iterate,
+    stream: Stream,
 ) -> tuple[_Iterate, InnerStats]:
-    w, state, stream, stats = inner.solve(problem, u, at.w, at.state, _stream(stream, at))
+    stream = _stream(stream, at)
+    if not checkpointed:
+        w, state, stream, stats = inner.solve(problem, u, at.w, at.state, stream)
+    else:
+        solve = _in_steps(inner).solve_by
+        w, state, stream, stats = solve(_in_blocks, problem, u, at.w, at.state, stream)
+        if isinstance(inner, BiGSAM):
+            stats = stats._replace(outer_calls=2 * stats.outer_calls)
     return _Iterate(w, state, stream.state), stats
 
 
-def _advance_checkpointed(
-    inner: AbstractInnerSolver, problem: Problem, u: PyTree, at: _Iterate, stream: Stream
-) -> tuple[_Iterate, InnerStats]:
-    """The same in blocks of sqrt(T) steps; the backward pass keeps only the start of each block."""
-    num_steps = _steps(inner)
+def _in_blocks(step: Callable, carry: Any, xs: Any, num_steps: int) -> tuple[Any, Any]:
+    """`jax.lax.scan` in blocks of sqrt(T) steps; the backward pass keeps only the start of each."""
     size = math.isqrt(num_steps - 1) + 1
     blocks, rest = divmod(num_steps, size)
 
-    def block(at: _Iterate, steps: int, done: ScalarLike) -> _Iterate:
-        return _advance(_with_steps(inner, steps, done), problem, u, at, stream)[0]
+    def part(carry: Any, start: ScalarLike, length: int) -> tuple[Any, Any]:
+        def steps(carry: Any) -> tuple[Any, Any]:
+            own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), xs)
+            return jax.lax.scan(step, carry, own, length=length)
 
-    at, _ = jax.lax.scan(
-        lambda at, i: (jax.checkpoint(lambda at: block(at, size, i * size))(at), None),
-        at,
-        jnp.arange(blocks),
+        return jax.checkpoint(steps)(carry)
+
+    carry, ys = jax.lax.scan(
+        lambda carry, start: part(carry, start, size), carry, size * jnp.arange(blocks)
     )
+    ys = jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys)
     if rest:
-        at = jax.checkpoint(lambda at: block(at, rest, blocks * size))(at)
-    calls = jnp.full((), num_steps, jnp.int32)
-    outer_calls = 2 * inner.outer_calls() if isinstance(inner, BiGSAM) else 0
-    return at, InnerStats(calls, RESULTS.successful, jnp.asarray(outer_calls, jnp.int32))
+        carry, last = part(carry, blocks * size, rest)
+        ys = jax.tree.map(lambda y, z: jnp.concatenate([y, z]), ys, last)
+    return carry, ys
 
 
 def _reverse(function: Callable, u: PyTree, w: PyTree) -> tuple[Scalar, PyTree, Any, Scalar]:
@@ -246,22 +260,21 @@ def _over(x: Scalar, size: Scalar) -> Scalar:
     return jnp.where(size > 0, x / jnp.where(size > 0, size, 1), 0)
 
 
-def _steps(inner: AbstractInnerSolver) -> int:
+def _in_steps(inner: AbstractInnerSolver) -> GradientInner | BiGSAM:
     if not isinstance(inner, GradientInner | BiGSAM):
         raise ValueError(
             "`ITD` with `truncate` or mode='checkpointed' splits the inner solve into blocks of "
             f"steps, which `{type(inner).__name__}` does not have; use `GradientInner` or `BiGSAM`."
         )
-    return inner.num_steps
+    return inner
 
 
 def _with_steps(
-    inner: AbstractInnerSolver, num_steps: int, done: ScalarLike = 0
+    inner: AbstractInnerSolver, num_steps: int, done: int = 0
 ) -> GradientInner | BiGSAM:
     """So many steps of a solver, after those that are done."""
     if isinstance(inner, BiGSAM):
         before = jnp.asarray(inner.done)
-        following = before + jnp.asarray(done).astype(before.dtype)
-        return dataclasses.replace(inner, num_steps=num_steps, done=following)
+        return dataclasses.replace(inner, num_steps=num_steps, done=before + done)
     assert isinstance(inner, GradientInner)
     return GradientInner(inner.tx, num_steps, inner.geometry)

@@ -1,6 +1,7 @@
 """The contract of an inner solver."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -28,6 +29,9 @@ class InnerStats(NamedTuple):
     outer_calls: Int[Array, ""] | int = 0
     products: Int[Array, ""] | int = 0
 
+
+Scan = Callable[[Callable, Any, Any, int], tuple[Any, Any]]
+"""As `jax.lax.scan`, with the number of steps."""
 
 NOISE = 1e3  # by which a residual may grow from one batch to another
 

@@ -12,11 +12,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .._loader import refuse_loader
-from .._problem import BilevelProblem
+from .._problem import BilevelProblem, Problem
 from .._sampler import Stream
 from .._settings import as_data
 from .._solution import RESULTS
-from .base import NOISE, AbstractInnerSolver, InnerStats
+from .base import NOISE, AbstractInnerSolver, InnerStats, Scan
 
 Setting = Float[np.ndarray | Array, "*batch"]
 Weighting = Callable[[Array], ArrayLike]
@@ -200,6 +200,18 @@ class BiGSAM(AbstractInnerSolver):
 
     def solve(self, problem, u, w, state, stream):
         """`num_steps` steps."""
+        return self.solve_by(jax.lax.scan, problem, u, w, state, stream)
+
+    def solve_by(
+        self,
+        scan: Scan,
+        problem: Problem,
+        u: PyTree[Array],
+        w: PyTree[Array],
+        state: Any,
+        stream: Stream,
+    ) -> tuple[PyTree[Array], Any, Stream, InnerStats]:
+        """The same, whose loop over the steps is `scan`: it decides what a backward pass keeps."""
         if not isinstance(problem, BilevelProblem):
             raise TypeError(
                 "`BiGSAM` takes steps on an inner objective, which a "
@@ -229,7 +241,7 @@ class BiGSAM(AbstractInnerSolver):
         numbers = numbers + jnp.asarray(self.done).astype(jnp.int32)
         # When unrolled, a step keeps only w; intermediate values of the gradients are computed again.
         step = jax.checkpoint(step, prevent_cse=False)
-        (w, draws), sizes = jax.lax.scan(step, (w, stream.state), numbers)
+        (w, draws), sizes = scan(step, (w, stream.state), numbers, self.num_steps)
         # The outer steps may raise a residual that was small at the start, so only a blow-up counts.
         sizes = jax.lax.stop_gradient(sizes)
         failed = ~(sizes[-1] <= NOISE * jnp.max(sizes[: self.num_steps // 2 + 1]))

@@ -18,7 +18,7 @@ from .._problem import BilevelProblem, Problem
 from .._sampler import FullBatch, Stream
 from .._solution import RESULTS
 from .._transformation import line_search_steps, transformed
-from .base import AbstractInnerSolver, InnerStats, ended
+from .base import AbstractInnerSolver, InnerStats, Scan, ended
 
 
 class GradientInner(AbstractInnerSolver):
@@ -82,6 +82,18 @@ class GradientInner(AbstractInnerSolver):
 
     def solve(self, problem, u, w, state, stream):
         """`num_steps` steps."""
+        return self.solve_by(jax.lax.scan, problem, u, w, state, stream)
+
+    def solve_by(
+        self,
+        scan: Scan,
+        problem: Problem,
+        u: PyTree[Array],
+        w: PyTree[Array],
+        state: Any,
+        stream: Stream,
+    ) -> tuple[PyTree[Array], Any, Stream, InnerStats]:
+        """The same, whose loop over the steps is `scan`: it decides what a backward pass keeps."""
         auto = isinstance(self.tx, str)
         found = _inverse_curvature(problem, u, w, state, stream) if auto else None
         # Without noise, a step of "auto" that raises f is taken back by half.
@@ -121,7 +133,7 @@ class GradientInner(AbstractInnerSolver):
         first = _first_carry(problem, u, w, () if auto else state, stream)
         if careful:
             first = dataclasses.replace(first, w_before=w)
-        last, (sizes, evaluations) = jax.lax.scan(step, first, length=self.num_steps)
+        last, (sizes, evaluations) = scan(step, first, None, self.num_steps)
         calls = jnp.full((), self.num_steps, jnp.int32) + jnp.sum(evaluations, dtype=jnp.int32)
         result = ended(sizes[0], sizes[-1], w, last.w, stream)
         if isinstance(stream.sampler, FullBatch) and isinstance(self.geometry, Euclidean):
