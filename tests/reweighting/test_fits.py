@@ -8,6 +8,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import threadpoolctl
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import RandomForestClassifier
 
@@ -25,6 +26,18 @@ def test_results_come_in_the_order_of_the_tasks():
     assert independent(where, tasks) == expected
     with joblib.parallel_config(backend="threading", n_jobs=3):
         assert independent(where, iter(tasks)) == expected
+
+
+def test_alone_no_library_is_asked_for_its_threads(monkeypatch):
+    """It takes milliseconds for each fit, and nobody looks at the answer."""
+
+    def asked() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(threadpoolctl, "threadpool_info", asked)
+    assert independent(where, [(3,)]) == [(3, os.getpid())]
+    with joblib.parallel_config(backend="threading", n_jobs=2), pytest.raises(AssertionError):
+        independent(where, [(3,)])
 
 
 @contextlib.contextmanager

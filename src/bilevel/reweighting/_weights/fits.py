@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import threadpoolctl
-from joblib import effective_n_jobs
 from sklearn.utils.parallel import Parallel, delayed
 
 
@@ -17,15 +16,17 @@ def independent(fit: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> li
     one thread here, as it then has one there too; else they add up in the order of as many threads as
     a worker has.
     """
-    if effective_n_jobs() == 1:
+    pool = (
+        Parallel()
+    )  # scikit-learn's, which passes on its configuration and the filters of warnings
+    if pool.n_jobs == 1:
         return [fit(*task) for task in tasks]
     alone = all(
         found["num_threads"] == 1
         for found in threadpoolctl.threadpool_info()
         if found["user_api"] == "blas"
     )
-    # scikit-learn's, which passes on its configuration and the filters of warnings.
-    return list(Parallel()(delayed(_fit)(fit, task, alone) for task in tasks))
+    return list(pool(delayed(_fit)(fit, task, alone) for task in tasks))
 
 
 def _fit(fit: Callable[..., Any], task: tuple[Any, ...], alone: bool) -> Any:
