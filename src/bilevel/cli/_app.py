@@ -164,6 +164,12 @@ def failures(
             fail(
                 f"there is too little memory: {str(error)[:300] or 'an allocation failed'}", FAILURE
             )
+        if isinstance(error, SystemError):  # compiled code returned an error and named none
+            fail(
+                f"compiled code of a library failed and gave no reason ({error}), as it does where "
+                "an allocation fails: perhaps there is too little memory",
+                FAILURE,
+            )
         if isinstance(error, RuntimeError):
             from .._solution import BilevelError  # which imports JAX
 
