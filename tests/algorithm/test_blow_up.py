@@ -97,7 +97,7 @@ def test_a_blow_up_within_a_set(place):
     assert np.linalg.norm(solution.u) <= 2 + 1e-12
 
 
-@pytest.mark.parametrize("outer_step", [0.3, 3.0, 40.0])
+@pytest.mark.parametrize("outer_step", [0.3, pytest.param(3.0, marks=pytest.mark.slow), 40.0])
 def test_a_double_loop(outer_step):
     method = bilevel.DoubleLoop(
         bilevel.GradientInner(optax.sgd(1.0), 1), bilevel.AID(), optax.sgd(outer_step)
@@ -168,8 +168,14 @@ def test_absurd_steps(name):
                 assert farthest < 100, (step, outer_step, options)
 
 
-@pytest.mark.parametrize("tol", [None, 1e-6])
-@pytest.mark.parametrize("num_steps", [1, pytest.param(2, marks=pytest.mark.slow), 20])
+@pytest.mark.parametrize(
+    ("num_steps", "tol"),
+    [
+        (1, None),
+        (20, 1e-6),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in [(1, 1e-6), (2, 1e-6), (20, None)]),
+    ],
+)
 def test_thrown_on_a_plain(num_steps, tol):
     """F is at most 1 and flat there, so that no residual shows that the run is lost."""
     problem = bilevel.BilevelProblem(

@@ -90,7 +90,7 @@ class Wrong(bilevel.AbstractHypergradient):
         return eqx.tree_at(lambda x: x.grad, found, grad), state, streams
 
 
-@pytest.mark.parametrize("factor", [-1.0, 0.0, 1.01])
+@pytest.mark.parametrize("factor", [pytest.param(-1.0, marks=pytest.mark.slow), 0.0, 1.01])
 def test_wrong_estimators_disagree(factor):
     case = CASES["coupled"]
     inner = exact_inner(case)

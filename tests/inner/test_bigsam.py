@@ -226,8 +226,22 @@ def reverse_mode(weight, num_steps: int, last: int = 0) -> np.ndarray:
     return grad
 
 
-@pytest.mark.parametrize("mode", ["reverse", "forward", "checkpointed"])
-@pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("printed", "reverse"),
+        ("Sabach-Shtern", "forward"),
+        ("printed", "checkpointed"),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in [
+                ("Sabach-Shtern", "reverse"),
+                ("printed", "forward"),
+                ("Sabach-Shtern", "checkpointed"),
+            ]
+        ),
+    ],
+)
 def test_unrolled_is_algorithm_five(name, mode):
     solver, (_, weight) = bigsam(name, 10), WEIGHTINGS[name]
     found = estimate(ITD(mode), solver, jnp.asarray(U), jnp.zeros(6))

@@ -74,14 +74,16 @@ SPLITTERS = {
 }
 
 
-@pytest.mark.parametrize("u", [np.array(-0.7), np.array([-1.0, 0.5, 0.0, -3.0])])
+SHARED, ONE_EACH = np.array(-0.7), np.array([-1.0, 0.5, 0.0, -3.0])
+QUICK = {("a number", False), ("rows that are never held out", True), ("overlapping", True)}
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "u"),
     [
-        name
-        if name in ("a number", "rows that are never held out", "overlapping")
-        else pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(name, u, marks=() if (name, u is SHARED) in QUICK else pytest.mark.slow)
         for name in SPLITTERS
+        for u in (SHARED, ONE_EACH)
     ],
 )
 def test_ridge_over_folds_is_a_loop_over_folds(name, u):
