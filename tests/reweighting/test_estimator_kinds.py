@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import (
@@ -33,6 +34,7 @@ from bilevel import ReweightedClassifier
 from bilevel.reweighting._inputs.estimators import fit_with_weights
 from bilevel.reweighting._inputs.prepare import prepare
 from bilevel.reweighting._learn import learn_weights
+from bilevel.reweighting._weights.coded_labels import CodedLabels, fit_weighted, predictions
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -161,6 +163,72 @@ def test_trees_find_their_columns_by_name_whatever_holds_them(estimator):
     assert np.isnan(tables.train.X["size"]).sum() == 1
     fitted = fit_with_weights(estimator, tables.train.X, tables.train.y, np.arange(60) % 2 + 1.0)
     assert fitted.score(tables.trusted.X, tables.trusted.y) > 0.6
+
+
+class OnlyCodes(ClassifierMixin, BaseEstimator):
+    """Takes no labels but the codes 0, 1, ..., as XGBoost's; predicts a column, as CatBoost's."""
+
+    def __init__(self, depth: int = 2):
+        self.depth = depth
+
+    def fit(self, X, y, sample_weight=None):
+        codes = np.unique(y)
+        if not np.array_equal(codes, np.arange(len(codes))):
+            raise ValueError(f"Expected: {np.arange(len(codes))}, got {codes}")
+        self.tree_ = DecisionTreeClassifier(max_depth=self.depth, random_state=0)
+        self.classes_ = self.tree_.fit(X, y, sample_weight).classes_
+        return self
+
+    def predict(self, X):
+        return self.tree_.predict(X)[:, None]
+
+    def predict_proba(self, X):
+        return self.tree_.predict_proba(X)
+
+
+@pytest.mark.parametrize("names", [[1, 2], ["no", "yes"], [0, 1]])
+def test_a_classifier_that_takes_only_codes_takes_any_labels(names):
+    y = np.array(names)[Y]
+    with pytest.warns(UserWarning, match="no trusted rows"):
+        clf = ReweightedClassifier(OnlyCodes()).fit(X, y)
+    assert clf.predict(X).shape == y.shape
+    np.testing.assert_array_equal(clf.classes_, names)
+    np.testing.assert_array_equal(clf.predict(X), np.array(names)[TREE.fit(X, Y).predict(X)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [[1, 2], ["no", "yes"], [0, 1]])
+def test_weights_of_a_classifier_that_takes_only_codes(names):
+    """Codes are learned from, and labels predicted: all is as with the codes themselves."""
+    y = np.array(names)[Y]
+    clf, same = ReweightedClassifier(OnlyCodes()), ReweightedClassifier(TREE)
+    for model, labels in ((clf, y), (same, Y)):
+        model.fit(X[:100], labels[:100], X_trusted=X[100:], y_trusted=labels[100:])
+    assert clf.predict(X).shape == y.shape
+    np.testing.assert_array_equal(clf.predict(X), np.array(names)[same.predict(X)])
+    np.testing.assert_array_equal(clf.classes_, names)
+    np.testing.assert_array_equal(clf.weights_, same.weights_)
+    table, other = (m.compare_baselines(X[:40], z[:40]) for m, z in ((clf, y), (same, Y)))
+    pd.testing.assert_frame_equal(table, other)
+
+
+def test_a_class_without_weight_leaves_no_gap_in_the_codes():
+    y = Y.copy()
+    y[X[:, 1] > 0.5] = 2
+    fitted = fit_weighted(OnlyCodes(), X, y, (y != 1).astype(float))
+    assert set(fitted.predict(X)) == {0, 2}
+    with pytest.raises(ValueError, match="got"):  # of the labels as they were given
+        fit_weighted(OnlyCodes(), X, y + 1, np.full(3, 2.0), drop_zero=False)
+
+
+def test_predictions_that_are_a_column_are_a_vector():
+    y = np.array(["no", "yes"])[Y]
+    fits = {}
+    for name, model in (("column", CodedLabels(OnlyCodes())), ("vector", TREE)):
+        fits[name] = fit_weighted(model, X[:100], y[:100], np.ones(100))
+    column, vector = (predictions(fits[k], X) for k in ("column", "vector"))
+    np.testing.assert_array_equal(column, vector)
+    assert predictions(OnlyCodes().fit(X, Y), X).shape == (160,)
 
 
 @pytest.mark.slow

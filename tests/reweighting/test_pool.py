@@ -350,3 +350,31 @@ def test_classes_of_fewer_rows_than_folds():
     quality = np.asarray(result.label_quality)
     assert np.isfinite(quality).all()
     assert roc_auc_score(~wrong, quality) > 0.9
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_search_that_goes_too_far_turns_back_without_a_warning():
+    """Members that are nearly perfect, or surely wrong of a few rows: exponentials overflowed."""
+    for seed in (36, 456):
+        rng = np.random.default_rng(seed)
+        rng.integers(0, 2, 20), rng.uniform(-1, 3, (4, 1, 1)), rng.normal(size=(4, 20, 2))
+        y = rng.normal(size=20)
+        noise = 10 ** rng.uniform(-9, 1, (4, 1)) * rng.normal(size=(4, 20))
+        pool = NumberPool.of_trusted((y + noise)[:, :, None], y, np.ones(20))
+        assert np.abs(pool.outputs((y + noise)[:, :, None])[:, 0] - y).max() < 0.1
+    rng = np.random.default_rng(517)
+    k, m, c = rng.integers(1, 8), rng.integers(2, 40), rng.integers(2, 5)
+    y, members = rng.integers(0, c, m), []
+    for _ in range(k):
+        sure = 10 ** rng.uniform(-2, 3) * np.eye(c)[y]
+        z = rng.normal(size=(m, c)) * rng.choice([0.01, 1, 10, 300]) + sure
+        wrong = rng.random(m) < rng.choice([0, 0.05, 0.5])
+        z[wrong] *= -1
+        p = log_softmax(z, axis=1)
+        members.append(np.maximum(p, np.log(1e-12)) if rng.random() < 0.5 else p)
+    weight = np.full(m, 10 ** rng.uniform(-3, 5))
+    pool = ClassPool.without_noise(c, np.stack(members), y, weight)
+    score = np.tensordot(pool.coefficients, members, 1)
+    loss = -weight @ log_softmax(score, axis=1)[np.arange(m), y]
+    loss += np.sum(np.log(k * pool.coefficients) ** 2)
+    assert loss == pytest.approx(88.374, abs=1e-3)  # by ten bounded searches

@@ -13,6 +13,7 @@ from ..reweighting._inputs.csv import as_texts
 from ..reweighting._inputs.files import digest, read_tables, split_label, watch
 from ..reweighting._inputs.saved import load_model
 from ..reweighting._report.compared import Comparison, Scores, compare_runs
+from ..reweighting._weights.coded_labels import predictions
 from ..reweighting._weights.metric import Metric, Said
 from ._estimators import SAVED_TYPES
 from ._run_files import check_unchanged, read_config, read_verdicts, write_json
@@ -88,7 +89,7 @@ def _per_row(
     model: Any, X: pd.DataFrame, labels: pd.Series, regression: bool, metric: Metric | None
 ) -> np.ndarray | None:
     """What each row, or group of rows, adds to the score; None where the model lacks a label."""
-    predicted = np.asarray(model.predict(X))
+    predicted = predictions(model, X)
     every = np.arange(len(labels))
     if regression:
         y = labels.to_numpy(float)

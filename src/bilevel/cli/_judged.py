@@ -20,6 +20,7 @@ from ..reweighting._inputs.checks import check_labels
 from ..reweighting._inputs.columns import tidy
 from ..reweighting._inputs.parts import PartedTable
 from ..reweighting._inputs.prepare import Encoding
+from ..reweighting._weights.coded_labels import predictions
 from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ._run_files import RowVerdicts, read_like
 from ._run_folder import JUDGED_KIND, WeighConfig, judged_file, judged_files
@@ -86,7 +87,7 @@ class Judge(NamedTuple):
                 "wrong": judged.wrong,
                 "keep": judged.keep,
                 "given": y,
-                "predicted": np.asarray(self.model.predict(rows.own)),
+                "predicted": predictions(self.model, rows.own),
             }
         )
 

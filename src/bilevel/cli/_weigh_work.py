@@ -20,7 +20,8 @@ from ..reweighting._inputs.prepare import is_regression
 from ..reweighting._learn import is_cross_validated, learn_weights
 from ..reweighting._report.evidence import gather_evidence
 from ..reweighting._report.page import Report
-from ..reweighting._weights.baselines import default_estimator, fit_weighted, stack_rows
+from ..reweighting._weights.baselines import default_estimator, stack_rows
+from ..reweighting._weights.coded_labels import fit_weighted, predictions
 from ..reweighting._weights.label_models import few_threads
 from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ..reweighting._weights.result import WeightsResult
@@ -231,7 +232,7 @@ def _work(
         last = fitted[-1] if rows is tidied else fitted
         model = Pipeline([*encoder.steps, (_name(last), last)])
         ids = np.asarray(tidied["train"].index)
-        verdicts = RowVerdicts.of(result, ids, labels["train"], fitted.predict(train[0]))
+        verdicts = RowVerdicts.of(result, ids, labels["train"], predictions(fitted, train[0]))
         if tables.large is not None:
             columns = list(tables.features["train"].columns)
             as_rows = RowMaker(columns, encoder, rows is not tidied, given is not tidied)

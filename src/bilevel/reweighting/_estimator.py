@@ -39,9 +39,9 @@ from ._weights.baselines import (
     BASELINES,
     compare_baselines,
     default_estimator,
-    fit_weighted,
     stack_rows,
 )
+from ._weights.coded_labels import fit_weighted, predictions
 from ._weights.result import WeightsResult
 
 
@@ -253,12 +253,8 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             stacklevel=3,
         )
         y = column_or_1d(y, warn=True)
-        if sample_weight is None:
-            fresh: Any = clone(estimator)
-            self.estimator_ = fresh.fit(X, y)
-        else:
-            weights = check_sample_weight(sample_weight, len(y), "sample_weight")
-            self.estimator_ = fit_weighted(estimator, X, y, weights, drop_zero=self.drop_zero)
+        weights = check_sample_weight(sample_weight, len(y), "sample_weight")
+        self.estimator_ = fit_weighted(estimator, X, y, weights, drop_zero=self.drop_zero)
         n = len(self.estimator_.predict(X))
         self.weights_ = like(np.ones(n), X, "weight")
         self.label_quality_ = None
@@ -282,7 +278,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
     def predict(self, X: Any) -> np.ndarray:
         """The final estimator's predictions."""
         X = self._checked(X)
-        return self.estimator_.predict(X)
+        return predictions(self.estimator_, X)
 
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import norm
 
 from .._inputs.checks import InputError
-from .._weights.baselines import take_rows
+from .._weights.coded_labels import take_rows
 from .._weights.metric import GROUPS, Said
 from .confusions import PICTURED, of_first_pairs
 from .refits import Rows

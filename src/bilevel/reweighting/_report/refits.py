@@ -11,13 +11,8 @@ from sklearn.base import is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 
 from .._inputs.checks import InputError
-from .._weights.baselines import (
-    BASELINES,
-    compare_baselines,
-    fit_weighted,
-    stack_rows,
-    take_rows,
-)
+from .._weights.baselines import BASELINES, compare_baselines, stack_rows
+from .._weights.coded_labels import fit_weighted, predictions, take_rows
 from .._weights.metric import Said
 
 MAX_ROWS, NUM_RANDOM = 20_000, 3
@@ -71,7 +66,7 @@ class Rows:
                 return metric(said, X, y, np.ones(len(y)))
             except InputError:
                 return np.nan
-        return float((r2_score if self.regression else accuracy_score)(y, model.predict(X)))
+        return float((r2_score if self.regression else accuracy_score)(y, predictions(model, X)))
 
     def fit_alone(self, index: np.ndarray, weights: np.ndarray) -> Any:
         """Fitted on these training rows without the trusted ones; `None` if it cannot be."""
@@ -247,7 +242,7 @@ def _loss_name(rows: Rows, model: Any) -> str:
 def _loss_matrix(model: Any, X: Any, classes: np.ndarray) -> np.ndarray:
     """The loss of each row if its label were each of the classes."""
     if not hasattr(model, "predict_proba"):
-        return (np.asarray(model.predict(X))[:, None] != classes[None]).astype(float)
+        return (predictions(model, X)[:, None] != classes[None]).astype(float)
     given = np.asarray(model.predict_proba(X))
     p = np.zeros((len(given), len(classes)))
     known = np.isin(model.classes_, classes)
@@ -258,7 +253,7 @@ def _loss_matrix(model: Any, X: Any, classes: np.ndarray) -> np.ndarray:
 def _losses(rows: Rows, model: Any, X: Any, y: np.ndarray) -> np.ndarray:
     """The loss of each row: log loss, error, or squared error over the trusted rows' variance."""
     if rows.regression:
-        return (np.asarray(model.predict(X)) - y) ** 2 / (np.var(rows.y_trusted) or 1.0)
+        return (predictions(model, X) - y) ** 2 / (np.var(rows.y_trusted) or 1.0)
     classes = np.unique(y)
     return _loss_matrix(model, X, classes)[np.arange(len(y)), np.searchsorted(classes, y)]
 
@@ -268,7 +263,7 @@ def _expected_losses(rows: Rows, model: Any) -> np.ndarray:
     y = rows.y_trusted
     if rows.regression:
         spread = np.var(y)
-        residual = np.asarray(model.predict(rows.X_trusted)) - np.mean(y)
+        residual = predictions(model, rows.X_trusted) - np.mean(y)
         return (residual**2 + spread) / (spread or 1.0)
     classes, counts = np.unique(y, return_counts=True)
     return _loss_matrix(model, rows.X_trusted, classes) @ (counts / len(y))

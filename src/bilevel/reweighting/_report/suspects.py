@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from .._audit.duplicates import as_frame, encode
 from .._audit.view import as_matrix
-from .._weights.baselines import take_rows
+from .._weights.coded_labels import predictions, take_rows
 from . import refits
 from .refits import Rows
 
@@ -82,7 +82,7 @@ def judge_suspects(rows: Rows, seed: int) -> Suspects:
             others = np.sort(rng.choice(others, refits.MAX_ROWS, replace=False))
         model = rows.final_model(others)
         part = take_rows(rows.X, suspect[mine])
-        suggested[mine] = np.asarray(model.predict(part))
+        suggested[mine] = predictions(model, part)
         if classes is not None and hasattr(model, "predict_proba"):
             known = np.searchsorted(classes, model.classes_)
             p[mine] = 0.0

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .._weights.baselines import agreeing_rows, fit_weighted, stack_rows, take_rows
+from .._weights.baselines import agreeing_rows, stack_rows
+from .._weights.coded_labels import fit_weighted, take_rows
 from . import refits
 from .refits import Rows
 

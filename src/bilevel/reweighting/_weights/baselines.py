@@ -10,13 +10,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
-from sklearn.utils import _safe_indexing
 
 from .._inputs.checks import check_aligned, check_estimator_fits
-from .._inputs.compact import takes_gaps, with_empty_columns_filled
-from .._inputs.estimators import fit_with_weights
 from .._inputs.prepare import Prepared
 from .._inputs.row_facts import check_sample_weight
+from .coded_labels import fit_weighted as fit_weighted
+from .coded_labels import predictions
+from .coded_labels import take_rows as take_rows
 from .fits import independent
 from .labels import within_three_sigma
 from .metric import Metric, Said
@@ -38,30 +38,6 @@ def default_estimator(regression: bool) -> Any:
     return make_pipeline(MinMaxScaler(), centre, LogisticRegression(max_iter=1000))
 
 
-def fit_weighted(
-    estimator: Any, X: Any, y: Any, weights: np.ndarray, *, drop_zero: bool = True
-) -> Any:
-    """A clone of `estimator`, fitted with weights, see `fit_with_weights`.
-
-    Rows of weight zero are left out, so that scalers and trees do not see them either; with
-    `drop_zero=False` they are passed on with their zeros. Columns that hold nothing in what is left
-    are zeros for an estimator that takes gaps.
-
-    Raises:
-        ValueError: all weights are zero, or one is negative or not finite.
-    """
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError("the weights must be finite and not negative; some are not.")
-    if not weights.any():
-        raise ValueError("all weights are zero: there is nothing to fit the estimator on.")
-    if drop_zero and not weights.all():
-        rows = np.flatnonzero(weights)
-        X, y, weights = take_rows(X, rows), take_rows(y, rows), weights[rows]
-    X = with_empty_columns_filled(X) if takes_gaps(estimator) else X
-    # Equal weights change nothing, and scikit-learn's trees take twice the time for them.
-    return fit_with_weights(estimator, X, y, None if np.all(weights == 1) else weights)
-
-
 def stack_rows(a: Any, b: Any) -> Any:
     """The rows of `a`, then those of `b`; data frames and sparse matrices stay what they are."""
     if isinstance(a, pd.DataFrame):
@@ -72,11 +48,6 @@ def stack_rows(a: Any, b: Any) -> Any:
     return np.concatenate([np.asarray(a), np.asarray(b)])
 
 
-def take_rows(a: Any, rows: np.ndarray | slice) -> Any:
-    """The rows of an array, a data frame or a sparse matrix at these positions."""
-    return _safe_indexing(a, rows)
-
-
 def agreeing_rows(
     trusted_model: Any, X: Any, y: Any, counts: np.ndarray | None = None
 ) -> np.ndarray:
@@ -85,7 +56,7 @@ def agreeing_rows(
     Classification: the labels are equal. Regression: the residual is within three robust standard
     deviations.
     """
-    predicted = np.ravel(trusted_model.predict(X))  # CatBoost's are a column
+    predicted = predictions(trusted_model, X)
     if is_classifier(trusted_model):
         return np.asarray(predicted == np.asarray(y))
     return within_three_sigma(np.abs(np.asarray(y) - predicted), counts)
@@ -234,15 +205,15 @@ def _per_row(
         return {k: -losses for k, (losses, _) in judged.items()}, {
             k: s for k, (_, s) in judged.items()
         }
-    predictions = {name: np.ravel(fit.predict(X_holdout)) for name, fit in fits.items()}
+    predicted = {name: predictions(fit, X_holdout) for name, fit in fits.items()}
     if classifies:
         score = accuracy_score
-        per_row = {name: (p == y_holdout).astype(float) for name, p in predictions.items()}
+        per_row = {name: (p == y_holdout).astype(float) for name, p in predicted.items()}
     else:
         score = r2_score
         spread = np.var(y_holdout) or 1.0
-        per_row = {name: -((p - y_holdout) ** 2) / spread for name, p in predictions.items()}
-    return per_row, {name: float(score(y_holdout, p)) for name, p in predictions.items()}
+        per_row = {name: -((p - y_holdout) ** 2) / spread for name, p in predicted.items()}
+    return per_row, {name: float(score(y_holdout, p)) for name, p in predicted.items()}
 
 
 def compare_on_holdout(

@@ -9,8 +9,9 @@ import pandas as pd
 from jaxtyping import Float
 from sklearn.base import is_classifier
 
-from .baselines import agreeing_rows, fit_weighted
+from .baselines import agreeing_rows
 from .candidates import HARD, SOFT
+from .coded_labels import fit_weighted, predictions
 from .result import Seen, WeightsResult
 from .scorer import Judged
 from .shares import DensityRatio
@@ -140,7 +141,7 @@ def _right_and_dense(
 
 
 def _residuals(model: Any, rows: LabelledRows) -> Float[np.ndarray, " rows"]:
-    return np.abs(np.asarray(rows.y) - np.ravel(model.predict(rows.own)))
+    return np.abs(np.asarray(rows.y) - predictions(model, rows.own))
 
 
 def _names(rows: LabelledRows) -> np.ndarray:

@@ -23,6 +23,8 @@ ROUNDS = 60  # of expectation and maximisation
 TEMPER = 0.5  # the power of the noise matrix by which rows are ranked
 UNKNOWN = -1  # in place of the code of a label
 TAILS = 4  # degrees of freedom of a residual's distribution
+# A line search that goes too far finds an infinite loss, and turns back.
+TOO_FAR = np.errstate(over="ignore", invalid="ignore")
 
 Outputs = Sequence[np.ndarray]  # of each label model, (rows, outputs)
 
@@ -96,6 +98,7 @@ class ClassPool(NamedTuple):
         rows, members = np.arange(len(y)), members.astype(float)
         of_label = members[:, rows, y] @ weight
 
+        @TOO_FAR
         def loss(log_c: np.ndarray) -> tuple[float, np.ndarray]:
             c = np.exp(log_c)
             score = np.tensordot(c, members, 1)
@@ -262,6 +265,7 @@ class NumberPool(NamedTuple):
         members, y, rows = outputs[:, :, 0].astype(float), y.astype(float), weight.sum()
         start = np.full(len(members), -np.log(len(members)))
 
+        @TOO_FAR
         def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
             c, scale = np.exp(x[:-1]), np.exp(x[-1])
             r = (y - c @ members) / scale
