@@ -51,7 +51,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from bilevel import Checkpoint, FromParts, Shuffled, take_rows
+from bilevel import BilevelProblem, Checkpoint, FromParts, Neumann, Richardson, Shuffled
+from bilevel import implicit_gradient, take_rows
 from bilevel._arrays import dot
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
@@ -73,6 +74,20 @@ rows = drawing(x)
 assert rows.sharding.spec == P("data") and [row // 4 for row in rows.tolist()] == [0, 0, 1, 1]
 words = "all-reduce", "all-gather", "all-to-all", "collective-permute"
 assert not any(word in drawing.as_text() for word in words)
+
+# A solver that finds its step: f = |w - A^T u|^2 and F = |w - 1|^2 / 2, so the slope is A (A^T u - 1).
+a = np.arange(16.0).reshape(8, 2) / 16
+split = jax.device_put(a, NamedSharding(mesh, P("data", None)))
+problem = BilevelProblem(
+    lambda u, w, _: dot(w - 1, w - 1) / 2,
+    lambda u, w, a: dot(w - (a * u[:, None]).sum(0), w - (a * u[:, None]).sum(0)),
+    inner_data=split,
+)
+w = jax.device_put(a.T @ np.arange(8.0), NamedSharding(mesh, P(None)))
+for solver in (Neumann("auto", 3), Richardson("auto")):
+    slope = jax.jit(lambda u, w: implicit_gradient(problem, u, w, solver).grad)(x, w)
+    np.testing.assert_allclose(slope, a @ (a.T @ np.arange(8.0) - 1), rtol=1e-4)
+    assert slope.sharding.spec == P("data")
 
 # A state is saved from all devices, and comes back split as another one is.
 class State(NamedTuple):

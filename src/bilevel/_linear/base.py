@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from .._arrays import function_operator
@@ -72,6 +73,20 @@ def widened(tree: PyTree[Array]) -> PyTree[Array]:
     return tree if dtypes == {dtype} else jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
+def placed(vector: PyTree[Array], operator: lx.AbstractLinearOperator) -> PyTree[Array]:
+    """The vector, split among devices as those of the operator are.
+
+    lineax also traces a solver on vectors without their sharding, which is a part of their type under
+    a mesh with explicit axes. (Where they have it, nothing is moved.)
+    """
+
+    def place(x: Array, structure: jax.ShapeDtypeStruct) -> Array:
+        split = isinstance(structure.sharding, NamedSharding)
+        return jax.sharding.reshard(x, structure.sharding.spec) if split else x
+
+    return jax.tree.map(place, vector, operator.in_structure())
+
+
 def resolve_step_size(
     name: str, step_size: ConstantStep, operator: lx.AbstractLinearOperator, options: dict[str, Any]
 ) -> Resolved:
@@ -93,11 +108,11 @@ def resolve_step_size(
             "1.0 iterates its map."
         )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
-    start = random_unit(zeros)
+    start = placed(random_unit(zeros), operator)
     num_steps = jnp.full((), POWER_STEPS, jnp.int32)
     known = options.get("eigenvector")
     if known is not None:
-        known = widened(known)
+        known = placed(widened(known), operator)
         unknown = optax.tree.norm(known) == 0
         start = jax.tree.map(lambda new, old: jnp.where(unknown, new, old), start, known)
         num_steps = jnp.where(unknown, num_steps, 1)

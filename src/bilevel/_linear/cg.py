@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from .._arrays import dot
-from .base import conj_state, real_operator, refuse_complex, transpose_state, widened
+from .base import conj_state, placed, real_operator, refuse_complex, transpose_state, widened
 
 
 class _Carry(NamedTuple):
@@ -108,7 +108,7 @@ class CG(lx.AbstractLinearSolver[Any]):
     def compute(self, state, vector, options):
         """The solution, a `lineax.RESULTS` and the stats."""
         operator, preconditioner = state
-        given, vector = vector, widened(vector)
+        given, vector = vector, placed(widened(vector), operator)
         precondition = (lambda r: r) if preconditioner is None else preconditioner.mv
         max_steps = 10 * optax.tree.size(vector) if self.max_steps is None else self.max_steps
         # In units of its largest entry (of a power of two near it), no square under- or overflows.
@@ -119,7 +119,7 @@ class CG(lx.AbstractLinearSolver[Any]):
         if y0 is None:
             x, r = optax.tree.zeros_like(vector), vector
         else:
-            y0 = _divided(widened(y0), scale)
+            y0 = _divided(placed(widened(y0), operator), scale)
             x, r = y0, optax.tree.sub(vector, operator.mv(y0))
         target = self.atol / scale + self.rtol * optax.tree.norm(vector)
 

@@ -6,7 +6,7 @@ import lineax as lx
 import optax
 
 from .._settings import ConstantStep, as_step_size, check_step_size
-from .base import AbstractStepSolver, real_operator, resolve_step_size, widened
+from .base import AbstractStepSolver, placed, real_operator, resolve_step_size, widened
 
 
 class Neumann(AbstractStepSolver):
@@ -73,7 +73,7 @@ class Neumann(AbstractStepSolver):
         del options
         operator, resolved = state
         step = resolved.step
-        given, vector = vector, widened(vector)
+        given, vector = vector, placed(widened(vector), operator)
 
         def add_term(carry, _):
             total, term = carry

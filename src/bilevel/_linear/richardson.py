@@ -7,7 +7,7 @@ import lineax as lx
 import optax
 
 from .._settings import ConstantStep, as_step_size, check_step_size
-from .base import AbstractStepSolver, real_operator, resolve_step_size, widened
+from .base import AbstractStepSolver, placed, real_operator, resolve_step_size, widened
 
 
 class Richardson(AbstractStepSolver):
@@ -68,12 +68,12 @@ class Richardson(AbstractStepSolver):
         """Iterate to the tolerance."""
         operator, resolved = state
         step, products = resolved.step, 0
-        given, vector = vector, widened(vector)
+        given, vector = vector, placed(widened(vector), operator)
         y0 = options.get("y0")
         if y0 is None:
             x, r = optax.tree.zeros_like(vector), vector
         else:
-            x = widened(y0)
+            x = placed(widened(y0), operator)
             r = optax.tree.sub(vector, operator.mv(x))
             products = 1
         target = self.atol + self.rtol * jnp.asarray(optax.tree.norm(vector))
