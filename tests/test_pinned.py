@@ -354,3 +354,29 @@ def test_methods_and_checks_use_the_values_of_now(compilations):
         set_rate(1.0)
     assert before.verdict == "unique"
     np.testing.assert_allclose(after.inner_value, 1.0, rtol=1e-2)
+
+
+class Batches:
+    """A stream that remembers how often it was begun, and where it is."""
+
+    def __init__(self):
+        self.epochs, self.rows = 0, [1.0, 2.0]
+
+    def __getitem__(self, k):
+        return self.rows[k]
+
+    def __iter__(self):
+        self.begin()
+        return iter([self[0], self[1]])
+
+    def begin(self):
+        self.epochs += 1
+
+
+def test_where_a_stream_of_batches_is_does_not_count():
+    """Else a run that goes on would not know its own checkpoint."""
+    stream = Batches()
+    loader = bilevel.FromLoader(stream)
+    first = fingerprint(loader), Pins(loader)
+    stream.rows = list(stream)[::-1]
+    assert (fingerprint(loader), Pins(loader)) == first

@@ -153,7 +153,9 @@ def class_of(cls: type, names: frozenset[str]) -> Class:
     held = {}
     for c in reversed(own):
         held.update(vars(c))
-    special = {name for c in own for name in vars(c) if name in _SPECIAL}
+    # What no code looks into may be called, as a schedule is; it may also be a stream of batches.
+    called = _SPECIAL if names else {"__call__"}
+    special = {name for c in own for name in vars(c) if name in called}
     everything = names is EVERYTHING or any(name in special for name in _DYNAMIC)
     wanted = list(held) if everything else [*names, *special]
     known, functions, values, slots = set[str](), [], [], []

@@ -149,9 +149,10 @@ def solve(
     """
     refuse_forked()
     began = time.perf_counter()
-    asked, pins = (problem, algorithm), (Pins(problem), Pins(algorithm))
-    given, size = check_call(pinned(problem, pins[0]), u0, w0, num_steps, trace_every, chunk_size)
+    asked, own = (problem, algorithm), Pins(problem)
+    given, size = check_call(pinned(problem, own), u0, w0, num_steps, trace_every, chunk_size)
     loaders = Loaders(algorithm, state)
+    pins = own, Pins(loaders.algorithm)  # of the programs, not of what reads batches
     problem, algorithm = given.problem, _with_formulas(loaders.algorithm, given)
     if tol is None:
         tolerances = Tolerances(-1.0, -1.0, -1.0)
