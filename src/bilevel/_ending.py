@@ -10,7 +10,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from ._algorithm.base import AbstractAlgorithm, State
+from ._geometry import Euclidean
 from ._hypergradient.implicit import implicit_gradient
+from ._inner.gradient import GradientInner
 from ._inner.lower_level import look_around, starts_around
 from ._linear.cg import CG
 from ._pinned import compiled
@@ -159,15 +161,20 @@ def spare_evaluations(problem: Problem, algorithm: AbstractAlgorithm, state: Sta
     """Evaluations of f per start that all together cost a twentieth of the run; 0 if too few.
 
     On a small problem there are always a few. With minibatches a run does not show what an
-    evaluation on all data costs: there are none.
+    evaluation on all data costs: there are none. Nor are there where the inner solver keeps w in a
+    set, outside of which f may well be lower.
     """
 
     def is_sampler(x: Any) -> bool:
         return isinstance(x, AbstractSampler)
 
+    def keeps_in_a_set(x: Any) -> bool:
+        return isinstance(x, GradientInner) and not isinstance(x.geometry, Euclidean)
+
     parts = jax.tree.leaves(algorithm, is_leaf=is_sampler)
+    in_a_set = any(map(keeps_in_a_set, jax.tree.leaves(algorithm, is_leaf=keeps_in_a_set)))
     minibatches = any(is_sampler(x) and not isinstance(x, FullBatch) for x in parts)
-    if isinstance(problem, FixedPointProblem) or minibatches:
+    if isinstance(problem, FixedPointProblem) or minibatches or in_a_set:
         return 0
     spare = int(SPARE * int(state.calls.inner_grad)) // (LOOKS + 2)
     return max(spare, FEWEST) if _is_small(problem, state) or spare >= FEWEST else 0

@@ -165,6 +165,9 @@ def test_the_last_state_is_repeated_after_convergence():
     assert bool(jnp.all(flow.u[1] == flow.u[2]))
     np.testing.assert_allclose(flow.u[0], np.full(5, 0.2), rtol=1e-12)
     assert flow.support.tolist() == [True, True, False, True, False]
+    whole = dynamics.mirror_flow(field, UNIFORM_5, jnp.array([0, 500, 1000]), tol=1e-8)
+    assert bool(whole.converged)
+    np.testing.assert_array_equal(whole.u, flow.u)
     # The same without a tolerance goes all the way, to the same place.
     on = dynamics.mirror_flow(field, UNIFORM_5, flow.ts)
     assert not bool(on.converged)

@@ -131,6 +131,22 @@ def test_equations_and_batches():
         assert_epoch_is_full(objective, at, data, 4)
 
 
+def test_rows_that_a_bootstrap_draws_twice_count_twice():
+    x, y = rows(6)
+    splits = [
+        (np.array([0, 0, 1, 2]), np.array([3, 4, 5])),
+        (np.array([3, 4, 5]), np.array([0, 0, 1])),
+    ]
+    problem = ridge_folds(x, y, splits)
+    w = np.ones((2, FEATURES))
+    risk = 0.5 * (x @ w[0] - y) ** 2
+    inner = sum(risk[train].mean() for train, _ in splits) + 0.5 * w.size
+    outer = np.mean([risk[test].mean() for _, test in splits])
+    at = jnp.zeros(()), jnp.asarray(w)
+    np.testing.assert_allclose(problem.inner(*at, problem.inner_data), inner, rtol=1e-13)
+    np.testing.assert_allclose(problem.outer(*at, problem.outer_data), outer, rtol=1e-13)
+
+
 @pytest.mark.slow
 def test_logistic_over_stratified_folds_is_that_of_scikit_learn():
     x, y = cast(Any, load_iris(return_X_y=True))

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike, Shaped
 
 from .._geometry import Simplex
 from .._hypergradient.implicit import implicit_gradient
@@ -87,7 +87,7 @@ class Flow(eqx.Module):
 def mirror_flow(
     field: Field,
     u0: Weights,
-    ts: Float[Array, " times"],
+    ts: Shaped[Array, " times"],
     *,
     tol: ScalarLike = 0.0,
     rtol: float = 1e-9,
@@ -119,6 +119,7 @@ def mirror_flow(
     0.1192
     """
     solver = diffrax.Tsit5() if solver is None else solver
+    ts = _as_times(ts)
     tol = jnp.asarray(tol, ts.dtype)  # an array, so that another one compiles nothing
     return _integrate(
         _MirrorTerm(field), (u0, None), ts, tol, rtol, atol, solver, max_steps=max_steps
@@ -129,7 +130,7 @@ def joint_flow(
     problem: BilevelProblem,
     u0: Weights,
     w0: PyTree[Array],
-    ts: Float[Array, " times"],
+    ts: Shaped[Array, " times"],
     *,
     alpha: float,
     beta: float,
@@ -160,7 +161,7 @@ def joint_flow(
     linear_solver = lx.Cholesky() if linear_solver is None else linear_solver
     speeds = (jnp.asarray(alpha, float), jnp.asarray(beta, float))
     term = _JointTerm(problem, linear_solver, *speeds)
-    return _integrate(term, (u0, w0), ts, 0.0, rtol, atol, solver, max_steps=max_steps)
+    return _integrate(term, (u0, w0), _as_times(ts), 0.0, rtol, atol, solver, max_steps=max_steps)
 
 
 def slow_model_flow(
@@ -232,6 +233,12 @@ def slow_model_flow(
         finished=jnp.asarray(path.finished),
         num_steps=jnp.asarray(path.num_switches),
     )
+
+
+def _as_times(ts: Any) -> Float[Array, " times"]:
+    """Times that are whole numbers are numbers: a tolerance would be rounded to 0 like them."""
+    ts = jnp.asarray(ts)
+    return ts if jnp.issubdtype(ts.dtype, jnp.floating) else ts.astype(float)
 
 
 class _MirrorTerm(eqx.Module):

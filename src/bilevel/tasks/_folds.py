@@ -138,6 +138,7 @@ def fold_weights(
                 f"fold {k} has {len(train)} rows to train on and {len(test)} held out; both must be "
                 "at least 1. Pass at least two folds."
             )
-        training[train, k] = len(rows) / len(train)
-        held_out[test, k] = len(rows) / (len(test) * len(splits))
+        # A row that a split names twice, as a bootstrap does, counts twice.
+        np.add.at(training[:, k], train, len(rows) / len(train))
+        np.add.at(held_out[:, k], test, len(rows) / (len(test) * len(splits)))
     return jnp.asarray(training, X.dtype), jnp.asarray(held_out, X.dtype)
