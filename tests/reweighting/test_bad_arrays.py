@@ -6,9 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from bilevel import learn_weights
 from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.prepare import MIN_MAX, prepare
 
 N, M, D = 30, 12, 3
 
@@ -57,10 +62,12 @@ def test_not_a_matrix():
     )
 
 
-def test_nan_and_infinity_with_rows_and_columns():
+def test_infinity_with_rows_and_columns():
     X = np.ones((N, D))
-    X[[4, 7], 1], X[9, 2] = np.nan, np.inf
+    X[[4, 7], 1], X[9, 2] = np.inf, -np.inf
     refuse(r"`X` has NaN or infinite values in 3 rows \(ids 4, 7, 9\), columns 1, 2", X=X)
+    X[[4, 7], 1] = np.nan
+    refuse(r"the X rows have infinite values in the columns 2, rows with ids 9", X=X)
     table = frame()
     table.loc[104, "b"] = -np.inf
     refuse(r"in 1 rows \(ids 104\), columns 'b'", X=table, X_trusted=frame(M, first=500))
@@ -78,9 +85,35 @@ def test_gaps_in_a_table_are_filled_and_an_infinity_beside_them_is_not():
     refuse("infinite values in the columns 'a', rows with ids 504", X=mixed(), X_trusted=trusted)
 
 
+TREES = HistGradientBoostingClassifier(max_iter=2)
+PIPELINE = make_pipeline(SimpleImputer(), LogisticRegression())
+
+
+@pytest.mark.parametrize("estimator", [None, TREES, PIPELINE], ids=["default", "trees", "pipeline"])
+def test_gaps_in_an_array_are_those_of_a_table(estimator):
+    """The same numbers for label models and for the estimator; a pipeline gets the array itself."""
+    X = np.random.default_rng(0).normal(size=(N + M, D))
+    X[::7, 1], y = np.nan, np.arange(N + M) % 3
+
+    def prepared(kind):
+        tables = kind(X[:N]), y[:N], kind(X[N:]), y[N:]
+        return prepare(*tables, task="auto", scaler=MIN_MAX, holdout=None, estimator=estimator)
+
+    table = prepared(pd.DataFrame)
+    for kind in (np.asarray, lambda a: np.where(np.isnan(a), None, a.astype(object))):
+        found = prepared(kind)
+        np.testing.assert_array_equal(found.train.features, table.train.features)
+        np.testing.assert_array_equal(found.trusted.features, table.trusted.features)
+        if estimator is not None:
+            np.testing.assert_array_equal(np.asarray(found.train.X, float), X[:N])
+        assert isinstance(found.train.X, np.ndarray) == (estimator is PIPELINE)
+        new = found.encoding.features(kind(X[N:]), "X")
+        np.testing.assert_array_equal(new, found.trusted.features)
+
+
 def test_only_some_of_many_rows_are_named():
     X = np.ones((N, D))
-    X[:, 0] = np.nan
+    X[:, 0] = np.inf
     refuse(r"in 30 rows \(ids 0, 1, 2, 3, 4 and 25 more\), columns 0", X=X)
 
 
@@ -190,7 +223,7 @@ def test_bad_holdout_is_refused_before_the_run():
     )
     refuse(r"`y_holdout` must be a vector .* shape \(4,\) for 5", holdout=(rows, np.ones(4, int)))
     broken = rows.copy()
-    broken[1, 0] = np.nan
+    broken[1, 0] = np.inf
     refuse(
         r"`X_holdout` has NaN or infinite values in 1 rows \(ids 1\)",
         holdout=(broken, np.array([0, 1, 2, 0, 1])),

@@ -87,8 +87,9 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        final = self._final()
-        tags.input_tags.sparse = self.estimator is None or get_tags(final).input_tags.sparse
+        final = get_tags(self._final()).input_tags
+        tags.input_tags.sparse = self.estimator is None or final.sparse
+        tags.input_tags.allow_nan = final.allow_nan
         return tags
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:

@@ -72,8 +72,9 @@ def learn_weights(
     Args:
         X: the training rows: a matrix `(rows, features)` of numbers; images; a scipy.sparse matrix; a
             torch tensor or JAX array; a table of pandas, polars, pyarrow or Hugging Face's datasets;
-            or the path of a `.npy` file or a table. Text, dates and gaps in a table become numbers
-            (for `estimator` too, unless it is a pipeline of its own).
+            or the path of a `.npy` file or a table. Text, dates and gaps in a table, and gaps (NaN) in
+            an array, become numbers (for `estimator` too, unless it is a pipeline of its own, or
+            trees that take gaps).
         y: their labels or targets, which may be noisy, or the name of the column of X that holds them.
         X_trusted, y_trusted: the trusted rows, a clean validation set: their labels are right, and
             their distribution is the one that counts. 50 to 1000 rows are worth most.

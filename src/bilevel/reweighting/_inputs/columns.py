@@ -207,7 +207,7 @@ def tidy(features: pd.DataFrame, like: "pd.DataFrame | Pipeline | None" = None) 
     """
     features = _expand(features)
     if isinstance(like, Pipeline):
-        expected = _read_by(like)
+        expected = read_by(like)
         missing = [c for c in expected if c not in features.columns]
         if missing:
             raise InputError(
@@ -260,7 +260,7 @@ def _expected(column: pd.Series) -> Any:
     return ToDatetime().fit(_without_zone(column))
 
 
-def _read_by(pipeline: Pipeline) -> dict[str, Any]:
+def read_by(pipeline: Pipeline) -> dict[str, Any]:
     """The columns that a pipeline of ours was fitted on, and how it reads them."""
     step: Any = pipeline
     while isinstance(step, Pipeline):

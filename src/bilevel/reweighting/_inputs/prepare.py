@@ -1,5 +1,6 @@
 """From what the user passes to checked numbers, for every method."""
 
+import contextlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from .checks import (
     find_classes,
     named,
 )
-from .columns import describe, is_messy, tidy, vectorise
+from .columns import describe, is_messy, read_by, tidy, vectorise
 from .compact import compact_frame, compact_pipeline, takes_categories, takes_gaps
 from .containers import as_pairs, feature_rows
 from .estimators import takes_tables
@@ -70,11 +71,10 @@ class Encoding(NamedTuple):
         X = feature_rows(X, name)
         if self.pipeline is None:
             return X
-        X = X if isinstance(X, pd.DataFrame) else pd.DataFrame(X)
-        tidied = tidy(X, like=self.pipeline)
+        tidied = tidy(_as_frame(X, [*read_by(self.pipeline)]), like=self.pipeline)
         if self.compact is not None:
             return compact_frame(self.compact, tidied, categories=self.categories)
-        return pd.DataFrame(self.pipeline.transform(tidied), X.index)
+        return pd.DataFrame(self.pipeline.transform(tidied), tidied.index)
 
     def labels(self, y: Any, name: str) -> np.ndarray:
         """Class codes, or standardised targets.
@@ -175,9 +175,9 @@ def prepare(
 ) -> Prepared:
     """Check everything that can be checked without computing, scale the features, code the labels.
 
-    Rows of every kind that `as_internal` knows. Tables with text, dates or gaps become numbers by
-    `vectorise`; an `estimator` that is a pipeline gets the tables themselves, and one that takes gaps
-    (trees) gets its categories and gaps as they are, see `compact_pipeline`.
+    Rows of every kind that `as_internal` knows. Tables with text, dates or gaps, and arrays with gaps,
+    become numbers by `vectorise`; an `estimator` that is a pipeline gets the tables themselves, and
+    one that takes gaps (trees) gets its categories and gaps as they are, see `compact_pipeline`.
 
     Args:
         X, y, X_trusted, y_trusted, task, scaler, holdout, groups, estimator: see `learn_weights`.
@@ -206,9 +206,11 @@ def prepare(
     checked = {name: check_labels(labels[name], tables[name], y_names[name]) for name in tables}
     check_ids(tables)
 
-    pipeline, encoded = None, tables
+    pipeline, encoded, arrays = None, tables, tables
+    names = next((list(t.columns) for t in tables.values() if isinstance(t, pd.DataFrame)), None)
+    tables = {name: _gaps_as_frame(table, names) for name, table in tables.items()}
     if any(isinstance(table, pd.DataFrame) and is_messy(table) for table in tables.values()):
-        frames = {x_names[name]: pd.DataFrame(table) for name, table in tables.items()}
+        frames = {x_names[name]: _as_frame(table, names) for name, table in tables.items()}
         counts = columns.sample_weight
         if counts is not None:
             counts = check_sample_weight(counts, len(tables["train"]), "sample_weight") > 0
@@ -260,6 +262,8 @@ def prepare(
                 categories=takes_categories(estimator),
             )
         tables = {name: encoding.encode(table, x_names[name]) for name, table in tables.items()}
+    elif names is None:  # a pipeline of the user's that was given arrays
+        tables = arrays
     known = dict(zip(("train", "trusted"), facts, strict=True))
     whole = {
         name: PreparedTable(
@@ -271,6 +275,24 @@ def prepare(
         for name in tables
     }
     return Prepared(X, whole["train"], whole["trusted"], whole.get("holdout"), encoding, groups)
+
+
+def _gaps_as_frame(table: Any, names: list[Any] | None) -> Any:
+    """A data frame of an array of numbers with gaps; anything else as it is."""
+    if not isinstance(table, np.ndarray) or table.dtype.kind not in "fO":
+        return table
+    with contextlib.suppress(TypeError, ValueError):  # texts, which `as_features` refuses
+        numbers = table if table.dtype.kind == "f" else table.astype(np.float64)
+        return _as_frame(numbers, names) if np.isnan(numbers).any() else table
+    return table
+
+
+def _as_frame(table: Any, names: list[Any] | None) -> pd.DataFrame:
+    """A data frame of any table; an array gets the names if it has as many columns."""
+    if isinstance(table, pd.DataFrame):
+        return table
+    fits = names is not None and len(names) == table.shape[1]
+    return pd.DataFrame(densify(table, "X"), columns=names if fits else None)
 
 
 def precision(X: Any, outputs: int = 1) -> type:
