@@ -134,7 +134,7 @@ def small_forests(request):
 
 
 MEGABYTE = 2**20
-ROOM = 1400 * MEGABYTE  # with what one test takes, a worker stays below 2 GB
+ROOM = 1700 * MEGABYTE  # with what one test takes, a worker stays below 2 GB
 limit = ROOM
 
 

@@ -272,10 +272,11 @@ def test_joint_flow_with_a_slow_model():
 
 
 def test_frozen_field_is_low_rank():
-    gradients = dynamics.row_gradients(PROBLEM, UNIFORM, W0)
+    gradients = eqx.filter_jit(dynamics.row_gradients)(PROBLEM, UNIFORM, W0)
     hessians = jnp.asarray(X[:, :, None] * X[:, None, :] + L2 * np.eye(2))
-    outer = jax.grad(PROBLEM.outer, argnums=1)(UNIFORM, W0, PROBLEM.outer_data)["weight"][0]
-    expected = dynamics.LowRankField(gradients, hessians, outer)
+    outer_w = jax.jit(jax.grad(PROBLEM.outer, argnums=1))
+    outer = outer_w(UNIFORM, W0, PROBLEM.outer_data)["weight"][0]
+    expected = eqx.filter_jit(dynamics.LowRankField(gradients, hessians, outer))
     field = eqx.filter_jit(dynamics.frozen_field(PROBLEM, W0))
     for seed in range(3):
         u = jnp.asarray(np.random.default_rng(seed).dirichlet(np.ones(6)))
@@ -312,14 +313,16 @@ def test_row_gradients():
 def test_exact_field_is_the_gradient():
     field = eqx.filter_jit(dynamics.exact_field(PROBLEM, bilevel.ClosedForm(solution), W0))
 
-    def phi(u):
+    @jax.jit
+    @jax.grad
+    def gradient(u):
         return PROBLEM.outer(u, solution(u, PROBLEM.inner_data), PROBLEM.outer_data)
 
     u = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(6)))
-    np.testing.assert_allclose(field(u), jax.grad(phi)(u), rtol=1e-10)
+    np.testing.assert_allclose(field(u), gradient(u), rtol=1e-10)
     inner = bilevel.GradientInner(optax.sgd(0.3), 400)
     iterated = dynamics.exact_field(PROBLEM, inner, W0, lx.LU())
-    np.testing.assert_allclose(eqx.filter_jit(iterated)(u), jax.grad(phi)(u), rtol=1e-8)
+    np.testing.assert_allclose(eqx.filter_jit(iterated)(u), gradient(u), rtol=1e-8)
 
 
 def two_row_mean(w0, target, t):
