@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import RandomForestClassifier
 
 from bilevel.reweighting import WeightsResult, learn_weights
-from bilevel.reweighting._weights.fits import independent
+from bilevel.reweighting._weights.fits import few_threads, independent
 
 
 def where(number: int) -> tuple[int, int]:
@@ -38,6 +38,19 @@ def test_alone_no_library_is_asked_for_its_threads(monkeypatch):
     assert independent(where, [(3,)]) == [(3, os.getpid())]
     with joblib.parallel_config(backend="threading", n_jobs=2), pytest.raises(AssertionError):
         independent(where, [(3,)])
+
+
+def threads(kind: str) -> set[int]:
+    return {x["num_threads"] for x in threadpoolctl.threadpool_info() if x["user_api"] == kind}
+
+
+@pytest.mark.parametrize(
+    ("entries", "products", "trees"), [(100_000, 1, 1), (100_001, 1, 2), (2_000_001, 2, 2)]
+)
+def test_threads_that_would_wait_for_each_other_are_not_started(entries, products, trees):
+    with threadpoolctl.threadpool_limits(2), few_threads(entries):
+        assert threads("blas") == {products}
+        assert threads("openmp") == {trees}
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from ._learn import complete
 from ._weights.annotators import AnnotatedPool, Annotations, Annotators, Labels, vote
 from ._weights.candidates import Search, search
 from ._weights.choice import choose, explain
+from ._weights.fits import few_threads
 from ._weights.folds import FOLDS
-from ._weights.label_models import few_threads
 from ._weights.result import WeightsResult
 
 FORMAT = "bilevel consensus summary 1"  # see `_report/schema.json`

@@ -16,8 +16,8 @@ from ._weights.baselines import compare_on_holdout
 from ._weights.candidates import search
 from ._weights.choice import choose, explain
 from ._weights.diagnostics import Check, holdout_check
+from ._weights.fits import few_threads
 from ._weights.folds import FOLDS
-from ._weights.label_models import few_threads
 from ._weights.metric import Metric
 from ._weights.result import Learned, WeightsResult
 

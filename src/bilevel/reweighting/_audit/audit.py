@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from .._weights.fits import few_threads
 from . import belonging, columns, drift, labels, leaks, rows
 from .finding import Audit, Finding
 from .view import View, make_view
@@ -111,7 +112,8 @@ def audit(
     if holdout is not None:
         given["holdout"] = holdout, y_holdout
     view = make_view(given, task, entity, time, seed)
-    found = [f._replace(check=check) for check, find in IN_ORDER.items() for f in find(view)]
-    at_fault = {c for f in found if f.check in OF_COLUMNS and f.severity != "ok" for c in f.ids}
-    found += [f._replace(check="labels/wrong") for f in contradicted_labels(view, at_fault)]
+    with few_threads(view.frames["train"].size):
+        found = [f._replace(check=check) for check, find in IN_ORDER.items() for f in find(view)]
+        at_fault = {c for f in found if f.check in OF_COLUMNS and f.severity != "ok" for c in f.ids}
+        found += [f._replace(check="labels/wrong") for f in contradicted_labels(view, at_fault)]
     return Audit(found)

@@ -8,8 +8,8 @@ from .._inputs.checks import check_trusted_count
 from .._inputs.prepare import precision
 from .candidates import search
 from .choice import choose
+from .fits import few_threads
 from .folds import FOLDS
-from .label_models import few_threads
 from .result import CrossValidatedWeights
 
 

@@ -1,6 +1,5 @@
 """Label models: estimators fitted on parts of the rows, and what they say of the other rows."""
 
-import contextlib
 import dataclasses
 import functools
 import warnings
@@ -20,11 +19,10 @@ from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
 from .baselines import fit_weighted, stack_rows, take_rows
 from .coded_labels import CodedLabels
-from .fits import independent, one_thread
+from .fits import independent
 from .folds import FOLDS, FREE, JUDGES, Folds
 from .labels import Classes
 
-SMALL = 2_000_000  # entries of a table up to which one thread is faster than several
 TOLERANCE = 1e-3  # of the linear label model's gradient
 MANY_CLASSES = 30  # above which it is fitted on centred columns, and no flexible models join it
 LEAST_TOLERANCE = 0.03  # of this, where a class is rare
@@ -394,13 +392,6 @@ def is_the_linear_model(estimator: Any) -> bool:
     free = {"max_iter", "tol", "solver", "random_state", "n_jobs", "verbose", "warm_start"}
     usual = type(estimator)().get_params()
     return all(usual[k] == v for k, v in estimator.get_params().items() if k not in free)
-
-
-def few_threads(size: int) -> contextlib.AbstractContextManager[Any]:
-    """One thread for the matrix products of a small problem: more only wait for each other."""
-    if size > SMALL:
-        return contextlib.nullcontext()
-    return one_thread()
 
 
 def len_rows(X: Any) -> int:
