@@ -428,3 +428,17 @@ def test_the_search_for_one_penalty_ends_at_a_minimum(phi, least):
     assert np.all(np.diff(found.values) <= 0)
     assert len(found.values) <= 20
     assert not tune(phi, np.array([-1.0]), -10.0, 10.0, 1, 1e-6).converged
+
+
+def test_folds_as_masks_or_counted_from_the_end():
+    """The nested folds of "auto" leave out the rows that a fold judges, however these are named."""
+    rng = np.random.default_rng(0)
+    X, rows = rng.normal(size=(24, 3)), np.arange(24)
+    y = X @ [1.0, 0.5, 0.0] + 0.3 * rng.normal(size=24)
+    masks = [(rows % 3 != k, rows % 3 == k) for k in range(3)]
+    numbers = [(rows[kept], rows[held]) for kept, held in masks]
+    backwards = [(kept - 24, held) for kept, held in numbers]
+    first, *others = (RidgeBilevelCV(cv=cv).fit(X, y) for cv in (numbers, masks, backwards))
+    for other in others:
+        np.testing.assert_allclose(other.coef_, first.coef_, rtol=1e-12)
+        assert other.nested_loss_ == pytest.approx(first.nested_loss_, rel=1e-12)

@@ -42,9 +42,9 @@ class ITD(AbstractHypergradient):
             the size of `w` (the backward pass computes each step's gradient again and does not keep
             it). `"checkpointed"` returns the same numbers from about 2 sqrt(T) vectors, for one
             more forward pass. `"forward"` carries along the derivative of `w_k` with respect to
-            every
-            entry of u: it takes dim(u) times the cost of the inner solve, and keeps dim(u) + 1
-            vectors for any T.
+            every entry of u: it takes dim(u) times the cost of the inner solve, and keeps dim(u) + 1
+            vectors for any T. Through `optax.lbfgs`, which divides by the length of the last step, it
+            gives NaN once w no longer moves: take fewer steps, or `AID`.
         truncate: differentiate through the last K steps only; the iterate before them counts as a
             constant. K steps from the solution give K terms of the Neumann series. This needs a
             `GradientInner`.

@@ -117,8 +117,9 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
             if isinstance(cv, numbers.Integral):
                 cv = GroupKFold(int(cv)) if regression else StratifiedGroupKFold(int(cv))
         splitter: Any = check_cv(cv, y, classifier=not regression)
+        rows = np.arange(len(y))  # splits may be given as masks, or count rows from the end
         try:
-            return list(splitter.split(X, y, groups))
+            return [(rows[kept], rows[held]) for kept, held in splitter.split(X, y, groups)]
         except (ValueError, TypeError) as error:
             # scikit-learn 1.7 stumbles over the missing groups of `StratifiedGroupKFold`.
             if groups is None and ("groups" in str(error) or isinstance(error, TypeError)):
