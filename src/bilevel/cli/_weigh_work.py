@@ -22,7 +22,7 @@ from ..reweighting._report.evidence import gather_evidence
 from ..reweighting._report.page import Report
 from ..reweighting._weights.baselines import default_estimator, stack_rows
 from ..reweighting._weights.coded_labels import fit_weighted, predictions
-from ..reweighting._weights.label_models import few_threads
+from ..reweighting._weights.fits import few_threads
 from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ..reweighting._weights.result import WeightsResult
 from ._activity import Activity
