@@ -108,6 +108,33 @@ def test_a_baseline_lets_pass_what_it_has_and_nothing_else(tables, tmp_path):
     assert audit(tables, "--baseline", last).code == 3
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "known"),
+    [
+        ({}, {}, True),
+        ({"title": "training rows among the trusted rows"}, {}, False),  # of other tables
+        ({"severity": "warning"}, {}, False),
+        ({}, {"severity": "warning"}, True),
+        ({"ids": ("r1", "r2")}, {}, True),
+        ({}, {"ids": ("r1", "r2")}, False),
+        ({"ids": ()}, {}, False),
+        ({"ids": ()}, {"ids": ()}, True),
+    ],
+)
+@pytest.mark.parametrize("private", [False, True])
+def test_a_baseline_knows_the_same_fault_and_no_other(before, now, known, private):
+    """Equal ids of another pair of tables, and a warning that became a problem, are new."""
+    title = "training rows among the hold-out rows"
+    finding = Finding("problem", title, "1 row", ("r1",), "leak/rows", "train")
+    old = Gate(frozenset()).judge([finding._replace(**before)], private=private).lines
+    saved = json.loads(json.dumps([line._asdict() for line in old]))
+    (line,) = Gate(frozenset({"leak"}), saved).judge([finding._replace(**now)]).lines
+    if private:  # it has numbers alone, and no titles
+        known = known or "title" in before
+    assert line.known == known
+    assert line.fails == (not known)
+
+
 FINDINGS = [
     Finding("problem", "a <b>", 'x "1", 50% of\n\x1b[31m, rows: a', ("r1",), "leak/rows"),
     Finding("warning", "spelling", "d\u202e", ("\ud800",), "labels/spelling", "trusted"),
@@ -227,9 +254,8 @@ def test_sarif_has_what_the_schema_requires_and_a_result_per_finding():
     assert "\x1b" not in results[0]["message"]["text"]
     assert len({r["partialFingerprints"]["bilevelFinding/v1"] for r in results}) == 2
     assert "baselineState" not in results[0]
-    known = [
-        {"check": "leak/rows", "table": "train", "severity": "problem", "ids": [], "num_ids": 1}
-    ]
+    known = [{"check": "leak/rows", "table": "train", "severity": "problem"}]
+    known[0] |= {"title": "leak/rows, training rows", "ids": [], "num_ids": 1}
     results = json.loads(form("sarif", baseline=known))["runs"][0]["results"]
     assert [r["baselineState"] for r in results] == ["unchanged", "new"]
     jsonschema.validate(json.loads(form("sarif", baseline=known)), SARIF)

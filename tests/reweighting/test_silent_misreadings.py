@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bilevel._reading import map_file
 from bilevel.cli._probabilities import read_probabilities
 from bilevel.cli._run_folder import WeighConfig
 from bilevel.cli._weigh_tables import check_tables
@@ -16,6 +17,8 @@ from bilevel.reweighting import audit
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._inputs.columns import check_values, describe
 from bilevel.reweighting._inputs.containers import as_internal
+from bilevel.reweighting._inputs.csv import Texts
+from bilevel.reweighting._inputs.csv_parts import CsvRows
 from bilevel.reweighting._inputs.files import digest, read_table, split_label
 from bilevel.reweighting._inputs.number_texts import looks_like_numbers
 from bilevel.reweighting._inputs.prepare import prepare
@@ -219,6 +222,25 @@ def test_the_word_that_makes_texts_of_numbers_is_shown():
         InputError, match=r"'share' hold numbers as texts, .* such as 'n.a.', '0.0'"
     ):
         check_values(X, "train")
+
+
+def test_words_of_text_that_are_read_as_gaps_are_named(tmp_path):
+    """Namibia is NA: a gap, as for pandas; not so where the words stand among numbers or dates."""
+    X = pd.DataFrame({"country": ["NA", "DE", "", "None"] * 3, "a": ["NA", "1", "", "2"] * 3})
+    X["day"], X["y"] = ["NA", "2024-03-01", "", "2024-04-01"] * 3, ["NA", "None", "no", "yes"] * 3
+    X.to_csv(tmp_path / "x.csv", index=False)
+    table = read_table(tmp_path / "x.csv", "train", label="y")
+    pandas = pd.read_csv(tmp_path / "x.csv")
+    for c in ("country", "a", "day"):
+        assert table.frame[c].isna().tolist() == pandas[c].isna().tolist()
+    assert table.frame["y"].tolist() == X["y"].tolist()
+    assert table.notes == (
+        "train: words in columns of text are read as gaps, as empty cells are: 'NA' in 3 cells of "
+        "'country', 'None' in 3 cells of 'country'; write them otherwise where they are values",
+    )
+    texts = Texts.of(map_file("csv", tmp_path / "x.csv", "x", "csv", None, separator=","))
+    by_parts = CsvRows(texts, {}, ["y"]).notes
+    assert [f"train: {note}" for note in by_parts] == [*table.notes]
 
 
 def test_saved_row_numbers_that_became_floating_are_left_out(tmp_path):

@@ -29,7 +29,11 @@ def audit_tables(
             check_drop(drop, features.columns)
         tables[name] = features.drop(columns=list(drop), errors="ignore"), labels
     notes = [
-        Finding("warning", "how the files are read", f"{note}.", (), "reading/file", name)
+        Finding(
+            *("warning", "how the files are read", f"{note}."),
+            tuple(c for c in table.frame.columns if repr(c) in note),
+            *("reading/file", name),
+        )
         for name, table in read.items()
         for note in table.notes
     ]

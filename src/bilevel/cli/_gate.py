@@ -91,10 +91,15 @@ class Gate(NamedTuple):
         return bool(self.fail_on & (names | {finding.severity}))
 
     def _known(self, finding: Finding) -> bool:
-        """Whether the baseline has a finding of this check and title with all that is at fault."""
+        """Whether the baseline has a finding of this check and title with all that is at fault.
+
+        A warning that has become a problem is new.
+        """
         for old in self.baseline or ():
             alike = all(old.get(key) == getattr(finding, key) for key in ("check", "table"))
-            if not alike or old.get("severity") == "ok":
+            alike &= old.get("title") in (finding.title, _without_values(finding).title)
+            worse = finding.severity == "problem" and old.get("severity") != "problem"
+            if not alike or worse or old.get("severity") == "ok":
                 continue
             ids = old.get("ids") or []
             if len(ids) == old.get("num_ids") and finding.ids:

@@ -5,7 +5,8 @@
 - Labels and ids: only an empty cell is a gap. Ids stay text. Labels are numbers only where every
   label, of all tables, is a number in its plain form (`7`, `-2.5`, `1e-3`), so that the codes `01`,
   `02`, and `1`, `2`, `other` are classes named by their text.
-- Other columns: an empty cell and the words in `GAPS` are gaps. A column is numbers where every
+- Other columns: an empty cell and the words in `GAPS` are gaps, as they are for pandas; of a column of
+  texts this is told. A column is numbers where every
   other cell is one; a leading zero (`00123`) makes it text. Thousands separators, a decimal comma, a
   per cent sign, a currency, a unit, or brackets around negative numbers are understood where the whole
   column is written in one way. A comma that is the decimal point of one column separates no thousands
@@ -15,7 +16,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ STRAY = 0.05  # a share of labels that are words, below which a target is taken 
 SAMPLE = 1000  # distinct values that are looked at before all of them are
 
 _PLAIN = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_DATE = r"[0-9][-/.:, ]+[0-9]|[0-9]{4}"
 _LEADING_ZERO = r"^[+-]?0[0-9]"
 _CURRENCY = "$€£¥₹"
 _MARKED = re.compile(
@@ -210,6 +212,29 @@ def read_column(texts: Any, reading: Reading, *, verbatim: bool = False) -> pd.S
         if values is not None:
             return values
     return without_gaps(texts, gaps).to_pandas()
+
+
+def words_for_gaps(columns: Mapping[str, Any]) -> list[str]:
+    """What is worth saying of columns of texts: words in them that are read as gaps.
+
+    `NA` may be a country, and `None` a kind of damage. Among dates they are no values.
+    """
+    said = []
+    for column, texts in columns.items():
+        words = pc.is_in(texts, value_set=pa.array(GAPS[1:], pa.large_string()))
+        if not pc.any(words).as_py():
+            continue
+        value = next((x for x in pc.unique(texts).to_pylist() if x not in GAPS), "")
+        if not re.search(_DATE, value):
+            found = pc.value_counts(texts.filter(words)).to_pylist()
+            said += [f"{x['values']!r} in {x['counts']} cells of {column!r}" for x in found]
+    if not said:
+        return []
+    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
+    return [
+        f"words in columns of text are read as gaps, as empty cells are: {', '.join(said[:5])}{more}; "
+        "write them otherwise where they are values"
+    ]
 
 
 def _read_numbers(present: Any) -> pd.Series | None:

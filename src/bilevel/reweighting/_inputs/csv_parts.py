@@ -15,11 +15,13 @@ from .csv import (
     BOOLEAN,
     GAPS,
     NUMBER,
+    TEXT,
     Reading,
     Texts,
     are_digits,
     read_distinct,
     without_gaps,
+    words_for_gaps,
 )
 from .files import add_readings
 from .parts import AbstractRows
@@ -103,6 +105,9 @@ class CsvRows(AbstractRows):
             if not plan.reading.plain and plan.reading.kind != "text":
                 self.notes.append(plan.reading.describe(name, cells))
             texts.release()
+        plain = {c: texts.columns[c] for c, p in self.plans.items() if p.reading == TEXT}
+        self.notes += words_for_gaps({c: x for c, x in plain.items() if c not in verbatim})
+        texts.release()
 
     def frames(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[pd.DataFrame]:
         """Some rows in their order."""

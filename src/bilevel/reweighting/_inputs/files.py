@@ -25,6 +25,7 @@ from .csv import (
     find_reading,
     read_column,
     with_decimal_comma,
+    words_for_gaps,
 )
 from .scalars import check_scalars, settled
 
@@ -174,6 +175,9 @@ def _interpret(
                 raise InputError(misfit)
             continue
         notes.append(reading.describe(c, texts))
+    plain = {c: x for c, x in one.columns.items() if readings[c] == TEXT and c not in verbatim}
+    notes += words_for_gaps(plain)
+    one.release()
     return pd.DataFrame(columns), notes
 
 
