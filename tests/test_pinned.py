@@ -5,6 +5,7 @@ import functools
 import logging
 import threading
 import types
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -354,6 +355,36 @@ def test_methods_and_checks_use_the_values_of_now(compilations):
         set_rate(1.0)
     assert before.verdict == "unique"
     np.testing.assert_allclose(after.inner_value, 1.0, rtol=1e-2)
+
+
+class Net(eqx.Module):
+    """An inner variable whose method looks up a number; with a static leaf or without one."""
+
+    weight: jax.Array
+    activation: Any
+
+    def __call__(self, x):
+        return RATE * self.weight * x
+
+
+@pytest.mark.parametrize("activation", [None, jnp.tanh])
+def test_methods_of_a_network_use_the_values_of_now(activation):
+    """`f = (RATE w - u)^2 / 2` and `F = RATE w`: a step of size 1 moves u by -1."""
+    problem = bilevel.BilevelProblem(lambda u, w, _: w(1.0), lambda u, w, _: (w(1.0) - u) ** 2 / 2)
+    inner = bilevel.GradientInner(optax.sgd(0.25), 1)
+    method = bilevel.DoubleLoop(inner, bilevel.AID(), optax.sgd(1e-9))
+
+    def end():
+        start = jnp.array(1.0), Net(jnp.array(0.0), activation)
+        return float(bilevel.solve(problem, method, *start, num_steps=1).w.weight)
+
+    try:
+        first = end()  # 0.25 RATE
+        set_rate(2.0)
+        second = end()
+    finally:
+        set_rate(1.0)
+    assert (first, second) == (0.25, 0.5)
 
 
 class Batches:

@@ -152,7 +152,8 @@ def solve(
     asked, own = (problem, algorithm), Pins(problem)
     given, size = check_call(pinned(problem, own), u0, w0, num_steps, trace_every, chunk_size)
     loaders = Loaders(algorithm, state)
-    pins = own, Pins(loaders.algorithm)  # of the programs, not of what reads batches
+    # Of the programs, not of what reads batches; also of the methods of networks within u and w.
+    pins = own, Pins(loaders.algorithm), Pins((given.forms, given.u, given.w))
     problem, algorithm = given.problem, _with_formulas(loaders.algorithm, given)
     if tol is None:
         tolerances = Tolerances(-1.0, -1.0, -1.0)

@@ -142,7 +142,7 @@ def look_around(
 ) -> LowerLevelCheck:
     """`check_lower_level` for variables that are arrays, from these starts."""
     flat, unravel = ravel_pytree(w)
-    pins = Pins(problem)
+    pins = Pins((problem, u, w))
     problem = pinned(problem, pins)
     here = np.asarray(flat, np.float64)
 
