@@ -269,6 +269,10 @@ def weigh(
     places = Places(coordinator, num_processes, process_id)
     _check_places(processes, places, learned)
     found = None if dry_run else start_together(processes, places, interrupted)
+    # First of all: skops, which saves the model, looks for each of SciPy's functions in all modules
+    # that were imported before SciPy's.
+    import scipy.special  # noqa: F401
+
     from ._large import parse_memory
     from ._remote import as_given, is_url
     from ._run_folder import RunFolder, WeighConfig
