@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from bilevel.cli import _estimators
-from bilevel.cli._estimators import make_estimator
+from bilevel.cli._estimators import make_estimator, with_columns
 from bilevel.datasets import flip_to_different
 from bilevel.reweighting import InputError
+from bilevel.reweighting._inputs.compact import compact_pipeline
 from bilevel.reweighting._inputs.saved import load_model
 from runs import Run, bilevel, weigh
 
@@ -121,6 +123,53 @@ def test_code_of_the_users_runs_only_if_it_is_allowed(tmp_path, monkeypatch):
     for name in ("my_models_here:broken", "my_models_here:none", "no_such_module_here:x"):
         with pytest.raises(InputError, match="cannot be loaded"):
             make_estimator(name, False, 0, allow_code=True)
+
+
+@pytest.mark.parametrize(
+    ("made", "columns"),
+    [
+        ("make_pipeline(make_column_transformer((S(), ['size', 'age'])), L())", "'size', 'age'"),
+        ("make_pipeline(make_column_transformer((S(), slice('a', 'b'))), L())", "'a', 'b'"),
+        ("C(make_pipeline(make_column_transformer((S(), selector())), L()))", "make_column_sel"),
+        ("VotingClassifier([('a', T(categorical_features=['town']))])", "'town'"),
+        ("make_pipeline(make_column_transformer((S(), [0, 1])), L())", None),
+        ("T(categorical_features=['town'])", None),
+        ("VotingClassifier([('a', T())])", None),
+    ],
+)
+def test_own_estimators_that_pick_columns_by_name_are_refused_at_once(
+    tmp_path, monkeypatch, made, columns
+):
+    """They get numbers without names; they ended in scikit-learn's own words after the search."""
+    module = f"by_name_{abs(hash(made))}"
+    (tmp_path / f"{module}.py").write_text(
+        "from sklearn.calibration import CalibratedClassifierCV as C\n"
+        "from sklearn.compose import make_column_selector as selector, make_column_transformer\n"
+        "from sklearn.ensemble import HistGradientBoostingClassifier as T, VotingClassifier\n"
+        "from sklearn.linear_model import LogisticRegression as L\n"
+        "from sklearn.pipeline import make_pipeline\n"
+        "from sklearn.preprocessing import StandardScaler as S\n"
+        f"made = {made}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    if columns is None:
+        assert make_estimator(f"{module}:made", False, 0, allow_code=True) is not None
+        return
+    with pytest.raises(InputError, match=f"picks columns by name \\(.*{columns}.*in Python"):
+        make_estimator(f"{module}:made", False, 0, allow_code=True)
+
+
+def test_a_category_by_name_that_holds_numbers_is_no_setting_to_ignore():
+    """`categorical_features` is set to the columns of texts; `zip` would have become a number."""
+    table = pd.DataFrame({"zip": [1.0, 2.0] * 4, "town": ["a", "b"] * 4})
+    compact = compact_pipeline(table).fit(table)
+    one = HistGradientBoostingClassifier(categorical_features=["town"])
+    assert with_columns(compact, one)[-1].categorical_features == [
+        list(compact.get_feature_names_out()).index("categories__town")
+    ]
+    one = HistGradientBoostingClassifier(categorical_features=["zip"])
+    with pytest.raises(InputError, match=r"takes 'zip' for categories .* those are 'town'"):
+        with_columns(compact, one)
 
 
 def test_the_task_decides_between_classifier_and_regressor():

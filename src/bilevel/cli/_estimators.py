@@ -11,7 +11,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from ..reweighting._inputs.checks import InputError, named
-from ..reweighting._inputs.compact import category_columns, takes_gaps
+from ..reweighting._inputs.compact import CATEGORIES, category_columns, takes_gaps
+from ..reweighting._inputs.estimators import by_name
 from ..reweighting._weights.coded_labels import CodedLabels
 
 _TREES = "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"
@@ -181,6 +182,14 @@ def _of_own_code(name: str, regression: bool) -> Any:
             f"--estimator {name} is {type(estimator).__name__}, which is not a "
             f"{'regressor' if regression else 'classifier'} of scikit-learn's kind."
         )
+    told = type(estimator).__name__.startswith(_TOLD)  # which columns hold categories
+    if (columns := by_name(estimator)) and not told:
+        raise InputError(
+            f"--estimator {name} picks columns by name ({named(columns)}), and on the command line an "
+            "estimator of your own gets the columns as numbers, encoded already. Leave the encoding "
+            "out of it, or use it in Python: bilevel.Reweighted"
+            f"{'Regressor' if regression else 'Classifier'} gives it the table itself."
+        )
     return estimator
 
 
@@ -194,8 +203,9 @@ def takes_gaps_inside(estimator: Any) -> bool:
     return takes_gaps(inner(estimator))
 
 
+_TOLD = "HistGradientBoosting"
 _SAY_CATEGORIES: dict[str, Callable[[dict[int, int], int], dict[str, Any]]] = {
-    "HistGradientBoosting": lambda found, _: {"categorical_features": list(found)},
+    _TOLD: lambda found, _: {"categorical_features": list(found)},
     "XGB": lambda found, width: {
         "enable_categorical": True,
         "feature_types": ["c" if i in found else "q" for i in range(width)],
@@ -207,8 +217,19 @@ def with_columns(compact: Pipeline, estimator: Any) -> Pipeline:
     """A pipeline that takes tables: the fitted `compact_pipeline`, then the estimator.
 
     Trees that can be told which columns hold categories are told.
+
+    Raises:
+        InputError: they were told by name of a column that holds numbers.
     """
     found = category_columns(compact)
+    fitted = compact.steps[0][1]
+    texts = next((list(c) for name, _, c in fitted.transformers_ if name == CATEGORIES), [])
+    if others := [c for c in by_name(inner(estimator)) if c not in texts]:
+        raise InputError(
+            f"the estimator takes {named(others)} for categories (categorical_features), and they are "
+            f"no columns of texts with few values; those are {named(texts) or 'none'}. Write "
+            "categories as texts, or leave the setting out."
+        )
     width = max(span.stop for span in compact.steps[0][1].output_indices_.values())
     for beginning, say in _SAY_CATEGORIES.items():
         if found and type(inner(estimator)).__name__.startswith(beginning):

@@ -4,10 +4,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import ColumnTransformer
+from sklearn.compose import ColumnTransformer, make_column_selector
 from sklearn.ensemble import (
     BaggingClassifier,
     BaggingRegressor,
@@ -111,6 +112,21 @@ def _weight_keywords(estimator: Any) -> list[str]:
 def takes_tables(estimator: Any) -> bool:
     """Whether it has its own way with the columns of a table: a pipeline, or one within it."""
     return any(isinstance(part, (Pipeline, ColumnTransformer)) for part in _parts(estimator))
+
+
+def by_name(estimator: Any) -> list[str]:
+    """The columns that it, or an estimator within it, picks by name; or by type, from a data frame."""
+    picked: list[Any] = []
+    for part in _parts(estimator):
+        if isinstance(part, ColumnTransformer):
+            picked += [columns for *_, columns in part.transformers]
+        elif hasattr(part, "get_params"):
+            picked.append(part.get_params(deep=False).get("categorical_features"))
+    picked = [[x.start, x.stop] if isinstance(x, slice) else x for x in picked]
+    flat = [c for x in picked for c in (x if np.ndim(x) else [x])]
+    names = [c for c in flat if isinstance(c, str) and c != "from_dtype"]
+    names += ["make_column_selector"] * any(isinstance(c, make_column_selector) for c in flat)
+    return [*dict.fromkeys(names)]
 
 
 def given_the_rows(estimator: Any) -> Any:
