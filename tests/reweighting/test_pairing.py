@@ -6,6 +6,7 @@ arguments were read as.
 
 import datetime
 import decimal
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,45 @@ def rows():
 
 
 # --- rows in another order
+
+
+def test_the_control_of_a_report_learns_from_all_that_the_fit_had(monkeypatch):
+    """From shuffled labels, and otherwise in the same way: with the groups and the probabilities."""
+    import bilevel.reweighting._estimator as door
+
+    X, y = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 2
+    asked, rest = [], {"groups": np.arange(60) % 3, "sample_weight": np.ones(60)}
+    rest |= {"pred_probs": np.full((60, 2), 0.5), "entities": np.arange(60)}
+
+    def learn(*tables, **options):
+        asked.append({k: options[k] for k in (*rest, "pred_probs_trusted", "times")})
+        same = dict.fromkeys(("weights", "label_quality", "keep"), np.ones(40))
+        none = (
+            "noise",
+            "group_weights",
+            "effective_sample_size",
+            "candidates",
+            "winner",
+            "history",
+        )
+        encoding = prepare(*tables, task="auto", scaler=None, holdout=None).encoding
+        return SimpleNamespace(
+            **same,
+            **dict.fromkeys(none),
+            encoding=encoding,
+            trusted_weight=1.0,
+            sample_weight=lambda m: np.ones(40 + m),
+        )
+
+    monkeypatch.setattr(door, "learn_weights", learn)
+    monkeypatch.setattr(door, "gather_evidence", lambda *_, **given: given["control"](y[40:]))
+    monkeypatch.setattr(door, "Report", lambda found: found)
+    clf = door.ReweightedClassifier().fit(X, y, is_trusted=np.arange(60) >= 40, **rest)
+    clf.report(control=True)
+    first, again = asked
+    assert first.keys() == again.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value)
 
 
 def test_labels_in_another_order_than_a_table_of_all_rows_are_refused(rows):

@@ -193,6 +193,13 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             X,
             mask,
         )
+        beside = {
+            "groups": groups,
+            "pred_probs": pred_probs,
+            "pred_probs_trusted": pred_probs_trusted,
+            "given_labels_trusted": given_labels_trusted,
+            **columns._asdict(),
+        }
         if self.overlap is not None:
             warn_about_overlap(stacklevel=3)
         result = learn_weights(
@@ -201,14 +208,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             task=self._task(),  # pyright: ignore[reportArgumentType]
             model=self.model,
             method=self.method,
-            groups=groups,
-            pred_probs=pred_probs,
-            pred_probs_trusted=pred_probs_trusted,
-            given_labels_trusted=given_labels_trusted,
             precision=self.precision,
             num_steps=self.num_steps,
             l2=self.l2,
-            **columns._asdict(),
+            **beside,
             scoring=self.scoring,
             estimator=self.estimator,
             seed=_seed(self.random_state),
@@ -242,7 +245,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.winner_ = result.winner
         self.history_ = result.history
         self.result_ = result
-        self._train, self._trusted, self._groups, self._columns = train, trusted, groups, columns
+        self._train, self._trusted, self._beside = train, trusted, beside
         return self._finish()
 
     def _fit_without_trust(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> Self:
@@ -355,10 +358,8 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         def learn(y_trusted: np.ndarray) -> WeightsResult:
             clone_: Any = clone(self)
             X, y = self._train
-            options = self._columns._asdict()
-            return clone_.fit(
-                X, y, X_trusted=self._trusted[0], y_trusted=y_trusted, **options
-            ).result_
+            trusted = {"X_trusted": self._trusted[0], "y_trusted": y_trusted}
+            return clone_.fit(X, y, **trusted, **self._beside).result_
 
         return Report(
             gather_evidence(
@@ -369,7 +370,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
                 rows.y_trusted,
                 rows.result,
                 holdout=holdout,
-                groups=self._groups,
+                groups=self._beside["groups"],
                 images=images,
                 shared=shared_rows(tables),
                 control=learn if control else None,
