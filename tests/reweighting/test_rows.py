@@ -163,6 +163,25 @@ def test_a_row_of_weight_two_is_the_row_twice_and_one_of_weight_zero_is_absent(r
     assert (both[120:][weight_trusted == 0] == 0).all()
 
 
+def test_columns_are_encoded_by_what_rows_hold_and_not_by_how_often():
+    """Else the medians in the place of gaps move with rows that are there twice, and the folds too."""
+    rng = np.random.default_rng(0)
+    X, y, X_trusted, y_trusted = noisy_rows(False)
+
+    def table(X: np.ndarray) -> pd.DataFrame:
+        frame = pd.DataFrame(X, columns=pd.Index([f"x{j}" for j in range(X.shape[1])]))
+        frame["town"] = rng.choice(["Ulm", "Jena", "Kiel"], len(X))
+        frame["day"] = pd.Timestamp(2026, 1, 1) + pd.to_timedelta(rng.integers(0, 99, len(X)), "D")
+        return frame.mask(rng.random(frame.shape) < 0.1)
+
+    X, X_trusted = table(X), table(X_trusted)
+    weight = rng.integers(0, 3, 120)
+    weighted = learn_weights(X, y, X_trusted, y_trusted, sample_weight=weight)
+    rows = np.repeat(np.arange(120), weight)
+    repeated = learn_weights(X.iloc[rows].reset_index(drop=True), y[rows], X_trusted, y_trusted)
+    same(weighted, repeated, rows, 1e-5)
+
+
 @pytest.mark.slow
 def test_weights_of_one_change_nothing():
     rows = noisy_rows(False)
