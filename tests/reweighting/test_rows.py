@@ -266,7 +266,7 @@ def test_scikit_learn_routes_what_belongs_to_rows():
         rows = train[~mask[train]], train[mask[train]]
         for counts, part in zip(fit[-1].result_.counts, rows, strict=True):
             np.testing.assert_array_equal(counts, given["sample_weight"][part])
-        np.testing.assert_array_equal(fit[-1]._columns.entities, given["entities"][rows[0]])
+        np.testing.assert_array_equal(fit[-1]._beside["entities"], given["entities"][rows[0]])
 
 
 def people(m: int) -> tuple[Any, ...]:
