@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, is_classifier
 from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
 
 from .._inputs.compact import takes_gaps, with_empty_columns_filled
 from .._inputs.estimators import fit_with_weights
@@ -51,6 +52,7 @@ def fit_weighted(
             raise
         coded = CodedLabels(estimator)
         try:
+            check_classification_targets(y)  # numbers of a regression are no labels to be coded
             return coded.fit(X, y, weights)
         except Exception:
             pass
