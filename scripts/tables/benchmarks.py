@@ -541,14 +541,15 @@ def growth_processes() -> str:
 
 
 def weigh_of_a_billion() -> str:
-    """`bilevel weigh` on a billion rows and 16 machines, on paper: a + b n + c n / m."""
+    """`bilevel weigh` on a billion rows and 16 machines, on paper: a + b n + c n / m; a sentence."""
     report, rows, machines = _report("growth"), 1e9, 16
     processes = report.get("processes", [])
     large = [row for row in report["rows"] if row["format"] == "parquet"][-2:]
+    missing = "For $10^9$ rows this is not computed"
     if len(processes) < 2 or large[0]["rows"] == large[1]["rows"]:
-        return "(not measured)"
+        return f"{missing}: the tables or the processes were not measured."
     if len({row["processor"] for row in [*large, *processes]}) > 1:
-        return "(the large tables and the several processes were measured on different processors)"
+        return f"{missing}: tables and processes were measured on different processors."
     alone, two = processes[:2]
     each = (large[1]["cpu_seconds"] - large[0]["cpu_seconds"]) / (
         large[1]["rows"] - large[0]["rows"]
@@ -558,9 +559,9 @@ def weigh_of_a_billion() -> str:
     first = large[1]["cpu_seconds"] - each * large[1]["rows"]
     seconds = first + (each - shared) * rows + shared * rows / machines
     return (
-        f"$a$ = {first:.0f} s, $b$ = {1e6 * (each - shared):.1f} µs and $c$ = {1e6 * shared:.1f} µs "
-        f"that makes {seconds / 3600:.1f} hours for $10^9$ rows and 16 machines, against "
-        f"{(first + each * rows) / 3600:.1f} hours of one"
+        f"With $a$ = {first:.0f} s, $b$ = {1e6 * (each - shared):.1f} µs and "
+        f"$c$ = {1e6 * shared:.1f} µs that makes {seconds / 3600:.1f} hours for $10^9$ rows and "
+        f"16 machines, against {(first + each * rows) / 3600:.1f} hours of one."
     )
 
 
