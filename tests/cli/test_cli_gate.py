@@ -254,7 +254,7 @@ def test_sarif_has_what_the_schema_requires_and_a_result_per_finding():
     assert "\x1b" not in results[0]["message"]["text"]
     assert len({r["partialFingerprints"]["bilevelFinding/v1"] for r in results}) == 2
     assert "baselineState" not in results[0]
-    known = [{"check": "leak/rows", "table": "train", "severity": "problem"}]
+    known: list[dict[str, Any]] = [{"check": "leak/rows", "table": "train", "severity": "problem"}]
     known[0] |= {"title": "leak/rows, training rows", "ids": [], "num_ids": 1}
     results = json.loads(form("sarif", baseline=known))["runs"][0]["results"]
     assert [r["baselineState"] for r in results] == ["unchanged", "new"]

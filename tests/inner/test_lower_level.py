@@ -1,5 +1,7 @@
 """`check_lower_level` on inner problems whose minima are known."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -65,7 +67,7 @@ def test_a_converged_run_says_so_by_itself_where_that_is_cheap():
     assert _spare(w=jnp.zeros(3), calls=137, method=loop) == 0
 
 
-def _spare(w, calls, method=SOBA):
+def _spare(w, calls, method: Any = SOBA):
     state = method.init(mirrlees(), jnp.array(1.5), w, jax.random.key(0))
     counted = eqx.tree_at(lambda s: s.calls.inner_grad, state, jnp.array(calls))
     return spare_evaluations(mirrlees(), method, counted)

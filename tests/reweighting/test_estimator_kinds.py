@@ -193,7 +193,8 @@ def test_a_classifier_that_takes_only_codes_takes_any_labels(names):
         clf = ReweightedClassifier(OnlyCodes()).fit(X, y)
     assert clf.predict(X).shape == y.shape
     np.testing.assert_array_equal(clf.classes_, names)
-    np.testing.assert_array_equal(clf.predict(X), np.array(names)[TREE.fit(X, Y).predict(X)])
+    codes: Any = TREE.fit(X, Y).predict(X)
+    np.testing.assert_array_equal(clf.predict(X), np.array(names)[codes])
 
 
 @pytest.mark.slow

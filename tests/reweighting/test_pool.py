@@ -357,13 +357,13 @@ def test_a_search_that_goes_too_far_turns_back_without_a_warning():
     """Members that are nearly perfect, or surely wrong of a few rows: exponentials overflowed."""
     for seed in (36, 456):
         rng = np.random.default_rng(seed)
-        rng.integers(0, 2, 20), rng.uniform(-1, 3, (4, 1, 1)), rng.normal(size=(4, 20, 2))
+        _ = rng.integers(0, 2, 20), rng.uniform(-1, 3, (4, 1, 1)), rng.normal(size=(4, 20, 2))
         y = rng.normal(size=20)
         noise = 10 ** rng.uniform(-9, 1, (4, 1)) * rng.normal(size=(4, 20))
         pool = NumberPool.of_trusted((y + noise)[:, :, None], y, np.ones(20))
-        assert np.abs(pool.outputs((y + noise)[:, :, None])[:, 0] - y).max() < 0.1
+        assert np.abs(pool.outputs([*(y + noise)[:, :, None]])[:, 0] - y).max() < 0.1
     rng = np.random.default_rng(517)
-    k, m, c = rng.integers(1, 8), rng.integers(2, 40), rng.integers(2, 5)
+    k, m, c = (int(rng.integers(*ends)) for ends in ((1, 8), (2, 40), (2, 5)))
     y, members = rng.integers(0, c, m), []
     for _ in range(k):
         sure = 10 ** rng.uniform(-2, 3) * np.eye(c)[y]
