@@ -86,3 +86,23 @@ class AbstractInnerSolver(eqx.Module):
         stream: Stream,
     ) -> tuple[PyTree[Array], Any, Stream, InnerStats]:
         """`(w, state, stream, stats)` after solving from `w`, on batches drawn from `stream`."""
+
+
+class AbstractStepInner(AbstractInnerSolver):
+    """An inner solver that takes `num_steps` steps in one loop."""
+
+    @abc.abstractmethod
+    def solve_by(
+        self,
+        scan: Scan,
+        problem: Problem,
+        u: PyTree[Array],
+        w: PyTree[Array],
+        state: Any,
+        stream: Stream,
+    ) -> tuple[PyTree[Array], Any, Stream, InnerStats]:
+        """`solve`, whose loop over the steps is `scan`: it decides what a backward pass keeps."""
+
+    def solve(self, problem, u, w, state, stream):
+        """`num_steps` steps."""
+        return self.solve_by(jax.lax.scan, problem, u, w, state, stream)

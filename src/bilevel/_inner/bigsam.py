@@ -12,11 +12,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .._loader import refuse_loader
-from .._problem import BilevelProblem, Problem
+from .._problem import BilevelProblem
 from .._sampler import Stream
 from .._settings import as_data
 from .._solution import RESULTS
-from .base import NOISE, AbstractInnerSolver, InnerStats, Scan
+from .base import NOISE, AbstractStepInner, InnerStats
 
 Setting = Float[np.ndarray | Array, "*batch"]
 Weighting = Callable[[Array], ArrayLike]
@@ -94,7 +94,7 @@ def _as_weighting(value: Any) -> Any:
     )
 
 
-class BiGSAM(AbstractInnerSolver):
+class BiGSAM(AbstractStepInner):
     """A fixed number of BiG-SAM steps: each averages an inner and an outer gradient step.
 
         theta_k = w_{k-1} - t grad_w f(u, w_{k-1}, batch_k)
@@ -198,20 +198,8 @@ class BiGSAM(AbstractInnerSolver):
         done = jnp.asarray(self.done).astype(jnp.int32)
         return (done + self.num_steps) // self.every - done // self.every
 
-    def solve(self, problem, u, w, state, stream):
-        """`num_steps` steps."""
-        return self.solve_by(jax.lax.scan, problem, u, w, state, stream)
-
-    def solve_by(
-        self,
-        scan: Scan,
-        problem: Problem,
-        u: PyTree[Array],
-        w: PyTree[Array],
-        state: Any,
-        stream: Stream,
-    ) -> tuple[PyTree[Array], Any, Stream, InnerStats]:
-        """The same, whose loop over the steps is `scan`: it decides what a backward pass keeps."""
+    def solve_by(self, scan, problem, u, w, state, stream):
+        """`num_steps` steps, in the loop `scan`."""
         if not isinstance(problem, BilevelProblem):
             raise TypeError(
                 "`BiGSAM` takes steps on an inner objective, which a "

@@ -18,10 +18,10 @@ from .._problem import BilevelProblem, Problem
 from .._sampler import FullBatch, Stream
 from .._solution import RESULTS
 from .._transformation import line_search_steps, transformed
-from .base import AbstractInnerSolver, InnerStats, Scan, ended
+from .base import AbstractStepInner, InnerStats, ended
 
 
-class GradientInner(AbstractInnerSolver):
+class GradientInner(AbstractStepInner):
     """A fixed number of steps of any optax transformation.
 
         w_{k+1} = retract(w_k, tx.update(grad_w f(u, w_k, batch_k))),   k = 0 .. num_steps - 1
@@ -80,20 +80,8 @@ class GradientInner(AbstractInnerSolver):
         """The optax state; for `"auto"` the eigenvector, which is zero until it is known."""
         return optax.tree.zeros_like(w) if isinstance(self.tx, str) else self.tx.init(w)
 
-    def solve(self, problem, u, w, state, stream):
-        """`num_steps` steps."""
-        return self.solve_by(jax.lax.scan, problem, u, w, state, stream)
-
-    def solve_by(
-        self,
-        scan: Scan,
-        problem: Problem,
-        u: PyTree[Array],
-        w: PyTree[Array],
-        state: Any,
-        stream: Stream,
-    ) -> tuple[PyTree[Array], Any, Stream, InnerStats]:
-        """The same, whose loop over the steps is `scan`: it decides what a backward pass keeps."""
+    def solve_by(self, scan, problem, u, w, state, stream):
+        """`num_steps` steps, in the loop `scan`."""
         auto = isinstance(self.tx, str)
         found = _inverse_curvature(problem, u, w, state, stream) if auto else None
         # Without noise, a step of "auto" that raises f is taken back by half.
