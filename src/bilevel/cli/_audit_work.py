@@ -30,9 +30,12 @@ def audit_tables(
         tables[name] = features.drop(columns=list(drop), errors="ignore"), labels
     notes = [
         Finding(
-            *("warning", "how the files are read", f"{note}."),
+            "warning",
+            "how the files are read",
+            f"{note}.",
             tuple(c for c in table.frame.columns if repr(c) in note),
-            *("reading/file", name),
+            "reading/file",
+            name,
         )
         for name, table in read.items()
         for note in table.notes

@@ -19,7 +19,7 @@ from .labels import Classes
 from .pool import ClassPool, NumberPool
 
 FOREST_JOINS, KERNEL_JOINS, BOOSTED_JOINS = 4.0, 1.0, 1.5  # standard errors, see `join`
-FOREST_CONFIRMED = 2.0
+FOREST_CONFIRMED = 2.0  # those that are enough for forests if the given labels agree
 
 
 class Offer(NamedTuple):
@@ -87,7 +87,9 @@ def join(
         if offer.bar == -np.inf:
             return True
         known = gain(_losses)
-        return known > offer.bar or known > offer.confirmed < gain(_losses_of_given)
+        if known > offer.bar:
+            return True
+        return known > offer.confirmed and gain(_losses_of_given) > offer.confirmed
 
     joined: list[Offer] = []
     for offer in offers:
