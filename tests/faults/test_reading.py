@@ -46,6 +46,19 @@ def test_reading_a_csv_file_imports_no_data_frames(csv):
     assert done.stdout.strip() == "False"
 
 
+@linux
+def test_reading_a_file_does_not_walk_the_folder_one_works_in(csv, monkeypatch):
+    """Which may be a home with a million files, or a disk of the network."""
+    server = client._Server()
+    monkeypatch.setattr(client, "_SERVER", server)
+    monkeypatch.setattr(client, "parquet_files", lambda folder: pytest.fail(f"{folder} was walked"))
+    assert len(read_table(csv, "train").frame) == 2
+    process = server._process
+    server._close()
+    assert process is not None
+    process.wait(20)
+
+
 @pytest.mark.parametrize("k", range(4))
 def test_tables_are_those_that_pandas_reads(tmp_path, k):
     path = tmp_path / "t.parquet"

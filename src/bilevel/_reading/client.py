@@ -243,22 +243,25 @@ def limits(path: Path) -> tuple[int, int]:
     Raises:
         ReadError: the variable of the environment is neither a size nor a number.
     """
-    given = os.environ.get(MEMORY)
     files = parquet_files(path) if path.is_dir() else [path] if path.is_file() else []
     size = sum(file.stat().st_size for file in files)
-    if given is None:
-        memory = _memory()
-    elif found := re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?\s*", given, re.IGNORECASE):
-        memory = int(min(float(found[1]) * _UNITS[found[2].upper()], MOST))
-    else:
-        raise ReadError(f"{MEMORY}={given!r} is no size; write it as in 4GB.")
     seconds = os.environ.get(SECONDS, str(300 + size // 10**6))
     if not seconds.isdecimal():
         raise ReadError(f"{SECONDS}={seconds!r} is no number of seconds.")
-    return max(memory, LEAST), min(int(seconds[:20]), LONGEST)
+    return max(_memory(), LEAST), min(int(seconds[:20]), LONGEST)
 
 
 def _memory() -> int:
+    """Bytes of memory that a reader may take: what the user allows, or all that there is."""
+    given = os.environ.get(MEMORY)
+    if given is None:
+        return _memory_here()
+    if found := re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?\s*", given, re.IGNORECASE):
+        return int(min(float(found[1]) * _UNITS[found[2].upper()], MOST))
+    raise ReadError(f"{MEMORY}={given!r} is no size; write it as in 4GB.")
+
+
+def _memory_here() -> int:
     """Bytes of memory that this machine has, or the container that we are in, or our limit is."""
     import resource  # which not every system has
 
@@ -343,7 +346,7 @@ class _Server:
     def _start(self) -> socket.socket:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = _START.format(path=[*sys.path], handle=theirs.fileno())
-        plain = _PLAIN if limits(Path())[0] < PLENTY else {}
+        plain = _PLAIN if _memory() < PLENTY else {}
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
