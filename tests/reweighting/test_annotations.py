@@ -1,5 +1,7 @@
 """Several annotators per row, against sums written out and against simulated annotators."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -153,6 +155,18 @@ def test_simulated_annotators_are_seen_through():
         ),
         (lambda t: t[~t["id"].isin(["r5", "r6"])], r"the rows 'r5', 'r6' have no line in"),
         (lambda t: t.to_numpy(), r"must be a table with one line per label"),
+        (
+            lambda t: t.assign(by=[f"{x} " if k % 2 else x for k, x in enumerate(t["by"])]),
+            r"the annotators are written in several ways that look alike",
+        ),
+        (
+            lambda t: t.assign(by=[1 if k == 0 else x for k, x in enumerate(t["by"])]),
+            r"the annotators are texts in some lines .* no texts in others \(1\)",
+        ),
+        (
+            lambda t: t.assign(label=["0" if k == 0 else x for k, x in enumerate(t["label"])]),
+            r"the labels of the annotators are texts in some lines \('0'\)",
+        ),
     ],
 )
 def test_bad_annotations_are_refused(spoil, message):
@@ -161,3 +175,19 @@ def test_bad_annotations_are_refused(spoil, message):
         learn_from_annotations(
             X[:60], spoil(table[first]), X[60:], y[60:], columns=("id", "by", "label")
         )
+
+
+def test_rows_that_cannot_be_told_apart_and_groups_in_another_order_are_refused():
+    X, y, table, first, *_ = simulated(n=60, m=30)
+    train, rest = X[:60], (X[60:], y[60:])
+    names: Any = {"columns": ("id", "by", "label")}
+    twice = train.set_axis(["r0", *train.index[:-1]], axis=0)
+    with pytest.raises(InputError, match=r"in which 'r0' repeat; give each row a name of its own"):
+        learn_from_annotations(twice, table[first], *rest, **names)
+    with pytest.raises(InputError, match=r"three different columns .*got 'id', 'id', 'label'"):
+        learn_from_annotations(train, table[first], *rest, columns=("id", "id", "label"))
+    groups = pd.Series(np.arange(60) % 3, train.index)[::-1]
+    with pytest.raises(InputError, match=r"`groups` has the index of its rows in another order"):
+        learn_from_annotations(train, table[first], *rest, groups=groups, **names)
+    with pytest.raises(ValueError, match=r"`seed` must be an integer from 0"):
+        learn_from_annotations(train, table[first], *rest, seed=-1, **names)

@@ -31,12 +31,20 @@ def case():
 @pytest.mark.slow
 def test_each_label_is_what_learn_weights_finds_alone(case):
     X, Y, noisy, _, found = case
-    alone = learn_weights(X[:240], noisy["round"].to_numpy(), X[240:], Y["round"][240:], seed=1)
+    alone = learn_weights(X[:240], noisy["round"].to_numpy(), X[240:], Y["round"][240:])
     np.testing.assert_array_equal(found.label_quality["round"], alone.label_quality)
     np.testing.assert_array_equal(found.keep["round"], alone.keep)
     np.testing.assert_allclose(found.sample_weights(80)[:, 1], alone.sample_weight(80), rtol=1e-12)
     assert found.labels.loc["round", "winner"] == alone.winner
     assert found.labels.loc["round", "flagged"] == (~alone.keep).sum()
+
+
+def test_neither_other_labels_nor_their_order_change_what_is_found(case):
+    """Each label is a question of its own: `round` alone, and as the second of three."""
+    X, Y, noisy, _, found = case
+    alone = learn_multilabel_weights(X[:240], noisy[["round"]], X[240:], Y.loc["r240":, ["round"]])
+    np.testing.assert_array_equal(alone.label_quality["round"], found.label_quality["round"])
+    np.testing.assert_array_equal(alone.label_weights["round"], found.label_weights["round"])
 
 
 def test_a_row_is_ranked_by_its_worst_label_and_weighs_the_mean(case):
@@ -73,12 +81,34 @@ def test_a_label_that_never_occurs_is_left_alone(case):
         (np.zeros((6, 3)), r"`Y` has the labels 0, 1, 2, `Y_trusted` 0, 1;"),
         (pd.DataFrame([[0, 1]] * 6, columns=["a", "a"]), r"two columns of the name 'a'"),
         (pd.DataFrame([[0, None]] * 6), r"the columns 1 hold other values"),
+        (pd.DataFrame([[0, None]] * 6, dtype="Int64"), r"the columns 1 hold other values"),
+        (pd.Series([0, 1] * 3), r"must be an indicator matrix \(rows, labels\), got shape \(6,\)"),
+        (np.zeros((0, 2)), r"must be an indicator matrix \(rows, labels\), got shape \(0, 2\)"),
+        (
+            pd.DataFrame([[0, 1]] * 6, columns=pd.MultiIndex.from_product([["a"], ["b", "c"]])),
+            r"names of 2 levels",
+        ),
     ],
 )
 def test_what_is_no_indicator_matrix_is_refused(Y, message):
     X = np.arange(6.0)[:, None]
     with pytest.raises(InputError, match=message):
         learn_multilabel_weights(X, Y, X, np.array([[0, 1], [1, 0]] * 3))
+
+
+@pytest.mark.parametrize("name", ["Y", "Y_trusted"])
+def test_indicators_in_another_order_than_their_rows_are_refused(case, name):
+    X, Y, noisy, *_ = case
+    given = {"Y": noisy, "Y_trusted": Y[240:]}
+    given[name] = given[name][::-1]
+    with pytest.raises(InputError, match=rf"`{name}` has the index of its rows in another order"):
+        learn_multilabel_weights(X[:240], given["Y"], X[240:], given["Y_trusted"])
+
+
+def test_several_columns_of_labels_are_sent_to_the_function_for_them(case):
+    X, Y, noisy, *_ = case
+    with pytest.raises(InputError, match=r"`y` has 3 columns.*learn_multilabel_weights"):
+        learn_weights(X[:240], noisy, X[240:], Y[240:])
 
 
 def test_the_report_names_the_labels_at_fault(case, tmp_path):

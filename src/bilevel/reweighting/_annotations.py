@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ._inputs.annotations import LongTable, read_annotations
-from ._inputs.checks import row_ids
+from ._inputs.annotations import LongTable, distinct, read_annotations
+from ._inputs.checks import check_seed, row_ids
 from ._inputs.containers import feature_rows
 from ._inputs.prepare import MIN_MAX, Prepared, prepare
 from ._learn import complete
@@ -133,6 +133,7 @@ def learn_from_annotations(
     >>> found.annotators.index[0], bool((found.rows["consensus"] == y[:150]).mean() > 0.97)
     ('cy', True)
     """
+    check_seed(seed)
     ids = row_ids(feature_rows(X, "X"))
     long = read_annotations(annotations, columns, ids, "annotations", every=True)
     long_trusted = None
@@ -141,7 +142,9 @@ def learn_from_annotations(
         long_trusted = read_annotations(
             annotations_trusted, columns, ids_trusted, "annotations_trusted", every=False
         )
-    names = np.unique([*long.annotator, *(() if long_trusted is None else long_trusted.annotator)])
+    both = [long] if long_trusted is None else [long, long_trusted]
+    names = distinct([table.annotator for table in both], "annotators")
+    distinct([table.label for table in both], "labels of the annotators")
     classes = np.unique(long.label)
     y = classes[vote(_coded(long, None, names, classes), len(ids), len(classes))]
     for last in (False, True):

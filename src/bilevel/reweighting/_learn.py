@@ -5,9 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from ._inputs.checks import check_aligned
+from ._inputs.checks import check_aligned, check_seed
 from ._inputs.containers import like
 from ._inputs.prepare import MIN_MAX, Prepared, check_verified, prepare
 from ._inputs.probabilities import CHECK, check_probabilities, in_sample_smell
@@ -173,8 +171,7 @@ def learn_weights(
     }
     if precision is not None and not 0 < precision <= 1:
         raise ValueError(f"`precision` must be above 0 and at most 1, got {precision}.")
-    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
-        raise ValueError(f"`seed` must be an integer from 0 to {2**32 - 1}, got {seed!r}.")
+    check_seed(seed)
     columns = RowColumns(
         sample_weight, sample_weight_trusted, entities, entities_trusted, times, times_trusted
     )

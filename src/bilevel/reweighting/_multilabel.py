@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from ._inputs.checks import InputError, named
+from ._inputs.checks import InputError, check_aligned, densify, named
 from ._inputs.containers import as_internal, like
 from ._inputs.prepare import MIN_MAX
 from ._learn import learn_weights
@@ -125,7 +125,8 @@ def learn_multilabel_weights(
             array or a table whose columns name the labels.
         X_trusted, Y_trusted: the trusted rows, whose labels are all right.
         estimator: a classifier of *one* label, which the weights are for; see `learn_weights`.
-        groups, scaler, seed: as for `learn_weights`.
+        groups, scaler, seed: as for `learn_weights`; the seed is the same for each label, so that
+            neither the order of the labels nor a label that is added changes what is found.
 
     Returns:
         A `MultilabelResult`. Labels that are the same in all training rows, or in all trusted rows,
@@ -145,8 +146,8 @@ def learn_multilabel_weights(
     >>> bool(quality[:20].median() < 0.5 < quality[20:].median()), found.labels.index.tolist()
     (True, [0, 1])
     """
-    indicators, names = _indicators(Y, "Y")
-    trusted, trusted_names = _indicators(Y_trusted, "Y_trusted")
+    indicators, names = _indicators(X, Y, "Y")
+    trusted, trusted_names = _indicators(X_trusted, Y_trusted, "Y_trusted")
     if list(names) != list(trusted_names):
         raise InputError(
             f"`Y` has the labels {named(list(names), 20)}, `Y_trusted` "
@@ -176,7 +177,7 @@ def learn_multilabel_weights(
             groups=groups,
             estimator=estimator,
             scaler=scaler,
-            seed=seed + j,
+            seed=seed,
         )
         for j, name in enumerate(names)
         if judged[j]
@@ -184,21 +185,30 @@ def learn_multilabel_weights(
     return _together(results, X, indicators, names, len(trusted))
 
 
-def _indicators(Y: Any, name: str) -> tuple[Int[np.ndarray, "rows labels"], pd.Index]:
+def _indicators(X: Any, Y: Any, name: str) -> tuple[Int[np.ndarray, "rows labels"], pd.Index]:
     """0 and 1, and the names of the columns.
 
     Raises:
-        InputError: not a matrix, or other values.
+        InputError: not a matrix, its rows in another order than those of `X`, or other values.
     """
     table = as_internal(Y, name)
-    names = table.columns if isinstance(table, pd.DataFrame) else None
-    values = np.asarray(table if isinstance(table, (np.ndarray, pd.DataFrame)) else table.toarray())
-    if values.ndim != 2:
+    check_aligned(X, table, name)
+    names = None
+    if isinstance(table, pd.DataFrame):
+        names = table.columns
+        table = table.astype(object).where(table.notna(), np.nan)  # pd.NA cannot be compared
+    values = np.asarray(densify(table, name))
+    if values.ndim != 2 or 0 in values.shape:
         raise InputError(
             f"`{name}` must be an indicator matrix (rows, labels), got shape {values.shape}; "
             "`sklearn.preprocessing.MultiLabelBinarizer` makes one of lists of labels."
         )
     names = pd.RangeIndex(values.shape[1]) if names is None else names
+    if names.nlevels > 1:
+        raise InputError(
+            f"the columns of `{name}` have names of {names.nlevels} levels; give each label one name: "
+            f"`{name}.columns = ['/'.join(map(str, c)) for c in {name}.columns]`."
+        )
     if not names.is_unique:
         raise InputError(
             f"`{name}` has two columns of the name {named(names[np.asarray(names.duplicated())])}."

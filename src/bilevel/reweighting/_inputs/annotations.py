@@ -1,5 +1,6 @@
 """A long table of annotations: who gave which label to which row, checked and as codes."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Int
 
 from .checks import InputError, named
 from .containers import as_internal
+from .scalars import check_scalars, check_spelling, settled
 
 
 class LongTable(NamedTuple):
@@ -37,9 +39,21 @@ def read_annotations(
         every: whether each row must have a label.
 
     Raises:
-        InputError: no table, or without these columns; gaps; a row that is not there; two labels of
-            one annotator for one row; rows without a label.
+        InputError: no table, or without these columns; gaps; a row that is not there, or of a name
+            that several rows have; two labels of one annotator for one row; rows without a label.
     """
+    if len(set(columns)) < len(columns):
+        raise InputError(
+            f"`columns` must name three different columns (row, annotator, label), got "
+            f"{named(columns)}."
+        )
+    names = pd.Index(ids)
+    if not names.is_unique:
+        repeated = names[names.duplicated()].unique()
+        raise InputError(
+            f"`{name}` finds its rows by the index of the data frame, in which {named(repeated)} "
+            "repeat; give each row a name of its own."
+        )
     table = as_internal(annotations, name)
     if not isinstance(table, pd.DataFrame):
         raise InputError(
@@ -57,8 +71,10 @@ def read_annotations(
             f"`{name}` has gaps in the lines {named(np.flatnonzero(gaps))}; leave out a line that has "
             "no label."
         )
-    row, annotator, label = (np.asarray(table[c]) for c in columns)
-    position = pd.Index(ids).get_indexer(row)
+    for c in columns:
+        check_scalars(table[c], f"the column {c!r} of `{name}`")
+    row, annotator, label = (np.asarray(settled(table[c])) for c in columns)
+    position = names.get_indexer(row)
     if (unknown := position < 0).any():
         raise InputError(
             f"`{name}` labels the rows {named(pd.unique(row[unknown]))}, which are not there; rows "
@@ -76,3 +92,21 @@ def read_annotations(
             "that nobody labelled, and judge them later by `score_rows`."
         )
     return LongTable(position, annotator, label)
+
+
+def distinct(columns: Sequence[np.ndarray], what: str) -> np.ndarray:
+    """The values of these columns, sorted, each once.
+
+    Raises:
+        InputError: texts beside numbers, or texts that look alike.
+    """
+    check_spelling(*columns, what=f"the {what}")
+    values = np.concatenate([column.astype(object) for column in columns])
+    kinds = sorted({"text" if isinstance(x, str) else "other values" for x in values})
+    if len(kinds) > 1:
+        texts, others = ([x for x in values if isinstance(x, str) == y] for y in (True, False))
+        raise InputError(
+            f"the {what} are texts in some lines ({named(list(dict.fromkeys(texts)))}) and no texts "
+            f"in others ({named(list(dict.fromkeys(others)))}); make them all texts."
+        )
+    return np.unique(np.concatenate(columns))

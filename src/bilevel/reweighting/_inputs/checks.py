@@ -121,6 +121,12 @@ def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
         InputError: another length than `X`, more than one column, missing labels.
     """
     values = np.asarray(y)
+    if values.ndim == 2 and values.shape[1] > 1:
+        raise InputError(
+            f"`{name}` has {values.shape[1]} columns, shape {values.shape}, and must be a vector with "
+            "one label per row. Rows that may have several labels are for "
+            "`learn_multilabel_weights` (`bilevel multilabel`)."
+        )
     if values.ndim != 1 or len(values) != np.shape(X)[0]:
         raise InputError(
             f"`{name}` must be a vector with one label per row, got shape {values.shape} for "
@@ -136,6 +142,16 @@ def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
             f"{named(row_ids(X)[missing])}. Drop these rows or label them."
         )
     return values
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        ValueError: with what was given.
+    """
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ValueError(f"`seed` must be an integer from 0 to {2**32 - 1}, got {seed!r}.")
 
 
 def check_aligned(X: Any, y: Any, name: str) -> None:

@@ -15,6 +15,7 @@ from .checks import (
     InputError,
     as_features,
     as_targets,
+    check_aligned,
     check_estimator_fits,
     check_groups,
     check_ids,
@@ -204,6 +205,7 @@ def prepare(
     for name in list(tables)[1:]:
         check_same_columns(tables["train"], tables[name], "X", x_names[name])
     checked = {name: check_labels(labels[name], tables[name], y_names[name]) for name in tables}
+    check_aligned(tables["train"], groups, "groups")
     check_ids(tables)
 
     pipeline, encoded, arrays = None, tables, tables
