@@ -18,7 +18,10 @@ from bilevel.cli._annotation_formats import (
     to_argilla,
     to_label_studio,
 )
+from bilevel.cli._run_files import write_summary
+from bilevel.cli._run_folder import WeighConfig
 from bilevel.reweighting import InputError
+from bilevel.reweighting._inputs.files import digest
 from runs import Run, bilevel, full_run
 
 ROWS = [
@@ -90,7 +93,8 @@ def test_tasks_of_label_studio_and_what_comes_back():
     view = ET.fromstring(label_studio_config(CLASSES))
     assert [choice.get("value") for choice in view.iter("Choice")] == CLASSES
     assert view.find("Choices").get("toName") == view.find("Text").get("name")  # pyright: ignore
-    assert from_label_studio(answered_in_label_studio(tasks, ["cat", None])) == {"r1": "cat"}
+    answers = from_label_studio(answered_in_label_studio(tasks, ["cat", None]))
+    assert answers == ({"r1": "cat"}, (), ("r2",))
     with pytest.raises(InputError, match=r"no export of Label Studio.*'row_id'"):
         from_label_studio([{"data": {}}])
     with pytest.raises(InputError, match="is a list, got dict"):
@@ -102,9 +106,66 @@ def test_records_of_argilla_and_what_comes_back():
     assert records[0]["suggestions"] == {
         "label": {"value": "dog", "agent": "bilevel", "score": 0.9}
     }
-    assert from_argilla(answered_in_argilla(records, [None, "dog & cat"])) == {"r2": "dog & cat"}
+    answers = from_argilla(answered_in_argilla(records, [None, "dog & cat"]))
+    assert answers == ({"r2": "dog & cat"}, (), ("r1",))
     with pytest.raises(InputError, match="no export of Argilla"):
         from_argilla([{"responses": {"label": [3]}}])
+
+
+def said(choices: Any, person: Any = 1, **more: Any) -> dict[str, Any]:
+    part = {
+        "from_name": "label",
+        "to_name": "row",
+        "type": "choices",
+        "value": {"choices": choices},
+    }
+    return {"completed_by": person, "result": [part] if choices else [], **more}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "outcome"),
+    [
+        ([said(["cat"]), said(["dog"], 2)], "disputed"),
+        ([said(["cat"]), said(["cat"], 2)], "cat"),
+        ([said(["cat"]), said(["dog"])], "dog"),  # one person thought again
+        ([said(["cat"], updated_at="2026-02"), said(["dog"], updated_at="2026-01")], "cat"),
+        ([said(["cat"], ground_truth=True), said(["dog"], 2)], "cat"),
+        (
+            [said(["cat"], {"id": 1, "email": "a"}), said(["dog"], {"id": 2, "email": "b"})],
+            "disputed",
+        ),
+        ([said(["cat"]), said([])], "open"),  # and took the answer back
+        ([said(["cat"]), said([], 2)], "cat"),
+        ([said(["cat"]), said(["dog"], 2, was_cancelled=True)], "cat"),
+        ([said(["cat", "dog"])], "open"),
+        (None, "open"),
+    ],
+)
+def test_what_several_people_say_of_a_row_in_label_studio(annotations, outcome):
+    """A trusted label is one that nobody who answered contradicts."""
+    task = {"data": {"row_id": "r1"}, "annotations": annotations}
+    found = from_label_studio([task])
+    assert found.decided == ({} if outcome in ("disputed", "open") else {"r1": outcome})
+    assert found.disputed == (("r1",) if outcome == "disputed" else ())
+    assert found.open == (("r1",) if outcome == "open" else ())
+    tasks = [task | {"annotations": [a]} for a in annotations or []]  # the row, imported twice
+    assert not tasks or from_label_studio(tasks) == found
+
+
+def test_choices_of_another_interface_are_named():
+    task = {"data": {"row_id": "r1"}, "annotations": [said(["cat"])]}
+    task["annotations"][0]["result"][0]["from_name"] = "sentiment"
+    with pytest.raises(InputError, match=r"called 'sentiment', and 'label' in the interface"):
+        from_label_studio([task])
+
+
+def test_drafts_and_contradictions_in_argilla_decide_nothing():
+    """A pending record has drafts and discarded answers only, which the export does not tell apart."""
+    record = answered_in_argilla(to_argilla(ROWS[:1]), ["cat"])[0]
+    assert from_argilla([record | {"status": "pending"}]) == ({}, (), ("r1",))
+    other = {"value": "dog", "user_id": "5a3f1c1e-0000-4000-8000-000000000001"}
+    record["responses"]["label"].append(other)
+    assert from_argilla([record]) == ({}, ("r1",), ())
 
 
 def test_label_studio_s_own_sdk_takes_the_tasks():
@@ -122,7 +183,8 @@ def test_argilla_s_own_records_take_ours_and_give_them_back():
     records = answered_in_argilla(to_argilla(ROWS), ["cat", "dog"])
     read = [argilla.Record.from_dict(record) for record in records]
     again = json.loads(json.dumps([record.to_dict() for record in read], default=str))
-    assert from_argilla(again) == {"r1": "cat", "r2": "dog"}
+    again = [record | {"status": "completed"} for record in again]  # which a server says
+    assert from_argilla(again).decided == {"r1": "cat", "r2": "dog"}
     assert [r["suggestions"] for r in again] == [r["suggestions"] for r in records]
 
 
@@ -182,6 +244,80 @@ def test_decisions_that_do_not_fit_are_refused(full, tmp_path):
         assert said.code == 3
         assert "".join(message.split()) in said.squeezed
         assert not (tmp_path / "next").exists()
+
+
+def begun_run(folder: Path, tables: dict[str, pd.DataFrame], **options: Any) -> Path:
+    """A run folder with its settings alone, of these tables."""
+    run, paths = folder / "run", {name: folder / f"{name}.parquet" for name in tables}
+    run.mkdir()
+    for name, table in tables.items():
+        table.to_parquet(paths[name])
+    settings = {name: str(path) for name, path in paths.items()}
+    config = WeighConfig(**settings, label="y", out=str(run), id="id", **options)
+    sums = {name: digest(path) for name, path in paths.items()}
+    (run / "config.toml").write_text(config.to_toml(sums))
+    write_summary({}, run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("labels", "word"),
+    [
+        ([False, True, True], "False"),
+        (pd.array([False, True, True], "boolean"), "False"),
+        (pd.to_datetime(["2025-01-01", "2026-01-01", "2026-01-01"]), "2025-01-01 00:00:00"),
+        (pd.Categorical(["0", "1", "1"]), "0"),
+        ([0.0, 1.0, 1.0], "0"),
+    ],
+)
+def test_decisions_are_labels_of_the_type_that_the_tables_have(tmp_path, labels, word):
+    table = pd.DataFrame({"id": ["007", "7", "8"], "x": [1.0, 2.0, 3.0], "y": labels})
+    table.index = pd.Index([0, 0, 1])  # which names no row
+    trusted = table.assign(id=["a", "b", "c"])
+    run = begun_run(tmp_path, {"train": table, "trusted": trusted})
+    task = {"data": {"row_id": "7"}, "annotations": [said([word])]}
+    (tmp_path / "done.json").write_text(json.dumps([task]))
+    found = bilevel("collect", run, tmp_path / "done.json", "--out", tmp_path / "next")
+    assert found.code == 0, found.stderr
+    train, both = (
+        pd.read_parquet(tmp_path / "next" / f"{n}.parquet") for n in ("train", "trusted")
+    )
+    assert train["id"].tolist() == ["007", "8"]
+    assert both["id"].tolist() == ["a", "b", "c", "7"]
+    assert both["y"].tolist() == [*table["y"], table["y"].iloc[0]]
+    assert both["given_label"].iloc[-1] == table["y"].iloc[1]
+
+
+def test_the_next_round_has_the_settings_of_this_one(tmp_path):
+    """Else a column that was dropped, or that holds the truth, is a feature of the next run."""
+    table = pd.DataFrame({"id": ["a", "b", "c"], "x": 1.0, "given_label": 2.0, "y": [0, 1, 1]})
+    train = table.assign(junk=3, truth=[0, 0, 1], source="s", w=[1.0, 2.0, 3.0])
+    trusted = table.assign(id=["d", "e", "f"], junk=4)
+    options: Any = {"drop": ("junk",), "truth": "truth", "groups": "source", "sample_weight": "w"}
+    options |= {"images": "pictures.npy", "pred_probs": "p, q", "report": False, "seed": 3}
+    run = begun_run(tmp_path, {"train": train, "trusted": trusted}, **options)
+    tasks = [
+        {"data": {"row_id": "b"}, "annotations": [said(["0"])]},
+        {"data": {"row_id": "a"}, "annotations": [said(["0"]), said(["1"], 2)]},
+        {"data": {"row_id": "c"}, "annotations": [said([])]},
+    ]
+    (tmp_path / "done.json").write_text(json.dumps(tasks))
+    found = bilevel("collect", run, tmp_path / "done.json", "--out", tmp_path / "next")
+    assert found.code == 0, found.stderr
+    words = " ".join(found.stdout.split())
+    assert "people differ about 1 rows, which stay among the training rows: 'a'" in words
+    assert "1 rows have no answer" in words
+    assert "to be made anew: --images pictures.npy" in words
+    command = shlex.split(words.split("weigh again:")[1])
+    given = ["--groups", "source", "--drop", "junk", "--pred-probs", "p, q", "--sample-weight", "w"]
+    given += ["--no-report", "--truth", "truth", "--seed", "3"]
+    start = command.index("--groups")
+    assert command[start:-2] == given
+    assert command[command.index("--given-label") + 1] == "given_label_2"
+    both = pd.read_parquet(tmp_path / "next" / "trusted.parquet")
+    assert set(both) == {*trusted, "given_label_2", "w"}
+    assert both["w"].tolist() == [1, 1, 1, 2]
+    assert both["given_label"].tolist() == [2.0] * 4
 
 
 @pytest.mark.slow

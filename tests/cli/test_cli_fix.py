@@ -199,3 +199,29 @@ def test_csv_files_that_are_odd_and_legal_are_mended(tmp_path, header, line):
     for name in names:
         mended = (header + "".join(lines[name])).replace("b\u200bc", "bc")
         assert (tmp_path / "fixed" / f"{name}.csv").read_text(encoding="utf-8") == mended
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_decisions_about_truth_values(tmp_path, end):
+    """A text that is not empty is true for numpy, also the text "False"."""
+    table = pd.DataFrame({"row": [f"r{i}" for i in range(30)], "x": np.arange(30) ** 1.5})
+    table["y"] = np.arange(30) % 3 == 0
+    other = table.assign(row=[f"t{i}" for i in range(30)], x=np.arange(30) ** 1.4)
+    for name, rows in (("train", table), ("trusted", other)):
+        path = tmp_path / f"{name}.{end}"
+        rows.to_parquet(path) if end == "parquet" else rows.to_csv(path, index=False)
+    (tmp_path / "accepted.csv").write_text("id,label\nr0,False\nr1,True\nr2,False\n")
+    command = ["fix", tmp_path / f"train.{end}", "--label", "y", "--trusted"]
+    command += [tmp_path / f"trusted.{end}", "--id", "row", "--apply-labels"]
+    command += [tmp_path / "accepted.csv", "--out"]
+    said = bilevel(*command, tmp_path / "fixed")
+    assert said.code == 0, said.stderr
+    path = tmp_path / "fixed" / f"train.{end}"
+    fixed = pd.read_parquet(path) if end == "parquet" else pd.read_csv(path)
+    assert fixed["y"].dtype == bool
+    assert fixed["y"].tolist() == [False, True, *table["y"][2:]]
+    for line, message in (("r3,maybe", "not truth values"), ("r3,", "no label for the ids 'r3'")):
+        (tmp_path / "accepted.csv").write_text(f"id,label\n{line}\nr4,True\n")
+        said = bilevel(*command, tmp_path / "again")
+        assert said.code == 3
+        assert "".join(message.split()) in said.squeezed

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .._text import named
 from ._app import failures, say
 from ._commands import Folder
 
@@ -64,4 +65,13 @@ def collect(
         f"{found['decided']} rows decided, {found['changed']} of them with another label than the "
         f"given one; {found['trusted']} trusted and {found['train']} training rows written to {out}"
     )
+    if found["disputed"]:
+        say(
+            f"people differ about {len(found['disputed'])} rows, which stay among the training rows: "
+            f"{named(found['disputed'])}"
+        )
+    if found["open"]:
+        say(f"{found['open']} rows have no answer, and stay among the training rows")
+    if found["left_out"]:
+        say(f"with one line per row, to be made anew: {', '.join(found['left_out'])}")
     say(f"weigh again: {found['command']}")

@@ -1,5 +1,6 @@
 """What `bilevel export` and `bilevel collect` do with the tables of a run."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from .._storage import DamagedFileError, read_regular, whole_folder, write_text
 from .._text import to_json
 from ..reweighting._inputs.checks import InputError, named
-from ..reweighting._inputs.csv import as_texts
+from ..reweighting._inputs.csv import as_texts, read_like
 from ..reweighting._inputs.files import digest, read_tables, watch
 from ._annotation_formats import (
     RowToCheck,
@@ -22,17 +23,20 @@ from ._annotation_formats import (
     to_label_studio,
 )
 from ._app import RunFolderError
+from ._probabilities import is_file
 from ._run_files import (
     check_unchanged,
     read_config,
-    read_like,
     read_summary,
     read_verdicts,
     unusable,
     write_parquet,
 )
+from ._run_folder import WeighConfig
 
 LARGEST = 1 << 28  # bytes of an export
+BY_ROW = ("images", "pred_probs", "pred_probs_trusted")  # options that may name files of rows
+OTHERS = ("train", "label", "trusted", "out", "given_label")  # that are others in the next round
 GIVEN = "given_label"  # the column of the label before it was verified
 
 
@@ -143,9 +147,13 @@ def collect_rows(run: Path, decisions: Path, out: Path, tool: str) -> dict[str, 
         content = json.loads(read_regular(decisions, LARGEST))
     except (OSError, DamagedFileError, ValueError, RecursionError) as error:
         raise InputError(f"{decisions} cannot be read as JSON: {error}.") from error
-    decided = from_argilla(content) if tool == "argilla" else from_label_studio(content)
+    answers = from_argilla(content) if tool == "argilla" else from_label_studio(content)
+    decided = answers.decided
     if not decided:
-        raise InputError(f"{decisions} holds no decision; finish some rows first.")
+        differ = f" People differ about the rows {named(answers.disputed)}."
+        raise InputError(
+            f"{decisions} holds no decision; finish some rows first.{differ * bool(answers.disputed)}"
+        )
     tables = _tables(run, config)
     train, trusted, label = tables["train"], tables["trusted"], config["label"]
     ids = _ids(train, config)
@@ -156,15 +164,16 @@ def collect_rows(run: Path, decisions: Path, out: Path, tool: str) -> dict[str, 
     if new := sorted(set(decided.values()) - classes):
         raise InputError(f"{decisions} has classes that no table has: {named(new)}.")
     rows = [place[i] for i in decided]
-    known = pd.unique(pd.Series(train[label]).dropna())
-    checked = train.iloc[rows].copy()
-    before = config.get(GIVEN) or GIVEN
+    known = np.asarray(pd.unique(pd.Series(train[label]).dropna()))
+    before = config.get(GIVEN) or _free_name(train.columns)
+    if (weight := config.get("sample_weight")) and weight not in trusted:
+        trusted = trusted.assign(**{weight: 1.0})
+    # What only the training rows have, such as their groups, says nothing of trusted ones.
+    checked = train.iloc[rows][[c for c in train.columns if c in trusted and c != before]].copy()
     checked[before] = pd.Series(checked[label]).convert_dtypes()  # whole numbers beside gaps
-    checked[label] = read_like(np.array(list(decided.values())), np.asarray(known), label)
-    if config.get("id") is None:
-        train = train.reset_index(drop=True)
+    checked[label] = read_like(np.array(list(decided.values()), object), known, label)
     both = pd.concat([trusted, checked], ignore_index=True)
-    rest = train.drop(index=train.index[rows])
+    rest = train.iloc[np.setdiff1d(np.arange(len(train)), rows)]
     with whole_folder(out) as folder:
         write_parquet(both, folder / "trusted.parquet")
         write_parquet(rest, folder / "train.parquet")
@@ -172,13 +181,46 @@ def collect_rows(run: Path, decisions: Path, out: Path, tool: str) -> dict[str, 
     changed = sum(a != b for a, b in zip(given, decided.values(), strict=True))
     command = ["bilevel", "weigh", str(out / "train.parquet"), "--label", label]
     command += ["--trusted", str(out / "trusted.parquet"), "--given-label", before]
-    for option in ("id", "groups", "holdout", "entity", "time", "estimator"):
-        if config.get(option):
-            command += [f"--{option}", str(config[option])]
+    files = [name for name in BY_ROW if config.get(name) and is_by_row(name, config[name])]
+    command += _same_options(config, {*OTHERS, *files})
     return {
         "decided": len(decided),
         "changed": changed,
+        "disputed": list(answers.disputed),
+        "open": len(answers.open),
         "trusted": len(both),
         "train": len(rest),
+        "left_out": [f"--{name.replace('_', '-')} {config[name]}" for name in files],
         "command": shlex.join([*command, "--out", "NEXT_RUN"]),
     }
+
+
+def _free_name(columns: pd.Index) -> str:
+    """A name for the column of labels before they were verified that no feature has."""
+    name, k = GIVEN, 1
+    while name in columns:
+        k += 1
+        name = f"{GIVEN}_{k}"
+    return name
+
+
+def is_by_row(option: str, value: Any) -> bool:
+    """Whether it is a file with a line per row, whose rows are others in the next round."""
+    return option == "images" or is_file(str(value))
+
+
+def _same_options(config: dict[str, Any], without: set[str]) -> list[str]:
+    """Those of the run that are no defaults, as they are written on the command line."""
+    options: list[str] = []
+    for field in dataclasses.fields(WeighConfig):
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        value = config.get(field.name, default)
+        if field.name in without or value is None or value == default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                options += [f"--{flag}", str(one)]
+    return options

@@ -1,5 +1,6 @@
 """Rows to check in the formats of annotation tools, and the decisions that come back."""
 
+import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
@@ -57,26 +58,86 @@ def label_studio_config(classes: Iterable[str]) -> str:
     )
 
 
-def from_label_studio(tasks: Any) -> dict[str, str]:
-    """By row id the choice of the last annotation that was not cancelled, of a JSON export."""
-    found = {}
+class Answers(NamedTuple):
+    """What people said of the rows that they were asked about.
+
+    Attributes:
+        decided: by row id the label that all who answered agree on.
+        disputed: ids of the rows of which they said different things.
+        open: ids of the rows without an answer: skipped, cancelled, begun, or with several labels.
+    """
+
+    decided: dict[str, str]
+    disputed: tuple[str, ...]
+    open: tuple[str, ...]
+
+    @classmethod
+    def of(cls, said: dict[str, list["Answer"]]) -> "Answers":
+        """Of each row what is declared to be the truth, or else the last answer of each person."""
+        found = {}
+        for name, answers in said.items():
+            truths = [answer for answer in answers if answer.is_truth and answer.label is not None]
+            last = {a.person: a.label for a in sorted(truths or answers, key=lambda a: a.time)}
+            found[name] = {label for label in last.values() if label is not None}
+        return cls(
+            {name: next(iter(labels)) for name, labels in found.items() if len(labels) == 1},
+            tuple(name for name, labels in found.items() if len(labels) > 1),
+            tuple(name for name, labels in found.items() if not labels),
+        )
+
+
+class Answer(NamedTuple):
+    """What one person said of one row; `time` is a text that sorts, `label` is None for no answer."""
+
+    person: str
+    label: str | None
+    time: str = ""
+    is_truth: bool = False
+
+
+def from_label_studio(tasks: Any) -> Answers:
+    """The choices in a JSON export. Cancelled annotations are no answers.
+
+    Raises:
+        InputError: another export, or one of another interface.
+    """
+    said: dict[str, list[Answer]] = {}
+    others: set[str] = set()
     for task in _list(tasks, "Label Studio"):
         try:
-            name = str(task["data"]["row_id"])
-            done = [a for a in task.get("annotations", []) if not a.get("was_cancelled")]
-            choices = [
-                part["value"]["choices"]
-                for annotation in done
-                for part in annotation["result"]
-                if part.get("type") == "choices" and part.get("from_name") == "label"
-            ]
-            if wrong := [choice for choice in choices if not isinstance(choice, list)]:
-                raise TypeError(f"choices are lists, got {type(wrong[0]).__name__}")
+            answers = said.setdefault(str(task["data"]["row_id"]), [])
+            for annotation in task.get("annotations") or []:
+                if annotation.get("was_cancelled"):
+                    continue
+                parts = [part for part in annotation["result"] if part.get("type") == "choices"]
+                ours = [part for part in parts if part.get("from_name") == "label"]
+                others |= {str(part.get("from_name")) for part in parts if part not in ours}
+                choices = [choice for part in ours[-1:] for choice in _choices(part)]
+                time = annotation.get("updated_at") or annotation.get("created_at")
+                answers.append(
+                    Answer(
+                        json.dumps(annotation.get("completed_by"), sort_keys=True),
+                        str(choices[0]) if len(choices) == 1 else None,
+                        str(time or ""),
+                        bool(annotation.get("ground_truth")),
+                    )
+                )
         except (KeyError, TypeError, AttributeError) as error:
             raise _unreadable("Label Studio", error) from error
-        if choices and len(choices[-1]) == 1:
-            found[name] = str(choices[-1][0])
+    found = Answers.of(said)
+    if others and not found.decided:
+        raise InputError(
+            f"the choices of this export are called {', '.join(sorted(others))!r}, and 'label' in the "
+            "interface that `bilevel export` wrote (the .xml file beside the tasks); use that one."
+        )
     return found
+
+
+def _choices(part: dict[str, Any]) -> list[Any]:
+    choices = part["value"]["choices"]
+    if not isinstance(choices, list):
+        raise TypeError(f"choices are lists, got {type(choices).__name__}")
+    return choices
 
 
 def to_argilla(rows: Iterable[RowToCheck]) -> list[dict[str, Any]]:
@@ -101,19 +162,24 @@ def to_argilla(rows: Iterable[RowToCheck]) -> list[dict[str, Any]]:
     return records
 
 
-def from_argilla(records: Any) -> dict[str, str]:
-    """By row id the last response to the question "label", of `Dataset.records.to_json`."""
-    found = {}
+def from_argilla(records: Any) -> Answers:
+    """The responses to the question "label", of `Dataset.records.to_json`.
+
+    The export does not say which responses are drafts or were discarded: a record that is still
+    pending has no others.
+    """
+    said: dict[str, list[Answer]] = {}
     for record in _list(records, "Argilla"):
         try:
-            answers = (record.get("responses") or {}).get("label") or []
-            values = [answer["value"] for answer in answers if answer.get("value") is not None]
-            name = str(record["id"])
+            answers = said.setdefault(str(record["id"]), [])
+            given = (record.get("responses") or {}).get("label") or []
+            for answer in given if record.get("status") != "pending" else []:
+                value = answer["value"]
+                label = None if value is None else str(value)
+                answers.append(Answer(str(answer.get("user_id")), label))
         except (KeyError, TypeError, AttributeError) as error:
             raise _unreadable("Argilla", error) from error
-        if values:
-            found[name] = str(values[-1])
-    return found
+    return Answers.of(said)
 
 
 def _list(found: Any, tool: str) -> list[Any]:

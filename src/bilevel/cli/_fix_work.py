@@ -23,6 +23,7 @@ from ..reweighting._audit.fixes import (
 )
 from ..reweighting._audit.view import make_view
 from ..reweighting._inputs.checks import InputError, named
+from ..reweighting._inputs.csv import read_like
 from ..reweighting._inputs.files import (
     digest,
     read_parquet,
@@ -32,7 +33,7 @@ from ..reweighting._inputs.files import (
     watch,
 )
 from ._app import RunFolderError
-from ._run_files import read_like, write_csv, write_json
+from ._run_files import write_csv, write_json
 
 FORMAT = "bilevel plan 1"
 TO_CHECK = "to_check.csv"  # labels that only a person can decide
@@ -95,7 +96,7 @@ def fix_tables(
     view = make_view(given, "auto", None, None, 0)
     changes = [change for change in safe_changes(view, label) if change.kind not in skip]
     if accepted is not None:
-        decided = read_table(accepted, "accepted", label="label", ids=["id"]).frame
+        decided = read_table(accepted, "accepted", ids=["id", "label", label]).frame
         changes += decided_labels(view, label, decided)
     files = {n: {"path": p.as_posix(), "sha256": digest(p)} for n, p in paths.items()}
     plan = Plan(files, changes, proposals(view))
@@ -175,12 +176,12 @@ def _write_parquet(path: Path, target: Path, changes: list[Change], label: str) 
         if change.column is None or change.kind == "drop-column":
             continue
         values = frame[change.column].to_numpy(dtype=object, copy=True)
+        like = np.asarray(pd.unique(pd.Series(frame[change.column]).dropna()))
         for row in change.rows:
             if change.kind == "strip-unseen":
                 values[row] = without_unseen(values[row])
             else:
-                like = np.asarray(frame[change.column].dropna())
-                values[row] = read_like(np.array([str(change.after)]), like, label)[0]
+                values[row] = read_like(np.array([change.after], object), like, label)[0]
         kind = frame[change.column].dtype
         frame[change.column] = pd.Series(values, frame.index).astype(kind)
     keep = [i for i in range(len(frame)) if i not in rows]

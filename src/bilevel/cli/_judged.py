@@ -18,11 +18,12 @@ import pyarrow.ipc
 from .._storage import DamagedFileError, open_sealed, write_sealed
 from ..reweighting._inputs.checks import check_labels
 from ..reweighting._inputs.columns import tidy
+from ..reweighting._inputs.csv import read_like
 from ..reweighting._inputs.parts import PartedTable
 from ..reweighting._inputs.prepare import Encoding
 from ..reweighting._weights.coded_labels import predictions
 from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
-from ._run_files import RowVerdicts, read_like
+from ._run_files import RowVerdicts
 from ._run_folder import JUDGED_KIND, WeighConfig, judged_file, judged_files
 
 SAVED = 250_000  # rows of a file at most: what is lost when a process ends

@@ -17,6 +17,7 @@ from .._text import for_spreadsheet, to_json
 from ..reweighting._inputs.archives import check_archive
 from ..reweighting._inputs.checks import InputError, check_labels, named
 from ..reweighting._inputs.columns import check_values, tidy
+from ..reweighting._inputs.csv import read_like
 from ..reweighting._inputs.files import read_parquet
 from ..reweighting._inputs.prepare import Encoding
 from ..reweighting._inputs.probabilities import check_new_probabilities
@@ -313,21 +314,6 @@ class Scorer(NamedTuple):
             },
             features.index.rename("id"),
         )
-
-
-def read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
-    """Numbers where the classes are, text where they are: a column of few rows may look otherwise."""
-    if classes is None or (classes.dtype.kind in "iuf") == (labels.dtype.kind in "iuf"):
-        return labels
-    if classes.dtype.kind not in "iuf":
-        return labels.astype(str)
-    numbers = np.asarray(pd.to_numeric(pd.Series(labels), errors="coerce"))
-    if len(unread := np.unique(labels[np.isnan(numbers)].astype(str))):
-        raise InputError(
-            f"`{name}` has labels that are not numbers, as those of the training rows are: "
-            f"{named(unread)}. Remove these rows or mend the labels."
-        )
-    return numbers
 
 
 def write_scorer(result: WeightsResult, folder: Path) -> bool:

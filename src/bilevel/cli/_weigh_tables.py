@@ -15,6 +15,7 @@ from ..reweighting._inputs.checks import (
 )
 from ..reweighting._inputs.columns import check_values, describe
 from ..reweighting._inputs.containers import as_internal
+from ..reweighting._inputs.csv import read_like
 from ..reweighting._inputs.files import find_readings, read_tables, split_label, suggest
 from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
 from ..reweighting._inputs.scalars import check_scalars
@@ -28,7 +29,6 @@ from ._probabilities import (
     read_probabilities,
     take_columns,
 )
-from ._run_files import read_like
 from ._run_folder import WeighConfig
 from ._tables import check_drop, check_same_names
 

@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 from ..reweighting._audit.duplicates import shared_rows
 from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.compact import compact_pipeline
+from ..reweighting._inputs.csv import read_like
 from ..reweighting._inputs.files import digest, watch
 from ..reweighting._inputs.number_texts import LOOK_LIKE
 from ..reweighting._inputs.prepare import is_regression
@@ -35,7 +36,6 @@ from ._remote import local_copies
 from ._run_files import (
     RowVerdicts,
     check_unchanged,
-    read_like,
     read_summary,
     write_model,
     write_scorer,

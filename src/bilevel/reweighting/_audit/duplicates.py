@@ -158,6 +158,8 @@ def as_labels(values: Any, rows: pd.DataFrame, name: str) -> pd.Series:
     check_aligned(rows, values, name)
     labels = pd.Series(settled(np.asarray(values))).infer_objects()
     labels = labels.where(labels.notna(), np.nan)
+    if pd.api.types.infer_dtype(labels, skipna=True) == "boolean":
+        return labels
     if is_number(labels) and not pd.api.types.is_integer_dtype(labels):
         numbers = labels.to_numpy(dtype=np.float64, na_value=np.nan)
         return pd.Series(np.where(np.isfinite(numbers), numbers, np.nan))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..._text import without_unseen
 from .._inputs.checks import InputError, named
-from .._inputs.csv import as_texts
+from .._inputs.csv import as_texts, read_like
 from .._inputs.scalars import as_spelled
 from .columns import identifiers, row_numbers
 from .finding import as_plain
@@ -135,7 +135,13 @@ def decided_labels(view: View, label: str, accepted: pd.DataFrame) -> list[Chang
             f"accepted labels need the columns 'id' and 'label'; got {named(list(accepted.columns))}."
         )
     ids = as_texts(pd.Series(accepted["id"])).tolist()
-    wanted = as_texts(pd.Series(accepted[name])).tolist()
+    if empty := [i for i, x in zip(ids, accepted[name].isna(), strict=True) if x]:
+        raise InputError(
+            f"accepted labels have no label for the ids {named(empty)}; leave out what nobody decided."
+        )
+    known = np.asarray(pd.unique(pd.concat([y.dropna() for y in view.labels.values()])))
+    given_as_texts = np.asarray(as_texts(pd.Series(accepted[name])))
+    wanted = as_texts(pd.Series(read_like(given_as_texts, known, "accepted labels"))).tolist()
     if repeated := [i for i, count in Counter(ids).items() if count > 1]:
         raise InputError(f"accepted labels repeat the ids {named(repeated)}.")
     rows = view.tables["train"].ids

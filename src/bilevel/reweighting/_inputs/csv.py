@@ -277,6 +277,48 @@ def _as_text(value: Any) -> Any:
     return str(value)
 
 
+def read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
+    """Labels of one file as the known ones are: numbers, texts, truth values or dates.
+
+    A column of few rows may look otherwise, and text is all that a tool may give back. Texts that are
+    none of the classes stay, where the classes are texts; `classes=None` takes labels as they are.
+
+    Raises:
+        InputError: labels that cannot be read so.
+
+    >>> read_like(np.array(["true", "False"]), np.array([False, True]), "y").tolist()
+    [True, False]
+    """
+    kind = "" if classes is None else _kind_of(classes)
+    if classes is None or kind == _kind_of(labels):
+        return labels
+    if kind == "numbers":
+        known = np.asarray(pd.to_numeric(pd.Series(labels), errors="coerce"))
+        unread = labels[np.isnan(known)]
+    else:
+        words, names = (
+            [_as_text(x).lower() if kind == "truth values" else _as_text(x) for x in values]
+            for values in (pd.Series(labels), pd.Series(classes))
+        )
+        place = {name: k for k, name in enumerate(names)}
+        if kind == "texts":
+            return np.array([classes[place[x]] if x in place else x for x in words], object)
+        found = np.array([place.get(x, -1) for x in words])
+        known, unread = classes[found], labels[found < 0]
+    if len(unread):
+        raise InputError(
+            f"`{name}` has labels that are not {kind}, as those of the training rows are, or none "
+            f"of theirs: {named(np.unique(unread.astype(str)))}. Remove these rows or mend the labels."
+        )
+    return known
+
+
+def _kind_of(labels: np.ndarray) -> str:
+    kind = labels.dtype.kind
+    kind = pd.Series(labels).infer_objects().dtype.kind if kind == "O" else kind
+    return {**dict.fromkeys("iuf", "numbers"), "b": "truth values", "M": "dates"}.get(kind, "texts")
+
+
 def _chunks(texts: Sequence[Any]) -> Any:
     for column in texts:
         yield from column.chunks
