@@ -70,6 +70,7 @@ def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fi
     monkeypatch.setattr(label_models.LabelModel, "_task", spy)
     monkeypatch.setattr(joining, "FOREST_JOINS", joins)
     monkeypatch.setattr(joining, "FOREST_CONFIRMED", joins)
+    monkeypatch.setattr(joining, "FEW_WRONG", 0.0)
     monkeypatch.setattr(flexible_models, "TREES", 5)
     X, y = rings(150)
     learn_weights(X[:100], y[:100], X[100:], y[100:], task="classification")
@@ -93,6 +94,7 @@ def test_boosted_trees_find_wrong_labels_that_nobody_else_finds(task, monkeypatc
 
     assert area() > 0.95
     monkeypatch.setattr(joining, "BOOSTED_JOINS", np.inf)
+    monkeypatch.setattr(joining, "FEW_WRONG", 0.0)
     assert area() < 0.8
 
 
@@ -131,10 +133,12 @@ def test_who_adds_nothing_to_those_that_join_later_leaves():
 
 
 @pytest.mark.parametrize(
-    ("rows", "confirmed", "joins"), [(2000, 2, True), (30, 2, False), (2000, 9, False)]
+    ("rows", "confirmed", "few", "joins"),
+    [(2000, 2, 0.0, True), (30, 2, 0.0, False), (2000, 9, 0.0, False), (2000, 9, 0.3, True)],
 )
-def test_given_labels_confirm_who_joins(rows, confirmed, joins):
+def test_given_labels_say_who_joins(rows, confirmed, few, joins, monkeypatch):
     """Trusted rows leave a doubt that many given labels, a tenth of them wrong, do not; few do."""
+    monkeypatch.setattr(joining, "FEW_WRONG", few)
     rng = np.random.default_rng(1)
     y = rng.integers(0, 2, rows + 100)
     given = np.where(rng.random(rows) < 0.1, 1 - y[:rows], y[:rows])

@@ -9,6 +9,8 @@ from sklearn.ensemble import (
     ExtraTreesClassifier,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    VotingClassifier,
 )
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_approximation import Nystroem
@@ -36,25 +38,29 @@ NARROW, INVERSE_PENALTY = 0.6, 3.0  # times the inverse of the median squared di
 def forest_label_models(
     folds: Folds, X: np.ndarray, X_trusted: np.ndarray, *, beside_trees: bool
 ) -> tuple[LabelModel, LabelModel] | None:
-    """Extremely randomised trees, for all rows and for the trusted ones; None for many classes.
+    """Trees that differ, for all rows and for the trusted ones; None for many classes.
 
-    They see what a linear model cannot, on rows of any kind and without settings to tune. A leaf holds
-    two rows, which are counted by their weight. A tree is grown on at most 5000 rows drawn anew.
-    `beside_trees`: whether the user's own kind of model are trees. Then they are fewer, and shared.
+    They see what a linear model cannot, on rows of any kind and without settings to tune. Half of them
+    look for the best split of some columns, as in a random forest, half take the best of random ones
+    (extremely randomised trees): each half is better on some tables, and the mean on more. A leaf
+    holds two rows, which are counted by their weight. A tree is grown on all rows, or on 5000 drawn
+    anew. `beside_trees`: whether the user's own kind of model are trees. Then they are fewer, and
+    shared.
     """
     if not isinstance(folds.kind, Classes) or folds.kind.number > MANY_CLASSES:
         return None
     share = FOREST_ROWS / len(folds.sub)
     learn = (FOLDS - 1) / FOLDS  # of the rows, in each fit
 
-    def forest(weight: float, **options: Any) -> ExtraTreesClassifier:
+    def forest(weight: float, **options: Any) -> VotingClassifier:
         leaf = min(LEAF / (learn * max(weight, 1.0)), 0.5)
+        number = (FEWER_TREES if beside_trees else TREES) // 2
         # With n_jobs=None, within `joblib.parallel_config` the opinions of trees would be added up in
         # the order in which threads finish.
-        number = FEWER_TREES if beside_trees else TREES
-        return ExtraTreesClassifier(
-            number, min_weight_fraction_leaf=leaf, random_state=0, n_jobs=1, **options
-        )
+        how = {"bootstrap": False, "random_state": 0, "n_jobs": 1, **options}
+        best = RandomForestClassifier(number, min_weight_fraction_leaf=leaf, **how)
+        random = ExtraTreesClassifier(number, min_weight_fraction_leaf=leaf, **how)
+        return VotingClassifier([("best", best), ("random", random)], voting="soft", n_jobs=1)
 
     drawn = {"bootstrap": True, "max_samples": share} if share < 1 else {}
     grown = forest(folds.weight.sum() * min(share, 1.0), **drawn)

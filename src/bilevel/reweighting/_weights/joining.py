@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from .pool import ClassPool, NumberPool
 
 FOREST_JOINS, KERNEL_JOINS, BOOSTED_JOINS = 4.0, 1.0, 1.5  # standard errors, see `join`
 FOREST_CONFIRMED = 2.0  # those that are enough for forests if the given labels agree
+FEW_WRONG = 0.1  # the share of wrong labels up to which the given labels alone say who joins
 
 
 class Offer(NamedTuple):
@@ -65,31 +65,35 @@ def join(
     """(the members of the pool with those that help, the kinds among these that learn again).
 
     An offer joins if it lowers the loss of the trusted rows by `bar` standard errors, or by
-    `confirmed` ones if it lowers the loss of the given labels as clearly. It must still do so beside
-    those that join after it, which see more. A pool that follows few trusted rows gives every member
-    some weight.
+    `confirmed` ones if it lowers the loss of the given labels as clearly, or if it lowers that of the
+    given labels where the pool says that at most a tenth of them are wrong. It must still do so
+    beside those that join after it, which see more. A pool that follows few trusted rows gives every
+    member some weight.
 
     Where linear models suffice, trees lower the loss of the trusted rows a little and learn more of
     the noise: real label errors are then ranked worse. Where they do not suffice, the given labels say
-    so too, which are many and mostly right. Alone they say nothing: wrong labels that follow from the
-    features are learned, too. What models say of the training rows is not asked for before it matters.
+    so too, which are many. Where many of them are wrong they say nothing alone: wrong labels that
+    follow from the features are learned, too. What models say of the training rows is not asked for
+    before it matters.
     """
 
     def with_those(joined: list[Offer]) -> list[Member]:
         return [*members, *(member for offer in joined for member in offer.members)]
 
     def helps(offer: Offer, others: list[Offer]) -> bool:
-        def gain(losses: Callable[[Folds, list[Member]], np.ndarray]) -> float:
-            pools = with_those(others), with_those([*others, offer])
-            before, after = (losses(folds, pool) for pool in pools)
-            return in_standard_errors(before - after)
-
+        pools = with_those(others), with_those([*others, offer])
         if offer.bar == -np.inf:
             return True
-        known = gain(_losses)
-        if known > offer.bar:
-            return True
-        return known > offer.confirmed and gain(_losses_of_given) > offer.confirmed
+        before, after = (_losses(folds, pool) for pool in pools)
+        known = in_standard_errors(before - after)
+        if known > offer.bar or not isinstance(folds.kind, Classes):
+            return known > offer.bar
+        at_first = _losses_of_given(folds, pools[0])
+        few = at_first.wrong < FEW_WRONG
+        if not few and known <= offer.confirmed:
+            return False
+        given = in_standard_errors(at_first.losses - _losses_of_given(folds, pools[1]).losses)
+        return given > (0 if few else offer.confirmed)
 
     joined: list[Offer] = []
     for offer in offers:
@@ -120,24 +124,41 @@ def _losses(folds: Folds, members: list[Member]) -> Float[np.ndarray, " judged"]
     return folds.judge(pool.outputs(trusted))[0]
 
 
-def _losses_of_given(folds: Folds, members: list[Member]) -> Float[np.ndarray, " units"]:
-    """Of the given labels, right or wrong, under a pool of these members and its noise matrix.
+class _Given(NamedTuple):
+    """What a pool says of the given labels.
+
+    Attributes:
+        losses: of the given labels, right or wrong.
+        wrong: the share of them that are wrong.
+    """
+
+    losses: Float[np.ndarray, " units"]
+    wrong: float
+
+
+def _losses_of_given(folds: Folds, members: list[Member]) -> _Given:
+    """By a pool of these members and its noise matrix.
 
     Of a class that no trusted row has, models of the trusted rows know nothing: it judges nobody.
     """
     rows, sub = np.flatnonzero(folds.known(FOLDS)), folds.sub
-    train = [member.train[FOLDS][sub] for member in members]
+    train, y, weight = (
+        [member.train[FOLDS][sub] for member in members],
+        folds.y[sub],
+        folds.weight[sub],
+    )
     pool = ClassPool.fit(
         Classes(folds.kind.number),
         [member.trusted[FOLDS][rows] for member in members],
         folds.y_trusted[rows],
         train,
-        folds.y[sub],
+        y,
         weight_trusted=folds.weight_trusted[rows],
-        weight=folds.weight[sub],
+        weight=weight,
     )
     judging = ~folds.unjudged[sub]
-    return folds.of_units(pool.losses(train, folds.y[sub])[judging], sub[judging])
+    losses = folds.of_units(pool.losses(train, y)[judging], sub[judging])
+    return _Given(losses, 1 - float(np.average(pool.right(train, y), weights=weight)))
 
 
 def spoken_for(folds: Folds, members: list[Member]) -> list[Member]:
