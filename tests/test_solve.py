@@ -1,5 +1,6 @@
 """`solve`: wrong calls are refused in words; closures work or are refused; results are described."""
 
+import inspect
 import subprocess
 import sys
 from typing import Any
@@ -113,6 +114,56 @@ def test_state_of_another_algorithm():
     method, other = LAWS["AID cold"], run(LAWS["SOBA"], 7)
     with pytest.raises(ValueError, match="`state` does not belong to this algorithm"):
         run(method, state=other.state)
+
+
+def solve_unchecked(**options):
+    """As a user's call is, whose annotations nobody checks."""
+    return inspect.unwrap(bilevel.solve)(
+        PROBLEM, METHOD, ZERO, ZERO, **dict[str, Any](num_steps=3, chunk_size=4) | options
+    )
+
+
+def test_what_is_no_callback_is_refused_before_a_step():
+    """A function was called after each chunk, and its missing `close` lost the run at its end."""
+    seen = []
+    with pytest.raises(
+        TypeError, match=r"`callbacks\[0\]` must be an `AbstractCallback`.*StopWhen"
+    ):
+        solve_unchecked(callbacks=[seen.append])
+    assert not seen
+    with pytest.raises(TypeError, match="must be a list of callbacks, got StopWhen"):
+        solve_unchecked(callbacks=bilevel.StopWhen(bool))
+
+
+def test_a_solution_is_no_state():
+    with pytest.raises(TypeError, match=r"such as `solution\.state`, got Solution"):
+        solve_unchecked(state=solve())
+
+
+@pytest.mark.parametrize(
+    ("tol", "error"),
+    [
+        (float("nan"), ValueError),  # nothing is at or below it
+        (-1e-3, ValueError),
+        (bilevel.Tolerances(1e-3, -1.0, 1e-3), ValueError),
+        ("small", TypeError),
+        ((1e-3, 1e-3, 1e-3), TypeError),
+    ],
+)
+def test_tolerances_that_are_none(tol, error):
+    with pytest.raises(error, match="`tol` must be"):
+        solve_unchecked(tol=tol)
+
+
+def test_debug_nans_finds_no_nan_of_ours():
+    """`jax_debug_nans` stopped healthy runs: at steps without a row, and without a ratio of steps."""
+    method = bilevel.DoubleLoop(GradientInner(optax.sgd(0.5), 2), AID(lx.LU()), optax.sgd(0.1))
+    with jax.debug_nans(True):
+        solution = solve(method=method, num_steps=5, trace_every=2)
+        with pytest.raises(FloatingPointError, match="nan"):
+            solve(BilevelProblem(lambda u, w, _: jnp.log(-u - 1.0) + w, inner))
+    assert np.isnan(solution.trace["step_ratio"]).all()
+    assert solution.trace["step"].tolist() == [2, 4, 5]
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: jax.vmap(f, axis_size=2)])
@@ -269,12 +320,15 @@ def test_solution_describes_the_run():
     assert solution.trace["hvps"].tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_finished_run_stays_finished():
+def test_a_finished_run_stays_finished_and_says_so():
+    """`num_steps` counts the steps before too: "10 more" of a run of 10 is 20."""
     method = LAWS["SOBA"]
     first = run(method, 7)
-    again = run(method, 7, state=first.state)
+    with pytest.warns(UserWarning, match="num_steps=7 no step is made. .* pass num_steps=107"):
+        again = run(method, 7, state=first.state)
     assert_same(first.state, again.state)
     assert len(again.trace["step"]) == 0
+    assert "made no step: 7 were made before, and 7 were asked for in all" in str(again)
 
 
 @pytest.mark.parametrize("key", [jax.random.PRNGKey(3), 3, np.int64(3)])
@@ -287,8 +341,9 @@ def test_a_weakly_typed_start_compiles_no_more(compilations, tmp_path):
     weak = jnp.asarray(0.25)
     assert weak.weak_type
     path = tmp_path / "run.eqx"
+    problem = BilevelProblem(outer, lambda u, w, _: inner(u, w, _))  # compiled by no other test
     compilations.clear()
-    solution = solve(u0=weak, w0=weak, num_steps=9, callbacks=[Checkpoint(path)])
+    solution = solve(problem, u0=weak, w0=weak, num_steps=9, callbacks=[Checkpoint(path)])
     assert compilations.count("jit(_compiled_chunk)") == 1
     assert not solution.u.weak_type
 

@@ -228,6 +228,76 @@ def test_running_statistics_are_refused():
     door.reweighting_objectives(module.eval(), loss, rows, rows)
 
 
+def test_frozen_parameters_stay_and_random_layers_are_refused():
+    """Of a frozen first layer only the second is w, and its gradient is that of the features."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)
+    ).double()
+    module[0].requires_grad_(False)
+    x, y = tensor(RNG.normal(size=(6, 3))), tensor(RNG.normal(size=6))
+
+    def squares(found: Any, expected: Any) -> Any:
+        return (found[:, 0] - expected) ** 2
+
+    problem = door.reweighting_objectives(module, squares, (x, y), (x, y), l2=0.1)
+    assert sorted(problem.w0) == ["2.bias", "2.weight"]
+    features = np.tanh(module[0](x).detach().numpy())
+    design = np.column_stack([np.ones(6), features])
+    hessian = 2 * design.T @ design / 6 + 0.1 * np.eye(5)
+    solved = np.linalg.solve(hessian, 2 * design.T @ y.numpy() / 6)
+    w = {"2.bias": tensor(solved[:1]), "2.weight": tensor(solved[None, 1:])}
+    found = door.implicit_gradient(*problem[:2], problem.u0, w, door.CG(rtol=1e-12))
+    assert found.inner_residual < 1e-12
+    residuals = design @ solved - y.numpy()
+    v = np.linalg.solve(hessian, 2 * design.T @ residuals / 6)
+    slopes = 2 * residuals * (design @ v)  # of each loss, along v
+    np.testing.assert_allclose(found.grad, -(slopes - slopes.mean()) / 6, rtol=1e-8, atol=1e-12)
+
+    noisy = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Dropout(0.5)).double()
+    with pytest.raises(ValueError, match="1 draw numbers in training"):
+        door.reweighting_objectives(noisy, squares, (x, y), (x, y))
+    door.reweighting_objectives(noisy.eval(), squares, (x, y), (x, y))
+    with pytest.raises(ValueError, match="no parameter of the module requires a gradient"):
+        door.reweighting_objectives(module.requires_grad_(False), squares, (x, y), (x, y))
+
+
+def test_what_is_no_real_tensor_is_refused():
+    def half_square(u: Any, w: Any) -> Any:
+        return ((w - u).abs() ** 2).sum() / 2
+
+    for bad, named in [
+        (torch.tensor([1 + 1j]), "a tensor of torch.complex64"),
+        (torch.tensor([1]), "a tensor of torch.int64"),
+        (2.0, "float"),
+        (np.ones(1), "ndarray"),
+    ]:
+        with pytest.raises(TypeError, match=f"real floating-point numbers, .*; got {named}"):
+            door.implicit_gradient(half_square, half_square, torch.ones(1), {"a": bad})
+
+
+def test_a_map_has_to_return_a_tree_like_z():
+    """A transposed image has as many entries, and one number would be repeated."""
+    for function in (lambda u, z: (0.5 * z + u).T, lambda u, z: (0.5 * z + u).sum()):
+        u = torch.arange(6.0).reshape(2, 3).requires_grad_()
+        layer = door.fixed_point_layer(function, u, torch.ones(2, 3))
+        with pytest.raises(ValueError, match=r"must return a tree like z, of \(2, 3\), got"):
+            layer.sum().backward()
+
+
+def test_what_is_not_finite_has_not_converged():
+    u, w = torch.ones(2), torch.tensor([float("inf"), 1.0])
+
+    def outer(u: Any, w: Any) -> Any:
+        return (w**2).sum()
+
+    def inner(u: Any, w: Any) -> Any:
+        return ((w - u) ** 2).sum()
+
+    with pytest.warns(bilevel.HypergradientWarning, match="did not converge"):
+        assert not door.implicit_gradient(outer, inner, u, w, door.Nystrom(2)).converged
+
+
 def test_batches_of_a_data_loader(tmp_path):
     """SOBA on the NumPy output of a `DataLoader` with its own order; resumed from a checkpoint."""
     data = torch.utils.data.TensorDataset(tensor(X), tensor(Y))
@@ -283,3 +353,5 @@ def test_arrays_go_to_jax_and_back():
     back = door.from_jax(there)
     assert back["b"][0].item() == 2.5
     assert back["a"].dtype == torch.float32
+    negative = torch.tensor([1 + 2j]).conj().imag  # a view of +2 with a flag for its sign
+    assert float(door.to_jax(negative)[0]) == -2.0

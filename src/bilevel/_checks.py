@@ -2,7 +2,7 @@
 
 import contextlib
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from ._algorithm.base import AbstractAlgorithm, State
+from ._callback import AbstractCallback
 from ._geometry import AbstractGeometry
 from ._loader import sample_batches
 from ._pinned import compiled
@@ -80,6 +81,21 @@ def check_call(
     return given, size_of_both
 
 
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse what is no callback, before a step is made that would be lost."""
+    if not isinstance(callbacks, Sequence):
+        raise TypeError(
+            f"`callbacks` must be a list of callbacks, got {type(callbacks).__name__}; pass a single "
+            "one as `callbacks=[callback]`."
+        )
+    for k, callback in enumerate(callbacks):
+        if not isinstance(callback, AbstractCallback):
+            raise TypeError(
+                f"`callbacks[{k}]` must be an `AbstractCallback`, got {callback!r}. A function of a "
+                "chunk, which returns True to stop, is passed as `StopWhen(function)`."
+            )
+
+
 @compiled
 def _distance_and_norms(
     geometry: AbstractGeometry, u: PyTree[Array], w: PyTree[Array]
@@ -118,9 +134,13 @@ def check_objectives(problem: Problem, algorithm: AbstractAlgorithm, state: Stat
 
 
 def check_fits(
-    state: State, problem: Problem, algorithm: AbstractAlgorithm, u0: PyTree, w0: PyTree
+    state: Any, problem: Problem, algorithm: AbstractAlgorithm, u0: PyTree, w0: PyTree
 ) -> None:
-    """Refuse a state of another problem or algorithm."""
+    """Refuse a state of another problem or algorithm, and what is no state."""
+    if not isinstance(state, State):
+        raise TypeError(
+            f"`state` must be a `State`, such as `solution.state`, got {type(state).__name__}."
+        )
     for name, ours, theirs in [("u", state.u, u0), ("w", state.w, w0)]:
         if jax.tree.map(jnp.shape, ours) != jax.tree.map(jnp.shape, theirs):
             raise ValueError(

@@ -15,6 +15,9 @@ from ._loader import as_many_again, at_rest, missing, positions
 from ._problem import Problem
 from ._solution import RESULTS
 
+# In place of the NaN of a method without such a ratio, at which `jax_debug_nans` would end the run.
+NO_RATIO = -jnp.inf
+
 
 class Tolerances(NamedTuple):
     """When a run has converged: *all three* residuals at or below their tolerance."""
@@ -95,7 +98,7 @@ def run_chunk(
             residual = outer_residual(problem.geometry, state.u, info.outer_grad)
             return residual.astype(dtype), jnp.asarray(optax.tree.norm(moved)).astype(dtype)
 
-        unknown = jnp.full_like(info.outer_value, jnp.nan)
+        unknown = jnp.zeros_like(info.outer_value)  # of a row that is not live
         residual, move = jax.lax.cond(recorded, measure, lambda: (unknown, unknown))
         tolerances = jax.tree.map(lambda x: x.astype(dtype), options.tolerances)
         converged = (
@@ -126,7 +129,7 @@ def run_chunk(
                 outer_residual=residual,
                 inner_residual=info.inner_residual,
                 linear_residual=info.linear_residual,
-                step_ratio=info.step_ratio,
+                step_ratio=jnp.where(jnp.isnan(info.step_ratio), NO_RATIO, info.step_ratio),
                 move=move,
                 result=jnp.where(finite, info.result._value, failure._value),
                 outer_grads=calls.outer_grad,

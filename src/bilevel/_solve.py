@@ -2,6 +2,7 @@
 
 import numbers
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -20,10 +21,11 @@ from ._checks import (
     UNDER_TRANSFORMATION,
     any_tracer,
     check_call,
+    check_callbacks,
     check_fits,
     memory_of,
 )
-from ._chunk import Row, RunOptions, Status, Tolerances, run_chunk
+from ._chunk import NO_RATIO, Row, RunOptions, Status, Tolerances, run_chunk
 from ._ending import (
     Ran,
     ending,
@@ -122,6 +124,7 @@ def solve(
         or on a small problem, found that w is no minimum of f: see `check_lower_level`.
 
     Warns:
+        UserWarning: `state` has made `num_steps` steps already, so that none is left to make.
         HypergradientWarning: once, if a linear solver met negative curvature or did not contract, or
             an inner solve ended with a larger residual than it began with; and, on a small problem,
             if the linear residual stays because the inner Hessian is singular.
@@ -130,11 +133,12 @@ def solve(
         BilevelError: a number became non-finite, the run blew up, `tol` was not met, a loader
             ended, or a lower inner minimum was found (with `throw`); the partial solution is its
             attribute `solution`.
-        ValueError: `u0` is not in U, an objective is not a scalar, or a count is below 1.
+        ValueError: `u0` is not in U, an objective is not a scalar, a count is below 1, or a tolerance
+            below 0.
         MemoryError: a step needs more memory than there is.
         RuntimeError: this process was forked after JAX was used.
-        TypeError: a leaf is complex or no floating-point array, or `solve` is called under a jax
-            transformation.
+        TypeError: a leaf is complex or no floating-point array; `state`, `tol` or a callback is none;
+            or `solve` is called under a jax transformation.
 
     >>> import jax.numpy as jnp, lineax as lx, optax
     >>> problem = BilevelProblem(  # Phi(u) = (u - 1)^2 / 2, through w*(u) = u
@@ -151,14 +155,12 @@ def solve(
     began = time.perf_counter()
     asked, own = (problem, algorithm), Pins(problem)
     given, size = check_call(pinned(problem, own), u0, w0, num_steps, trace_every, chunk_size)
+    check_callbacks(callbacks)
     loaders = Loaders(algorithm, state)
     # Of the programs, not of what reads batches; also of the methods of networks within u and w.
     pins = own, Pins(loaders.algorithm), Pins((given.forms, given.u, given.w))
     problem, algorithm = given.problem, _with_formulas(loaders.algorithm, given)
-    if tol is None:
-        tolerances = Tolerances(-1.0, -1.0, -1.0)
-    else:
-        tolerances = tol if isinstance(tol, Tolerances) else Tolerances(tol, tol, tol)
+    tolerances = _tolerances(tol)
     options = RunOptions(
         _on_device(num_steps, np.int32),
         _on_device(trace_every, np.int32),
@@ -176,11 +178,16 @@ def solve(
         check_fits(state, problem, algorithm, given.u, given.w)
         state = cast(State, _copy(state))
         size = float(_norm(state.u, state.w))
-    over = _on_device(int(state.step) >= num_steps, np.bool_)
-    status = Status(over, RESULTS.outer_max_steps_reached)
+    at_step = int(state.step)
+    if at_step >= num_steps:
+        warnings.warn(
+            f"`state` is at step {at_step}, and `num_steps` is the number of steps in all, so with "
+            f"num_steps={num_steps} no step is made. For 100 more pass num_steps={at_step + 100}.",
+            stacklevel=2,
+        )
+    status = Status(_on_device(at_step >= num_steps, np.bool_), RESULTS.outer_max_steps_reached)
     trace: list[dict[str, np.ndarray]] = []
     stopped = exhausted = False
-    at_step = int(state.step)
     try:
         while True:
             with memory_of(algorithm):
@@ -261,7 +268,7 @@ def solve(
         run=Run(
             algorithm=type(algorithm).__name__,
             num_steps=num_steps,
-            tolerances=None if tol is None else Tolerances(*(float(x) for x in tolerances)),
+            tolerances=None if tol is None else tolerances,
             stopped=stopped,
             seconds=time.perf_counter() - began,
             grown=grown,
@@ -321,6 +328,22 @@ def _inner_value(problem: BilevelProblem, u: PyTree, w: PyTree) -> Any:
     return problem.inner(u, w, problem.inner_data)
 
 
+def _tolerances(tol: Any) -> Tolerances:
+    """One for each residual; no residual meets a negative one."""
+    if tol is None:
+        return Tolerances(-1.0, -1.0, -1.0)
+    each = tol if isinstance(tol, Tolerances) else (tol, tol, tol)
+    try:
+        outer, inner, linear = (float(x) for x in each)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`tol` must be a number, or `Tolerances(outer, inner, linear)` of numbers, got {tol!r}."
+        ) from error
+    if not min(outer, inner, linear) >= 0 or np.isnan([outer, inner, linear]).any():
+        raise ValueError(f"`tol` must be at least 0, got {tol!r}; `tol=None` makes all steps.")
+    return Tolerances(outer, inner, linear)
+
+
 def _typed_key(key: Any) -> Key[Array, ""]:
     """The given key as a typed key; an integer is a seed, and the default is 0."""
     if key is None or isinstance(key, numbers.Integral):
@@ -341,5 +364,6 @@ def _own(x: Array) -> Array:
 def _fetch(rows: Row) -> dict[str, np.ndarray]:
     """The trace points among a chunk's rows, on the host."""
     columns = {name: np.asarray(column) for name, column in rows._asdict().items()}
-    live = columns.pop("live")
+    live, ratio = columns.pop("live"), columns["step_ratio"]
+    columns["step_ratio"] = np.where(ratio == NO_RATIO, np.asarray(np.nan, ratio.dtype), ratio)
     return {name: column[live] for name, column in columns.items()}

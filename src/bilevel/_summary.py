@@ -141,6 +141,8 @@ def _ending(run: Run, solution: Any, name: str) -> str:
         return f"{name} at step {done} of {asked}"
     if run.stopped:
         return f"stopped by a callback at step {done} of {asked}"
+    if not len(solution.trace["step"]):
+        return f"made no step: {done} were made before, and {asked} were asked for in all"
     return f"made all {asked} steps; no tolerance was set, so the residuals say how far it came"
 
 

@@ -7,6 +7,7 @@ are taken by reverse differentiation of the gradient: F and f need a double back
 """
 
 import abc
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -242,10 +243,17 @@ def fixed_point_layer(
 
     The backward pass solves `(I - d_z function)^T v = g` (by `Richardson(1.0)`, which converges where
     the function is a contraction; `CG` needs a symmetric system) and gives `(d_u function)^T v` to u.
+
+    Raises:
+        ValueError: in the backward pass, the function does not return a tree like z.
     """
 
     def residual(of_u: "_Leaves", of_z: "_Leaves") -> Tensor:
-        return _flat(of_z.all) - _flat(jax.tree.leaves(function(of_u.tree, of_z.tree)))
+        image = function(of_u.tree, of_z.tree)
+        got, expected = (jax.tree.map(lambda x: tuple(x.shape), t) for t in (image, of_z.tree))
+        if got != expected:
+            raise ValueError(f"`function` must return a tree like z, of {expected}, got {got}.")
+        return _flat(of_z.all) - _flat(jax.tree.leaves(image))
 
     return _layer(residual, u, z, linear_solver or Richardson(1.0))
 
@@ -283,6 +291,7 @@ class _System(NamedTuple):
         """(v, norm of the residual without damping, whether the solver converged), with a warning."""
         v, converged = solver.solve(self.product, b)
         residual = _norm(self.product(v) - self.damping * v - b)
+        converged = converged and math.isfinite(residual)
         if not converged:
             told = f"the linear solver did not converge: the residual is {residual:.3g}."
             warnings.warn(told, HypergradientWarning, stacklevel=3)
@@ -325,18 +334,24 @@ def reweighting_objectives(
         f(u, w) = sum_i softmax(u)_i loss_i(w) + l2 / 2 ||w||^2,   F(w) = mean trusted loss
 
     Args:
-        module: a `torch.nn.Module`; it is not changed.
+        module: a `torch.nn.Module`; it is not changed. Parameters that require no gradient stay what
+            they are, and so do its buffers.
         loss: of predictions and labels, one number per row (`reduction="none"`).
         train, trusted: rows and labels.
-        l2: of all parameters; it makes f strongly convex where the loss is convex.
+        l2: of all parameters in w; it makes f strongly convex where the loss is convex.
 
     Raises:
-        ValueError: a layer changes its running statistics in training, as batch normalisation does.
+        ValueError: a layer changes its running statistics in training, as batch normalisation does, or
+            draws numbers, as dropout does: F and f would be other functions at every call.
     """
     training = [(name, part) for name, part in module.named_modules() if part.training]
     changing = [name for name, part in training if getattr(part, "track_running_stats", False)]
     if changing:
         raise ValueError(f"call `module.eval()`: {', '.join(changing)} change running statistics.")
+    dropout = torch.nn.modules.dropout._DropoutNd
+    random = [name for name, part in training if isinstance(part, dropout) and part.p > 0]
+    if random:
+        raise ValueError(f"call `module.eval()`: {', '.join(random)} draw numbers in training.")
 
     def losses(w: dict[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
         return loss(torch.func.functional_call(module, w, (rows[0],)), rows[1])
@@ -345,14 +360,21 @@ def reweighting_objectives(
         penalty = sum((x**2).sum() for x in w.values())
         return torch.dot(torch.softmax(u, 0), losses(w, train)) + 0.5 * l2 * penalty
 
-    w0 = {name: p.detach().clone() for name, p in module.named_parameters()}
+    moved = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not moved:
+        raise ValueError("no parameter of the module requires a gradient, so there is no w.")
+    w0 = {name: p.detach().clone() for name, p in moved}
     u0 = next(iter(w0.values())).new_zeros(len(train[0]))
     return Objectives(lambda u, w: losses(w, trusted).mean(), inner, u0, w0)
 
 
 def to_jax(tree: Tree) -> Tree:
-    """Tensors as JAX arrays, by DLPack: without a copy where the devices allow it."""
-    return jax.tree.map(lambda x: jnp.from_dlpack(x.detach().contiguous()), tree)
+    """Tensors as JAX arrays, by DLPack: without a copy where the devices allow it.
+
+    They then share memory, so clone a tensor that will be changed in place, as optimisers do. Without
+    `jax_enable_x64`, JAX has no numbers of 64 bits: such tensors become arrays of 32.
+    """
+    return jax.tree.map(lambda x: jnp.from_dlpack(x.detach().resolve_neg().contiguous()), tree)
 
 
 def from_jax(tree: Tree) -> Tree:
@@ -368,6 +390,13 @@ class _Leaves(NamedTuple):
 
     @classmethod
     def of(cls, tree: Tree) -> "_Leaves":
+        for x in jax.tree.leaves(tree):
+            if not (torch.is_tensor(x) and x.is_floating_point()):
+                got = f"a tensor of {x.dtype}" if torch.is_tensor(x) else type(x).__name__
+                raise TypeError(
+                    "u and w must be tensors of real floating-point numbers, or dictionaries, lists "
+                    f"or tuples of them; got {got}."
+                )
         tree = jax.tree.map(lambda x: x.detach().clone().requires_grad_(), tree)
         return cls(jax.tree.leaves(tree), tree)
 
