@@ -220,7 +220,10 @@ def test_decisions_about_truth_values(tmp_path, end):
     fixed = pd.read_parquet(path) if end == "parquet" else pd.read_csv(path)
     assert fixed["y"].dtype == bool
     assert fixed["y"].tolist() == [False, True, *table["y"][2:]]
-    for line, message in (("r3,maybe", "not truth values"), ("r3,", "no label for the ids 'r3'")):
+    for line, message in (
+        ("r3,maybe", "none of the truth values"),
+        ("r3,", "no label for the ids 'r3'"),
+    ):
         (tmp_path / "accepted.csv").write_text(f"id,label\n{line}\nr4,True\n")
         said = bilevel(*command, tmp_path / "again")
         assert said.code == 3

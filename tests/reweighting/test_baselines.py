@@ -11,7 +11,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bilevel import compare_baselines, effective_sample_size, learn_weights
+from bilevel import (
+    ReweightedClassifier,
+    compare_baselines,
+    effective_sample_size,
+    learn_weights,
+)
+from bilevel.reweighting import InputError
 from bilevel.reweighting._weights.baselines import agreeing_rows, fit_weighted
 from digits import digits
 
@@ -140,3 +146,25 @@ def test_data_frames_give_the_same_table():
         Y_HOLDOUT,
     )
     pd.testing.assert_frame_equal(rows, table(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("scoring", [None, "accuracy", "roc_auc"])
+@pytest.mark.parametrize("other", [0.5, 2, -1])
+def test_labels_of_the_hold_out_that_no_fit_knows_are_refused(scoring, other):
+    """By position in the classes, 0.5 was the label 1 for a scorer."""
+    unknown = np.where(np.arange(H) == 3, other, Y_HOLDOUT)
+    data: Any = X, Y, X_TRUSTED, Y_TRUSTED, WEIGHTS, TRUSTED_WEIGHT, X_HOLDOUT
+    with pytest.raises(InputError, match=rf"`y_holdout` has labels that .* lack: {other}"):
+        compare_baselines(EXACT, *data, unknown, scoring=scoring)
+
+
+def test_a_report_refuses_them_too_and_gaps_and_lengths_are_named():
+    fitted = ReweightedClassifier().fit(X, Y, X_trusted=X_TRUSTED, y_trusted=Y_TRUSTED)
+    with pytest.raises(InputError, match=r"`y_holdout` has labels that .* lack: 2\."):
+        fitted.report(X_HOLDOUT, np.where(np.arange(H) == 3, 2, Y_HOLDOUT))
+    data: Any = X, Y, X_TRUSTED, Y_TRUSTED
+    gaps = np.where(np.arange(H) == 3, np.nan, Y_HOLDOUT)
+    with pytest.raises(InputError, match=r"`y_holdout` has 1 missing labels"):
+        compare_baselines(EXACT, *data, WEIGHTS, 1.0, X_HOLDOUT, gaps)
+    with pytest.raises(InputError, match=r"`weights` must be .* \(120\), got shape \(119,\)"):
+        compare_baselines(EXACT, *data, WEIGHTS[1:], 1.0, X_HOLDOUT, Y_HOLDOUT)

@@ -390,8 +390,34 @@ def parquet_folder(folder: Path, what: str) -> Dataset:
     }
     found = dataset(files, **arguments).schema
     from_paths = pa.schema([field for field in found if field.name not in schemas[0].names])
-    schema = pa.unify_schemas([*schemas, from_paths], promote_options="permissive")
+    schema = _one_schema(files, schemas)
+    schema = pa.unify_schemas([schema, from_paths])
     return dataset(files, schema=schema, **arguments)
+
+
+def _one_schema(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Of all files: the widest type of each column; categories beside texts become texts.
+
+    Raises:
+        RefusedError: a column has types of different kinds.
+    """
+    fields = []
+    for name in schemas[0].names:
+        types = [schema.field(name).type for schema in schemas]
+        if len({pa.types.is_dictionary(type) for type in types}) > 1:
+            types = [type.value_type if pa.types.is_dictionary(type) else type for type in types]
+        together = pa.schema([pa.field(name, types[0])])
+        for path, type in zip(files, types, strict=True):
+            try:
+                one = pa.schema([pa.field(name, type)])
+                together = pa.unify_schemas([together, one], promote_options="permissive")
+            except pa.ArrowException as error:
+                raise RefusedError(
+                    f"the column {name!r} holds {together.field(name).type} in {files[0].name} and "
+                    f"{type} in {path.name}. Save it with one type in all files."
+                ) from error
+        fields.append(together.field(name))
+    return pa.schema(fields, schemas[0].metadata)
 
 
 def _whole(table: pa.Table) -> pa.Table:

@@ -226,6 +226,20 @@ def find_classes(
     return labels
 
 
+def check_known(labels: np.ndarray, known: np.ndarray, name: str) -> None:
+    """Refuse labels that no model can predict, as no row to learn from has them.
+
+    Raises:
+        InputError: with the labels.
+    """
+    unknown = np.setdiff1d(labels, known)
+    if len(unknown):
+        raise InputError(
+            f"`{name}` has labels that the training rows lack: {named(list(unknown))}. No model "
+            "can predict them; remove these rows or mend the labels."
+        )
+
+
 def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
     """Regression targets as finite floats.
 

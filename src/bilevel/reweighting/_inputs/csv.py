@@ -306,9 +306,12 @@ def read_like(labels: np.ndarray, classes: np.ndarray | None, name: str) -> np.n
         found = np.array([place.get(x, -1) for x in words])
         known, unread = classes[found], labels[found < 0]
     if len(unread):
+        lack = f"labels that are none of the {kind} that the training rows have"
+        if kind == "numbers":
+            lack = "labels that are not numbers, as those of the training rows are"
         raise InputError(
-            f"`{name}` has labels that are not {kind}, as those of the training rows are, or none "
-            f"of theirs: {named(np.unique(unread.astype(str)))}. Remove these rows or mend the labels."
+            f"`{name}` has {lack}: {named(np.unique(unread.astype(str)))}. Remove these rows or mend "
+            "the labels."
         )
     return known
 

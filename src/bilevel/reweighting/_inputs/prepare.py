@@ -19,12 +19,12 @@ from .checks import (
     check_estimator_fits,
     check_groups,
     check_ids,
+    check_known,
     check_labels,
     check_same_columns,
     check_trusted_count,
     densify,
     find_classes,
-    named,
 )
 from .columns import describe, is_messy, read_by, tidy, vectorise
 from .compact import compact_frame, compact_pipeline, takes_categories, takes_gaps
@@ -86,12 +86,7 @@ class Encoding(NamedTuple):
         values = np.asarray(y)
         if self.classes is None:
             return (as_targets(values, name) - self.centre) / self.spread
-        unknown = np.setdiff1d(values, self.classes)
-        if len(unknown):
-            raise InputError(
-                f"`{name}` has labels that the training rows lack: {named(list(unknown))}. No model "
-                "can predict them; remove these rows or mend the labels."
-            )
+        check_known(values, self.classes, name)
         return np.searchsorted(self.classes, values).astype(np.int32)
 
     def decode(self, outputs: np.ndarray) -> np.ndarray:

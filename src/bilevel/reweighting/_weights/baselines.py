@@ -11,7 +11,13 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from .._inputs.checks import check_aligned, check_estimator_fits
+from .._inputs.checks import (
+    InputError,
+    check_aligned,
+    check_estimator_fits,
+    check_known,
+    check_labels,
+)
 from .._inputs.prepare import Prepared
 from .._inputs.row_facts import check_sample_weight
 from .coded_labels import fit_weighted as fit_weighted
@@ -105,13 +111,20 @@ def compare_baselines(
         than either).
 
     Raises:
-        ValueError: the estimator does not accept `sample_weight`, or no such scorer.
+        ValueError: the estimator does not accept `sample_weight`, no such scorer, or labels of the
+            hold-out that no row to learn from has (an `InputError`).
     """
     check_estimator_fits(estimator, not is_classifier(estimator))
-    check_aligned(X, y, "y")
     check_aligned(X, weights, "weights")
-    check_aligned(X_trusted, y_trusted, "y_trusted")
-    check_aligned(X_holdout, y_holdout, "y_holdout")
+    y, y_trusted = check_labels(y, X, "y"), check_labels(y_trusted, X_trusted, "y_trusted")
+    y_holdout = check_labels(y_holdout, X_holdout, "y_holdout")
+    if np.shape(weights) != (len(y),):
+        raise InputError(
+            f"`weights` must be a vector with one weight per row ({len(y)}), got shape "
+            f"{np.shape(weights)}."
+        )
+    if is_classifier(estimator):
+        check_known(y_holdout, np.union1d(y, y_trusted), "y_holdout")
     counts = (
         check_sample_weight(sample_weight, len(y), "sample_weight"),
         check_sample_weight(sample_weight_trusted, len(y_trusted), "sample_weight_trusted"),
