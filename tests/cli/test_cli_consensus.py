@@ -50,6 +50,22 @@ def test_the_folder_holds_the_tables(tmp_path):
     assert "exists" in again.output
 
 
+@pytest.mark.slow  # quick: the same ids in another kind of file, in test_bad_arrays.py
+def test_numbers_as_ids_in_files_of_two_kinds(tmp_path):
+    """A CSV file has texts, and the Parquet file that was made of it may have numbers."""
+    arguments, *_ = write(tmp_path)
+    tables = {path.stem: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
+    for name, table in tables.items():
+        table["id"] = [int(i[1:]) for i in table["id"]]
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    assert CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "csv")]).exit_code == 0
+    tables["train"].to_parquet(tmp_path / "train.parquet")
+    arguments[1] = str(tmp_path / "train.parquet")
+    assert CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "mixed")]).exit_code == 0
+    one, other = (pd.read_parquet(tmp_path / name / "rows.parquet") for name in ("csv", "mixed"))
+    pd.testing.assert_frame_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

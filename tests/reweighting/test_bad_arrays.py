@@ -197,6 +197,16 @@ def test_trusted_rows_with_ids_of_training_rows():
     )
 
 
+@pytest.mark.parametrize("kinds", [(str, int), (int, str), (float, str), (int, float)])
+def test_ids_are_the_same_in_whatever_kind_of_file(kinds):
+    """A CSV file has the id "118" where a Parquet file has the number 118."""
+    train, trusted = (
+        table.set_axis(table.index.astype(kind), axis=0).rename_axis("row")
+        for table, kind in zip((frame(), frame(M, first=118)), kinds, strict=True)
+    )
+    refuse(r"12 training rows have the id of trusted rows", X=train, X_trusted=trusted)
+
+
 def test_different_columns():
     refuse(
         r"`X_trusted` must have the same columns as `X`, got shapes \(12, 4\) and \(30, 3\)",

@@ -152,19 +152,21 @@ def test_data_frames_give_the_same_table():
 @pytest.mark.parametrize("other", [0.5, 2, -1])
 def test_labels_of_the_hold_out_that_no_fit_knows_are_refused(scoring, other):
     """By position in the classes, 0.5 was the label 1 for a scorer."""
+    compare: Any = compare_baselines
     unknown = np.where(np.arange(H) == 3, other, Y_HOLDOUT)
-    data: Any = X, Y, X_TRUSTED, Y_TRUSTED, WEIGHTS, TRUSTED_WEIGHT, X_HOLDOUT
+    data = [X, Y, X_TRUSTED, Y_TRUSTED, WEIGHTS, TRUSTED_WEIGHT, X_HOLDOUT]
     with pytest.raises(InputError, match=rf"`y_holdout` has labels that .* lack: {other}"):
-        compare_baselines(EXACT, *data, unknown, scoring=scoring)
+        compare(EXACT, *data, unknown, scoring=scoring)
 
 
 def test_a_report_refuses_them_too_and_gaps_and_lengths_are_named():
+    compare: Any = compare_baselines
     fitted = ReweightedClassifier().fit(X, Y, X_trusted=X_TRUSTED, y_trusted=Y_TRUSTED)
     with pytest.raises(InputError, match=r"`y_holdout` has labels that .* lack: 2\."):
         fitted.report(X_HOLDOUT, np.where(np.arange(H) == 3, 2, Y_HOLDOUT))
-    data: Any = X, Y, X_TRUSTED, Y_TRUSTED
+    data = [X, Y, X_TRUSTED, Y_TRUSTED]
     gaps = np.where(np.arange(H) == 3, np.nan, Y_HOLDOUT)
     with pytest.raises(InputError, match=r"`y_holdout` has 1 missing labels"):
-        compare_baselines(EXACT, *data, WEIGHTS, 1.0, X_HOLDOUT, gaps)
+        compare(EXACT, *data, WEIGHTS, 1.0, X_HOLDOUT, gaps)
     with pytest.raises(InputError, match=r"`weights` must be .* \(120\), got shape \(119,\)"):
-        compare_baselines(EXACT, *data, WEIGHTS[1:], 1.0, X_HOLDOUT, Y_HOLDOUT)
+        compare(EXACT, *data, WEIGHTS[1:], 1.0, X_HOLDOUT, Y_HOLDOUT)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..reweighting._annotations import AnnotationsResult, learn_from_annotations
 from ..reweighting._inputs.checks import InputError, named
-from ..reweighting._inputs.files import read_tables, split_label, suggest
+from ..reweighting._inputs.files import as_texts_if_any_is, read_tables, split_label, suggest
 from ..reweighting._inputs.scalars import check_scalars
 from ._run_files import WORST, write_csv, write_parquet, write_summary
 from ._run_folder import RunFolder
@@ -34,6 +34,7 @@ def find_consensus(
     folder.check(resume=False)
     paths = {"train": train, "trusted": trusted, "annotations": annotations}
     tables = read_tables(paths, label=label, ids=[identifier, annotator])
+    as_texts_if_any_is(identifier, [table.frame for table in tables.values()])
     lines = tables["annotations"].frame
     for column, option in [(identifier, "--id"), (annotator, "--annotator"), (label, "--label")]:
         if column not in lines.columns:

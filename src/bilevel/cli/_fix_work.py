@@ -36,6 +36,7 @@ from ._app import RunFolderError
 from ._run_files import write_csv, write_json
 
 FORMAT = "bilevel plan 1"
+RESPELL = "respell-label"
 TO_CHECK = "to_check.csv"  # labels that only a person can decide
 
 
@@ -94,10 +95,11 @@ def fix_tables(
     for name, table in read.items():
         given[name] = split_label(table.frame, label, identifier, name)
     view = make_view(given, "auto", None, None, 0)
-    changes = [change for change in safe_changes(view, label) if change.kind not in skip]
+    changes = safe_changes(view, label, skip)
     if accepted is not None:
         decided = read_table(accepted, "accepted", ids=["id", "label", label]).frame
-        changes += decided_labels(view, label, decided)
+        spelled = {change.before: change.after for change in changes if change.kind == RESPELL}
+        changes += decided_labels(view, label, decided, spelled)
     files = {n: {"path": p.as_posix(), "sha256": digest(p)} for n, p in paths.items()}
     plan = Plan(files, changes, proposals(view))
     if out is None:

@@ -14,7 +14,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from ..reweighting._inputs.checks import PROSE, InputError, as_targets, check_labels, named
+from ..reweighting._inputs.checks import (
+    PROSE,
+    InputError,
+    as_targets,
+    check_labels,
+    named,
+    shared_ids,
+)
 from ..reweighting._inputs.columns import check_values
 from ..reweighting._inputs.csv import Reading, Texts
 from ..reweighting._inputs.csv_parts import CsvRows
@@ -100,8 +107,7 @@ class LargeTable(NamedTuple):
         """
         chunks = [pd.Index(chunk.to_pandas()) for chunk in self.table.column(column).chunks]
         for name, table in tables.items():
-            found = [chunk[chunk.isin(table.index)] for chunk in chunks]
-            if shared := [id_ for ids in found for id_ in ids]:
+            if shared := [id_ for chunk in chunks for id_ in shared_ids(chunk, table.index)]:
                 raise InputError(
                     f"{len(shared)} {PROSE['train']} rows have the id of {PROSE[name]} rows "
                     f"({named(shared)}): a row must not judge itself. Remove them from the "

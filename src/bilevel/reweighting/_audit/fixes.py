@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .._inputs.scalars import as_spelled
 from .columns import identifiers, row_numbers
 from .finding import as_plain
 from .rows import conflicts, near_conflicts
-from .view import View
+from .view import View, make_view
 
 SAFE = {
     "drop-row": "exact copies of hold-out rows leave the training rows",
@@ -63,25 +64,45 @@ class Change:
 _OF_LABELS = ("respell-label", "set-label")
 
 
-def safe_changes(view: View, label: str) -> list[Change]:
-    """The changes that need no person, see `SAFE`."""
-    found = []
-    if ("train", "holdout") in view.pairs:
-        pairs = view.pairs["train", "holdout"]
-        rows = pairs.loc[pairs["kind"] == "exact", "row"]
-        if len(rows):
-            found.append(
-                Change("drop-row", "train", "equal to a hold-out row", tuple(rows.tolist()))
-            )
-    found += _without_unseen(view)
-    found += _one_spelling(view, label)
+def safe_changes(view: View, label: str, skip: Container[str] = ()) -> list[Change]:
+    """The changes that need no person, see `SAFE`, but for the kinds in `skip`.
+
+    Copies of hold-out rows are those that the other changes leave: tables that are changed so need no
+    second change.
+    """
+    found = _without_unseen(view) + _one_spelling(view, label)
     for finding in [*row_numbers(view), *identifiers(view)]:
         for column in finding.ids:
             found += [
                 Change("drop-column", name, finding.title, column=str(column))
                 for name in view.frames
             ]
-    return found
+    found = [change for change in found if change.kind not in skip]
+    if "drop-row" in skip or "holdout" not in view.frames:
+        return found
+    after = view
+    if any(change.kind in ("drop-column", "strip-unseen") for change in found):
+        given = {name: (_changed(view, name, found), view.given[name]) for name in view.frames}
+        after = make_view(given, "auto", None, None, 0)
+    pairs = after.pairs["train", "holdout"]
+    rows = tuple(pairs.loc[pairs["kind"] == "exact", "row"].tolist())
+    return [Change("drop-row", "train", "equal to a hold-out row", rows)] * bool(rows) + found
+
+
+def _changed(view: View, name: str, changes: list[Change]) -> pd.DataFrame:
+    """The features of a table after these changes."""
+    frame = view.frames[name].copy()
+    for change in changes:
+        if change.table != name or change.column is None:
+            continue
+        if change.kind == "drop-column":
+            frame = frame.drop(columns=change.column, errors="ignore")
+        elif change.kind == "strip-unseen":
+            column = frame[change.column].astype(object)
+            frame[change.column] = [
+                without_unseen(x) if isinstance(x, str) else x for x in column.tolist()
+            ]
+    return frame
 
 
 def _without_unseen(view: View) -> list[Change]:
@@ -123,8 +144,12 @@ def _one_spelling(view: View, label: str) -> list[Change]:
     return found
 
 
-def decided_labels(view: View, label: str, accepted: pd.DataFrame) -> list[Change]:
+def decided_labels(
+    view: View, label: str, accepted: pd.DataFrame, spelled: Mapping[Any, Any]
+) -> list[Change]:
     """What a person decided: a table with the columns `id` and `label`, of training rows.
+
+    `spelled` has the labels that get another spelling, and that one.
 
     Raises:
         InputError: other columns, ids that no training row has or that repeat, or new classes.
@@ -157,8 +182,8 @@ def decided_labels(view: View, label: str, accepted: pd.DataFrame) -> list[Chang
             f"accepted labels have classes that no table has: {named(new)}. Mend the spelling."
         )
     changes = []
-    for i, after in zip(ids, wanted, strict=True):
-        row = place[i]
+    for i, decided in zip(ids, wanted, strict=True):
+        row, after = place[i], spelled.get(decided, decided)
         if given[row] != after:
             changes.append(
                 Change("set-label", "train", f"decided for {i}", (row,), label, given[row], after)

@@ -271,14 +271,28 @@ def check_ids(tables: Mapping[str, Any]) -> None:
     for name, other in (("train", "trusted"), ("holdout", "trusted"), ("holdout", "train")):
         if name not in ids or other not in ids:
             continue
-        shared = ids[name].intersection(ids[other])
-        if len(shared):
+        if shared := shared_ids(ids[name], ids[other]):
             raise InputError(
                 f"{len(shared)} {PROSE[name]} rows have the id of {PROSE[other]} rows "
-                f"({named(list(shared))}): a row must not judge itself. Remove them from the "
+                f"({named(shared)}): a row must not judge itself. Remove them from the "
                 f"{PROSE[name]} rows; if they are other rows, give them other ids, or none "
                 "(`X.reset_index(drop=True)`)."
             )
+
+
+def shared_ids(ids: pd.Index, others: pd.Index) -> list[Any]:
+    """Those of `ids` that are among `others`; 7 is the id "7" that another kind of file has.
+
+    >>> shared_ids(pd.Index([7.0, 8.0]), pd.Index(["7", "007"]))
+    [7.0]
+    """
+    if pd.api.types.is_numeric_dtype(ids.dtype) == pd.api.types.is_numeric_dtype(others.dtype):
+        return ids[ids.isin(others)].tolist()
+    texts, other_texts = (
+        [str(int(x) if isinstance(x, float) and x.is_integer() else x) for x in index]
+        for index in (ids, others)
+    )
+    return ids[pd.Index(texts).isin(other_texts)].tolist()
 
 
 def _has_ids(table: Any) -> bool:

@@ -115,7 +115,7 @@ def read_tables(
             raise InputError(f"the {name} file {paths[name]} has a header and zero rows.")
         tables[name] = Table(frame, tuple(f"{name}: {note}" for note in [*notes, *more]))
     if texts and label is not None:
-        _as_texts_if_any_is(label, [one.frame for one in tables.values()])
+        as_texts_if_any_is(label, [one.frame for one in tables.values()])
     return tables
 
 
@@ -127,12 +127,12 @@ def with_named_index(frame: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
     return frame.rename_axis(asked[0]) if asked else frame
 
 
-def _as_texts_if_any_is(label: str, frames: list[pd.DataFrame]) -> None:
-    """Labels of CSV files beside those of typed ones: the class 1 of one is "1" of the other."""
-    frames = [frame for frame in frames if label in frame]
-    if len({pd.api.types.is_numeric_dtype(frame[label]) for frame in frames}) > 1:
+def as_texts_if_any_is(column: str, frames: list[pd.DataFrame]) -> None:
+    """Labels or ids of CSV files beside those of typed ones: the 1 of one is "1" of the other."""
+    frames = [frame for frame in frames if column in frame]
+    if len({pd.api.types.is_numeric_dtype(frame[column]) for frame in frames}) > 1:
         for frame in frames:
-            frame[label] = as_texts(pd.Series(frame[label]))
+            frame[column] = as_texts(pd.Series(frame[column]))
 
 
 def find_readings(
