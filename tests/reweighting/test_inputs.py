@@ -440,3 +440,11 @@ def test_a_table_of_every_kind_of_column_becomes_numbers():
     np.testing.assert_array_equal(matrices["X_trusted"], matrices["X"][:5])
     assert matrices["X"].min() >= 0
     np.testing.assert_allclose(matrices["X"].max(axis=0), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "pyarrow"])
+def test_repeated_names_of_columns_are_refused_by_name(kind):
+    values = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    table = pa.table(values, names=["a", "b", "a"])
+    with pytest.raises(InputError, match=r"`X` has repeated column names.*'a'"):
+        feature_rows(table if kind == "pyarrow" else table.to_pandas(), "X")

@@ -15,7 +15,7 @@ import scipy.sparse
 
 from .checks import InputError, check_aligned, named
 from .columns import _kind, as_matrix
-from .files import read_tables, suggest
+from .files import check_unique, read_tables, suggest
 from .scalars import settled
 
 Internal = np.ndarray | pd.DataFrame | pd.Series | scipy.sparse.csr_array | scipy.sparse.csr_matrix
@@ -45,7 +45,7 @@ def as_internal(a: Any, name: str) -> Internal:
     if isinstance(a, np.ma.MaskedArray):
         return _from_masked(a)
     if not isinstance(a, (str, os.PathLike)):
-        table = _from_arrow_or_narwhals(a)
+        table = _from_arrow_or_narwhals(a, name)
         return _from_rest(a, name) if table is None else table
     return _from_path(Path(a), name)
 
@@ -57,9 +57,11 @@ def feature_rows(X: Any, name: str) -> Any:
     `image_shape` tells their shape.
 
     Raises:
-        InputError: as `as_internal`; or not two-dimensional and no images.
+        InputError: as `as_internal`; repeated names of columns; or not two-dimensional and no images.
     """
     values = as_internal(X, name)
+    if isinstance(values, pd.DataFrame):
+        check_unique(values, f"`{name}`")
     if isinstance(values, pd.DataFrame) or scipy.sparse.issparse(values):
         return values
     if values.ndim in (3, 4):
@@ -236,10 +238,14 @@ def _from_torch(tensor: Any, name: str) -> np.ndarray:
         ) from error
 
 
-def _from_arrow_or_narwhals(a: Any) -> pd.DataFrame | pd.Series | None:
+def _from_arrow_or_narwhals(a: Any, name: str) -> pd.DataFrame | pd.Series | None:
     if isinstance(a, pa.Array):
         a = pa.chunked_array([a])
-    frame = nw.from_native(a, pass_through=True, allow_series=True)
+    try:
+        frame = nw.from_native(a, pass_through=True, allow_series=True)
+    except nw.exceptions.DuplicateError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"`{name}` has repeated column names. {said}") from error
     if isinstance(frame, nw.LazyFrame):
         frame = frame.collect()
     if isinstance(frame, (nw.DataFrame, nw.Series)):

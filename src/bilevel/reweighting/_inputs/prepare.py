@@ -32,6 +32,7 @@ from .containers import as_pairs, feature_rows
 from .estimators import takes_tables
 from .row_facts import RowColumns, RowFacts, check_sample_weight, row_facts
 from .scalars import check_scalars, check_spelling, settled
+from .scales import warn_of_other_scales
 
 MIN_MAX = object()
 DOUBLE = 1_000_000  # numbers that are taken in double precision: features, or outputs, of a table
@@ -221,6 +222,8 @@ def prepare(
         }
         scaler = None if scaler is MIN_MAX else scaler
     numbers = {name: as_features(table, x_names[name]) for name, table in encoded.items()}
+    for name in list(numbers)[1:]:
+        warn_of_other_scales(numbers["train"], numbers[name], x_names[name], names)
     facts = row_facts(columns, numbers["train"], numbers["trusted"])
 
     if scaler is not None:
