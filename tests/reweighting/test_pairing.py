@@ -23,7 +23,7 @@ from bilevel.reweighting._inputs.columns import tidy
 from bilevel.reweighting._inputs.compact import compact_frame, compact_pipeline
 from bilevel.reweighting._inputs.containers import as_internal, as_pairs, as_rows
 from bilevel.reweighting._inputs.prepare import prepare
-from bilevel.reweighting._inputs.probabilities import check_probabilities
+from bilevel.reweighting._inputs.probabilities import check_probabilities, disorder
 from bilevel.reweighting._inputs.row_facts import RowColumns, hash_names, row_facts
 
 N, M = 40, 20
@@ -40,7 +40,37 @@ def rows():
     return X, pd.Series(np.where(X["a"] > 0, "yes", "no"), X.index)
 
 
-# --- rows in another order
+# --- rows and columns in another order
+
+
+@pytest.mark.parametrize("wrong", [None, "columns", "rows"])
+def test_probabilities_in_another_order_are_told(wrong):
+    """Of classes named by numbers, sorted as texts; a fifth of the labels are wrong."""
+    rng = np.random.default_rng(0)
+    classes = np.array(sorted(str(k) for k in range(12)))
+    y, y_trusted = rng.integers(0, 12, 400), rng.integers(0, 12, 60)
+    given = np.where(rng.random(400) < 0.2, rng.integers(0, 12, 400), y)
+    train, trusted = (0.9 * np.eye(12)[labels] + 0.1 / 12 for labels in (y, y_trusted))
+    if wrong == "columns":
+        train = train[:, np.argsort([int(c) for c in classes])]
+    elif wrong == "rows":
+        train = train[rng.permutation(400)]
+    found = check_probabilities(train, trusted, classes, 400, 60)
+    assert found is not None
+    said = disorder(found, given, y_trusted, classes)
+    assert len(said) == (wrong is not None)
+    assert all(text.startswith("`pred_probs`: ") for text in said)
+    assert ("if the columns have another order" in "".join(said)) == (wrong == "columns")
+
+
+def test_a_model_that_is_weak_is_not_taken_for_one_in_another_order():
+    rng = np.random.default_rng(1)
+    for seed in range(50):
+        y, y_trusted = rng.integers(0, 10, 300), rng.integers(0, 10, 20 + 10 * seed)
+        p = [rng.dirichlet(0.5 + 0.7 * np.eye(10)[k]) for k in np.concatenate([y, y_trusted])]
+        found = check_probabilities(p[:300], p[300:], np.arange(10), 300, len(y_trusted))
+        assert found is not None
+        assert disorder(found, y, y_trusted, np.arange(10)) == []
 
 
 def test_the_control_of_a_report_learns_from_all_that_the_fit_had(monkeypatch):

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from ._inputs.checks import check_aligned, check_seed
 from ._inputs.containers import like
 from ._inputs.prepare import MIN_MAX, Prepared, check_verified, prepare
-from ._inputs.probabilities import CHECK, check_probabilities, in_sample_smell
+from ._inputs.probabilities import (
+    CHECK,
+    IN_ORDER,
+    check_probabilities,
+    disorder,
+    in_sample_smell,
+)
 from ._inputs.row_facts import RowColumns
 from ._weights.baselines import compare_on_holdout
 from ._weights.candidates import search
@@ -223,9 +229,16 @@ def learn_weights(
             smells, detail = in_sample_smell(
                 probabilities, tables.train.targets, tables.trusted.targets, verified
             )
-            if smells:
-                warnings.warn(f"`pred_probs`: {detail}.", UserWarning, stacklevel=2)
             checks = [*learned.checks, Check(CHECK, not smells, detail)]
+            doubts = [f"`pred_probs`: {detail}"] if smells else []
+            if tables.classes is not None:
+                odd = disorder(
+                    probabilities, tables.train.targets, tables.trusted.targets, tables.classes
+                )
+                checks += [Check(IN_ORDER, False, said) for said in odd]
+                doubts += odd
+            for said in doubts:
+                warnings.warn(f"{said}.", UserWarning, stacklevel=2)
             learned = learned._replace(checks=checks)
     else:
         from ._weights.free_weights import free_weights

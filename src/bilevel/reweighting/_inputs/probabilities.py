@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
 
 from .checks import InputError, densify, named
 from .containers import as_internal
 
 SUM_TOLERANCE = 1e-3
 LEAST = 1e-6  # below this, probabilities are taken for this
-
-
+MANY = 200  # rows by which a model that is weak tells itself from one that guesses
 CHECK = "the given probabilities are out of fold"
+IN_ORDER = "the given probabilities are in the order of the classes and of the rows"
 
 
 class Probabilities(NamedTuple):
@@ -95,6 +96,65 @@ def in_sample_smell(
         f"{numbers}: it looks as if the model was trained on the training rows that it judges. Give "
         "out-of-fold probabilities (`sklearn.model_selection.cross_val_predict` with "
         "method='predict_proba', or a loop over folds)"
+    )
+
+
+def disorder(
+    probabilities: Probabilities,
+    y: Int[np.ndarray, " n"],
+    y_trusted: Int[np.ndarray, " m"],
+    classes: np.ndarray,
+) -> list[str]:
+    """What speaks for columns, or rows, in another order than the classes and the labels; in words.
+
+    With another order of the columns the most likely class is the label of far more rows: by four
+    standard errors and by 0.1. Or the labels are no more likely than if the rows were shuffled, by two
+    standard errors of 200 or more rows.
+    """
+    found = []
+    both = zip(probabilities, (y, y_trusted), ("pred_probs", "pred_probs_trusted"), strict=True)
+    for logs, labels, name in both:
+        said = _other_columns(logs.argmax(axis=1), labels, classes) or _other_rows(logs, labels)
+        if said:
+            found.append(
+                f"`{name}`: {said}. The rows are expected in the order of the labels, the columns in "
+                f"that of the sorted classes, {named(list(classes))}; a table whose columns are named "
+                "by the classes may have any order of them"
+            )
+    return found
+
+
+def _other_columns(likely: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> str:
+    """In words, if columns in another order would be right far more often; else nothing."""
+    column, rows = np.arange(len(classes)), len(labels)
+    pairs = np.zeros((2, len(classes), len(classes)))  # in each half of the rows
+    np.add.at(pairs, (np.arange(rows) % 2, likely, labels), 1 / rows)
+    # The best of many orders fits few rows by chance: each half of them judges that of the other.
+    orders = [linear_sum_assignment(half, maximize=True)[1] for half in pairs]
+    at_best = float(pairs[0, column, orders[1]].sum() + pairs[1, column, orders[0]].sum())
+    as_given = float(np.trace(pairs.sum(axis=0)))
+    error = np.sqrt((as_given * (1 - as_given) + 1 / rows) / rows)
+    if at_best - as_given <= max(0.1, 4 * error):
+        return ""
+    moved = np.flatnonzero(orders[0] != column)[0]
+    return (
+        f"the most likely class is the label of {as_given:.3f} of the rows, and of {at_best:.3f} if "
+        f"the columns have another order (that of {classes[moved].item()!r} is that of "
+        f"{classes[orders[0][moved]].item()!r})"
+    )
+
+
+def _other_rows(logs: np.ndarray, labels: np.ndarray) -> str:
+    """In words, if the labels would be as likely in any other order; else nothing."""
+    p, rows = np.exp(logs), len(labels)
+    of_label = p[np.arange(rows), labels]
+    mean, error = float(of_label.mean()), float(of_label.std()) / np.sqrt(rows)
+    shuffled = float(p.mean(axis=0) @ np.bincount(labels, minlength=p.shape[1])) / rows
+    if rows < MANY or mean > shuffled + 2 * error:
+        return ""
+    return (
+        f"the labels have a probability of {mean:.3f} in the mean, and would have {shuffled:.3f} if "
+        "the rows were shuffled"
     )
 
 
