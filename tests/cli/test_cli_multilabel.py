@@ -76,6 +76,15 @@ def test_what_cannot_be_used_leaves_nothing(tmp_path, more, message):
     assert not out.exists()
 
 
+def test_a_copy_of_any_of_the_labels_is_no_feature(tmp_path):
+    arguments, _ = write(tmp_path)
+    train = pd.read_csv(tmp_path / "train.csv")
+    train.assign(Three=train["three"]).to_csv(tmp_path / "train.csv", index=False)
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 3
+    assert "the train file has the label twice: 'Three'" in " ".join(done.output.split())
+
+
 def test_weigh_takes_one_label_and_names_the_command_for_several(tmp_path):
     arguments, _ = write(tmp_path)
     done = CliRunner().invoke(app, ["weigh", *arguments[1:], "--out", str(tmp_path / "run")])

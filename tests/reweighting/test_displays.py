@@ -6,6 +6,7 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import recall_score
@@ -14,6 +15,7 @@ from bilevel import ReweightedClassifier
 from bilevel.reweighting import (
     BeforeAfterDisplay,
     GainsDisplay,
+    InputError,
     Report,
     WeightsDisplay,
     WrongLabelsDisplay,
@@ -56,8 +58,15 @@ def test_displays_hold_the_numbers_that_the_report_shows(fitted):
         assert values(changes.plot(kind))
     with pytest.raises(ValueError, match="`kind` must be one of calibration, confusion-before"):
         changes.plot("pie")
-    with pytest.raises(ValueError, match="`truth` must have one entry for each of 120 rows, got 3"):
-        WrongLabelsDisplay.from_estimator(clf, truth[:3])
+    for odd, message in [
+        (truth[:3], r"`truth` must be a vector with one label per row, got shape \(3,\) for 120"),
+        (np.where(np.arange(120) == 7, np.nan, truth), r"`truth` has 1 missing labels"),
+        (np.array(["one"] * 120), r"`truth` has labels that are not numbers"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            WrongLabelsDisplay.from_estimator(clf, odd)
+    as_texts = WrongLabelsDisplay.from_estimator(clf, truth.astype(str))  # as a CSV file has them
+    pd.testing.assert_frame_equal(as_texts.first_rows, wrong.first_rows)
 
 
 def test_charts_can_be_restyled_and_have_colours_of_their_own():

@@ -218,7 +218,10 @@ def test_scores_of_a_regression_are_those_of_the_equation():
     [
         ({"label_quality": np.ones(3)}, r"`label_quality` must have one finite number per row"),
         ({"label_quality": np.full(400, np.nan)}, r"`label_quality` must have one finite number"),
-        ({"probabilities": np.ones((400, 9)) / 9}, r"`probabilities` must be \(400, 10\)"),
+        (
+            {"probabilities": np.ones((400, 9)) / 9},
+            r"`probabilities` must have .* expected shape \(400, 10\)",
+        ),
         ({"probabilities": np.ones((400, 10))}, r"must sum to 1"),
         ({"y": np.zeros(400, int)}, r"only one class, 0"),
         ({"y": DATA.y[:-1]}, r"one label per row"),
@@ -251,3 +254,20 @@ def test_hostile_labels_do_no_harm():
     assert table["given_label"].tolist() == labels[DATA.y[table["id"]]].tolist()
     assert not set("".join(table["reason"])) & set("\x1b\n\u202e")
     assert table["reason"].str.len().max() < 200
+
+
+def test_what_is_given_beside_the_rows_goes_to_its_rows():
+    """By index, and probabilities by the names of the classes."""
+    X, y, X_trusted, y_trusted, p = overlapping_classes(60)
+    frame, labels = pd.DataFrame(X), pd.Series(NAMES[y])
+    verified = pd.DataFrame(X_trusted), NAMES[y_trusted]
+    named = pd.DataFrame(p, columns=NAMES[:3])
+    wanted = suggest(None, frame, labels, *verified, probabilities=named[sorted(NAMES[:3])])
+    turned = suggest(None, frame, labels, *verified, probabilities=named)
+    pd.testing.assert_frame_equal(turned, wanted)
+    quality = pd.Series(np.linspace(0, 1, 60))
+    for rows in (frame, X):  # a series of labels names the rows of an array
+        with pytest.raises(InputError, match=r"`label_quality` has the index of its rows in anoth"):
+            suggest(quality[::-1], rows, labels, *verified)
+        with pytest.raises(InputError, match=r"`probabilities` has the index of its rows in anoth"):
+            suggest(None, rows, labels, *verified, probabilities=named[::-1])

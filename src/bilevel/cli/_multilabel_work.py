@@ -7,7 +7,12 @@ import numpy as np
 import pandas as pd
 
 from ..reweighting._inputs.checks import InputError, check_ids, named
-from ..reweighting._inputs.files import read_tables, split_label, suggest
+from ..reweighting._inputs.files import (
+    check_label_is_no_feature,
+    read_tables,
+    split_label,
+    suggest,
+)
 from ..reweighting._multilabel import MultilabelResult, learn_multilabel_weights
 from ._run_files import WORST, write_csv, write_parquet, write_summary
 from ._run_folder import RunFolder
@@ -49,6 +54,8 @@ def weigh_labels(
         if name == "train":
             check_drop(drop, rows.columns)
         rows, _ = split_label(rows, labels[0], identifier, name)
+        for column in labels[1:]:
+            check_label_is_no_feature(rows, column, name)
         own = rows.columns.difference(labels[1:], sort=False)
         features[name] = rows[own].drop(columns=drop, errors="ignore")
         indicators[name] = table.frame[labels].set_index(rows.index)

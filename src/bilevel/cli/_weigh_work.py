@@ -14,7 +14,6 @@ from sklearn.pipeline import Pipeline
 from ..reweighting._audit.duplicates import shared_rows
 from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.compact import compact_pipeline
-from ..reweighting._inputs.csv import read_like
 from ..reweighting._inputs.files import digest, watch
 from ..reweighting._inputs.number_texts import LOOK_LIKE
 from ..reweighting._inputs.prepare import is_regression
@@ -183,7 +182,7 @@ def _work(
     trusted = rows["trusted"], labels["trusted"]
     holdout = (rows["holdout"], labels["holdout"]) if "holdout" in rows else None
     groups = tables.beside["groups"].get("train")
-    truth, known = tables.beside["truth"].get("train"), np.unique(labels["train"])
+    truth = tables.beside["truth"].get("train")
     sources = None if groups is None else np.asarray(groups)
 
     # The default takes tables as they are, like `ReweightedClassifier`; an estimator of the user's
@@ -274,9 +273,7 @@ def _work(
             show=[c for c in config.show if c not in (config.label, config.id)],
             trusted_ids=None if config.private else tables.features["trusted"].index,
             minutes_per_check=config.minutes_per_check,
-            truth=None
-            if truth is None
-            else read_like(np.asarray(truth), known, config.truth or ""),
+            truth=truth,
             holdout_groups=tables.beside["groups"].get("holdout"),
             shared=shared_rows(tidied),
             control=learn if config.control else None,

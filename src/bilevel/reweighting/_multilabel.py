@@ -219,7 +219,8 @@ def _indicators(X: Any, Y: Any, name: str) -> tuple[Int[np.ndarray, "rows labels
         columns, rows = np.asarray(names)[absent], np.flatnonzero(~good.all(axis=1))
         raise InputError(
             f"`{name}` must hold 0 and 1 (or False and True) only; the columns {named(list(columns))} "
-            f"hold other values, in the rows {named(rows)}."
+            f"hold other values, in the rows {named(rows)}: "
+            f"{named(list(dict.fromkeys(values[~good].tolist())))}."
         )
     return values.astype(int), names
 

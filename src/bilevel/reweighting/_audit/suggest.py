@@ -20,11 +20,13 @@ from .._inputs.checks import (
     InputError,
     as_features,
     as_targets,
+    check_aligned,
     check_labels,
     check_same_columns,
     row_ids,
 )
 from .._inputs.prepare import is_regression
+from .._inputs.probabilities import as_probabilities
 from .duplicates import find_duplicates, find_shared_rows
 
 FEW = 5  # trusted rows of a class
@@ -82,9 +84,10 @@ def suggest(
             EM), uniformly over the other classes. Without it, that estimate is q.
         X, y: training rows as a finite matrix of numbers (encoded), and their given labels.
         X_trusted, y_trusted: the rows verified so far; there may be none.
-        probabilities: p, `(rows, classes)`, the classes sorted; by default from logistic
-            regressions on the trusted rows and those that agree with them, cross-fitted in halves.
-            For regression predictions `(rows,)`, by default of ridge regressions, likewise.
+        probabilities: p, `(rows, classes)`, the classes sorted, or by the names of the columns; by
+            default from logistic regressions on the trusted rows and those that agree with them,
+            cross-fitted in halves. For regression predictions `(rows,)`, by default of ridge
+            regressions, likewise.
         budget: number of rows to suggest.
         task: "classification", "regression", or "auto", which looks at `y`.
         seed: of the halves and of the rows that models are fitted to.
@@ -120,6 +123,9 @@ def suggest(
     x = as_features(X, "X")
     x_trusted = as_features(X_trusted, "X_trusted") if len(y_trusted) else x[:0]
     quality = getattr(label_quality, "label_quality", label_quality)
+    rows = pd.DataFrame(index=ids) if by_series else X
+    check_aligned(rows, quality, "label_quality")
+    check_aligned(rows, probabilities, "probabilities")
     quality = None if quality is None else np.asarray(quality, np.float64)
     if quality is not None and (quality.shape != y.shape or not np.isfinite(quality).all()):
         raise InputError(
@@ -193,16 +199,7 @@ def _believe_classes(
     if probabilities is None:
         p = _cross_fitted(x, y, x_trusted, y_trusted, k, rng)
     else:
-        p = np.asarray(probabilities, np.float64)
-        if (
-            p.shape != (len(y), k)
-            or not (p >= 0).all()
-            or not np.allclose(p.sum(axis=1), 1, 0, 1e-3)
-        ):
-            raise InputError(
-                f"`probabilities` must be ({len(y)}, {k}), one column per class in sorted order, and "
-                f"each row must sum to 1: got shape {p.shape}."
-            )
+        p = as_probabilities(probabilities, classes, len(y), "probabilities")
     p = np.clip(p, 1e-9, 1)
     p = p / p.sum(axis=1, keepdims=True)
     q = _calibrated(quality, _two_kinds(p[i, y], (1 - p[i, y]) / (k - 1)))

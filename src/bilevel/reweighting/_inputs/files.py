@@ -383,14 +383,14 @@ def split_label(
         check_scalars(table[identifier], f"the column {identifier!r} (--id) of the {name} file")
         check_unique_ids(pd.Series(table[identifier]), f"the {name} file", identifier)
         table = table.set_index(identifier)
-    _check_label_is_no_feature(table, label, name)
+    check_label_is_no_feature(table, label, name)
     features = table.drop(columns=label)
     if features.shape[1] == 0:
         raise InputError(f"the {name} file has no column besides the label {label!r}.")
     return features, settled(pd.Series(table[label]))
 
 
-def _check_label_is_no_feature(table: pd.DataFrame, label: str, name: str) -> None:
+def check_label_is_no_feature(table: pd.DataFrame, label: str, name: str) -> None:
     """Refuse a column with the label's values and, but for case, blanks or a number, its name."""
     told = as_texts(pd.Series(table[label]).reset_index(drop=True))
     for column in table.columns:

@@ -159,6 +159,18 @@ def _other_rows(logs: np.ndarray, labels: np.ndarray) -> str:
 
 
 def _check(values: Any, classes: np.ndarray, rows: int, name: str) -> Float[np.ndarray, "r c"]:
+    logs = np.log(np.maximum(as_probabilities(values, classes, rows, name), LEAST))
+    return logs - np.log(np.exp(logs).sum(axis=1, keepdims=True))
+
+
+def as_probabilities(
+    values: Any, classes: np.ndarray, rows: int, name: str
+) -> Float[np.ndarray, "rows classes"]:
+    """Probabilities in the order of the classes, by the names of the columns if they have names.
+
+    Raises:
+        InputError: a shape, a name, an entry or a sum is wrong.
+    """
     values = densify(as_internal(values, name), name)
     if isinstance(values, pd.DataFrame) and not _are_unnamed(values.columns):
         order = _order_by_name([_name(c) for c in values.columns], [_name(c) for c in classes])
@@ -188,8 +200,7 @@ def _check(values: Any, classes: np.ndarray, rows: int, name: str) -> Float[np.n
             f"each row of `{name}` must sum to 1; the rows {named(np.flatnonzero(off))} do not. "
             "(Pass softmax outputs, not logits; divide by the sums if classes were left out.)"
         )
-    logs = np.log(np.maximum(p, LEAST))
-    return logs - np.log(np.exp(logs).sum(axis=1, keepdims=True))
+    return p
 
 
 def _are_unnamed(columns: pd.Index) -> bool:

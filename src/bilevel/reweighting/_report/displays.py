@@ -8,7 +8,7 @@ import pandas as pd
 
 from .before_after import before_and_after, effects_by, fit_both
 from .evidence import jsonable, weights_of
-from .first_rows import first_rows
+from .first_rows import first_rows, is_wrong
 
 # A display imports the charts when it plots, as Altair takes a second to import.
 
@@ -62,11 +62,7 @@ class WrongLabelsDisplay:
                 true label per row.
         """
         rows = estimator._rows()
-        if truth is not None and len(truth) != len(rows.y):
-            raise ValueError(
-                f"`truth` must have one entry for each of {len(rows.y)} rows, got {len(truth)}."
-            )
-        found = first_rows(rows, None if truth is None else np.asarray(truth) != rows.y)
+        found = first_rows(rows, is_wrong(truth, rows))
         if found is None:
             raise ValueError(
                 "this estimator does not say how many labels are wrong; a classifier with "

@@ -16,7 +16,7 @@ from .._weights.scorer import LinearOutputs
 from .before_after import before_and_after, effects_by, fit_both
 from .clusters import find_clusters
 from .confusions import confusions
-from .first_rows import first_rows
+from .first_rows import first_rows, is_wrong
 from .refits import Rows, overfitting, removal
 from .suspects import DOUBT, KINDS, Suspects, judge_suspects
 from .verdict import give_advice, give_verdict
@@ -99,7 +99,6 @@ def gather_evidence(
         ("groups", groups, n),
         ("holdout_groups", holdout_groups, 0 if holdout is None else len(holdout[1])),
         ("images", images, n),
-        ("truth", truth, n),
     ]:
         if given is not None and len(given) != wanted:
             raise ValueError(
@@ -130,7 +129,7 @@ def gather_evidence(
     noise = None if result.noise is None else result.noise.to_dict(ids)
     verdict = give_verdict(result, baselines, rows, holdout_rows)
     suspects = judge_suspects(rows, seed)
-    wrong = None if truth is None else np.asarray(truth) != rows.y
+    wrong = is_wrong(truth, rows)
     return jsonable(
         {
             "format": FORMAT,

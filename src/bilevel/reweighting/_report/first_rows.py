@@ -6,9 +6,24 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
+from .._inputs.checks import check_aligned, check_labels
+from .._inputs.csv import read_like
 from .refits import Rows
 
 POINTS = 40
+
+
+def is_wrong(truth: Any, rows: Rows) -> np.ndarray | None:
+    """Which training labels are wrong, by the true label of each row; None if it is not known.
+
+    Raises:
+        InputError: not one true label per row, or labels of another kind than those of the rows.
+    """
+    if truth is None:
+        return None
+    check_aligned(rows.X, truth, "truth")
+    told = check_labels(truth, rows.y, "truth")
+    return np.asarray(read_like(told, np.unique(rows.y), "truth") != rows.y)
 
 
 def first_rows(rows: Rows, observed: np.ndarray | None = None) -> list[dict[str, Any]] | None:
