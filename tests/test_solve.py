@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -116,11 +117,21 @@ def test_state_of_another_algorithm():
         run(method, state=other.state)
 
 
-def solve_unchecked(**options):
+def solve_unchecked(problem: Any = PROBLEM, method: Any = METHOD, **options):
     """As a user's call is, whose annotations nobody checks."""
     return inspect.unwrap(bilevel.solve)(
-        PROBLEM, METHOD, ZERO, ZERO, **dict[str, Any](num_steps=3, chunk_size=4) | options
+        problem, method, ZERO, ZERO, **dict[str, Any](num_steps=3, chunk_size=4) | options
     )
+
+
+def test_arguments_of_another_kind():
+    with pytest.raises(TypeError, match=r"must be a `BilevelProblem` or .*, got function"):
+        solve_unchecked(outer)
+    with pytest.raises(TypeError, match=r"such as `SOBA\(\)`, got the class SOBA"):
+        solve_unchecked(method=bilevel.SOBA)
+    method: Any = eqx.tree_at(lambda m: m.inner_sampler, METHOD, 32)
+    with pytest.raises(TypeError, match=r"`inner_sampler` must be a sampler .*, got 32"):
+        solve_unchecked(method=method)
 
 
 def test_what_is_no_callback_is_refused_before_a_step():

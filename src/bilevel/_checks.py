@@ -81,8 +81,17 @@ def check_call(
     return given, size_of_both
 
 
-def check_callbacks(callbacks: Any) -> None:
-    """Refuse what is no callback, before a step is made that would be lost."""
+def check_kinds(problem: Any, algorithm: Any, callbacks: Any) -> None:
+    """Refuse what is no problem, algorithm or callback, before a step is made that would be lost."""
+    if not isinstance(problem, BilevelProblem | FixedPointProblem):
+        raise TypeError(
+            "`problem` must be a `BilevelProblem` or a `FixedPointProblem`, got "
+            f"{type(problem).__name__}."
+        )
+    if not isinstance(algorithm, AbstractAlgorithm):
+        is_class = isinstance(algorithm, type)
+        got = f"the class {algorithm.__name__}" if is_class else type(algorithm).__name__
+        raise TypeError(f"`algorithm` must be an algorithm such as `SOBA()`, got {got}.")
     if not isinstance(callbacks, Sequence):
         raise TypeError(
             f"`callbacks` must be a list of callbacks, got {type(callbacks).__name__}; pass a single "

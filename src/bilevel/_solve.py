@@ -21,8 +21,8 @@ from ._checks import (
     UNDER_TRANSFORMATION,
     any_tracer,
     check_call,
-    check_callbacks,
     check_fits,
+    check_kinds,
     memory_of,
 )
 from ._chunk import NO_RATIO, Row, RunOptions, Status, Tolerances, run_chunk
@@ -137,8 +137,8 @@ def solve(
             below 0.
         MemoryError: a step needs more memory than there is.
         RuntimeError: this process was forked after JAX was used.
-        TypeError: a leaf is complex or no floating-point array; `state`, `tol` or a callback is none;
-            or `solve` is called under a jax transformation.
+        TypeError: a leaf is complex or no floating-point array; an argument, a callback or a sampler
+            is of another kind; or `solve` is called under a jax transformation.
 
     >>> import jax.numpy as jnp, lineax as lx, optax
     >>> problem = BilevelProblem(  # Phi(u) = (u - 1)^2 / 2, through w*(u) = u
@@ -152,10 +152,10 @@ def solve(
     (1.0, 2)
     """
     refuse_forked()
+    check_kinds(problem, algorithm, callbacks)
     began = time.perf_counter()
     asked, own = (problem, algorithm), Pins(problem)
     given, size = check_call(pinned(problem, own), u0, w0, num_steps, trace_every, chunk_size)
-    check_callbacks(callbacks)
     loaders = Loaders(algorithm, state)
     # Of the programs, not of what reads batches; also of the methods of networks within u and w.
     pins = own, Pins(loaders.algorithm), Pins((given.forms, given.u, given.w))

@@ -156,10 +156,13 @@ def as_variables(u0: PyTree, w0: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
     return u0, w0
 
 
-def init_samplers(
-    problem: Problem, outer: AbstractSampler, inner: AbstractSampler, key: Key[Array, ""]
-) -> SamplerStates:
+def init_samplers(problem: Problem, outer: Any, inner: Any, key: Key[Array, ""]) -> SamplerStates:
     """Start both samplers, each with a key of its own."""
+    for name, sampler in (("outer_sampler", outer), ("inner_sampler", inner)):
+        if not isinstance(sampler, AbstractSampler):
+            raise TypeError(
+                f"`{name}` must be a sampler such as `FullBatch()` or `Shuffled(32)`, got {sampler!r}."
+            )
     outer_key, inner_key = jr.split(key)
     return SamplerStates(
         outer=outer.init(problem.outer_data, outer_key),
