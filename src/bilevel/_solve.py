@@ -124,7 +124,7 @@ def solve(
         or on a small problem, found that w is no minimum of f: see `check_lower_level`.
 
     Warns:
-        UserWarning: `state` has made `num_steps` steps already, so that none is left to make.
+        UserWarning: `state` has made more than `num_steps` steps already, so that none is made.
         HypergradientWarning: once, if a linear solver met negative curvature or did not contract, or
             an inner solve ended with a larger residual than it began with; and, on a small problem,
             if the linear residual stays because the inner Hessian is singular.
@@ -179,7 +179,7 @@ def solve(
         state = cast(State, _copy(state))
         size = float(_norm(state.u, state.w))
     at_step = int(state.step)
-    if at_step >= num_steps:
+    if at_step > num_steps:  # where they are equal, a finished run is repeated
         warnings.warn(
             f"`state` is at step {at_step}, and `num_steps` is the number of steps in all, so with "
             f"num_steps={num_steps} no step is made. For 100 more pass num_steps={at_step + 100}.",
