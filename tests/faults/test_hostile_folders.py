@@ -309,7 +309,7 @@ def test_choices_that_are_no_list_are_no_decision(choices):
     with pytest.raises(InputError, match="this is no export of Label Studio"):
         from_label_studio(tasks)
     part["value"] = {"choices": ["1"]}
-    assert from_label_studio(tasks) == {"1": "1"}
+    assert from_label_studio(tasks).decided == {"1": "1"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs pipes and devices")
