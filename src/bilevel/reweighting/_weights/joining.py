@@ -19,7 +19,7 @@ from .pool import ClassPool, NumberPool
 
 FOREST_JOINS, KERNEL_JOINS, BOOSTED_JOINS = 4.0, 1.0, 1.5  # standard errors, see `join`
 FOREST_CONFIRMED = 2.0  # those that are enough for forests if the given labels agree
-FEW_WRONG = 0.1  # the share of wrong labels up to which the given labels alone say who joins
+FEW_WRONG = 0.1  # the share of wrong labels below which the given labels alone say who joins
 
 
 class Offer(NamedTuple):
@@ -66,7 +66,7 @@ def join(
 
     An offer joins if it lowers the loss of the trusted rows by `bar` standard errors, or by
     `confirmed` ones if it lowers the loss of the given labels as clearly, or if it lowers that of the
-    given labels where the pool says that at most a tenth of them are wrong. It must still do so
+    given labels where the pool says that less than a tenth of them are wrong. It must still do so
     beside those that join after it, which see more. A pool that follows few trusted rows gives every
     member some weight.
 
@@ -81,18 +81,18 @@ def join(
         return [*members, *(member for offer in joined for member in offer.members)]
 
     def helps(offer: Offer, others: list[Offer]) -> bool:
-        pools = with_those(others), with_those([*others, offer])
         if offer.bar == -np.inf:
             return True
+        pools = with_those(others), with_those([*others, offer])
         before, after = (_losses(folds, pool) for pool in pools)
         known = in_standard_errors(before - after)
         if known > offer.bar or not isinstance(folds.kind, Classes):
             return known > offer.bar
-        at_first = _losses_of_given(folds, pools[0])
-        few = at_first.wrong < FEW_WRONG
+        without = _judge_given(folds, pools[0])
+        few = without.wrong < FEW_WRONG
         if not few and known <= offer.confirmed:
             return False
-        given = in_standard_errors(at_first.losses - _losses_of_given(folds, pools[1]).losses)
+        given = in_standard_errors(without.losses - _judge_given(folds, pools[1]).losses)
         return given > (0 if few else offer.confirmed)
 
     joined: list[Offer] = []
@@ -136,17 +136,14 @@ class _Given(NamedTuple):
     wrong: float
 
 
-def _losses_of_given(folds: Folds, members: list[Member]) -> _Given:
-    """By a pool of these members and its noise matrix.
+def _judge_given(folds: Folds, members: list[Member]) -> _Given:
+    """The given labels under a pool of these members and its noise matrix.
 
     Of a class that no trusted row has, models of the trusted rows know nothing: it judges nobody.
     """
     rows, sub = np.flatnonzero(folds.known(FOLDS)), folds.sub
-    train, y, weight = (
-        [member.train[FOLDS][sub] for member in members],
-        folds.y[sub],
-        folds.weight[sub],
-    )
+    train = [member.train[FOLDS][sub] for member in members]
+    y, weight = folds.y[sub], folds.weight[sub]
     pool = ClassPool.fit(
         Classes(folds.kind.number),
         [member.trusted[FOLDS][rows] for member in members],
