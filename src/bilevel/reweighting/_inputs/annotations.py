@@ -102,9 +102,8 @@ def distinct(columns: Sequence[np.ndarray], what: str) -> np.ndarray:
     """
     check_spelling(*columns, what=f"the {what}")
     values = np.concatenate([column.astype(object) for column in columns])
-    kinds = sorted({"text" if isinstance(x, str) else "other values" for x in values})
-    if len(kinds) > 1:
-        texts, others = ([x for x in values if isinstance(x, str) == y] for y in (True, False))
+    texts, others = ([x for x in values if isinstance(x, str) == text] for text in (True, False))
+    if texts and others:
         raise InputError(
             f"the {what} are texts in some lines ({named(list(dict.fromkeys(texts)))}) and no texts "
             f"in others ({named(list(dict.fromkeys(others)))}); make them all texts."
