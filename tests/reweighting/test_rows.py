@@ -163,6 +163,23 @@ def test_a_row_of_weight_two_is_the_row_twice_and_one_of_weight_zero_is_absent(r
     assert (both[120:][weight_trusted == 0] == 0).all()
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_classes_may_have_any_names(weighted):
+    """Names that sort otherwise: the same weights, the same quality, the same winner."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 6, size=(150, 3)) + 0.0  # some rows are equal
+    y = np.argmax(X + 0.4 * rng.normal(size=X.shape), 1)
+    given = np.where(rng.random(110) < 0.2, rng.integers(0, 3, 110), y[:110])
+    options = {"sample_weight": rng.integers(0, 3, 110)} if weighted else {}
+    one, other = (
+        learn_weights(X[:110], names[given], X[110:], names[y[110:]], **options)
+        for names in (np.array(["ant", "bee", "cat"]), np.array(["yak", "zebra", "cat"]))
+    )
+    assert one.winner == other.winner
+    np.testing.assert_allclose(one.label_quality, other.label_quality, atol=1e-9)
+    np.testing.assert_allclose(one.weights, other.weights, atol=1e-9)
+
+
 def test_columns_are_encoded_by_what_rows_hold_and_not_by_how_often():
     """Else the medians in the place of gaps move with rows that are there twice, and the folds too."""
     rng = np.random.default_rng(0)

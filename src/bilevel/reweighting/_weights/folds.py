@@ -235,6 +235,8 @@ def _deal(block: Blocks, y: np.ndarray, weight: np.ndarray, seed: int) -> Int[np
     names, first, code = np.unique(block, return_index=True, return_inverse=True)
     size, key = np.bincount(code, weight, len(names)), mix(names, seed)
     classes = y.dtype.kind in "iu"
+    if classes:
+        y = _by_rows(code, key, y, weight)
     label = y[first]
     if len(names) < len(y):
         label = _main_label(code, y, weight) if classes else np.bincount(code, weight * y)
@@ -256,6 +258,17 @@ def _deal(block: Blocks, y: np.ndarray, weight: np.ndarray, seed: int) -> Int[np
         if classes:
             of_class[p] += s
     return part[code]
+
+
+def _by_rows(
+    code: np.ndarray, key: Blocks, y: np.ndarray, weight: np.ndarray
+) -> Int[np.ndarray, " rows"]:
+    """The classes, numbered in the order of the sums of their blocks' keys: whatever their names."""
+    here = weight > 0
+    blocks, classes = np.unique(np.stack([code[here], y[here]]), axis=1)
+    total = np.zeros(y.max(initial=-1) + 1, np.uint64)
+    np.add.at(total, classes, key[blocks])
+    return np.argsort(np.argsort(total))[y]
 
 
 def _main_label(code: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Int[np.ndarray, " blocks"]:
