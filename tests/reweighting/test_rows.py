@@ -170,7 +170,7 @@ def test_classes_may_have_any_names(weighted):
     X = rng.integers(0, 6, size=(150, 3)) + 0.0  # some rows are equal
     y = np.argmax(X + 0.4 * rng.normal(size=X.shape), 1)
     given = np.where(rng.random(110) < 0.2, rng.integers(0, 3, 110), y[:110])
-    options = {"sample_weight": rng.integers(0, 3, 110)} if weighted else {}
+    options: Any = {"sample_weight": rng.integers(0, 3, 110)} if weighted else {}
     one, other = (
         learn_weights(X[:110], names[given], X[110:], names[y[110:]], **options)
         for names in (np.array(["ant", "bee", "cat"]), np.array(["yak", "zebra", "cat"]))
