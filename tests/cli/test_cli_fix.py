@@ -166,6 +166,26 @@ def test_parquet_and_zipped_files_keep_their_kind(tables):
     assert fixed.loc[9, ["note", "y"]].tolist() == ["plain", "yes"]
 
 
+def test_categories_that_are_mended_are_no_gaps(tables):
+    """Texts that a Parquet file stores as categories: what they become may be none of these."""
+    for name in ("train", "trusted", "holdout"):
+        frame = pd.read_csv(tables / f"{name}.csv")
+        kinds = pd.CategoricalDtype(["w", "v", "u"], ordered=True)
+        frame = frame.astype({"note": "category", "y": "category", "kind": kinds})
+        frame.to_parquet(tables / f"{name}.parquet")
+    mended = {}
+    for end in ("csv", "parquet"):
+        assert fix(tables, "--skip", "drop-column", end=end).code == 0
+        (tables / "fixed").rename(tables / end)
+        read = pd.read_csv if end == "csv" else pd.read_parquet
+        mended[end] = read(tables / end / f"train.{end}")
+    fixed = mended["parquet"]
+    assert fixed.astype(object).equals(mended["csv"].astype(object))
+    assert set(fixed["note"].cat.categories) == {"a, quoted\nnote", "other", "plain"}
+    assert list(fixed["y"].cat.categories) == ["yes", "no"]
+    assert fixed["kind"].dtype == kinds
+
+
 def test_rows_that_contradict_each_other_are_only_proposed(tables):
     text = (
         (tables / "train.csv").read_text().replace("r11,11,0.75,v,plain,no", "r11,11,0.75,v,p,no")

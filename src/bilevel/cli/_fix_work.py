@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from .._reading.formats import as_called, header_of, separator_of
 from .._storage import whole_folder, write_bytes
-from .._text import without_unseen
 from ..reweighting._audit.fixes import (
     SAFE,
     Change,
+    changed,
     decided_labels,
+    dropped,
     proposals,
     safe_changes,
 )
 from ..reweighting._audit.view import make_view
 from ..reweighting._inputs.checks import InputError, named
-from ..reweighting._inputs.csv import read_like
 from ..reweighting._inputs.files import (
     digest,
     read_parquet,
@@ -110,7 +109,7 @@ def fix_tables(
         for name, path in paths.items():
             mine = [change for change in changes if change.table == name]
             write = _write_parquet if path.suffix.lower() in (".parquet", ".pq") else _write_csv
-            write(path, folder / path.name, mine, label)
+            write(path, folder / path.name, mine)
             written.append(path.name)
         check_unchanged_files()
         if plan.proposed:
@@ -119,12 +118,7 @@ def fix_tables(
     return dataclasses.replace(plan, written=tuple(written))
 
 
-def _dropped(changes: list[Change]) -> tuple[set[int], set[str | None]]:
-    rows = {row for change in changes if change.kind == "drop-row" for row in change.rows}
-    return rows, {change.column for change in changes if change.kind == "drop-column"}
-
-
-def _write_csv(path: Path, target: Path, changes: list[Change], label: str) -> None:
+def _write_csv(path: Path, target: Path, changes: list[Change]) -> None:
     """The same file with these changes; lines that nothing changes stay byte for byte."""
     content = path.read_bytes()
     zipped = path.suffix.lower() == ".gz"
@@ -139,7 +133,7 @@ def _write_csv(path: Path, target: Path, changes: list[Change], label: str) -> N
         start = reader.line_num
     records = [record for record in records if record[0]]  # blank lines are no rows
     header = as_called(records[0][0])
-    rows, columns = _dropped(changes)
+    rows, columns = dropped(changes)
     kept = [k for k, name in enumerate(header) if name not in columns]
     edits: dict[int, dict[int, str]] = {}
     for change in changes:
@@ -148,8 +142,7 @@ def _write_csv(path: Path, target: Path, changes: list[Change], label: str) -> N
         k = header.index(change.column)
         for row in change.rows:
             cell: str = edits.setdefault(row, {}).get(k) or records[row + 1][0][k]
-            new = without_unseen(cell) if change.kind == "strip-unseen" else str(change.after)
-            edits[row][k] = new
+            edits[row][k] = str(change.of(cell))
     parts = []
     for i, (cells, raw) in enumerate(records):
         if i - 1 in rows:
@@ -171,21 +164,6 @@ def _as_line(cells: list[str], separator: str, raw: str) -> str:
     return file.getvalue()
 
 
-def _write_parquet(path: Path, target: Path, changes: list[Change], label: str) -> None:
-    frame = read_parquet(path, f"the file {path}")
-    rows, columns = _dropped(changes)
-    for change in changes:
-        if change.column is None or change.kind == "drop-column":
-            continue
-        values = frame[change.column].to_numpy(dtype=object, copy=True)
-        like = np.asarray(pd.unique(pd.Series(frame[change.column]).dropna()))
-        for row in change.rows:
-            if change.kind == "strip-unseen":
-                values[row] = without_unseen(values[row])
-            else:
-                values[row] = read_like(np.array([change.after], object), like, label)[0]
-        kind = frame[change.column].dtype
-        frame[change.column] = pd.Series(values, frame.index).astype(kind)
-    keep = [i for i in range(len(frame)) if i not in rows]
-    frame = frame.iloc[keep].drop(columns=[c for c in columns if c in frame.columns])
+def _write_parquet(path: Path, target: Path, changes: list[Change]) -> None:
+    frame = changed(read_parquet(path, f"the file {path}"), changes)
     write_bytes(target, frame.to_parquet())

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class Change:
     before: Any = None
     after: Any = None
 
+    def of(self, value: Any) -> Any:
+        """What becomes of a value in one of its rows."""
+        return without_unseen(value) if self.kind == "strip-unseen" else self.after
+
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         return {
@@ -82,27 +86,54 @@ def safe_changes(view: View, label: str, skip: Container[str] = ()) -> list[Chan
         return found
     after = view
     if any(change.kind in ("drop-column", "strip-unseen") for change in found):
-        given = {name: (_changed(view, name, found), view.given[name]) for name in view.frames}
+        given = {}
+        for name, frame in view.frames.items():
+            mine = [change for change in found if change.table == name]
+            given[name] = changed(frame, mine), view.given[name]
         after = make_view(given, "auto", None, None, 0)
     pairs = after.pairs["train", "holdout"]
     rows = tuple(pairs.loc[pairs["kind"] == "exact", "row"].tolist())
     return [Change("drop-row", "train", "equal to a hold-out row", rows)] * bool(rows) + found
 
 
-def _changed(view: View, name: str, changes: list[Change]) -> pd.DataFrame:
-    """The features of a table after these changes."""
-    frame = view.frames[name].copy()
+def dropped(changes: Iterable[Change]) -> tuple[set[int], set[str | None]]:
+    """The rows and the columns that leave a table."""
+    rows = {row for change in changes if change.kind == "drop-row" for row in change.rows}
+    return rows, {change.column for change in changes if change.kind == "drop-column"}
+
+
+def changed(frame: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
+    """A table after its changes; those of columns that it does not have are left out.
+
+    A column keeps its type, and one of categories gets those that are new to it.
+    """
+    frame = frame.copy()
     for change in changes:
-        if change.table != name or change.column is None:
+        if change.column is None or change.column not in frame or not change.rows:
             continue
-        if change.kind == "drop-column":
-            frame = frame.drop(columns=change.column, errors="ignore")
-        elif change.kind == "strip-unseen":
-            column = frame[change.column].astype(object)
-            frame[change.column] = [
-                without_unseen(x) if isinstance(x, str) else x for x in column.tolist()
-            ]
-    return frame
+        before = pd.Series(frame[change.column])
+        values = before.to_numpy(dtype=object, copy=True)
+        after = [change.of(values[row]) for row in change.rows]
+        if change.kind != "strip-unseen":  # labels are texts here, and may be numbers in the table
+            known = np.asarray(pd.unique(before.dropna()))
+            after = read_like(np.array(after, object), known, change.column)
+        values[list(change.rows)] = after
+        frame[change.column] = _of_type(values, before)
+    rows, columns = dropped(changes)
+    keep = [i for i in range(len(frame)) if i not in rows]
+    return frame.iloc[keep].drop(columns=[c for c in columns if c in frame])
+
+
+def _of_type(values: np.ndarray, before: pd.Series) -> pd.Series:
+    """A column of the type that it had; a category that has become another one is that one."""
+    kind = before.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        present = set(pd.unique(values))
+        became = dict(zip(before, values, strict=True))
+        names = [became[c] if c in became and c not in present else c for c in kind.categories]
+        names += [c for c in became.values() if pd.notna(c)]
+        kind = pd.CategoricalDtype(list(dict.fromkeys(names)), kind.ordered)
+    return pd.Series(values, before.index).astype(kind)
 
 
 def _without_unseen(view: View) -> list[Change]:
