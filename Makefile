@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check once-wrong slow coverage papers docs docs-data bench clean
+.PHONY: demo test check once-wrong slow coverage torture papers docs docs-data bench clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml

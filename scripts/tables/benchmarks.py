@@ -41,18 +41,6 @@ def hypergradient_errors(problem: str) -> str:
     return _table([*head, "CPU ms above the inner solve"][: len(lines[0])], lines)
 
 
-def hypergradient_ratios() -> str:
-    """Time of every estimator over the same arithmetic written by hand."""
-    ratios = _report("hypergradients")["ratios"]
-    return _table(
-        ["estimator", "library / by hand", "quartiles"],
-        [
-            [name, f"{found['quartiles'][1]:.2f}", _span(found["quartiles"][::2])]
-            for name, found in ratios.items()
-        ],
-    )
-
-
 def algorithm_values() -> str:
     """Final values of the stochastic methods, tuned and untuned, with the test error if any."""
     problems = _report("algorithms")["problems"]
@@ -154,6 +142,21 @@ def real_errors() -> str:
         "CPU s",
     ]
     return f"{intro}\n\n{_table(head, lines)}"
+
+
+def real_errors_said() -> str:
+    """In how many cells the ranking is above the best other one, with and without probabilities."""
+    cells, close = _report("real_errors")["cells"], 0.002
+    gains = [x["ranking gain, with probabilities"] for x in cells]
+    below = [x for x in cells if x["ranking gain"] < 0]
+    far = [f"{x['data']}, {x['trusted']} ({x['ranking gain']:+.4f})" for x in below]
+    far = [name for name, x in zip(far, below, strict=True) if x["ranking gain"] < -close]
+    text = (
+        f"with them the ranking is above the best other one in {sum(x > 0 for x in gains)} of "
+        f"{len(cells)} cells, and by {min(gains):+.4f} at least. Without them it is below in "
+        f"{len(below)} cells"
+    )
+    return f"{text}, by more than {close} in {len(far)}: {'; '.join(far)}." if far else f"{text}."
 
 
 def harm() -> str:
@@ -274,6 +277,15 @@ def flagged() -> str:
     head = ["table", "rows / trusted", "estimated rate", *kinds]
     head += ["average precision", "best F1"] if ranked else []
     return f"{text}\n\n{_table(head, lines)}"
+
+
+def flagged_above_half() -> str:
+    """On how many tables the list is as good as the rows that are more likely wrong than right."""
+    cells, close = _report("flagged")["cells"], 0.03
+    alike = sum(abs(x["F1 flagged"] - x["F1 above 1/2"]) < close for x in cells)
+    return (
+        f"On {alike} of {len(cells)} tables the F1 of the two lists differs by less than {close}."
+    )
 
 
 def trees_summary() -> str:

@@ -39,8 +39,8 @@ class DemoOutcome(NamedTuple):
         best = str(others["score"].idxmax())
         gain, error, wins = others.loc[best, ["gain", "standard_error", "wins"]]
         return (
-            f"Weighting {verdict(gain, error)}: against the best baseline ({best}) the score is "
-            f"{gain:+.4f} (standard error {error:.4f}), better in {wins:.0f} of {NUM_SPLITS} splits."
+            f"Weighting {verdict(gain, error)}: the score minus that of the best baseline ({best}) is "
+            f"{gain:+.4f} (standard error {error:.4f}), above 0 in {wins:.0f} of {NUM_SPLITS} splits."
         )
 
 

@@ -87,9 +87,9 @@ def gather_evidence(
     Raises:
         ValueError: `ids`, `groups`, `holdout_groups` or `images` do not match the rows.
 
-    Cost: 35 fits of `estimator` on at most n + m rows, and 5 more if `result` has no table of
-    baselines and there is a hold-out; those for the suggested labels and the
-    removal curve use at most 20000 training rows.
+    Cost: 31 fits of `estimator` on at most n + m rows, with a hold-out 33, and 5 more if `result` has
+    no table of baselines then. Those for the suggested labels and the removal curve use at most 20000
+    training rows.
     """
     n, m = len(y), len(y_trusted)
     rows = Rows(estimator, X, np.asarray(y), X_trusted, np.asarray(y_trusted), result)
