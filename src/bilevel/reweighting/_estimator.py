@@ -406,9 +406,8 @@ class ReweightedClassifier(ClassifierMixin, _AbstractReweighted):
     Args:
         estimator: a scikit-learn classifier that accepts `sample_weight`, or a pipeline ending in
             one; logistic regression on scaled features by default. It is cloned.
-        model, method, num_steps, l2, scoring, overlap: how the weights are learned, see
-            `bilevel.learn_weights`. The weights are learned with `model`, not with `estimator`,
-            which judges them.
+        model, method, num_steps, l2, scoring, precision, overlap: how the weights are learned, see
+            `bilevel.learn_weights`, which is given `estimator` too.
         drop_zero: leave rows of weight zero out of the final fit, or pass them on with their zeros.
         random_state: an integer seed, a `RandomState`, or `None` for a random one.
 

@@ -35,7 +35,7 @@ from .pool import fit_pool
 from .row_weights import effective_rows, entropy_of_rows
 from .scorer import RowScorer
 from .shares import at_effective_size, density_ratio, mean_by_group
-from .suspects import Pool, judge_labels, noise_of
+from .suspects import Pool, Suspects, judge_labels, noise_of
 
 SOFT = "weights"  # the probability that a label is right
 HARD = "clean rows"  # without the rows that are flagged
@@ -92,14 +92,8 @@ class Search:
 
     @property
     def preferred(self) -> str:
-        """The weights that are used where no others are clearly better.
-
-        A penalised linear model averages over wrong labels that keep some weight; a flexible model of
-        the user's fits them all the same, so such rows are left out. The probabilities would cost it
-        the dearest fits, and are no candidate. The rows left out are those of the first round, as they
-        were judged: the second round is of models that have not learned from them.
-        """
-        return SOFT if self.judge is self.linear else HARD
+        """See `preferred_weights`."""
+        return preferred_weights(self.judge, self.linear)
 
     @property
     def member_table(self) -> pd.DataFrame:
@@ -140,7 +134,8 @@ def search(
 
     The fits of the user's own kind of model are shared: its models of all training rows judge uniform
     weights, those of the trusted rows judge these alone and give the filter its rows, and those that
-    judge the clean rows are its second round; the probabilities are no candidate then (`preferred`).
+    judge the clean rows are its second round; the probabilities are no candidate then
+    (`preferred_weights`).
     That makes 12 fits on two thirds of the training rows (and three for each more candidate), and 4 on
     trusted rows alone. Equal weights are judged once.
 
@@ -161,53 +156,36 @@ def search(
         judge = own_label_model(folds, tables, estimator)
         kinds.append(judge)
 
+    def pool_of(members: list[Member], k: int = FOLDS) -> Pool:
+        return _pool(folds, members, verified, annotations, k)
+
+    def suspected_by(pool: Pool, members: list[Member], k: int = FOLDS) -> Suspects:
+        return judge_labels(folds, pool, members, verified, precision, seed, k)
+
+    # The first round.
     members = [fit(kind) for kind in kinds for fit in (cross_fitted, trusted_only)]
     of_all, of_trusted = members[-2:]  # the judge's
     members = spoken_for(folds, members)
     members += [] if probabilities is None else [from_outside(probabilities)]
-    trees = judge is not linear and takes_gaps(estimator)
     flexible: list[LabelModel] = []
     if annotations is None:
+        trees = judge is not linear and takes_gaps(estimator)
         offers = offers_of(folds, features, features_trusted, trees=trees)
         members, flexible = join(folds, members, offers)
-    pools = [_pool(folds, members, verified, annotations, k) for k in range(JUDGES)]
+    pools = [pool_of(members, k) for k in range(JUDGES)]
     right = np.stack(
-        [pools[k].right([member.train[k] for member in members], y) for k in range(JUDGES)]
+        [pool.right([member.train[k] for member in members], y) for k, pool in enumerate(pools)]
     )
-    clean = np.stack(
-        [
-            judge_labels(folds, pools[k], members, verified, precision, seed, k).keep
-            for k in range(JUDGES)
-        ]
-    )
+    clean = np.stack([suspected_by(pool, members, k).keep for k, pool in enumerate(pools)])
     rounds = [_round(folds, pools[FOLDS], members, right[FOLDS])]
 
-    agrees = np.stack(
-        [
-            folds.kind.agrees(of_trusted.train[k], y, folds.weight) | folds.unjudged
-            for k in range(JUDGES)
-        ]
-    )
-    ones = np.ones((JUDGES, folds.n))
-    candidates = {
-        "uniform": Candidate(ones, 0.0),
-        SIMPLEST: Candidate(ones, 1.0),
-        "trusted only": Candidate(0 * ones, 1.0),
-        "filter": Candidate(agrees.astype(float), 1.0),
-        SOFT: Candidate(right, 1.0),
-        HARD: Candidate(clean.astype(float), 1.0),
-    }
-    if judge is not linear:  # see `preferred`
-        del candidates[SOFT]
-    if groups is not None:
-        shares = np.stack([mean_by_group(r, groups, folds.weight) for r in right])
-        candidates["groups"] = Candidate(shares, 1.0)
+    # The candidates, and what judges them.
+    agrees = np.stack([folds.kind.agrees(said, y, folds.weight) for said in of_trusted.train])
     ratio = density_ratio(folds, features, features_trusted)
-    if ratio is not None:
-        candidates["density ratio"] = Candidate(at_effective_size(ratio, folds.weight), 1.0)
-        product = at_effective_size(ratio * right, folds.weight)
-        candidates["weights by density ratio"] = Candidate(product, 1.0)
-    preferred = SOFT if judge is linear else HARD
+    candidates = _candidates(folds, right, clean, agrees | folds.unjudged, ratio, groups)
+    preferred = preferred_weights(judge, linear)
+    if preferred != SOFT:
+        del candidates[SOFT]
     seconds = [candidates[preferred].weights if kind is judge else right for kind in kinds]
     weighing = [
         judging_fits(kind, weights, 1.0) if kind is judge or folds.forward else []
@@ -219,12 +197,9 @@ def search(
     }
     if judge.shares:
         held_out["uniform"] = on_held_out(judge, of_all.models)
-    judged = {name: folds.judge(outputs) for name, outputs in held_out.items()}
-    for name, candidate in candidates.items():
-        same = [k for k in judged if candidate.same_as(candidates[k])]
-        judged[name] = judged[same[0]] if same else judge_candidate(judge, candidate)
-    judged = {name: judged[name] for name in candidates}
+    judged = _judge_all(judge, candidates, held_out)
 
+    # The second round.
     members += [
         second_round(kind, weights, fits)
         for kind, weights, fits in zip(kinds, seconds, weighing, strict=True)
@@ -232,11 +207,11 @@ def search(
     for kind in flexible:
         judging = judging_fits(kind, right, 1.0) if folds.forward else []
         members.append(second_round(kind, right, judging).with_small_models())
-    pool = _pool(folds, members, verified, annotations, FOLDS)
+    pool = pool_of(members)
     of_last = [member.train[FOLDS] for member in members]
-    last = pool.right(of_last, y)
+    last, quality = pool.right(of_last, y), pool.quality(of_last, y)
     rounds.append(_round(folds, pool, members, last))
-    suspected = judge_labels(folds, pool, members, verified, precision, seed, FOLDS)
+    suspected = suspected_by(pool, members)
     final = {SOFT: last, HARD: suspected.keep.astype(float)} if judge is linear else {}
     final |= {} if groups is None else {"groups": mean_by_group(last, groups, folds.weight)}
     if ratio is not None:
@@ -244,8 +219,7 @@ def search(
     for name, weights in final.items():
         kept = candidates[name].weights
         candidates[name] = Candidate(np.concatenate([kept[:FOLDS], weights[None]]), 1.0)
-    quality = pool.quality(of_last, y)
-    noise = noise_of(folds, suspected, groups, seed)
+
     # New rows are judged by the models that are kept; they come with one label, of no annotator. Where
     # that makes another pool, it is calibrated by what it says itself.
     lasting = [member for member in members if member.models or member.kind is None]
@@ -253,7 +227,7 @@ def search(
     if len(lasting) == len(members) and annotations is None:
         doubt = suspected.doubt(quality)
     else:
-        own = judge_labels(folds, scored, lasting, verified, precision, seed, FOLDS)
+        own = suspected_by(scored, lasting)
         doubt = own.doubt(scored.quality([member.train[FOLDS] for member in lasting], y))
     history = pd.DataFrame(rounds)
     return Search(
@@ -266,13 +240,75 @@ def search(
         quality,
         suspected.wrong,
         suspected.keep,
-        noise,
+        noise_of(folds, suspected, groups, seed),
         RowScorer.of(lasting, scored, folds.kind, doubt),
         candidates,
         judged,
         history.assign(step=np.arange(1, len(history) + 1)),
         ratio is not None,
     )
+
+
+def preferred_weights(judge: LabelModel, linear: LabelModel) -> str:
+    """The weights that are used where no others are clearly better.
+
+    A penalised linear model averages over wrong labels that keep some weight; a flexible model of the
+    user's fits them all the same, so such rows are left out. The probabilities would cost it the
+    dearest fits, and are no candidate. The rows left out are those of the first round, as they were
+    judged: the second round is of models that have not learned from them.
+    """
+    return SOFT if judge is linear else HARD
+
+
+def _candidates(
+    folds: Folds,
+    right: Float[np.ndarray, "choices n"],
+    clean: Bool[np.ndarray, "choices n"],
+    agrees: Bool[np.ndarray, "choices n"],
+    ratio: Float[np.ndarray, "choices n"] | None,
+    groups: np.ndarray | None,
+) -> dict[str, Candidate]:
+    """The baselines, and the weights of the first round.
+
+    Args:
+        folds: of the rows.
+        right: the probability that each label is right, under the pool of each choice.
+        clean: whether the row is not flagged, likewise.
+        agrees: whether a model of the trusted rows agrees with the label, or knows nothing of it.
+        ratio: of the densities, if the trusted rows are distributed otherwise.
+        groups: of the training rows.
+    """
+    ones = np.ones((JUDGES, folds.n))
+    found = {
+        "uniform": Candidate(ones, 0.0),
+        SIMPLEST: Candidate(ones, 1.0),
+        "trusted only": Candidate(0 * ones, 1.0),
+        "filter": Candidate(agrees.astype(float), 1.0),
+        SOFT: Candidate(right, 1.0),
+        HARD: Candidate(clean.astype(float), 1.0),
+    }
+    if groups is not None:
+        shares = np.stack([mean_by_group(r, groups, folds.weight) for r in right])
+        found["groups"] = Candidate(shares, 1.0)
+    if ratio is not None:
+        found["density ratio"] = Candidate(at_effective_size(ratio, folds.weight), 1.0)
+        product = at_effective_size(ratio * right, folds.weight)
+        found["weights by density ratio"] = Candidate(product, 1.0)
+    return found
+
+
+def _judge_all(
+    judge: LabelModel, candidates: dict[str, Candidate], held_out: dict[str, np.ndarray]
+) -> dict[str, tuple[Float[np.ndarray, " m"], float]]:
+    """Losses and score of each candidate.
+
+    `held_out`: outputs on the trusted rows that are there already; equal candidates have the same.
+    """
+    judged = {name: judge.folds.judge(outputs) for name, outputs in held_out.items()}
+    for name, candidate in candidates.items():
+        same = [k for k in judged if candidate.same_as(candidates[k])]
+        judged[name] = judged[same[0]] if same else judge_candidate(judge, candidate)
+    return {name: judged[name] for name in candidates}
 
 
 def _pool(
