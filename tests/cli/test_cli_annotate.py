@@ -19,7 +19,7 @@ from bilevel.cli._annotation_formats import (
     to_label_studio,
 )
 from bilevel.cli._run_files import write_summary
-from bilevel.cli._run_folder import WeighConfig
+from bilevel.cli._weigh_config import WeighConfig
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs.files import digest
 from runs import Run, bilevel, full_run

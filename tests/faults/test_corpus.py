@@ -11,7 +11,7 @@ import pytest
 from test_text import ANY_UNSEEN
 
 from bilevel.cli._probabilities import read_probabilities
-from bilevel.cli._run_folder import WeighConfig
+from bilevel.cli._weigh_config import WeighConfig
 from bilevel.cli._weigh_tables import Tables, check_tables
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs.checks import check_labels

@@ -20,7 +20,8 @@ from bilevel._storage import (
     write_sealed,
     write_text,
 )
-from bilevel.cli._run_folder import RunFolder, State, WeighConfig
+from bilevel.cli._run_folder import RunFolder, State
+from bilevel.cli._weigh_config import WeighConfig
 
 TOML = WeighConfig(train="a", label="y", trusted="b", out="c").to_toml({"train": "", "trusted": ""})
 CALLS = ("open", "fdopen", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "ftruncate")

@@ -18,7 +18,8 @@ from bilevel._storage import CHECKPOINT_KIND, is_sealed, whole_file, write_seale
 from bilevel.cli import _weigh_work
 from bilevel.cli._app import RunFolderError
 from bilevel.cli._lock import LOCK, hold
-from bilevel.cli._run_folder import RunFolder, State, WeighConfig
+from bilevel.cli._run_folder import RunFolder, State
+from bilevel.cli._weigh_config import WeighConfig
 from bilevel.reweighting._inputs.checks import InputError
 
 CONFIG = WeighConfig(train="train.csv", label="y", trusted="trusted.csv", out="run")

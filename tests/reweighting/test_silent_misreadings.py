@@ -11,7 +11,7 @@ import pytest
 
 from bilevel._reading import map_file
 from bilevel.cli._probabilities import read_probabilities
-from bilevel.cli._run_folder import WeighConfig
+from bilevel.cli._weigh_config import WeighConfig
 from bilevel.cli._weigh_tables import check_tables
 from bilevel.reweighting import audit
 from bilevel.reweighting._inputs.checks import InputError

@@ -32,7 +32,7 @@ from ._run_files import (
     unusable,
     write_parquet,
 )
-from ._run_folder import WeighConfig
+from ._weigh_config import WeighConfig
 
 LARGEST = 1 << 28  # bytes of an export
 BY_ROW = ("images", "pred_probs", "pred_probs_trusted")  # options that may name files of rows

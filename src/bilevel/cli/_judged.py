@@ -24,7 +24,8 @@ from ..reweighting._inputs.prepare import Encoding
 from ..reweighting._weights.coded_labels import predictions
 from ..reweighting._weights.new_rows import LabelledRows, NewRowWeights
 from ._run_files import RowVerdicts
-from ._run_folder import JUDGED_KIND, WeighConfig, judged_file, judged_files
+from ._run_folder import JUDGED_KIND, judged_file, judged_files
+from ._weigh_config import WeighConfig
 
 SAVED = 250_000  # rows of a file at most: what is lost when a process ends
 Ranges = list[tuple[int, int]]  # of rows: from the first until before the second

@@ -34,8 +34,8 @@ from ..reweighting._weights.label_models import MANY_CLASSES
 from ._activity import Activity
 from ._judged import Judge, Ranges, judge_ranges, judged_ranges, left, read_judged, share
 from ._run_files import RowVerdicts
-from ._run_folder import WeighConfig
 from ._together import Team
+from ._weigh_config import WeighConfig
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 BASE = 4e8  # bytes of the interpreter, the libraries and the trusted rows

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..reweighting._inputs.checks import InputError
-from ._run_folder import WeighConfig
+from ._weigh_config import WeighConfig
 from ._weigh_tables import Tables
 
 

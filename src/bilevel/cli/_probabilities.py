@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..reweighting._inputs.checks import InputError, named
 from ..reweighting._inputs.files import is_table, read_table, suggest
-from ._run_folder import WeighConfig
+from ._weigh_config import WeighConfig
 
 
 def columns_of(given: str | None) -> list[str] | None:

@@ -27,16 +27,8 @@ from ..reweighting._weights.pool import ClassPool, NumberPool
 from ..reweighting._weights.result import WeightsResult
 from ..reweighting._weights.scorer import Doubt, LinearOutputs, OwnModel, RowScorer
 from ._estimators import SAVED_TYPES
-from ._run_folder import (
-    CONFIG,
-    FILES,
-    LARGEST_TEXT,
-    LOCK,
-    PASSING,
-    SUMMARY,
-    odd_settings,
-    read_toml,
-)
+from ._run_folder import CONFIG, FILES, LOCK, PASSING, SUMMARY
+from ._weigh_config import LARGEST_TEXT, odd_settings, read_toml
 
 WORST = 1000  # rows in worst.csv
 PAGE = "report.html"

@@ -275,7 +275,8 @@ def weigh(
 
     from ._large import parse_memory
     from ._remote import as_given, is_url
-    from ._run_folder import RunFolder, WeighConfig
+    from ._run_folder import RunFolder
+    from ._weigh_config import WeighConfig
     from ._weigh_cost import estimate
     from ._weigh_work import RunIsCompleteError
     from ._weigh_work import weigh as run

@@ -15,7 +15,8 @@ from ..reweighting._weights.folds import FOLDS, MAX_ROWS
 from ..reweighting._weights.metric import Metric
 from ._large import VERDICT, LargeTable, bytes_of
 from ._remote import local_copies
-from ._run_folder import RunFolder, WeighConfig
+from ._run_folder import RunFolder
+from ._weigh_config import WeighConfig
 from ._weigh_tables import check_tables, input_files
 
 # Fitted to what benchmarks/growth.py measured, 1000 to 10 million rows, 10 to 300 columns and 2 to 300

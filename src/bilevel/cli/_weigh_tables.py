@@ -29,8 +29,8 @@ from ._probabilities import (
     read_probabilities,
     take_columns,
 )
-from ._run_folder import WeighConfig
 from ._tables import check_drop, check_same_names
+from ._weigh_config import WeighConfig
 
 
 def input_files(config: WeighConfig) -> dict[str, str]:

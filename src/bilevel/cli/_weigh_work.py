@@ -41,8 +41,9 @@ from ._run_files import (
     write_summary,
     write_weights,
 )
-from ._run_folder import RunFolder, State, WeighConfig
+from ._run_folder import RunFolder, State
 from ._together import ALONE, Team
+from ._weigh_config import WeighConfig
 from ._weigh_tables import Tables, check_tables, input_files
 
 FORMAT = "bilevel summary 1"  # see `_report/schema.json`
