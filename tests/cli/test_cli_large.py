@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bilevel._reading import client
-from bilevel._reading.formats import read_rows
+from bilevel._reading.parquet import read_rows
 from bilevel.cli import _large
 from bilevel.cli._judged import share
 from bilevel.reweighting._inputs import parts

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bilevel._reading import client, formats
+from bilevel._reading import client
+from bilevel._reading import csv as csv_files
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs import csv_parts
 from bilevel.reweighting._inputs.files import find_readings, read_tables, read_texts
@@ -64,7 +65,7 @@ def by_parts(path: Path, label: str, ids: list[str], folder: Path | None) -> csv
 def test_parts_have_the_values_of_the_whole(tmp_path, monkeypatch, ending, label):
     """Every rule of `csv.py`, where a cell of the last part decides; blocks end within rows."""
     monkeypatch.setattr(client, "POSSIBLE", ending != "csv.gz")  # the child has its own constants
-    monkeypatch.setattr(formats, "BLOCK", 700)
+    monkeypatch.setattr(csv_files, "BLOCK", 700)
     path = tmp_path / f"t.{ending}"
     write_csv(path, COLUMNS, 41)
     expected = read_tables({"train": path}, label=label, ids=["word"])["train"]
@@ -114,7 +115,7 @@ def test_errors_are_those_of_the_whole(tmp_path, monkeypatch):
     ]:
         path.write_text(good + more + "1,z\n" * 50)
         for block in (1 << 23, 200):
-            monkeypatch.setattr(formats, "BLOCK", block)
+            monkeypatch.setattr(csv_files, "BLOCK", block)
             for folder in (None, tmp_path):
                 with pytest.raises(InputError, match=message):
                     read_texts(path, "train", folder)

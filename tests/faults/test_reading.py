@@ -19,7 +19,7 @@ from odd_tables import odd_table
 
 from bilevel._reading import client
 from bilevel._reading.client import ReadError, read_file
-from bilevel._reading.formats import header_of
+from bilevel._reading.csv import header_of
 from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs.files import read_parquet, read_table, read_tables
 from bilevel.reweighting._inputs.parts import ParquetRows

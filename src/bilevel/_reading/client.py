@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from .formats import FORMATS, RefusedError, beside, parquet_files, write_tables
+from .formats import FORMATS, write_tables
+from .parquet import parquet_files
+from .tables import RefusedError, beside
 
 MEMORY, SECONDS = "BILEVEL_READ_MEMORY", "BILEVEL_READ_SECONDS"  # of the environment
 LEAST = 1 << 28  # bytes, which the process itself needs

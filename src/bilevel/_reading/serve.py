@@ -20,6 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import formats, parquet
+from .tables import RefusedError
+
 LONGEST = 1 << 17  # bytes of a request
 LOOK, IDLE = 10.0, 120.0  # seconds between two looks at a process, and those it may do nothing
 TOO_LITTLE = ("launch worker thread", "Cannot allocate memory")  # what Arrow says without memory
@@ -27,9 +30,7 @@ TOO_LITTLE = ("launch worker thread", "Cannot allocate memory")  # what Arrow sa
 
 def main(handle: int) -> None:
     """Serve until nobody is left who could ask."""
-    from . import formats
-
-    formats.mapped = True  # what may end the processes that read is told by their exit codes
+    parquet.mapped = True  # what may end the processes that read is told by their exit codes
     control = socket.socket(fileno=handle)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -58,7 +59,7 @@ def main(handle: int) -> None:
                     if child == 0:
                         signal.set_wakeup_fd(-1)
                         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                        _read(formats, asked, target, pipe[0] if pipe else None)
+                        _read(asked, target, pipe[0] if pipe else None)
                     for handle in (target, *pipe[:1]):
                         os.close(handle)
                     waiting[child] = reply
@@ -129,7 +130,7 @@ def _end(waiting: Iterable[int]) -> None:
             os.kill(child, signal.SIGKILL)
 
 
-def _read(formats: Any, request: dict[str, Any], target: int, pipe: int | None) -> None:
+def _read(request: dict[str, Any], target: int, pipe: int | None) -> None:
     """In the child: read, write to the pipe if there is one, else to the file, and end.
 
     Why it could not be read goes to the file.
@@ -145,7 +146,7 @@ def _read(formats: Any, request: dict[str, Any], target: int, pipe: int | None) 
         formats.write_tables(*arguments, sink)
     except MemoryError:
         failure = {"kind": "memory"}
-    except formats.RefusedError as error:
+    except RefusedError as error:
         failure = {"kind": "refused", "message": str(error)}
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from .._reading.formats import as_called, header_of, separator_of
+from .._reading.csv import as_called, header_of, separator_of
 from .._storage import whole_folder, write_bytes
 from ..reweighting._audit.fixes import (
     SAFE,

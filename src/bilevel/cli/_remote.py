@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from .._reading.formats import PARQUET
+from .._reading.parquet import PARQUET
 from ..reweighting._inputs.checks import InputError
 
 # One letter is a drive, and a path may lose a slash.

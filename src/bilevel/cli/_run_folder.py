@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .._reading.formats import PARQUET
+from .._reading.parquet import PARQUET
 from .._storage import (
     CHECKPOINT_KIND,
     check_is_no_device,

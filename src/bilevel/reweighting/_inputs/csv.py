@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ..._reading import Mapped
-from ..._reading.formats import NAMELESS, NOTES
+from ..._reading.tables import NAMELESS, NOTES
 from .checks import InputError, named
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported

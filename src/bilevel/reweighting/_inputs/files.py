@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..._reading import ReadError, map_file, read_file
-from ..._reading.formats import PARQUET, parquet_files
+from ..._reading.parquet import PARQUET, parquet_files
 from ..._storage import DamagedFileError, checksum
 from .checks import InputError, named
 from .csv import (

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from ..._reading import ReadError, Rows, read_file, stream_file
-from ..._reading.formats import NOTES
+from ..._reading.tables import NOTES
 from .checks import InputError
 from .files import (
     FOLDER,
