@@ -220,6 +220,11 @@ def test_charts_show_the_numbers_of_the_evidence(harmless, charts):
     ]
 
 
+def test_weights_chosen_from_candidates_have_no_lines_over_the_run(harmless, charts):
+    chosen = draw_charts(harmless | {"candidates": []})
+    assert charts.keys() - chosen.keys() == {"effective-sample-size", "entropy", "outer-value"}
+
+
 def test_tables_can_be_read_aloud_and_reached_by_keyboard(page):
     tables = sum(tag == "table" for tag, _ in page.elements)
     assert sum(tag == "caption" for tag, _ in page.elements) == tables >= 8

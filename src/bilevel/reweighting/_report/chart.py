@@ -114,11 +114,15 @@ class Chart:
 def make_chart(
     name: str, title: str, alt_text: str, rows: list[dict], chart: Any, width: int = WIDTH
 ) -> Chart:
-    """Of an altair chart, whose data are `rows`."""
+    """Of an altair chart, whose data are `rows`.
+
+    Altair copies and validates its data again and again, so that the rows come in last.
+    """
     rows, title, alt_text = visible_everywhere([rows, title, alt_text])
-    chart = chart.properties(data=alt.Data(values=rows), width="container", description=alt_text)
+    chart = chart.properties(data=alt.Data(values=[]), width="container", description=alt_text)
     # Control characters in texts would end the process of the library that draws.
-    spec = _own_words(visible_everywhere(chart.to_dict(validate=False) | {"config": _CONFIG}))
+    spec = visible_everywhere(chart.to_dict(validate=False) | {"config": _CONFIG})
+    spec = _own_words(spec | {"data": {"values": rows}})
     return Chart(name, title, alt_text, spec, rows, width)
 
 

@@ -29,7 +29,7 @@ def draw_charts(evidence: dict[str, Any]) -> dict[str, Chart]:
         first_wrong(evidence["first_rows"]),
         noise_matrix(evidence["confusions"]),
         histogram(evidence["weights"]),
-        *over_the_run(evidence["history"]),
+        *over_the_run(evidence),
         drops(evidence["overfitting"]),
         removal(evidence),
         verified(evidence["work"], evidence["score"]),
@@ -119,9 +119,14 @@ def histogram(weights: dict[str, Any]) -> Chart:
     return make_chart("histogram", "Weights of the training rows", words, rows, chart)
 
 
-def over_the_run(history: dict[str, list[Any]]) -> list[Chart]:
-    """Effective sample size, entropy and trusted loss, step by step."""
-    charts = []
+def over_the_run(evidence: dict[str, Any]) -> list[Chart]:
+    """Effective sample size, entropy and trusted loss of free weights, step by step.
+
+    Other weights are chosen in two rounds, of which a line says nothing.
+    """
+    if evidence["candidates"] is not None:
+        return []
+    charts, history = [], evidence["history"]
     for field, title, form in [
         ("effective_sample_size", "Effective rows", ",.0f"),
         ("entropy", "Entropy of the weights, nats", ".3f"),
