@@ -142,6 +142,22 @@ def test_one_bad_group_and_one_bad_class_are_found():
         assert mean == pytest.approx(noise.precision.value, abs=0.02)
 
 
+def test_an_interval_holds_its_estimate():
+    """In a small class nearly all draws have one whole number, and the mean is beside it."""
+    rng = np.random.default_rng(0)
+    label = np.arange(1800) // 18
+    truth = rng.random(1800) < 0.15
+    s = 3 * scores(truth, rng)
+    lines: Any = how_many(evidence(s, 500, rng), label)[2].by_class
+    for value, low, high in (
+        ("value", "low", "high"),
+        ("precision", "precision_low", "precision_high"),
+    ):
+        known = lines[lines[value].notna()]
+        assert (known[low] <= known[value]).all()
+        assert (known[value] <= known[high]).all()
+
+
 def test_a_class_without_flagged_rows_has_no_precision():
     rng = np.random.default_rng(4)
     label = np.arange(1000) % 2

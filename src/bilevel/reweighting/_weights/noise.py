@@ -289,8 +289,7 @@ class _Part(NamedTuple):
         ):
             total = rows.sum(axis=1)
             share = np.divide(wrong, total, out=np.full(wrong.shape, np.nan), where=total > 0)
-            ends = np.quantile(share, [0.025, 0.975], axis=0)
-            columns |= dict(zip(keys, (share.mean(axis=0), *ends), strict=True))
+            columns |= dict(zip(keys, _mean_and_interval(share), strict=True))
         return pd.DataFrame(columns, self.names)
 
     def _draw(
@@ -342,8 +341,13 @@ def _binomial(rng: np.random.Generator, count: np.ndarray, p: np.ndarray) -> np.
 
 
 def _estimate(draws: Float[np.ndarray, " draws"]) -> Estimate:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(float(draws.mean()), float(low), float(high))
+    return Estimate(*(float(x) for x in _mean_and_interval(draws)))
+
+
+def _mean_and_interval(draws: Float[np.ndarray, "draws ..."]) -> tuple[np.ndarray, ...]:
+    """(mean, low, high): the interval has the mean of few whole numbers, which may lie beyond 95 %."""
+    mean, (low, high) = draws.mean(axis=0), np.quantile(draws, [0.025, 0.975], axis=0)
+    return mean, np.minimum(low, mean), np.maximum(high, mean)
 
 
 def _percent(x: float) -> str:
