@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from .._inputs.checks import InputError
 from .._weights.coded_labels import take_rows
-from .._weights.metric import GROUPS, Said
+from .._weights.metric import GROUPS, Metric, Said
 from .confusions import PICTURED, of_first_pairs
 from .refits import Rows
 
@@ -103,7 +103,7 @@ def change_of_score(
     metric = None if recall else rows.result.metric
     said = [fit.take(place) for fit in fits.both]
     if metric is not None:
-        scores, found = _of_metric(rows, fits, place, said)
+        scores, found = _of_metric(metric, fits, place, said)
     elif rows.regression:
         errors = [(fit.responses["predict"] - y) ** 2 / (np.var(y) or 1.0) for fit in said]
         scores = [1 - float(e.mean()) if len(y) > 1 else np.nan for e in errors]
@@ -133,10 +133,10 @@ def _paired(before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"]) -> tu
 
 
 def _of_metric(
-    rows: Rows, fits: Fits, place: np.ndarray, said: list[Said]
+    metric: Metric, fits: Fits, place: np.ndarray, said: list[Said]
 ) -> tuple[list[float], tuple[float, float] | None]:
     """(scores, (difference, its standard error)) by the user's metric; NaN where it is undefined."""
-    metric, y = rows.result.metric, fits.y[place]
+    y = fits.y[place]
     if fits.classes is not None:
         if len(np.unique(y)) < 2:  # rankings of one class
             return [np.nan, np.nan], None

@@ -12,6 +12,7 @@ import pandas as pd
 
 from .._inputs.checks import check_known
 from .._weights.diagnostics import holdout_check
+from .._weights.result import WeightsResult
 from .._weights.scorer import LinearOutputs
 from .before_after import before_and_after, effects_by, fit_both
 from .clusters import find_clusters
@@ -32,7 +33,7 @@ def gather_evidence(
     y: Any,
     X_trusted: Any,
     y_trusted: Any,
-    result: Any,
+    result: WeightsResult,
     *,
     holdout: tuple[Any, Any] | None = None,
     ids: Any = None,
@@ -306,7 +307,7 @@ def _count_numbers(parameters: Any) -> int:
 
 def _alarms(
     weights: dict[str, Any],
-    result: Any,
+    result: WeightsResult,
     effects: dict[str, Any],
     leaks: list[dict[str, Any]] | None,
 ) -> list[dict[str, Any]]:

@@ -96,7 +96,9 @@ def gather_labels(
         "trusted_rows": trusted_rows,
         "rows_to_look_at": len(order),
         "labels_to_look_at": int(flagged.sum()),
-        "labels": [_line(name, labels.loc[name], results.get(name)) for name in keep.columns],
+        "labels": [
+            _line(name, labels.loc[name].to_dict(), results.get(name)) for name in keep.columns
+        ],
         "pairs": sorted(pairs, key=lambda pair: -pair["rows"])[:PAIRS],
         "rows": rows,
         "checks": [check._asdict() for check in checks],
@@ -105,7 +107,7 @@ def gather_labels(
     return LabelsReport(evidence | {"verdict": _verdict(evidence)})
 
 
-def _line(name: Any, line: pd.Series, found: WeightsResult | None) -> dict[str, Any]:
+def _line(name: Any, line: dict[str, Any], found: WeightsResult | None) -> dict[str, Any]:
     """What is said of one label."""
     noise = None if found is None else found.noise
 

@@ -14,6 +14,7 @@ from .._inputs.checks import InputError
 from .._weights.baselines import BASELINES, compare_baselines, stack_rows
 from .._weights.coded_labels import fit_weighted, predictions, take_rows
 from .._weights.metric import Said
+from .._weights.result import WeightsResult
 
 MAX_ROWS, NUM_RANDOM = 20_000, 3
 REMOVED = (0, 5, 10, 20, 30, 40, 50)
@@ -28,7 +29,7 @@ class Rows:
     y: np.ndarray
     X_trusted: Any
     y_trusted: np.ndarray
-    result: Any
+    result: WeightsResult
 
     @property
     def regression(self) -> bool:
@@ -154,7 +155,7 @@ def overfitting(
     everything, y = np.arange(len(rows.y)), rows.y_trusted
     equal = rows.equal_alone
 
-    def fit(result: Any) -> Any:
+    def fit(result: WeightsResult) -> Any:
         model = rows.fit_alone(everything, float(result.scale) * np.asarray(result.weights))
         return equal if model is None else model  # zero: the trusted rows alone won
 

@@ -6,6 +6,7 @@ import pandas as pd
 
 from .._weights.baselines import BASELINES, SIMPLEST
 from .._weights.diagnostics import verdict
+from .._weights.result import WeightsResult
 from .refits import Rows
 
 Z95 = 1.96
@@ -19,7 +20,7 @@ def _number(x: float) -> str:
 
 
 def give_verdict(
-    result: Any, baselines: pd.DataFrame | None, rows: Rows, holdout_rows: int | None
+    result: WeightsResult, baselines: pd.DataFrame | None, rows: Rows, holdout_rows: int | None
 ) -> dict[str, Any]:
     """Whether weighting paid, in one sentence, with a 95% interval of the gain."""
     on_holdout = baselines is not None and bool(holdout_rows)
@@ -110,13 +111,13 @@ def _on_holdout(
     }
 
 
-def _on_folds(result: Any, rows: Rows) -> dict[str, Any] | None:
+def _on_folds(result: WeightsResult, rows: Rows) -> dict[str, Any] | None:
     """The winner against all rows + trusted, by the loss on held-out folds of the trusted rows.
 
     Where all rows + trusted won: against the best of the others.
     """
     table, winner = result.candidates, _line(result.candidates, result.winner)
-    if winner is None or SIMPLEST not in table.index or len(table) < 2:
+    if table is None or winner is None or SIMPLEST not in table.index or len(table) < 2:
         return None
     rival, line, sign = SIMPLEST, winner, -1
     if result.winner == SIMPLEST:
