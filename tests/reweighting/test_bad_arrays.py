@@ -49,6 +49,24 @@ def mixed(rows: int = N, first: int = 100) -> pd.DataFrame:
     return frame(rows, first=first).assign(colour="red", day=pd.Timestamp("2026-01-01"))
 
 
+def test_complex_numbers():
+    """Numpy keeps their real parts."""
+    complex_rows, few = given()[0]["X"] + 1j, given()[0]["X_trusted"]
+    refuse("`X` holds complex numbers; give their real and", X=complex_rows, X_trusted=few)
+    table = pd.DataFrame(complex_rows, columns=list("abc"))
+    refuse("`X` has non-numeric columns: 'a', 'b', 'c'", X=table, X_trusted=frame(M))
+
+
+@pytest.mark.parametrize("unit", ["D", "s"])
+def test_an_array_of_dates_is_a_table_of_dates_in_whatever_unit(unit):
+    days = np.datetime64("2026-01-01") + np.arange(N)[:, None] * np.array([1, 30])
+    data, _ = given(X=days, X_trusted=days[:M].astype(f"M8[{unit}]"))
+    tables = prepare(*data.values(), task="auto", scaler=None, holdout=None)
+    np.testing.assert_array_equal(tables.trusted.features, tables.train.features[:M])
+    durations = days - days[0, 0]
+    refuse("neither numbers, booleans, dates nor text", X=durations, X_trusted=durations[:M])
+
+
 def test_zero_rows():
     refuse("`X` has zero rows", X=np.zeros((0, D)), y=np.zeros(0, int))
     refuse("`X_trusted` has zero rows", X_trusted=np.zeros((0, D)), y_trusted=np.zeros(0, int))
@@ -254,6 +272,20 @@ def test_regression_targets():
         y_trusted=np.array(["cat"] * M),
         task="regression",
     )
+    refuse("`y` holds complex numbers", y=y + 1j, task="regression", **trusted)
+
+
+def test_targets_that_teach_nothing_or_have_no_squares():
+    """The mean of equal decimals is a rounding away from them, which was taken for their spread."""
+    y, y_trusted = np.linspace(0, 1, N), np.linspace(0, 1, M)
+    assert np.std(np.full(M, 0.1)) > 0
+    for at_fault in ({"y_trusted": np.full(M, 0.1)}, {"y": np.full(N, 0.1)}):
+        name = next(iter(at_fault))
+        targets: dict[str, Any] = {"y": y, "y_trusted": y_trusted, **at_fault}
+        refuse(rf"all targets of `{name}` are 0\.1; nothing can", task="regression", **targets)
+    for scale, message in ((1e-200, "differ by less than 1e-150"), (1e160, r"beyond 1e\+150")):
+        scaled: dict[str, Any] = {"y": y * scale, "y_trusted": y_trusted * scale}
+        refuse(message, task="regression", **scaled)
 
 
 @pytest.mark.parametrize(

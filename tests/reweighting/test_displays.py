@@ -69,6 +69,15 @@ def test_displays_hold_the_numbers_that_the_report_shows(fitted):
     pd.testing.assert_frame_equal(as_texts.first_rows, wrong.first_rows)
 
 
+def test_a_display_pairs_the_rows_it_is_given_with_their_labels(fitted):
+    clf, _, (X, y) = fitted
+    table, labels = pd.DataFrame(X), pd.Series(y)
+    with pytest.raises(InputError, match="`y_holdout` has the index of its rows in another order"):
+        BeforeAfterDisplay.from_estimator(clf, table, labels[::-1])
+    with pytest.raises(InputError, match="`y_holdout` has labels that the training rows lack: 7"):
+        BeforeAfterDisplay.from_estimator(clf, X, np.where(np.arange(len(y)) == 3, 7, y))
+
+
 def test_charts_can_be_restyled_and_have_colours_of_their_own():
     charts = Report(iris_evidence(HARMLESS)).charts
     assert {"gains", "histogram", "calibration", "change-groups"} <= charts.keys()

@@ -22,7 +22,7 @@ from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._inputs.columns import tidy
 from bilevel.reweighting._inputs.compact import compact_frame, compact_pipeline
 from bilevel.reweighting._inputs.containers import as_internal, as_pairs, as_rows
-from bilevel.reweighting._inputs.prepare import prepare
+from bilevel.reweighting._inputs.prepare import check_verified, prepare
 from bilevel.reweighting._inputs.probabilities import check_probabilities, disorder
 from bilevel.reweighting._inputs.row_facts import RowColumns, hash_names, row_facts
 
@@ -141,6 +141,33 @@ def test_probabilities_of_all_rows_in_another_order_are_refused(rows):
         ReweightedClassifier().fit(X, y, is_trusted=np.arange(N + M) >= N, pred_probs=given)
 
 
+def test_an_index_that_repeats_or_has_levels_may_be_in_another_order_too(rows):
+    X, y = rows
+    twice = pd.Index(np.arange(N) // 2)
+    levels = pd.MultiIndex.from_arrays([np.arange(N) // 2, np.arange(N) % 2])
+    trusted = X[N:].to_numpy(), y[N:].to_numpy()
+    for index, advice in ((twice, "an entry of its own"), (levels, r"y\.loc\[X\.index\]")):
+        table, labels = X[:N].set_axis(index), y[:N].set_axis(index)
+        with pytest.raises(InputError, match=rf"`y` .* another order.*{advice}"):
+            learn(table, labels[::-1], *trusted)
+        prepared = prepare(table, y[:N], *trusted, task="auto", scaler=None, holdout=None)
+        assert len(prepared.train) == N  # an index of another kind says nothing
+    flat = X[N:].set_axis([f"row {k}" for k in range(M)])
+    prepare(X[:N].set_axis(levels), y[:N], flat, trusted[1], task="auto", scaler=None, holdout=None)
+
+
+def test_columns_of_new_rows_go_by_their_names(rows):
+    X, y = rows
+    tables = prepare(X[:N], y[:N], X[N:], y[N:], task="auto", scaler=None, holdout=None)
+    new = X[["b", "a"]].assign(more=1)
+    np.testing.assert_array_equal(tables.encoding.features(new, "X"), X.to_numpy())
+    np.testing.assert_array_equal(tables.encoding.features(X.to_numpy(), "X"), X.to_numpy())
+    with pytest.raises(
+        InputError, match=r"the rows lack columns .*: 'b'; their columns are 'a', 'c'"
+    ):
+        tables.encoding.features(X.rename(columns={"b": "c"}), "X")
+
+
 def test_labels_of_new_rows_in_another_order_are_refused(rows):
     X, y = rows
     with pytest.raises(InputError, match=r"`y_holdout` .* another order"):
@@ -208,6 +235,25 @@ def test_labels_that_are_objects_are_numbers_or_truth_values_where_all_are(rows,
         tables = prepare(X[:N], y[:N], X[N:], y[N:], task="auto", scaler=None, holdout=None)
         assert np.asarray(tables.train.y).dtype.kind == kind
         assert (tables.classes is None) == (kind == "f" and labels[0] != 1)
+
+
+def test_a_list_of_texts_may_have_gaps_and_no_other_things(rows):
+    X, y = rows
+    gap = [*y[: N - 1], float("nan")]
+    with pytest.raises(InputError, match=r"`y` has 1 missing labels, in the rows with ids 39"):
+        learn(X[:N], gap, X[N:], y[N:])
+    with pytest.raises(InputError, match=r"labels mix types \(int, str\)"):
+        learn(X[:N], [*y[: N - 1], 1], X[N:], y[N:])
+    with pytest.raises(InputError, match=r"`groups` has 1 missing entries"):
+        learn(X[:N], y[:N], X[N:], y[N:], groups=gap)
+    people = [f"p{k}" for k in range(M)]
+    with pytest.raises(InputError, match=r"`entities` has 1 missing entries, in the rows 39"):
+        learn(X[:N], y[:N], X[N:], y[N:], entities=gap, entities_trusted=people)
+    tables = prepare(X[:N], y[:N], X[N:], y[N:], task="auto", scaler=None, holdout=None)
+    known = check_verified([*y[N : N + M - 1], float("nan")], tables)
+    assert known is not None
+    assert known[-1] == -1
+    assert (known[:-1] >= 0).all()
 
 
 def test_texts_of_any_numpy_kind_and_masked_ones_are_labels():

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ._audit.duplicates import shared_rows
 from ._inputs.checks import (
     InputError,
+    as_vector,
     check_aligned,
     check_estimator_fits,
     check_labels,
@@ -169,7 +170,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         train, trusted, mask = split(X, y, is_trusted, X_trusted, y_trusted)
         if groups is not None:
             check_aligned(X, groups, "groups")
-            groups = np.asarray(groups)
+            groups = as_vector(groups)
             if groups.shape != (len(mask),):
                 raise InputError(
                     f"`groups` must have one entry per row of X ({len(mask)}), got shape "
@@ -317,6 +318,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             result,
         )
 
+    def _holdout(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+        X, y = as_rows(X, y, "X_holdout", "y_holdout")
+        return self._checked(X), check_labels(y, X, "y_holdout")
+
     def score_rows(self, X: Any, y: Any, *, pred_probs: Any = None) -> pd.DataFrame:
         """What the fitted models say of labelled rows that they have never seen.
 
@@ -349,8 +354,7 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         holdout, tables = None, self._tables
         if X_holdout is not None:
             X_holdout, y_holdout = as_rows(X_holdout, y_holdout, "X_holdout", "y_holdout")
-            labels = check_labels(y_holdout, X_holdout, "y_holdout")
-            holdout = self._checked(X_holdout), labels
+            holdout = self._holdout(X_holdout, y_holdout)
             tables = tables | {"holdout": X_holdout}
 
         def learn(y_trusted: np.ndarray) -> WeightsResult:
@@ -379,15 +383,13 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
     def compare_baselines(self, X_holdout: Any, y_holdout: Any) -> pd.DataFrame:
         """The table of baselines on rows never used in `fit`, see `bilevel.compare_baselines`."""
         result = self._learned()
-        X_holdout, y_holdout = as_rows(X_holdout, y_holdout, "X_holdout", "y_holdout")
         return compare_baselines(
             clone(self.estimator_),
             *self._train,
             *self._trusted,
             result.scale * np.asarray(result.weights),
             result.scale * result.trusted_weight,
-            self._checked(X_holdout),
-            check_labels(y_holdout, X_holdout, "y_holdout"),
+            *self._holdout(X_holdout, y_holdout),
             sample_weight=result.counts[0],
             sample_weight_trusted=result.counts[1],
             scoring=result.metric,

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._inputs.checks import PROSE
+from .._inputs.checks import LARGEST, PROSE
 from .._inputs.columns import number_texts
 from .._inputs.number_texts import FATE
-from .._inputs.scalars import LARGEST, spelled_alike
+from .._inputs.scalars import spelled_alike
 from .duplicates import is_number
 from .finding import Finding, counted, listed
 from .view import View

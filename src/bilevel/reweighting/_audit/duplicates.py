@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 from sklearn.neighbors import NearestNeighbors
 
-from .._inputs.checks import InputError, check_aligned
+from .._inputs.checks import InputError, as_vector, check_aligned
 from .._inputs.prepare import is_regression
 from .._inputs.scalars import settled
 from .finding import listed
@@ -156,7 +156,7 @@ def as_labels(values: Any, rows: pd.DataFrame, name: str) -> pd.Series:
             f"{len(rows)} rows."
         )
     check_aligned(rows, values, name)
-    labels = pd.Series(settled(np.asarray(values))).infer_objects()
+    labels = pd.Series(settled(as_vector(values))).infer_objects()
     labels = labels.where(labels.notna(), np.nan)
     if pd.api.types.infer_dtype(labels, skipna=True) == "boolean":
         return labels

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from .._inputs.checks import PROSE, InputError
+from .._inputs.checks import PROSE, InputError, as_vector
 from .._inputs.prepare import is_regression
 from .duplicates import Table, as_frame, as_labels, encode, match_rows, row_codes, scale
 from .finding import listed
@@ -67,7 +67,7 @@ def make_view(
         name: as_labels(values, frames[name], f"{PROSE[name]} labels")
         for name, (_, values) in given.items()
     }
-    raw = {name: pd.Series(np.asarray(values)) for name, (_, values) in given.items()}
+    raw = {name: pd.Series(as_vector(values)) for name, (_, values) in given.items()}
     beside: list[dict[str, pd.Series]] = []
     for column, option in ((entity, "entity"), (time, "time")):
         lacking = [PROSE[name] for name, frame in frames.items() if column not in frame.columns]

@@ -1,6 +1,7 @@
 """Checks of what comes in, each with the rows or columns at fault in its message."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from sklearn.base import is_classifier
 from ..._text import named
 from .estimators import weight_keyword, without_weights
 
+LARGEST = 1e150  # of numbers: the square of a larger one is not finite
 # What prose calls the rows of the three tables.
 PROSE = {"train": "training", "trusted": "trusted", "holdout": "hold-out"}
 
@@ -52,7 +54,7 @@ def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
             numeric, NaN or infinity.
     """
     if isinstance(X, pd.DataFrame):
-        bad = [c for c in X.columns if not pd.api.types.is_numeric_dtype(X[c])]
+        bad = [c for c in X.columns if not _is_real(X[c])]
         if bad:
             raise InputError(
                 f"`{name}` has non-numeric columns: {named(bad)}. Encode them (one-hot, ordinal) or "
@@ -61,6 +63,10 @@ def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
         values = X.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         X = densify(X, name)
+        if getattr(X, "dtype", np.dtype(float)).kind == "c":
+            raise InputError(
+                f"`{name}` holds complex numbers; give their real and imaginary parts as columns."
+            )
         try:
             values = np.asarray(X, dtype=np.float64)
         except (TypeError, ValueError) as error:
@@ -85,6 +91,11 @@ def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
             "`bilevel weigh` imputes missing values in tables."
         )
     return values
+
+
+def _is_real(column: Any) -> bool:
+    kinds = pd.api.types
+    return kinds.is_numeric_dtype(column) and not kinds.is_complex_dtype(column)
 
 
 def check_same_columns(X: Any, other: Any, name: str, other_name: str) -> None:
@@ -114,13 +125,25 @@ def check_same_columns(X: Any, other: Any, name: str, other_name: str) -> None:
         )
 
 
+def as_vector(values: Any) -> np.ndarray:
+    """`np.asarray`, which makes texts of all in a list that holds some: of a gap the text "nan".
+
+    >>> as_vector(["a", float("nan")])
+    array(['a', nan], dtype=object)
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "US" or not isinstance(values, (list, tuple)):
+        return array
+    return array if all(isinstance(x, str) for x in values) else np.array([*values], object)
+
+
 def check_labels(y: Any, X: Any, name: str) -> np.ndarray:
     """`y` as a vector with one known label per row of `X`.
 
     Raises:
         InputError: another length than `X`, more than one column, missing labels.
     """
-    values = np.asarray(y)
+    values = as_vector(y)
     if values.ndim == 2 and values.shape[1] > 1:
         raise InputError(
             f"`{name}` has {values.shape[1]} columns, shape {values.shape}, and must be a vector with "
@@ -165,10 +188,13 @@ def check_aligned(X: Any, y: Any, name: str) -> None:
     indexed = isinstance(X, pd.DataFrame) and isinstance(y, (pd.Series, pd.DataFrame))
     if not indexed or X.index.equals(y.index):
         return
-    if X.index.is_unique and y.index.is_unique and len(X.index.symmetric_difference(y.index)) == 0:
+    if len(X.index) == len(y.index) and Counter(X.index) == Counter(y.index):
+        way = f"reorder it with `{name}.loc[X.index]`"
+        if not X.index.is_unique:
+            way = "give each row an entry of its own in the index, and reorder it by that"
         raise InputError(
             f"`{name}` has the index of its rows in another order, and rows are paired by position; "
-            f"reorder it with `{name}.loc[X.index]`."
+            f"{way}."
         )
 
 
@@ -244,8 +270,10 @@ def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
     """Regression targets as finite floats.
 
     Raises:
-        InputError: not numbers, or infinite.
+        InputError: not numbers, infinite, or too large to be squared.
     """
+    if y.dtype.kind == "c":
+        raise InputError(f"`{name}` holds complex numbers, and must hold real ones.")
     try:
         values = y.astype(np.float64)
     except (TypeError, ValueError) as error:
@@ -254,7 +282,36 @@ def as_targets(y: np.ndarray, name: str) -> Float[np.ndarray, " rows"]:
         raise InputError(
             f"`{name}` has infinite targets in rows {named(np.flatnonzero(~np.isfinite(values)))}."
         )
+    if (large := np.abs(values) > LARGEST).any():
+        raise InputError(
+            f"`{name}` has targets beyond {LARGEST:g}, whose squares are not finite, in rows "
+            f"{named(np.flatnonzero(large))}. Give them in another unit."
+        )
     return values
+
+
+def check_varies(
+    targets: Float[np.ndarray, " rows"], weight: Float[np.ndarray, " rows"], name: str
+) -> tuple[float, float]:
+    """(mean, standard deviation) of targets, which are not all the same.
+
+    Raises:
+        InputError: they are, among rows that have weight; or squares of what they differ by are 0.
+    """
+    present = targets[weight > 0]
+    if np.ptp(present) == 0:
+        raise InputError(
+            f"all targets of `{name}` are {present[0]:g}; nothing can be learned from them, or judged "
+            "by them. Check that the label column is the right one."
+        )
+    mean = float(np.average(targets, weights=weight))
+    largest = float(np.abs(present - mean).max())
+    if largest < 1 / LARGEST:
+        raise InputError(
+            f"the targets of `{name}` differ by less than {1 / LARGEST:g}, whose square is 0. Give "
+            "them in another unit."
+        )
+    return mean, float(np.sqrt(np.average((targets - mean) ** 2, weights=weight)))
 
 
 def check_ids(tables: Mapping[str, Any]) -> None:
@@ -286,6 +343,8 @@ def shared_ids(ids: pd.Index, others: pd.Index) -> list[Any]:
     >>> shared_ids(pd.Index([7.0, 8.0]), pd.Index(["7", "007"]))
     [7.0]
     """
+    if ids.nlevels != others.nlevels:
+        return []
     if pd.api.types.is_numeric_dtype(ids.dtype) == pd.api.types.is_numeric_dtype(others.dtype):
         return ids[ids.isin(others)].tolist()
     texts, other_texts = (
@@ -321,7 +380,7 @@ def check_groups(groups: Any, n: int) -> np.ndarray:
     Raises:
         InputError: of another length, with missing entries, or of too few or too many groups.
     """
-    values = np.asarray(groups)
+    values = as_vector(groups)
     if values.shape != (n,):
         raise InputError(
             f"`groups` must have one entry per training row ({n}), got shape {values.shape}."

@@ -5,7 +5,7 @@ import datetime
 import decimal
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,10 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
 
-from .checks import InputError, named
+from .checks import LARGEST, InputError, named
 from .csv import as_texts
 from .files import check_unique
 from .number_texts import FATE, looks_like_numbers
-from .scalars import LARGEST
 
 # skrub and skops take a second to import each: they are imported where they are needed.
 
@@ -208,13 +207,7 @@ def tidy(features: pd.DataFrame, like: "pd.DataFrame | Pipeline | None" = None) 
     features = _expand(features)
     if isinstance(like, Pipeline):
         expected = read_by(like)
-        missing = [c for c in expected if c not in features.columns]
-        if missing:
-            raise InputError(
-                f"the rows lack columns that the model was fitted on: {named(missing)}; their "
-                f"columns are {named(list(features.columns), 20)}."
-            )
-        features = features.loc[:, list(expected)]
+        features = in_order(features, expected)
     else:
         like = features if like is None else _expand(like)
         for c in like.columns.symmetric_difference(features.columns):
@@ -225,6 +218,23 @@ def tidy(features: pd.DataFrame, like: "pd.DataFrame | Pipeline | None" = None) 
         expected = {c: _expected(pd.Series(like[c])) for c in features.columns}
     columns = {c: _read_as(pd.Series(features[c]), expected[c]) for c in features.columns}
     return pd.DataFrame(columns, index=features.index)
+
+
+def in_order(features: pd.DataFrame, names: Iterable[Any]) -> pd.DataFrame:
+    """These columns of the table.
+
+    Raises:
+        InputError: it lacks some.
+    """
+    wanted = list(names)
+    if list(features.columns) == wanted:
+        return features
+    if missing := [c for c in wanted if c not in features.columns]:
+        raise InputError(
+            f"the rows lack columns that the model was fitted on: {named(missing)}; their "
+            f"columns are {named(list(features.columns), 20)}."
+        )
+    return features.loc[:, wanted]
 
 
 def _expand(features: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse
 
-from .checks import InputError, check_aligned, named
+from .checks import InputError, as_vector, check_aligned, named
 from .columns import _kind, as_matrix
 from .files import check_unique, read_tables, suggest
 from .scalars import settled
@@ -258,7 +258,7 @@ def _from_arrow_or_narwhals(a: Any, name: str) -> pd.DataFrame | pd.Series | Non
 def _from_rest(a: Any, name: str) -> np.ndarray:
     """Lists, JAX arrays and whatever else numpy can read."""
     try:
-        values = np.asarray(a)
+        values = as_vector(a)
     except ValueError as error:
         lengths = np.array([len(row) if hasattr(row, "__len__") else 0 for row in a])
         odd = np.flatnonzero(lengths != lengths[0])

@@ -15,6 +15,7 @@ from .checks import (
     InputError,
     as_features,
     as_targets,
+    as_vector,
     check_aligned,
     check_estimator_fits,
     check_groups,
@@ -23,10 +24,11 @@ from .checks import (
     check_labels,
     check_same_columns,
     check_trusted_count,
+    check_varies,
     densify,
     find_classes,
 )
-from .columns import describe, is_messy, read_by, tidy, vectorise
+from .columns import describe, in_order, is_messy, read_by, tidy, vectorise
 from .compact import compact_frame, compact_pipeline, takes_categories, takes_gaps
 from .containers import as_pairs, feature_rows
 from .estimators import takes_tables
@@ -48,6 +50,7 @@ class Encoding(NamedTuple):
         centre, spread: of a regression's targets.
         compact: for an estimator that takes gaps: what `compact_pipeline` made of the table.
         categories: whether the estimator takes categories too.
+        names: of the columns, where a data frame was given.
     """
 
     pipeline: Pipeline | None
@@ -57,6 +60,7 @@ class Encoding(NamedTuple):
     spread: float = 1.0
     compact: Pipeline | None = None
     categories: bool = False
+    names: tuple[Any, ...] | None = None
 
     def features(self, X: Any, name: str) -> np.ndarray:
         """Scaled, in the precision for their number."""
@@ -68,11 +72,13 @@ class Encoding(NamedTuple):
         """Rows of any kind as the estimator takes them.
 
         An array, a sparse matrix, or a data frame of numbers, with gaps and categories if it is one
-        that takes them.
+        that takes them. Columns of a data frame go by their names, in whatever order.
         """
         X = feature_rows(X, name)
         if self.pipeline is None:
-            return X
+            if self.names is None or not isinstance(X, pd.DataFrame):
+                return X
+            return in_order(X, self.names)
         tidied = tidy(_as_frame(X, [*read_by(self.pipeline)]), like=self.pipeline)
         if self.compact is not None:
             return compact_frame(self.compact, tidied, categories=self.categories)
@@ -230,14 +236,14 @@ def prepare(
         scaler = _fit_scaler(scaler, numbers["train"], facts[0].weight)
     if regression:
         target, counts = as_targets(checked["trusted"], "y_trusted"), facts[1].weight
-        mean = float(np.average(target, weights=counts))
-        spread = float(np.sqrt(np.average((target - mean) ** 2, weights=counts))) or 1.0
-        encoding = Encoding(pipeline, scaler, None, mean, spread)
+        check_varies(as_targets(checked["train"], "y"), facts[0].weight, "y")
+        encoding = Encoding(pipeline, scaler, None, *check_varies(target, counts, "y_trusted"))
     else:
         every = folds is None
         check_spelling(*labels.values(), what="the labels")
         classes = find_classes(checked["train"], checked["trusted"], judge_all=every)
         encoding = Encoding(pipeline, scaler, classes)
+    encoding = encoding._replace(names=None if names is None else tuple(names))
 
     if estimator is not None:
         check_estimator_fits(estimator, regression)
@@ -278,9 +284,11 @@ def prepare(
 
 
 def _gaps_as_frame(table: Any, names: list[Any] | None) -> Any:
-    """A data frame of an array of numbers with gaps; anything else as it is."""
-    if not isinstance(table, np.ndarray) or table.dtype.kind not in "fO":
+    """A data frame of an array of dates, or of numbers with gaps; anything else as it is."""
+    if not isinstance(table, np.ndarray) or table.dtype.kind not in "fOmM":
         return table
+    if table.dtype.kind in "mM":
+        return _as_frame(table, names)
     with contextlib.suppress(TypeError, ValueError):  # texts, which `as_features` refuses
         numbers = table if table.dtype.kind == "f" else table.astype(np.float64)
         return _as_frame(numbers, names) if np.isnan(numbers).any() else table
@@ -324,7 +332,7 @@ def check_verified(labels: Any, tables: Prepared) -> np.ndarray | None:
     name = "given_labels_trusted"
     if tables.classes is None:
         raise InputError(f"`{name}` are class labels, and this task is a regression.")
-    values = np.asarray(labels)
+    values = as_vector(labels)
     if values.shape != (len(tables.trusted),):
         raise InputError(
             f"`{name}` must have one label per trusted row ({len(tables.trusted)}), got shape "

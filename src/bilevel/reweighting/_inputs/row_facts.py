@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt64
 
-from .checks import InputError, named
+from .checks import InputError, as_vector, named
 from .scalars import settled
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -168,7 +168,7 @@ def _pair(
 
 
 def _column(values: Any, rows: int, name: str) -> np.ndarray:
-    column = np.asarray(values)
+    column = as_vector(values)
     if column.shape != (rows,):
         raise InputError(
             f"`{name}` must be a vector with one entry per row ({rows}), got shape {column.shape}."

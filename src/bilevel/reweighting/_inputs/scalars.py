@@ -12,7 +12,6 @@ import pandas as pd
 
 from .checks import InputError, named
 
-LARGEST = 1e150  # of numbers: the square of a larger one is not finite
 _SCALARS = (
     *(str, bool, np.bool_, numbers.Number, decimal.Decimal),
     *(datetime.date, datetime.time, np.datetime64, type(None), type(pd.NaT), type(pd.NA)),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import _safe_indexing
 
-from .checks import InputError, check_aligned
+from .checks import InputError, as_vector, check_aligned
 from .containers import as_internal
 from .row_facts import RowColumns
 from .scalars import settled
@@ -51,7 +51,7 @@ def split_columns(columns: RowColumns, X: Any, mask: np.ndarray) -> RowColumns:
         if values is None:
             continue
         check_aligned(X, values, name)
-        values = np.asarray(values)
+        values = as_vector(values)
         if values.shape != mask.shape:
             raise InputError(
                 f"`{name}` must have one entry per row of X ({len(mask)}), got shape {values.shape}."

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import norm
 
-from .._inputs.checks import InputError
+from .._inputs.checks import InputError, check_known
 from .._weights.coded_labels import take_rows
 from .._weights.metric import GROUPS, Metric, Said
 from .confusions import PICTURED, of_first_pairs
@@ -40,9 +40,16 @@ class Fits(NamedTuple):
 
 
 def fit_both(rows: Rows, holdout: tuple[Any, np.ndarray]) -> Fits:
-    """Both fits have the training and the trusted rows."""
+    """Both fits have the training and the trusted rows.
+
+    Raises:
+        InputError: a label of the hold-out that neither of them has.
+    """
     X, y = holdout
-    classes = None if rows.regression else np.unique(np.concatenate([rows.y, rows.y_trusted, y]))
+    classes = None
+    if not rows.regression:
+        classes = np.union1d(rows.y, rows.y_trusted)
+        check_known(y, classes, "y_holdout")
     models = rows.equal_model(), rows.final_model()
     before, after = (Said.of_model(model, X, classes, False) for model in models)
     return Fits(X, y, classes, before, after)

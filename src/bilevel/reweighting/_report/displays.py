@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from .before_after import before_and_after, effects_by, fit_both
@@ -20,6 +19,7 @@ class WeightsDisplay:
     Attributes:
         weights: the histogram, quantiles and shares, as in the report.
 
+    >>> import numpy as np
     >>> from sklearn.datasets import load_iris
     >>> from bilevel import ReweightedClassifier
     >>> X, y = load_iris(return_X_y=True)
@@ -127,7 +127,7 @@ class BeforeAfterDisplay:
     def from_estimator(cls, estimator: Any, X: Any, y: Any) -> "BeforeAfterDisplay":
         """Of a fitted estimator, on rows that took no part in `fit`. Cost: two fits."""
         rows = estimator._rows()
-        fits = fit_both(rows, (estimator._checked(X), np.asarray(y)))
+        fits = fit_both(rows, estimator._holdout(X, y))
         classes = None
         if not rows.regression:
             classes = jsonable(effects_by(rows, "classes", rows.y, fits, fits.y))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._inputs.checks import check_known
 from .._weights.diagnostics import holdout_check
 from .._weights.result import WeightsResult
 from .._weights.scorer import LinearOutputs
@@ -109,8 +108,6 @@ def gather_evidence(
     holdout_rows, fits = None, None
     if holdout is not None:
         holdout = holdout[0], np.asarray(holdout[1])
-        if not rows.regression:
-            check_known(holdout[1], np.union1d(rows.y, rows.y_trusted), "y_holdout")
         holdout_rows, fits = len(holdout[1]), fit_both(rows, holdout)
         if baselines is None:
             baselines = rows.compare_baselines(*holdout)
