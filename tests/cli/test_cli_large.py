@@ -106,7 +106,7 @@ def test_the_sample_is_weighed_as_if_it_were_all_and_the_rest_is_judged(
     for column in ("label_quality", "wrong", "keep"):
         np.testing.assert_allclose(ours[column], theirs[column], rtol=1e-9)
     assert roc_auc_score(wrong[others], -ours["label_quality"]) > 0.95
-    assert ours["wrong"].mean() == pytest.approx(0.25, abs=0.06)
+    assert ours["wrong"].mean() == pytest.approx(0.25, abs=0.08)
     assert ours["weight"].mean() == pytest.approx(1, abs=0.05)
     assert ours["weight"][wrong[others]].mean() < 0.5 * ours["weight"].mean()
 
@@ -312,6 +312,8 @@ def test_a_sample_has_its_share_of_each_class(size):
         assert abs(found - share) < 1 or found == min(number, max(parts.FEWEST, round(share)))
     assert np.sum(labels[sample] == "rare") == 5
     assert not np.array_equal(sample, draw_sample(labels, size, seed=2))
+    other = np.where(labels == "a", "z", labels)  # sorts otherwise
+    np.testing.assert_array_equal(sample, draw_sample(other, size, seed=1))
     np.testing.assert_array_equal(draw_sample(labels, len(labels), 0), np.arange(len(labels)))
 
 

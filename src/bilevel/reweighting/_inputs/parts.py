@@ -183,12 +183,13 @@ def draw_sample(
 
     The rows are sorted by label, those of one label at random, and every (n / size)-th is taken: of a
     class, and of a range of targets, the sample has its share of rows, rounded. If the labels are
-    `classes`, it has at least 20 rows of each, or all that there are.
+    `classes`, they are sorted by who comes first, whatever their names, and the sample has at least
+    20 rows of each, or all that there are.
     """
     n, rng = len(labels), np.random.default_rng(seed)
     if n <= size:
         return np.arange(n)
-    codes, values = pd.factorize(labels, sort=True)
+    codes, values = pd.factorize(labels, sort=not classes)
     order = np.lexsort((rng.random(n), codes))
     taken = order[np.floor((np.arange(size) + rng.random()) * (n / size)).astype(int)]
     if not classes:
