@@ -1,13 +1,18 @@
 """Estimators made of other estimators: the weights must reach every predictor inside."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.compose import (
+    TransformedTargetRegressor,
+    make_column_selector,
+    make_column_transformer,
+)
 from sklearn.ensemble import (
     AdaBoostClassifier,
     BaggingClassifier,
@@ -31,6 +36,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from bilevel import ReweightedClassifier
+from bilevel.reweighting import _estimator
 from bilevel.reweighting._inputs.estimators import fit_with_weights
 from bilevel.reweighting._inputs.prepare import prepare
 from bilevel.reweighting._learn import learn_weights
@@ -249,6 +255,55 @@ def test_whatever_holds_a_pipeline_gets_the_table():
     clf.fit(train, y, X_trusted=trusted, y_trusted=y_trusted)
     assert clf.score(trusted, y_trusted) > 0.8
     assert len(clf.score_rows(trusted, y_trusted)) == 60
+
+
+def by_type(rows: int, seed: int, names: str, boolean: type) -> tuple[pd.DataFrame, np.ndarray]:
+    """A category that is the label, a number, and a truth value."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, rows)
+    kind = pd.Categorical(np.array(["no", "yes"])[y], categories=names.split())
+    size, flag = rng.normal(size=rows), (rng.random(rows) > 0.5).astype(boolean)
+    return pd.DataFrame({"kind": kind, "size": size, "flag": flag}), y
+
+
+@pytest.mark.parametrize("given", ["no yes", "yes other no", "objects"])
+def test_columns_that_are_picked_by_their_types_are_there_in_every_fit(given, monkeypatch):
+    """What pandas makes of two tables whose categories differ is of no type that was asked for."""
+    train, y = by_type(60, 0, "no yes", bool)
+    trusted, y_trusted = by_type(30, 1, "no yes" if given == "objects" else given, int)
+    trusted = trusted.astype({"kind": object}) if given == "objects" else trusted
+    encode = make_column_transformer(
+        (OneHotEncoder(), make_column_selector(dtype_include="category")),
+        ("passthrough", make_column_selector(dtype_include=bool)),
+    )
+    pipeline = make_pipeline(encode, LogisticRegression())
+    tables = prepare(
+        train,
+        y,
+        trusted,
+        y_trusted,
+        task="auto",
+        scaler=None,
+        holdout=(trusted[:9], y_trusted[:9]),
+        estimator=pipeline,
+    )
+    assert tables.holdout is not None
+    for part in (tables.train, tables.trusted, tables.holdout):
+        model: Any = clone(pipeline)
+        assert model.fit(part.X, part.y).score(part.X, part.y) == 1
+    learned = SimpleNamespace(
+        **dict.fromkeys(("noise", "group_weights", "candidates", "history", "winner")),
+        **dict.fromkeys(("weights", "label_quality"), np.ones(60)),
+        **dict.fromkeys(("trusted_weight", "effective_sample_size"), 1.0),
+        keep=np.ones(60, bool),
+        sample_weight=lambda m: np.ones(60 + m),
+    )
+    monkeypatch.setattr(_estimator, "learn_weights", lambda *_, **__: learned)
+    clf: Any = ReweightedClassifier(pipeline)
+    clf.fit(train, y, X_trusted=trusted, y_trusted=y_trusted)
+    picked = [columns for *_, columns in clf.estimator_[0].transformers_[:2]]
+    assert picked == [["kind"], ["flag"]]
+    assert clf.score(trusted, y_trusted) == 1
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._audit.duplicates import shared_rows
+from ._inputs.alike import alike
 from ._inputs.checks import (
     InputError,
     as_vector,
@@ -218,7 +219,10 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             seed=_seed(self.random_state),
         )
         self._tables = {"train": train[0], "trusted": trusted[0]}
-        if not takes_tables(self.estimator):  # which has its own way with tables
+        if takes_tables(self.estimator):  # which has its own way with tables
+            tables = alike(self._tables)
+            train, trusted = (tables["train"], train[1]), (tables["trusted"], trusted[1])
+        else:
             self._encoding = result.encoding
             train, trusted = ((result.encoding.encode(X, "X"), y) for X, y in (train, trusted))
         self.estimator_ = fit_weighted(

@@ -11,6 +11,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.validation import has_fit_parameter
 
+from .alike import alike
 from .checks import (
     InputError,
     as_features,
@@ -179,8 +180,9 @@ def prepare(
     """Check everything that can be checked without computing, scale the features, code the labels.
 
     Rows of every kind that `as_internal` knows. Tables with text, dates or gaps, and arrays with gaps,
-    become numbers by `vectorise`; an `estimator` that is a pipeline gets the tables themselves, and
-    one that takes gaps (trees) gets its categories and gaps as they are, see `compact_pipeline`.
+    become numbers by `vectorise`; an `estimator` that is a pipeline gets the tables themselves, with
+    columns of the same types (`alike`), and one that takes gaps (trees) gets its categories and gaps
+    as they are, see `compact_pipeline`.
 
     Args:
         X, y, X_trusted, y_trusted, task, scaler, holdout, groups, estimator: see `learn_weights`.
@@ -261,15 +263,16 @@ def prepare(
         )
         for name, a in numbers.items()
     }
-    if pipeline is not None and not takes_tables(estimator):
+    if takes_tables(estimator):
+        tables = arrays if names is None else {n: _as_frame(t, names) for n, t in arrays.items()}
+        tables = alike(tables)
+    elif pipeline is not None:
         if takes_gaps(estimator):
             encoding = encoding._replace(
                 compact=compact_pipeline(tables["train"]).fit(tables["train"]),
                 categories=takes_categories(estimator),
             )
         tables = {name: encoding.encode(table, x_names[name]) for name, table in tables.items()}
-    elif names is None:  # a pipeline of the user's that was given arrays
-        tables = arrays
     known = dict(zip(("train", "trusted"), facts, strict=True))
     whole = {
         name: PreparedTable(
