@@ -4,11 +4,12 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn.pipeline import Pipeline
 
 from ..reweighting._audit.duplicates import shared_rows
@@ -164,48 +165,92 @@ def check_clock() -> None:
         )
 
 
+class _Ready(NamedTuple):
+    """The tables as models take them, by their names.
+
+    Attributes:
+        encoder: fitted on the training rows; the saved model begins with it.
+        tidied: data frames, whose columns are read alike.
+        given: rows as the label models take them.
+        own: rows as the final model takes them.
+        labels: of each table.
+        estimator: the user's own; None is the default.
+        final: what is fitted in the end.
+        regression: whether the labels are numbers to predict.
+        size: how many numbers the training rows are.
+    """
+
+    encoder: Pipeline
+    tidied: dict[str, pd.DataFrame]
+    given: Mapping[str, Any]
+    own: Mapping[str, Any]
+    labels: dict[str, np.ndarray]
+    estimator: Any
+    final: Any
+    regression: bool
+    size: int
+
+    @classmethod
+    def of(cls, config: WeighConfig, tables: Tables) -> "_Ready":
+        """The default takes tables as they are, like `ReweightedClassifier`.
+
+        Of the user's own estimators trees get the tables, with gaps and categories, and others their
+        numbers.
+        """
+        encoder, tidied, features = vectorise(tables.features, tables.present)
+        labels = {name: np.asarray(y) for name, y in tables.labels.items()}
+        large = tables.large
+        regression = large.regression if large else is_regression(config.task, labels["train"])
+        estimator = _own_estimator(config, regression)
+        final = default_estimator(regression) if estimator is None else estimator
+        own: Mapping[str, Any] = features
+        if takes_gaps_inside(final):
+            encoder = compact_pipeline(tidied["train"]).fit(tidied["train"])
+            own, estimator = tidied, with_columns(encoder, final)
+            final = estimator
+        given = tidied if estimator is None else own
+        size = features["train"].size
+        return cls(encoder, tidied, given, own, labels, estimator, final, regression, size)
+
+    def pair(self, name: str) -> tuple[Any, np.ndarray]:
+        """(rows as the final model takes them, labels) of a table."""
+        return self.own[name], self.labels[name]
+
+    def labelled(self, name: str, groups: np.ndarray | None = None) -> LabelledRows:
+        """The rows of a table as all models take them."""
+        return LabelledRows(self.given[name], self.own[name], self.labels[name], groups)
+
+    @property
+    def holdout(self) -> tuple[Any, np.ndarray] | None:
+        """(rows, labels) as in `pair`, if there is a hold-out."""
+        return self.pair("holdout") if "holdout" in self.own else None
+
+
 def _work(
     config: WeighConfig, tables: Tables, folder: Path, progress: bool, team: Team
 ) -> tuple[WeightsResult, dict[str, Any]]:
     start = time.monotonic()
-    encoder, tidied, features = vectorise(tables.features, tables.present)
-    labels = {name: np.asarray(y) for name, y in tables.labels.items()}
-    large = tables.large
-    regression = large.regression if large else is_regression(config.task, labels["train"])
-    own = _own_estimator(config, regression)
-    final = default_estimator(regression) if own is None else own
-    rows: dict[str, Any] = dict(features)
-    if takes_gaps_inside(final):  # trees: they get the tables, with gaps and categories
-        compact = compact_pipeline(tidied["train"]).fit(tidied["train"])
-        final = own = with_columns(compact, final)
-        encoder, rows = compact, tidied
-    train = rows["train"], labels["train"]
-    trusted = rows["trusted"], labels["trusted"]
-    holdout = (rows["holdout"], labels["holdout"]) if "holdout" in rows else None
+    ready = _Ready.of(config, tables)
+    train, trusted = ready.pair("train"), ready.pair("trusted")
     groups = tables.beside["groups"].get("train")
-    truth = tables.beside["truth"].get("train")
     sources = None if groups is None else np.asarray(groups)
-
-    # The default takes tables as they are, like `ReweightedClassifier`; an estimator of the user's
-    # that is none of trees takes their numbers.
-    given = tidied if own is None else rows
 
     def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", LOOK_LIKE)  # `check_tables` has said it
             return learn_weights(
-                given["train"],
-                labels["train"],
-                given["trusted"],
+                ready.given["train"],
+                ready.labels["train"],
+                ready.given["trusted"],
                 y_trusted,
-                task="regression" if regression else "classification",
+                task="regression" if ready.regression else "classification",
                 model=config.model,  # pyright: ignore[reportArgumentType]
                 method=config.method,
                 groups=sources,
                 num_steps=config.num_steps,
                 l2=config.l2,
                 precision=config.precision,
-                **({} if given is tidied else {"scaler": None}),
+                **({} if ready.given is ready.tidied else {"scaler": None}),
                 seed=config.seed,
                 scoring=config.metric,
                 **tables.columns._asdict(),
@@ -213,10 +258,10 @@ def _work(
                 **options,
             )
 
-    size = features["train"].size
-    with few_threads(size), Activity("learning weights", progress) as activity:
-        judged = None if holdout is None else (given["holdout"], labels["holdout"])
-        options: dict[str, Any] = {"holdout": judged, "estimator": own, "folder": folder}
+    with few_threads(ready.size), Activity("learning weights", progress) as activity:
+        options: dict[str, Any] = {"estimator": ready.estimator, "folder": folder}
+        if ready.holdout is not None:
+            options["holdout"] = ready.given["holdout"], ready.labels["holdout"]
         if not is_cross_validated(config.method, config.model):
             from ._steps import Steps  # which imports JAX
 
@@ -224,73 +269,95 @@ def _work(
         result = learn(trusted[1], **options)
         activity.say("fitting the final model")
         fitted = fit_weighted(
-            final,
+            ready.final,
             stack_rows(train[0], trusted[0]),
             stack_rows(train[1], trusted[1]),
             result.sample_weight(len(trusted[1])),
         )
-        last = fitted[-1] if rows is tidied else fitted
-        model = Pipeline([*encoder.steps, (_name(last), last)])
-        ids = np.asarray(tidied["train"].index)
-        verdicts = RowVerdicts.of(result, ids, labels["train"], predictions(fitted, train[0]))
+        last = fitted[-1] if ready.own is ready.tidied else fitted
+        ids = np.asarray(ready.tidied["train"].index)
+        verdicts = RowVerdicts.of(result, ids, train[1], predictions(fitted, train[0]))
         if tables.large is not None:
-            columns = list(tables.features["train"].columns)
-            as_rows = RowMaker(columns, encoder, rows is not tidied, given is not tidied)
-            sampled, verified = (
-                LabelledRows(given[name], rows[name], labels[name], kinds)
-                for name, kinds in (("train", sources), ("trusted", None))
-            )
-            weigh_rows = NewRowWeights(result, final, sampled, verified)
-            learned = sum_of(verdicts)
-            judge = Judge(config, result.encoding, weigh_rows, as_rows, fitted, learned)
+            judge = _judge_of(config, tables, ready, result, fitted, sources, sum_of(verdicts))
             verdicts = judge_all(tables.large, judge, verdicts, folder, activity, team)
         if config.private:
             ids = places(len(ids))  # of all rows: a private run is never one of a sample
             verdicts = verdicts._replace(ids=ids, given=None, predicted=None)
         else:
+            model = Pipeline([*ready.encoder.steps, (_name(last), last)])
             write_model(model, folder / "model.skops")
             write_scorer(result, folder)
         write_weights(verdicts, folder)
-        summary = _summary(config, result, {name: len(y) for name, y in labels.items()}, regression)
+        summary = _summary(config, result, ready)
         named = [str(i) for i in ids]
         summary["noise"] = None if result.noise is None else result.noise.to_dict(named)
         summary["reading"] = list(tables.notes)
         if tables.large is not None:
             of_all = {"train_rows": len(verdicts.weights), "keep": int(verdicts.keep.sum())}
             summary |= {**of_all, "sampled_rows": len(ids)}
-        if not config.report:
-            return result, write_summary(summary, folder)
-        activity.say("gathering the evidence for the report")
-        evidence = gather_evidence(
-            final,
-            *train,
-            *trusted,
-            result,
-            holdout=holdout,
-            ids=ids,
-            groups=groups,
-            images=tables.images,
-            table=None if config.private else tables.described,
-            show=[c for c in config.show if c not in (config.label, config.id)],
-            trusted_ids=None if config.private else tables.features["trusted"].index,
-            minutes_per_check=config.minutes_per_check,
-            truth=truth,
-            holdout_groups=tables.beside["groups"].get("holdout"),
-            shared=shared_rows(tidied),
-            control=learn if config.control else None,
-            seed=config.seed,
-            seconds=time.monotonic() - start,
-            peak_memory=peak_memory(),
-            table_rows=None if tables.large is None else tables.large.table.rows,
-        )
-        if config.private:
-            evidence = private_evidence(evidence)
-        else:
-            evidence["provenance"]["estimator"] = str(inner(last))
-        report = Report(evidence)
-        for name in ("report.json", "report.html"):
-            report.save(folder / name)
+        if config.report:
+            activity.say("gathering the evidence for the report")
+            control = learn if config.control else None
+            evidence = _evidence(config, tables, ready, result, ids, control, start)
+            if not config.private:
+                evidence["provenance"]["estimator"] = str(inner(last))
+            report = Report(evidence)
+            for name in ("report.json", "report.html"):
+                report.save(folder / name)
         return result, write_summary(summary, folder)
+
+
+def _judge_of(
+    config: WeighConfig,
+    tables: Tables,
+    ready: _Ready,
+    result: WeightsResult,
+    fitted: Any,
+    sources: np.ndarray | None,
+    learned: str,
+) -> Judge:
+    """What judges the rows of a large table that are not in the sample."""
+    columns = list(tables.features["train"].columns)
+    numbers = (rows is not ready.tidied for rows in (ready.own, ready.given))
+    as_rows = RowMaker(columns, ready.encoder, *numbers)
+    sample, trusted = ready.labelled("train", sources), ready.labelled("trusted")
+    weigh_rows = NewRowWeights(result, ready.final, sample, trusted)
+    return Judge(config, result.encoding, weigh_rows, as_rows, fitted, learned)
+
+
+def _evidence(
+    config: WeighConfig,
+    tables: Tables,
+    ready: _Ready,
+    result: WeightsResult,
+    ids: np.ndarray,
+    control: Callable[[np.ndarray], WeightsResult] | None,
+    start: float,
+) -> dict[str, Any]:
+    """What the report shows; of a private run without what it must not."""
+    evidence = gather_evidence(
+        ready.final,
+        *ready.pair("train"),
+        *ready.pair("trusted"),
+        result,
+        holdout=ready.holdout,
+        ids=ids,
+        groups=tables.beside["groups"].get("train"),
+        images=tables.images,
+        table=None if config.private else tables.described,
+        show=[c for c in config.show if c not in (config.label, config.id)],
+        trusted_ids=None if config.private else tables.features["trusted"].index,
+        minutes_per_check=config.minutes_per_check,
+        truth=tables.beside["truth"].get("train"),
+        holdout_groups=tables.beside["groups"].get("holdout"),
+        shared=shared_rows(ready.tidied),
+        control=control,
+        seed=config.seed,
+        seconds=time.monotonic() - start,
+        peak_memory=peak_memory(),
+        table_rows=None if tables.large is None else tables.large.table.rows,
+    )
+    return private_evidence(evidence) if config.private else evidence
 
 
 def peak_memory() -> float:
@@ -314,13 +381,12 @@ def _name(last: Any) -> str:
     return type(last).__name__.lower()
 
 
-def _summary(
-    config: WeighConfig, result: WeightsResult, sizes: dict[str, int], regression: bool
-) -> dict[str, Any]:
+def _summary(config: WeighConfig, result: WeightsResult, ready: _Ready) -> dict[str, Any]:
+    regression = ready.regression
     return {
         "format": FORMAT,
         "task": "regression" if regression else "classification",
-        **{f"{name}_rows": size for name, size in sizes.items()},
+        **{f"{name}_rows": len(y) for name, y in ready.labels.items()},
         "seed": config.seed,
         "estimator": None
         if config.private
