@@ -20,6 +20,7 @@ import typer.main
 import bilevel
 from bilevel import reweighting
 from bilevel.cli import app
+from bilevel.cli._app import out as console
 from runs import bilevel as command
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -136,18 +137,36 @@ PRINT = re.compile(r"^print\(.*?\)(?:  # (?P<promise>.+))?$", re.MULTILINE)
 COMMAND = re.compile(r"^\$ bilevel ((?:.*\\\n)*.*)$", re.MULTILINE)
 
 
-def assert_alike(printed: str, promised: str) -> None:
+OUTPUT = re.compile(r"^\$ bilevel (?:.*\\\n)*.*\n((?:[^$].*\n|\n)*)", re.MULTILINE)
+LEFT_OUT = re.compile(r"(?:^|\s)\.\.\.(?=\s|$)")
+TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d]+|[^\w\s\u2500-\u257f]")  # no frames of tables
+
+
+def are_alike(said: list[str], due: list[str]) -> bool:
     """Words are equal; numbers to 5 %, or two of the last digit shown: few rows are coarse."""
-    said, due = printed.split(), promised.split()
-    assert len(said) == len(due), (printed, promised)
-    for one, other in zip(said, due, strict=True):
-        try:
-            number = float(other)
-        except ValueError:
-            assert one == other
-        else:
-            digit = 10.0 ** -len(other.partition(".")[2])
-            assert float(one) == pytest.approx(number, rel=0.05, abs=2.01 * digit)
+
+    def alike(one: str, other: str) -> bool:
+        if one == other or not (one[0].isdigit() and other[0].isdigit()):
+            return one == other
+        digit = 10.0 ** -len(other.partition(".")[2])
+        return float(one) == pytest.approx(float(other), rel=0.05, abs=2.01 * digit)
+
+    return len(said) == len(due) and all(map(alike, said, due))
+
+
+def assert_alike(printed: str, promised: str) -> None:
+    assert are_alike(TOKEN.findall(printed), TOKEN.findall(promised)), f"{promised}\n--- {printed}"
+
+
+def assert_shown(printed: str, shown: str) -> None:
+    """What a page shows of an output, in parts between "...", is there, one after the other."""
+    said, at = TOKEN.findall(printed), 0
+    for part in LEFT_OUT.split(shown):
+        due = TOKEN.findall(part)
+        places = range(at, len(said) - len(due) + 1)
+        found = next((k for k in places if are_alike(said[k : k + len(due)], due)), None)
+        assert found is not None, f"{part}\n--- is not in ---\n{printed}"
+        at = found + len(due)
 
 
 @pytest.mark.slow
@@ -185,9 +204,11 @@ def test_pages_for_other_frameworks(page, package, tmp_path, monkeypatch):
     ],
 )
 def test_pages_to_follow(page, tmp_path, monkeypatch):
+    """Blocks run in order; what they print, and what the commands say, is what the page shows."""
     if page == "torch_modules":
         pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "width", 100)
     said: list[str] = []
     names = {"print": lambda *values: said.append(" ".join(map(str, values)))}
     unpromised, kept = "", 0
@@ -207,10 +228,12 @@ def test_pages_to_follow(page, tmp_path, monkeypatch):
             assert_alike(unpromised, code)
             kept += 1
             continue
-        for line in COMMAND.findall(code):
-            arguments = shlex.split(line.replace("\\\n", " "))
-            options = ["--no-report"] * (arguments[0] == "weigh")
-            assert command(*arguments, *options).code == 0, line
+        shown = OUTPUT.findall(code)
+        for line, text in zip(COMMAND.findall(code), shown, strict=True):
+            done = command(*shlex.split(line.replace("\\\n", " ")))
+            assert done.code == 0, line
+            assert_shown(done.stdout.replace(f"{tmp_path}/", ""), text)
+            kept += bool(text.strip())
     assert kept >= 3
 
 
