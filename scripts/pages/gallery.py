@@ -210,8 +210,9 @@ def settings(report: dict[str, Any], path: Path) -> str:
 
 
 def cell(value: Any) -> str:
-    """Text that a table of Markdown can hold."""
+    """Text that a table of Markdown can hold; a list of one, as of one seed, is what it holds."""
     text = value if isinstance(value, str) else json.dumps(value)
+    text = re.sub(r"\[('?)([^\[\],']+)\1\]", r"\2", text)
     for sign in "|*<[]_$":
         text = text.replace(sign, f"\\{sign}")
     return text.replace("\n", " ")
