@@ -210,12 +210,20 @@ def settings(report: dict[str, Any], path: Path) -> str:
 
 
 def cell(value: Any) -> str:
-    """Text that a table of Markdown can hold; a list of one, as of one seed, is what it holds."""
+    """Text that a table of Markdown can hold.
+
+    A list of one, as of one seed, is what it holds. Of a dictionary, names stand before values.
+    """
     text = value if isinstance(value, str) else json.dumps(value)
     text = re.sub(r"\[('?)([^\[\],']+)\1\]", r"\2", text)
+    text = re.sub(r"\{[\"'][^{}]*\}", _in_words, text)
     for sign in "|*<[]_$":
         text = text.replace(sign, f"\\{sign}")
     return text.replace("\n", " ")
+
+
+def _in_words(found: re.Match[str]) -> str:
+    return "; ".join(f"{name}: {x}" for name, x in ast.literal_eval(found[0]).items())
 
 
 def html_escape(text: str) -> str:
