@@ -124,17 +124,19 @@ class WeightsResult:
             regression.
         effective_sample_size: `(sum w)^2 / sum w^2`.
         entropy: of the normalised weights, in nats.
-        history: a table with one line per recorded outer step: outer value, the three residuals,
-            oracle calls, effective sample size and entropy of the weights so far.
-        scores: the weighting model itself, a table with one line per model: `uniform` (trained on
-            uniform weights), `warm` (its parameters as the bilevel run left them), `retrained` (from
-            scratch on the weights the run found) and `capped` (from scratch on the weights returned,
-            see `row_weights`: the one to believe); columns: loss and score (accuracy or R2) on the
-            trusted rows and, with a hold-out, there.
+        history: a table with one line per round of the pool, or per recorded outer step of free
+            weights: outer value, effective sample size and entropy of the weights so far; of steps
+            also the three residuals and oracle calls.
+        scores: the weighting model itself, a table with one line per model; columns: loss and score
+            (accuracy or R2) on the trusted rows. With `method="auto"` on `uniform` weights and on
+            those `chosen`, judged out of fold. Of free weights `uniform` (trained on uniform
+            weights), `warm` (its parameters as the bilevel run left them), `retrained` (from scratch
+            on the weights the run found) and `capped` (from scratch on the weights returned, see
+            `row_weights`: the one to believe); with a hold-out, also there.
         baselines: `compare_baselines`' table, `None` without a hold-out.
         checks: the questions asked of this result and their answers.
         parameters: the weighting model trained from scratch on the weights returned.
-        stats: numbers of steps and oracle calls.
+        stats: the number of rounds or steps; of free weights also oracle calls.
         winner: what the weights are: `"weights"`, `"groups"`, ... or one of the baselines.
         candidates: with `method="auto"`, one line per candidate that was judged on held-out folds of
             the trusted rows: `loss` and `score` there, and the `difference` of the loss to "all rows +
