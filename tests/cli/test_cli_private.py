@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import stat
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,7 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import typer
 
+from bilevel.cli import _app
+from bilevel.cli._signals import Stop
 from runs import Said, bilevel
 from schema import faults
 
@@ -190,6 +194,23 @@ def test_no_secret_of_a_configuration_file_is_said(tmp_path, monkeypatch):
     said = bilevel(*command)
     assert said.code == 2
     assert secrets_in([said.stdout, said.squeezed.replace("│", "")]) == set()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_command_does_not_say_what_it_was_called_with(monkeypatch, capsys, begun):
+    """Neither before its options are read, nor where it works: privacy may be asked in a file."""
+    monkeypatch.setattr("sys.argv", ["bilevel", "audit", "zorbla.csv", "--label", "quixomat"])
+    assert secrets_in([Stop().hint()]) == {"zorbla", "quixomat"}
+    if not begun:
+        monkeypatch.setattr("sys.argv", [*sys.argv, "--private"])
+        assert Stop().hint() == "interrupted"
+        return
+    monkeypatch.setattr(_app, "stop", Stop())
+    with pytest.raises(typer.Exit), _app.failures(private=True):
+        raise KeyboardInterrupt
+    said = "".join(capsys.readouterr())
+    assert "interrupted" in said
+    assert secrets_in([said]) == set()
 
 
 @pytest.mark.parametrize(

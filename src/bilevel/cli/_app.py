@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .._text import to_json, visible
-from ._signals import Stop
+from ._signals import Stop, is_asked_for_privacy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +133,7 @@ def failures(
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         note(f"a warning was given; {HIDDEN}" if private else " ".join(str(message).split()))
 
-    stop.hint = interrupted or stop.hint
+    stop.hint = interrupted or ((lambda: "interrupted") if private else stop.hint)
     try:
         with warnings.catch_warnings(), owner_only(private):
             warnings.showwarning = show
@@ -212,7 +212,7 @@ def _refusal(message: str) -> typer.BadParameter:
 
 def _load(context: typer.Context, path: Path | None) -> Path | None:
     """The file's values become the defaults of the command's options."""
-    private = "--private" in sys.argv or _is_private(path)  # options are read after the file
+    private = is_asked_for_privacy() or _is_private(path)  # options are read after the file
     try:
         found = None if path is None else _read_defaults(context, path)
         if private:  # what an option cannot be is otherwise said later, with the value

@@ -34,7 +34,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.hint: Callable[[], str] = lambda: f"interrupted\n{command_line()}"
+        self.hint: Callable[[], str] = _interrupted
         self.said = False
 
     @property
@@ -49,6 +49,15 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def is_asked_for_privacy() -> bool:
+    """Whether this command has the option, before anything of it is read."""
+    return "--private" in sys.argv
+
+
+def _interrupted() -> str:
+    return "interrupted" if is_asked_for_privacy() else f"interrupted\n{command_line()}"
 
 
 def command_line(*more: str) -> str:
