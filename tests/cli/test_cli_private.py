@@ -18,6 +18,7 @@ import pytest
 import typer
 
 from bilevel.cli import _app
+from bilevel.cli._run_folder import RunFolder
 from bilevel.cli._signals import Stop
 from runs import Said, bilevel
 from schema import faults
@@ -203,7 +204,7 @@ def test_an_interrupted_command_does_not_say_what_it_was_called_with(monkeypatch
     assert secrets_in([Stop().hint()]) == {"zorbla", "quixomat"}
     if not begun:
         monkeypatch.setattr("sys.argv", [*sys.argv, "--private"])
-        assert Stop().hint() == "interrupted"
+        assert Stop().hint() == "interrupted\nbilevel audit --private ..."
         return
     monkeypatch.setattr(_app, "stop", Stop())
     with pytest.raises(typer.Exit), _app.failures(private=True):
@@ -211,6 +212,17 @@ def test_an_interrupted_command_does_not_say_what_it_was_called_with(monkeypatch
     said = "".join(capsys.readouterr())
     assert "interrupted" in said
     assert secrets_in([said]) == set()
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_the_lock_of_a_private_run_does_not_say_what_it_was_called_with(
+    monkeypatch, tmp_path, private
+):
+    """It stays where a run is killed."""
+    monkeypatch.setattr("sys.argv", ["bilevel", "weigh", "zorbla.csv", "--config", "vrakul.toml"])
+    with RunFolder.of(tmp_path / "run").writing("", private=private) as partial:
+        found = secrets_in([(partial / "lock").read_text()])
+    assert found == (set() if private else {"zorbla", "vrakul"})
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,10 @@ _FIRST = (b"", b"{", b"\0")  # bytes of a lock: of one that was cut short too
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, private: bool = False) -> Iterator[None]:
     """Hold the lock of a folder for the length of the block.
+
+    Others can read in it who does; in private mode it has not what the command was called with.
 
     Raises:
         RunFolderError: somebody else holds it, with who.
@@ -55,7 +57,7 @@ def hold(folder: Path) -> Iterator[None]:
         ended, beat = threading.Event(), threading.Lock()
         try:
             os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(_myself()).encode(), 0)
+            os.pwrite(handle, json.dumps(_myself(private)).encode(), 0)
             in_background(_beat, handle, ended, beat)
             yield
         finally:
@@ -117,12 +119,13 @@ def _content(handle: int) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _myself() -> dict[str, object]:
+def _myself(private: bool) -> dict[str, object]:
+    given = ["--private"] if private else sys.argv[1:]
     return {
         "process": os.getpid(),
         "host": platform.node(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000],
+        "command": shlex.join([Path(sys.argv[0]).name, *given])[:1000],
     }
 
 

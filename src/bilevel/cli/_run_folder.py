@@ -189,7 +189,9 @@ class RunFolder:
             )
 
     @contextlib.contextmanager
-    def writing(self, toml: str | None, *, resume: bool = False) -> Iterator[Path]:
+    def writing(
+        self, toml: str | None, *, resume: bool = False, private: bool = False
+    ) -> Iterator[Path]:
         """The folder to write to, held for this process alone; at the end it is named `out`.
 
         If the block fails, what a run can go on from stays, and otherwise nothing does.
@@ -197,6 +199,7 @@ class RunFolder:
         Args:
             toml: the settings, the first file that is written.
             resume: whether to go on with a run that was stopped.
+            private: whether no file may name what the command was called with.
 
         Raises:
             RunFolderError: somebody else holds it or has written it, or it cannot be written.
@@ -210,7 +213,7 @@ class RunFolder:
             raise self._unwritable(error) from error
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(hold(self.partial))
+                held.enter_context(hold(self.partial, private))
             except OSError as error:
                 self._remove_empty(new_parents)
                 raise self._unwritable(error) from error

@@ -34,7 +34,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.hint: Callable[[], str] = _interrupted
+        self.hint: Callable[[], str] = lambda: f"interrupted\n{command_line()}"
         self.said = False
 
     @property
@@ -56,13 +56,12 @@ def is_asked_for_privacy() -> bool:
     return "--private" in sys.argv
 
 
-def _interrupted() -> str:
-    return "interrupted" if is_asked_for_privacy() else f"interrupted\n{command_line()}"
-
-
 def command_line(*more: str) -> str:
-    """This command, for a shell, and the further options that it does not have yet."""
-    given = sys.argv[1:]
+    """This command, for a shell, and the further options that it does not have yet.
+
+    With --private it is named alone: its options are names of files and columns.
+    """
+    given = [*sys.argv[1:2], "--private", "..."] if is_asked_for_privacy() else sys.argv[1:]
     return shlex.join(["bilevel", *given, *(option for option in more if option not in given)])
 
 

@@ -116,7 +116,7 @@ def _weigh(
     toml = config.to_toml(digests)
     if resume and folder.saved_config():
         folder.check_same_run(toml)
-    with folder.writing(toml, resume=resume) as partial:
+    with folder.writing(toml, resume=resume, private=config.private) as partial:
         result, summary = _work(config, tables, partial, progress, team)
         if tables.large is not None and digests_of(files) != digests:  # it was read again and again
             check_unchanged_files()
