@@ -239,8 +239,7 @@ def test_a_bad_source_in_one_month_is_described_in_words():
     assert found is not None
     best = found["clusters"][0]
     assert "source = vendor_b" in best["words"]
-    assert "the month of made from 2024-03" in best["words"]
-    assert "before 2024-04" in best["words"]
+    assert "the month of made = 2024-03" in best["words"]
     inside = np.asarray((table["source"] == "vendor_b") & (table["made"].dt.month == 3))
     assert (best["rows"], best["suspects"]) == (inside.sum(), (inside & suspect).sum())
     assert best["lift"] == pytest.approx((suspect[inside].mean()) / suspect.mean())

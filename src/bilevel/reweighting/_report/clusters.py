@@ -201,6 +201,9 @@ def _in_words(sides: list[Side], tests: list[Test]) -> list[str]:
         what = {"length": "the length of ", "month": "the month of "}.get(test.kind, "")
         said = f"{what}{test.column}"
         monthly = test.kind == "month"
+        if monthly and lows and highs and np.ceil(min(highs)) - np.ceil(max(lows)) == 1:
+            words.append(f"{said} = {_as_month(max(lows))}")
+            continue
         if lows:
             said += f" from {_as_month(max(lows)) if monthly else format(max(lows), '.4g')}"
         if highs:
