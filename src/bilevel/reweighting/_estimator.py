@@ -21,9 +21,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ._audit.duplicates import shared_rows
 from ._inputs.alike import alike
 from ._inputs.checks import (
-    InputError,
-    as_vector,
-    check_aligned,
     check_estimator_fits,
     check_labels,
     densify,
@@ -31,7 +28,7 @@ from ._inputs.checks import (
 from ._inputs.containers import as_pairs, as_rows, feature_rows, like
 from ._inputs.estimators import takes_tables
 from ._inputs.row_facts import RowColumns, check_sample_weight
-from ._inputs.split import everywhere, split, split_columns, split_probabilities
+from ._inputs.split import everywhere, split, split_beside
 from ._learn import learn_weights, warn_about_overlap
 from ._report.evidence import gather_evidence
 from ._report.page import Report
@@ -169,39 +166,16 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         X, X_trusted = self._rows_for_final(X), self._rows_for_final(X_trusted)
         self._check_features(X, reset=True)
         train, trusted, mask = split(X, y, is_trusted, X_trusted, y_trusted)
-        if groups is not None:
-            check_aligned(X, groups, "groups")
-            groups = as_vector(groups)
-            if groups.shape != (len(mask),):
-                raise InputError(
-                    f"`groups` must have one entry per row of X ({len(mask)}), got shape "
-                    f"{groups.shape}."
-                )
-            groups = groups[~mask]
-        if pred_probs is not None and is_trusted is not None:
-            check_aligned(X, pred_probs, "pred_probs")
-            pred_probs, pred_probs_trusted = split_probabilities(
-                pred_probs, pred_probs_trusted, mask
-            )
-        columns = split_columns(
-            RowColumns(
-                sample_weight,
-                sample_weight_trusted,
-                entities,
-                entities_trusted,
-                times,
-                times_trusted,
-            ),
-            X,
-            mask,
+        columns = RowColumns(
+            sample_weight,
+            sample_weight_trusted,
+            entities,
+            entities_trusted,
+            times,
+            times_trusted,
         )
-        beside = {
-            "groups": groups,
-            "pred_probs": pred_probs,
-            "pred_probs_trusted": pred_probs_trusted,
-            "given_labels_trusted": given_labels_trusted,
-            **columns._asdict(),
-        }
+        beside = split_beside(X, mask, groups, pred_probs, pred_probs_trusted, columns)
+        beside["given_labels_trusted"] = given_labels_trusted
         if self.overlap is not None:
             warn_about_overlap(stacklevel=3)
         result = learn_weights(
@@ -232,10 +206,13 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
             result.sample_weight(len(trusted[1])),
             drop_zero=self.drop_zero,
         )
-        # One weight per row of X: where X holds trusted rows, theirs is the trusted weight.
-        self.weights_ = like(
-            everywhere(result.trusted_weight, result.weights, mask), given, "weight"
-        )
+        self._train, self._trusted, self._beside = train, trusted, beside
+        return self._set_learned(result, mask, given)
+
+    def _set_learned(self, result: WeightsResult, mask: np.ndarray, given: Any) -> Self:
+        """Keep what was learned, with one entry per row of X: trusted rows have the trusted weight."""
+        weights = everywhere(result.trusted_weight, result.weights, mask)
+        self.weights_ = like(weights, given, "weight")
         quality = everywhere(1.0, result.label_quality, mask)
         self.label_quality_ = like(quality, given, "label_quality")
         self.keep_mask_ = everywhere(True, result.keep, mask)
@@ -250,7 +227,6 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
         self.winner_ = result.winner
         self.history_ = result.history
         self.result_ = result
-        self._train, self._trusted, self._beside = train, trusted, beside
         return self._finish()
 
     def _fit_without_trust(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> Self:

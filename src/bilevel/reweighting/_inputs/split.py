@@ -19,7 +19,35 @@ def everywhere(trusted: Any, values: Any, mask: np.ndarray) -> np.ndarray:
     return full
 
 
-def split_probabilities(values: Any, trusted: Any, mask: np.ndarray) -> tuple[Any, Any]:
+def split_beside(
+    X: Any,
+    mask: np.ndarray,
+    groups: Any,
+    pred_probs: Any,
+    pred_probs_trusted: Any,
+    columns: RowColumns,
+) -> dict[str, Any]:
+    """What is given beside the rows of X, for `learn_weights`: trusted rows have theirs apart."""
+    if groups is not None:
+        check_aligned(X, groups, "groups")
+        groups = as_vector(groups)
+        if groups.shape != mask.shape:
+            raise InputError(
+                f"`groups` must have one entry per row of X ({len(mask)}), got shape {groups.shape}."
+            )
+        groups = groups[~mask]
+    if pred_probs is not None and mask.any():
+        check_aligned(X, pred_probs, "pred_probs")
+        pred_probs, pred_probs_trusted = _split_probabilities(pred_probs, pred_probs_trusted, mask)
+    return {
+        "groups": groups,
+        "pred_probs": pred_probs,
+        "pred_probs_trusted": pred_probs_trusted,
+        **_split_columns(columns, X, mask)._asdict(),
+    }
+
+
+def _split_probabilities(values: Any, trusted: Any, mask: np.ndarray) -> tuple[Any, Any]:
     """Of the training rows and of the trusted rows, from one table of all rows."""
     if trusted is not None:
         raise InputError(
@@ -36,7 +64,7 @@ def split_probabilities(values: Any, trusted: Any, mask: np.ndarray) -> tuple[An
     )
 
 
-def split_columns(columns: RowColumns, X: Any, mask: np.ndarray) -> RowColumns:
+def _split_columns(columns: RowColumns, X: Any, mask: np.ndarray) -> RowColumns:
     """Of the training and of the trusted rows, from columns of all rows where X has both."""
     if not mask.any():
         return columns
