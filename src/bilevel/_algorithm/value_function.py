@@ -150,7 +150,7 @@ Gradients = tuple[PyTree[Array], PyTree[Array]]
 def _inner_loop(
     turn: Turn, state: State, num_inner: int
 ) -> tuple[Turn, OuterTerms, Gradients, Gradients]:
-    """X from w; then on one batch F with its gradients at w, and those of f at w and at x."""
+    """Steps from w to x; then on one batch F with its gradients at w, those of f at w and at x."""
     x, turn = sgd(turn, state.u, state.w, num_inner)
     at_w, at_x = (turn.inner_gradients(state.u, y) for y in (state.w, x))
     return turn, turn.outer(state.u, state.w), at_w, at_x
