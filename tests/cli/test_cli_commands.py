@@ -127,6 +127,26 @@ def test_score_reads_labels_as_the_training_rows_had_them(full, tmp_path):
     assert json.loads(said.stdout) == json.loads(score(full.out, table, tmp_path, "--json").stdout)
 
 
+def test_score_reads_numbers_as_the_training_rows_had_them(full, tmp_path):
+    """A per cent sign, a unit or a comma would else be taken off, whatever the numbers were before."""
+    table, _ = new_rows(40)
+    first = table.columns.drop(["row", "digit"])[20]
+    for mark in ("%", " cm"):
+        spoilt = table.assign(**{first: table[first].astype(str) + mark})
+        said = score(full.out, spoilt, tmp_path)
+        refused(3, f"{first!r} holds numbers in the training rows, and something", said=said)
+
+
+def test_score_tells_what_no_training_row_has(full, tmp_path):
+    table, _ = new_rows(40)
+    assert "lie outside" not in score(full.out, table, tmp_path, "--json").stderr
+    first = table.columns.drop(["row", "digit"])[20]
+    said = score(full.out, table.assign(**{first: table[first] + 1000}), tmp_path, "--json")
+    assert said.code == 0
+    assert f"40 of 40 values of {first!r}, such as" in said.stderr
+    assert len(json.loads(said.stdout)) == 40
+
+
 def test_score_refuses_rows_it_cannot_judge(full, tmp_path):
     table, _ = new_rows(40)
 

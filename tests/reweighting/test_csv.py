@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from bilevel.reweighting import InputError
+from bilevel.reweighting._inputs.csv import TEXT
 from bilevel.reweighting._inputs.files import read_table, read_tables, split_label
 
 
@@ -252,3 +253,13 @@ def test_the_label_under_a_similar_name_is_refused(tmp_path, column):
     rows = "".join(f"{i},{label},{i % 7}\n" for i, label in enumerate(labels))
     read = tables(tmp_path, train=f"a,y,{column}\n{rows}")["train"].frame
     assert list(split_label(read, "y", None, "train")[0].columns) == ["a", column]
+
+
+def test_texts_of_a_later_file_stay_texts(tmp_path):
+    """As `bilevel score` reads them, though they look like numbers or truth values."""
+    (tmp_path / "new.csv").write_text("version,flag,y\n1.10,true,1\n1.20,false,2\n")
+    known = {"version": TEXT, "flag": TEXT}
+    table = read_table(tmp_path / "new.csv", "new", label="y", readings=known).frame
+    assert table["version"].tolist() == ["1.10", "1.20"]
+    assert table["flag"].tolist() == ["true", "false"]
+    assert table["y"].tolist() == [1, 2]

@@ -12,8 +12,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bilevel.cli._run_files import read_scorer, write_model, write_scorer
+from bilevel.cli._run_files import write_model
+from bilevel.cli._scorer_files import read_scorer, write_scorer
 from bilevel.reweighting import learn_weights
+from bilevel.reweighting._inputs.csv import TEXT, Reading
 from bilevel.reweighting._weights import flexible_models, joining
 from bilevel.reweighting._weights.new_rows import LabelledRows, NewRowWeights, _rule
 from bilevel.reweighting._weights.scorer import Doubt
@@ -208,10 +210,12 @@ def test_boosted_trees_judge_new_rows_too_and_last_in_a_file(task, tmp_path):
     result = learn_weights(X[train], given[train], X[trusted], y[trusted], task=task)
     scored = result.score_rows(X[new], given[new])
     assert roc_auc_score(wrong[new], scored["wrong"]) > 0.95
-    write_scorer(result, tmp_path)
+    readings = {"a": TEXT, "b": Reading("number", ".", ",", ("", "€"), brackets=True)}
+    write_scorer(result, tmp_path, readings)
     write_model(make_pipeline(StandardScaler(), Ridge()), tmp_path / "model.skops")
     x = result.encoding.features(X[new], "X")
     assert result.scorer is not None
-    kept = read_scorer(tmp_path).scorer
+    kept, saved = read_scorer(tmp_path).scorer, read_scorer(tmp_path).readings
+    assert saved == readings
     for ours, theirs in zip(kept.outputs(x), result.scorer.outputs(x), strict=True):
         np.testing.assert_array_equal(ours, theirs)

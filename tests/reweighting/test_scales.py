@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from bilevel import ReweightedClassifier, learn_weights
+from bilevel.reweighting._inputs.columns import table_pipeline, tidy
+from bilevel.reweighting._inputs.prepare import Encoding
 from bilevel.reweighting._inputs.scales import warn_of_other_scales
+from bilevel.reweighting._inputs.strange import strange
 
 
 def rows(number, seed):
@@ -55,3 +58,37 @@ def test_what_differs_by_chance_or_on_purpose_is_not_noticed(change):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_other_scales(X, other, "X_trusted", None)
+
+
+def new_table(rows: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    heights = rng.uniform(150, 200, rows)
+    town = np.array(["Rome", "Oslo"])[rng.integers(0, 2, rows)]
+    return pd.DataFrame({"height": heights, "town": town, "age": rng.uniform(0, 90, rows)})
+
+
+def test_new_rows_that_are_unlike_the_training_rows_are_told():
+    train = tidy(new_table(200, 0).mask(np.arange(600).reshape(200, 3) % 7 == 0))
+    pipeline = table_pipeline(train).fit(train)
+
+    def told(**changes) -> list[str]:
+        return strange(tidy(new_table(20, 1).assign(**changes), like=train), pipeline)
+
+    new = new_table(20, 1)
+    assert told() == []
+    (said,) = told(height=new["height"] / 2.54)
+    assert said.startswith("20 of 20 values of 'height', such as ")
+    (said,) = told(town=np.where(np.arange(20) < 3, "Bern", new["town"]))
+    assert said == "3 of 20 rows have a value of 'town' that no training row has: 'Bern'"
+    (said,) = told(age=np.nan)
+    assert said == "no row has a value of 'age', and training rows have"
+    odd = np.where(np.arange(20) < 9, 1e6, new["age"])  # less than half
+    assert told(age=odd) == []
+    single = tidy(new[:1].assign(height=-1.0), like=train)
+    assert strange(single, pipeline) == []  # one number of two
+    assert len(strange(tidy(new[:1].assign(height=-1, age=-1), like=train), pipeline)) == 2
+    encoding = Encoding(None, MinMaxScaler().fit(train[["height"]].to_numpy()), None)
+    with pytest.warns(UserWarning, match="`X`: 20 of 20 values of 0, such as .* outside of those"):
+        encoding.warn_of_strange(new[["height"]].to_numpy() / 2.54, "X")
+    words = pd.DataFrame(train["town"])
+    assert strange(words, table_pipeline(words).fit(words)) == []

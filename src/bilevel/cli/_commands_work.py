@@ -10,18 +10,18 @@ from ..reweighting._inputs.columns import tidy, vectorise
 from ..reweighting._inputs.files import digest, read_table, read_tables, split_label, watch
 from ..reweighting._inputs.saved import load_model
 from ..reweighting._report.page import ENDINGS, Report
-from ._app import owner_only
+from ._app import note, owner_only
 from ._estimators import SAVED_TYPES
 from ._probabilities import columns_of, read_probabilities, take_columns
 from ._run_files import (
     check_unchanged,
     read_config,
     read_quality,
-    read_scorer,
     read_settings,
     write_csv,
     write_parquet,
 )
+from ._scorer_files import read_scorer
 
 
 def score_table(
@@ -37,9 +37,13 @@ def score_table(
     scorer = read_scorer(run)
     usual = config.get("id")
     ids = [c for c in (identifier, usual) if c]
-    read = read_table(table, "new", label=label or config["label"], ids=ids).frame
+    target: str = label or config["label"]
+    found = read_table(table, "new", label=target, ids=ids, readings={**scorer.readings})
+    for said in found.notes:
+        note(f"{said}.")
+    read = found.frame
     identifier = identifier or (usual if usual in read.columns else None)
-    features, labels = split_label(read, label or config["label"], identifier, "new")
+    features, labels = split_label(read, target, identifier, "new")
     features = features.drop(columns=config.get("drop", []), errors="ignore")
     probabilities = None
     used = config.get("pred_probs")
@@ -51,6 +55,8 @@ def score_table(
         usual = features.index.name
         name = None if usual is None else str(usual)
         probabilities = read_probabilities(Path(given), features.index, name, "--pred-probs")
+    for said in scorer.strange(features):
+        note(f"{said}.")
     try:
         return scorer(features, labels, probabilities)
     except InputError:

@@ -15,7 +15,7 @@ from ..reweighting._inputs.checks import (
 )
 from ..reweighting._inputs.columns import check_values, describe
 from ..reweighting._inputs.containers import as_internal
-from ..reweighting._inputs.csv import read_like
+from ..reweighting._inputs.csv import Reading, read_like
 from ..reweighting._inputs.files import find_readings, read_tables, split_label, suggest
 from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
 from ..reweighting._inputs.scalars import check_scalars
@@ -52,6 +52,7 @@ class Tables(NamedTuple):
         given: the labels that the trusted rows had before they were verified.
         others: columns of the training rows that are neither features nor labels nor ids.
         large: the training table on disk, where the training rows here are a sample of it.
+        readings: of the features, if the training table is a CSV file.
     """
 
     features: dict[str, pd.DataFrame]
@@ -63,6 +64,7 @@ class Tables(NamedTuple):
     given: np.ndarray | None
     others: pd.DataFrame
     large: LargeTable | None
+    readings: dict[str, Reading] | None
 
     @property
     def described(self) -> pd.DataFrame:
@@ -176,6 +178,7 @@ def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
         given,
         pd.DataFrame(others),
         large,
+        {c: readings[c] for c in train.columns} if "train" in texts else None,
     )
 
 

@@ -38,11 +38,11 @@ from ._run_files import (
     check_unchanged,
     read_summary,
     write_model,
-    write_scorer,
     write_summary,
     write_weights,
 )
 from ._run_folder import RunFolder, State
+from ._scorer_files import write_scorer
 from ._together import ALONE, Team
 from ._weigh_config import WeighConfig
 from ._weigh_tables import Tables, check_tables, input_files
@@ -286,7 +286,7 @@ def _work(
         else:
             model = Pipeline([*ready.encoder.steps, (_name(last), last)])
             write_model(model, folder / "model.skops")
-            write_scorer(result, folder)
+            write_scorer(result, folder, tables.readings)
         write_weights(verdicts, folder)
         summary = _summary(config, result, ready)
         named = [str(i) for i in ids]

@@ -300,7 +300,9 @@ class _AbstractReweighted(MetaEstimatorMixin, BaseEstimator, abc.ABC):
 
     def _holdout(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         X, y = as_rows(X, y, "X_holdout", "y_holdout")
-        return self._checked(X), check_labels(y, X, "y_holdout")
+        rows, labels = self._checked(X), check_labels(y, X, "y_holdout")
+        self._learned().encoding.warn_of_strange(X, "X_holdout")
+        return rows, labels
 
     def score_rows(self, X: Any, y: Any, *, pred_probs: Any = None) -> pd.DataFrame:
         """What the fitted models say of labelled rows that they have never seen.

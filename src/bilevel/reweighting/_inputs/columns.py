@@ -270,16 +270,26 @@ def _expected(column: pd.Series) -> Any:
     return ToDatetime().fit(_without_zone(column))
 
 
-def read_by(pipeline: Pipeline) -> dict[str, Any]:
-    """The columns that a pipeline of ours was fitted on, and how it reads them."""
+def _first_step(pipeline: Pipeline) -> Any:
     step: Any = pipeline
     while isinstance(step, Pipeline):
         step = step.steps[0][1]
+    return step
+
+
+def encoders_of(pipeline: Pipeline) -> dict[str, tuple[Any, list[str]]]:
+    """What encodes each of the `column_groups` in a fitted pipeline of ours, and its columns."""
+    parts = _first_step(pipeline).transformers_
+    return {name: (transformer, list(columns)) for name, transformer, columns in parts}
+
+
+def read_by(pipeline: Pipeline) -> dict[str, Any]:
+    """The columns that a pipeline of ours was fitted on, and how it reads them."""
     how = {}
-    for name, transformer, columns in step.transformers_:
+    for name, (transformer, columns) in encoders_of(pipeline).items():
         parsers = transformer.steps[0][1].transformers_ if name == "dates" else {}
         how |= {c: parsers.get(c, "number" if name == "numbers" else "text") for c in columns}
-    return {c: how[c] for c in step.feature_names_in_}
+    return {c: how[c] for c in _first_step(pipeline).feature_names_in_}
 
 
 def _read_as(column: pd.Series, expected: Any) -> pd.Series:

@@ -116,7 +116,8 @@ class Reading(NamedTuple):
         return values
 
 
-TEXT, NUMBER, BOOLEAN = Reading("text"), Reading("number"), Reading("boolean")
+READ_AS = ("text", "number", "boolean")
+TEXT, NUMBER, BOOLEAN = map(Reading, READ_AS)
 
 
 class Texts(NamedTuple):

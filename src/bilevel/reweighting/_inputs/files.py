@@ -45,10 +45,15 @@ class Table(NamedTuple):
 
 
 def read_table(
-    path: Path, name: str, *, label: str | None = None, ids: Sequence[str] = ()
+    path: Path,
+    name: str,
+    *,
+    label: str | None = None,
+    ids: Sequence[str] = (),
+    readings: dict[str, Reading] | None = None,
 ) -> Table:
     """One table, see `read_tables`."""
-    return read_tables({name: path}, label=label, ids=ids)[name]
+    return read_tables({name: path}, label=label, ids=ids, readings=readings)[name]
 
 
 def is_table(path: Path) -> bool:
@@ -74,12 +79,13 @@ def read_tables(
     label: str | None = None,
     ids: Sequence[str] = (),
     read: Mapping[str, "pd.DataFrame | Texts"] | None = None,
-    readings: Mapping[str, Reading] | None = None,
+    readings: dict[str, Reading] | None = None,
 ) -> dict[str, Table]:
     """CSV, TSV or Parquet files, or folders of Parquet files, as data frames.
 
     `read` is what has been read of some of them already: a sample of the rows, or the texts of a CSV
-    file; and `readings` are of the columns of CSV files, where they have been found already.
+    file; and `readings` are of the columns of CSV files, as far as they have been found already; they
+    grow.
 
     A CSV file has no types: how its columns are read (see `csv.py`) is decided by the first table, for
     the label column by all of them; columns in `ids` stay text. The files of a folder are read in the
@@ -99,7 +105,9 @@ def read_tables(
         for name, path in paths.items()
     }
     texts = {name: one for name, one in sources.items() if isinstance(one, Texts)}
-    known = find_readings(texts.values(), label, ids) if readings is None else dict(readings)
+    known = {} if readings is None else readings
+    if label is None or label not in known:
+        known |= find_readings(texts.values(), label, ids)
     tables = {}
     for name, one in sources.items():
         if isinstance(one, Texts):

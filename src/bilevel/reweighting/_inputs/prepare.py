@@ -36,6 +36,7 @@ from .estimators import takes_tables
 from .row_facts import RowColumns, RowFacts, check_sample_weight, row_facts
 from .scalars import check_scalars, check_spelling, settled
 from .scales import warn_of_other_scales
+from .strange import beyond, strange
 
 MIN_MAX = object()
 DOUBLE = 1_000_000  # numbers that are taken in double precision: features, or outputs, of a table
@@ -84,6 +85,18 @@ class Encoding(NamedTuple):
         if self.compact is not None:
             return compact_frame(self.compact, tidied, categories=self.categories)
         return pd.DataFrame(self.pipeline.transform(tidied), tidied.index)
+
+    def warn_of_strange(self, X: Any, name: str) -> None:
+        """Say what new rows have that no training row had, see `strange`."""
+        rows, said = feature_rows(X, name), []
+        if self.pipeline is not None:
+            frame = _as_frame(rows, [*read_by(self.pipeline)])
+            said = strange(tidy(frame, like=self.pipeline), self.pipeline)
+        elif isinstance(self.scaler, MinMaxScaler):
+            frame = _as_frame(self.encode(rows, name), None)
+            said = beyond(frame, self.scaler.data_min_, self.scaler.data_max_)
+        for sentence in said:
+            warnings.warn(f"`{name}`: {sentence}.", UserWarning, stacklevel=3)
 
     def labels(self, y: Any, name: str) -> np.ndarray:
         """Class codes, or standardised targets.

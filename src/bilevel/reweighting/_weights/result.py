@@ -199,6 +199,7 @@ class WeightsResult:
             ValueError: the weights are free ones, which say nothing of other rows.
         """
         seen = self.see(X, y, pred_probs)
+        self.encoding.warn_of_strange(as_rows(X, y)[0], "X")
         judged = seen.scorer.judge(seen.outputs, seen.y)
         columns = {
             "label_quality": judged.quality,
