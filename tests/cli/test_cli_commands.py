@@ -513,14 +513,26 @@ def test_a_file_that_cannot_be_followed_is_refused(tmp_path, asked, extra, messa
         ("task", "ranking", "'ranking' is not one of 'auto', 'classification', 'regression'"),
         ("drop", 3, "Invalid value for '--drop'"),
         ("num_steps", 5, "--method auto chooses where to stop"),
-        ("method", "soba", "weights of groups need --method auto and --model linear"),
-        ("model", "mlp", "weights of groups need --method auto and --model linear"),
+        ("method", "soba", "--groups: needs --method auto and --model linear"),
+        ("model", "mlp", "--groups: needs --method auto and --model linear"),
     ],
 )
 def test_values_that_an_option_does_not_take_are_refused(tmp_path, asked, name, value, message):
     said = bilevel("weigh", "-c", write_config(tmp_path, EVERYTHING | {name: value}))
     refused(2, message, said=said)
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["groups", "given-label", "pred-probs", "precision", "sample-weight", "entity", "time"],
+)
+def test_free_weights_refuse_what_they_do_not_have_before_a_table_is_read(tmp_path, option):
+    said = bilevel(
+        *("weigh", tmp_path / "none.csv", "--label", "y", "--trusted", tmp_path / "none.csv"),
+        *("--out", tmp_path / "run", "--method", "soba", f"--{option}", "0.5"),
+    )
+    refused(2, f"--{option}: needs --method auto and --model linear.", said=said)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):

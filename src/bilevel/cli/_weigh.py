@@ -229,18 +229,17 @@ def weigh(
             param_hint="--label",
         )
     learned = method is Method.auto and model is ModelName.linear
-    if groups is not None and not learned:
-        raise typer.BadParameter(
-            "weights of groups need --method auto and --model linear.", param_hint="--groups"
-        )
-    for value, option in [(pred_probs, "--pred-probs"), (given_label, "--given-label")]:
+    for value, option in [
+        (groups, "--groups"),
+        (pred_probs, "--pred-probs"),
+        (given_label, "--given-label"),
+        (precision, "--precision"),
+        (sample_weight, "--sample-weight"),
+        (entity, "--entity"),
+        (time, "--time"),
+    ]:
         if value is not None and not learned:
             raise typer.BadParameter("needs --method auto and --model linear.", param_hint=option)
-    if precision is not None and not learned:
-        raise typer.BadParameter(
-            "the flagged list is calibrated with --method auto and --model linear only.",
-            param_hint="--precision",
-        )
     if num_steps is not None and learned:
         raise typer.BadParameter(
             "--method auto chooses where to stop; leave it out, or choose --method near-exact.",
