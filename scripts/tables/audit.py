@@ -78,14 +78,14 @@ PUBLISHED = {
 def planted_flips_said() -> str:
     """The means of precision and recall beside those that tabaudit publishes, and its own here."""
     programs = _report("faults")["flips"]
-    ours = {"`audit` without trusted rows": "audit, no trusted rows"}
-    ours |= {"with 200 trusted rows": "audit, trusted rows"}
-    ours |= {"`weigh` with 200 trusted rows": "weigh, trusted rows"}
+    ours = {
+        "`audit` without trusted rows": "audit, no trusted rows",
+        "`audit` with 200 trusted rows": "audit, trusted rows",
+        "`weigh` with 200 trusted rows": "weigh, trusted rows",
+    }
     keys = {"precision": "mean precision without own", "recall": "mean recall"}
     peer, lines = programs["tabaudit"], []
     for name, program in ours.items():
-        if program not in programs:
-            continue
         parts = []
         for word, key in keys.items():
             value = programs[program][key]
