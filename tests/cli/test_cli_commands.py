@@ -535,6 +535,13 @@ def test_free_weights_refuse_what_they_do_not_have_before_a_table_is_read(tmp_pa
     refused(2, f"--{option}: needs --method auto and --model linear.", said=said)
 
 
+@pytest.mark.parametrize("option", ["l2", "minutes-per-check"])
+def test_infinite_numbers_are_refused(tmp_path, option):
+    paths = tmp_path / "none.csv", "--label", "y", "--trusted", tmp_path / "none.csv"
+    said = bilevel("weigh", *paths, "--out", tmp_path / "run", f"--{option}", "inf")
+    refused(2, f"--{option}: must be a finite number.", said=said)
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     said = bilevel("weigh", "-c", tmp_path / "none.toml")
     refused(2, "none.toml cannot be read: No such file or directory.", said=said)

@@ -251,7 +251,7 @@ def weigh(
             "--overlap has no effect and goes in version 0.3: rows that coincide are no error, and "
             "judge nothing about each other."
         )
-    for number, option in [(l2, "--l2"), (precision, "--precision")]:
+    for number, option in [(l2, "--l2"), (minutes_per_check, "--minutes-per-check")]:
         if number is not None and not math.isfinite(number):
             raise typer.BadParameter("must be a finite number.", param_hint=option)
 
