@@ -1,5 +1,6 @@
 """Rows that coincide, rows of one entity, rows in time, and rows that count more or less than one."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from bilevel import ReweightedClassifier, learn_weights
 from bilevel.reweighting import InputError
-from bilevel.reweighting._inputs.row_facts import RowFacts, content_hash
+from bilevel.reweighting._inputs.row_facts import RowColumns, RowFacts, content_hash, row_facts
 from bilevel.reweighting._weights.folds import FOLDS, make_folds
 
 SEEN: list[tuple[np.ndarray, np.ndarray]] = []  # (rows learned from, rows asked about) of `Nearest`
@@ -403,3 +404,22 @@ def test_only_ids_that_were_given_on_purpose_are_compared():
     texts = [t.set_axis([f"r{i + 118 * k}" for i in range(len(t))]) for k, t in enumerate(named)]
     with pytest.raises(InputError, match=r"2 training rows .* \('r118', 'r119'\)"):
         learn_weights(texts[0], y, texts[1], y_trusted)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_weights_that_are_relative_are_named(which):
+    """Of weights that sum to 1 all rows count as one row: nothing is known then of wrong labels."""
+    features = np.zeros((50, 1)), np.zeros((20, 1))
+    n = len(features[which])
+    name = ("sample_weight", "sample_weight_trusted")[which]
+    for scale, total in ((1 / n, "1"), (1000.0, f"{1000.0 * n:.3g}")):
+        columns = RowColumns(**{name: np.full(n, scale)})
+        with pytest.warns(
+            UserWarning, match=rf"`{name}` has a mean of .* {n} rows count as "
+        ) as said:
+            row_facts(columns, *features)
+        assert f"count as {total}, in every" in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fine in (np.full(n, 2.0), np.r_[np.zeros(n - 1), 1.0]):
+            row_facts(RowColumns(**{name: fine}), *features)

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt64
 from .checks import InputError, as_vector, named
 from .scalars import settled
 
+FAR = 10.0  # times more, or less, than one row, from which weights are taken for relative ones
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -106,6 +107,12 @@ def row_facts(
         check_sample_weight(columns.sample_weight, n, "sample_weight"),
         check_sample_weight(columns.sample_weight_trusted, m, "sample_weight_trusted"),
     )
+    for given, weight, name in (
+        (columns.sample_weight, weights[0], "sample_weight"),
+        (columns.sample_weight_trusted, weights[1], "sample_weight_trusted"),
+    ):
+        if given is not None:
+            _warn_of_relative_weights(weight, name)
     times = _pair(columns.times, columns.times_trusted, n, m, "times")
     moments = (None, None) if times is None else _moments(times)
     entities = _pair(columns.entities, columns.entities_trusted, n, m, "entities")
@@ -142,6 +149,20 @@ def check_sample_weight(values: Any, rows: int, name: str) -> Float[np.ndarray, 
     if not weight.any():
         raise InputError(f"`{name}` is zero for all rows: nothing is left to learn from.")
     return weight
+
+
+def _warn_of_relative_weights(weight: Float[np.ndarray, " rows"], name: str) -> None:
+    """Say so if rows count far less, or far more, than one row each, on average."""
+    mean = float(weight[weight > 0].mean())
+    if not 1 / FAR <= mean <= FAR:
+        warnings.warn(
+            f"`{name}` has a mean of {mean:.3g}, and a row of weight 2 is the row twice: these "
+            f"{int(np.sum(weight > 0))} rows count as {weight.sum():.3g}, in every estimate and "
+            "beside the rows of the other table. If the weights are relative, as those that sum to 1 "
+            "or to a population, divide them by their mean.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _pair(
