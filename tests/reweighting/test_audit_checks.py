@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from bilevel.reweighting._audit.audit import IN_ORDER, audit
+from bilevel.reweighting._audit.drift import row_drift
 from bilevel.reweighting._audit.finding import CHECKS, Audit
 from bilevel.reweighting._audit.near import near_texts
+from bilevel.reweighting._audit.view import make_view
 from bilevel.reweighting._inputs.checks import InputError
 
 
@@ -383,6 +385,22 @@ def test_drift_names_the_columns_at_fault():
     spread[2]["height"] = 170 + 3 * (spread[2]["height"] - 170)  # which no linear model sees
     result = audit(*spread)
     assert {f.ids for f in result.findings if f.severity == "warning"} == {("height",)}
+
+
+@pytest.mark.parametrize(("shift", "told"), [(0.0, 0), (1.5, 6)])
+def test_other_people_are_no_drift(shift, told):
+    """Six rows of each, nearly equal, look like six times as many people as there are."""
+    hits = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        people = rng.normal(size=(90, 3)) + shift * (np.arange(90) >= 60)[:, None]
+        who = np.repeat(np.arange(90), 6)
+        table = pd.DataFrame(people[who] + 0.1 * rng.normal(size=(540, 3)), columns=list("abc"))
+        table["who"], y = who, rng.integers(0, 2, 540)
+        given = {"train": (table[:360], y[:360]), "holdout": (table[360:], y[360:])}
+        view = make_view(given, "classification", "who", None, 0)
+        hits += any(f.severity == "warning" for f in row_drift(view))
+    assert hits == told
 
 
 def test_the_order_of_rows_is_told_by_labels_and_columns():
