@@ -201,6 +201,7 @@ def test_the_activity_says_what_is_done_and_how_far_it_is(capsys):
 def test_without_json_stdout_has_the_table_and_the_checks(mixed):
     assert mixed.code == 0
     assert "400 rows weighed: " in mixed.stdout
+    assert "Score on the hold-out (accuracy) " in mixed.stdout
     for name in ("uniform", "all rows + trusted", "trusted only", "filter", "reweighted"):
         assert name in mixed.stdout
     text = " ".join(mixed.stdout.split())

@@ -142,6 +142,7 @@ def test_no_secret_leaves_a_private_run(tmp_path, regression):
     out = tmp_path / "run"
     said = bilevel(*command, "--private", "--minutes-per-check", "2", "--out", out)
     assert said.code == 0, said.stderr
+    assert f"Score on the hold-out ({'R2' if regression else 'accuracy'}) " in said.stdout
     names = {path.name for path in out.iterdir()}
     assert names == {
         *("config.toml", "report.html", "report.json", "summary.json"),

@@ -355,7 +355,7 @@ def weigh(
     else:
         for line in done.summary["reading"]:
             say(f"{line}.")
-        _show(done.result)
+        _show(done.result, "R2" if done.summary["task"] == "regression" else "accuracy")
         say(f"written to {done.folder}: {' '.join(done.files)}")
     if strict and not done.result.believable:
         raise typer.Exit(NOT_BELIEVABLE)
@@ -378,8 +378,8 @@ def _check_places(processes: int, places: Places, learned: bool) -> None:
         )
 
 
-def _show(result: "WeightsResult") -> None:
-    """The result as a person wants to see it."""
+def _show(result: "WeightsResult", score: str) -> None:
+    """The result as a person wants to see it; without --metric the hold-out has this score."""
     n = len(result.weights)
     console.print()
     if result.candidates is not None:
@@ -390,7 +390,7 @@ def _show(result: "WeightsResult") -> None:
         f"A trusted row weighs {result.trusted_weight:.2f}.\n"
     )
     if result.baselines is not None:
-        metric = "accuracy, or R2" if result.metric is None else result.metric.name
+        metric = score if result.metric is None else result.metric.name
         console.print(_baseline_table(result.baselines, metric))
     for check in result.checks:
         mark = "[green]ok[/green]" if check.passed else "[red]NO[/red]"
