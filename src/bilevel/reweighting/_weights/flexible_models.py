@@ -137,9 +137,9 @@ def kernel_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> La
     median = np.median(squares[np.triu_indices(len(sample), 1)])
     if not median > 0:  # beside a row that is far away, the others are one point
         return None
-    landmarks = Nystroem(
-        gamma=NARROW / median, n_components=min(LANDMARKS, len(rows)), random_state=0
-    )
+    # With n_jobs=None, within `joblib.parallel_config` the products would be made in other parts.
+    some = min(LANDMARKS, len(rows))
+    landmarks = Nystroem(gamma=NARROW / median, n_components=some, random_state=0, n_jobs=1)
     features = make_pipeline(scaler, landmarks).fit(rows)
     number = folds.kind.number
     softmax = LogisticRegression(C=INVERSE_PENALTY, tol=tolerance(folds.y, number))
