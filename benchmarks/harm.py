@@ -2,9 +2,10 @@
 
 Real tables whose labels are right, or of which 5 or 10 % are made wrong at random. Per table: at most
 2000 training rows, `m` trusted rows and a third of the rows (at most 4000) for the test, of a seeded
-permutation (but for test rows of a class that no training row has); five seeds. Measured: the accuracy on the test rows of `ReweightedClassifier()` minus the
-better of two fits of the same logistic regression in the mean over the seeds, one of all rows and one
-of the trusted rows only. Neither needs weights: what is lost is the harm of asking for weights.
+permutation; five seeds. Test rows of a class that no training row has are left out. Measured: the
+accuracy on the test rows of `ReweightedClassifier()` minus the better of two fits of the same logistic
+regression in the mean over the seeds, one of all rows and one of the trusted rows only. Neither needs
+weights: what is lost is the harm of asking for weights.
 
 Three tables come with scikit-learn. `trees.py` says where the others come from; name their folder
 with `--tables`, or they are left out. Results: `results/harm.json`; `--out` gets a line per fit, and a
