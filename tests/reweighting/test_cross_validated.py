@@ -17,6 +17,7 @@ from bilevel.reweighting import InputError, cross_validated_weights
 from bilevel.reweighting._inputs.probabilities import check_probabilities
 from bilevel.reweighting._weights import candidates as _candidates
 from bilevel.reweighting._weights import folds as _folds
+from bilevel.reweighting._weights import joining
 from bilevel.reweighting._weights.baselines import SIMPLEST
 from bilevel.reweighting._weights.candidates import search
 from bilevel.reweighting._weights.choice import best_candidate, candidate_table, choose
@@ -97,7 +98,10 @@ def test_the_table_and_the_members(noisy):
 
 
 @pytest.mark.slow
-def test_forests_join_only_where_linear_models_plainly_do_not_suffice():
+def test_forests_join_only_where_linear_models_plainly_do_not_suffice(monkeypatch):
+    """Beside kernel models, or boosted trees, they may add nothing."""
+    for bar in ("KERNEL_JOINS", "BOOSTED_JOINS"):
+        monkeypatch.setattr(joining, bar, np.inf)
     rng = np.random.default_rng(0)
     X, X_trusted = rng.uniform(-1, 1, size=(600, 3)), rng.uniform(-1, 1, size=(100, 3))
 

@@ -85,21 +85,6 @@ def test_the_report_of_an_estimator(fitted, tmp_path):
 
 
 @pytest.mark.slow
-def test_free_row_weights_are_a_candidate_where_trusted_rows_abound():
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(300, 2))
-    y = (X[:, 0] > 0).astype(int)
-    flip = np.arange(300) < 60
-    y[flip] = 1 - y[flip]
-    result = learn_weights(X[:220], y[:220], X[220:], y[220:])
-    assert result.candidates is not None
-    assert np.isfinite(result.candidates.loc["row weights", "loss"])
-    few = learn_weights(X[:220], y[:220], X[220:279], y[220:279])
-    assert few.candidates is not None
-    assert "row weights" not in few.candidates.index  # 59 rows for 6 parameters
-
-
-@pytest.mark.slow
 def test_rows_of_a_class_without_trusted_rows_are_judged_by_models_of_all_rows():
     rng = np.random.default_rng(0)
     y = np.arange(360) % 3
