@@ -392,7 +392,10 @@ EVERYTHING: dict[str, Any] = {
     "minutes_per_check": 1.5,
     "private": False,
 }
-ONLY_AUTO = ("groups", "pred_probs", "given_label", "precision")
+ONLY_AUTO = (
+    *("groups", "pred_probs", "given_label", "precision"),
+    *("sample_weight", "entity", "time"),
+)
 
 
 def write_config(folder: Path, values: dict[str, Any], extra: str = "") -> Path:
