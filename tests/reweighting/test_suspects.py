@@ -52,6 +52,7 @@ def three_blobs() -> tuple[Rows, dict[str, np.ndarray]]:
 
 
 ROWS, WHICH = three_blobs()
+RESULT: Any = ROWS.result  # nothing in it is None
 FOUND = judge_suspects(ROWS, 0)
 
 
@@ -148,7 +149,7 @@ def test_the_noise_matrix_counts_and_rates():
         differs & (ROWS.y[FOUND.rows] == first["given"]) & (FOUND.suggested == first["suggested"])
     )
     assert first["rate"] == pytest.approx(
-        ROWS.result.wrong[FOUND.rows[inside]].sum() / np.sum(ROWS.y == first["given"])
+        RESULT.wrong[FOUND.rows[inside]].sum() / np.sum(ROWS.y == first["given"])
     )
 
 
@@ -288,7 +289,7 @@ def test_too_few_suspects_are_not_described():
 
 
 def with_noise(low: float, value: float, high: float, truth: Any = None) -> Any:
-    ROWS.result.noise = types.SimpleNamespace(precision=Estimate(value, low, high))
+    RESULT.noise = types.SimpleNamespace(precision=Estimate(value, low, high))
     return first_rows(ROWS, truth)
 
 
@@ -297,7 +298,7 @@ def test_the_share_of_wrong_labels_in_the_first_rows_and_its_band():
     order = np.argsort(ROWS.quality, kind="stable")
     for point in curve:
         k = point["rows"]
-        assert point["wrong"] == pytest.approx(ROWS.result.wrong[order[:k]].mean())
+        assert point["wrong"] == pytest.approx(RESULT.wrong[order[:k]].mean())
         assert 0 <= point["low"] <= point["wrong"] <= point["high"] <= 1
         assert point["observed"] is None
     assert curve[-1]["rows"] == 60
@@ -308,7 +309,7 @@ def test_the_share_of_wrong_labels_in_the_first_rows_and_its_band():
     assert all(
         b["high"] - b["low"] > a["high"] - a["low"] for a, b in zip(curve, wide, strict=True)
     )
-    ROWS.result.noise = None
+    RESULT.noise = None
     assert first_rows(ROWS) is None
 
 

@@ -35,7 +35,7 @@ def beyond(rows: Any, low: np.ndarray, high: np.ndarray) -> list[str]:
     values = frame.to_numpy(np.float64)
     known, outside = np.isfinite(values), (values < low) | (values > high)
     many = outside.sum() > known.sum() / 2
-    empty = [*frame.columns[~known.any(axis=0)]] * (len(frame) > FEW)
+    empty = [*frame.columns[np.flatnonzero(~known.any(axis=0))]] * (len(frame) > FEW)
     said = [f"no row has a value of {named(empty)}, and training rows have"] * bool(empty)
     for j in np.flatnonzero(outside.sum(axis=0) > known.sum(axis=0) / 2):
         count = int(outside[:, j].sum())
@@ -72,6 +72,6 @@ def _new(rows: pd.DataFrame, encoders: dict[str, tuple[Any, list[str]]]) -> list
         if new.any():
             said.append(
                 f"{int(new.sum())} of {len(rows)} rows have a value of {c!r} that no training row "
-                f"has: {named(list(column[new].unique()))}"
+                f"has: {named([*pd.unique(column[new])])}"
             )
     return said
