@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bilevel.cli import app
+from bilevel.cli._weigh_config import WeighConfig
+from bilevel.cli._weigh_tables import check_tables
 from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._inputs.columns import tidy
 from digits import write_table
@@ -252,6 +255,20 @@ def test_columns_beside_the_features(case):
         "`sample_weight` must hold finite weights >= 0",
         flags=("--sample-weight", "w", "--drop", "who"),
     )
+
+
+def test_a_column_beside_the_features_may_be_dropped_from_them_too(tmp_path):
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train", "trusted")}
+    for k, path in enumerate(paths.values()):
+        rows = table(40, k)
+        rows.assign(true=rows["label"], who=rows["key"]).to_parquet(path)
+    names: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    config = WeighConfig(
+        **names, label="label", out="run", truth="true", entity="who", drop=("true", "who", "key")
+    )
+    found = check_tables(config, paths)
+    assert list(found.features["train"].columns) == ["a", "b", "colour"]
+    assert found.beside["truth"]["train"].tolist() == found.labels["train"].tolist()
 
 
 def test_bad_holdout(case):

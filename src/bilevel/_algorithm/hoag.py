@@ -141,7 +141,7 @@ class HOAG(AbstractAlgorithm):
 
         start = at(turn.state.w, jnp.zeros((), jnp.int32))
 
-        of_w = jnp.asarray(optax.tree.norm(start.w) / inner_step).astype(start.size.dtype)
+        of_w = optax.tree.norm(start.w) / jnp.asarray(inner_step).astype(start.size.dtype)
         unseen = (aux.first_inner == 0) & (start.size > rounding / 10 * of_w)
         first_inner = jnp.where(unseen, start.size, aux.first_inner)
         target = jnp.maximum(tolerance * first_inner, rounding / 10 * of_w)

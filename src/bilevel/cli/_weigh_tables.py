@@ -114,6 +114,8 @@ def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
         for c in (config.id, config.groups, config.entity, config.given_label, config.truth)
         if c is not None
     ]
+    beside_rows = {getattr(config, option) for option in (*_BESIDE, "given_label")}
+    unused = [c for c in config.drop if c not in beside_rows]  # which are no features
     texts = read_csv_files(config, paths)
     readings = find_readings(texts.values(), config.label, ids)
     large = find_large(config, ids, texts.get("train", paths["train"]), readings)
@@ -123,7 +125,7 @@ def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
         table, labels[name] = split_label(one.frame, config.label, config.id, name)
         if name == "train":
             check_drop(config.drop, table.columns)
-        table = table.drop(columns=list(config.drop), errors="ignore")
+        table = table.drop(columns=unused, errors="ignore")
         if columns is not None and name == "holdout":
             table = table.drop(columns=columns, errors="ignore")
         elif columns is not None:
