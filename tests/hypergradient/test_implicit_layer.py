@@ -83,3 +83,16 @@ def test_a_map_that_is_not_symmetric():
 
     np.testing.assert_allclose(jax.jacrev(model)(u), inverse, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(jax.jacfwd(model)(u), inverse, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("differentiate", [jax.grad, jax.jacfwd])
+def test_a_linear_solve_that_diverges_gives_nan(differentiate):
+    """w = 3 w + u has the derivative -1/2, and x + (b + 2 x) runs away from it."""
+    problem = bilevel.FixedPointProblem(outer=lambda u, w, _: w, map=lambda u, w, _: 3.0 * w + u)
+
+    def slope(solver):
+        layer = differentiate(lambda u: implicit_layer(problem, u, -u / 2, solver))
+        return float(layer(jnp.array(1.0)))
+
+    assert np.isnan(slope(bilevel.Richardson(1.0)))
+    assert slope(lx.GMRES(1e-9, 1e-9)) == pytest.approx(-0.5)

@@ -339,11 +339,10 @@ def test_a_map_that_is_not_a_contraction():
 
 
 @pytest.mark.slow
-def test_a_backward_pass_that_does_not_converge_raises():
+def test_a_backward_pass_that_diverges_is_nan():
     u = U | {"W": monotone(), "U": 0.1 * U["U"]}
     model = free(TIGHT, bilevel.Richardson(1.0))
-    with pytest.raises(Exception, match="breakdown"):
-        jax.block_until_ready(jax.grad(partial(layer_loss, model=model))(u, X, Y))
+    assert np.isnan(jax.grad(partial(layer_loss, model=model))(u, X, Y)["b"]).all()
 
 
 # Training, and models of one's own

@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import PyTree
+import optax
+from jaxtyping import Array, Bool, PyTree
 
 from .._linear.base import solve_linear
 from .._linear.cg import CG
@@ -40,7 +42,8 @@ def implicit_layer(
         inner_batch: data to use in place of `problem.inner_data`.
 
     Error: that of `implicit_gradient`. Nothing is reported here, so check the residual
-    `problem.residual(u, w, batch)` where it is not known to be small. Cost: one linear solve per
+    `problem.residual(u, w, batch)` where it is not known to be small. The derivative is NaN where the
+    linear solver breaks down and what it has found is worse than zero. Cost: one linear solve per
     derivative that is taken through the layer.
 
     Source: Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-López, Pedregosa and Vert (2021),
@@ -65,11 +68,46 @@ def implicit_layer(
     if linear_solver is None:
         linear_solver = CG(rtol=1e-6) if symmetric else lx.GMRES(rtol=1e-6, atol=1e-6)
     tags = (lx.symmetric_tag, lx.positive_semidefinite_tag) if symmetric else ()
+    solver = _OrNaN(linear_solver)
 
     layer = jax.lax.custom_root(
         lambda w: problem.residual(u, w, batch),
         jax.lax.stop_gradient(w),
         lambda _, w: w,
-        lambda function, b: solve_linear(function, b, linear_solver, tags).value,
+        lambda function, b: solve_linear(function, b, solver, tags).value,
     )
     return given.restore(u, layer)[1]
+
+
+class _OrNaN(lx.AbstractLinearSolver[Any]):
+    """A linear solver that gives NaN where it breaks down, and zero would have less residual."""
+
+    solver: lx.AbstractLinearSolver
+
+    def init(self, operator, options):
+        return operator, self.solver.init(operator, options)
+
+    def compute(self, state, vector, options):
+        operator, inner = state
+        value, result, stats = self.solver.compute(inner, vector, options)
+
+        def useless() -> Bool[Array, ""]:
+            rest = optax.tree.sub(vector, operator.mv(value))
+            return ~(optax.tree.norm(rest) <= optax.tree.norm(vector))
+
+        broken = result == lx.RESULTS.breakdown
+        lost = jax.lax.cond(broken, useless, lambda: jnp.zeros((), bool))
+        return jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), value), result, stats
+
+    def transpose(self, state, options):
+        operator, inner = state
+        inner, options = self.solver.transpose(inner, options)
+        return (operator.transpose(), inner), options
+
+    def conj(self, state, options):
+        operator, inner = state
+        inner, options = self.solver.conj(inner, options)
+        return (lx.conj(operator), inner), options
+
+    def assume_full_rank(self):
+        return self.solver.assume_full_rank()
