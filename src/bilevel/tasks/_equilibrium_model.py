@@ -63,8 +63,8 @@ class EquilibriumModel(eqx.Module):
 
     Error: a fixed point with the error d biases the gradient by O(d). Only `model.solve(u,
     x).residual` shows this: `||z - z*|| <= residual / (1 - q)` for a cell with the contraction
-    constant q. If the linear solver fails in the backward pass, lineax raises an error at run time;
-    the default solver fails where the cell is not a contraction.
+    constant q. If the linear solver diverges in the backward pass, the gradient is NaN; the default
+    solver diverges where the cell is not a contraction.
 
     Source: Bai, Kolter and Koltun (2019), "Deep equilibrium models" [bai2019][]; Grazzi and Pontil,
     "Principled and efficient bilevel optimization for machine learning", section "Equilibrium
