@@ -126,7 +126,9 @@ def check_same_columns(X: Any, other: Any, name: str, other_name: str) -> None:
 
 
 def as_vector(values: Any) -> np.ndarray:
-    """`np.asarray`, which makes texts of all in a list that holds some: of a gap the text "nan".
+    """The values of a list as they are; an array of anything else.
+
+    Of a list that holds some texts `np.asarray` makes texts of all values: of a gap the text "nan".
 
     >>> as_vector(["a", float("nan")])
     array(['a', nan], dtype=object)
