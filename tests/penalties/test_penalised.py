@@ -389,6 +389,16 @@ def test_sparse_rows_give_the_model_of_the_same_dense_rows(kind, rows, layout, i
     np.testing.assert_allclose(sparse.predict(layout(X)), sparse.predict(X), rtol=1e-12, atol=1e-12)
 
 
+def test_rounding_does_not_choose_among_penalties_of_one_rough_solution():
+    # Each row is in each fold, so that weak penalties are best. Coordinate descent leaves a solution
+    # that is good enough for the next ones, too, and their losses differ by rounding only.
+    rng = np.random.default_rng(10)
+    X, y = np.tile(rng.random((15, 30)), (3, 1)), np.tile(rng.integers(0, 3, 15), 3)
+    model = ElasticNetBilevelCV(cv=KFold(3))
+    dense, sparse = model.fit(X, y).alpha_, model.fit(csr_matrix(X), y).alpha_
+    np.testing.assert_allclose(dense, sparse, rtol=1e-7)  # 6.5 times this one otherwise
+
+
 @pytest.mark.parametrize("kind", ["ridge", "elastic net"])
 def test_large_sparse_rows_are_solved_without_a_dense_matrix_of_them(kind, monkeypatch):
     rng = np.random.default_rng(0)

@@ -19,6 +19,7 @@ RIDGE = (1e-8, 1e2)  # bounds of the l2 penalty, as multiples of the mean of x^2
 RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the grid that the search starts from
 GRID, SHORTEST_START = 25, 1e-3  # strengths of that grid, and the least of them
 PIECES, WORSE = 5, 1.02  # of the grid; a piece whose losses are worse by this factor is the last
+SAME = 1 + 1e-9  # losses that differ by less do so by rounding
 DOWN = 10  # strengths on the way to the last fit
 ROUGH, EXACT = 1e-4, (1e-4, 1e-7, 1e-10)  # tolerances of coordinate descent
 ROUNDS = 10  # of guessing a support from the last one, before coordinate descent finds it
@@ -131,11 +132,12 @@ class ElasticNetBilevelCV(RegressorMixin, AbstractTunedLinear):
             lowest = np.inf  # of this ratio
             for piece in np.array_split(strengths, PIECES):  # from strong to weak
                 losses = np.sum([lasso.rough(piece, each) for lasso in lassos], axis=0)
-                at = int(np.argmin(losses))
+                # A solution that is good enough for weaker penalties too is that of the strongest.
+                at = int(np.argmax(losses <= SAME * losses.min()))
                 if not losses[at] <= WORSE * lowest:  # weaker penalties take longer, and lead away
                     break
                 lowest = min(losses[at], lowest)
-                if losses[at] < least:
+                if SAME * losses[at] < least:
                     least, alpha, r = losses[at], piece[at] / each, each
                     for lasso in lassos:
                         lasso.keep(at)
