@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -103,10 +104,13 @@ def hashable(static: PyTree, pins: Pins) -> PyTree:
 def compiled(function: F) -> F:
     """`equinox.filter_jit`, of which the pins of the arguments are a part."""
 
-    @eqx.filter_jit
     def run(pins: Pins, args: Any, kwargs: Any) -> Any:
         del pins
         return function(*args, **kwargs)
+
+    # The name of the program, in logs and profiles: Equinox looks below decorators for it.
+    inspect.unwrap(run).__name__ = function.__name__
+    run = eqx.filter_jit(run)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -130,7 +130,7 @@ def test_a_periodic_flow_does_not_converge():
 def test_one_compilation_for_fields_of_one_shape(compilations):
     for seed, tol in ((1001, 0.0), (1002, 1e-6), (1003, 1e-8)):
         dynamics.mirror_flow(low_rank(seed, 7, 2), uniform_weights(7), jnp.array([1.0]), tol=tol)
-    assert sum("_integrate" in name for name in compilations) == 1
+    assert compilations.count("jit(_integrate)") == 1
 
 
 # What a flow reports.
