@@ -252,12 +252,29 @@ def begun_run(folder: Path, tables: dict[str, pd.DataFrame], **options: Any) -> 
     run.mkdir()
     for name, table in tables.items():
         table.to_parquet(paths[name])
-    settings = {name: str(path) for name, path in paths.items()}
-    config = WeighConfig(**settings, label="y", out=str(run), id="id", **options)
+    settings: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    settings = {"id": "id"} | settings | options
+    config = WeighConfig(**settings, label="y", out=str(run))
     sums = {name: digest(path) for name, path in paths.items()}
     (run / "config.toml").write_text(config.to_toml(sums))
     write_summary({}, run)
     return run
+
+
+@pytest.mark.parametrize(("index", "name"), [([5, 0, 2], "0"), ([0, 0, 1], "1"), (None, "1")])
+def test_rows_without_ids_are_called_as_in_the_weights(tmp_path, index, name):
+    """By the index that a data frame was saved with, where it names each row."""
+    table = pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": ["a", "b", "b"]}, index=index)
+    run = begun_run(tmp_path, {"train": table, "trusted": table}, id=None)
+    task = {"data": {"row_id": name}, "annotations": [said(["a"])]}
+    (tmp_path / "done.json").write_text(json.dumps([task]))
+    found = bilevel("collect", run, tmp_path / "done.json", "--out", tmp_path / "next")
+    assert found.code == 0, found.stderr
+    both = pd.read_parquet(tmp_path / "next" / "trusted.parquet")
+    assert both[["x", "y", "given_label"]].iloc[-1].tolist() == [2.0, "a", "b"]
+    rest = pd.read_parquet(tmp_path / "next" / "train.parquet")
+    assert rest.index.tolist() == table.index[[0, 2]].tolist()
+    assert rest["x"].tolist() == [1.0, 3.0]
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def test_labels_change_where_a_person_decided(tables):
         ("id,label\nr5,maybe\n", "have classes that no table has: 'maybe'"),
         ("id,label\nr5,yes\nr5,no\n", "repeat the ids 'r5'"),
         ("id,answer\nr5,yes\n", "need the columns 'id' and 'label'"),
+        ("id,given_label,label\nr5,maybe,yes\n", "decided of another table"),
     ],
 )
 def test_decisions_that_do_not_fit_are_refused(tables, content, said):
@@ -145,6 +146,32 @@ def test_decisions_that_do_not_fit_are_refused(tables, content, said):
     assert found.code == 3
     assert "".join(said.split()) in found.squeezed
     assert not (tables / "fixed").exists()
+
+
+def test_decisions_name_the_rows_of_the_table_that_they_were_made_of(tmp_path):
+    """Row numbers are others once rows have left; what is said of the label tells that."""
+    labels = ["-1", "+1", "+1", "-1"] * 5
+    table = pd.DataFrame({"x": np.arange(20) ** 1.5, "y": labels})
+    trusted = tmp_path / "trusted.parquet"
+    table.assign(x=np.arange(20) ** 1.4).to_parquet(trusted)
+    (tmp_path / "accepted.csv").write_text("id,given_label,label\n0,'-1,+1\n1,+1,-1\n3,,+1\n")
+
+    def decide(rows: pd.DataFrame, out: str) -> Said:
+        rows.to_parquet(tmp_path / "train.parquet")
+        command = ["fix", tmp_path / "train.parquet", "--label", "y", "--trusted", trusted]
+        return bilevel(
+            *command, "--apply-labels", tmp_path / "accepted.csv", "--out", tmp_path / out
+        )
+
+    assert decide(table, "one").code == 0
+    fixed = pd.read_parquet(tmp_path / "one" / "train.parquet")
+    assert fixed["y"].tolist() == ["+1", "-1", "+1", "+1", *labels[4:]]
+    said = decide(table.iloc[1:].reset_index(drop=True), "two")
+    assert said.code == 3
+    assert "decidedofanothertable" in said.squeezed
+    said = decide(pd.concat([table, table]), "three")
+    assert said.code == 3
+    assert "severaltrainingrows" in said.squeezed
 
 
 def test_parquet_and_zipped_files_keep_their_kind(tables):

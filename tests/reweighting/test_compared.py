@@ -6,7 +6,10 @@ import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import r2_score, roc_auc_score
 
-from bilevel.cli._compare_work import _per_row
+from bilevel.cli import _compare_work
+from bilevel.cli._compare_work import _named_by_content, _per_row, _share_ids
+from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.files import digest
 from bilevel.reweighting._report.compared import Scores, compare_runs
 from bilevel.reweighting._weights.metric import Metric
 
@@ -86,6 +89,41 @@ def test_ids_that_repeat_are_compared_in_their_order():
     assert (found.rows, len(found.changed)) == (6, 0)
     one = table.assign(keep=True)
     assert str(compare_runs((CONFIG, CONFIG), (table, one), "")).count("1 row changed sides") == 1
+
+
+def test_row_numbers_of_different_files_name_no_rows(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.normal(size=30), "b": list("uvw") * 10, "y": list("no") * 15})
+    table.loc[29, ["a", "b"]] = table.loc[2, ["a", "b"]]  # equal rows are told apart by their order
+    order = rng.permutation(30)[:25]
+    other = table.iloc[order].assign(y="o").reset_index(drop=True)[["b", "y", "a"]]
+    other.loc[[3, 7], "a"] = 9.0
+    paths = [tmp_path / "one.csv", tmp_path / "two.parquet"]
+    table.to_csv(paths[0], index=False)
+    other.to_parquet(paths[1])
+    runs = [
+        (tmp_path, {"train": str(p), "label": "y", "sha256": {"train": digest(p)}}) for p in paths
+    ]
+    folders, configs = (list(x) for x in zip(*runs, strict=True))
+    tables = [pd.DataFrame({"id": np.arange(n), "keep": True}) for n in (30, 25)]
+    monkeypatch.setattr(_compare_work, "read_summary", lambda run: {})
+    assert not _share_ids(configs, tables)
+    assert _share_ids([configs[0], configs[0]], [tables[0], tables[0]])
+    assert _share_ids([c | {"id": "key"} for c in configs], tables)
+    assert not _share_ids([configs[0], configs[0] | {"id": "key"}], [tables[0], tables[0]])
+    first, second = _named_by_content((folders[0], folders[1]), configs, tables)
+    twins = np.flatnonzero(np.isin(order, [2, 29]))  # the first of them is the first
+    expected = order.astype(str).astype(object)
+    expected[twins] = ["2", "29"][: len(twins)]
+    expected[[3, 7]] = ["3 of the second run", "7 of the second run"]
+    assert first["id"].tolist() == [str(k) for k in range(30)]
+    assert second["id"].tolist() == expected.tolist()
+    with pytest.raises(InputError, match=r"no longer in .*Weigh both with the same --id"):
+        _named_by_content(
+            (folders[0], folders[1]),
+            [configs[0], configs[1] | configs[0] | {"sha256": {"train": "x"}}],
+            tables,
+        )
 
 
 def test_models_are_compared_by_the_metric_of_both_runs():

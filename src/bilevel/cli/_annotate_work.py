@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from .._storage import DamagedFileError, read_regular, whole_folder, write_text
 from .._text import to_json
@@ -63,8 +64,13 @@ def _tables(run: Path, config: dict[str, Any]) -> dict[str, pd.DataFrame]:
 def _ids(frame: pd.DataFrame, config: dict[str, Any]) -> np.ndarray:
     """What the rows are called, as text."""
     column = config.get("id")
-    values = frame[column] if column else pd.Series(np.arange(len(frame)))
-    return as_texts(pd.Series(values)).to_numpy()
+    return _one_each(frame[column] if column else frame.index)  # as in weights.parquet
+
+
+def _one_each(ids: Any) -> np.ndarray:
+    """Ids as texts; those of an index that repeats are row numbers."""
+    texts = as_texts(pd.Series(ids))
+    return texts.to_numpy() if texts.is_unique else np.arange(len(texts)).astype(str)
 
 
 def export_rows(run: Path, out: Path, tool: str, count: int, verify_next: bool) -> int:
@@ -85,7 +91,7 @@ def export_rows(run: Path, out: Path, tool: str, count: int, verify_next: bool) 
         raise unusable(run, f"it has no column {named(lacks)}")
     if len(weights) != len(train):
         raise unusable(run, f"it has {len(weights)} rows, and the training table {len(train)}")
-    texts = as_texts(pd.Series(weights["id"])).to_numpy()
+    texts = _one_each(weights["id"])
     if verify_next:
         verify = _dict(_dict(read_summary(run).get("noise")).get("verify"))
         if not isinstance(verify.get("rows"), list):
@@ -176,7 +182,8 @@ def collect_rows(run: Path, decisions: Path, out: Path, tool: str) -> dict[str, 
     rest = train.iloc[np.setdiff1d(np.arange(len(train)), rows)]
     with whole_folder(out) as folder:
         write_parquet(both, folder / "trusted.parquet")
-        write_parquet(rest, folder / "train.parquet")
+        keep = None if config.get("id") is None else False  # the names that the rows have
+        write_parquet(pa.Table.from_pandas(rest, preserve_index=keep), folder / "train.parquet")
     given = as_texts(pd.Series(checked[before])).tolist()
     changed = sum(a != b for a, b in zip(given, decided.values(), strict=True))
     command = ["bilevel", "weigh", str(out / "train.parquet"), "--label", label]

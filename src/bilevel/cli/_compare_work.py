@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.util import hash_pandas_object
 from sklearn.base import is_classifier
 
 from ..reweighting._inputs.checks import InputError
@@ -16,8 +17,16 @@ from ..reweighting._report.compared import Comparison, Scores, compare_runs
 from ..reweighting._weights.coded_labels import predictions
 from ..reweighting._weights.metric import Metric, Said
 from ._estimators import SAVED_TYPES
-from ._run_files import check_unchanged, read_config, read_verdicts, write_json
+from ._run_files import (
+    check_unchanged,
+    read_config,
+    read_summary,
+    read_verdicts,
+    unusable,
+    write_json,
+)
 
+_hash: Any = hash_pandas_object
 COLUMNS = ["id", "weight", "label_quality", "keep"]
 
 
@@ -34,16 +43,75 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> Comparison:
     for run in runs:
         configs.append(read_config(run))
         check_unchanged(run, "config.toml", "weights.parquet")
-        table = read_verdicts(run, COLUMNS)
-        weights.append(table.assign(id=as_texts(pd.Series(table["id"]))))
+        weights.append(read_verdicts(run, COLUMNS))
     if configs[0]["task"] != configs[1]["task"]:
         raise InputError(f"{first} and {second} are of different tasks; nothing can be compared.")
+    by_content = not _share_ids(configs, weights)
+    if by_content:
+        weights = _named_by_content(runs, configs, weights)
+    weights = [table.assign(id=as_texts(pd.Series(table["id"]))) for table in weights]
     if not set(weights[0]["id"]) & set(weights[1]["id"]):
-        raise InputError(f"{first} and {second} have no row in common, by their ids.")
-    found = compare_runs((configs[0], configs[1]), (weights[0], weights[1]), _scores(runs, configs))
+        how = "by what their columns hold" if by_content else "by their ids"
+        raise InputError(f"{first} and {second} have no row in common, {how}.")
+    found = compare_runs(
+        (configs[0], configs[1]), (weights[0], weights[1]), _scores(runs, configs), by_content
+    )
     if out is not None:
         write_json(found.to_dict(), out)
     return found
+
+
+def _share_ids(configs: list[dict[str, Any]], weights: list[pd.DataFrame]) -> bool:
+    """Whether an id means the same row in both runs: a number of a row does in one file only."""
+    if configs[0].get("id") != configs[1].get("id"):
+        return False
+    if configs[0].get("id") or configs[0]["sha256"]["train"] == configs[1]["sha256"]["train"]:
+        return True
+    return not any(np.array_equal(table["id"], np.arange(len(table))) for table in weights)
+
+
+def _named_by_content(
+    runs: tuple[Path, Path], configs: list[dict[str, Any]], weights: list[pd.DataFrame]
+) -> list[pd.DataFrame]:
+    """The rows of the second run called as the equal rows of the first, in their order.
+
+    Equal are rows that hold the same in all columns that both tables have, but for labels and ids.
+
+    Raises:
+        InputError: a table is no longer what it was, or is beyond memory.
+    """
+    way = (
+        "Rows that have only numbers are compared by what they hold. Weigh both with the same --id"
+    )
+    paths = {name: Path(c["train"]) for name, c in zip(("first", "second"), configs, strict=True)}
+    for run, path, config in zip(runs, paths.values(), configs, strict=True):
+        if "sampled_rows" in read_summary(run):
+            raise InputError(f"the training table of {run} is beyond memory. {way}.")
+        if not path.exists() or digest(path) != config["sha256"]["train"]:
+            raise InputError(f"{_elsewhere('training', path)}. {way}.")
+    check_unchanged_files = watch(paths)
+    frames = [table.frame for table in read_tables(paths).values()]
+    check_unchanged_files()
+    names = {c.get(option) for c in configs for option in ("label", "id", "given_label", "truth")}
+    both = [c for c in frames[0].columns if c in frames[1].columns and c not in names]
+    keys = []
+    for run, frame, table in zip(runs, frames, weights, strict=True):
+        if len(frame) != len(table):
+            raise unusable(run, f"it has {len(table)} rows, and the training table {len(frame)}")
+        numeric = {c: all(pd.api.types.is_numeric_dtype(f[c]) for f in frames) for c in both}
+        held = {
+            c: frame[c].to_numpy(float, na_value=np.nan)
+            if numeric[c]
+            else as_texts(pd.Series(frame[c])).to_numpy()
+            for c in both
+        }
+        hashed: Any = _hash(pd.DataFrame(held), index=False)
+        keys.append(pd.MultiIndex.from_arrays([hashed, hashed.groupby(hashed).cumcount()]))
+    ids = as_texts(pd.Series(weights[0]["id"]))
+    place = keys[0].get_indexer(keys[1])
+    new = [f"{k} of the second run" for k in range(len(place))]
+    called = np.where(place < 0, np.array(new, object), ids.to_numpy()[place])
+    return [weights[0].assign(id=ids), weights[1].assign(id=called)]
 
 
 def _scores(runs: tuple[Path, Path], configs: list[dict[str, Any]]) -> Scores | str:

@@ -96,7 +96,7 @@ def fix_tables(
     view = make_view(given, "auto", None, None, 0)
     changes = safe_changes(view, label, skip)
     if accepted is not None:
-        decided = read_table(accepted, "accepted", ids=["id", "label", label]).frame
+        decided = read_table(accepted, "accepted", ids=["id", "label", "given_label", label]).frame
         spelled = {change.before: change.after for change in changes if change.kind == RESPELL}
         changes += decided_labels(view, label, decided, spelled)
     files = {n: {"path": p.as_posix(), "sha256": digest(p)} for n, p in paths.items()}

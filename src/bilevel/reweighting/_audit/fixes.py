@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..._text import without_unseen
+from ..._text import for_spreadsheet, without_unseen
 from .._inputs.checks import InputError, named
 from .._inputs.csv import as_texts, read_like
 from .._inputs.scalars import as_spelled
@@ -200,13 +200,32 @@ def decided_labels(
     wanted = as_texts(pd.Series(read_like(given_as_texts, known, "accepted labels"))).tolist()
     if repeated := [i for i, count in Counter(ids).items() if count > 1]:
         raise InputError(f"accepted labels repeat the ids {named(repeated)}.")
-    rows = view.tables["train"].ids
-    place = {text: i for i, text in enumerate(as_texts(pd.Series(rows)).tolist())}
+    rows = as_texts(pd.Series(view.tables["train"].ids)).tolist()
+    place = {text: i for i, text in enumerate(rows)}
     if unknown := [i for i in ids if i not in place]:
         raise InputError(
             f"accepted labels name rows that the training rows do not have: {named(unknown)}."
         )
+    counts = Counter(rows)
+    if several := [i for i in ids if counts[i] > 1]:
+        raise InputError(
+            f"accepted labels name rows by {named(several)}, as several training rows are called. "
+            "Give the rows an id of their own (--id)."
+        )
     given = as_texts(view.labels["train"].reset_index(drop=True)).tolist()
+    if "given_label" in accepted.columns and name != "given_label":
+        told = np.asarray(accepted["given_label"].notna())
+        before = np.asarray(as_texts(pd.Series(accepted["given_label"])))[told]
+        said = as_texts(pd.Series(read_like(before, known, "given_label"))).tolist()
+        there = [i for i, one in zip(ids, told, strict=True) if one]
+        if other := [
+            i for i, x in zip(there, said, strict=True) if not _is_said(given[place[i]], x)
+        ]:
+            raise InputError(
+                f"accepted labels were decided of another table: by their column 'given_label', the "
+                f"rows {named(other)} had other labels than the training rows of these ids. Give the "
+                "table that they were decided of, or its rows an --id."
+            )
     classes = {x for y in view.labels.values() for x in as_texts(y.dropna()).tolist()}
     if not view.regression and (new := [x for x in wanted if x not in classes]):
         raise InputError(
@@ -220,6 +239,11 @@ def decided_labels(
                 Change("set-label", "train", f"decided for {i}", (row,), label, given[row], after)
             )
     return changes
+
+
+def _is_said(given: str, said: str) -> bool:
+    """Whether a list of rows to check said this label, which may be written for a spreadsheet."""
+    return as_spelled(said) in {as_spelled(given), as_spelled(for_spreadsheet(given))}
 
 
 def proposals(view: View) -> list[dict[str, Any]]:

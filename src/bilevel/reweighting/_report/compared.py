@@ -46,6 +46,8 @@ class Comparison:
             runs), with the paired difference (second less first), its standard error and 95 %
             interval; None if they are not compared.
         unscored: why not.
+        by_content: whether rows that have only numbers, in different files, were compared with those
+            that hold the same; they are called as in the first run.
     """
 
     settings: dict[str, tuple[Any, Any]]
@@ -56,6 +58,7 @@ class Comparison:
     flagged: tuple[int, int]
     scores: dict[str, Any] | None
     unscored: str | None = None
+    by_content: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -70,6 +73,7 @@ class Comparison:
             "changed_rows": self.changed.to_dict("records"),
             "scores": self.scores,
             "unscored": self.unscored,
+            "by_content": self.by_content,
         }
 
     def __str__(self) -> str:
@@ -79,6 +83,11 @@ class Comparison:
             lines.append(f"{name}: {one} in the first run, {two} in the second")
         if self.files:
             lines.append(f"other files: {', '.join(self.files)}")
+        if self.by_content:
+            lines.append(
+                "the rows have no ids in common: those that hold the same are compared, and are "
+                "called as in the first run"
+            )
         if not lines:
             lines.append("both runs were asked the same of the same files")
         overlap = ", ".join(
@@ -112,6 +121,7 @@ def compare_runs(
     configs: tuple[dict[str, Any], dict[str, Any]],
     weights: tuple[pd.DataFrame, pd.DataFrame],
     scores: Scores | str,
+    by_content: bool = False,
 ) -> Comparison:
     """What two runs have in common and what not.
 
@@ -120,6 +130,7 @@ def compare_runs(
         weights: the tables in `weights.parquet` of both. Rows with the same id are compared in their
             order: the first with the first, the second with the second.
         scores: of both final models on the common hold-out, or why there are none.
+        by_content: whether the ids of the second are those of equal rows of the first.
     """
     one, two = configs
     names = sorted((one.keys() | two.keys()) - NOT_ASKED)
@@ -160,6 +171,7 @@ def compare_runs(
         (flagged[0], flagged[1]),
         None if isinstance(scores, str) else _paired(scores),
         scores if isinstance(scores, str) else None,
+        by_content,
     )
 
 
