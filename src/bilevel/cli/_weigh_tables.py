@@ -16,6 +16,7 @@ from ..reweighting._inputs.checks import (
 from ..reweighting._inputs.columns import check_values, describe
 from ..reweighting._inputs.containers import as_internal
 from ..reweighting._inputs.csv import Reading, read_like
+from ..reweighting._inputs.dates import describe_dates
 from ..reweighting._inputs.files import find_readings, read_tables, split_label, suggest
 from ..reweighting._inputs.row_facts import RowColumns, check_sample_weight
 from ..reweighting._inputs.scalars import check_scalars
@@ -168,6 +169,7 @@ def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
         probabilities[name] = read_probabilities(Path(path), read[name].index, config.id, flag)
     notes = tuple(note for one in tables.values() for note in one.notes)
     notes += tuple(f"train: {said}" for said in describe(features["train"]))
+    notes += tuple(describe_dates({f"the {name} file": t for name, t in features.items()}))
     notes += () if large is None else large.notes
     pictures = _pictures(config.images, len(train))
     return Tables(

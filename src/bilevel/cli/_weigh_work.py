@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline
 from ..reweighting._audit.duplicates import shared_rows
 from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.compact import compact_pipeline
+from ..reweighting._inputs.dates import COULD_BE
 from ..reweighting._inputs.files import digest, watch
 from ..reweighting._inputs.number_texts import LOOK_LIKE
 from ..reweighting._inputs.prepare import is_regression
@@ -237,7 +238,8 @@ def _work(
 
     def learn(y_trusted: np.ndarray, **options: Any) -> WeightsResult:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", LOOK_LIKE)  # `check_tables` has said it
+            for said in (LOOK_LIKE, COULD_BE):  # by `check_tables`
+                warnings.filterwarnings("ignore", said)
             return learn_weights(
                 ready.given["train"],
                 ready.labels["train"],

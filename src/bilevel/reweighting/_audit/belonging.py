@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .._inputs.checks import PROSE, InputError
+from .._inputs.dates import read_times
 from .._inputs.row_facts import hash_names
 from .duplicates import Table, is_number, scale
 from .finding import Finding, Severity, counted, listed
@@ -64,7 +65,7 @@ def time_leaks(view: View) -> list[Finding]:
     """Training or trusted rows that are later than the hold-out begins."""
     if not view.time or "holdout" not in view.time:
         return []
-    moments = {name: _moments(column, name) for name, column in view.time.items()}
+    moments = read_times(view.time, "time")
     return [
         _later(moments, view.tables[name].ids, name, "problem")
         for name in ("train", "trusted")
@@ -91,23 +92,6 @@ def _later(
     return Finding(severity, title, detail, at_fault, table=name)
 
 
-def _moments(column: pd.Series, name: str) -> pd.Series:
-    """Times that can be compared: numbers as they are, or dates.
-
-    Raises:
-        InputError: neither.
-    """
-    column = column.reset_index(drop=True)
-    if is_number(column):
-        return column.astype(float)
-    try:
-        return pd.Series(pd.to_datetime(column, utc=True, format="mixed"))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"`time` must hold numbers or dates; of the {PROSE[name]} rows: {error}."
-        ) from error
-
-
 # --- proposals
 
 
@@ -123,7 +107,7 @@ def propose_times(view: View) -> list[Finding]:
         ):
             continue
         try:
-            moments = {name: _moments(c, name) for name, c in columns.items()}
+            moments = read_times(columns, "time")
         except InputError:
             continue
         one = _later(moments, view.tables["train"].ids, "train", "warning")

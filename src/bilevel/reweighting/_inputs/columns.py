@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import decimal
 import numbers
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
 
 from .checks import LARGEST, InputError, named
 from .csv import as_texts
+from .dates import dates_in, read_dates, without_zone
 from .files import check_unique
 from .number_texts import FATE, looks_like_numbers
 
@@ -131,7 +131,7 @@ def _kind(column: pd.Series) -> str | None:
         return all(issubclass(t, kinds) for t in types)
 
     if all_are(str):
-        return "date" if _dates_in(present) else "text"
+        return "date" if dates_in(present) else "text"
     if all_are(bool, np.bool_):  # with gaps, or as categories
         return "number"
     if all_are(bool, np.bool_, numbers.Real, decimal.Decimal):  # objects: with gaps, or decimals
@@ -147,20 +147,6 @@ def _kind(column: pd.Series) -> str | None:
             return None
         return "vector" if first.size and first.dtype.kind in "fiu" else None
     return None
-
-
-def _dates_in(texts: pd.Series) -> bool:
-    """Whether all texts are dates of one format."""
-    if not len(texts) or not any(c.isdigit() for c in texts.iloc[0]):
-        return False  # most categories; this saves importing skrub for them
-    from skrub import ToDatetime
-    from skrub.core import RejectColumn
-
-    try:
-        ToDatetime().fit(texts)
-    except RejectColumn:
-        return False
-    return True
 
 
 def as_matrix(vectors: pd.Series, name: str) -> np.ndarray:
@@ -267,7 +253,7 @@ def _expected(column: pd.Series) -> Any:
         return "number" if kind == "number" else "text"
     from skrub import ToDatetime
 
-    return ToDatetime().fit(_without_zone(column))
+    return ToDatetime().fit(without_zone(column))
 
 
 def _first_step(pipeline: Pipeline) -> Any:
@@ -301,7 +287,7 @@ def _read_as(column: pd.Series, expected: Any) -> pd.Series:
     elif _kind(column) == "number" and column.notna().any():
         values = pd.Series(np.nan, column.index)
     else:
-        values = _read_dates(column, expected)
+        values = read_dates(column, expected)
     unread = np.asarray(values.isna() & column.notna())
     if unread.any():
         raise InputError(
@@ -311,40 +297,6 @@ def _read_as(column: pd.Series, expected: Any) -> pd.Series:
             "empty these values."
         )
     return values
-
-
-def _read_dates(column: pd.Series, parser: Any) -> pd.Series:
-    """Read by `parser`; texts in a format of their own by that, if all of them have it."""
-    from skrub import ToDatetime
-    from skrub.core import RejectColumn
-
-    given = _without_zone(column)
-    texts = given.dtype == object
-    if texts and parser.format_ is None:  # it was fitted on datetime64
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats; what cannot be read is refused
-            dates = pd.Series(pd.to_datetime(given, utc=True, errors="coerce"))
-    else:
-        dates = parser.transform(given)
-    if texts and (dates.isna() & given.notna()).any():
-        with contextlib.suppress(RejectColumn):
-            dates = pd.Series(ToDatetime().fit_transform(given))
-    dates = dates.dt.tz_convert(None) if dates.dt.tz is not None else dates
-    if parser.format_ is None:
-        return parser.transform(dates)
-    if parser.output_time_zone_ is not None:
-        return dates
-    # Texts stay texts, all of one format, which the pipeline finds again.
-    return dates.dt.strftime(parser.format_).astype(object).where(dates.notna(), np.nan)
-
-
-def _without_zone(column: pd.Series) -> pd.Series:
-    """Dates as datetime64 in UTC, without the zone; texts as they are."""
-    if not pd.api.types.is_datetime64_any_dtype(column):
-        column = column.astype(object).where(column.notna(), None)
-        if any(isinstance(value, str) for value in column):
-            return column
-    return pd.Series(pd.to_datetime(column, utc=True)).dt.tz_localize(None)
 
 
 def table_pipeline(features: pd.DataFrame) -> Pipeline:

@@ -32,6 +32,7 @@ from .checks import (
 from .columns import describe, in_order, is_messy, read_by, tidy, vectorise
 from .compact import compact_frame, compact_pipeline, takes_categories, takes_gaps
 from .containers import as_pairs, feature_rows
+from .dates import describe_dates
 from .estimators import takes_tables
 from .row_facts import RowColumns, RowFacts, check_sample_weight, row_facts
 from .scalars import check_scalars, check_spelling, settled
@@ -233,9 +234,10 @@ def prepare(
         counts = columns.sample_weight
         if counts is not None:
             counts = check_sample_weight(counts, len(tables["train"]), "sample_weight") > 0
+        of_dates = describe_dates({f"`{name}`": frame for name, frame in frames.items()})
         pipeline, tidied, matrices = vectorise(frames, counts)
         tables = {name: tidied[x_names[name]] for name in tables}
-        for said in describe(tables["train"]):
+        for said in [*describe(tables["train"]), *of_dates]:
             warnings.warn(f"{said}.", UserWarning, stacklevel=3)
         encoded = {
             name: pd.DataFrame(matrices[x_names[name]], table.index)

@@ -2,7 +2,6 @@
 
 import datetime
 import decimal
-import numbers
 import warnings
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, UInt64
 
 from .checks import InputError, as_vector, named
-from .scalars import settled
+from .dates import read_times
 
 FAR = 10.0  # times more, or less, than one row, from which weights are taken for relative ones
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -217,75 +216,14 @@ def _name(value: Any) -> str:
 
 
 def _moments(columns: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Times as numbers that can be compared: as they are, or nanoseconds.
-
-    Texts of both tables are read in one way, so that 03/04/2024 means the same in all rows.
-    """
-    both = [_numbers_dates_or_texts(column) for column in columns]
-    texts = [x for x in both if x.dtype == object]
-    if texts:
-        dates = _read_dates(pd.concat(texts, ignore_index=True))
-        parts = [dates[: len(texts[0])], dates[len(texts[0]) :]]
-        both = [parts.pop(0) if x.dtype == object else x for x in both]
-    if len({pd.api.types.is_numeric_dtype(x) for x in both}) > 1:
-        raise InputError(
-            "`times` must hold numbers or dates, of one kind in both tables; one has numbers, and the "
-            "other has dates."
-        )
-    if not pd.api.types.is_numeric_dtype(both[0]):
-        both = [pd.Series(x).dt.as_unit("ns").astype("int64") for x in both]
-    moments = [x.to_numpy() for x in both]
-    for found in moments:
+    """Times as numbers that can be compared: as they are, or those of dates in one unit."""
+    one, other = read_times({"times": columns[0], "times_trusted": columns[1]}, "times").values()
+    if not pd.api.types.is_numeric_dtype(one):
+        one, other = one.astype("int64"), other.astype("int64")
+    for found in (one.to_numpy(), other.to_numpy()):
         if not np.isfinite(found).all():
             raise InputError(
                 f"`times` has infinite entries: {named(found[~np.isfinite(found)])}. Give times that "
                 "are known."
             )
-    return moments[0], moments[1]
-
-
-def _numbers_dates_or_texts(column: np.ndarray) -> pd.Series:
-    """Numbers, dates in UTC, or texts as objects.
-
-    Raises:
-        InputError: anything else.
-    """
-    values = pd.Series(settled(column))
-    values = values.infer_objects() if values.dtype == object else values
-    kinds = pd.api.types
-    if isinstance(values.dtype, pd.PeriodDtype):
-        values = values.dt.to_timestamp()
-    if kinds.is_timedelta64_dtype(values):
-        return values.dt.as_unit("ns").astype("int64")
-    if kinds.is_numeric_dtype(values) and not kinds.is_bool_dtype(values):
-        return values
-    if kinds.is_string_dtype(values) and all(isinstance(x, str) for x in values):
-        return values.astype(object)
-    try:
-        if kinds.is_bool_dtype(values) or any(isinstance(x, numbers.Number) for x in values):
-            raise TypeError("it holds other values too")
-        return pd.Series(pd.to_datetime(values, utc=True))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"`times` must hold numbers or dates, of one kind in both tables: {error}."
-        ) from error
-
-
-def _read_dates(texts: pd.Series) -> pd.Series:
-    """Dates in UTC, in the one format that all texts have, or as pandas reads them."""
-    from skrub import ToDatetime
-    from skrub.core import RejectColumn
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats; what cannot be read is refused
-            try:
-                dates = ToDatetime().fit_transform(texts.rename("times"))
-            except RejectColumn:
-                dates = pd.to_datetime(texts, utc=True)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            "`times` must hold numbers or dates, and its texts are not dates of one format: "
-            f"{named(list(dict.fromkeys(texts)))}. Write them like 2024-03-30 or 2024-03-30T12:00."
-        ) from error
-    return pd.Series(pd.to_datetime(pd.Series(dates), utc=True))
+    return one.to_numpy(), other.to_numpy()
