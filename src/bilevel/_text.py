@@ -43,6 +43,14 @@ def without_unseen(text: str) -> str:
     return _UNSEEN.sub(lambda found: found[0] if found[0] in "\t\n\r" else "", text)
 
 
+def seen(text: str) -> str:
+    """What of a text can be seen: composed, without invisible characters and blanks at its ends."""
+    if text.isascii() and text.isprintable():
+        return text.strip()
+    shown = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
+    return unicodedata.normalize("NFC", shown).strip()
+
+
 def heading(name: str) -> str:
     """With a capital, unless it is a name with underscores.
 

@@ -15,6 +15,9 @@ from bilevel._reading import client
 from bilevel._reading.parquet import read_rows
 from bilevel.cli import _large
 from bilevel.cli._judged import share
+from bilevel.cli._weigh_config import WeighConfig
+from bilevel.cli._weigh_tables import check_tables
+from bilevel.reweighting import InputError
 from bilevel.reweighting._inputs import parts
 from bilevel.reweighting._inputs.parts import draw_sample
 from runs import bilevel, weigh
@@ -109,6 +112,44 @@ def test_the_sample_is_weighed_as_if_it_were_all_and_the_rest_is_judged(
     assert ours["wrong"].mean() == pytest.approx(wrong[others].mean(), abs=0.06)
     assert ours["weight"].mean() == pytest.approx(1, abs=0.05)
     assert ours["weight"][wrong[others]].mean() < 0.5 * ours["weight"].mean()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.Index([f"k{i}" for i in range(ROWS)], name="name"),
+        pd.Index(np.arange(ROWS) * 3 + 7),
+        pd.RangeIndex(5, 5 + ROWS),
+        pd.RangeIndex(ROWS),
+        pd.MultiIndex.from_product([range(ROWS // 2), list("ab")]),
+    ],
+)
+def test_rows_keep_the_names_that_a_data_frame_was_saved_with(files, small_memory, tmp_path, index):
+    folder, _ = files
+    train: Any = pd.read_parquet(folder / "train.parquet").drop(columns="key").set_index(index)
+    train.to_parquet(tmp_path / "train.parquet", row_group_size=250)
+    trusted: Any = pd.read_parquet(folder / "trusted.parquet").drop(columns="key")
+    trusted.to_parquet(tmp_path / "trusted.parquet")
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train", "trusted")}
+    settings: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    settings |= {"label": "label", "out": str(tmp_path / "run"), "memory": "701MB"}
+    config = WeighConfig(**settings)
+    tables = check_tables(config, paths)
+    assert tables.large is not None
+    plain = index.nlevels > 1 or index.equals(pd.RangeIndex(ROWS))
+    expected = pd.RangeIndex(ROWS) if plain else index
+    positions = tables.large.positions
+    assert tables.features["train"].index.tolist() == expected[positions].tolist()
+    assert (tables.large.row_names is None) == plain
+    if tables.large.row_names is not None:
+        assert tables.large.row_names.equals(index)
+        assert tables.large.row_names.name == index.name
+    if index.name:  # a row that is not in the sample must not judge itself either
+        other = np.setdiff1d(np.arange(ROWS), positions)[0]
+        trusted.index = pd.Index([index[other], *range(1, TRUSTED)], name="name").astype(str)
+        trusted.to_parquet(tmp_path / "trusted.parquet")
+        with pytest.raises(InputError, match=f"have the id of trusted rows .*'{index[other]}'"):
+            check_tables(config, paths)
 
 
 @pytest.mark.slow  # quick: parts of a CSV file have the values of the whole (test_cli_large_csv.py)

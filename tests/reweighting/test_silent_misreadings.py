@@ -11,17 +11,20 @@ import pytest
 
 from bilevel._reading import map_file
 from bilevel.cli._probabilities import read_probabilities
+from bilevel.cli._scorer_files import Scorer
 from bilevel.cli._weigh_config import WeighConfig
 from bilevel.cli._weigh_tables import check_tables
 from bilevel.reweighting import audit
-from bilevel.reweighting._inputs.checks import InputError
-from bilevel.reweighting._inputs.columns import check_values, describe
+from bilevel.reweighting._inputs.checks import InputError, shared_ids
+from bilevel.reweighting._inputs.columns import check_values, describe, tidy, vectorise
 from bilevel.reweighting._inputs.containers import as_internal
-from bilevel.reweighting._inputs.csv import Texts
+from bilevel.reweighting._inputs.csv import TEXT, Reading, Texts
 from bilevel.reweighting._inputs.csv_parts import CsvRows
 from bilevel.reweighting._inputs.files import digest, read_table, split_label
 from bilevel.reweighting._inputs.number_texts import looks_like_numbers
-from bilevel.reweighting._inputs.prepare import prepare
+from bilevel.reweighting._inputs.prepare import Encoding, prepare
+from bilevel.reweighting._inputs.row_facts import hash_names
+from bilevel.reweighting._inputs.strange import strange
 from bilevel.reweighting._learn import learn_weights
 
 ROWS = 24
@@ -276,3 +279,45 @@ def read_table_of(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
 )
 def test_names_that_hold_numbers_do_not_look_like_numbers(write):
     assert looks_like_numbers(pd.Series([write(k) for k in range(99)])) is None
+
+
+def test_names_that_look_alike_are_one_in_all_tables():
+    """An export of another system composes them otherwise, or pads them with blanks."""
+    ids = pd.Index([NFC, "r1 ", "r2"]), pd.Index([NFD, "r1", "r3", "r2\u200b"])
+    assert shared_ids(*ids) == [NFC, "r1 ", "r2"]
+    one, other = (hash_names(np.asarray(x, object)) for x in ids)
+    assert np.isin(one, other).tolist() == [True, True, True]
+    words = pd.DataFrame({"place": [NFC, "bar"] * 12})
+    pipeline, _, matrices = vectorise({"train": words, "new": words.replace(NFC, NFD)})
+    np.testing.assert_array_equal(matrices["train"], matrices["new"])
+    assert strange(tidy(words.replace(NFC, NFD), like=pipeline), pipeline) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["18446744073709551615", "18446744073709551614", "1"], None),
+        (["9223372036854775806", "9223372036854775807", "1"], [1, 2**63 - 2, 2**63 - 1]),
+        (["18446744073709551615", "2.5", "1"], [1.0, 2.5, 2.0**64]),
+    ],
+)
+def test_long_codes_are_as_many_classes_as_they_are(tmp_path, labels, classes):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "".join(f"{i}.5,{labels[i % 3]}\n" for i in range(30)))
+    found = read_table(path, "train", label="y").frame["y"]
+    assert sorted(found.unique().tolist()) == (sorted(labels) if classes is None else classes)
+
+
+def test_labels_of_new_rows_are_read_as_those_of_the_training_rows():
+    """A few new rows tell less of how their labels are written."""
+    euro = Reading("number", mark=("", "EUR"))
+    numbers: Any = Encoding(None, None, None, 0.0, 1.0)
+    names = numbers._replace(classes=np.array(["1.0", "other"]))
+
+    def reading(encoding: Any, readings: dict[str, Reading]) -> dict[str, Reading]:
+        none: Any = None
+        return Scorer(none, none, encoding, readings).reading_of_labels("y", "label")
+
+    assert reading(numbers, {"y": euro}) == {"label": euro}
+    assert reading(numbers, {}) == {}
+    assert reading(names, {}) == {"label": TEXT}

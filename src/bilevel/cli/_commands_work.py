@@ -38,7 +38,8 @@ def score_table(
     usual = config.get("id")
     ids = [c for c in (identifier, usual) if c]
     target: str = label or config["label"]
-    found = read_table(table, "new", label=target, ids=ids, readings={**scorer.readings})
+    readings = {**scorer.readings, **scorer.reading_of_labels(config["label"], target)}
+    found = read_table(table, "new", label=target, ids=ids, readings=readings)
     for said in found.notes:
         note(f"{said}.")
     read = found.frame

@@ -90,6 +90,7 @@ class LargeTable(NamedTuple):
         needed: bytes that all rows would need, about.
         regression: whether the labels are numbers to predict, by all of them.
         path: of the table, or None of a CSV file.
+        row_names: of all rows, if the table was saved with one and there is no column of ids.
     """
 
     table: PartedTable
@@ -98,6 +99,7 @@ class LargeTable(NamedTuple):
     needed: float
     regression: bool
     path: Path | None
+    row_names: pd.Index | None
 
     def check_ids(self, column: str, tables: Mapping[str, pd.DataFrame]) -> None:
         """Refuse rows of other tables whose id a training row has, whether it is in the sample or not.
@@ -190,7 +192,10 @@ def find_large(
     positions = draw_sample(labels, int(left / each), config.seed, classes=not regression)
     sample = table.take(positions, lambda part: _check(part, config))
     path = train if isinstance(train, Path) else None
-    return LargeTable(table, positions, sample, needed, regression, path)
+    row_names = None if config.id is not None else source.row_names()
+    if row_names is not None:
+        sample.index = row_names[positions]
+    return LargeTable(table, positions, sample, needed, regression, path, row_names)
 
 
 def _check_options(config: WeighConfig, table: PartedTable, needed: float) -> None:
@@ -286,7 +291,8 @@ def judge_all(
     if sample.wrong is not None:
         numbers["wrong"][at] = sample.wrong
     id_ = judge.config.id
-    ids = np.arange(n) if id_ is None else large.table.column(id_)
+    names = np.arange(n) if large.row_names is None else np.asarray(large.row_names)
+    ids = names if id_ is None else large.table.column(id_)
     return RowVerdicts(
         ids=ids,
         keep=keep,

@@ -74,6 +74,13 @@ class Scorer(NamedTuple):
             features.index.rename("id"),
         )
 
+    def reading_of_labels(self, label: str, column: str) -> dict[str, Reading]:
+        """How labels in a column of new rows are read: as those of `label` in the training table."""
+        if label in self.readings:
+            return {column: self.readings[label]}
+        classes = self.encoding.classes
+        return {column: TEXT} if classes is not None and classes.dtype.kind in "UO" else {}
+
     def strange(self, features: pd.DataFrame) -> list[str]:
         """A sentence per column that is unlike that of the training rows."""
         rows = tidy(features, like=self.model)

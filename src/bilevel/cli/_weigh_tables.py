@@ -53,7 +53,7 @@ class Tables(NamedTuple):
         given: the labels that the trusted rows had before they were verified.
         others: columns of the training rows that are neither features nor labels nor ids.
         large: the training table on disk, where the training rows here are a sample of it.
-        readings: of the features, if the training table is a CSV file.
+        readings: of the features and the labels, if the training table is a CSV file.
     """
 
     features: dict[str, pd.DataFrame]
@@ -152,6 +152,8 @@ def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
         check_ids(read)
         if large is not None:
             large.check_ids(config.id, {name: t for name, t in read.items() if name != "train"})
+    elif large is not None and large.row_names is not None:
+        check_ids(read | {"train": pd.DataFrame(index=large.row_names)})
     train, known = read["train"], tables["train"].frame
     if unknown := [c for c in config.show if c not in known.columns]:
         raise InputError(
@@ -182,7 +184,7 @@ def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
         given,
         pd.DataFrame(others),
         large,
-        {c: readings[c] for c in train.columns} if "train" in texts else None,
+        {c: readings[c] for c in (*train.columns, config.label)} if "train" in texts else None,
     )
 
 

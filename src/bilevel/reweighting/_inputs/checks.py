@@ -11,7 +11,7 @@ import scipy.sparse
 from jaxtyping import Float, Shaped
 from sklearn.base import is_classifier
 
-from ..._text import named
+from ..._text import named, seen
 from .estimators import weight_keyword, without_weights
 
 LARGEST = 1e150  # of numbers: the square of a larger one is not finite
@@ -342,15 +342,17 @@ def check_ids(tables: Mapping[str, Any]) -> None:
 def shared_ids(ids: pd.Index, others: pd.Index) -> list[Any]:
     """Those of `ids` that are among `others`; 7 is the id "7" that another kind of file has.
 
+    Texts are equal if they are seen to be: however Unicode composes them, with blanks at their ends.
+
     >>> shared_ids(pd.Index([7.0, 8.0]), pd.Index(["7", "007"]))
     [7.0]
     """
     if ids.nlevels != others.nlevels:
         return []
-    if pd.api.types.is_numeric_dtype(ids.dtype) == pd.api.types.is_numeric_dtype(others.dtype):
+    if all(pd.api.types.is_numeric_dtype(index.dtype) for index in (ids, others)):
         return ids[ids.isin(others)].tolist()
     texts, other_texts = (
-        [str(int(x) if isinstance(x, float) and x.is_integer() else x) for x in index]
+        [seen(str(int(x) if isinstance(x, float) and x.is_integer() else x)) for x in index]
         for index in (ids, others)
     )
     return ids[pd.Index(texts).isin(other_texts)].tolist()

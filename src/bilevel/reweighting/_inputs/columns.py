@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import decimal
 import numbers
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -278,9 +279,14 @@ def read_by(pipeline: Pipeline) -> dict[str, Any]:
     return {c: how[c] for c in _first_step(pipeline).feature_names_in_}
 
 
+def _composed(text: str) -> str:
+    """One form of a text that Unicode can compose in several: none is another category."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def _read_as(column: pd.Series, expected: Any) -> pd.Series:
     if expected == "text":
-        return as_texts(column)
+        return as_texts(column).map(_composed, na_action="ignore")
     if expected == "number":
         plain = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
         values = pd.Series(pd.to_numeric(plain, errors="coerce")).astype("float64")

@@ -4,7 +4,8 @@
   rows end in one separator too many.
 - Labels and ids: only an empty cell is a gap. Ids stay text. Labels are numbers only where every
   label, of all tables, is a number in its plain form (`7`, `-2.5`, `1e-3`), so that the codes `01`,
-  `02`, and `1`, `2`, `other` are classes named by their text.
+  `02`, and `1`, `2`, `other` are classes named by their text; so are whole numbers of at most 50
+  values that 64 bits do not tell apart.
 - Other columns: an empty cell and the words in `GAPS` are gaps, as they are for pandas; of a column of
   texts this is told. A column is numbers where every
   other cell is one; a leading zero (`00123`) makes it text. Thousands separators, a decimal comma, a
@@ -183,7 +184,7 @@ def find_label_reading(texts: Sequence[Any], column: str) -> Reading:
         pc.all(pc.match_substring_regex(pc.utf8_trim_whitespace(values), _PLAIN)).as_py()
         is not False
     ):
-        return NUMBER
+        return TEXT if _are_long_codes(values) else NUMBER
     distinct = values.to_pylist()
     plain = [x for x in distinct if re.match(_PLAIN, x.strip())]
     if {x.strip().lower() for x in distinct} <= {"true", "false"}:
@@ -198,6 +199,19 @@ def find_label_reading(texts: Sequence[Any], column: str) -> Reading:
             f"{named(words)}. Empty or mend these cells."
         )
     return TEXT
+
+
+def _are_long_codes(values: Any) -> bool:
+    """Whether few labels are numbers so long that some of them would be one and the same."""
+    if not 1 < len(values) <= MANY_VALUES:
+        return False
+    try:
+        pc.cast(pc.utf8_trim_whitespace(values), pa.int64())
+    except pa.ArrowInvalid:
+        texts = [x.strip() for x in values.to_pylist()]
+        whole = {int(x) for x in texts if re.fullmatch("-?[0-9]+", x)}
+        return len({float(x) for x in whole}) < len(whole)
+    return False
 
 
 def read_column(texts: Any, reading: Reading, *, verbatim: bool = False) -> pd.Series:

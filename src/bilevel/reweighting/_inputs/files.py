@@ -32,7 +32,7 @@ from .scalars import check_scalars, settled
 REPEATED = 0.8  # the share of equal cells from which a column of the label's name repeats it
 MOST_BLOCKS = 64  # columns that are left where they were read; pandas warns of frames of above 100
 _UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)*|__index_level_\d+__)?")
-_NO_NAME = ("__index_level_0__", "index")  # what an index without a name is asked for as
+NO_NAME = ("__index_level_0__", "index")  # what an index without a name is asked for as
 _SEPARATORS = {".csv": None, ".csv.gz": None, ".tsv": "\t"}
 FOLDER = "a folder of Parquet files"
 
@@ -131,7 +131,7 @@ def with_named_index(frame: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
     """The frame, its index named as `ids` call an index that pandas wrote without a name."""
     if frame.index.names != [None] or isinstance(frame.index, pd.RangeIndex):
         return frame
-    asked = [name for name in ids if name in _NO_NAME and name not in frame.columns]
+    asked = [name for name in ids if name in NO_NAME and name not in frame.columns]
     return frame.rename_axis(asked[0]) if asked else frame
 
 

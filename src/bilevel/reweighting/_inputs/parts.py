@@ -19,6 +19,7 @@ from ..._reading.tables import NOTES
 from .checks import InputError
 from .files import (
     FOLDER,
+    NO_NAME,
     check_unique,
     check_unique_ids,
     is_parquet,
@@ -51,6 +52,10 @@ class AbstractRows(abc.ABC):
     @abc.abstractmethod
     def column(self, name: str) -> pa.ChunkedArray:
         """One of the columns in `names`, of all rows."""
+
+    @abc.abstractmethod
+    def row_names(self) -> pd.Index | None:
+        """Of all rows, where a data frame was saved with one that says more than their number."""
 
 
 class PartedTable:
@@ -138,7 +143,7 @@ class ParquetRows(AbstractRows):
             schema, tables = self._stream(size=PART, start=0, stop=0)
             deque(tables)  # whether it has ended well
         self.rows, self.names = json.loads(schema.metadata[NOTES]), schema.names
-        self.notes = []
+        self.notes, self.saved = [], _saved_index(schema)
 
     @classmethod
     def of(cls, path: Path, name: str, named_rows: Sequence[str] = ()) -> "ParquetRows | None":
@@ -163,9 +168,35 @@ class ParquetRows(AbstractRows):
         with _in_words():
             return read_file(format, self.path, self.source, kind, columns=[name]).column(0)
 
+    def row_names(self) -> pd.Index | None:
+        """A single column, or row numbers that do not begin at 0."""
+        if len(self.saved) != 1 or self.saved[0] in self.named_rows:
+            return None
+        (one,) = self.saved
+        if isinstance(one, dict):
+            ends = [one.get(key) for key in ("start", "stop", "step")]
+            if not all(isinstance(end, int) for end in ends) or not ends[2]:
+                return None
+            numbers = pd.RangeIndex(ends[0], ends[1], ends[2])
+            plain = numbers.equals(pd.RangeIndex(self.rows))
+            return numbers if len(numbers) == self.rows and not plain else None
+        if one not in self.names:
+            return None
+        name = None if one == NO_NAME[0] else one
+        return pd.Index(self.column(one).to_pandas(), name=name)
+
     def _stream(self, **options: Any) -> Rows:
         format, kind = ("folder rows", FOLDER) if self.path.is_dir() else ("rows", "parquet")
         return stream_file(format, self.path, self.source, kind, **options)
+
+
+def _saved_index(schema: pa.Schema) -> list[Any]:
+    """What pandas wrote of the index of a data frame: names of columns, or a range of numbers."""
+    try:
+        found = (schema.pandas_metadata or {}).get("index_columns")
+    except ValueError:  # anybody may have written it
+        return []
+    return found if isinstance(found, list) else []
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt64
 
+from ..._text import seen
 from .checks import InputError, as_vector, named
 from .dates import read_times
 
@@ -199,11 +200,11 @@ def _column(values: Any, rows: int, name: str) -> np.ndarray:
 def hash_names(values: np.ndarray) -> UInt64[np.ndarray, " rows"]:
     """Equal for equal names; the numbers 7 and 7.0 and the text "7" are one name.
 
-    So are a day, midnight of that day and its text "2024-03-30".
+    So are texts that look alike (see `seen`), and a day, midnight of it and its text "2024-03-30".
     """
     objects = pd.Series(values).astype(object)  # `tolist` makes numbers of nanoseconds
     code, names = pd.factorize(np.array([_name(value) for value in objects], object))
-    digests = [blake2b(name.encode(), digest_size=8).digest() for name in names]
+    digests = [blake2b(seen(name).encode(), digest_size=8).digest() for name in names]
     return np.frombuffer(b"".join(digests), np.uint64)[code]
 
 

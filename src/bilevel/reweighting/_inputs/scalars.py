@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..._text import seen
 from .checks import InputError, named
 
 _SCALARS = (
@@ -91,12 +92,6 @@ def _of_no_fixed_kind(column: Any) -> list[Any]:
     """The values of a vector that may hold texts, or values of several kinds."""
     array = np.asarray(column)
     return array.tolist() if array.ndim == 1 and array.dtype.kind in "OUT" else []
-
-
-def seen(text: str) -> str:
-    """What of a text can be seen: composed, without invisible characters and blanks at its ends."""
-    shown = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
-    return unicodedata.normalize("NFC", shown).strip()
 
 
 def as_spelled(text: str) -> str:
