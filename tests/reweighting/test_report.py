@@ -253,6 +253,21 @@ def test_hostile_names_change_no_element_of_the_page(page, hostile_page):
     assert skeleton(hostile_page) == skeleton(page)
 
 
+def test_columns_to_show_have_their_units_and_are_sorted_as_what_they_are(harmless):
+    shown = {"price": 1.25, "note": "1.25", "rate": None}
+    lines = [line | {"shown": shown} for line in harmless["worst"]["rows"]]
+    lines[0] = lines[0] | {"shown": shown | {"price": 10, "note": "a"}}
+    worst = harmless["worst"] | {"rows": lines, "shown": list(shown), "label_unit": "EUR"}
+    worst["units"] = {"price": "€", "rate": "<b>"}
+    page = Report(harmless | {"worst": worst}).to_html()
+    assert re.findall(r'data-sort="(\w+)">(price|note|rate)([^<]*)<', page) == [
+        ("number", "price", " (€)"),
+        ("text", "note", ""),
+        ("number", "rate", " (&lt;b&gt;)"),
+    ]
+    assert ">Given (EUR)</th>" in page
+
+
 def test_hostile_names_are_shown_as_they_are(hostile_page):
     for k, name in enumerate(HOSTILE):
         assert f"{name}{k}" in hostile_page.texts

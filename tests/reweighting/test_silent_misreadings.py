@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from bilevel._reading import map_file
+from bilevel.cli._private import without_names
 from bilevel.cli._probabilities import read_probabilities
 from bilevel.cli._scorer_files import Scorer
 from bilevel.cli._weigh_config import WeighConfig
@@ -321,3 +322,15 @@ def test_labels_of_new_rows_are_read_as_those_of_the_training_rows():
     assert reading(numbers, {"y": euro}) == {"label": euro}
     assert reading(numbers, {}) == {}
     assert reading(names, {}) == {"label": TEXT}
+
+
+def test_numbers_that_are_shown_keep_their_units(tmp_path):
+    lines = [f"{i}.5 km,${i},{i},{i * 7 % 61}.25 EUR\n" for i in range(60)]
+    for name in ("train", "trusted"):
+        (tmp_path / f"{name}.csv").write_text("far,cost,n,y\n" + "".join(lines))
+    paths = {name: tmp_path / f"{name}.csv" for name in ("train", "trusted")}
+    settings: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    settings |= {"label": "y", "out": str(tmp_path / "run"), "show": ("far", "cost", "n")}
+    tables = check_tables(WeighConfig(**settings), paths)
+    assert tables.units == {"far": "km", "cost": "$", None: "EUR"}
+    assert without_names(tables, regression=True).units == {}

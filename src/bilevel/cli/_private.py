@@ -43,6 +43,7 @@ def without_names(tables: Tables, regression: bool) -> Tables:
         labels=labels,
         beside=beside,
         notes=(),
+        units={},
         given=given,
         probabilities=probabilities,
         others=tables.others.iloc[:, :0],

@@ -54,6 +54,7 @@ class Tables(NamedTuple):
         others: columns of the training rows that are neither features nor labels nor ids.
         large: the training table on disk, where the training rows here are a sample of it.
         readings: of the features and the labels, if the training table is a CSV file.
+        units: of numbers in the columns to show, and of the labels (None), where a CSV file has them.
     """
 
     features: dict[str, pd.DataFrame]
@@ -66,6 +67,7 @@ class Tables(NamedTuple):
     others: pd.DataFrame
     large: LargeTable | None
     readings: dict[str, Reading] | None
+    units: dict[str | None, str]
 
     @property
     def described(self) -> pd.DataFrame:
@@ -185,7 +187,15 @@ def check_tables(config: WeighConfig, paths: Mapping[str, Path]) -> Tables:
         pd.DataFrame(others),
         large,
         {c: readings[c] for c in (*train.columns, config.label)} if "train" in texts else None,
+        _units(config, readings if "train" in texts else {}),
     )
+
+
+def _units(config: WeighConfig, readings: Mapping[str, Reading]) -> dict[str | None, str]:
+    found: dict[str | None, str] = {c: readings[c].unit for c in config.show if c in readings}
+    if config.label in readings:
+        found[None] = readings[config.label].unit
+    return {name: unit for name, unit in found.items() if unit}
 
 
 def _labels_before(table: pd.DataFrame, column: str, labels: pd.Series) -> np.ndarray:

@@ -348,6 +348,7 @@ def _evidence(
         images=tables.images,
         table=None if config.private else tables.described,
         show=[c for c in config.show if c not in (config.label, config.id)],
+        units=tables.units,
         trusted_ids=None if config.private else tables.features["trusted"].index,
         minutes_per_check=config.minutes_per_check,
         truth=tables.beside["truth"].get("train"),

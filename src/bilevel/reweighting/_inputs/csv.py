@@ -69,11 +69,16 @@ class Reading(NamedTuple):
         """Whether any reader would read the column so."""
         return self == Reading(self.kind)
 
+    @property
+    def unit(self) -> str:
+        """What stands beside each number: a unit, a currency, a per cent sign, or nothing."""
+        return "".join(self.mark)
+
     def describe(self, column: str, texts: Any) -> str:
         """What is worth saying about it, with the first cell that is no gap, if there is one."""
         cells = (x for chunk in texts.chunks for x in chunk.to_pylist() if x.strip() not in GAPS)
         example = next(cells, None)
-        parts = [f"without {self.mark[0] + self.mark[1]!r}"] * any(self.mark)
+        parts = [f"without {self.unit!r}"] * any(self.mark)
         parts += [f"{self.thousands!r} separates thousands"] * bool(self.thousands)
         parts += ["a comma is the decimal point"] * (self.decimal == ",")
         parts += ["brackets are a minus"] * self.brackets
@@ -91,7 +96,7 @@ class Reading(NamedTuple):
         other = [x for x in other if _match(x, False)]
         if not other:
             return None  # words, which are refused with the ids of their rows
-        how = f"with {self.mark[0] + self.mark[1]!r}" if any(self.mark) else "with separators"
+        how = f"with {self.unit!r}" if any(self.mark) else "with separators"
         return (
             f"the column {column!r} holds numbers {how} in the first table, and numbers without in "
             f"the {name} file: {named(other)}. Write them alike in all tables."

@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def gather_evidence(
     images: Any = None,
     table: pd.DataFrame | None = None,
     show: Sequence[str] = (),
+    units: Mapping[str | None, str] = MappingProxyType({}),
     trusted_ids: Any = None,
     minutes_per_check: float | None = None,
     truth: Any = None,
@@ -67,6 +69,8 @@ def gather_evidence(
         table: the training rows as people know them, whose columns describe where the suspect rows
             are; by default `X`, if it is a data frame.
         show: columns of `table` to print beside each suspect row.
+        units: of the numbers in these columns, by name, and of the labels, by None: they are printed
+            above the numbers.
         trusted_ids: a name for each trusted row; by default as for the training rows.
         minutes_per_check: how long a person takes to check a row, for the work that the list saves,
             and the score against the number of verified rows (24 fits more).
@@ -154,7 +158,9 @@ def gather_evidence(
             "history": _history(result.history),
             "leaks": leaks,
             "overfitting": overfitting(rows, holdout, control, seed),
-            "worst": worst_rows(rows, suspects, ids, trusted_ids, groups, images, table, show),
+            "worst": worst_rows(
+                rows, suspects, ids, trusted_ids, groups, images, table, show, units
+            ),
             "effects": effects,
             "before_after": before_and_after(rows, fits, effects),
             "removal": removal(rows, holdout, seed),

@@ -161,6 +161,7 @@ def read_template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"show": _show, "heading": heading, "raw": _raw, "prose": _prose}
+    environment.filters |= {"numeric": _numeric}
     environment.tests["picture"] = _is_picture
     environment.globals["shares"] = _shares
     return environment.get_template(name)
@@ -189,6 +190,15 @@ def _show(value: Any, form: str = "") -> str:
         return str(value)
     text = format(value, form or ("," if isinstance(value, int) else ".4g"))
     return text.replace("-", "\N{MINUS SIGN}") if "e-" not in text else text
+
+
+def _numeric(worst: dict[str, Any]) -> set[str]:
+    """The columns of --show that hold nothing but numbers, and are sorted so."""
+
+    def is_number(value: Any) -> bool:
+        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+    return {c for c in worst["shown"] if all(is_number(x["shown"][c]) for x in worst["rows"])}
 
 
 def _prose(text: str) -> str:

@@ -1,7 +1,7 @@
 """The lines of the table of the worst rows, with what else is known of each."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def worst_rows(
     images: Any,
     table: pd.DataFrame | None,
     show: Sequence[str],
+    units: Mapping[str | None, str],
 ) -> dict[str, Any]:
     """The 200 suspect rows of lowest label quality, see `Suspects` for what is said of each."""
     n, worst = len(rows.y), found.rows[:NUM_WORST]
@@ -53,6 +54,8 @@ def worst_rows(
         f"final estimator's, fitted{bound} with these weights and the trusted rows, without "
         "the row itself and a fifth of the other suspect rows.",
         "shown": list(show),
+        "units": {name: units[name] for name in show if name in units},
+        "label_unit": units.get(None),
         "rows": [
             {
                 "id": ids[i],
