@@ -344,8 +344,8 @@ def _estimate(draws: Float[np.ndarray, " draws"]) -> Estimate:
     return Estimate(*(float(x) for x in _mean_and_interval(draws)))
 
 
-def _mean_and_interval(draws: Float[np.ndarray, "draws ..."]) -> tuple[np.ndarray, ...]:
-    """(mean, low, high): the interval has the mean of few whole numbers, which may lie beyond 95 %."""
+def _mean_and_interval(draws: Float[np.ndarray, "draws ..."]) -> tuple[Any, Any, Any]:
+    """(mean, low, high), numbers or arrays: the interval has the mean, which may lie beyond 95 %."""
     mean, (low, high) = draws.mean(axis=0), np.quantile(draws, [0.025, 0.975], axis=0)
     return mean, np.minimum(low, mean), np.maximum(high, mean)
 
