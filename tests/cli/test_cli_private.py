@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
+from bilevel import cli
 from bilevel.cli import _app
 from bilevel.cli._run_folder import RunFolder
 from bilevel.cli._signals import Stop
@@ -184,6 +185,27 @@ def test_no_secret_is_in_what_a_refusal_says(tmp_path, broken):
     assert secrets_in([said.stdout, said.stderr]) == set()
     assert "no message quotes your data" in " ".join(said.stderr.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["vrakul.csv", "zorbla.csv", "--private", "--label=y", "--trusted=t", "--out=o"],
+            "no message quotes your data",
+        ),
+        (["vrakul.csv", "--private", "--label=vrakul", "--task=zorbla"], "quotes your data"),
+        (["vrakul.csv", "--private"], "Missing option '--label'"),
+    ],
+)
+def test_no_secret_is_in_what_is_said_of_a_wrong_call(monkeypatch, capsys, words, said):
+    monkeypatch.setattr("sys.argv", ["bilevel", "weigh", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.run_app()
+    assert ended.value.code == 2
+    found = capsys.readouterr()
+    assert secrets_in([found.out, found.err]) == set()
+    assert said in " ".join(found.err.split())
 
 
 def test_no_secret_of_a_configuration_file_is_said(tmp_path, monkeypatch):

@@ -7,17 +7,20 @@ The modules `_x` hold the options of the commands and import nothing heavy; what
 import io
 import os
 import sys
+from typing import Any
+
+import typer
 
 from ._annotate import collect, export
 from ._apart import run_apart
-from ._app import FAILURE, OK, RunFolderError, app, is_of_memory, note, stop
+from ._app import FAILURE, HIDDEN, OK, USAGE, RunFolderError, app, is_of_memory, note, stop
 from ._audit import audit
 from ._commands import report, score, suggest
 from ._consensus import consensus
 from ._demo import bench, demo
 from ._fix import fix
 from ._multilabel import multilabel
-from ._signals import stoppable
+from ._signals import is_asked_for_privacy, stoppable
 from ._weigh import weigh
 
 __all__ = [
@@ -37,6 +40,8 @@ __all__ = [
     "suggest",
     "weigh",
 ]
+
+_UsageError: Any = typer.BadParameter.__base__  # which typer does not name
 
 for command in (
     weigh,
@@ -75,7 +80,7 @@ def _main() -> None:
     run_apart()
     with stoppable(stop):
         try:
-            app()
+            run_app()
         except SystemExit as ended:
             code = stop.code if stop.signal is not None else ended.code
         except KeyboardInterrupt:  # outside of a command's work
@@ -96,6 +101,30 @@ def _main() -> None:
         if stop.signal is not None and not stop.said:
             note(stop.hint(), "\n")
         sys.exit(code)
+
+
+def run_app() -> None:
+    """Run the command; with --private no message on how it is called quotes what was given.
+
+    Raises:
+        SystemExit: as typer does at the end of a command.
+    """
+    if not is_asked_for_privacy():
+        app()
+        return
+    try:
+        code = app(standalone_mode=False)
+    except _UsageError as error:
+        given = [
+            word.partition("=")[2] if word[:2] == "--" else word[2:] if word[:1] == "-" else word
+            for word in sys.argv[2:]
+        ]
+        if any(word and word in error.format_message() for word in given):
+            note(f"the command is not called rightly (bilevel {sys.argv[1]} --help); {HIDDEN}")
+        else:
+            error.show()
+        sys.exit(USAGE)
+    sys.exit(code)
 
 
 def _open_streams() -> None:
