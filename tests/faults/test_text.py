@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 
-import altair as alt
 import pandas as pd
 import pytest
 import typer
@@ -18,7 +17,14 @@ from bilevel._text import for_spreadsheet, named, to_json, visible
 from bilevel.cli import _app
 from bilevel.cli._commands_work import write_table
 from bilevel.cli._run_files import write_csv
-from bilevel.reweighting._report.chart import axis_names, make_chart, matrix, tips
+from bilevel.reweighting._report.chart import (
+    by_name,
+    layer,
+    make_chart,
+    matrix,
+    number,
+    tips,
+)
 from bilevel.reweighting._report.charts import draw_charts
 from bilevel.reweighting._report.page import Report
 from reports import iris_evidence
@@ -157,11 +163,11 @@ def test_classes_may_have_the_names_of_what_every_object_has(capfd):
 
     def drawn(names: list[str]) -> list[int]:
         rows = [{"given": a, "suggested": b, "rows": 1} for a in names for b in names]
-        bars = alt.Chart(height=99).mark_bar().encode(y=axis_names(), x="rows:Q")
+        bars = [layer("bar", by_name(), {"x": number("rows")})]
         lines = [{"name": name, "rows": 1} for name in names]
         charts = [
             matrix("n", "t", "w", rows, names, 1, "given"),
-            make_chart("n", "t", "w", lines, bars),
+            make_chart("n", "t", "w", lines, bars, 99),
         ]
         assert [row["name"] for row in charts[1].rows] == names
         return [chart.svg.count("<path") for chart in charts]

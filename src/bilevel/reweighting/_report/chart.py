@@ -8,7 +8,6 @@ import dataclasses
 import json
 from typing import Any
 
-import altair as alt
 import vl_convert
 from markupsafe import escape
 
@@ -17,6 +16,8 @@ from ..._text import visible_everywhere
 WIDTH = 420
 ACCENT, MUTED, INK, LINE = "var(--accent)", "var(--muted)", "var(--ink)", "var(--line)"
 MOST_NAMES = 30
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+Spec = dict[str, Any]  # a part of a specification of Vega-Lite
 PLAIN = {ACCENT: "#1f5fbf", MUTED: "#5a6675", INK: "#1c2430", LINE: "#dfe4ea"}
 _OF_OBJECTS = {
     *("__proto__", "__defineGetter__", "__defineSetter__", "__lookupGetter__", "__lookupSetter__"),
@@ -93,6 +94,8 @@ class Chart:
 
     def as_altair(self) -> Any:
         """The same as an Altair chart with plain colours, to be restyled."""
+        import altair as alt  # which takes half a second, and draws nothing here
+
         config = {k: v for k, v in self.spec["config"].items() if v is not None}
         text = json.dumps(self.spec | {"width": self.width, "config": config})
         for name, colour in PLAIN.items():
@@ -112,18 +115,35 @@ class Chart:
 
 
 def make_chart(
-    name: str, title: str, alt_text: str, rows: list[dict], chart: Any, width: int = WIDTH
+    name: str,
+    title: str,
+    alt_text: str,
+    rows: list[dict],
+    layers: list[Spec],
+    height: int,
+    width: int = WIDTH,
 ) -> Chart:
-    """Of an altair chart, whose data are `rows`.
-
-    Altair copies and validates its data again and again, so that the rows come in last.
-    """
+    """Of layers (see `layer`), whose data are `rows`."""
     rows, title, alt_text = visible_everywhere([rows, title, alt_text])
-    chart = chart.properties(data=alt.Data(values=[]), width="container", description=alt_text)
+    drawn = {"layer": layers} if len(layers) > 1 else layers[0]
+    spec = {"$schema": SCHEMA, "description": alt_text, "width": "container", "height": height}
     # Control characters in texts would end the process of the library that draws.
-    spec = visible_everywhere(chart.to_dict(validate=False) | {"config": _CONFIG})
+    spec = visible_everywhere(spec | drawn | {"config": _CONFIG})
     spec = _own_words(spec | {"data": {"values": rows}})
     return Chart(name, title, alt_text, spec, rows, width)
+
+
+def layer(kind: str, *channels: Spec, where: str | None = None, **style: Any) -> Spec:
+    """One mark, such as "line", of these channels, and of the rows for which `where` holds."""
+    encoding = {name: channel for one in channels for name, channel in one.items()}
+    drawn = {"mark": {"type": kind, **style}, "encoding": encoding}
+    return drawn if where is None else drawn | {"transform": [{"filter": where}]}
+
+
+def rule_at(value: float, **style: Any) -> Spec:
+    """A line from top to bottom."""
+    style = {"aria": False, "strokeDash": [4, 3]} | style
+    return layer("rule", {"x": {"datum": value, "type": "quantitative"}}, **style)
 
 
 def _own_words(value: Any) -> Any:
@@ -138,14 +158,20 @@ def _own_words(value: Any) -> Any:
     return [_own_words(x) for x in value] if isinstance(value, list) else value
 
 
-def axis_x(field: str, title: str, **scale: Any) -> alt.X:
-    axis = alt.Axis(tickCount=5)
-    return alt.X(f"{field}:Q", title=_title(title), scale=alt.Scale(**scale), axis=axis)
+def number(field: str, **more: Any) -> Spec:
+    """A channel of a number."""
+    return {"field": field, "type": "quantitative", **more}
 
 
-def axis_y(field: str, title: str, **scale: Any) -> alt.Y:
-    axis = alt.Axis(tickCount=5)
-    return alt.Y(f"{field}:Q", title=_title(title), scale=alt.Scale(**scale), axis=axis)
+def axis(field: str, title: str, **scale: Any) -> Spec:
+    """A channel of a number along an axis."""
+    return number(field, title=_title(title), axis={"tickCount": 5}, scale=scale)
+
+
+def colours(field: str, names: list[str], values: list[str], legend: Spec | None) -> Spec:
+    """A colour per name."""
+    scale = {"domain": names, "range": values}
+    return {"color": {"field": field, "type": "nominal", "scale": scale, "legend": legend}}
 
 
 def _title(text: str) -> str:
@@ -162,21 +188,21 @@ def height_of(rows: list[dict[str, Any]], step: int) -> int:
     return step * len({row["name"] for row in rows})
 
 
-def axis_names() -> alt.Y:
-    return alt.Y("name:N", title=None, sort=None)
+def by_name() -> Spec:
+    """A line per name, in the order of the rows."""
+    return {"y": {"field": "name", "type": "nominal", "title": None, "sort": None}}
 
 
-def tips(**fields: str) -> list[alt.Tooltip]:
+def tips(**fields: str) -> Spec:
     """Tooltips; `name="Row"` is text, `x=",.3f Score"` a number in that format."""
     shown = []
     for field, text in fields.items():
         form, bar, title = text.partition("|")
-        title = _title(title if bar else text)
         if bar:
-            shown.append(alt.Tooltip(field, title=title, type="quantitative", format=form))
+            shown.append(number(field, title=_title(title), format=form))
         else:
-            shown.append(alt.Tooltip(field, title=title, type="nominal"))
-    return shown
+            shown.append({"field": field, "title": _title(text), "type": "nominal"})
+    return {"tooltip": shown}
 
 
 def matrix(
@@ -190,18 +216,16 @@ def matrix(
 ) -> Chart:
     """Counts by two labels: as dark as `rows` of `most`; right predictions are not shaded."""
     across = next(key for key in rows[0] if key not in (down, "rows"))
-    base = alt.Chart(height=max(30 * len(names), 120)).encode(
-        x=alt.X(f"{across}:N", title=across, sort=names, axis=alt.Axis(orient="top")),
-        y=alt.Y(f"{down}:N", title=down, sort=names),
-        tooltip=tips(**{down: down.capitalize(), across: across.capitalize(), "rows": ",d|Rows"}),
-    )
-    opacity = alt.Opacity(
-        "rows:Q", scale=alt.Scale(domain=[0, most], range=[0.04, 0.75], clamp=True), legend=None
-    )
-    chart = alt.layer(
-        base.transform_filter(f"datum.{down} != datum.{across}")
-        .mark_rect(color=ACCENT)
-        .encode(opacity=opacity),
-        base.transform_filter("datum.rows > 0").mark_text(color=INK).encode(text="rows:Q"),
-    )
-    return make_chart(name, title, words, rows, chart)
+    both = {
+        "x": {"field": across, "title": across, "axis": {"orient": "top"}},
+        "y": {"field": down, "title": down},
+    }
+    both = {name: channel | {"type": "nominal", "sort": names} for name, channel in both.items()}
+    said = tips(**{down: down.capitalize(), across: across.capitalize(), "rows": ",d|Rows"})
+    scale = {"domain": [0, most], "range": [0.04, 0.75], "clamp": True}
+    dark = {"opacity": number("rows", scale=scale, legend=None)}
+    layers = [
+        layer("rect", both, said, dark, where=f"datum.{down} != datum.{across}", color=ACCENT),
+        layer("text", both, said, {"text": number("rows")}, where="datum.rows > 0", color=INK),
+    ]
+    return make_chart(name, title, words, rows, layers, max(30 * len(names), 120))

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import altair as alt
-
 from ..._text import heading
 from .chart import (
     ACCENT,
@@ -11,12 +9,16 @@ from .chart import (
     MOST_NAMES,
     MUTED,
     Chart,
-    axis_names,
-    axis_x,
-    axis_y,
+    Spec,
+    axis,
+    by_name,
+    colours,
     height_of,
+    layer,
     make_chart,
     matrix,
+    number,
+    rule_at,
     tips,
 )
 from .holdout_charts import calibration, change_of_each, confusion, gains
@@ -48,21 +50,20 @@ def first_wrong(table: list[dict[str, Any]] | None) -> Chart | None:
     """The share of wrong labels among the first k rows of the list, with its band."""
     if table is None:
         return None
-    x = axis_x("rows", "first rows of the list", nice=False)
-    base = alt.Chart(height=220).encode(x=x)
-    shown = tips(rows=",d|First rows", wrong=".1%|Wrong", low=".1%|From", high=".1%|To")
-    percent = alt.Axis(format=".0%", tickCount=5)
+    x = {"x": axis("rows", "first rows of the list", nice=False)}
     known = table[0]["observed"] is not None
-    shown += tips(observed=".1%|Observed") if known else []
-    seen = base.mark_line(color=INK, strokeDash=[4, 3]).encode(y="observed:Q", tooltip=shown)
-    chart = alt.layer(
-        base.mark_area(opacity=0.18, color=ACCENT).encode(
-            y=alt.Y("low:Q", title="wrong labels", axis=percent, scale=alt.Scale(domain=[0, 1])),
-            y2="high:Q",
-        ),
-        base.mark_line().encode(y="wrong:Q", tooltip=shown),
-        *([seen] if known else []),
-    )
+    observed = {"observed": ".1%|Observed"} if known else {}
+    said = {"wrong": ".1%|Wrong", "low": ".1%|From", "high": ".1%|To"} | observed
+    shown = tips(rows=",d|First rows", **said)
+    percent = {"format": ".0%", "tickCount": 5}
+    low = number("low", title="wrong labels", axis=percent, scale={"domain": [0, 1]})
+    layers = [
+        layer("area", x, {"y": low, "y2": {"field": "high"}}, opacity=0.18, color=ACCENT),
+        layer("line", x, {"y": number("wrong")}, shown),
+    ]
+    if known:
+        seen = {"y": number("observed")}
+        layers.append(layer("line", x, seen, shown, color=INK, strokeDash=[4, 3]))
     some = table[:: max(1, len(table) // 5)]
     words = "; ".join(
         f"of the first {t['rows']} rows {t['wrong']:.0%} ({t['low']:.0%} to {t['high']:.0%})"
@@ -70,7 +71,7 @@ def first_wrong(table: list[dict[str, Any]] | None) -> Chart | None:
         for t in some
     )
     rows = [{k: v for k, v in t.items() if known or k != "observed"} for t in table]
-    return make_chart("first-wrong", "Wrong labels among the first rows", words, rows, chart)
+    return make_chart("first-wrong", "Wrong labels among the first rows", words, rows, layers, 220)
 
 
 def noise_matrix(found: dict[str, Any] | None) -> Chart | None:
@@ -100,23 +101,16 @@ def histogram(weights: dict[str, Any]) -> Chart:
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
     ]
     shown = tips(low=".3f|From", high=".3f|To", rows=",d|Rows")
-    chart = (
-        alt.Chart(height=220)
-        .mark_bar(binSpacing=1)
-        .encode(
-            x=alt.X(
-                "low:Q", bin="binned", title="weight (1 is the mean)", axis=alt.Axis(tickCount=6)
-            ),
-            x2="high:Q",
-            y=axis_y("rows", "rows"),
-            tooltip=shown,
-        )
-    )
+    ends = {
+        "x": number("low", bin="binned", title="weight (1 is the mean)", axis={"tickCount": 6}),
+        "x2": {"field": "high"},
+    }
+    bars = layer("bar", ends, {"y": axis("rows", "rows")}, shown, binSpacing=1)
     quantiles = ", ".join(
         f"{name} {value:.2f}" for name, value in weights["quantiles"].items() if value is not None
     )
     words = f"Histogram of the weights. Percentiles: {quantiles}."
-    return make_chart("histogram", "Weights of the training rows", words, rows, chart)
+    return make_chart("histogram", "Weights of the training rows", words, rows, [bars], 220)
 
 
 def over_the_run(evidence: dict[str, Any]) -> list[Chart]:
@@ -142,25 +136,19 @@ def over_the_run(evidence: dict[str, Any]) -> list[Chart]:
         if not rows:
             continue
         first, last = rows[0]["step"], rows[-1]["step"]
-        few = list(range(int(first), int(last) + 1)) if last - first < 6 else alt.Undefined
-        points = {"filled": True, "size": 24} if len(rows) <= 60 else False
-        chart = (
-            alt.Chart(height=150)
-            .mark_line(point=points)
-            .encode(
-                x=alt.X(
-                    "step:Q",
-                    title="outer step",
-                    scale=alt.Scale(nice=False),
-                    axis=alt.Axis(tickCount=5, values=few, format="d"),
-                ),
-                y=axis_y("value", "", zero=False),
-                tooltip=tips(step="d|Step", value=f"{form}|{title}"),
-            )
+        few = {"values": list(range(int(first), int(last) + 1))} if last - first < 6 else {}
+        step = {"tickCount": 5, "format": "d"} | few
+        line = layer(
+            "line",
+            {"x": number("step", title="outer step", scale={"nice": False}, axis=step)},
+            {"y": axis("value", "", zero=False)},
+            tips(step="d|Step", value=f"{form}|{title}"),
+            point={"filled": True, "size": 24} if len(rows) <= 60 else False,
         )
         ends = f"from {rows[0]['value']:.4g} to {rows[-1]['value']:.4g}"
         words = f"{title} over {len(rows)} recorded steps, {ends}."
-        charts.append(make_chart(field.replace("_", "-"), title, words, rows, chart, width=300))
+        name = field.replace("_", "-")
+        charts.append(make_chart(name, title, words, rows, [line], 150, width=300))
     return charts
 
 
@@ -171,18 +159,13 @@ def weight_of_each(kind: str, table: list[dict[str, Any]]) -> Chart:
         for t in _most(table)
     ]
     shown = tips(name="Name", mean_weight=".3f|Mean weight", rows=",d|Rows")
-    chart = alt.layer(
-        alt.Chart(height=height_of(rows, 20))
-        .mark_bar(height=12)
-        .encode(x=axis_x("mean_weight", "mean weight", zero=True), y=axis_names(), tooltip=shown),
-        alt.Chart()
-        .mark_rule(aria=False, strokeDash=[4, 3], color=INK)
-        .encode(x=alt.datum(1, type="quantitative")),
-    )
+    mean = {"x": axis("mean_weight", "mean weight", zero=True)}
+    layers = [layer("bar", mean, by_name(), shown, height=12), rule_at(1, color=INK)]
     words = "; ".join(
         f"{r['name']}: {r['mean_weight']:.2f}" for r in rows if r["mean_weight"] is not None
     )
-    return make_chart(f"weight-{kind}", "Mean weight", words, rows, chart)
+    height = height_of(rows, 20)
+    return make_chart(f"weight-{kind}", "Mean weight", words, rows, layers, height)
 
 
 def verified(work: dict[str, Any] | None, score: str) -> Chart | None:
@@ -198,22 +181,12 @@ def verified(work: dict[str, Any] | None, score: str) -> Chart | None:
     ]
     if not rows:
         return None
-    colour = alt.Color(
-        "fit:N",
-        scale=alt.Scale(domain=["verified rows alone", "filter"], range=[MUTED, ACCENT]),
-        legend=alt.Legend(symbolOpacity=1),
-    )
     shown = tips(fit="Fit", verified=",d|Verified", score=f".4f|{score}")
-    x, y = axis_x("verified", "verified rows", nice=False), axis_y("score", score, zero=False)
-    base = alt.Chart(height=220).encode(x=x, color=colour)
-    chart = alt.layer(
-        base.mark_area(opacity=0.18).encode(y=axis_y("low", score, zero=False), y2="high:Q"),
-        base.mark_line().encode(y=y),
-        base.mark_point(size=40).encode(y=y, tooltip=shown),
-    )
+    fits = colours("fit", ["verified rows alone", "filter"], [MUTED, ACCENT], {"symbolOpacity": 1})
+    layers = _with_bands({"x": axis("verified", "verified rows", nice=False)}, fits, shown, score)
     words = "; ".join(f"{r['fit']}, {r['verified']} rows: {r['score']:.3f}" for r in rows)
     title = f"{heading(score)} by the number of verified rows"
-    return make_chart("verified", title, words, rows, chart)
+    return make_chart("verified", title, words, rows, layers, 220)
 
 
 def _most(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -227,33 +200,23 @@ def _most(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def drops(found: dict[str, Any]) -> Chart:
     """How far the loss fell where weights were fitted to the labels, and where they were not."""
     rows = [{"name": "trusted rows", "drop": found["trusted"]["drop"]}]
-    colour = alt.Color(
-        "name:N",
-        scale=alt.Scale(
-            domain=["trusted rows", "hold-out", "fitted to shuffled labels"],
-            range=[ACCENT, ACCENT, MUTED],
-        ),
-        legend=None,
-    )
+    names = ["trusted rows", "hold-out", "fitted to shuffled labels"]
     if found["holdout"] is not None:
         rows.append({"name": "hold-out", "drop": found["holdout"]["drop"]})
     if found["control"] is not None:
         rows.append({"name": "fitted to shuffled labels", "drop": found["control"]["overfit"]})
     what = f"drop of the {found['loss']}"
-    chart = (
-        alt.Chart(height=height_of(rows, 28))
-        .mark_bar(height=14)
-        .encode(
-            x=axis_x("drop", what),
-            y=axis_names(),
-            color=colour,
-            tooltip=tips(name="On", drop="+.4f|Drop"),
-        )
+    bars = layer(
+        "bar",
+        {"x": axis("drop", what)},
+        by_name(),
+        colours("name", names, [ACCENT, ACCENT, MUTED], None),
+        tips(name="On", drop="+.4f|Drop"),
+        height=14,
     )
     words = "; ".join(f"{r['name']}: {r['drop']:+.3f}" for r in rows)
-    return make_chart(
-        "drops", f"{what.capitalize()}, from equal weights to these", words, rows, chart
-    )
+    title = f"{what.capitalize()}, from equal weights to these"
+    return make_chart("drops", title, words, rows, [bars], height_of(rows, 28))
 
 
 def removal(evidence: dict[str, Any]) -> Chart | None:
@@ -270,18 +233,21 @@ def removal(evidence: dict[str, Any]) -> Chart | None:
     ]
     if not rows:
         return None
-    colour = alt.Color(
-        "removed:N",
-        scale=alt.Scale(domain=["lowest label quality", "at random"], range=[ACCENT, MUTED]),
-        legend=alt.Legend(symbolOpacity=1),
-    )
     shown = tips(removed="Removed", percent="d|Percent", score=f".4f|{score}")
-    x, y = axis_x("percent", "% of the training rows removed"), axis_y("score", score, zero=False)
-    base = alt.Chart(height=220).encode(x=x, color=colour)
-    chart = alt.layer(
-        base.mark_area(opacity=0.18).encode(y=axis_y("low", score, zero=False), y2="high:Q"),
-        base.mark_line().encode(y=y),
-        base.mark_point(size=40).encode(y=y, tooltip=shown),
-    )
+    ways = ["lowest label quality", "at random"]
+    colour = colours("removed", ways, [ACCENT, MUTED], {"symbolOpacity": 1})
+    x = {"x": axis("percent", "% of the training rows removed")}
+    layers = _with_bands(x, colour, shown, score)
     words = "; ".join(f"{r['percent']}% {r['removed']}: {r['score']:.3f}" for r in rows)
-    return make_chart("removal", f"{heading(score)} without some rows", words, rows, chart)
+    title = f"{heading(score)} without some rows"
+    return make_chart("removal", title, words, rows, layers, 220)
+
+
+def _with_bands(x: Spec, colour: Spec, shown: Spec, score: str) -> list[Spec]:
+    """Lines of scores with their bands, and points that say what they are."""
+    low, y = axis("low", score, zero=False), {"y": axis("score", score, zero=False)}
+    return [
+        layer("area", x, colour, {"y": low, "y2": {"field": "high"}}, opacity=0.18),
+        layer("line", x, colour, y),
+        layer("point", x, colour, y, shown, size=40),
+    ]

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-import altair as alt
-
 from .chart import (
     ACCENT,
     MOST_NAMES,
     MUTED,
     Chart,
-    axis_names,
-    axis_x,
-    axis_y,
+    axis,
+    by_name,
+    colours,
     height_of,
+    layer,
     make_chart,
     matrix,
+    rule_at,
     tips,
 )
 
@@ -44,18 +44,17 @@ def gains(evidence: dict[str, Any]) -> Chart | None:
     shown = tips(
         name="Against", gain=f"+{digits}|Gain", low=f"+{digits}|From", high=f"+{digits}|To"
     )
-    base = alt.Chart(height=height_of(rows, 32)).encode(y=axis_names(), tooltip=shown)
-    chart = alt.layer(
-        alt.Chart()
-        .mark_rule(aria=False, strokeDash=[4, 3])
-        .encode(x=alt.datum(0, type="quantitative")),
-        base.mark_rule(color=ACCENT, strokeWidth=2).encode(x=axis_x("low", what), x2="high:Q"),
-        base.mark_point().encode(x=axis_x("gain", what)),
-    )
+    low = {"x": axis("low", what), "x2": {"field": "high"}}
+    layers = [
+        rule_at(0),
+        layer("rule", low, by_name(), shown, color=ACCENT, strokeWidth=2),
+        layer("point", {"x": axis("gain", what)}, by_name(), shown),
+    ]
     words = "; ".join(
         f"{r['name']}: {r['gain']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows
     )
-    return make_chart("gains", f"{title}, with 95% interval", words, rows, chart, width=340)
+    title, height = f"{title}, with 95% interval", height_of(rows, 32)
+    return make_chart("gains", title, words, rows, layers, height, width=340)
 
 
 def change_of_each(kind: str, table: list[dict[str, Any]], score: str) -> Chart | None:
@@ -79,22 +78,16 @@ def change_of_each(kind: str, table: list[dict[str, Any]], score: str) -> Chart 
         low="+.4f|From",
         high="+.4f|To",
     )
-    base = alt.Chart(height=height_of(rows, 20)).encode(y=axis_names(), tooltip=shown)
-    what = f"change of {score}"
-    intervals = (
-        base.transform_filter("isValid(datum.low)")
-        .mark_rule(color=ACCENT, strokeWidth=2)
-        .encode(x=axis_x("low", what), x2="high:Q")
-    )
-    chart = alt.layer(
-        alt.Chart()
-        .mark_rule(aria=False, strokeDash=[4, 3])
-        .encode(x=alt.datum(0, type="quantitative")),
-        *([intervals] if any(r["low"] is not None for r in rows) else []),
-        base.mark_point().encode(x=axis_x("difference", what)),
-    )
+    what, valid = f"change of {score}", "isValid(datum.low)"
+    low = {"x": axis("low", what), "x2": {"field": "high"}}
+    layers = [rule_at(0)]
+    if any(r["low"] is not None for r in rows):
+        interval = layer("rule", low, by_name(), shown, where=valid, color=ACCENT, strokeWidth=2)
+        layers.append(interval)
+    layers.append(layer("point", {"x": axis("difference", what)}, by_name(), shown))
     words = "; ".join(f"{r['name']}: {r['difference']:+.3f}" for r in rows)
-    return make_chart(f"change-{kind}", f"Change of {score}, 95% interval", words, rows, chart)
+    title, height = f"Change of {score}, 95% interval", height_of(rows, 20)
+    return make_chart(f"change-{kind}", title, words, rows, layers, height)
 
 
 def calibration(found: dict[str, Any] | None) -> Chart | None:
@@ -104,11 +97,8 @@ def calibration(found: dict[str, Any] | None) -> Chart | None:
     rows = [{"fit": fit} | line for fit in ("before", "after") for line in found[fit]]
     everything = [r[k] for r in rows for k in ("said", "seen", "low", "high") if r[k] is not None]
     ends = [min(everything), max(everything)]
-    colour = alt.Color(
-        "fit:N",
-        scale=alt.Scale(domain=["before", "after"], range=[MUTED, ACCENT]),
-        legend=alt.Legend(symbolType="circle", symbolOpacity=1),
-    )
+    legend = {"symbolType": "circle", "symbolOpacity": 1}
+    colour = colours("fit", ["before", "after"], [MUTED, ACCENT], legend)
     shown = tips(
         fit="Fit",
         said=".3f|Predicted",
@@ -117,21 +107,21 @@ def calibration(found: dict[str, Any] | None) -> Chart | None:
         high=".3f|To",
         rows=",d|Rows",
     )
-    x = axis_x("said", "predicted", domain=ends, nice=True)
-    low, y = (
-        axis_y(name, "observed", domain=ends, nice=True, zero=False) for name in ("low", "seen")
+    x = {"x": axis("said", "predicted", domain=ends, nice=True)}
+    low, seen = (
+        axis(name, "observed", domain=ends, nice=True, zero=False) for name in ("low", "seen")
     )
-    base = alt.Chart(height=280).encode(x=x, color=colour, tooltip=shown)
-    chart = alt.layer(
-        alt.Chart(alt.Data(values=[{"said": end, "seen": end} for end in ends]))
-        .mark_line(aria=False, color=MUTED, strokeDash=[2, 3], strokeWidth=1.5)
-        .encode(x=x, y=y),
-        base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=low, y2="high:Q"),
-        base.mark_line(strokeWidth=1.5, opacity=0.6).encode(y=y),
-        base.mark_point().encode(y=y),
-    )
+    y, diagonal = {"y": seen}, {"values": [{"said": end, "seen": end} for end in ends]}
+    plain = {"aria": False, "color": MUTED, "strokeDash": [2, 3], "strokeWidth": 1.5}
+    pale: dict[str, Any] = {"strokeWidth": 1.5, "opacity": 0.6}
+    layers = [
+        layer("line", x, y, **plain) | {"data": diagonal},
+        layer("rule", x, colour, {"y": low, "y2": {"field": "high"}}, shown, **pale),
+        layer("line", x, colour, y, shown, **pale),
+        layer("point", x, colour, y, shown),
+    ]
     words = "; ".join(f"{r['fit']}, predicted {r['said']:.2f}: {r['seen']:.2f}" for r in rows)
-    return make_chart("calibration", "Calibration before and after", words, rows, chart)
+    return make_chart("calibration", "Calibration before and after", words, rows, layers, 280)
 
 
 def confusion(found: dict[str, Any] | None) -> list[Chart]:

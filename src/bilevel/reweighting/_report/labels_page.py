@@ -5,7 +5,6 @@ import itertools
 from importlib.metadata import version
 from typing import Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
@@ -13,7 +12,7 @@ from markupsafe import Markup
 from ..._text import visible
 from .._weights.diagnostics import Check
 from .._weights.result import WeightsResult
-from .chart import ACCENT, MOST_NAMES, Chart, axis_names, height_of, make_chart, tips
+from .chart import ACCENT, MOST_NAMES, Chart, by_name, height_of, layer, make_chart, number, tips
 from .page import PRINTED_ROWS, AbstractPage, csp_hash, packaged, read_template
 
 FORMAT = "bilevel labels report 1"
@@ -164,16 +163,15 @@ def _rates(labels: list[dict[str, Any]]) -> Chart | None:
         return None
     rows = sorted(known, key=lambda line: -line["value"])[:MOST_NAMES]
     shown = tips(name="Label", value=".1%|Wrong", low=".1%|From", high=".1%|To")
-    base = alt.Chart(height=height_of(rows, 32)).encode(y=axis_names(), tooltip=shown)
     what = "share of rows in which the label is wrong"
-    percent = {"scale": alt.Scale(zero=True), "axis": alt.Axis(format=".0%", tickCount=5)}
-    chart = alt.layer(
-        base.mark_rule(color=ACCENT, strokeWidth=2).encode(
-            x=alt.X("low:Q", title=what, **percent), x2="high:Q"
-        ),
-        base.mark_point().encode(x=alt.X("value:Q", title=what, **percent)),
-    )
+    percent = {"title": what, "scale": {"zero": True}, "axis": {"format": ".0%", "tickCount": 5}}
+    low = {"x": number("low", **percent), "x2": {"field": "high"}}
+    layers = [
+        layer("rule", low, by_name(), shown, color=ACCENT, strokeWidth=2),
+        layer("point", {"x": number("value", **percent)}, by_name(), shown),
+    ]
     words = "; ".join(
         f"{row['name']}: {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%})" for row in rows
     )
-    return make_chart("rates", "Wrong labels, with 95% interval", words, rows, chart)
+    title = "Wrong labels, with 95% interval"
+    return make_chart("rates", title, words, rows, layers, height_of(rows, 32))
