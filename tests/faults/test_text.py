@@ -150,12 +150,12 @@ def test_a_page_with_charts_of_any_names():
 
 def test_a_bar_in_a_name_of_others_is_no_number_format():
     """What came before it once was the format of a tooltip, and ended its drawing."""
-    number, text = tips(score=".4f|a{x|b|", fit="Fit")
-    assert number.to_dict() == {
+    score, fit = tips(score=".4f|a{x|b|", fit="Fit")["tooltip"]
+    assert score == {
         **{"field": "score", "type": "quantitative"},
         **{"format": ".4f", "title": "a{x|b|"},
     }
-    assert text.to_dict() == {"field": "fit", "type": "nominal", "title": "Fit"}
+    assert fit == {"field": "fit", "type": "nominal", "title": "Fit"}
 
 
 def test_classes_may_have_the_names_of_what_every_object_has(capfd):
