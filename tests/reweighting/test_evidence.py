@@ -17,6 +17,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.tree import DecisionTreeClassifier
 
 from bilevel.reweighting._report import refits as _refits
+from bilevel.reweighting._report import thumbnails as module
 from bilevel.reweighting._report.evidence import gather_evidence, jsonable
 from bilevel.reweighting._report.refits import REMOVED, Rows, _expected_losses, _losses
 from bilevel.reweighting._report.thumbnails import thumbnails
@@ -514,6 +515,18 @@ def test_large_pictures_are_averaged_down_and_odd_ones_refused():
         thumbnails(np.zeros((2, 24)))
     with pytest.raises(ValueError, match=r"must have shape .* got \(2, 3, 3, 2\)"):
         thumbnails(np.zeros((2, 3, 3, 2)))
+
+
+def test_many_pictures_lose_shades_and_no_detail(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3))
+    monkeypatch.setattr(module, "MOST", 30_000)  # noise of 256 shades takes 50,000
+    found = thumbnails(images)
+    assert sum(map(len, found)) <= 30_000
+    for image, uri in zip(images, found, strict=True):
+        content = io.BytesIO(base64.b64decode(uri.split(",")[1]))
+        pixels = matplotlib.image.imread(content, format="png")
+        assert np.abs(pixels - image / 255).max() <= 0.5 / 15 + 1 / 255
+        assert len(np.unique(pixels)) == 16
 
 
 def test_evidence_is_plain_json(found):

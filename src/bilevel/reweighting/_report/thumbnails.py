@@ -9,9 +9,35 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+MOST = 1_600_000  # characters of all pictures together, above which they lose shades
+FEWEST_SHADES = 16  # per channel
+
 
 def thumbnails(images: np.ndarray, rows: Sequence[int] | None = None) -> list[str]:
-    """Each image as a PNG in a data URI, at most 64 pixels per side, darkest value black.
+    """Each image as a PNG in a data URI, at most 64 pixels per side, darkest value black."""
+    return as_pictures(shrunk(images, rows))
+
+
+def as_pictures(pixels: Sequence[UInt8[np.ndarray, "height width channels"]]) -> list[str]:
+    """Each as a PNG in a data URI.
+
+    Where they have more than 1.6 million characters in all, they have 64 shades per channel in place
+    of 256, or 32, or 16: 200 photographs would else be most of a page.
+    """
+    shades = 256
+    while True:
+        step = 255 / (shades - 1)
+        few = [np.round(np.round(p / step) * step).astype(np.uint8) for p in pixels]
+        found = [f"data:image/png;base64,{base64.b64encode(_png(p)).decode()}" for p in few]
+        if shades == FEWEST_SHADES or sum(map(len, found)) <= MOST:
+            return found
+        shades //= 4 if shades == 256 else 2
+
+
+def shrunk(
+    images: np.ndarray, rows: Sequence[int] | None = None
+) -> list[UInt8[np.ndarray, "height width channels"]]:
+    """Each image with at most 64 pixels per side, darkest value 0, brightest 255.
 
     With `rows`, those at these positions. They are read one by one: images may be mapped, and large.
     """
@@ -35,8 +61,7 @@ def thumbnails(images: np.ndarray, rows: Sequence[int] | None = None) -> list[st
     low = float(np.nanmin([np.nanmin(images[k]) for k in chosen]))
     high = float(np.nanmax([np.nanmax(images[k]) for k in chosen]))
     step = math.ceil(max(images.shape[1:3]) / 64)
-    small = (_reduced(images[k], step, low, high) for k in chosen)
-    return ["data:image/png;base64," + base64.b64encode(_png(p)).decode() for p in small]
+    return [_reduced(images[k], step, low, high) for k in chosen]
 
 
 def _reduced(

@@ -13,7 +13,7 @@ from . import refits
 from .excerpts import LONGEST, excerpts
 from .refits import Rows
 from .suspects import NUM_WORST, Suspects
-from .thumbnails import thumbnails
+from .thumbnails import as_pictures, shrunk, thumbnails
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
 LARGEST_PICTURE = 1 << 25  # bytes
@@ -108,6 +108,9 @@ def _shown(
     for name in show:
         given = table[name].tolist()
         values = [_value(given[i]) for i in worst]
+        pictures = [k for k, value in enumerate(values) if isinstance(value, np.ndarray)]
+        for k, picture in zip(pictures, as_pictures([values[k] for k in pictures]), strict=True):
+            values[k] = picture
         long = np.array(
             [k for k, i in enumerate(worst) if values[k] == given[i] and _is_long(given[i])], int
         )
@@ -134,8 +137,8 @@ def _value(value: Any) -> Any:
     return text
 
 
-def _picture(path: Path) -> str | None:
-    """A thumbnail of a file, where it is one and Pillow is there to read it."""
+def _picture(path: Path) -> np.ndarray | None:
+    """The pixels of a picture made small, where it is one and Pillow is there to read it."""
     try:
         from PIL import Image
     except ImportError:
@@ -149,4 +152,4 @@ def _picture(path: Path) -> str | None:
             pixels = np.asarray(image.convert("RGB"))
     except Exception:  # a file of somebody else may hold anything; its name is shown then
         return None
-    return thumbnails(pixels[None])[0]
+    return shrunk(pixels[None])[0]
