@@ -1,14 +1,18 @@
 """Two runs compared: settings, rows that changed sides, the paired difference of the scores."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.pipeline import Pipeline
 
 from bilevel.cli import _compare_work
-from bilevel.cli._compare_work import _named_by_content, _per_row, _share_ids
+from bilevel.cli._compare_work import _named_by_content, _per_row, _scores, _share_ids
 from bilevel.reweighting._inputs.checks import InputError
+from bilevel.reweighting._inputs.columns import vectorise
 from bilevel.reweighting._inputs.files import digest
 from bilevel.reweighting._report.compared import Scores, compare_runs
 from bilevel.reweighting._weights.metric import Metric
@@ -124,6 +128,28 @@ def test_row_numbers_of_different_files_name_no_rows(tmp_path, monkeypatch):
             [configs[0], configs[1] | configs[0] | {"sha256": {"train": "x"}}],
             tables,
         )
+
+
+def test_both_models_are_judged_on_the_hold_out_whose_sum_is_checked(tmp_path, monkeypatch):
+    """The second run may have read it elsewhere, where something else is now."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.normal(size=60), "y": rng.choice(["yes", "no"], 60)})
+    names = ("train", "holdout", "other")
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in names}
+    for path in paths.values():
+        table.to_parquet(path)
+    encoder, _, matrices = vectorise({"train": pd.DataFrame(table[["a"]])})
+    model = Pipeline(
+        [*encoder.steps, ("model", LogisticRegression().fit(matrices["train"], table["y"]))]
+    )
+    sums = {name: digest(Path(paths["train"])) for name in ("train", "holdout")}
+    one = {"train": paths["train"], "label": "y", "sha256": sums, "holdout": paths["holdout"]}
+    table.iloc[::-1].to_parquet(paths["other"])
+    monkeypatch.setattr(_compare_work, "check_unchanged", lambda *_: None)
+    monkeypatch.setattr(_compare_work, "load_model", lambda *_: model)
+    found = _scores((tmp_path, tmp_path), [one, one | {"holdout": paths["other"]}])
+    assert isinstance(found, Scores)
+    np.testing.assert_array_equal(found.first, found.second)
 
 
 def test_models_are_compared_by_the_metric_of_both_runs():

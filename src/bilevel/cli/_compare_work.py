@@ -131,7 +131,7 @@ def _scores(runs: tuple[Path, Path], configs: list[dict[str, Any]]) -> Scores | 
         check_unchanged(run, "model.skops")
         model = load_model(run / "model.skops", SAVED_TYPES)
         # The training file is read too, as it says how the columns of a CSV file are read.
-        paths = {name: Path(config[name]) for name in ("train", "holdout")}
+        paths = {"train": Path(config["train"]), "holdout": path}
         check_unchanged_files = watch(paths)
         if not paths["train"].exists() or digest(paths["train"]) != config["sha256"]["train"]:
             return _elsewhere("training", paths["train"])
