@@ -128,7 +128,7 @@ def test_a_candidate_has_not_seen_the_fold_that_judges_it(noisy, monkeypatch):
 
     def same_folds(y: np.ndarray, y_trusted: np.ndarray, *rest: Any) -> Any:
         folds = make_folds(y, y_trusted, *rest)
-        for name in ("fold", "part_trusted", "others", "part"):
+        for name in ("fold", "part", "part_trusted", "half", "half_trusted", "others"):
             setattr(folds, name, getattr(found.folds, name))
         return folds
 

@@ -241,14 +241,14 @@ def test_members_have_not_seen_what_they_judge():
     folds = model.folds
     for fit in (cross_fitted, trusted_only):
         before = fit(model)
-        part, fold = np.flatnonzero(folds.part == 0), np.flatnonzero(folds.fold == 0)
+        part, fold = np.flatnonzero(folds.half == 0), np.flatnonzero(folds.fold == 0)
         y, y_trusted = data.y.copy(), data.y_trusted.copy()
         y[part], y_trusted[fold] = (y[part] + 1) % 10, (y_trusted[fold] + 1) % 10
         changed = linear(data._replace(y=y, y_trusted=y_trusted))
-        for name in ("part", "fold", "part_trusted", "others"):
+        for name in ("fold", "part", "part_trusted", "half", "half_trusted", "others"):
             setattr(changed.folds, name, getattr(folds, name))
         after = fit(changed)
-        if fit is cross_fitted:  # the rows of a part
+        if fit is cross_fitted:  # the rows of half a part
             np.testing.assert_array_equal(after.train[0][part], before.train[0][part])
             assert np.abs(after.train[0] - before.train[0]).max() > 0.1
         else:  # without fold 0: everything; with it: the rows of fold 0

@@ -85,8 +85,9 @@ def test_equal_rows_are_in_one_part_of_both_tables_unless_they_are_coarse():
     block, trusted = rng.integers(0, 150, 300), rng.integers(0, 150, 90)
     y, y_trusted = rng.integers(0, 3, 300), rng.integers(0, 3, 90)
     folds = make_folds(y, y_trusted, 0, (facts(block), facts(trusted)))
-    parts = pd.Series(np.r_[folds.part, folds.fold]).groupby(np.r_[block, trusted]).nunique()
-    assert np.all(parts == 1)
+    for of_train, of_trusted in [(folds.part, folds.fold), (folds.half, folds.half_trusted)]:
+        parts = pd.Series(np.r_[of_train, of_trusted]).groupby(np.r_[block, trusted]).nunique()
+        assert np.all(parts == 1)
     for k in range(FOLDS):
         mine = trusted[folds.fold == k]
         assert not np.isin(block[folds.beside[k]], mine).any()
@@ -96,6 +97,7 @@ def test_equal_rows_are_in_one_part_of_both_tables_unless_they_are_coarse():
     assert [*np.bincount(coarse.fold)] == [30, 30, 30]
     for c in range(3):  # each class has its share
         assert np.ptp(np.bincount(coarse.part[y == c])) <= 1
+        assert np.ptp(np.bincount(coarse.half[y == c])) <= 1
     entity = make_folds(
         y, y_trusted, 0, (facts(block % 20, by_entity=True), facts(trusted % 20, by_entity=True))
     )
@@ -112,7 +114,7 @@ def test_the_deal_depends_on_what_rows_hold():
     folds = make_folds(y, trusted[1], 5, (facts(block, weight), trusted[0]))
     rows = rng.permutation(np.repeat(np.arange(200), weight))
     again = make_folds(y[rows], trusted[1], 5, (facts(block[rows]), trusted[0]))
-    np.testing.assert_array_equal(again.part, folds.part[rows])
+    np.testing.assert_array_equal(again.half, folds.half[rows])
     np.testing.assert_array_equal(again.fold, folds.fold)
     other = make_folds(y, trusted[1], 6, (facts(block, weight), trusted[0]))
     assert np.mean(other.part != folds.part) > 0.5

@@ -20,11 +20,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
 from sklearn.utils import gen_batches
 
-from .folds import FOLDS, Folds
+from .folds import FOLDS, HALVES, Folds
 from .label_models import MANY_CLASSES, PART, LabelModel, tolerance
 from .labels import Classes
 
-TREES, FEWER_TREES = 100, 50  # of the forest; and beside trees of the user's
+TREES, FEWER_TREES = 60, 50  # of the forest; and beside trees of the user's
 FOREST_ROWS = 5000  # that a tree is grown on
 LEAF = 1.5  # rows that a leaf must exceed
 FEWEST, BINS = 200, 64  # training rows that boosted trees learn from; bins of their columns
@@ -50,7 +50,7 @@ def forest_label_models(
     if not isinstance(folds.kind, Classes) or folds.kind.number > MANY_CLASSES:
         return None
     share = FOREST_ROWS / len(folds.sub)
-    learn = (FOLDS - 1) / FOLDS  # of the rows, in each fit
+    learn = 1 - 1 / (FOLDS if beside_trees else HALVES)  # of the rows, in each fit
 
     def forest(weight: float, **options: Any) -> VotingClassifier:
         leaf = min(LEAF / (learn * max(weight, 1.0)), 0.5)
@@ -66,10 +66,9 @@ def forest_label_models(
     grown = forest(folds.weight.sum() * min(share, 1.0), **drawn)
     trees = forest(folds.weight_trusted.sum())
     classes = np.arange(folds.kind.number)
-    shares = beside_trees and not folds.forward
     of_all, of_trusted = (
         LabelModel(
-            "forest", e, X, X_trusted, folds.y, folds.y_trusted, folds, classes, shares=shares
+            "forest", e, X, X_trusted, folds.y, folds.y_trusted, folds, classes, dear=beside_trees
         )
         for e in (grown, trees)
     )

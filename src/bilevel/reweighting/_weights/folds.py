@@ -10,6 +10,7 @@ from .labels import Classes, Numbers
 from .metric import Scoring
 
 FOLDS = 3  # parts of both tables: the rows of each are judged by models of the others
+HALVES = 2 * FOLDS  # of the parts: models that are not dear leave out half a part at a time
 JUDGES = FOLDS + 1
 MAX_ROWS = 20_000  # training rows that models are fitted on; all rows get outputs
 FREE = FOLDS  # in place of a part: none is left out
@@ -36,7 +37,8 @@ class Folds:
         y, y_trusted: class codes (integers), or targets (floating).
         kind: `Classes` or `Numbers`.
         weight, weight_trusted: how much each row counts.
-        part, part_trusted: of each row of the two tables, 0 to FOLDS - 1.
+        half, half_trusted: of each row of the two tables, 0 to HALVES - 1.
+        part, part_trusted: of each row, 0 to FOLDS - 1; half h is of part h modulo FOLDS.
         fold: of each trusted row, the part; or the span of time, from -EARLY to FOLDS - 1.
         meets: whether a training row belongs to a trusted one; `meets_trusted` the other way round.
         before: per choice, the training rows that it has.
@@ -71,13 +73,14 @@ class Folds:
         self.meets_trusted = np.isin(block_trusted, block)
         self._unit = np.unique(block, return_inverse=True)[1]
         self._unit_trusted = np.unique(block_trusted, return_inverse=True)[1]
-        self.part_trusted = _deal(block_trusted, y_trusted, self.weight_trusted, seed)
-        self.part = np.empty(self.n, int)
+        self.half_trusted = _deal(block_trusted, y_trusted, self.weight_trusted, seed)
+        self.half = np.empty(self.n, int)
         alone = ~self.meets
-        self.part[alone] = _deal(block[alone], y[alone], self.weight[alone], seed)
+        self.half[alone] = _deal(block[alone], y[alone], self.weight[alone], seed)
         names, first = np.unique(block_trusted, return_index=True)
         together = np.searchsorted(names, block[self.meets])
-        self.part[self.meets] = self.part_trusted[first][together]
+        self.half[self.meets] = self.half_trusted[first][together]
+        self.part, self.part_trusted = self.half % FOLDS, self.half_trusted % FOLDS
 
         ones, ones_trusted = np.ones(self.n, bool), np.ones(self.m, bool)
         self.fold, span = self.part_trusted, self.part
@@ -227,9 +230,9 @@ def _blocks(facts: RowFacts, trusted: RowFacts) -> tuple[np.ndarray, np.ndarray]
 
 
 def _deal(block: Blocks, y: np.ndarray, weight: np.ndarray, seed: int) -> Int[np.ndarray, " rows"]:
-    """The part of each row: blocks dealt like cards, by class or in the order of their targets.
+    """The half of each row: blocks dealt like cards, by class or in the order of their targets.
 
-    Blocks of unequal weight go, the heaviest of a class first, to the part with the least weight of
+    Blocks of unequal weight go, the heaviest of a class first, to the half with the least weight of
     this class (of all, in a regression). Blocks without weight follow their hash.
     """
     names, first, code = np.unique(block, return_index=True, return_inverse=True)
@@ -241,23 +244,23 @@ def _deal(block: Blocks, y: np.ndarray, weight: np.ndarray, seed: int) -> Int[np
     if len(names) < len(y):
         label = _main_label(code, y, weight) if classes else np.bincount(code, weight * y)
         label = label if classes else label / np.maximum(size, 1e-300)
-    part = (key % np.uint64(FOLDS)).astype(int)
+    half = (key % np.uint64(HALVES)).astype(int)
     order = np.lexsort((key, -size if classes else key, label))
     order = order[size[order] > 0]
     if len(order) and np.ptp(size[order]) == 0:
-        part[order] = np.arange(len(order)) % FOLDS
-        return part[code]
-    total, last = [0.0] * FOLDS, None
+        half[order] = np.arange(len(order)) % HALVES
+        return half[code]
+    total, last = [0.0] * HALVES, None
     of_class = total
     for i, now, s in zip(order, label[order].tolist(), size[order].tolist(), strict=True):
         if classes and now != last:
-            last, of_class = now, [0.0] * FOLDS
-        p = min(range(FOLDS), key=lambda p: (of_class[p], total[p]))
-        part[i] = p
-        total[p] += s
+            last, of_class = now, [0.0] * HALVES
+        h = min(range(HALVES), key=lambda h: (of_class[h], total[h]))
+        half[i] = h
+        total[h] += s
         if classes:
-            of_class[p] += s
-    return part[code]
+            of_class[h] += s
+    return half[code]
 
 
 def _by_rows(

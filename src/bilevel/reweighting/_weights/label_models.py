@@ -20,7 +20,7 @@ from .._inputs.probabilities import Probabilities
 from .baselines import fit_weighted, stack_rows, take_rows
 from .coded_labels import CodedLabels
 from .fits import independent
-from .folds import FOLDS, FREE, JUDGES, Folds
+from .folds import FOLDS, FREE, HALVES, JUDGES, Folds
 from .labels import Classes
 
 TOLERANCE = 1e-3  # of the linear label model's gradient
@@ -42,9 +42,8 @@ class LabelModel:
         folds: labels as numbers, and the folds.
         classes: the labels that the codes stand for, sorted; None in a regression.
         centre, spread: predictions are `centre + spread * output`.
-        shares: whether a fit serves all that it can, as fits are dear: those that judge weights leave
-            out a third of the training rows and are the second round too, and those of the trusted
-            rows serve several choices. With times they cannot.
+        dear: whether fits are dear. Then they leave out a third of the rows, and a fit serves all that
+            it can (`shares`); others leave out a sixth.
         ranks: what has made `X` of scaled numbers, and is to do so with new rows. Models that need it
             are small, and kept.
     """
@@ -59,8 +58,25 @@ class LabelModel:
     classes: np.ndarray | None
     centre: float = 0.0
     spread: float = 1.0
-    shares: bool = False
+    dear: bool = False
     ranks: Any = None
+
+    @property
+    def shares(self) -> bool:
+        """Whether a fit serves all that it can. With times it cannot.
+
+        Those that judge weights leave out a third of the training rows and are the second round too,
+        and those of the trusted rows serve several choices.
+        """
+        return self.dear and not self.folds.forward
+
+    @property
+    def left_out(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """(number of fits, which of them leaves out each training row, and each trusted row)."""
+        folds = self.folds
+        if self.dear:
+            return FOLDS, folds.part, folds.part_trusted
+        return HALVES, folds.half, folds.half_trusted
 
     @functools.cached_property
     def _rows(self) -> tuple[Any, Any, Any]:
@@ -173,7 +189,8 @@ class Member:
         kind: the kind of model; None for probabilities that came from outside.
         train: outputs for the training rows, one array per choice of trusted rows (see `Folds`).
         trusted: outputs for the chosen trusted rows, likewise; other rows' are not to be used.
-        models: fitted on all trusted rows; their mean judges new rows.
+        models: three of them, fitted on all trusted rows; their mean judges new rows. More would say
+            nearly the same, and make files larger.
         alone: whether the models are of the trusted rows alone, and know no other classes.
     """
 
@@ -203,24 +220,26 @@ def cross_fitted(model: LabelModel) -> Member:
     A trusted row is judged by one of the models, as a training row is, and not by their mean: else
     the trusted rows would make the model seem better than it is on the training rows.
 
-    Cost: `FOLDS` fits, which serve every choice of trusted rows; with times, as many per choice.
+    Cost: `HALVES` fits (`FOLDS` if they are dear), which serve every choice of trusted rows; with
+    times, as many per choice.
     """
     folds, none = model.folds, np.zeros(model.folds.m)
+    number, part, part_trusted = model.left_out
 
     @functools.cache
     def models(horizon: int) -> list[Any]:
         has = folds.before[horizon]
-        return model.fits(((has & (folds.part != p)).astype(float), none) for p in range(FOLDS))
+        return model.fits(((has & (part != p)).astype(float), none) for p in range(number))
 
     @functools.cache
     def train(horizon: int) -> Float[np.ndarray, "n outputs"]:
-        return _scatter(model, models(horizon))
+        return _scatter(model, models(horizon), part, model.on_train)
 
     trusted = np.zeros((folds.m, folds.kind.number))
     for horizon in sorted({folds.horizon(k) for k in folds.parts}):
         here = folds.fold == horizon if folds.forward else np.ones(folds.m, bool)
         for p, fit in enumerate(models(horizon)):
-            rows = np.flatnonzero(here & (folds.part_trusted == p))
+            rows = np.flatnonzero(here & (part_trusted == p))
             if len(rows):
                 trusted[rows] = model.on_trusted(fit, rows)
     return Member(
@@ -228,7 +247,7 @@ def cross_fitted(model: LabelModel) -> Member:
         model,
         WhenAsked(lambda k: train(folds.horizon(k)), JUDGES),
         [trusted] * JUDGES,
-        models(FOLDS),
+        models(FOLDS)[:FOLDS],
     )
 
 
@@ -299,12 +318,7 @@ def judging_fits(
 
 def on_held_out(model: LabelModel, models: Sequence[Any]) -> Float[np.ndarray, "m outputs"]:
     """Of each trusted row that judges, the output of the model that has not seen its fold."""
-    folds = model.folds
-    outputs = np.zeros((folds.m, folds.kind.number))
-    for k, fit in enumerate(models):
-        rows = np.flatnonzero(folds.fold == k)
-        outputs[rows] = model.on_trusted(fit, rows)
-    return outputs
+    return _scatter(model, list(models), model.folds.fold, model.on_trusted)
 
 
 def second_round(
@@ -316,31 +330,39 @@ def second_round(
     the training rows come from all trusted rows; with times, those for a fold come from earlier rows.
     All trusted rows had a part in the weights, so the member serves the choice of all of them only.
 
-    Cost: none if fits are shared; else `FOLDS` fits, and with times one per span that does not judge.
+    Cost: none if fits are shared; else `HALVES` fits (`FOLDS` if they are dear), and with times one per
+    span that does not judge.
     """
     folds, models = model.folds, judging
+    number, part, part_trusted = model.left_out
     if not model.shares:
         models = model.fits(
-            (weights[FOLDS] * (folds.part != p), (folds.part_trusted != p).astype(float))
-            for p in range(FOLDS)
+            (weights[FOLDS] * (part != p), (part_trusted != p).astype(float)) for p in range(number)
         )
-    trusted = on_held_out(model, judging if folds.forward else models)
+    if folds.forward:
+        trusted = on_held_out(model, judging)
+    else:
+        trusted = _scatter(model, models, part_trusted, model.on_trusted)
     for k in (k for k in folds.parts if k < 0):
         rows = np.flatnonzero(folds.fold == k)
         fit = model.fit(weights[0] * folds.beside[k], folds.others[k].astype(float))
         trusted[rows] = model.on_trusted(fit, rows)
-    train = [_scatter(model, models)] * JUDGES
-    return Member(f"{model.name}, weighted rows", model, train, [trusted] * JUDGES, models)
+    train = [_scatter(model, models, part, model.on_train)] * JUDGES
+    return Member(f"{model.name}, weighted rows", model, train, [trusted] * JUDGES, models[:FOLDS])
 
 
-def _scatter(model: LabelModel, models: list[Any]) -> Float[np.ndarray, "n outputs"]:
-    """Of each training row, the output of the model that has not seen its part."""
-    folds = model.folds
-    outputs = np.zeros((folds.n, folds.kind.number))
+def _scatter(
+    model: LabelModel,
+    models: list[Any],
+    part: Int[np.ndarray, " rows"],
+    on: Callable[[Any, np.ndarray], Float[np.ndarray, "some outputs"]],
+) -> Float[np.ndarray, "rows outputs"]:
+    """Of each row of a table, the output of the model that has not seen its part; `on`: the table."""
+    outputs = np.zeros((len(part), model.folds.kind.number))
     for p, fit in enumerate(models):
-        rows = np.flatnonzero(folds.part == p)
+        rows = np.flatnonzero(part == p)
         if len(rows):
-            outputs[rows] = model.on_train(fit, rows)
+            outputs[rows] = on(fit, rows)
     return outputs
 
 
@@ -381,7 +403,7 @@ def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelMode
         tables.classes,
         tables.encoding.centre,
         tables.encoding.spread,
-        shares=not folds.forward,
+        dear=True,
     )
 
 
