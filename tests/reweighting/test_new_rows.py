@@ -144,11 +144,14 @@ def test_doubt_is_the_curve_of_the_training_rows():
 
 def test_new_rows_are_flagged_like_training_rows(learned):
     """The probabilities are calibrated, and the list is as precise as that of the training rows."""
-    result, new, wrong = learned["result"], learned["new"], learned["wrong"]
-    scored = result.score_rows(new.given, new.y)
-    assert scored["wrong"].mean() == pytest.approx(wrong["new"].mean(), abs=0.06)
+    result = learned["result"]
+    X, y = draw(10 * NEW, 4)
+    rng = np.random.default_rng(5)
+    wrong = rng.random(len(y)) < np.where(rng.random(len(y)) < 1 / 3, 0.5, 0.05)
+    scored = result.score_rows(X, np.where(wrong, 1 - y, y))
+    assert scored["wrong"].mean() == pytest.approx(wrong.mean(), abs=0.06)
     flagged = ~scored["keep"].to_numpy()
-    ours, theirs = wrong["new"][flagged].mean(), wrong["train"][~result.keep].mean()
+    ours, theirs = wrong[flagged].mean(), learned["wrong"]["train"][~result.keep].mean()
     assert ours == pytest.approx(theirs, abs=0.12)
     assert flagged.mean() == pytest.approx((~result.keep).mean(), abs=0.08)
 
