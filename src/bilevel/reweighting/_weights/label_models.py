@@ -330,8 +330,8 @@ def second_round(
     the training rows come from all trusted rows; with times, those for a fold come from earlier rows.
     All trusted rows had a part in the weights, so the member serves the choice of all of them only.
 
-    Cost: none if fits are shared; else `HALVES` fits (`FOLDS` if they are dear), and with times one per
-    span that does not judge.
+    Cost: none if fits are shared; else `HALVES` fits (`FOLDS` if they are dear), and with times one
+    per span that does not judge.
     """
     folds, models = model.folds, judging
     number, part, part_trusted = model.left_out
