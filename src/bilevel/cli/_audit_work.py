@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..reweighting._audit.audit import audit
-from ..reweighting._audit.finding import Audit, Finding
+from ..reweighting._audit.finding import Audit, Finding, Severity
+from ..reweighting._inputs.checks import InputError
+from ..reweighting._inputs.dates import describe_dates
 from ..reweighting._inputs.files import read_tables, split_label
 from ._tables import check_drop
 
@@ -40,6 +44,7 @@ def audit_tables(
         for name, table in read.items()
         for note in table.notes
     ]
+    notes += _dates({name: features for name, (features, _) in tables.items()})
     nothing = None, None
     found = audit(
         *tables["train"],
@@ -50,3 +55,17 @@ def audit_tables(
         seed=seed,
     )
     return Audit([*notes, *found.findings])
+
+
+def _dates(tables: dict[str, pd.DataFrame]) -> list[Finding]:
+    """Columns of dates in which day and month could be exchanged, or that have a zone in part."""
+
+    def finding(severity: Severity, said: str) -> Finding:
+        ids = tuple(c for c in tables["train"].columns if f"column {str(c)!r} " in said)
+        return Finding(severity, "how dates are read", said, ids, "reading/file")
+
+    try:
+        said = describe_dates({f"the {name} file": table for name, table in tables.items()})
+    except InputError as error:
+        return [finding("problem", str(error))]
+    return [finding("warning", f"{one}.") for one in said]

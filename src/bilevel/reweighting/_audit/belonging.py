@@ -1,6 +1,7 @@
 """Rows that belong together, or were made at a time: leaks of entities and of times, and proposals."""
 
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,9 @@ def propose_times(view: View) -> list[Finding]:
         ):
             continue
         try:
-            moments = read_times(columns, "time")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nobody has said that it is a time
+                moments = read_times(columns, "time")
         except InputError:
             continue
         one = _later(moments, view.tables["train"].ids, "train", "warning")
