@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bilevel.cli._audit_work import audit_tables
+from bilevel.cli._audit_work import _dates
 from bilevel.reweighting import InputError, audit
 from bilevel.reweighting._inputs.columns import tidy, vectorise
 from bilevel.reweighting._inputs.dates import describe_dates
@@ -87,18 +87,14 @@ def test_estimators_are_told_too():
         )  # fmt: skip
 
 
-def test_an_audit_tells_dates_that_could_be_two(tmp_path):
-    def found(first: pd.DataFrame, other: pd.DataFrame) -> list[tuple[str, tuple[str, ...]]]:
-        paths = {name: tmp_path / f"{name}.csv" for name in ("train", "holdout")}
-        for path, rows in zip(paths.values(), (first, other), strict=True):
-            rows.assign(y=np.arange(40) % 2).to_csv(path, index=False)
-        findings = audit_tables(paths, "y", None).findings
-        return [(f.severity, f.ids) for f in findings if f.title == "how dates are read"]
+def test_an_audit_tells_dates_that_could_be_two():
+    def found(other: pd.DataFrame) -> list[tuple[str, tuple[str, ...]]]:
+        findings = _dates({"train": table(DAY_FIRST, 12), "holdout": other})
+        return [(f.severity, f.ids) for f in findings]
 
-    train = table(DAY_FIRST, 12)
-    assert found(train, table(DAY_FIRST, 9)) == [("warning", ("when",))]
-    assert found(train, table(DAY_FIRST, 28)) == [("problem", ("when",))]
-    assert found(train, table(MONTH_FIRST, 28)) == []
+    assert found(table(DAY_FIRST, 9)) == [("warning", ("when",))]
+    assert found(table(DAY_FIRST, 28)) == [("problem", ("when",))]
+    assert found(table(MONTH_FIRST, 28)) == []
 
 
 def times(values: Any, trusted: Any) -> list[np.ndarray]:
