@@ -286,6 +286,10 @@ def test_names_that_look_alike_are_one_in_all_tables():
     """An export of another system composes them otherwise, or pads them with blanks."""
     ids = pd.Index([NFC, "r1 ", "r2"]), pd.Index([NFD, "r1", "r3", "r2\u200b"])
     assert shared_ids(*ids) == [NFC, "r1 ", "r2"]
+    frames = {"train": X.iloc[:3].set_index(ids[0]), "trusted": X.iloc[:4].set_index(ids[1])}
+    found = audit(frames["train"], ["a", "b", "a"], frames["trusted"], ["a", "b", "a", "b"])
+    (shared,) = (f for f in found.findings if f.title == "ids of training and trusted rows")
+    assert shared.ids == (NFC, "r1 ", "r2")
     one, other = (hash_names(np.asarray(x, object)) for x in ids)
     assert np.isin(one, other).tolist() == [True, True, True]
     words = pd.DataFrame({"place": [NFC, "bar"] * 12})

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .._inputs import checks
 from .._inputs.checks import PROSE
 from .duplicates import group_conflicts, group_equal
 from .finding import Finding, Severity, counted, listed
@@ -73,7 +74,7 @@ def shared_ids(view: View) -> list[Finding]:
         if isinstance(index, pd.RangeIndex) or isinstance(others, pd.RangeIndex):
             continue  # they were counted, not given
         title = f"ids of {PROSE[one]} and {PROSE[other]} rows"
-        ids = tuple(index[index.isin(others) & index.notna()].unique())
+        ids = tuple(checks.shared_ids(index.dropna().unique(), others.dropna()))
         if not ids:
             found.append(Finding("ok", title, "no id occurs in both."))
             continue
