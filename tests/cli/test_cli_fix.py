@@ -154,7 +154,8 @@ def test_decisions_name_the_rows_of_the_table_that_they_were_made_of(tmp_path):
     table = pd.DataFrame({"x": np.arange(20) ** 1.5, "y": labels})
     trusted = tmp_path / "trusted.parquet"
     table.assign(x=np.arange(20) ** 1.4).to_parquet(trusted)
-    (tmp_path / "accepted.csv").write_text("id,given_label,label\n0,'-1,+1\n1,+1,-1\n3,,+1\n")
+    decided = "id,given_label,label\n0,'-1,+1\n1,+1,'-1\n3,,'+1\n"  # as in a spreadsheet
+    (tmp_path / "accepted.csv").write_text(decided)
 
     def decide(rows: pd.DataFrame, out: str) -> Said:
         rows.to_parquet(tmp_path / "train.parquet")

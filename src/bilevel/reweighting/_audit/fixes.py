@@ -190,17 +190,18 @@ def decided_labels(
         raise InputError(
             f"accepted labels need the columns 'id' and 'label'; got {named(list(accepted.columns))}."
         )
-    ids = as_texts(pd.Series(accepted["id"])).tolist()
+    rows = as_texts(pd.Series(view.tables["train"].ids)).tolist()
+    ids = _unquoted(as_texts(pd.Series(accepted["id"])), rows).tolist()
     if empty := [i for i, x in zip(ids, accepted[name].isna(), strict=True) if x]:
         raise InputError(
             f"accepted labels have no label for the ids {named(empty)}; leave out what nobody decided."
         )
     known = np.asarray(pd.unique(pd.concat([y.dropna() for y in view.labels.values()])))
-    given_as_texts = np.asarray(as_texts(pd.Series(accepted[name])))
+    classes = {x for y in view.labels.values() for x in as_texts(y.dropna()).tolist()}
+    given_as_texts = np.asarray(_unquoted(as_texts(pd.Series(accepted[name])), classes))
     wanted = as_texts(pd.Series(read_like(given_as_texts, known, "accepted labels"))).tolist()
     if repeated := [i for i, count in Counter(ids).items() if count > 1]:
         raise InputError(f"accepted labels repeat the ids {named(repeated)}.")
-    rows = as_texts(pd.Series(view.tables["train"].ids)).tolist()
     place = {text: i for i, text in enumerate(rows)}
     if unknown := [i for i in ids if i not in place]:
         raise InputError(
@@ -215,18 +216,19 @@ def decided_labels(
     given = as_texts(view.labels["train"].reset_index(drop=True)).tolist()
     if "given_label" in accepted.columns and name != "given_label":
         told = np.asarray(accepted["given_label"].notna())
-        before = np.asarray(as_texts(pd.Series(accepted["given_label"])))[told]
+        before = _unquoted(as_texts(pd.Series(accepted["given_label"])), classes).to_numpy()[told]
         said = as_texts(pd.Series(read_like(before, known, "given_label"))).tolist()
         there = [i for i, one in zip(ids, told, strict=True) if one]
         if other := [
-            i for i, x in zip(there, said, strict=True) if not _is_said(given[place[i]], x)
+            i
+            for i, x in zip(there, said, strict=True)
+            if as_spelled(str(x)) != as_spelled(str(given[place[i]]))
         ]:
             raise InputError(
                 f"accepted labels were decided of another table: by their column 'given_label', the "
                 f"rows {named(other)} had other labels than the training rows of these ids. Give the "
                 "table that they were decided of, or its rows an --id."
             )
-    classes = {x for y in view.labels.values() for x in as_texts(y.dropna()).tolist()}
     if not view.regression and (new := [x for x in wanted if x not in classes]):
         raise InputError(
             f"accepted labels have classes that no table has: {named(new)}. Mend the spelling."
@@ -241,9 +243,10 @@ def decided_labels(
     return changes
 
 
-def _is_said(given: str, said: str) -> bool:
-    """Whether a list of rows to check said this label, which may be written for a spreadsheet."""
-    return as_spelled(said) in {as_spelled(given), as_spelled(for_spreadsheet(given))}
+def _unquoted(texts: pd.Series, known: Iterable[str]) -> pd.Series:
+    """Known texts without the apostrophe that `for_spreadsheet` has put before them."""
+    quoted = {for_spreadsheet(x): x for x in known}
+    return texts.map(lambda x: quoted.get(x, x))
 
 
 def proposals(view: View) -> list[dict[str, Any]]:
