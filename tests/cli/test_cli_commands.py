@@ -153,7 +153,10 @@ def test_score_refuses_rows_it_cannot_judge(full, tmp_path):
     def refuse(spoilt: pd.DataFrame, *messages: str, options: tuple[str, ...] = ()) -> None:
         refused(3, *messages, said=score(full.out, spoilt, tmp_path, *options))
 
-    refuse(table.assign(digit=11), "`digit` has labels that the training rows lack: 11. No model")
+    refuse(
+        table.assign(digit=11),
+        "`digit` has labels that the training rows lack: 11, in 40 of 40 rows. No model",
+    )
     refuse(
         table.assign(digit=table["digit"].mask(table.index == 3)),
         "`digit` has 1 missing labels, in the rows with ids 'r50003'.",

@@ -262,9 +262,10 @@ def check_known(labels: np.ndarray, known: np.ndarray, name: str) -> None:
     """
     unknown = np.setdiff1d(labels, known)
     if len(unknown):
+        rows = int(np.isin(labels, unknown).sum())
         raise InputError(
-            f"`{name}` has labels that the training rows lack: {named(list(unknown))}. No model "
-            "can predict them; remove these rows or mend the labels."
+            f"`{name}` has labels that the training rows lack: {named(list(unknown))}, in {rows} of "
+            f"{len(labels)} rows. No model can predict them; remove these rows or mend the labels."
         )
 
 
