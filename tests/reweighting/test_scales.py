@@ -11,7 +11,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from bilevel import ReweightedClassifier, learn_weights
 from bilevel.reweighting._inputs.columns import table_pipeline, tidy
-from bilevel.reweighting._inputs.prepare import Encoding
+from bilevel.reweighting._inputs.prepare import Encoding, prepare
 from bilevel.reweighting._inputs.scales import warn_of_other_scales
 from bilevel.reweighting._inputs.strange import strange
 
@@ -92,3 +92,21 @@ def test_new_rows_that_are_unlike_the_training_rows_are_told():
         encoding.warn_of_strange(new[["height"]].to_numpy() / 2.54, "X")
     words = pd.DataFrame(train["town"])
     assert strange(words, table_pipeline(words).fit(words)) == []
+
+
+def test_categories_of_another_spelling_are_told():
+    """A model knows nothing of "red" where the training rows have "Red"."""
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"colour": rng.choice(["Red", "Blue"], 40), "x": rng.normal(size=40)})
+    other = X.assign(colour=X["colour"].str.lower() + " ")
+    y = np.arange(40) % 2
+
+    def prepared(trusted: pd.DataFrame) -> None:
+        prepare(X, y, trusted, y, task="auto", scaler=None, holdout=None, folds=3)
+
+    with pytest.warns(UserWarning, match=r"`X_trusted`: 40 of 40 rows .* 'colour' .* 'Red'.*alike"):
+        prepared(other)
+    with pytest.warns(UserWarning, match=r"`X_trusted`: 1 of 40 rows .*: 'blue' .*'Blue'"):
+        prepared(X.assign(colour=X["colour"].where(np.arange(40) > 0, "blue")))
+    few = X.assign(colour=X["colour"].where(np.arange(40) % 2 == 0, "Green"))
+    prepared(few)  # new categories in half of the rows are what they are

@@ -279,14 +279,16 @@ def read_by(pipeline: Pipeline) -> dict[str, Any]:
     return {c: how[c] for c in _first_step(pipeline).feature_names_in_}
 
 
-def _composed(text: str) -> str:
+def _composed(text: Any) -> Any:
     """One form of a text that Unicode can compose in several: none is another category."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
+    plain = not isinstance(text, str) or text.isascii()
+    return text if plain else unicodedata.normalize("NFC", text)
 
 
 def _read_as(column: pd.Series, expected: Any) -> pd.Series:
     if expected == "text":
-        return as_texts(column).map(_composed, na_action="ignore")
+        texts = as_texts(column)
+        return pd.Series([_composed(x) for x in texts], texts.index, dtype=object, name=texts.name)
     if expected == "number":
         plain = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
         values = pd.Series(pd.to_numeric(plain, errors="coerce")).astype("float64")

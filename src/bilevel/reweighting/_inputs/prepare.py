@@ -37,7 +37,7 @@ from .estimators import takes_tables
 from .row_facts import RowColumns, RowFacts, check_sample_weight, row_facts
 from .scalars import check_scalars, check_spelling, settled
 from .scales import warn_of_other_scales
-from .strange import beyond, strange
+from .strange import beyond, mostly_unknown, strange
 
 MIN_MAX = object()
 DOUBLE = 1_000_000  # numbers that are taken in double precision: features, or outputs, of a table
@@ -237,7 +237,13 @@ def prepare(
         of_dates = describe_dates({f"`{name}`": frame for name, frame in frames.items()})
         pipeline, tidied, matrices = vectorise(frames, counts)
         tables = {name: tidied[x_names[name]] for name in tables}
-        for said in [*describe(tables["train"]), *of_dates]:
+        unknown = [
+            f"`{x_names[name]}`: {said}"
+            for name, table in tables.items()
+            if name != "train"
+            for said in mostly_unknown(table, pipeline)
+        ]
+        for said in [*describe(tables["train"]), *of_dates, *unknown]:
             warnings.warn(f"{said}.", UserWarning, stacklevel=3)
         encoded = {
             name: pd.DataFrame(matrices[x_names[name]], table.index)

@@ -8,6 +8,7 @@ from sklearn.pipeline import Pipeline
 
 from .checks import named
 from .columns import encoders_of
+from .scalars import as_spelled
 
 FEW = 3  # values outside, up to which a column alone is chance
 
@@ -63,15 +64,32 @@ def _ranges(encoders: dict[str, tuple[Any, list[str]]]) -> dict[str, tuple[float
     return found
 
 
-def _new(rows: pd.DataFrame, encoders: dict[str, tuple[Any, list[str]]]) -> list[str]:
+def mostly_unknown(rows: pd.DataFrame, pipeline: Pipeline) -> list[str]:
+    """A sentence per column of categories in which most rows have a value that no training row has.
+
+    Or any row, if a value of the training rows differs from it in case, blanks or Unicode form alone.
+    """
+    return _new(rows, encoders_of(pipeline), at_least=max(len(rows) // 2, FEW) + 1)
+
+
+def _new(
+    rows: pd.DataFrame, encoders: dict[str, tuple[Any, list[str]]], at_least: int = 1
+) -> list[str]:
     encoder, columns = encoders.get("categories", (None, []))
     said = []
     for c, known in zip(columns, () if encoder is None else encoder.categories_, strict=True):
         column = pd.Series(rows[c])
         new = column.notna() & ~column.isin(list(known))
-        if new.any():
-            said.append(
-                f"{int(new.sum())} of {len(rows)} rows have a value of {c!r} that no training row "
-                f"has: {named([*pd.unique(column[new])])}"
-            )
+        if not new.any():
+            continue
+        values: list[Any] = [*pd.unique(column[new])]
+        spelled = {as_spelled(x): x for x in list(known) if isinstance(x, str)}
+        alike = [spelled[as_spelled(x)] for x in values if as_spelled(x) in spelled]
+        if new.sum() < at_least and not alike:
+            continue
+        hint = f" (training rows have {named(alike)}: write them alike)" if alike else ""
+        said.append(
+            f"{int(new.sum())} of {len(rows)} rows have a value of {c!r} that no training row "
+            f"has: {named(values)}{hint}"
+        )
     return said
