@@ -1,6 +1,5 @@
 """Results made by hand, and the evidence about them: what the report's tests read."""
 
-import types
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 from sklearn.datasets import load_iris
 from sklearn.naive_bayes import GaussianNB
 
-from bilevel.reweighting import Check, effective_sample_size, entropy
+from bilevel.reweighting import Check, WeightsResult, effective_sample_size, entropy
 from bilevel.reweighting._report.evidence import gather_evidence
 from bilevel.reweighting._weights.noise import Estimate, Noise
 from bilevel.reweighting._weights.opinions import Opinions
@@ -27,11 +26,18 @@ HOSTILE = [
 HARMLESS = [f"name {k}" for k in range(len(HOSTILE))]
 
 
+class MadeResult(WeightsResult):
+    """One whose fields may be left out, and changed."""
+
+    __setattr__ = object.__setattr__
+
+
 def made_result(weights: np.ndarray, trusted: int = 20, **fields: Any) -> Any:
     """A result with these weights; label quality is their rank unless it is given."""
     ranks = np.argsort(np.argsort(weights, kind="stable"), kind="stable")
-    return types.SimpleNamespace(
-        **{
+    result = object.__new__(MadeResult)
+    vars(result).update(
+        {
             "weights": weights,
             "trusted_weight": 1.5,
             "keep": weights >= 0.75,
@@ -66,6 +72,7 @@ def made_result(weights: np.ndarray, trusted: int = 20, **fields: Any) -> Any:
         }
         | fields
     )
+    return result
 
 
 BASELINES = pd.DataFrame(
