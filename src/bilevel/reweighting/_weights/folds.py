@@ -264,7 +264,10 @@ def _deal(block: Blocks, y: np.ndarray, weight: np.ndarray, seed: int) -> Int[np
 
 
 def _by_rows(
-    code: np.ndarray, key: Blocks, y: np.ndarray, weight: np.ndarray
+    code: Int[np.ndarray, " rows"],
+    key: UInt64[np.ndarray, " blocks"],
+    y: Int[np.ndarray, " rows"],
+    weight: Float[np.ndarray, " rows"],
 ) -> Int[np.ndarray, " rows"]:
     """The classes, numbered in the order of the sums of their blocks' keys: whatever their names."""
     here = weight > 0
