@@ -177,9 +177,8 @@ def test_chosen_columns_are_shown_with_long_texts_cut_and_pictures_small(tmp_pat
     table.loc[worst[0], "file"] = str(tmp_path / "a.png")
     table.loc[worst[1], "file"] = str(tmp_path / "b.png")
     ids, trusted = [f"r{i}" for i in range(n)], [f"t{i}" for i in range(150)]
-    lines = worst_rows(ROWS, FOUND, ids, trusted, None, None, table, ["text", "size", "file"])[
-        "rows"
-    ]
+    columns = ["text", "size", "file"]
+    lines = worst_rows(ROWS, FOUND, ids, trusted, None, None, table, columns, {})["rows"]
     shown = [line["shown"] for line in lines[:3]]
     assert shown[0]["text"] == "x" * 299 + "\u2026"
     assert [s["size"] for s in shown] == [i / 2 for i in worst]
@@ -188,7 +187,7 @@ def test_chosen_columns_are_shown_with_long_texts_cut_and_pictures_small(tmp_pat
     assert shown[1]["file"] == str(tmp_path / "b.png")
     assert shown[2]["file"] == "none.png"
     with pytest.raises(ValueError, match="needs a `table`"):
-        worst_rows(ROWS, FOUND, ids, trusted, None, None, None, ["text"])
+        worst_rows(ROWS, FOUND, ids, trusted, None, None, None, ["text"], {})
 
 
 def test_of_a_long_text_the_part_that_tells_the_classes_apart_is_kept():
