@@ -105,13 +105,12 @@ def describe_dates(tables: Mapping[str, pd.DataFrame]) -> list[str]:
                 f"the column {str(c)!r} has times with a time zone in {have} and without one in "
                 f"{lack}: those without are taken for UTC"
             )
-        texts = {name: distinct for name, x in columns.items() if len(distinct := _texts(x))}
-        if first not in texts or not dates_in(texts[first]):
-            continue
-        format = _format_of(texts[first])
-        both = None if format is None else _both_ways(texts[first], format)
+        own = _texts(columns[first])
+        format = _format_of(own) if dates_in(own) else None
+        both = None if format is None else _both_ways(own, format)
         if format is None or both is None:
             continue
+        texts = {name: distinct for name, x in columns.items() if len(distinct := _texts(x))}
         other = _swapped(format)
         by = {n: (_fit(texts[n], format), _fit(texts[n], other)) for n in others if n in texts}
         if told := [name for name, (one, two) in by.items() if two and not one]:
@@ -147,7 +146,10 @@ def _zone_of(column: pd.Series) -> str | None:
         return "UTC" if str(column.dtype.tz) in ("UTC", "tzutc()", "UTC+00:00") else "zone"
     if pd.api.types.is_datetime64_any_dtype(column):
         return "none"
-    one = next((x for x in column if pd.notna(np.asarray(x, object)).all()), None)
+    if pd.api.types.is_numeric_dtype(column):
+        return None
+    known = column.notna().to_numpy()
+    one = column.iloc[int(np.argmax(known))] if known.any() else None
     if isinstance(one, datetime.datetime):
         return "none" if one.tzinfo is None else "zone" if one.utcoffset() else "UTC"
     if not isinstance(one, str) or not dates_in(pd.Series([one])):
