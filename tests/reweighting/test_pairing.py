@@ -397,7 +397,7 @@ def test_an_entity_has_one_name_of_whatever_type_it_is():
         assert len({int(hash_names(np.asarray([x]))[0]) for x in names}) == 1
     units = {int(hash_names(np.asarray(day.dt.as_unit(unit)))[0]) for unit in ("s", "us", "ns")}
     assert units == {int(hash_names(np.array(["2024-03-30"]))[0])}
-    different = hash_names(np.array([2**53, 2**53 + 1, np.inf, "inf "], object))
+    different = hash_names(np.array([2**53, 2**53 + 1, np.inf, "infinite"], object))
     assert len(set(different.tolist())) == 4
 
 
