@@ -162,7 +162,7 @@ def test_labels_of_the_hold_out_that_no_fit_knows_are_refused(scoring, other):
 def test_a_report_refuses_them_too_and_gaps_and_lengths_are_named():
     compare: Any = compare_baselines
     fitted = ReweightedClassifier().fit(X, Y, X_trusted=X_TRUSTED, y_trusted=Y_TRUSTED)
-    with pytest.raises(InputError, match=r"`y_holdout` has labels that .* lack: 2\."):
+    with pytest.raises(InputError, match=r"`y_holdout` has labels that .* lack: 2, in 1 of"):
         fitted.report(X_HOLDOUT, np.where(np.arange(H) == 3, 2, Y_HOLDOUT))
     data = [X, Y, X_TRUSTED, Y_TRUSTED]
     gaps = np.where(np.arange(H) == 3, np.nan, Y_HOLDOUT)
