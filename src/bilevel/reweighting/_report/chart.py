@@ -140,7 +140,7 @@ def layer(kind: str, *channels: Spec, where: str | None = None, **style: Any) ->
     return drawn if where is None else drawn | {"transform": [{"filter": where}]}
 
 
-def rule_at(value: float, **style: Any) -> Spec:
+def rule_at(value: int | float, **style: Any) -> Spec:
     """A line from top to bottom."""
     style = {"aria": False, "strokeDash": [4, 3]} | style
     return layer("rule", {"x": {"datum": value, "type": "quantitative"}}, **style)
