@@ -11,7 +11,9 @@ from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.files import is_csv
 from ..reweighting._inputs.prepare import prepare
 from ..reweighting._learn import check_method, is_cross_validated
+from ..reweighting._weights.flexible_models import MOST_COLUMNS, MOST_NUMBERS
 from ..reweighting._weights.folds import FOLDS, MAX_ROWS
+from ..reweighting._weights.label_models import MANY_CLASSES
 from ..reweighting._weights.metric import Metric
 from ._large import VERDICT, LargeTable, bytes_of
 from ._remote import local_copies
@@ -19,12 +21,14 @@ from ._run_folder import RunFolder
 from ._weigh_config import WeighConfig
 from ._weigh_tables import check_tables, input_files
 
-# Fitted to what benchmarks/growth.py measured, 1000 to 10 million rows, 10 to 300 columns and 2 to 300
-# classes: evaluations of loss and gradient in a whole run of "auto", on the rows that label models are
-# fitted on, and seconds per output of such a row; seconds to start; and seconds per number of a row
-# that is in memory (encoded, fitted, judged), of one that is judged by parts, and of one that is read
-# of a CSV file.
+# Fitted to runs of 1000 to 10 million rows, 10 to 300 columns and 2 to 300 classes on two processors:
+# evaluations of loss and gradient in a whole run of "auto", on the rows that label models are fitted
+# on, and seconds per output of such a row; seconds to start; seconds per class of such a row where
+# there are forests, and per number and class of one where there are boosted trees; and seconds per
+# number of a row that is in memory (encoded, judged), of one that is judged by parts, and of one that
+# is read of a CSV file.
 EVALUATIONS, PER_OUTPUT, SECONDS = 4_500, 1.2e-5, 10.0
+FORESTS, BOOSTED = 4e-5, 4e-6
 IN_MEMORY, BY_PARTS, OF_CSV = 2.1e-6, 1.2e-7, 3e-7
 
 
@@ -78,6 +82,11 @@ def estimate_cost(
         passed = time.perf_counter() - start[0], time.process_time() - start[1]
         times.append(min(passed))  # the first with several threads, the second on a busy machine
     seconds = SECONDS + EVALUATIONS * min(times) + PER_OUTPUT * len(some) * outputs
+    if 1 < outputs <= MANY_CLASSES:
+        seconds += FORESTS * len(some) * outputs
+    numbers = some.size * (outputs if outputs > 2 else 1)
+    if outputs <= MANY_CLASSES and columns <= MOST_COLUMNS and numbers <= MOST_NUMBERS:
+        seconds += BOOSTED * numbers
     seconds += IN_MEMORY * columns * rows
     seconds += OF_CSV * columns * all_rows * of_csv
     memory = bytes_of(rows + trusted, columns, outputs)
