@@ -156,6 +156,13 @@ def test_new_rows_are_flagged_like_training_rows(learned):
     assert flagged.mean() == pytest.approx((~result.keep).mean(), abs=0.08)
 
 
+def test_the_advice_says_where_the_trusted_rows_lie_elsewhere(learned):
+    result = learned["result"]
+    assert "so these intervals may be too narrow" in result.advice
+    alike = result.candidates.drop(["density ratio", "weights by density ratio"])
+    assert "too narrow" not in dataclasses.replace(result, candidates=alike).advice
+
+
 def test_groups_that_are_objects_are_named_by_their_text(learned):
     names = np.array(["2020-01-01", "2020-01-02", "2020-01-03"])
     dates = np.array([np.datetime64(name).astype(object) for name in names])

@@ -255,7 +255,10 @@ class WeightsResult:
     def advice(self) -> str:
         """What to do, and how many labels are wrong, in a few sentences."""
         text = _ADVICE.get(self.winner, "Use these weights: held-out trusted rows gain from them.")
-        return text if self.noise is None else f"{text} {self.noise}"
+        if self.noise is None:
+            return text
+        shift = self.candidates is not None and "density ratio" in self.candidates.index
+        return f"{text} {self.noise} {_SHIFT}" if shift else f"{text} {self.noise}"
 
     def _repr_html_(self) -> str:
         """The same in a notebook."""
@@ -279,6 +282,10 @@ class WeightsResult:
         return "\n".join(lines)
 
 
+_SHIFT = (
+    "The trusted rows are distributed otherwise than the training rows, so these intervals may be too "
+    "narrow."
+)
 _ADVICE = {
     "uniform": "Use the training rows as they are, without weights: nothing did clearly better.",
     "all rows + trusted": "Use all rows, training and trusted, without weights: nothing did clearly "
