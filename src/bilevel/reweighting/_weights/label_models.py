@@ -196,9 +196,9 @@ class Member:
 
     name: str
     kind: LabelModel | None
-    train: Sequence[Float[np.ndarray, "n outputs"]]
-    trusted: Sequence[Float[np.ndarray, "m outputs"]]
-    models: Sequence[Any]
+    train: WhenAsked | Sequence[Float[np.ndarray, "n outputs"]]
+    trusted: WhenAsked | Sequence[Float[np.ndarray, "m outputs"]]
+    models: WhenAsked | Sequence[Any]
     alone: bool = False
 
     def with_small_models(self) -> "Member":
