@@ -24,13 +24,14 @@ _ZONE = re.compile(rf".*\d{{1,2}}:\d{{2}}.*?(?P<zone>{_UTC}|[+-]\d{{2}}:?\d{{2}}
 
 def dates_in(texts: pd.Series) -> bool:
     """Whether all texts are dates of one format."""
-    if not len(texts) or not any(c.isdigit() for c in texts.iloc[0]):
-        return False  # most categories; this saves importing skrub for them
     return _format_of(texts) is not None
 
 
 def _format_of(texts: pd.Series) -> str | None:
     """The format that all texts have, if they are dates."""
+    known = texts.dropna()
+    if not len(known) or not any(c.isdigit() for c in str(known.iloc[0])):
+        return None  # most categories; this saves importing skrub for them
     from skrub import ToDatetime
     from skrub.core import RejectColumn
 
@@ -106,7 +107,7 @@ def describe_dates(tables: Mapping[str, pd.DataFrame]) -> list[str]:
                 f"{lack}: those without are taken for UTC"
             )
         own = _texts(columns[first])
-        format = _format_of(own) if dates_in(own) else None
+        format = _format_of(own)
         both = None if format is None else _both_ways(own, format)
         if format is None or both is None:
             continue
