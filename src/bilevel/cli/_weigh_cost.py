@@ -11,7 +11,7 @@ from ..reweighting._inputs.columns import vectorise
 from ..reweighting._inputs.files import is_csv
 from ..reweighting._inputs.prepare import prepare
 from ..reweighting._learn import check_method, is_cross_validated
-from ..reweighting._weights.flexible_models import MOST_COLUMNS, MOST_NUMBERS
+from ..reweighting._weights.flexible_models import boosted_trees_fit
 from ..reweighting._weights.folds import FOLDS, MAX_ROWS
 from ..reweighting._weights.label_models import MANY_CLASSES
 from ..reweighting._weights.metric import Metric
@@ -21,15 +21,16 @@ from ._run_folder import RunFolder
 from ._weigh_config import WeighConfig
 from ._weigh_tables import check_tables, input_files
 
-# Fitted to runs of 1000 to 10 million rows, 10 to 300 columns and 2 to 300 classes on two processors:
-# evaluations of loss and gradient in a whole run of "auto", on the rows that label models are fitted
-# on, and seconds per output of such a row; seconds to start; seconds per class of such a row where
-# there are forests, and per number and class of one where there are boosted trees; and seconds per
-# number of a row that is in memory (encoded, judged), of one that is judged by parts, and of one that
-# is read of a CSV file.
+# Fitted to what benchmarks/growth.py measured, 1000 to 10 million rows, 10 to 300 columns and 2 to 300
+# classes: evaluations of loss and gradient in a whole run of "auto", on the rows that label models are
+# fitted on, and seconds per output of such a row; seconds to start; and seconds per number of a row
+# that is in memory (encoded, fitted, judged), of one that is judged by parts, and of one that is read
+# of a CSV file.
 EVALUATIONS, PER_OUTPUT, SECONDS = 4_500, 1.2e-5, 10.0
-FORESTS, BOOSTED = 4e-5, 4e-6
 IN_MEMORY, BY_PARTS, OF_CSV = 2.1e-6, 1.2e-7, 3e-7
+# Added for what seven runs took on a slower processor, 2000 to 100 000 rows: seconds per class
+# of a row for forests, and per number and class of a row for boosted trees.
+FORESTS, BOOSTED = 4e-5, 4e-6
 
 
 class Estimate(NamedTuple):
@@ -84,9 +85,9 @@ def estimate_cost(
     seconds = SECONDS + EVALUATIONS * min(times) + PER_OUTPUT * len(some) * outputs
     if 1 < outputs <= MANY_CLASSES:
         seconds += FORESTS * len(some) * outputs
-    numbers = some.size * (outputs if outputs > 2 else 1)
-    if outputs <= MANY_CLASSES and columns <= MOST_COLUMNS and numbers <= MOST_NUMBERS:
-        seconds += BOOSTED * numbers
+    of_trees = outputs if outputs > 2 else 1
+    if outputs <= MANY_CLASSES and boosted_trees_fit(len(some), columns, of_trees):
+        seconds += BOOSTED * some.size * of_trees
     seconds += IN_MEMORY * columns * rows
     seconds += OF_CSV * columns * all_rows * of_csv
     memory = bytes_of(rows + trusted, columns, outputs)

@@ -254,8 +254,8 @@ def preferred_weights(judge: LabelModel, linear: LabelModel) -> str:
 
     A penalised linear model averages over wrong labels that keep some weight; a flexible model of the
     user's fits them all the same, so such rows are left out. The probabilities would cost it the
-    dearest fits, and are no candidate. The rows left out are those of the first round, as they were
-    judged: the second round is of models that have not learned from them.
+    most expensive fits, and are no candidate. The rows left out are those of the first round, as they
+    were judged: the second round is of models that have not learned from them.
     """
     return SOFT if judge is linear else HARD
 

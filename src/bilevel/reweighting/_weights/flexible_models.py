@@ -65,12 +65,9 @@ def forest_label_models(
     drawn = {"bootstrap": True, "max_samples": share} if share < 1 else {}
     grown = forest(folds.weight.sum() * min(share, 1.0), **drawn)
     trees = forest(folds.weight_trusted.sum())
-    classes = np.arange(folds.kind.number)
+    rows = X, X_trusted, folds.y, folds.y_trusted, folds, np.arange(folds.kind.number)
     of_all, of_trusted = (
-        LabelModel(
-            "forest", e, X, X_trusted, folds.y, folds.y_trusted, folds, classes, dear=beside_trees
-        )
-        for e in (grown, trees)
+        LabelModel("forest", e, *rows, expensive=beside_trees) for e in (grown, trees)
     )
     return of_all, of_trusted
 
@@ -87,7 +84,7 @@ def boosted_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> L
     if len(folds.sub) < FEWEST or (classifies and kind.number > MANY_CLASSES):
         return None
     outputs = kind.number if classifies and kind.number > 2 else 1
-    if X.shape[1] > MOST_COLUMNS or len(folds.sub) * X.shape[1] * outputs > MOST_NUMBERS:
+    if not boosted_trees_fit(len(folds.sub), X.shape[1], outputs):
         return None
     options: Any = {"max_iter": ROUNDS, "max_leaf_nodes": LEAVES, "early_stopping": False}
     trees: Any = (
@@ -105,6 +102,11 @@ def boosted_label_model(folds: Folds, X: np.ndarray, X_trusted: np.ndarray) -> L
     classes = np.arange(kind.number) if classifies else None
     kept = ranks if outputs <= MOST_KEPT else None
     return LabelModel("boosted trees", trees, *rows, *y, folds, classes, ranks=kept)
+
+
+def boosted_trees_fit(rows: int, columns: int, outputs: int) -> bool:
+    """Whether a table is small enough for boosted trees; `outputs`: 1 of two classes."""
+    return columns <= MOST_COLUMNS and rows * columns * outputs <= MOST_NUMBERS
 
 
 def _ranked(ranks: KBinsDiscretizer, X: np.ndarray) -> UInt8[np.ndarray, "rows features"]:

@@ -10,7 +10,7 @@ from .labels import Classes, Numbers
 from .metric import Scoring
 
 FOLDS = 3  # parts of both tables: the rows of each are judged by models of the others
-HALVES = 2 * FOLDS  # of the parts: models that are not dear leave out half a part at a time
+HALVES = 2 * FOLDS  # of the parts: models that are not expensive leave out half a part
 JUDGES = FOLDS + 1
 MAX_ROWS = 20_000  # training rows that models are fitted on; all rows get outputs
 FREE = FOLDS  # in place of a part: none is left out

@@ -42,7 +42,7 @@ class LabelModel:
         folds: labels as numbers, and the folds.
         classes: the labels that the codes stand for, sorted; None in a regression.
         centre, spread: predictions are `centre + spread * output`.
-        dear: whether fits are dear. Then they leave out a third of the rows, and a fit serves all that
+        expensive: whether fits are. Then they leave out a third of the rows, and a fit serves all that
             it can (`shares`); others leave out a sixth.
         ranks: what has made `X` of scaled numbers, and is to do so with new rows. Models that need it
             are small, and kept.
@@ -58,7 +58,7 @@ class LabelModel:
     classes: np.ndarray | None
     centre: float = 0.0
     spread: float = 1.0
-    dear: bool = False
+    expensive: bool = False
     ranks: Any = None
 
     @property
@@ -68,13 +68,13 @@ class LabelModel:
         Those that judge weights leave out a third of the training rows and are the second round too,
         and those of the trusted rows serve several choices.
         """
-        return self.dear and not self.folds.forward
+        return self.expensive and not self.folds.forward
 
     @property
     def left_out(self) -> tuple[int, np.ndarray, np.ndarray]:
         """(number of fits, which of them leaves out each training row, and each trusted row)."""
         folds = self.folds
-        if self.dear:
+        if self.expensive:
             return FOLDS, folds.part, folds.part_trusted
         return HALVES, folds.half, folds.half_trusted
 
@@ -189,8 +189,8 @@ class Member:
         kind: the kind of model; None for probabilities that came from outside.
         train: outputs for the training rows, one array per choice of trusted rows (see `Folds`).
         trusted: outputs for the chosen trusted rows, likewise; other rows' are not to be used.
-        models: three of them, fitted on all trusted rows; their mean judges new rows. More would say
-            nearly the same, and make files larger.
+        models: at most three of the fitted models, whose mean judges new rows. More would say nearly
+            the same, and make files larger.
         alone: whether the models are of the trusted rows alone, and know no other classes.
     """
 
@@ -220,7 +220,7 @@ def cross_fitted(model: LabelModel) -> Member:
     A trusted row is judged by one of the models, as a training row is, and not by their mean: else
     the trusted rows would make the model seem better than it is on the training rows.
 
-    Cost: `HALVES` fits (`FOLDS` if they are dear), which serve every choice of trusted rows; with
+    Cost: `HALVES` fits (`FOLDS` if they are expensive), which serve every choice of trusted rows; with
     times, as many per choice.
     """
     folds, none = model.folds, np.zeros(model.folds.m)
@@ -238,10 +238,8 @@ def cross_fitted(model: LabelModel) -> Member:
     trusted = np.zeros((folds.m, folds.kind.number))
     for horizon in sorted({folds.horizon(k) for k in folds.parts}):
         here = folds.fold == horizon if folds.forward else np.ones(folds.m, bool)
-        for p, fit in enumerate(models(horizon)):
-            rows = np.flatnonzero(here & (part_trusted == p))
-            if len(rows):
-                trusted[rows] = model.on_trusted(fit, rows)
+        asked = np.where(here, part_trusted, -1)
+        trusted += _scatter(model, models(horizon), asked, model.on_trusted)
     return Member(
         f"{model.name}, all rows",
         model,
@@ -318,7 +316,7 @@ def judging_fits(
 
 def on_held_out(model: LabelModel, models: Sequence[Any]) -> Float[np.ndarray, "m outputs"]:
     """Of each trusted row that judges, the output of the model that has not seen its fold."""
-    return _scatter(model, list(models), model.folds.fold, model.on_trusted)
+    return _scatter(model, models, model.folds.fold, model.on_trusted)
 
 
 def second_round(
@@ -330,8 +328,8 @@ def second_round(
     the training rows come from all trusted rows; with times, those for a fold come from earlier rows.
     All trusted rows had a part in the weights, so the member serves the choice of all of them only.
 
-    Cost: none if fits are shared; else `HALVES` fits (`FOLDS` if they are dear), and with times one
-    per span that does not judge.
+    Cost: none if fits are shared; else `HALVES` fits (`FOLDS` if they are expensive), and with times
+    one per span that does not judge.
     """
     folds, models = model.folds, judging
     number, part, part_trusted = model.left_out
@@ -353,11 +351,14 @@ def second_round(
 
 def _scatter(
     model: LabelModel,
-    models: list[Any],
+    models: Sequence[Any],
     part: Int[np.ndarray, " rows"],
     on: Callable[[Any, np.ndarray], Float[np.ndarray, "some outputs"]],
 ) -> Float[np.ndarray, "rows outputs"]:
-    """Of each row of a table, the output of the model that has not seen its part; `on`: the table."""
+    """Of each row of a table, the output of the model that has not seen its part; else zero.
+
+    `on`: `on_train` or `on_trusted` of the label model.
+    """
     outputs = np.zeros((len(part), model.folds.kind.number))
     for p, fit in enumerate(models):
         rows = np.flatnonzero(part == p)
@@ -403,7 +404,7 @@ def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelMode
         tables.classes,
         tables.encoding.centre,
         tables.encoding.spread,
-        dear=True,
+        expensive=True,
     )
 
 
