@@ -41,6 +41,8 @@ from bilevel.reweighting._inputs.estimators import fit_with_weights
 from bilevel.reweighting._inputs.prepare import prepare
 from bilevel.reweighting._learn import learn_weights
 from bilevel.reweighting._weights.coded_labels import CodedLabels, fit_weighted, predictions
+from bilevel.reweighting._weights.folds import make_folds
+from bilevel.reweighting._weights.label_models import own_label_model
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -217,6 +219,20 @@ def test_weights_of_a_classifier_that_takes_only_codes(names):
     np.testing.assert_array_equal(clf.weights_, same.weights_)
     table, other = (m.compare_baselines(X[:40], z[:40]) for m, z in ((clf, y), (same, Y)))
     pd.testing.assert_frame_equal(table, other)
+
+
+@pytest.mark.parametrize("names", [[0, 1], [1, 2], ["no", "yes"]])
+def test_class_weights_go_by_the_labels_in_every_fit(names):
+    """They went by codes: a weight for class 1 of the classes 1 and 2 counted for class 2."""
+    tree: Any = DecisionTreeClassifier(max_depth=2, class_weight={names[0]: 20.0}, random_state=0)
+    y = np.array(names)[Y]
+    options: Any = {"task": "classification", "scaler": None, "holdout": None, "estimator": tree}
+    tables = prepare(X[:100], y[:100], X[100:], y[100:], **options)
+    judge = own_label_model(make_folds(Y[:100], Y[100:], 0), tables, tree)
+    fitted = judge.fit(np.ones(100), np.zeros(60))
+    expected = tree.fit(X[:100], y[:100]).predict_proba(X)
+    assert expected[:, 0].mean() > 0.1 + np.mean(Y == 0)
+    np.testing.assert_array_equal(fitted.predict_proba(X), expected)
 
 
 def test_a_class_without_weight_leaves_no_gap_in_the_codes():

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
-from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -18,7 +17,7 @@ from sklearn.utils import gen_batches
 from .._inputs.prepare import Prepared
 from .._inputs.probabilities import Probabilities
 from .baselines import fit_weighted, stack_rows, take_rows
-from .coded_labels import CodedLabels
+from .coded_labels import predictions
 from .fits import independent
 from .folds import FOLDS, FREE, HALVES, JUDGES, Folds
 from .labels import Classes
@@ -132,9 +131,6 @@ def _fit(estimator: Any, X: Any, y: Any, weights: np.ndarray, means: np.ndarray 
     with warnings.catch_warnings():  # an opinion needs no last digit
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-        if isinstance(estimator, CodedLabels):
-            fresh: Any = clone(estimator)
-            return fresh.fit(X, y, weights)  # it passes the weights on by itself
         fitted = fit_weighted(estimator, X, y, weights)
         if means is not None:  # it is asked of rows as they are
             fitted.intercept_ = fitted.intercept_ - fitted.coef_ @ means
@@ -152,7 +148,7 @@ def outputs(
         parts = [take_rows(X, rows) for rows in gen_batches(len_rows(X), PART)]
         return np.concatenate([outputs(model, part, classes, centre, spread) for part in parts])
     if classes is None:
-        return ((np.asarray(model.predict(X)) - centre) / spread)[:, None]
+        return ((predictions(model, X) - centre) / spread)[:, None]
     shape = len_rows(X), len(classes)
     if hasattr(model, "predict_proba"):
         known = model.predict_proba(X)
@@ -160,7 +156,7 @@ def outputs(
         p[:, np.searchsorted(classes, model.classes_)] = known
     else:
         p = np.full(shape, LEAST)
-        p[np.arange(len(p)), np.searchsorted(classes, model.predict(X))] = 0.9
+        p[np.arange(len(p)), np.searchsorted(classes, predictions(model, X))] = 0.9
     return log_softmax(np.log(np.maximum(p, LEAST)), axis=1)
 
 
@@ -391,11 +387,12 @@ def tolerance(y: Int[np.ndarray, " n"], classes: int) -> float:
 def own_label_model(folds: Folds, tables: Prepared, estimator: Any) -> LabelModel:
     """The user's own kind of model, on the rows as it takes them.
 
-    A classifier gets the labels of each fit as codes: some, such as XGBoost's, take no others.
+    A classifier gets the labels themselves, as in the final fit: its `class_weight` may name them, and
+    so may the scoring of a search. One that takes codes only, such as XGBoost's, gets codes.
     """
     return LabelModel(
         type(estimator).__name__,
-        estimator if tables.classes is None else CodedLabels(estimator),
+        estimator,
         tables.train.X,
         tables.trusted.X,
         tables.train.y,
