@@ -37,6 +37,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from bilevel import ReweightedClassifier
 from bilevel.reweighting import _estimator
+from bilevel.reweighting._inputs.checks import InputError
 from bilevel.reweighting._inputs.estimators import fit_with_weights
 from bilevel.reweighting._inputs.prepare import prepare
 from bilevel.reweighting._learn import learn_weights
@@ -171,6 +172,31 @@ def test_trees_find_their_columns_by_name_whatever_holds_them(estimator):
     assert np.isnan(tables.train.X["size"]).sum() == 1
     fitted = fit_with_weights(estimator, tables.train.X, tables.train.y, np.arange(60) % 2 + 1.0)
     assert fitted.score(tables.trusted.X, tables.trusted.y) > 0.6
+
+
+def test_trees_know_columns_by_their_places():
+    """Columns of categories went to the end of the table, where a setting meant another column."""
+    table_, y = table(200, 0)
+    first = table_[["colour", "size"]]  # the larger, the likelier is "yes", unless it is forbidden
+
+    def fitted(X, **settings):
+        trees: Any = HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=5, **settings)
+        rows = X[:120], y[:120], X[120:], y[120:]
+        given = prepare(*rows, task="auto", scaler=None, holdout=None, estimator=trees)
+        return trees.fit(given.train.X, given.train.y), given
+
+    trees, given = fitted(first, monotonic_cst=[0, -1], categorical_features=[0])
+    assert trees.is_categorical_.tolist() == [True, False]
+    line = pd.DataFrame({"colour": "red", "size": np.linspace(-2, 2, 9)})
+    assert np.diff(trees.predict_proba(given.encoding.encode(line, "X"))[:, 1]).max() <= 0
+    by_name, same = fitted(table_, monotonic_cst={"size": -1}, categorical_features=["colour"])
+    np.testing.assert_allclose(
+        by_name.predict_proba(same.trusted.X), trees.predict_proba(given.trusted.X), rtol=1e-12
+    )
+    dated = first.assign(day=pd.date_range("2020-01-01", periods=200))[["day", "colour", "size"]]
+    fitted(dated, monotonic_cst={"size": -1})
+    with pytest.raises(InputError, match=r"\(monotonic_cst\), and each of the columns 'day'"):
+        fitted(dated, monotonic_cst=[0, 0, -1])
 
 
 class OnlyCodes(ClassifierMixin, BaseEstimator):

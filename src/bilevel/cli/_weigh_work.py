@@ -206,7 +206,7 @@ class _Ready(NamedTuple):
         final = default_estimator(regression) if estimator is None else estimator
         own: Mapping[str, Any] = features
         if takes_gaps_inside(final):
-            encoder = compact_pipeline(tidied["train"]).fit(tidied["train"])
+            encoder = compact_pipeline(tidied["train"], inner(final)).fit(tidied["train"])
             own, estimator = tidied, with_columns(encoder, final)
             final = estimator
         given = tidied if estimator is None else own

@@ -9,8 +9,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OrdinalEncoder
 from sklearn.utils import get_tags
 
+from .checks import InputError, named
 from .columns import column_groups, encoder
-from .estimators import given_the_rows
+from .estimators import by_place, given_the_rows
 
 CATEGORIES = "categories"
 
@@ -50,12 +51,16 @@ def takes_categories(estimator: Any) -> bool:
     return lightgbm or by_type or bool(settings.get("enable_categorical"))  # XGBoost's
 
 
-def compact_pipeline(features: pd.DataFrame) -> Pipeline:
+def compact_pipeline(features: pd.DataFrame, estimator: Any = None) -> Pipeline:
     """A transformer for the columns of `features` (after `tidy`), not yet fitted, for trees.
 
     Numbers stay as they are, with their gaps. Text of at most 50 values and categories: one column of
-    codes, in which a gap and a value never seen in fitting are missing. Other text and dates become
-    numbers as in `table_pipeline`.
+    codes, in which a gap and a value never seen in fitting are missing. These are in the order of the
+    table, by which an estimator may know them (`monotonic_cst`). Other text and dates become numbers
+    as in `table_pipeline`, which come last.
+
+    Raises:
+        InputError: the estimator knows columns by their places, and some have none.
     """
     groups = column_groups(features)
     codes = OrdinalEncoder(
@@ -66,18 +71,41 @@ def compact_pipeline(features: pd.DataFrame) -> Pipeline:
         (group, special.get(group) or encoder(group, features[columns]), columns)
         for group, columns in groups.items()
     ]
-    return Pipeline([("columns", ColumnTransformer(parts))])
+    single = [c for group in special for c in groups.get(group, [])]  # the first of the outputs
+    several = [c for c in features.columns if c not in single]
+    if several and (settings := by_place(estimator)):
+        raise InputError(
+            f"the estimator knows columns by their places ({', '.join(settings)}), and each of the "
+            f"columns {named(several)} (texts or dates) becomes several. Leave the setting or the "
+            "columns out, or give a pipeline that takes the table."
+        )
+    order = [single.index(c) for c in features.columns if c in single]
+    steps = [("columns", ColumnTransformer(parts))]
+    if order != sorted(order):
+        ordered = ColumnTransformer([("order", "passthrough", order)], remainder="passthrough")
+        steps.append(("order", ordered))
+    return Pipeline(steps)
+
+
+def _places(pipeline: Pipeline, group: str) -> list[int]:
+    """Where the columns of one of the groups are in what a fitted `compact_pipeline` makes."""
+    columns = pipeline.steps[0][1]
+    span = columns.output_indices_.get(group, slice(0, 0))
+    places = list(range(span.start, span.stop))
+    if len(pipeline.steps) == 1:
+        return places
+    order = list(pipeline.steps[1][1].transformers[0][2])  # the others stay
+    return [order.index(place) if place < len(order) else place for place in places]
 
 
 def category_columns(pipeline: Pipeline) -> dict[int, int]:
     """Of a fitted `compact_pipeline`: the columns of codes, and how many values each has."""
-    columns = pipeline.steps[0][1]
-    span = columns.output_indices_.get(CATEGORIES, slice(0, 0))
-    if span.start == span.stop:
+    places = _places(pipeline, CATEGORIES)
+    if not places:
         return {}
-    fitted = columns.named_transformers_[CATEGORIES]
+    fitted = pipeline.steps[0][1].named_transformers_[CATEGORIES]
     sizes = [sum(not _is_gap(value) for value in values) for values in fitted.categories_]
-    return dict(zip(range(span.start, span.stop), sizes, strict=True))
+    return dict(sorted(zip(places, sizes, strict=True)))
 
 
 def compact_frame(pipeline: Pipeline, features: pd.DataFrame, *, categories: bool) -> pd.DataFrame:
@@ -99,10 +127,13 @@ def _names(pipeline: Pipeline) -> list[Any]:
     """
     columns, names = pipeline.steps[0][1], {}
     for group, _, given in columns.transformers_:
-        span = columns.output_indices_[group]
-        width = span.stop - span.start
-        own = list(given) if len(given) == width else [f"{group}_{i}" for i in range(width)]
-        names |= dict(zip(range(span.start, span.stop), own, strict=True))
+        places = _places(pipeline, group)
+        own = (
+            list(given)
+            if len(given) == len(places)
+            else [f"{group}_{i}" for i in range(len(places))]
+        )
+        names |= dict(zip(places, own, strict=True))
     ordered = [names[i] for i in range(len(names))]
     plain = all(isinstance(x, str) and not set(x) & set('[]<>{}":,') for x in ordered)
     return ordered if plain and len({*ordered}) == len(ordered) else list(range(len(ordered)))

@@ -1,7 +1,7 @@
 """How the user's estimator takes weights and tables, whatever it is made of."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,30 @@ def by_name(estimator: Any) -> list[str]:
     names = [c for c in flat if isinstance(c, str) and c != "from_dtype"]
     names += ["make_column_selector"] * any(isinstance(c, make_column_selector) for c in flat)
     return [*dict.fromkeys(names)]
+
+
+# Settings by which trees of scikit-learn, LightGBM, XGBoost and CatBoost know columns.
+_OF_COLUMNS = (
+    *("categorical_features", "monotonic_cst", "interaction_cst", "categorical_feature"),
+    *("monotone_constraints", "interaction_constraints", "feature_types", "feature_weights"),
+    "cat_features",
+)
+
+
+def by_place(estimator: Any) -> list[str]:
+    """The settings in which it, or an estimator within it, knows columns by numbers, not by names."""
+    found = []
+    for part in _parts(estimator):
+        given = part.get_params(deep=False) if hasattr(part, "get_params") else {}
+        found += [name for name in _OF_COLUMNS if _has_places(given.get(name))]
+    return [*dict.fromkeys(found)]
+
+
+def _has_places(setting: Any) -> bool:
+    """Whether it is a sequence (of sequences) that holds a number; in a dict the names are keys."""
+    if isinstance(setting, (str, Mapping)) or setting is None or not np.iterable(setting):
+        return False
+    return any(_has_places(x) or (not isinstance(x, str) and not np.iterable(x)) for x in setting)
 
 
 def given_the_rows(estimator: Any) -> Any:

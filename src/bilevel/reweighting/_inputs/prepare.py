@@ -290,7 +290,7 @@ def prepare(
     elif pipeline is not None:
         if takes_gaps(estimator):
             encoding = encoding._replace(
-                compact=compact_pipeline(tables["train"]).fit(tables["train"]),
+                compact=compact_pipeline(tables["train"], estimator).fit(tables["train"]),
                 categories=takes_categories(estimator),
             )
         tables = {name: encoding.encode(table, x_names[name]) for name, table in tables.items()}
