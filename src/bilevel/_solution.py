@@ -60,7 +60,8 @@ with warnings.catch_warnings():  # of the message of `successful`, which is empt
         )
         nonfinite = (
             "An objective, a gradient or an iterate became NaN or infinite. The state returned is the "
-            "last finite one. Usually a step size is too large, or the objective is undefined there."
+            "last finite one. Usually a step size is too large, or the objective is undefined "
+            "there, such as the loss of a label that is none of the model's classes."
         )
         loader_exhausted = (
             "A `FromLoader` had no batches left before the run had made its steps. Give it more, or "

@@ -9,7 +9,7 @@ from .._arrays import dot, take_rows
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
 from ._reweighting import MeanRisk
-from .models import Loss, Predict, softmax_cross_entropy
+from .models import Loss, Predict, row_losses, softmax_cross_entropy
 
 
 class _SigmoidRisk(eqx.Module):
@@ -19,7 +19,9 @@ class _SigmoidRisk(eqx.Module):
 
     def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
         x, y, i = batch
-        risk = jnp.mean(jax.nn.sigmoid(take_rows(u, i)) * self.loss(self.predict(w, x), y))
+        risk = jnp.mean(
+            jax.nn.sigmoid(take_rows(u, i)) * row_losses(self.loss, self.predict(w, x), y)
+        )
         return risk + 0.5 * self.l2 * dot(w, w)
 
 
@@ -71,7 +73,7 @@ def hyper_cleaning(
     >>> round(float(problem.inner(u, w, problem.inner_data)), 4)  # log(2) / 2
     0.3466
     """
-    check_rows(X, y, X_val, y_val, l2)
+    check_rows(X, y, X_val, y_val, l2, loss)
     return BilevelProblem(
         outer=MeanRisk(predict, loss),
         inner=_SigmoidRisk(predict, loss, l2),

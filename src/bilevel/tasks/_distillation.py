@@ -11,7 +11,16 @@ from .._arrays import dot
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
 from ._reweighting import MeanRisk
-from .models import Loss, Predict, augment, soft_cross_entropy, softmax_cross_entropy
+from .models import (
+    Loss,
+    Predict,
+    augment,
+    codes_of,
+    row_losses,
+    soft_cross_entropy,
+    softmax_cross_entropy,
+    unless,
+)
 
 
 class _DistilledRisk(eqx.Module):
@@ -71,7 +80,7 @@ def distillation(
     >>> round(float(problem.inner(u, w, None)), 4), round(float(problem.outer(u, w, (X, y))), 4)
     (0.6931, 0.6931)
     """
-    check_rows(X, y, X, y, l2)
+    check_rows(X, y, X, y, l2, loss)
     if inputs is not None and labels is not None:
         raise ValueError(
             "`distillation` got fixed `inputs` and fixed `labels`, so nothing is left to learn; pass "
@@ -94,8 +103,11 @@ def hard_labels(
     >>> import jax, jax.numpy as jnp
     >>> jax.nn.softmax(hard_labels(jnp.array([1]), 2)).tolist()
     [[0.0, 1.0]]
+
+    Labels that are none of the classes give NaN.
     """
-    return confidence * jax.nn.one_hot(y, num_classes)
+    codes, valid = codes_of(y, num_classes)
+    return confidence * unless(valid, jax.nn.one_hot(codes, num_classes))
 
 
 class _AugmentedRisk(eqx.Module):
@@ -105,7 +117,7 @@ class _AugmentedRisk(eqx.Module):
 
     def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array]) -> Array:
         x, y = batch
-        risk = jnp.mean(self.loss(self.predict(w, augment(u, x)), y))
+        risk = jnp.mean(row_losses(self.loss, self.predict(w, augment(u, x)), y))
         return risk + 0.5 * self.l2 * dot(w, w)
 
 
@@ -153,7 +165,7 @@ def augmentation(
     >>> bool(problem.inner(u, w, (X, y)) == problem.outer(u, w, (X, y)))
     True
     """
-    check_rows(X, y, X_val, y_val, l2)
+    check_rows(X, y, X_val, y_val, l2, loss)
     return BilevelProblem(
         outer=MeanRisk(predict, loss),
         inner=_AugmentedRisk(predict, loss, l2),

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._problem import FixedPointProblem
 from ._equilibrium_model import Cell, EquilibriumModel, Readout
-from .models import Loss, softmax_cross_entropy
+from .models import Loss, row_losses, softmax_cross_entropy
 
 
 class _Stacked(eqx.Module):
@@ -30,7 +30,7 @@ class _ReadoutRisk(eqx.Module):
 
     def __call__(self, u: PyTree, w: Array, batch: tuple[Array, Array]) -> Array:
         row, y = batch
-        return jnp.mean(self.loss(self.readout(u, w[row]), y))
+        return jnp.mean(row_losses(self.loss, self.readout(u, w[row]), y))
 
 
 def equilibrium(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, Scalar, Shaped
 from .._arrays import dot
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows, squared_penalty
-from .models import Loss, Predict, squared_error
+from .models import Loss, Predict, row_losses, squared_error
 
 FoldBatch = tuple[Array, Array, Array]
 
@@ -24,7 +24,7 @@ class FoldRisk(eqx.Module):
 
     def __call__(self, u: PyTree, w: PyTree, batch: FoldBatch) -> Scalar:
         x, y, weights = batch
-        losses = jax.vmap(lambda w: self.loss(self.predict(w, x), y), out_axes=1)(w)
+        losses = jax.vmap(lambda w: row_losses(self.loss, self.predict(w, x), y), out_axes=1)(w)
         return dot(weights, losses) / x.shape[0]
 
 
@@ -96,7 +96,7 @@ def cross_validation(
     >>> float(problem.outer(jnp.zeros(()), w, problem.outer_data))
     1.0
     """
-    check_rows(X, y, X, y)
+    check_rows(X, y, X, y, loss=loss)
     training, held_out = fold_weights(X, y, folds, classes=loss is not squared_error)
     risk = FoldRisk(predict, loss)
     return BilevelProblem(

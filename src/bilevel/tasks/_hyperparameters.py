@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Scalar, Shaped
 
 from .._problem import BilevelProblem
@@ -14,8 +13,11 @@ from ._reweighting import MeanRisk
 from .models import (
     Loss,
     Predict,
+    check_labels,
     linear_predict,
     logistic_loss,
+    row_losses,
+    signs,
     softmax_cross_entropy,
     squared_error,
 )
@@ -27,7 +29,7 @@ class PenalisedRisk(eqx.Module):
 
     def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array]) -> Array:
         x, y = batch
-        return jnp.mean(self.loss(self.predict(w, x), y)) + squared_penalty(u, w)
+        return jnp.mean(row_losses(self.loss, self.predict(w, x), y)) + squared_penalty(u, w)
 
 
 def squared_penalty(u: PyTree[Array], w: PyTree[Array]) -> Scalar:
@@ -41,8 +43,10 @@ def _penalty(u: Array, w: PyTree) -> Array:
     return 0.5 * jnp.sum(jnp.stack(squares))
 
 
-def check_rows(X: Any, y: Any, X_val: Any, y_val: Any, l2: float = 0.0) -> None:
-    """Refuse rows, labels and validation rows whose shapes do not match, and a penalty below 0."""
+def check_rows(
+    X: Any, y: Any, X_val: Any, y_val: Any, l2: float = 0.0, loss: Loss | None = None
+) -> None:
+    """Refuse rows, labels and validation rows that do not match, and a penalty below 0."""
     if l2 < 0:
         raise ValueError(f"`l2` must be >= 0, got {l2}; pass 0 for no penalty.")
     for name, x in [("X", X), ("X_val", X_val)]:
@@ -62,17 +66,7 @@ def check_rows(X: Any, y: Any, X_val: Any, y_val: Any, l2: float = 0.0) -> None:
         raise ValueError(
             f"`X_val` must have the features of `X`, {X.shape[1]} columns, got {X_val.shape[1]}."
         )
-
-
-def signs(name: str, y: Array, dtype: Any) -> Array:
-    if not isinstance(y, Tracer):
-        others = np.setdiff1d(np.asarray(y), [-1, 1])
-        if others.size:
-            raise ValueError(
-                f"`{name}` must hold labels in {{-1, 1}}, got {others[:5].tolist()} among them; of "
-                "labels in {0, 1} pass `2 * y - 1`. For more classes use `tensor_penalties`."
-            )
-    return jnp.asarray(y, dtype)
+    check_labels(loss, y=y, y_val=y_val)
 
 
 def ridge(
@@ -200,7 +194,7 @@ def tensor_penalties(
     1)` gives one per class.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not belong together, or labels that the loss does not take.
 
     Source: ours, a generalisation of `ridge` and `logistic`.
 
@@ -213,7 +207,7 @@ def tensor_penalties(
     >>> len(jax.tree.leaves(u)), problem.inner(u, model.w0, (X, y)).shape
     (4, ())
     """
-    check_rows(X, y, X_val, y_val)
+    check_rows(X, y, X_val, y_val, loss=loss)
     return BilevelProblem(
         outer=MeanRisk(predict, loss),
         inner=PenalisedRisk(predict, loss),

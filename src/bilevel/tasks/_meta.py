@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from .._arrays import take_rows
 from .._problem import BilevelProblem
-from .models import Loss, Represent, softmax_cross_entropy
+from .models import Loss, Represent, row_losses, softmax_cross_entropy
 
 Rows = Shaped[Array | np.ndarray, "rows ..."]
 
@@ -149,7 +149,9 @@ class _TaskRisk(eqx.Module):
 
     def __call__(self, u: PyTree, w: Array, batch: tuple[Array, Array, Array]) -> Array:
         logits = self.logits(u, w, batch)
-        return jnp.mean(self.loss(logits.reshape(-1, logits.shape[-1]), batch[1].reshape(-1)))
+        return jnp.mean(
+            row_losses(self.loss, logits.reshape(-1, logits.shape[-1]), batch[1].reshape(-1))
+        )
 
 
 class SupportRisk(eqx.Module):

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._problem import BilevelProblem, FixedPointProblem
-from ._hyperparameters import PenalisedRisk, check_rows, signs
+from ._hyperparameters import PenalisedRisk, check_rows
 from ._nonsmooth import inverse_lipschitz
 from ._reweighting import MeanRisk
-from .models import linear_predict, squared_error
+from .models import linear_predict, signs, squared_error
 
 
 class _SmoothHinge(eqx.Module):

@@ -13,7 +13,7 @@ from .._geometry import AbstractGeometry, Ball, Box, Rowwise
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
 from ._reweighting import MeanRisk
-from .models import Loss, Predict, softmax_cross_entropy
+from .models import Loss, Predict, row_losses, softmax_cross_entropy
 
 
 class _PoisonedRisk(eqx.Module):
@@ -23,7 +23,7 @@ class _PoisonedRisk(eqx.Module):
 
     def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
         x, y, slot = batch
-        risk = jnp.mean(self.loss(self.predict(w, _shifted(u, x, slot)), y))
+        risk = jnp.mean(row_losses(self.loss, self.predict(w, _shifted(u, x, slot)), y))
         return risk + 0.5 * self.l2 * dot(w, w)
 
 
@@ -121,7 +121,7 @@ def poisoning(
     >>> bool(jnp.allclose(poisoned_rows(problem, u), jnp.array([[1.0, 0.0], [0.3, 0.6]])))
     True
     """
-    check_rows(X, y, X_val, y_val, l2)
+    check_rows(X, y, X_val, y_val, l2, loss)
     index = np.asarray(poisoned)
     inside = (index >= 0) & (index < len(X))
     if not index.size or not inside.all() or len(np.unique(index)) != len(index):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from .._arrays import dot, take_rows
 from .._geometry import Simplex
 from .._problem import BilevelProblem, reparametrise
-from .models import Loss, Predict, softmax_cross_entropy
+from .models import Loss, Predict, check_labels, row_losses, softmax_cross_entropy
 
 
 def uniform_weights(num_rows: int, dtype: Any = None) -> Float[Array, " rows"]:
@@ -32,7 +32,7 @@ class _WeightedRisk(eqx.Module):
         if ratio:
             share = share * ratio[0].astype(u.dtype)
         scale = self.num_rows / i.shape[0]
-        risk = scale * dot(share, self.loss(self.predict(w, x), y))
+        risk = scale * dot(share, row_losses(self.loss, self.predict(w, x), y))
         return risk + 0.5 * self.l2 * dot(w, w)
 
 
@@ -44,7 +44,7 @@ class MeanRisk(eqx.Module):
 
     def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array]) -> Array:
         x, y = batch
-        return jnp.mean(self.loss(self.predict(w, x), y))
+        return jnp.mean(row_losses(self.loss, self.predict(w, x), y))
 
 
 def reweighting(
@@ -80,7 +80,7 @@ def reweighting(
     evaluation of the model per row of a batch.
 
     Raises:
-        ValueError: `l2` < 0.
+        ValueError: `l2` < 0, or labels that the loss does not take.
 
     Source: Ivanova and Ablin (2023), "A challenge in reweighting data with bilevel optimization",
     equations (1) and (2) [ivanova2023][].
@@ -95,6 +95,7 @@ def reweighting(
     """
     if l2 < 0:
         raise ValueError(f"`l2` must be >= 0, got {l2}.")
+    check_labels(loss, y=y, y_trusted=y_trusted)
     n = X.shape[0]
     return BilevelProblem(
         outer=MeanRisk(predict, loss),

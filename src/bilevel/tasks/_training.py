@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree, Scalar, Shaped
 from .._arrays import take_rows
 from .._problem import BilevelProblem, FixedPointProblem
 from ._meta import Episodes
-from .models import Loss, Predict, softmax_cross_entropy
+from .models import Loss, Predict, row_losses, softmax_cross_entropy
 
 
 class Descent(NamedTuple):
@@ -37,7 +37,7 @@ class _MeanLoss(eqx.Module):
 
     def __call__(self, w: PyTree, batch: tuple[Array, Array]) -> Array:
         x, y = batch
-        return jnp.mean(self.loss(self.predict(w, x), y))
+        return jnp.mean(row_losses(self.loss, self.predict(w, x), y))
 
 
 class _HeavyBall(eqx.Module):

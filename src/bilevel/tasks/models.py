@@ -1,13 +1,15 @@
 """Models and losses for the tasks: pairs of starting parameters and a function, and losses per row."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from ._equilibrium_model import EquilibriumModel, FixedPoints, contracted, equilibrium_model
 
@@ -241,17 +243,55 @@ def rbf_kernel(
     return jnp.exp(a @ b.T - 0.5 * squares)
 
 
+def row_losses(
+    loss: Loss, prediction: PyTree[Array], y: PyTree[Shaped[Array, "batch ..."]]
+) -> Float[Array, " batch"]:
+    """`loss(prediction, y)`, which must be one number per row.
+
+    Others broadcast against weights of rows, or against each other, without an error: a vector and a
+    column make a matrix.
+
+    Raises:
+        ValueError: at trace time, with the shapes.
+    """
+    losses = loss(prediction, y)
+    shapes = [jnp.shape(x) for x in jax.tree.leaves((prediction, y))]
+    if jnp.shape(losses) != shapes[-1][:1]:
+        raise ValueError(
+            f"`loss` must return one number per row, shape {shapes[-1][:1]}, got shape "
+            f"{jnp.shape(losses)} from predictions of shape {shapes[0]} and labels of shape "
+            f"{shapes[-1]}. Pass labels that are a column as `y[:, 0]`; leave out a mean over rows."
+        )
+    return losses
+
+
+def unless(
+    valid: Bool[Array, " batch"], values: Float[Array, "batch ..."]
+) -> Float[Array, "batch ..."]:
+    """The values; NaN, with NaN derivatives, in rows whose label is none. It would not be noticed."""
+    rows = jnp.expand_dims(valid, tuple(range(1, values.ndim)))
+    return values * jnp.where(rows, 1, jnp.nan).astype(values.dtype)
+
+
+def codes_of(y: Shaped[Array, " batch"], classes: int) -> tuple[Int[Array, " batch"], Array]:
+    """(labels in a type that has all codes, whether each is one)."""
+    codes = y.astype(jnp.int32)
+    return codes, (codes >= 0) & (codes < classes) & (codes.astype(y.dtype) == y)
+
+
 def softmax_cross_entropy(
     logits: Float[Array, "batch classes"], y: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """`log sum_k exp(z_k) - z_y` per row, for integer labels.
+    """`log sum_k exp(z_k) - z_y` per row, for labels 0, 1, ..., classes - 1; others give NaN.
 
     It is computed class-major, `(classes, batch)`: reductions over a short last axis, and the
     gather and scatter of an indexed label, cost more on a CPU than the matrix products around them.
     """
     z = logits.T
-    label = jnp.arange(z.shape[0], dtype=y.dtype)[:, None] == y[None, :]
-    return jax.nn.logsumexp(z, axis=0) - jnp.sum(jnp.where(label, z, 0), axis=0)
+    codes, valid = codes_of(y, z.shape[0])
+    label = jnp.arange(z.shape[0], dtype=jnp.int32)[:, None] == codes[None, :]
+    losses = jax.nn.logsumexp(z, axis=0) - jnp.sum(jnp.where(label, z, 0), axis=0)
+    return unless(valid, losses)
 
 
 def soft_cross_entropy(
@@ -264,17 +304,20 @@ def soft_cross_entropy(
 def one_hot_error(
     prediction: Float[Array, "batch classes"], y: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """`|z - e_y|^2 / 2` a row: least squares on one-hot labels."""
-    return 0.5 * jnp.sum(
-        (prediction - jax.nn.one_hot(y, prediction.shape[1], dtype=prediction.dtype)) ** 2, 1
-    )
+    """`|z - e_y|^2 / 2` per row: least squares on one-hot labels 0, 1, ...; others give NaN."""
+    codes, valid = codes_of(y, prediction.shape[1])
+    one_hot = jax.nn.one_hot(codes, prediction.shape[1], dtype=prediction.dtype)
+    return unless(valid, 0.5 * jnp.sum((prediction - one_hot) ** 2, 1))
 
 
 def logistic_loss(
     prediction: Float[Array, "batch outputs"], y: Float[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """`log(1 + exp(-y z))` per row, for labels in {-1, 1} and models with one output z."""
-    return jax.nn.softplus(-y * prediction[:, 0])
+    """`log(1 + exp(-y z))` per row, for labels in {-1, 1} and models with one output z.
+
+    Other labels give NaN.
+    """
+    return unless(jnp.abs(y) == 1, jax.nn.softplus(-y * prediction[:, 0]))
 
 
 def squared_error(
@@ -282,3 +325,29 @@ def squared_error(
 ) -> Float[Array, " batch"]:
     """`(prediction - y)^2 / 2` per row, for models with one output."""
     return 0.5 * (prediction[:, 0] - y) ** 2
+
+
+def check_labels(loss: Loss | None, **labels: Any) -> None:
+    """Refuse labels that a loss of ours does not take; it makes NaN of codes above all classes."""
+    for name, y in labels.items():
+        if loss is logistic_loss:
+            signs(name, y, jnp.float32)
+        elif loss in (softmax_cross_entropy, one_hot_error) and not isinstance(y, Tracer):
+            given = np.unique(np.asarray(y))
+            others = given[~((given >= 0) & (given == np.floor(given)))]
+            if others.size:
+                raise ValueError(
+                    f"`{name}` must hold class codes 0, 1, ..., got {others[:5].tolist()} among them; "
+                    "`numpy.unique(labels, return_inverse=True)` gives the classes and such codes."
+                )
+
+
+def signs(name: str, y: Array, dtype: Any) -> Array:
+    if not isinstance(y, Tracer):
+        others = np.setdiff1d(np.asarray(y), [-1, 1])
+        if others.size:
+            raise ValueError(
+                f"`{name}` must hold labels in {{-1, 1}}, got {others[:5].tolist()} among them; of "
+                "labels in {0, 1} pass `2 * y - 1`. For more classes use `tensor_penalties`."
+            )
+    return jnp.asarray(y, dtype)
