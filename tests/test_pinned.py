@@ -1,5 +1,6 @@
 """A run uses the values that its functions look up now, and not those of an earlier run."""
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -148,7 +149,51 @@ def with_default(u, w, _, settings=SPACE):
     return settings.rate * u
 
 
+def through_a_dict_beside_computed_keys(u, w, _):
+    """It fills containers of its own, by keys that it makes, and only reads the other one."""
+    mine, row = {}, [None, None]
+    mine["sum" + str(1)] = row[len(mine) - 1] = u
+    return SETTINGS["rate"] * mine["sum1"]
+
+
+class Settings:
+    """It finds its settings by a method of its own, and others set them."""
+
+    def __init__(self):
+        self._held = {"rate": 1.0}
+
+    def __getattr__(self, name):
+        return self._held[name]
+
+    def __getitem__(self, name):
+        return self._held[name]
+
+    def set(self, value):
+        self._held["rate"] = value
+
+
+OWN, ARRAY, QUEUE = Settings(), np.ones(3), collections.deque([1.0])
+CHAIN = collections.ChainMap({"rate": 1.0})
+INSTALLED = type("Settings", (Settings,), {**vars(Settings), "__module__": "optax.settings"})()
+
+
+class WithSetter(eqx.Module):
+    settings: Settings = eqx.field(static=True)
+
+    def __call__(self, u, w, _):
+        return self.settings.rate * u
+
+    def set(self, value):
+        self.settings.set(value)
+
+
+WITH_SETTER = WithSetter(OWN)
+
+
 def set_rate(value):
+    OWN.set(value)
+    INSTALLED.set(value)
+    ARRAY[:] = QUEUE[0] = CHAIN["rate"] = value
     global RATE
     RATE = value
     SETTINGS["rate"] = value
@@ -183,6 +228,14 @@ CASES = {
     "Partial": lambda: jax.tree_util.Partial(through_a_helper),
     "module that looks up": lambda: LooksUp(jnp.ones(2), OBJECT),
     "module with settings": lambda: HasSettings(jnp.ones(2), OBJECT),
+    "module with a setter": lambda: WITH_SETTER,
+    "dict beside computed keys": lambda: through_a_dict_beside_computed_keys,
+    "attribute that is found": lambda: lambda u, w, _: OWN.rate * u,
+    "item that is found": lambda: lambda u, w, _: OWN["rate"] * u,
+    "settings of a library": lambda: lambda u, w, _: INSTALLED.rate * u,
+    "array in place": lambda: lambda u, w, _: ARRAY[0] * u,
+    "queue": lambda: lambda u, w, _: QUEUE[0] * u,
+    "chain": lambda: lambda u, w, _: CHAIN["rate"] * u,
 }
 OBJECTS = [OBJECT]
 

@@ -1,5 +1,7 @@
 """A digest of problems, methods and data: equal for equal ones, in any process and in several."""
 
+import collections
+import collections.abc
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +19,7 @@ from ._names import EVERYTHING, Class, Names, class_of, is_library, names_of
 
 _BY_NAME = ("jax", "jaxlib", "numpy")  # whose functions count by their names
 _SIMPLE = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)
-_CONTAINERS = (dict, list, set)
+_CONTAINERS = (dict, list, set, collections.deque, collections.abc.MutableMapping)
 _NONE = frozenset[str]()
 
 
@@ -91,7 +93,7 @@ class Reader:
             self.add_class(value, names, {})
         elif dataclasses.is_dataclass(value):
             self.add_dataclass(value, names)
-        elif hasattr(value, "__wrapped__"):  # what jax.jit and jax.custom_jvp return
+        elif "__wrapped__" in _held(value):  # what jax.jit and jax.custom_jvp return
             self.add_items("wrapped", (value.__wrapped__,))
             rules = [(name, rule) for name, rule in _held(value).items() if callable(rule)]
             self.add_fields("rules", rules)
@@ -120,6 +122,13 @@ class Reader:
         """Count dtype, shape and content, or which object it is."""
         if not self._by_content:
             self.note("array", id(value))
+            # An array of numpy may be changed in place.
+            if (
+                isinstance(value, np.ndarray)
+                and value.flags.writeable
+                and not value.dtype.hasobject
+            ):
+                self._digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
             return
         if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)
@@ -171,9 +180,7 @@ class Reader:
             return
         if isinstance(value, types.ModuleType):
             self.add_module(name, value, names, place)
-        elif not (
-            isinstance(value, _CONTAINERS) and (names.changes_others or name in names.changed)
-        ):
+        elif not (isinstance(value, _CONTAINERS) and name in names.changed):
             self.note(name)
             self.add(value, names.attributes)
 
@@ -223,7 +230,15 @@ class Reader:
         if isinstance(value, type):
             self.add_class(value, names, {})
             return
+        if isinstance(value, (collections.abc.Mapping, collections.deque)):
+            pairs = value.items() if isinstance(value, collections.abc.Mapping) else value
+            self.add_items("items", pairs, names)
+        if names and is_library(cls.__module__) and hasattr(cls, "__getattr__"):
+            # Settings of a library, which are found by a method of its own: all that they hold.
+            names = EVERYTHING
+            held = {k: x for k, x in held.items() if _is_of(x, cls)}
         found = self.add_class(cls, names, held)
+        unread = found.excluded | found.settable if self._by_content else found.excluded
         for name, slot in found.slots:
             try:
                 held = {**held, name: slot.__get__(value)}
@@ -233,11 +248,9 @@ class Reader:
             (name, content)
             for name, content in sorted(held.items())
             if name in found.attributes
-            and name not in found.excluded
+            and name not in unread
             and not isinstance(content, threading.local)
-            and not (
-                isinstance(content, _CONTAINERS) and (found.changes_others or name in found.changed)
-            )
+            and not (isinstance(content, _CONTAINERS) and name in found.changed)
         ]
         self.add_fields("fields", fields, found.attributes)
 
@@ -270,6 +283,13 @@ def _attributes_of(function: Any, others: frozenset[str] = _NONE) -> frozenset[s
     if others is EVERYTHING or not isinstance(code, types.CodeType):
         return others
     return names_of(code).attributes.union(others)
+
+
+def _is_of(value: Any, cls: type) -> bool:
+    """Whether it is a simple value, a container, or an object of the library that the class is of."""
+    library = cls.__module__.partition(".")[0]
+    own = type(value).__module__.partition(".")[0] == library
+    return value is None or own or isinstance(value, (*_SIMPLE, *_CONTAINERS, tuple, frozenset))
 
 
 def _held(value: Any) -> dict[str, Any]:

@@ -29,8 +29,7 @@ class Names(NamedTuple):
         attributes: the same of attributes, or `EVERYTHING` where the code takes all of an object.
         imported: of modules that the code imports.
         written: of values and attributes that it assigns.
-        changed: of containers that it changes.
-        changes_others: whether it changes containers whose names were not found.
+        changed: of containers that it changes; not of those that it holds under a local name only.
     """
 
     outside: frozenset[str]
@@ -38,7 +37,6 @@ class Names(NamedTuple):
     imported: frozenset[str]
     written: frozenset[str]
     changed: frozenset[str]
-    changes_others: bool
 
 
 _CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "clear"}
@@ -51,11 +49,13 @@ _STORED = ("STORE_GLOBAL", "STORE_NAME", "STORE_ATTR", "STORE_DEREF")
 @functools.lru_cache(maxsize=4096)
 def names_of(code: types.CodeType) -> Names:
     """The names in this code."""
-    outside, attributes, imported = set[str](code.co_freevars), set[str](), set[str]()
+    # What is looked up may be called, and used by operators: `_SPECIAL` counts where there are names.
+    outside, attributes, imported = set[str](code.co_freevars), {"__call__"}, set[str]()
     written, changed, strings = set[str](), set[str](), set[str]()
-    others = everything = False
+    everything = False
     before = [("", ""), ("", "")]  # operations and their arguments
-    for instruction in dis.get_instructions(code):
+    instructions = list(dis.get_instructions(code))
+    for place, instruction in enumerate(instructions):
         operation, name = instruction.opname, instruction.argval
         if operation in _GLOBALS:
             outside.add(name)
@@ -65,12 +65,8 @@ def names_of(code: types.CodeType) -> Names:
             imported.add(name)
         elif operation in _STORED:
             written.add(name)
-        elif operation == "STORE_SUBSCR":  # `seen[key] = value`: the name, then the key
-            (holder, held), (key, _) = before
-            if not key.startswith("LOAD_") or not holder.startswith("LOAD_"):
-                others = True
-            elif holder in _NAMED:
-                changed.add(held)
+        elif operation == "STORE_SUBSCR":  # `seen[key] = value`
+            changed |= _container(instructions[:place])
         if operation in _NAMED and name in _CHANGING and before[1][0] in _NAMED:  # `seen.append`
             changed.add(before[1][1])
         before = [before[1], (operation, name)]
@@ -83,7 +79,6 @@ def names_of(code: types.CodeType) -> Names:
             imported |= within.imported
             written |= within.written
             changed |= within.changed
-            others |= within.changes_others
         elif isinstance(constant, str) and constant.isidentifier():
             strings.add(constant)
     if "getattr" in outside or "attrgetter" in outside | attributes:
@@ -95,8 +90,24 @@ def names_of(code: types.CodeType) -> Names:
         frozenset(imported),
         frozenset(written),
         frozenset(changed),
-        others,
     )
+
+
+def _container(instructions: list[dis.Instruction]) -> set[str]:
+    """The names in the container of the item that is about to be stored; its key is on the stack.
+
+    An expression ends where it has left one value more on the stack than there was before it.
+    """
+    names, left = set[str](), 0
+    for instruction in reversed(instructions):
+        if instruction.opcode in (*dis.hasjrel, *dis.hasjabs):  # `a[x if y else z] = value`
+            return set()
+        if left >= 1 and instruction.opname in _NAMED:
+            names.add(instruction.argval)
+        left += dis.stack_effect(instruction.opcode, instruction.arg)
+        if left >= 2:
+            break
+    return names
 
 
 # Python calls these by itself, without their name in any code.
@@ -118,11 +129,12 @@ class Class(NamedTuple):
 
     Attributes:
         functions: its methods and properties of these names, those that they look up, and those that
-            Python calls by itself.
+            Python calls by itself; all methods where all names are looked up.
         values: other attributes of the class.
         attributes: all names that are looked up.
-        excluded: the names that the methods change.
-        changes_others: as in `Names`.
+        excluded: the names that methods change which are called by their names, or by Python.
+        changed: the containers that these change.
+        settable: the names, also of containers, that only other methods change.
     """
 
     functions: tuple[types.FunctionType, ...]
@@ -131,7 +143,7 @@ class Class(NamedTuple):
     attributes: frozenset[str]
     excluded: frozenset[str]
     changed: frozenset[str]
-    changes_others: bool
+    settable: frozenset[str]
 
 
 def is_library(module: str | None) -> bool:
@@ -157,40 +169,48 @@ def class_of(cls: type, names: frozenset[str]) -> Class:
     called = _SPECIAL if names else {"__call__"}
     special = {name for c in own for name in vars(c) if name in called}
     everything = names is EVERYTHING or any(name in special for name in _DYNAMIC)
-    wanted = list(held) if everything else [*names, *special]
+    wanted = [*special] if names is EVERYTHING else [*names, *special]
     known, functions, values, slots = set[str](), [], [], []
-    found = list[Names]()
-    for name in wanted:  # which grows
-        if name in known:
-            continue
+    called_for = list[Names]()  # by their names, or by Python
+    others = list[Names]()
+
+    def look(name: str, into: list[Names]) -> Iterable[str]:
+        """Count what the class has under a name; the names that this looks up."""
+        nonlocal everything
         known.add(name)
-        if name not in held:
-            continue
-        value = held[name]
+        value = held.get(name)
         if isinstance(value, types.MemberDescriptorType):
             slots.append((name, value))
-            continue
-        parts = _functions_in(value)
-        if not parts:
-            if not name.startswith("__"):
-                values.append((name, value))
-            continue
+        parts = [f for f in _functions_in(value) if not is_library(f.__module__)]
+        plain = name in held and not _functions_in(value) and not name.startswith("__")
+        if plain and not isinstance(value, types.MemberDescriptorType):
+            values.append((name, value))
         if name.startswith("__") and name not in _SPECIAL:
-            continue  # such as __init__
+            return ()  # such as __init__
+        looked_up = []
         for function in parts:
-            if is_library(function.__module__):
-                continue
             functions.append(function)
-            found.append(names_of(function.__code__))
-            if found[-1].attributes is EVERYTHING:
-                everything = True
-            wanted.extend(held if everything else found[-1].attributes)
+            into.append(names_of(function.__code__))
+            everything |= into[-1].attributes is EVERYTHING
+            looked_up += [] if into[-1].attributes is EVERYTHING else into[-1].attributes
+        return looked_up
+
+    for name in wanted:  # which grows
+        if name not in known:
+            wanted.extend(look(name, called_for))
+    if everything:
+        for name in held.keys() - known:
+            look(name, others)
     attributes = EVERYTHING if everything else frozenset(known)
-    changed = frozenset[str]().union(*(each.changed for each in found))
-    written = frozenset[str]().union(*(each.written for each in found))
-    others = any(each.changes_others for each in found)
+    changed, changed_else = (
+        frozenset[str]().union(*(each.changed for each in found)) for found in (called_for, others)
+    )
+    written, written_else = (
+        frozenset[str]().union(*(each.written for each in found)) for found in (called_for, others)
+    )
+    settable = (changed_else | written_else) - changed - written
     return Class(
-        tuple(functions), tuple(values), tuple(slots), attributes, written, changed, others
+        tuple(functions), tuple(values), tuple(slots), attributes, written, changed, settable
     )
 
 

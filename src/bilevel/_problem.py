@@ -35,12 +35,13 @@ class BilevelProblem(eqx.Module):
     linear solver damps or solves a least-squares problem.
 
     Objectives are pure functions of their arguments. They may close over constant arrays, which are
-    then compiled in; pass large arrays as data. Numbers, attributes and arrays that they look up may
-    be other ones at the next `solve`, which compiles anew then; an array that is changed in place is
-    not noticed. Where an objective has a `jax.custom_vjp`, second derivatives are taken in reverse
-    mode, because it has no forward mode. Objectives must use the outer variable through their
-    argument `u`: if the inner objective does not depend on it, there is no implicit gradient, and
-    the estimators refuse the problem.
+    then compiled in; pass large arrays as data. Numbers, attributes and arrays that they look up
+    may be other ones at the next `solve`, which compiles anew then, also where an array of NumPy
+    was changed in place. What is not noticed: variables of the environment, rows of a data frame,
+    and what the code of a library or of `jax.jit` looks up by itself. Where an objective has a
+    `jax.custom_vjp`, second derivatives are taken in reverse mode, because it has no forward mode.
+    Objectives must use the outer variable through their argument `u`: if the inner objective does
+    not depend on it, there is no implicit gradient, and the estimators refuse the problem.
 
     Raises:
         ValueError: the leaves of one data argument differ in length or have no rows.
