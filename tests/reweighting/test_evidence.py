@@ -235,6 +235,13 @@ def test_zero_weights_raise_no_alarm_about_weights():
     assert found["effects"]["classes"][0]["share_of_weight"] is None
 
 
+def test_weights_that_leave_one_class_have_no_fit_without_the_trusted_rows():
+    alone = np.where(np.arange(200) % 2, 2.0, 0.0)
+    X, y, X_trusted, y_trusted, result = two_blobs(weights=alone)
+    found = gather_evidence(LINEAR, X, y, X_trusted, y_trusted, result)
+    assert found["overfitting"]["trusted"]["drop"] == 0.0
+
+
 # -- weights, classes and groups ------------------------------------------------------------------
 
 

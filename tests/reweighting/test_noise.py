@@ -115,6 +115,19 @@ def test_the_list_has_the_wanted_precision_and_is_as_long_as_can_be():
     assert not flag(np.full(40, 0.01)).any()  # not even half a wrong label is expected
 
 
+def test_where_the_models_cannot_tell_no_row_is_flagged():
+    rng = np.random.default_rng(5)
+    s, ones = rng.normal(size=(3, 400)), np.ones(400)  # the same of right and of wrong labels
+    labels = rng.integers(0, 2, 400)
+    blind = Evidence(s[0], ones, s[1], ones, s[2], ones, labels, labels, 0)
+    _, flagged, noise = how_many(blind, labels)
+    assert not flagged.any()
+    assert noise.rate.high > 0.9
+    assert "No row is flagged: the models cannot tell which labels are wrong." in str(noise)
+    truth = rng.random(400) < 0.1
+    assert how_many(evidence(scores(truth, rng), 400, rng), labels)[1].any()
+
+
 def test_one_bad_group_and_one_bad_class_are_found():
     rng = np.random.default_rng(4)
     group, label = np.repeat([0, 1, 2, 3], 1000), np.arange(4000) % 2

@@ -110,3 +110,13 @@ def test_a_class_without_trusted_rows_is_refused_or_warned_of():
         assert find_classes(y[:3], trusted, judge_all=False).tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="no trusted row has: 0, 2"):
         find_classes(y, np.ones(4, int), judge_all=False)
+
+
+def test_rows_of_weight_zero_bring_no_class():
+    y, trusted = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    ones, first = np.ones(4), np.array([1.0, 1.0, 0.0, 0.0])
+    with pytest.raises(InputError, match=r"only one class of a weight above 0 \(0\)"):
+        find_classes(y, trusted, judge_all=False, weights=(first, ones))
+    with pytest.raises(InputError, match="no trusted row has: 1"):
+        find_classes(y, y, judge_all=False, weights=(ones, first))
+    assert find_classes(y, trusted, judge_all=False, weights=(ones, first)).tolist() == [0, 1]

@@ -200,10 +200,21 @@ def check_aligned(X: Any, y: Any, name: str) -> None:
         )
 
 
+_PERHAPS_NUMBERS = (
+    "If the label is a number to be predicted, this is a regression, not a classification."
+)
+
+
 def find_classes(
-    y: np.ndarray, y_trusted: np.ndarray, *, judge_all: bool
+    y: np.ndarray,
+    y_trusted: np.ndarray,
+    *,
+    judge_all: bool,
+    weights: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Shaped[np.ndarray, " classes"]:
     """The class labels, sorted.
+
+    `weights`: of the rows of both tables; rows of weight 0 are as absent, but keep their label.
 
     Raises:
         InputError: only one class, on either side; fewer trusted rows than classes; or a label that
@@ -219,27 +230,31 @@ def find_classes(
             "text, or all to numbers."
         ) from error
     labels = np.unique(y)
-    if len(labels) == 1:
+    counted = y if weights is None else y[weights[0] > 0]
+    counted_trusted = y_trusted if weights is None else y_trusted[weights[1] > 0]
+    present = np.unique(counted)
+    if len(present) == 1:
+        but = "" if len(labels) == 1 else " of a weight above 0"
         raise InputError(
-            f"`y` has only one class ({labels.tolist()[0]!r}); there is nothing to classify. Check "
-            "that the label column is the right one."
+            f"`y` has only one class{but} ({present.tolist()[0]!r}); there is nothing to classify. "
+            "Check that the label column is the right one."
         )
     if len(y_trusted) < len(labels):
         raise InputError(
             f"there are {len(y_trusted)} trusted rows for {len(labels)} classes; weights need at "
-            "least one trusted row per class, and 50 to 1000 in all to be worth much. If the "
-            "label is a number to be predicted, this is a regression, not a classification."
+            "least one trusted row per class, and 50 to 1000 in all to be worth much. "
+            f"{_PERHAPS_NUMBERS}"
         )
     unknown = np.setdiff1d(y_trusted, labels)
     if len(unknown):
         raise InputError(
             f"the trusted rows have labels that the training rows lack: {named(unknown.tolist())}. "
             "No weight can teach a class that is not there: add training rows of it, remove it "
-            "from the trusted rows, or mend the spelling of the labels."
+            f"from the trusted rows, or mend the spelling of the labels. {_PERHAPS_NUMBERS}"
         )
-    unseen = np.setdiff1d(labels, y_trusted)
+    unseen = np.setdiff1d(present, counted_trusted)
     message = f"the training rows have labels that no trusted row has: {named(unseen.tolist())}. "
-    if len(unseen) and (judge_all or len(unseen) == len(labels) - 1):
+    if len(unseen) and (judge_all or len(unseen) == len(present) - 1):
         raise InputError(
             f"{message}Every row of such a class would get a low weight: verify a few rows "
             "of it, or remove the class from the training rows."

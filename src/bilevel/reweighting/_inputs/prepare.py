@@ -264,7 +264,9 @@ def prepare(
     else:
         every = folds is None
         check_spelling(*labels.values(), what="the labels")
-        classes = find_classes(checked["train"], checked["trusted"], judge_all=every)
+        weights = facts[0].weight, facts[1].weight
+        of_both = checked["train"], checked["trusted"]
+        classes = find_classes(*of_both, judge_all=every, weights=weights)
         encoding = Encoding(pipeline, scaler, classes)
     encoding = encoding._replace(names=None if names is None else tuple(names))
 

@@ -71,9 +71,10 @@ class Rows:
 
     def fit_alone(self, index: np.ndarray, weights: np.ndarray) -> Any:
         """Fitted on these training rows without the trusted ones; `None` if it cannot be."""
-        if not np.any(weights) or (not self.regression and len(np.unique(self.y[index])) < 2):
-            return None
         weights = weights * self.result.counts[0][index]
+        weighed = np.unique(self.y[index][weights > 0])
+        if len(weighed) < (1 if self.regression else 2):
+            return None
         return fit_weighted(self.estimator, take_rows(self.X, index), self.y[index], weights)
 
     @functools.cached_property

@@ -25,6 +25,11 @@ from .verify import Verify, rows_to_verify
 
 CLASS_SHIFT, GROUP_SHIFT = 1.0, 0.3  # standard deviations of their log-likelihood ratios
 SHIFTS = np.linspace(-2.25, 2.25, 7)  # of the grid, in standard deviations
+LEAST_EXPECTED = 0.5  # wrong labels; where fewer are expected, no row is flagged
+# By judgement, when a table had shown the need: by how much more of the wrong labels than of the right
+# ones a list must hold. Where models cannot tell, half of all rows would be called suspect.
+TELLS = 0.05
+_CANNOT_TELL = "the models cannot tell which labels are wrong"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,8 @@ class Noise:
     def __str__(self) -> str:
         text = f"About {self.rate} of the labels are wrong. "
         if self.precision is None:
-            return text + "No row is flagged."
+            few = self.rate.value * float(self.by_class["rows"].sum()) < LEAST_EXPECTED
+            return text + ("No row is flagged." if few else f"No row is flagged: {_CANNOT_TELL}.")
         text += (
             f"{self.flagged} {'row is' if self.flagged == 1 else 'rows are'} flagged: about "
             f"{self.precision} of them are wrong, which is {self.recall} of all wrong labels."
@@ -129,14 +135,32 @@ def suspects(
     """(the probability that each training label is wrong, the rows that are flagged, the draws).
 
     The probability is the mean over the draws. The list with the greatest expected F1 is made of the
-    median, so that a few draws in which most labels are wrong do not fill it.
+    median, so that a few draws in which most labels are wrong do not fill it. It is empty where it
+    would be hardly better than rows at random.
     """
     draws = Calibration.fit(evidence).draws(seed)
     drawn = np.array([expit(draw.ratio + logit(draw.rate)) for draw in draws])
     wrong = np.interp(evidence.training, CENTRES, drawn.mean(axis=0))
     typical = np.interp(evidence.training, CENTRES, np.median(drawn, axis=0))
     flagged = flag(typical if precision is None else wrong, precision, evidence.weight)
+    if precision is None and not _tells(drawn, evidence, flagged):
+        flagged[:] = False
     return wrong, flagged, draws
+
+
+def _tells(
+    drawn: Float[np.ndarray, "draws bins"], evidence: Evidence, flagged: Bool[np.ndarray, " n"]
+) -> bool:
+    """Whether a list is expected to hold more of the wrong labels than of the right ones.
+
+        E[hits / wrong labels - false alarms / right labels] > 0.05
+    """
+    s, weight = evidence.training, evidence.weight
+    rows = _counts(s, np.zeros(len(s), int), 1, weight)[0]
+    listed = _counts(s, np.zeros(len(s), int), 1, weight * flagged)[0]
+    found = (drawn @ listed) / (drawn @ rows)
+    alarms = ((1 - drawn) @ listed) / ((1 - drawn) @ rows)
+    return bool(np.mean(found - alarms) > TELLS)
 
 
 def flag(
@@ -159,7 +183,7 @@ def flag(
     if precision is not None:
         enough = np.flatnonzero(sums >= precision * counts)
         number = int(enough[-1]) + 1 if len(enough) else 0
-    elif expected < 0.5:
+    elif expected < LEAST_EXPECTED:
         number = 0
     else:
         number = most_f1(wrong[order], weight[order])

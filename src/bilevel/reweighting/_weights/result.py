@@ -255,6 +255,8 @@ class WeightsResult:
     def advice(self) -> str:
         """What to do, and how many labels are wrong, in a few sentences."""
         text = _ADVICE.get(self.winner, "Use these weights: held-out trusted rows gain from them.")
+        if self.winner == "all rows + trusted" and not self.keep.all():
+            text += " Rows to look at are named all the same."
         if self.noise is None:
             return text
         shift = self.candidates is not None and "density ratio" in self.candidates.index
@@ -289,7 +291,7 @@ _SHIFT = (
 _ADVICE = {
     "uniform": "Use the training rows as they are, without weights: nothing did clearly better.",
     "all rows + trusted": "Use all rows, training and trusted, without weights: nothing did clearly "
-    "better. Rows to look at are named all the same.",
+    "better.",
     "trusted only": "Use the trusted rows alone: no choice of training rows did better.",
     "filter": "Use the trusted rows, and the training rows whose label their model agrees with.",
 }
