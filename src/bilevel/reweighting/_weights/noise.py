@@ -154,6 +154,8 @@ def _tells(
     """Whether a list is expected to hold more of the wrong labels than of the right ones.
 
         E[hits / wrong labels - false alarms / right labels] > 0.05
+
+    over the draws.
     """
     s, weight = evidence.training, evidence.weight
     rows = _counts(s, np.zeros(len(s), int), 1, weight)[0]
