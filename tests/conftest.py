@@ -1,5 +1,6 @@
 """Strictness for every test: float64, no implicit promotion, checked annotations, fixed seeds."""
 
+import ast
 import atexit
 import contextlib
 import ctypes
@@ -20,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
+import jaxtyping._import_hook
 import jaxtyping._typeguard
 import numpy as np
 import pytest
@@ -67,6 +69,20 @@ def check_leaf(function):
     return check
 
 
+def visit_annotated(transformer, node):
+    """Give a check to functions that have annotations: without any, there is nothing to check.
+
+    The transformations of JAX are made of small functions that are defined anew at each trace.
+    """
+    arguments = (a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg))
+    if node.returns or any(arguments):
+        return visit_any(transformer, node)
+    return transformer.generic_visit(node)
+
+
+hook: Any = jaxtyping._import_hook.JaxtypingTransformer
+visit_any = hook.visit_FunctionDef
+hook.visit_FunctionDef = visit_annotated
 any_leaf = jaxtyping._typeguard.typechecked
 jaxtyping._typeguard.typechecked = check_leaf
 install_import_hook(sorted(m for m in MODULES if not m.startswith(UNCHECKED)), "beartype.beartype")
