@@ -11,6 +11,7 @@ import pytest
 from bilevel.reweighting._audit.audit import IN_ORDER, audit
 from bilevel.reweighting._audit.drift import row_drift
 from bilevel.reweighting._audit.finding import CHECKS, Audit
+from bilevel.reweighting._audit.fixes import proposals, safe_changes
 from bilevel.reweighting._audit.near import near_texts
 from bilevel.reweighting._audit.view import make_view
 from bilevel.reweighting._inputs.checks import InputError
@@ -192,6 +193,30 @@ def test_a_clean_table_has_no_finding():
 
 
 # --- rows
+
+
+def test_rows_of_coarse_columns_are_alike_by_chance_and_one_copy_among_them_is_found():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"answer": rng.integers(0, 4, 360), "sex": rng.choice(["f", "m"], 360)})
+    table["y"] = np.where(rng.random(360) < 0.2, "yes", "no")
+    table.loc[[3, 300], ["answer", "sex"]] = 9, "f"  # in a training row and in a hold-out row
+    X, y, X_trusted, y_trusted, X_holdout, y_holdout = split(table, (200, 100))
+    result = audit(X, y, X_trusted, y_trusted, X_holdout, y_holdout)
+    assert found(result, "problem") == {"leak/rows": (3,)}
+    assert {"leak/rows", "conflicts/rows"} <= found(result, "warning").keys()
+    assert found(result, "warning")["conflicts/rows"] == ()
+    view = make_view({"train": (X, y), "holdout": (X_holdout, y_holdout)}, "auto", None, None, 0)
+    (dropped,) = safe_changes(view, "y")
+    assert (dropped.kind, dropped.rows) == ("drop-row", (3,))
+    assert proposals(view) == []
+
+
+def test_a_hold_out_that_holds_every_training_row_is_refused_by_fix():
+    X, y, *_ = split(plain(60, 0), (60, 0))
+    view = make_view({"train": (X, y), "holdout": (X, y)}, "auto", None, None, 0)
+    with pytest.raises(InputError, match="every training row is equal to a hold-out row"):
+        safe_changes(view, "y")
+    assert safe_changes(view, "y", skip=("drop-row",)) == []
 
 
 def test_copies_with_one_cell_changed_are_found_in_every_kind_of_column():

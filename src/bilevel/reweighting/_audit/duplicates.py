@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.sparse
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import KDTree
 from sklearn.neighbors import NearestNeighbors
 
@@ -20,6 +20,7 @@ SAMPLE = 1000  # rows from which the usual distance is estimated
 LIMIT = 2000  # rows whose neighbourhood is looked at closely
 NEIGHBOURS = 10
 CHANCE = 0.01  # expected number of near duplicates where there are none
+COMMON = 5  # other rows that are equal, from which chance may be why (by judgement)
 
 
 class Table(NamedTuple):
@@ -170,10 +171,14 @@ def as_labels(values: Any, rows: pd.DataFrame, name: str) -> pd.Series:
 
 
 def shared_rows(tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each pair of tables, how many rows of the second are in the first, and some of their ids."""
+    """Of each pair of tables, how many rows of the second are in the first, and some of their ids.
+
+    Without those that are as common as chance makes them.
+    """
     found = {}
     for one, other in itertools.combinations(tables, 2):
         pairs = find_shared_rows(tables[other], tables[one])
+        pairs = pairs[pairs["kind"] != "common"]
         exact = int(np.sum(np.asarray(pairs["kind"]) == "exact"))
         found[f"{one}/{other}"] = {
             "exact": exact,
@@ -186,7 +191,12 @@ def shared_rows(tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def find_shared_rows(rows: Any, among: Any, *, near: bool = True) -> pd.DataFrame:
     """The rows of one table that occur in another, exactly or nearly.
 
-    Exactly: all values equal, whatever the order of the columns; -0.0 = 0.0, NaN = NaN.
+    Exactly: all values equal, whatever the order of the columns; -0.0 = 0.0, NaN = NaN. Where columns
+    are few and coarse many rows are equal, and no copies: an equal row is called common where its
+    values stand in 5 or more further rows of both tables, and values that are so frequent are more
+    likely than not in the second table by chance:
+
+        1 - (1 - others / (rows of both - 2))^(rows of the second) > 1/2
 
     Nearly: the text columns and the gaps are equal, and the numeric ones closer than chance
     explains. Distances are Euclidean between
@@ -221,7 +231,8 @@ def find_shared_rows(rows: Any, among: Any, *, near: bool = True) -> pd.DataFram
 
     Returns:
         One line per row that occurs, in order: `id`, `other_id` (of the first equal, or the nearest
-        row), `kind` ("exact" or "near"), `distance`. `attrs["note"]` says how near ones were searched.
+        row), `kind` ("exact", "common" or "near"), `distance`. `attrs["note"]` says how near ones were
+        searched.
 
     Raises:
         InputError: the tables' columns are not the same.
@@ -248,7 +259,8 @@ def match_rows(
     place = np.minimum(np.searchsorted(others[unique], codes), len(unique) - 1)
     same = others[unique][place] == codes if len(unique) else np.zeros(len(codes), bool)
     exact, rest = np.flatnonzero(same), np.flatnonzero(~same)
-    table = pairs_of(exact, unique[place[exact]], np.zeros(len(exact))).assign(kind="exact")
+    table = pairs_of(exact, unique[place[exact]], np.zeros(len(exact)))
+    table["kind"] = np.where(_common(codes, others)[exact], "common", "exact")
     note = "near duplicates were not searched"
     if near:
         unique = np.sort(unique)
@@ -257,6 +269,16 @@ def match_rows(
         table = pd.concat([table, found.assign(kind="near")]).sort_values("row", ignore_index=True)
     table.attrs["note"] = note
     return table
+
+
+def _common(
+    codes: Int[np.ndarray, " rows"], others: Int[np.ndarray, " others"]
+) -> Bool[np.ndarray, " rows"]:
+    """Whether chance explains that a row of the first table is equal to one of the second."""
+    both = np.concatenate([codes, others])
+    count = np.bincount(both)[codes] - 2  # the row, and the one that it was found in
+    by_chance = 1 - (1 - count.clip(0) / max(len(both) - 2, 1)) ** len(others)
+    return (count >= COMMON) & (by_chance > 0.5)
 
 
 def pairs_of(row: Any, other: Any, distance: Any) -> pd.DataFrame:

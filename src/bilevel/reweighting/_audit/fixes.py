@@ -93,6 +93,11 @@ def safe_changes(view: View, label: str, skip: Container[str] = ()) -> list[Chan
         after = make_view(given, "auto", None, None, 0)
     pairs = after.pairs["train", "holdout"]
     rows = tuple(pairs.loc[pairs["kind"] == "exact", "row"].tolist())
+    if len(rows) == len(view.frames["train"]):
+        raise InputError(
+            "every training row is equal to a hold-out row: without them, no training row would be "
+            "left. Give hold-out rows that are not the training rows, or skip 'drop-row'."
+        )
     return [Change("drop-row", "train", "equal to a hold-out row", rows)] * bool(rows) + found
 
 

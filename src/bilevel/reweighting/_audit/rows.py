@@ -7,7 +7,7 @@ import pandas as pd
 
 from .._inputs import checks
 from .._inputs.checks import PROSE
-from .duplicates import group_conflicts, group_equal
+from .duplicates import COMMON, group_conflicts, group_equal
 from .finding import Finding, Severity, counted, listed
 from .view import View
 
@@ -29,6 +29,7 @@ def _overlap(view: View, one: str, other: str) -> list[Finding]:
     row, place = shared["row"].to_numpy(), shared["other"].to_numpy()
     differ = _differ(view, one, other, shared)
     kind, note = shared["kind"].to_numpy(), shared.attrs["note"]
+    remove = f"Remove them from the {PROSE[one]} rows, unless distinct rows can be so alike."
     kinds: list[tuple[np.ndarray, Severity, str, str]] = [
         (kind == "exact", "problem", "equal to", "a row must not judge itself"),
         (kind == "near", "warning", "nearly equal to", f"perhaps copies; {note}"),
@@ -36,14 +37,19 @@ def _overlap(view: View, one: str, other: str) -> list[Finding]:
         (kind == "text", "warning", "with nearly the text of", "perhaps copies"),
     ]
     found = []
+    if (alike := kind == "common").any():
+        detail = (
+            f"{counted(row[alike], PROSE[one] + ' row')} equal to a {PROSE[other]} row, but so many "
+            "rows are equal that chance explains it: the columns do not tell them apart."
+        )
+        found.append(Finding("warning", title, detail, table=one))
     for which, severity, what, why in kinds:
         if which.any():
             at_fault = tuple(ids[row[which]])
             detail = (
                 f"{counted(at_fault, PROSE[one] + ' row')} {what}"
                 f" a {PROSE[other]} row ({why}), {int(differ[which].sum())} with another label: "
-                f"{listed(at_fault)} (there: {listed(others[place[which]])}). Remove them from the "
-                f"{PROSE[one]} rows, unless distinct rows can be so alike."
+                f"{listed(at_fault)} (there: {listed(others[place[which]])}). {remove}"
             )
             found.append(Finding(severity, title, detail, at_fault, table=one))
     return found or [Finding("ok", title, f"none ({note}).")]
@@ -125,7 +131,8 @@ def repeated_rows(view: View) -> list[Finding]:
             continue
         detail = (
             f"{counted(later, 'row')} ({len(later) / n:.1%}) equal to an earlier row: "
-            f"{listed(later)}. Each of them counts again; remove them unless they were measured again."
+            f"{listed(later)}. Each of them counts again; remove them unless they were measured "
+            "again, or distinct rows can be so alike."
         )
         found.append(Finding("warning", title, detail, later, table=name))
     return found
@@ -150,29 +157,52 @@ def near_rows(view: View) -> list[Finding]:
 
 
 def conflicts(view: View) -> list[Finding]:
-    """Equal rows of one table with different labels."""
+    """Equal rows of one table with different labels.
+
+    Where more than 5 rows of all tables are equal, the columns do not tell the classes apart, and no
+    row is at fault.
+    """
     found = []
+    counts = np.bincount(np.concatenate([*view.codes.values()]))
     for name, table in view.tables.items():
         title = f"equal {PROSE[name]} rows with different labels"
-        groups = group_conflicts(table.ids, view.codes[name], view.labels[name], view.regression)
-        if len(groups) == 0:
+        codes, labels = view.codes[name], view.labels[name]
+        common = counts[codes] > COMMON
+        few, many = (
+            group_conflicts(table.ids[rows], codes[rows], pd.Series(labels[rows]), view.regression)
+            for rows in (~common, common)
+        )
+        if len(few):
+            detail, ids = _at_odds(few)
+            detail += " At least one label is wrong, unless distinct rows can be so alike"
+            detail += (
+                ": weights will tell which."
+                if name == "train"
+                else ", and these must be right: verify them."
+            )
+            severity: Severity = "warning" if name == "train" else "problem"
+            found.append(Finding(severity, title, detail, ids, table=name))
+        if len(many):
+            detail = (
+                f"{_at_odds(many)[0]} More than {COMMON} rows are equal in each group: the columns do "
+                "not tell the classes apart there. Add columns that do, if there are any."
+            )
+            found.append(Finding("warning", title, detail, table=name))
+        if not len(few) + len(many):
             found.append(Finding("ok", title, "none."))
-            continue
-        ids, first = tuple(i for group in groups["ids"] for i in group), groups.iloc[0]
-        detail = (
-            f"{counted(groups, 'group')} of together {len(ids)} rows; the rows "
-            f"{listed(first['ids'])} are labelled {listed(first['labels'])}. "
-        )
-        if "spread" in groups:
-            detail += f"The targets of equal rows differ by up to {first['spread']:.4g}. "
-        severity = "warning" if name == "train" else "problem"
-        detail += (
-            "At least one label is wrong: weights will tell which."
-            if severity == "warning"
-            else "At least one label is wrong, and these must be right: verify them."
-        )
-        found.append(Finding(severity, title, detail, ids, table=name))
     return found
+
+
+def _at_odds(groups: pd.DataFrame) -> tuple[str, tuple[Any, ...]]:
+    """(what is said of groups of equal rows, their ids)."""
+    ids, first = tuple(i for group in groups["ids"] for i in group), groups.iloc[0]
+    detail = (
+        f"{counted(groups, 'group')} of together {len(ids)} rows; the rows "
+        f"{listed(first['ids'])} are labelled {listed(first['labels'])}."
+    )
+    if "spread" in groups:
+        detail += f" The targets of equal rows differ by up to {first['spread']:.4g}."
+    return detail, ids
 
 
 def near_conflicts(view: View) -> list[Finding]:

@@ -25,9 +25,10 @@ class View(NamedTuple):
         tables: the columns that all frames share, as numbers.
         codes: a number for each distinct row.
         pairs: of two tables, the rows of the first that occur in the second: `row`, `other`,
-            `distance`, and the `kind` of likeness: "exact", "near" (numbers), "cell" (all columns but
-            one) or "text"; `attrs["note"]`; `attrs["by_chance"]`: how many of kind "cell" chance
-            explains. Of ("train", "train"): those that are nearly equal.
+            `distance`, and the `kind` of likeness: "exact", "common" (equal, as chance explains),
+            "near" (numbers), "cell" (all columns but one) or "text"; `attrs["note"]`;
+            `attrs["by_chance"]`: how many of kind "cell" chance explains. Of ("train", "train"):
+            those that are nearly equal.
         entity, time: the columns that say of which person, and of when a row is, by table.
         regression: whether the labels are numbers to be predicted.
         rng: for the rows that a check draws.

@@ -26,9 +26,9 @@ from .verify import Verify, rows_to_verify
 CLASS_SHIFT, GROUP_SHIFT = 1.0, 0.3  # standard deviations of their log-likelihood ratios
 SHIFTS = np.linspace(-2.25, 2.25, 7)  # of the grid, in standard deviations
 LEAST_EXPECTED = 0.5  # wrong labels; where fewer are expected, no row is flagged
-# By judgement, when a table had shown the need: by how much more of the wrong labels than of the right
-# ones a list must hold. Where models cannot tell, half of all rows would be called suspect.
-TELLS = 0.05
+# By judgement, when two tables had shown the need: how many times the share of right labels that are
+# listed must go into that of wrong ones. Where models cannot tell, most rows would be called suspect.
+TELLS = 1.25
 _CANNOT_TELL = "the models cannot tell which labels are wrong"
 
 
@@ -100,7 +100,7 @@ class Noise:
     def __str__(self) -> str:
         text = f"About {self.rate} of the labels are wrong. "
         if self.precision is None:
-            few = self.rate.value * float(self.by_class["rows"].sum()) < LEAST_EXPECTED
+            few = self.rate.value * float(np.sum(self.by_class["rows"].to_numpy())) < LEAST_EXPECTED
             return text + ("No row is flagged." if few else f"No row is flagged: {_CANNOT_TELL}.")
         text += (
             f"{self.flagged} {'row is' if self.flagged == 1 else 'rows are'} flagged: about "
@@ -151,9 +151,9 @@ def suspects(
 def _tells(
     drawn: Float[np.ndarray, "draws bins"], evidence: Evidence, flagged: Bool[np.ndarray, " n"]
 ) -> bool:
-    """Whether a list is expected to hold more of the wrong labels than of the right ones.
+    """Whether a list holds more of the wrong labels than of the right ones, by its likelihood ratio.
 
-        E[hits / wrong labels - false alarms / right labels] > 0.05
+        E[hits / wrong labels] > 1.25 E[false alarms / right labels]
 
     over the draws.
     """
@@ -162,7 +162,7 @@ def _tells(
     listed = _counts(s, np.zeros(len(s), int), 1, weight * flagged)[0]
     found = (drawn @ listed) / (drawn @ rows)
     alarms = ((1 - drawn) @ listed) / ((1 - drawn) @ rows)
-    return bool(np.mean(found - alarms) > TELLS)
+    return bool(np.mean(found) > TELLS * np.mean(alarms))
 
 
 def flag(
