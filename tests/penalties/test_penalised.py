@@ -452,3 +452,19 @@ def test_folds_as_masks_or_counted_from_the_end():
     for other in others:
         np.testing.assert_allclose(other.coef_, first.coef_, rtol=1e-12)
         assert other.nested_loss_ == pytest.approx(first.nested_loss_, rel=1e-12)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+@pytest.mark.parametrize("model", [RidgeBilevelCV, LogisticRegressionBilevelCV])
+def test_the_unit_of_the_weights_changes_nothing_but_that_of_the_penalty(model, unit):
+    """Solvers stop at absolute errors: with weights of 1e-12 they stopped where they began."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = (X @ [1.0, -2.0, 0.5] + rng.normal(size=60) > 0).astype(int)
+    one, other = (
+        model(penalties="shared", cv=3).fit(X, y, sample_weight=np.full(60, each))
+        for each in (1.0, unit)
+    )
+    np.testing.assert_allclose(other.coef_, one.coef_, rtol=1e-6)
+    np.testing.assert_allclose([other.alpha_, other.shared_alpha_], unit * one.alpha_, rtol=1e-6)
+    np.testing.assert_allclose(other.tuned_.u, np.log(other.alpha_), rtol=1e-9)

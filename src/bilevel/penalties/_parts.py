@@ -80,12 +80,14 @@ class Source(NamedTuple):
 
     Attributes:
         centre: whether each part subtracts the means of its training rows.
+        unit: what the weights are given in, a power of two: solvers stop at absolute errors.
     """
 
     X: Any
     y: np.ndarray
     weight: np.ndarray
     centre: bool
+    unit: float = 1.0
 
 
 class Part(NamedTuple):

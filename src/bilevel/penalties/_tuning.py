@@ -92,7 +92,9 @@ class AbstractTunedLinear(BaseEstimator, abc.ABC):
             raise ValueError(
                 "`sample_weight` is zero for all rows that judge; give some rows a positive weight."
             )
-        source = Source(X, targets, weight, self.fit_intercept)
+        unit = float(2.0 ** np.round(np.log2(weight.mean())))
+        weight, total = weight / unit, total / unit
+        source = Source(X, targets, weight, self.fit_intercept, unit)
         folds = [make_part(source, kept, held, total) for kept, held in splits]
         whole = make_part(source, everything, everything, weight.sum())
         self._fit(whole, folds)
@@ -246,9 +248,10 @@ class AbstractPenalised(AbstractTunedLinear):
         chosen = penalty_map(kind, whole)
         problems = self._problems(folds)
         shared, best = self._search(chosen, whole, problems)
-        self.shared_alpha_, self.shared_cv_loss_ = float(np.exp(shared.u[0])), shared.value
-        self.tuned_ = best
-        alpha = np.exp(best.u)
+        unit = whole.source.unit
+        self.shared_alpha_, self.shared_cv_loss_ = unit * float(np.exp(shared.u[0])), shared.value
+        self.tuned_ = best._replace(u=best.u + np.log(unit))
+        alpha = unit * np.exp(best.u)
         self.alpha_ = alpha[chosen.codes] if chosen.number > 1 else float(alpha[0])
         self._finish(whole, best.u[chosen.codes], problems)
 
