@@ -366,6 +366,7 @@ import jax
 import numpy as np
 import bilevel
 
+jax.config.update("jax_disable_most_optimizations", True)  # as many programs, sooner
 rng = np.random.default_rng(0)
 rows = jax.device_put(rng.normal(size=(64, 3))), jax.device_put(rng.normal(size=64))
 u, w = jax.device_put(np.zeros(3)), jax.device_put(np.zeros(3))

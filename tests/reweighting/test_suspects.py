@@ -1,11 +1,14 @@
 """What the report says of suspect rows, on rows whose kinds, neighbours and places are known."""
 
 import types
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
 import pytest
+from beartype import beartype
+from beartype.door import is_bearable
+from jaxtyping import jaxtyped
 from sklearn.linear_model import LogisticRegression
 
 from bilevel.reweighting._report import suspects as suspects_module
@@ -54,6 +57,14 @@ def three_blobs() -> tuple[Rows, dict[str, np.ndarray]]:
 ROWS, WHICH = three_blobs()
 RESULT: Any = ROWS.result  # nothing in it is None
 FOUND = judge_suspects(ROWS, 0)
+
+
+def test_what_is_made_here_keeps_to_the_annotations():
+    """`make slow` checks those of the product: one that the lines above break ends its collection."""
+    for name, kind in get_type_hints(Rows).items():
+        assert is_bearable(getattr(ROWS, name), kind), name
+    again = jaxtyped(typechecker=beartype)(judge_suspects)(ROWS, 0)
+    np.testing.assert_array_equal(again.rows, FOUND.rows)
 
 
 def test_the_kinds_are_those_that_the_rows_were_made_of():
