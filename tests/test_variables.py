@@ -78,7 +78,9 @@ SINGLE = [
 ]
 
 
-@pytest.mark.parametrize("name", [*SINGLE, *METHODS_OF_TWO_LOOPS])
+@pytest.mark.parametrize(
+    "name", [*SINGLE, "AID", "ITD", pytest.param("forward", marks=pytest.mark.slow)]
+)
 def test_solve_with_several_dtypes(name):
     method = METHODS_OF_TWO_LOOPS.get(name) or with_steps(METHODS[name].kind, 0.5, 0.5, 0.03)
     solution = bilevel.solve(MIXED, method, U, W, num_steps=150)
