@@ -2,11 +2,8 @@
 
 import ast
 import atexit
-import contextlib
 import ctypes
-import functools
 import gc
-import itertools
 import os
 import shutil
 import sys
@@ -23,13 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jax
 import jaxtyping._import_hook
 import jaxtyping._typeguard
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from jax._src.interpreters import mlir
 from jaxtyping import install_import_hook
-from sklearn.base import BaseEstimator
-from sklearn.utils import validation
 
 # Before anything imports bilevel: every annotation in the package is checked at run time, except
 # in the scikit-learn estimators, whose `-> Self` beartype only knows on classes it decorates whole,
@@ -86,41 +79,6 @@ hook.visit_FunctionDef = visit_annotated
 any_leaf = jaxtyping._typeguard.typechecked
 jaxtyping._typeguard.typechecked = check_leaf
 install_import_hook(sorted(m for m in MODULES if not m.startswith(UNCHECKED)), "beartype.beartype")
-
-
-def inspect_once(base: Any = BaseEstimator, arrays: Any = validation) -> None:
-    """What scikit-learn finds out by inspection at each clone of an estimator and check of an array.
-
-    The answers for one class, and for all arrays, are the same: this took 9 % of the product's tests.
-    """
-    base._get_param_names = classmethod(functools.cache(base._get_param_names.__func__))
-    if is_table := vars(arrays).get("_nw_into_df_or_series"):  # since scikit-learn 1.9
-        arrays._nw_into_df_or_series = lambda x: type(x) is not np.ndarray and is_table(x)
-
-
-inspect_once()
-
-
-def share_contexts(compiler: Any = mlir, functions: int = 100) -> None:
-    """JAX makes a context of MLIR, with its dialects, for each function that it compiles.
-
-    That is a third of the time of a small function, and a context can hold many. It also keeps their
-    constants, so that a new one is made now and then. A function that is compiled within the lowering
-    of another one gets its own: MLIR would write it into the other one.
-    """
-    count, make = itertools.count(), compiler.make_ir_context
-    made = functools.lru_cache(maxsize=1)(lambda _: make())
-
-    def context() -> Any:
-        with contextlib.suppress(ValueError):  # that there is none
-            if compiler.ir.Context.current:
-                return make()
-        return made(next(count) // functions)
-
-    compiler.make_ir_context = context
-
-
-share_contexts()
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
