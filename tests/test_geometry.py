@@ -212,3 +212,10 @@ def test_what_auto_steps_measure():
     # tangent: g - <u, g> = (5.25, -1.75)
     np.testing.assert_allclose(Simplex().magnitude(u, grad), [5.25, 5.25])
     np.testing.assert_allclose(Simplex().tangent(u, grad), [5.25, -1.75])
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 1e25), (jnp.float16, 300.0)])
+def test_a_ball_has_a_nearest_point_to_one_far_away(dtype, size):
+    """The sum of squares overflowed, and the point was sent to the center."""
+    inside = Ball(1.0).project(size * jnp.array([3.0, 0.0, -4.0], dtype) / 5)
+    np.testing.assert_allclose(inside, [0.6, 0.0, -0.8], rtol=2e-3)

@@ -132,8 +132,12 @@ class Ball(AbstractGeometry):
         """The nearest point of the ball."""
         center = optax.tree.zeros_like(u) if self.center is None else self.center
         flat, unravel = ravel_pytree(optax.tree.sub(u, center))
+        radius = self.radius.astype(flat.dtype)
+        # A sum of squares may be infinite where the point is not: it would be sent to the center.
+        fits = jnp.isfinite(jnp.sum(flat**2))
+        scale = jnp.where(fits, 1, jnp.max(jnp.abs(flat), initial=0)).astype(flat.dtype)
         with jax.numpy_dtype_promotion("standard"):  # optax's l1 projection mixes dtypes
-            inside = _PROJECTIONS[self.p](flat, self.radius.astype(flat.dtype))
+            inside = _PROJECTIONS[self.p](flat / scale, radius / scale) * scale
         return optax.tree.add(center, unravel(inside))
 
     def magnitude(self, u, grad):
