@@ -224,16 +224,16 @@ def many_tables() -> str:
     report = _report("many_tables")
     names = {"seen": "seen", "unseen": "not seen"}
     halves = {names[k]: v for k, v in report["summary"].items()}
-    by_rate = {f"{float(rate):.0%} wrong": v for rate, v in report["by_rate"].items()}
+    by_rate = {f"{100 * float(rate):.0f} % wrong": v for rate, v in report["by_rate"].items()}
     lines = [
         [
             name,
             str(found["tables"]),
-            f"{found['rate covered']:.1%}",
-            f"{found['precision covered']:.1%}",
+            f"{100 * found['rate covered']:.1f} %",
+            f"{100 * found['precision covered']:.1f} %",
             f"{found['area']:.3f}",
-            f"{found['rows listed']:.1%}",
-            f"{found['hits per listed row']:.1%}",
+            f"{100 * found['rows listed']:.1f} %",
+            f"{100 * found['hits per listed row']:.1f} %",
             str(found["tables"] - found["refused"] - found["lists"]),
             str(found["refused"]),
         ]
@@ -258,6 +258,21 @@ def many_tables() -> str:
         "refused",
     ]
     return f"{text}\n\n{_table(head, lines)}"
+
+
+def many_tables_blind() -> str:
+    """Empty lists, and intervals that miss the truth."""
+    cells = [cell for cell in _report("many_tables")["cells"] if cell["low"] is not None]
+    empty = [cell for cell in cells if not cell["listed"]]
+    chance = [cell for cell in cells if cell["area"] < 0.5]
+    blind = sum(not cell["listed"] for cell in chance)
+    missed = [c for c in cells if not c["low"] <= c["wrong"] <= c["high"]]
+    above = sum(cell["wrong"] < cell["low"] for cell in missed)
+    return (
+        f"{len(empty)} of {len(cells)} lists are empty; of the {len(chance)} rankings that are worse "
+        f"than chance, {blind} have an empty list. Of the {len(missed)} intervals of the noise rate "
+        f"that miss the truth, {above} lie above it: the models' own errors are read as noise."
+    )
 
 
 LISTS = {

@@ -256,7 +256,7 @@ def test_an_estimator_without_sample_weight_is_refused_before_any_work():
 def test_bad_data_is_named_as_in_learn_weights():
     X, y, mask = together()
     X[7, 3] = np.inf
-    with pytest.raises(InputError, match="NaN or infinite values in 1 rows"):
+    with pytest.raises(InputError, match="infinite values in 1 rows"):
         ReweightedClassifier().fit(X, y, is_trusted=mask)
 
 

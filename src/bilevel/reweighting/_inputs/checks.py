@@ -84,10 +84,16 @@ def as_features(X: Any, name: str) -> Float[np.ndarray, "rows features"]:
     bad_rows, bad_columns = np.nonzero(~np.isfinite(values))
     if len(bad_rows):
         columns = X.columns if isinstance(X, pd.DataFrame) else np.arange(values.shape[1])
+        infinite = not np.isnan(values).any()
+        what, way = (
+            ("infinite values", "Make gaps or finite numbers of them")
+            if infinite
+            else ("NaN or infinite values", "Impute or drop them")
+        )
         raise InputError(
-            f"`{name}` has NaN or infinite values in {len(np.unique(bad_rows))} rows (ids "
+            f"`{name}` has {what} in {len(np.unique(bad_rows))} rows (ids "
             f"{named(row_ids(X)[np.unique(bad_rows)])}), columns "
-            f"{named(list(np.asarray(columns)[np.unique(bad_columns)]))}. Impute or drop them; "
+            f"{named(list(np.asarray(columns)[np.unique(bad_columns)]))}. {way}; "
             "`bilevel weigh` imputes missing values in tables."
         )
     return values
