@@ -1,5 +1,6 @@
 """Labels that the other rows contradict, where nobody has verified a row."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from sklearn.datasets import make_blobs, make_classification
 
 from bilevel.reweighting import audit
+from bilevel.reweighting._audit import wrong_labels
 from bilevel.reweighting._audit.audit import IN_ORDER
 from bilevel.reweighting._audit.wrong_labels import doubt_labels, number_listed
 
@@ -60,6 +62,18 @@ def test_the_rate_and_the_probabilities_are_calibrated():
     sure = found.wrong > 0.5
     assert wrong[sure].mean() > 0.85
     assert (found.suggested[sure & wrong] == y[sure & wrong]).mean() > 0.9
+
+
+def test_of_two_maxima_the_greater_is_taken(monkeypatch):
+    # On a table of coarse scores, the search from one start ended where half of all labels are wrong.
+    ends = [SimpleNamespace(x=np.array([-2.9, -6, 0.4, 12]), fun=803.7)]
+    ends += [SimpleNamespace(x=np.array([-6, -2.6, -0.6, -2.8]), fun=786.7)]
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 2)), rng.integers(0, 2, 60)
+    for order in (ends, ends[::-1]):
+        turn = iter(order)
+        monkeypatch.setattr(wrong_labels, "minimize", lambda *_, turn=turn, **__: next(turn))
+        assert doubt_labels(X, X, y, 0).rate == pytest.approx(0.5 / (1 + np.exp(2.8)))
 
 
 def test_trusted_rows_teach_and_are_never_listed():

@@ -26,6 +26,7 @@ FEW = 5
 LEAST = 0.2  # the probability of a listed row to be wrong
 MOST, USUAL = 0.5, 0.025  # the noise rate: at most, and the most probable one beforehand
 SHARP = 3.0  # the deviation of the prior of the coefficients
+STARTS = (0.5, 0.1)  # of the coefficients
 FLOOR = 1e-2  # of the probabilities that members give, shared by all classes
 
 
@@ -198,10 +199,21 @@ def doubt_labels(
         slope_rate = of_rate * rate * (1 - rate / MOST)
         return float(value), np.r_[(c / SHARP**2 - slope_c) * c, -slope_rate]
 
-    start = np.r_[np.full(len(logs), np.log(0.5)), np.log(0.05 / (MOST - 0.05))]
-    found: Any = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=[(-6, 3)] * len(logs) + [(-12, 12)]
-    )
+    bounds = [(-6, 3)] * len(logs) + [(-12, 12)]
+    usual = np.log(0.05 / (MOST - 0.05))
+    # Where the columns say little, a second maximum explains members that are too sure of themselves
+    # by labels of which half are wrong.
+    ends: list[Any] = [
+        minimize(
+            loss,
+            np.r_[np.full(len(logs), log_c), usual],
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+        )
+        for log_c in np.log(STARTS)
+    ]
+    found = min(ends, key=lambda end: end.fun)
     _, p, rate = parts(found.x)
     q = p[np.arange(len(y)), y]
     other = rate * doubted * (1 - q) / (classes - 1)
