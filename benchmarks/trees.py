@@ -77,6 +77,7 @@ NOISE = [
 ]
 NOISE_LATE = [("none", 0.0), ("uniform", 0.2), ("uniform", 0.4), ("features", 0.2)]
 TRUSTED = (100, 200, 500)
+LARGE = 3500  # training rows of the tables whose CPU time has a line of its own
 SEEDS, ENOUGH = 4, 1000  # splits of a table with fewer test rows than this
 OURS, WITHOUT, WITH = "ours", "cleanlab", "cleanlab, given the trusted rows"
 RIVALS = ("all rows + trusted", "trusted only", "filter", WITHOUT, WITH)
@@ -289,7 +290,11 @@ def summary(cells: Any) -> dict[str, Any]:
             ranked[f"auroc {OURS}"] >= ranked[f"auroc {WITHOUT}"]
         ).mean(),
         "auroc at or above the better of cleanlab's": (ranked[f"auroc {OURS}"] >= best).mean(),
-        "cpu over cleanlab's": {"median": ratio.median(), "largest": ratio.max()},
+        "cpu over cleanlab's": {
+            "median": ratio.median(),
+            "largest": ratio.max(),
+            "median of large tables": ratio[cells["rows"] >= LARGE].median(),
+        },
     }
 
 
