@@ -77,8 +77,7 @@ def run(i: int, table: Any, label: str) -> dict[str, Any]:
     wrong = given != y[train]
     line = {"rows": len(train), "classes": len(names), "rate": rate, "wrong": wrong.mean()}
     start = time.process_time()
-    rows = (X.iloc[k].reset_index(drop=True) for k in (train, trusted))
-    here, there = rows
+    here, there = (X.iloc[k].reset_index(drop=True) for k in (train, trusted))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of columns, and of classes without trusted rows

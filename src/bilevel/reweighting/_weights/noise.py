@@ -19,6 +19,7 @@ from .calibration import (
     bins_of,
     choose_one,
     draw_rates,
+    histogram,
     logit,
 )
 from .verify import Verify, rows_to_verify
@@ -26,10 +27,9 @@ from .verify import Verify, rows_to_verify
 CLASS_SHIFT, GROUP_SHIFT = 1.0, 0.3  # standard deviations of their log-likelihood ratios
 SHIFTS = np.linspace(-2.25, 2.25, 7)  # of the grid, in standard deviations
 LEAST_EXPECTED = 0.5  # wrong labels; where fewer are expected, no row is flagged
-# By judgement, when two tables had shown the need: how many times the share of right labels that are
-# listed must go into that of wrong ones. Where models cannot tell, most rows would be called suspect.
+# The least ratio of the share of wrong labels that are listed to that of right ones. By judgement,
+# when two tables had shown the need: where models cannot tell, most rows would be called suspect.
 TELLS = 1.25
-_CANNOT_TELL = "the models cannot tell which labels are wrong"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Noise:
         text = f"About {self.rate} of the labels are wrong. "
         if self.precision is None:
             few = self.rate.value * float(np.sum(self.by_class["rows"].to_numpy())) < LEAST_EXPECTED
-            return text + ("No row is flagged." if few else f"No row is flagged: {_CANNOT_TELL}.")
+            why = "" if few else ": the models cannot tell which labels are wrong"
+            return f"{text}No row is flagged{why}."
         text += (
             f"{self.flagged} {'row is' if self.flagged == 1 else 'rows are'} flagged: about "
             f"{self.precision} of them are wrong, which is {self.recall} of all wrong labels."
@@ -158,8 +159,7 @@ def _tells(
     over the draws.
     """
     s, weight = evidence.training, evidence.weight
-    rows = _counts(s, np.zeros(len(s), int), 1, weight)[0]
-    listed = _counts(s, np.zeros(len(s), int), 1, weight * flagged)[0]
+    rows, listed = histogram(s, weight), histogram(s, weight * flagged)
     found = (drawn @ listed) / (drawn @ rows)
     alarms = ((1 - drawn) @ listed) / ((1 - drawn) @ rows)
     return bool(np.mean(found) > TELLS * np.mean(alarms))
