@@ -19,7 +19,7 @@ from ._inputs.row_facts import RowColumns
 from ._weights.baselines import compare_on_holdout
 from ._weights.candidates import search
 from ._weights.choice import choose, explain
-from ._weights.diagnostics import Check, holdout_check
+from ._weights.diagnostics import DOES_AS_JUDGED, Check, holdout_check
 from ._weights.fits import few_threads
 from ._weights.folds import FOLDS
 from ._weights.metric import Metric
@@ -225,6 +225,9 @@ def learn_weights(
                 seed=seed,
             )
             learned = explain(found, choose(found), tables)
+        for check in learned.checks:
+            if check.name == DOES_AS_JUDGED and not check.passed:
+                warnings.warn(f"{check.detail}.", UserWarning, stacklevel=2)
         if probabilities is not None:
             smells, detail = in_sample_smell(
                 probabilities, tables.train.targets, tables.trusted.targets, verified

@@ -1,5 +1,7 @@
 """The choice among candidates, and what is to be said of it."""
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 
@@ -15,6 +17,7 @@ from .row_weights import effective_rows, entropy_of_rows
 from .scorer import RowScorer
 
 CLEAR = 0.5  # standard errors by which one candidate must beat another that is preferred to it
+ASTRAY = 2.0  # standard errors by which a fit may be worse on rows that it has seen than was judged
 
 
 def candidate_table(judged: dict[str, tuple[np.ndarray, float]]) -> pd.DataFrame:
@@ -36,28 +39,60 @@ def candidate_table(judged: dict[str, tuple[np.ndarray, float]]) -> pd.DataFrame
     ).T
 
 
-def best_candidate(judged: dict[str, tuple[np.ndarray, float]], preferred: str = SOFT) -> str:
+def best_candidate(
+    judged: dict[str, tuple[np.ndarray, float]],
+    preferred: str = SOFT,
+    left_out: Collection[str] = (),
+) -> str:
     """The candidate with the least loss, unless a preferred one is as good.
 
     As good: the paired difference is at most half of its standard error. "All rows + trusted" is
     preferred to all others, then `preferred`. "Uniform" is judged and not chosen: it forgets the
-    trusted rows, which can only be luck where it is better.
+    trusted rows, which can only be luck where it is better. Nor are those that are `left_out`.
     """
-    able = [name for name in judged if name != "uniform"]
+    able = [name for name in judged if name != "uniform" and name not in left_out]
     best = min(able, key=lambda name: judged[name][0].mean())
+    for liked in (preferred, SIMPLEST):
+        gap = judged.get(liked, judged[best])[0] - judged[best][0]
+        if liked in able and not gap.mean() > CLEAR * standard_error(gap):
+            best = liked
+    return best
 
-    def clear(name: str, rival: str) -> bool:
-        gap = judged[rival][0] - judged[name][0]
-        return bool(gap.mean() > CLEAR * standard_error(gap))
 
-    if best != preferred and not clear(best, preferred):
-        best = preferred
-    return best if clear(best, SIMPLEST) else SIMPLEST
+def fit_all(found: Search, name: str) -> dict[str, float | bool]:
+    """The judge fitted on all rows of a candidate, and whether that fit has gone astray.
+
+    A fit should do at least as well on trusted rows that it has seen as models of a part of the rows
+    did on trusted rows that they had not seen. Boosted trees need not: steps of unbounded size in
+    classes of few rows can end far from what the models of the folds were.
+
+    Returns:
+        `loss` and `score` on the trusted rows that judge, all of which the fit has seen; and `astray`:
+        whether the loss is above the held-out one by more than two standard errors of the difference.
+    """
+    candidate, judge = found.candidates[name], found.judge
+    fitted = judge.fit(candidate.weights[FOLDS], np.full(judge.folds.m, candidate.trusted))
+    losses, score = judge.folds.judge(judge.on_trusted(fitted, np.arange(judge.folds.m)))
+    gap = losses - found.judged[name][0]
+    astray = bool(gap.mean() > ASTRAY * standard_error(gap))
+    return {"loss": float(losses.mean()), "score": score, "astray": astray}
 
 
 def choose(found: Search) -> CrossValidatedWeights:
-    """The weights of the candidate to use."""
+    """The weights of the candidate to use: the best whose fit does what was judged.
+
+    A linear model's fit has one solution, and cannot go astray; nor need it be fitted.
+    """
     winner, folds = best_candidate(found.judged, found.preferred), found.folds
+    fits: dict[str, dict[str, float | bool]] = {}
+    if found.judge is not found.linear:
+        able = len(found.judged) - ("uniform" in found.judged)
+        fits[winner] = fit_all(found, winner)
+        while len(fits) < able and fits[winner]["astray"]:
+            winner = best_candidate(found.judged, found.preferred, fits)
+            fits[winner] = fit_all(found, winner)
+        if fits[winner]["astray"]:  # as all are
+            winner = next(iter(fits))
     weights, trusted = found.candidates[winner].weights[FOLDS], found.candidates[winner].trusted
     scale = float(np.average(weights, weights=folds.weight)) or 1.0
     return CrossValidatedWeights(
@@ -66,6 +101,7 @@ def choose(found: Search) -> CrossValidatedWeights:
         scale=scale,
         winner=winner,
         candidates=candidate_table(found.judged),
+        fits=pd.DataFrame.from_dict(fits, orient="index", columns=["loss", "score", "astray"]),
         members=found.member_table,
         label_quality=found.quality,
         keep=found.keep,
@@ -103,7 +139,7 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
         effective_sample_size=size,
         entropy=entropy_of_rows(weights, counts) if weights.any() else 0.0,
         checks=check_choice(
-            chosen.winner, chosen.candidates, size, len(weights), tables.num_outputs
+            chosen.winner, chosen.candidates, chosen.fits, size, len(weights), tables.num_outputs
         ),
         scores=_score_weighting_model(found, chosen.winner),
         parameters=RowScorer.linear_parameters(fitted, found.folds.kind),

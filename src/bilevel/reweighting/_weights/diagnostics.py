@@ -12,6 +12,9 @@ else:  # free weights alone need JAX
     RetrainCheck = Any
 
 
+DOES_AS_JUDGED = "the fit does what was judged"
+
+
 class Check(NamedTuple):
     """One question asked of a result, whether it passed, and the numbers in words."""
 
@@ -23,6 +26,7 @@ class Check(NamedTuple):
 def check_choice(
     winner: str,
     candidates: pd.DataFrame,
+    fits: pd.DataFrame,
     effective_rows: float,
     n: int,
     num_outputs: int,
@@ -32,11 +36,14 @@ def check_choice(
     Args:
         winner: the candidate that was chosen.
         candidates: how the candidates did.
+        fits: how the estimator does that was fitted on all rows, see `CrossValidatedWeights`.
         effective_rows: the effective sample size of the weights; 0 if all are zero.
         n: the number of training rows.
         num_outputs: the number of classes, or 1.
     """
     checks = [_choice(candidates, winner)]
+    if len(fits) > 1:  # the first went astray
+        checks.append(_fits(fits, candidates, winner))
     least = min(max(10 * num_outputs, 0.02 * n), n / 2)
     if effective_rows:
         detail = (
@@ -60,6 +67,25 @@ def _choice(table: pd.DataFrame, winner: str) -> Check:
     if winner == SIMPLEST:
         return Check(name, True, f"no weights are clearly better than {SIMPLEST}: {numbers}")
     return Check(name, True, f"{winner}: {numbers}")
+
+
+def _fits(fits: pd.DataFrame, candidates: pd.DataFrame, winner: str) -> Check:
+    """Whether the fit on all rows of the winner does what was judged, where others' did not."""
+    said = [
+        f"fitted on {name}, the estimator has a loss of {fits.loc[name, 'loss']:.4g} (score "
+        f"{fits.loc[name, 'score']:.4f}) on the trusted rows that it has seen, where models that had "
+        f"not seen them had {candidates.loc[name, 'loss']:.4g} ({candidates.loc[name, 'score']:.4f})"
+        for name in fits.index
+        if fits.at[name, "astray"]
+    ]
+    passed = not fits.loc[winner, "astray"]
+    so = (
+        f"so {winner} is used in its place"
+        if passed
+        else "so this estimator cannot be relied on here: give it a smaller learning rate or a "
+        "penalty, or take another one"
+    )
+    return Check(DOES_AS_JUDGED, passed, f"{'; '.join(said)}; {so}")
 
 
 def check_free_weights(

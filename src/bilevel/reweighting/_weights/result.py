@@ -31,6 +31,10 @@ class CrossValidatedWeights(NamedTuple):
         candidates: a table with one line per candidate: `loss` and `score` (accuracy or R2) on the
             trusted rows, each judged by models that have not seen it, and the `difference` of the
             loss to "all rows + trusted" with its `standard_error`, paired over the rows.
+        fits: of an estimator of the user's, fitted on all rows of the winner, and of what would have
+            won before it: `loss` and `score` on the trusted rows, which the fit has seen, and whether
+            it went `astray`: it lost more on them than models that had not seen them. Empty for linear
+            models.
         members: the label models of the pool, and the pool itself: `loss` and `score` on trusted rows
             that each has not seen, and `coefficient` in the pool.
         label_quality: in [0, 1], one per training row; the lowest are most likely to be wrong. It is
@@ -46,6 +50,7 @@ class CrossValidatedWeights(NamedTuple):
     scale: float
     winner: str
     candidates: pd.DataFrame
+    fits: pd.DataFrame
     members: pd.DataFrame
     label_quality: Float[np.ndarray, " rows"]
     keep: Bool[np.ndarray, " rows"]
