@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, wherever they meet the command: exit codes, the last line, ten seconds."""
+"""Signals that end a command, wherever they meet it: exit codes, the last line, ten seconds."""
 
 import contextlib
 import os
@@ -78,6 +78,28 @@ def test_a_signal_ends_the_command_and_the_last_line_goes_on(name):
     assert process.returncode == 128 + number
     assert said.splitlines()[-1] == "bilevel work x"
     assert "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_is_closed_ends_the_command_unless_nohup_was_asked(nohup):
+    """Nothing can be printed any more, and the exit code is that of the signal."""
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if nohup else ""
+    code += START.replace("{body}", f"import time; time.sleep({0.2 if nohup else 100})")
+    terminal, theirs = os.openpty()
+    take = f"import fcntl, termios; fcntl.ioctl({theirs}, termios.TIOCSCTTY, 0)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", take + code],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        pass_fds=[theirs],
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        os.close(terminal)
+        assert process.wait(60) == (0 if nohup else 129)
 
 
 def test_a_signal_as_the_command_begins_is_told_in_words(monkeypatch, capsys):

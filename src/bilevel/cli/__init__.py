@@ -140,7 +140,14 @@ def _open_streams() -> None:
 
 
 def _unprinted(error: OSError) -> int:
-    """Say on stderr that stdout is full or closed: the work itself is done and its files are whole."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    """Say on stderr that stdout is full or closed: the work itself is done and its files are whole.
+
+    Of a command that was stopped, the terminal may be closed, and nothing is said.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    if stop.signal is not None:
+        os.dup2(nowhere, 2)
+        return stop.code
     note(f"the output cannot be printed ({error.strerror}); files that were written are complete.")
     return FAILURE

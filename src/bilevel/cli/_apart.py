@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ._app import BAD_INPUT, note
-from ._signals import signal_name
+from ._signals import signal_name, that_end
 
 COMMANDS = {"score", "suggest", "report", "export", "collect"}
 _DIE_WITH_PARENT = 1  # of prctl
@@ -44,7 +44,7 @@ def run_apart() -> None:
         signal.signal(signal.SIGTSTP, wait_too)
         os.kill(child, signal.SIGCONT)
 
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, pass_on) for n in that_end()}
     if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
         signal.signal(signal.SIGTSTP, wait_too)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a command stops within seconds wherever it is, and says how to go on.
+"""SIGINT, SIGTERM and SIGHUP: a command stops within seconds wherever it is, and says how to go on.
 
 The signal raises KeyboardInterrupt in the main thread. Where Python swallows that (in callbacks of the
 garbage collector, say) it is raised again, and where no Python runs (in compiled loops) a thread
@@ -20,7 +20,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 GRACE = 8.0  # seconds
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # of a terminal that is closed
+SIGNALS = tuple(n for n in (signal.SIGINT, signal.SIGTERM, _HANGUP) if n is not None)
+
+
+def that_end() -> list[int]:
+    """The signals that end this process: all but that of a closed terminal after `nohup`."""
+    ignored = _HANGUP is not None and signal.getsignal(_HANGUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number == _HANGUP)]
 
 
 class Stop:
@@ -39,7 +46,7 @@ class Stop:
 
     @property
     def code(self) -> int:
-        """The exit code: 130 after SIGINT, 143 after SIGTERM."""
+        """The exit code: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP."""
         return 128 + (self.signal or signal.SIGINT)
 
 
@@ -79,7 +86,7 @@ def stoppable(stop: Stop) -> Iterator[None]:
         else:
             hook(unraisable)
 
-    before = {number: signal.signal(number, _handler(stop)) for number in SIGNALS}
+    before = {number: signal.signal(number, _handler(stop)) for number in that_end()}
     hook, sys.unraisablehook = sys.unraisablehook, swallowed
     old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     in_background(_watch, stop, reader)

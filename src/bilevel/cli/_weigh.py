@@ -218,9 +218,9 @@ def weigh(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the data cannot be used;
 
-    4 done, but not to be believed (with --strict); 75 another process of the run was lost; 130, 143
+    4 done, but not to be believed (with --strict); 75 another process of the run was lost; 129,
 
-    stopped by a signal (go on by --resume).
+    130, 143 stopped by a signal (go on by --resume).
     """
     if len(label) > 1:
         raise typer.BadParameter(
