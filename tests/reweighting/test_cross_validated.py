@@ -1,5 +1,6 @@
 """Weights that are chosen on folds of the trusted rows: candidates, the choice, and real digits."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -20,7 +21,12 @@ from bilevel.reweighting._weights import folds as _folds
 from bilevel.reweighting._weights import joining
 from bilevel.reweighting._weights.baselines import SIMPLEST
 from bilevel.reweighting._weights.candidates import search
-from bilevel.reweighting._weights.choice import best_candidate, candidate_table, choose
+from bilevel.reweighting._weights.choice import (
+    best_candidate,
+    candidate_table,
+    choose,
+    has_many_wrong,
+)
 from bilevel.reweighting._weights.folds import FOLDS, make_folds
 from bilevel.reweighting._weights.shares import at_effective_size, density_ratio, mean_by_group
 
@@ -72,6 +78,8 @@ def test_the_table_and_the_members(noisy):
     assert list(chosen.candidates.index[:4]) == ["uniform", SIMPLEST, "trusted only", "filter"]
     assert chosen.candidates.loc[SIMPLEST, "difference"] == 0
     assert chosen.winner in ("weights", "clean rows")
+    assert has_many_wrong(found)  # 30 %
+    assert not has_many_wrong(dataclasses.replace(found, noise=None))
     assert chosen.weights.mean() == pytest.approx(1.0, rel=1e-9)
     assert ((chosen.wrong >= 0) & (chosen.wrong <= 1)).all()
     members = chosen.members
@@ -260,6 +268,17 @@ def test_a_gain_within_half_a_standard_error_is_not_enough(errors, winner):
     table = candidate_table(judged)
     assert table.loc["weights", "difference"] == pytest.approx(-errors)
     assert table.loc["weights", "standard_error"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("errors", "winner"), [(-0.45, "weights"), (-0.55, SIMPLEST)])
+def test_where_many_labels_are_wrong_for_sure_all_rows_must_be_clearly_better(errors, winner):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=50)
+    noise = (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(50)  # standard error 1
+    base = rng.random(50)
+    judged = {SIMPLEST: (base, 0.6), "weights": (base - errors + noise, 0.5)}
+    assert best_candidate(judged) == SIMPLEST
+    assert best_candidate(judged, many_wrong=True) == winner
 
 
 def test_soft_weights_are_preferred_to_what_is_hardly_better():

@@ -1,5 +1,6 @@
 """The choice among candidates, and what is to be said of it."""
 
+import functools
 from collections.abc import Collection
 
 import numpy as np
@@ -10,7 +11,7 @@ from .baselines import SIMPLEST
 from .candidates import SOFT, Search, judge_candidate
 from .diagnostics import check_choice
 from .folds import FOLDS
-from .joining import standard_error
+from .joining import FEW_WRONG, standard_error
 from .opinions import Opinions
 from .result import CrossValidatedWeights, Learned
 from .row_weights import effective_rows, entropy_of_rows
@@ -43,20 +44,28 @@ def best_candidate(
     judged: dict[str, tuple[np.ndarray, float]],
     preferred: str = SOFT,
     left_out: Collection[str] = (),
+    *,
+    many_wrong: bool = False,
 ) -> str:
     """The candidate with the least loss, unless a preferred one is as good.
 
     As good: the paired difference is at most half of its standard error. "All rows + trusted" is
-    preferred to all others, then `preferred`. "Uniform" is judged and not chosen: it forgets the
-    trusted rows, which can only be luck where it is better. Nor are those that are `left_out`.
+    preferred to all others, then `preferred`; the other way round where many labels are wrong for
+    sure. "Uniform" is judged and not chosen: it forgets the trusted rows, which can only be luck where
+    it is better. Nor are those that are `left_out`.
     """
     able = [name for name in judged if name != "uniform" and name not in left_out]
     best = min(able, key=lambda name: judged[name][0].mean())
-    for liked in (preferred, SIMPLEST):
+    for liked in (SIMPLEST, preferred) if many_wrong else (preferred, SIMPLEST):
         gap = judged.get(liked, judged[best])[0] - judged[best][0]
         if liked in able and not gap.mean() > CLEAR * standard_error(gap):
             best = liked
     return best
+
+
+def has_many_wrong(found: Search) -> bool:
+    """Whether more than a tenth of the labels are wrong for sure: the 95 % interval lies above it."""
+    return found.noise is not None and found.noise.rate.low > FEW_WRONG
 
 
 def fit_all(found: Search, name: str) -> dict[str, float | bool]:
@@ -83,13 +92,15 @@ def choose(found: Search) -> CrossValidatedWeights:
 
     A linear model's fit has one solution, and cannot go astray; nor need it be fitted.
     """
-    winner, folds = best_candidate(found.judged, found.preferred), found.folds
+    folds, many_wrong = found.folds, has_many_wrong(found)
+    best = functools.partial(best_candidate, found.judged, found.preferred, many_wrong=many_wrong)
+    winner = best()
     fits: dict[str, dict[str, float | bool]] = {}
     if found.judge is not found.linear:
         able = len(found.judged) - ("uniform" in found.judged)
         fits[winner] = fit_all(found, winner)
         while len(fits) < able and fits[winner]["astray"]:
-            winner = best_candidate(found.judged, found.preferred, fits)
+            winner = best(fits)
             fits[winner] = fit_all(found, winner)
         if fits[winner]["astray"]:  # as all are
             winner = next(iter(fits))
@@ -139,7 +150,13 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
         effective_sample_size=size,
         entropy=entropy_of_rows(weights, counts) if weights.any() else 0.0,
         checks=check_choice(
-            chosen.winner, chosen.candidates, chosen.fits, size, len(weights), tables.num_outputs
+            chosen.winner,
+            chosen.candidates,
+            chosen.fits,
+            size,
+            len(weights),
+            tables.num_outputs,
+            many_wrong=has_many_wrong(found),
         ),
         scores=_score_weighting_model(found, chosen.winner),
         parameters=RowScorer.linear_parameters(fitted, found.folds.kind),

@@ -30,6 +30,8 @@ def check_choice(
     effective_rows: float,
     n: int,
     num_outputs: int,
+    *,
+    many_wrong: bool,
 ) -> list[Check]:
     """The questions asked of weights that were chosen on held-out trusted rows.
 
@@ -40,8 +42,9 @@ def check_choice(
         effective_rows: the effective sample size of the weights; 0 if all are zero.
         n: the number of training rows.
         num_outputs: the number of classes, or 1.
+        many_wrong: whether many labels are wrong for sure.
     """
-    checks = [_choice(candidates, winner)]
+    checks = [_choice(candidates, winner, many_wrong)]
     if len(fits) > 1:  # the first went astray
         checks.append(_fits(fits, candidates, winner))
     least = min(max(10 * num_outputs, 0.02 * n), n / 2)
@@ -54,7 +57,7 @@ def check_choice(
     return checks
 
 
-def _choice(table: pd.DataFrame, winner: str) -> Check:
+def _choice(table: pd.DataFrame, winner: str, many_wrong: bool) -> Check:
     """What was chosen, against the best of the others that a user could have without weights."""
     name = "the choice on held-out trusted rows"
     rivals = [b for b in BASELINES if b in table.index and b != winner]
@@ -66,6 +69,9 @@ def _choice(table: pd.DataFrame, winner: str) -> Check:
     )
     if winner == SIMPLEST:
         return Check(name, True, f"no weights are clearly better than {SIMPLEST}: {numbers}")
+    if many_wrong and table.loc[winner, "loss"] >= table.loc[best, "loss"]:
+        why = "as many labels are wrong for sure and nothing else is clearly better"
+        return Check(name, True, f"{winner}, {why}: {numbers}")
     return Check(name, True, f"{winner}: {numbers}")
 
 
