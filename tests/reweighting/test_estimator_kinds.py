@@ -120,6 +120,7 @@ def test_weights_reach_every_regressor(estimator):
         (CalibratedClassifierCV(pipe(KNeighborsClassifier())), "KNeighborsClassifier"),
         (TunedThresholdClassifierCV(LogisticRegression()), "TunedThresholdClassifierCV"),
         (FrozenEstimator(LogisticRegression().fit(X, Y)), "FrozenEstimator"),
+        (BaggingClassifier(TREE, bootstrap=False), r"BaggingClassifier\(bootstrap=False\)"),
         (
             CalibratedClassifierCV(FrozenEstimator(LogisticRegression().fit(X, Y))),
             "FrozenEstimator",

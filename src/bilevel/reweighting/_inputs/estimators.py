@@ -36,6 +36,11 @@ _HANDING_ON = (CalibratedClassifierCV, OneVsRestClassifier, OneVsOneClassifier)
 _DRAWING = (BaggingClassifier, BaggingRegressor)  # draw rows by their weights, for any member
 
 
+def _draws_all(part: Any) -> bool:
+    """Whether it draws without replacement: all rows, each once, whatever their weights."""
+    return isinstance(part, _DRAWING) and not part.bootstrap
+
+
 def weight_keyword(estimator: Any) -> str | None:
     """The keyword by which `fit` takes weights that reach the model inside; None if there is none.
 
@@ -43,7 +48,7 @@ def weight_keyword(estimator: Any) -> str | None:
     take any keyword, to the estimator that they hold; an ensemble to all members.
     """
     # The scorer of the first refuses weights that it did not ask for; the second learns nothing.
-    if isinstance(estimator, (TunedThresholdClassifierCV, FrozenEstimator)):
+    if isinstance(estimator, (TunedThresholdClassifierCV, FrozenEstimator)) or _draws_all(estimator):
         return None
     if isinstance(estimator, Pipeline):
         step, last = estimator.steps[-1]
@@ -65,6 +70,9 @@ def weight_keyword(estimator: Any) -> str | None:
 
 def without_weights(estimator: Any) -> str:
     """The name of what does not take weights: a part of the estimator, or itself."""
+    for part in _parts(estimator):
+        if _draws_all(part):
+            return f"{type(part).__name__}(bootstrap=False)"
     inner = [part for part in _parts(estimator) if _predicts(part) and part is not estimator]
     at_fault = [p for p in inner if weight_keyword(p) is None and not isinstance(p, Pipeline)]
     return type(at_fault[0] if at_fault else estimator).__name__
