@@ -92,9 +92,19 @@ def dot(x: PyTree[Array], y: PyTree[Array]) -> Scalar:
 
     A sum of products, because under a mesh with explicit axes JAX refuses the dot product of two
     vectors that are split among its devices.
+
+    Raises:
+        ValueError: at trace time, leaves of different shapes, which would broadcast.
     """
-    products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
-    return jnp.asarray(optax.tree.sum(products))
+
+    def product(a: Array, b: Array) -> Scalar:
+        if jnp.shape(a) != jnp.shape(b):
+            raise ValueError(
+                f"a dot product needs arrays of one shape, got {jnp.shape(a)} and {jnp.shape(b)}."
+            )
+        return jnp.sum(a * b)
+
+    return jnp.asarray(optax.tree.sum(jax.tree.map(product, x, y)))
 
 
 def function_operator(

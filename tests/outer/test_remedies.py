@@ -1,5 +1,6 @@
 """The remedies against sparse weights, each compared with its formula."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -164,6 +165,11 @@ def test_importance_sampling_needs_its_sampler():
     problem, w0, u0 = small_problem()
     with pytest.raises(TypeError, match=r"inner_sampler=WeightedSampler"):
         bilevel.ImportanceSampling(soba(0.1, 0.1, 0.1)).init(problem, u0, w0, jax.random.key(0))
+    method = bilevel.ImportanceSampling(bilevel.SOBA(0.1, 0.1, 0.1, bilevel.WeightedSampler(5)))
+    for geometry in (bilevel.Euclidean(), bilevel.Box(0.0, 9.0)):  # the ratios were wrong, unseen
+        other = dataclasses.replace(problem, geometry=geometry)
+        with pytest.raises(ValueError, match=f"add up to 1.*got {type(geometry).__name__}"):
+            eqx.filter_eval_shape(method.init, other, u0, w0, jax.random.key(0))
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 3, "share": 1.0}])

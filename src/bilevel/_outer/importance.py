@@ -10,8 +10,10 @@ from jaxtyping import Array, Float, Key
 
 from .._algorithm.base import AbstractAlgorithm
 from .._arrays import take_rows, whole
+from .._geometry import Simplex
 from .._problem import num_rows
 from .._sampler import AbstractSampler, Batch
+from .geometry import TransformedGeometry
 
 
 class _Weighted(NamedTuple):
@@ -87,6 +89,7 @@ class ImportanceSampling(AbstractAlgorithm):
 
     Raises:
         TypeError: its inner sampler is another one.
+        ValueError: the set of the problem is not `Simplex`, so that u need not add up to 1.
     """
 
     algorithm: AbstractAlgorithm
@@ -98,6 +101,15 @@ class ImportanceSampling(AbstractAlgorithm):
             raise TypeError(
                 "`ImportanceSampling` needs an algorithm with `inner_sampler=WeightedSampler(...)`, "
                 f"got {self.algorithm!r}."
+            )
+        geometry = problem.geometry
+        while isinstance(geometry, TransformedGeometry):
+            geometry = geometry.inside
+        if not isinstance(geometry, Simplex):
+            raise ValueError(
+                "`ImportanceSampling` draws rows by u, which must be weights that add up to 1: the "
+                f"problem needs `geometry=Simplex()`, got {type(geometry).__name__}. With others the "
+                "ratios of the batches would be wrong."
             )
         return state
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._arrays import take_rows
 from .._problem import BilevelProblem
-from .models import Predict, squared_error
+from .models import Predict, check_shape, squared_error
 
 Rows = tuple[Float[Array, "batch features"], Int[Array, " batch"]]
 
@@ -67,9 +67,11 @@ def linear(w: Float[Array, " features"], X: Float[Array, "batch features"]) -> A
 
 class _FitTargets(eqx.Module):
     predict: Predict
+    num_points: int
 
     def __call__(self, u: Float[Array, " points"], w: PyTree, batch: Rows) -> Array:
         X, i = batch
+        check_shape("u", u, (self.num_points,), "one target for each point")
         return u.size / i.size * jnp.sum(squared_error(self.predict(w, X), take_rows(u, i)))
 
 
@@ -134,7 +136,7 @@ def anti_distillation(
         )
     return BilevelProblem(
         outer=_FitOriginal(predict, y_original.size),
-        inner=_FitTargets(predict),
+        inner=_FitTargets(predict, X.shape[0]),
         outer_data=(X_original, y_original),
         inner_data=(X, jnp.arange(X.shape[0])),
     )

@@ -9,16 +9,18 @@ from .._arrays import dot, take_rows
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
 from ._reweighting import MeanRisk
-from .models import Loss, Predict, row_losses, softmax_cross_entropy
+from .models import Loss, Predict, check_shape, row_losses, softmax_cross_entropy
 
 
 class _SigmoidRisk(eqx.Module):
     predict: Predict
     loss: Loss
     l2: float
+    num_rows: int
 
     def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
         x, y, i = batch
+        check_shape("u", u, (self.num_rows,), "one entry for each training row")
         risk = jnp.mean(
             jax.nn.sigmoid(take_rows(u, i)) * row_losses(self.loss, self.predict(w, x), y)
         )
@@ -76,7 +78,7 @@ def hyper_cleaning(
     check_rows(X, y, X_val, y_val, l2, loss)
     return BilevelProblem(
         outer=MeanRisk(predict, loss),
-        inner=_SigmoidRisk(predict, loss, l2),
+        inner=_SigmoidRisk(predict, loss, l2, X.shape[0]),
         outer_data=(X_val, y_val),
         inner_data=(X, y, jnp.arange(X.shape[0], dtype=jnp.int32)),
     )

@@ -15,6 +15,7 @@ from .models import (
     Loss,
     Predict,
     augment,
+    check_shape,
     codes_of,
     row_losses,
     soft_cross_entropy,
@@ -29,9 +30,16 @@ class _DistilledRisk(eqx.Module):
     l2: float
 
     def __call__(self, u: dict[str, Array], w: PyTree, batch: Any) -> Array:
+        learned = {"inputs", "labels"} - set(self.fixed)
+        if set(u) != learned:
+            raise ValueError(
+                f"the outer variable of `distillation` is a dict of {sorted(learned)} here, got "
+                f"{sorted(u)}."
+            )
         rows = {**self.fixed, **u}
-        target = jax.nn.softmax(rows["labels"])
-        risk = jnp.mean(soft_cross_entropy(self.predict(w, rows["inputs"]), target))
+        target, logits = jax.nn.softmax(rows["labels"]), self.predict(w, rows["inputs"])
+        check_shape("labels", target, logits.shape, "a row of logits for each synthetic row")
+        risk = jnp.mean(soft_cross_entropy(logits, target))
         return risk + 0.5 * self.l2 * dot(w, w)
 
 

@@ -39,8 +39,20 @@ def squared_penalty(u: PyTree[Array], w: PyTree[Array]) -> Scalar:
 
 def _penalty(u: Array, w: PyTree) -> Array:
     """`1/2 sum_j exp(u_j) w_j^2` over the part of `w` that `u` stands for."""
-    squares = [jnp.sum(jnp.exp(u) * leaf**2) for leaf in jax.tree.leaves(w)]
+    leaves = jax.tree.leaves(w)
+    for leaf in leaves:
+        check_penalty(u, leaf)
+    squares = [jnp.sum(jnp.exp(u) * leaf**2) for leaf in leaves]
     return 0.5 * jnp.sum(jnp.stack(squares))
+
+
+def check_penalty(u: Array, w: Array) -> None:
+    """Refuse log-penalties that are none of the entries of w, such as a column for a vector."""
+    if np.broadcast_shapes(jnp.shape(u), jnp.shape(w)) != jnp.shape(w):
+        raise ValueError(
+            f"log-penalties must have a shape that broadcasts to that of what they penalise, "
+            f"{jnp.shape(w)}, such as () for one of all, got shape {jnp.shape(u)}."
+        )
 
 
 def check_rows(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from .._arrays import take_rows
 from .._problem import BilevelProblem
-from .models import Loss, Represent, row_losses, softmax_cross_entropy
+from .models import Loss, Represent, check_shape, row_losses, softmax_cross_entropy
 
 Rows = Shaped[Array | np.ndarray, "rows ..."]
 
@@ -129,7 +129,10 @@ class SharedFeatures(eqx.Module):
         return self.represent(params, x.reshape(-1, *x.shape[2:])).reshape(tasks, rows, -1)
 
     def from_centre(self, u: PyTree, w: Array) -> Array:
-        return w - u["bias"][None] if self.biased else w
+        if not self.biased:
+            return w
+        check_shape("u['bias']", u["bias"], w.shape[1:], "one entry for each way and feature")
+        return w - u["bias"][None]
 
 
 class _TaskRisk(eqx.Module):

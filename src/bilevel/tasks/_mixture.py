@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from .._arrays import dot
 from .._geometry import Simplex
 from .._problem import BilevelProblem, num_rows
+from .models import check_shape
 
 LossPerRow = Callable[[PyTree, Any], Array]
 
@@ -22,6 +23,7 @@ class _MixtureRisk(eqx.Module):
     l2: float
 
     def __call__(self, u: Float[Array, " sources"], w: PyTree, batch: PyTree[Array]) -> Array:
+        check_shape("u", u, u.shape[:1], "one weight for each source")
         count = {x.shape[0] for x in jax.tree.leaves(batch)}
         if count != {u.shape[0]}:
             raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._problem import BilevelProblem, FixedPointProblem
-from ._hyperparameters import PenalisedRisk, check_rows
+from ._hyperparameters import PenalisedRisk, check_penalty, check_rows
 from ._nonsmooth import inverse_lipschitz
 from ._reweighting import MeanRisk
 from .models import linear_predict, signs, squared_error
@@ -86,6 +86,7 @@ class _PowerPenalty(eqx.Module):
 
     def __call__(self, u: tuple[Array, Array], w: Array, batch: tuple[Array, Array]) -> Scalar:
         (log_penalty, log_power), (x, y) = u, batch
+        check_penalty(log_penalty, w)
         power = 1 + jnp.exp(log_power)
         size = (w**2 + self.rounding**2) ** (power / 2) - self.rounding**power
         return 0.5 * jnp.mean((x @ w - y) ** 2) + jnp.sum(jnp.exp(log_penalty) * size) / power

@@ -13,16 +13,19 @@ from .._geometry import AbstractGeometry, Ball, Box, Rowwise
 from .._problem import BilevelProblem
 from ._hyperparameters import check_rows
 from ._reweighting import MeanRisk
-from .models import Loss, Predict, row_losses, softmax_cross_entropy
+from .models import Loss, Predict, check_shape, row_losses, softmax_cross_entropy
 
 
 class _PoisonedRisk(eqx.Module):
     predict: Predict
     loss: Loss
     l2: float
+    num_poisoned: int
 
     def __call__(self, u: Array, w: PyTree, batch: tuple[Array, Array, Array]) -> Array:
         x, y, slot = batch
+        shape = self.num_poisoned, *x.shape[1:]
+        check_shape("u", u, shape, "a shift for each poisoned row")
         risk = jnp.mean(row_losses(self.loss, self.predict(w, _shifted(u, x, slot)), y))
         return risk + 0.5 * self.l2 * dot(w, w)
 
@@ -55,6 +58,7 @@ def poisoned_rows(
     [1.0, 1.5, 1.0]
     """
     X, _, slot = jax.tree.leaves(problem.inner_data)
+    check_shape("u", u, (int(slot.max()) + 1, *X.shape[1:]), "a shift for each poisoned row")
     return _shifted(u, X, slot)
 
 
@@ -136,7 +140,7 @@ def poisoning(
         geometry = _box(np.asarray(X)[index], radius, p, bounds)
     return BilevelProblem(
         outer=_Damage(MeanRisk(predict, loss)),
-        inner=_PoisonedRisk(predict, loss, l2),
+        inner=_PoisonedRisk(predict, loss, l2, len(index)),
         outer_data=(X_val, y_val),
         inner_data=(X, y, jnp.asarray(slot)),
         geometry=geometry,

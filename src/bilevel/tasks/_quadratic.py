@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from .._problem import BilevelProblem
+from .models import check_shape
 
 Rows = tuple[
     Float[Array, "rows dim_u"],
@@ -20,6 +21,8 @@ Rows = tuple[
 class _MeanQuadratic(eqx.Module):
     def __call__(self, u: Array, w: Array, batch: Rows) -> Array:
         a, b, c, d = batch
+        check_shape("u", u, a.shape[1:], "one entry for each column of the data")
+        check_shape("w", w, b.shape[1:], "one entry for each column of the data")
         return jnp.mean(0.5 * (a @ u + b @ w) ** 2 + c @ u + d @ w)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from .._arrays import dot, take_rows
 from .._geometry import Simplex
 from .._problem import BilevelProblem, reparametrise
-from .models import Loss, Predict, check_labels, row_losses, softmax_cross_entropy
+from .models import Loss, Predict, check_labels, check_shape, row_losses, softmax_cross_entropy
 
 
 def uniform_weights(num_rows: int, dtype: Any = None) -> Float[Array, " rows"]:
@@ -28,6 +28,7 @@ class _WeightedRisk(eqx.Module):
 
     def __call__(self, u: Array, w: PyTree, batch: tuple[Array, ...]) -> Array:
         x, y, i, *ratio = batch
+        check_shape("u", u, (self.num_rows,), "one weight for each training row")
         share = take_rows(u, i)
         if ratio:
             share = share * ratio[0].astype(u.dtype)

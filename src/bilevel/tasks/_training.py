@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree, Scalar, Shaped
 from .._arrays import take_rows
 from .._problem import BilevelProblem, FixedPointProblem
 from ._meta import Episodes
-from .models import Loss, Predict, row_losses, softmax_cross_entropy
+from .models import Loss, Predict, check_shape, row_losses, softmax_cross_entropy
 
 
 class Descent(NamedTuple):
@@ -109,9 +109,12 @@ class _FromStart(eqx.Module):
 
     risk: _MeanLoss
     scale: float
+    num_tasks: int
 
     def __call__(self, u: PyTree, w: PyTree, batch: tuple[Array, Array, Array]) -> Scalar:
         x, y, task = batch
+        for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(w), strict=True):
+            check_shape("w", b, (self.num_tasks, *a.shape), "a displacement of u for each task")
 
         def one(shift: PyTree, x: Array, y: Array) -> Array:
             return self.risk(optax.tree.add(u, shift), (x, y))
@@ -152,10 +155,11 @@ def initialisation(
     >>> round(float(problem.outer(model.w0, w0, problem.outer_data)), 4)
     0.6931
     """
-    task, risk = jnp.arange(len(tasks.support_y)), _MeanLoss(predict, loss)
+    num_tasks, risk = len(tasks.support_y), _MeanLoss(predict, loss)
+    task = jnp.arange(num_tasks)
     return BilevelProblem(
-        outer=_FromStart(risk, 1.0),
-        inner=_FromStart(risk, float(len(task))),
+        outer=_FromStart(risk, 1.0, num_tasks),
+        inner=_FromStart(risk, float(num_tasks), num_tasks),
         outer_data=(tasks.query_x, tasks.query_y, task),
         inner_data=(tasks.support_x, tasks.support_y, task),
     )

@@ -265,6 +265,16 @@ def row_losses(
     return losses
 
 
+def check_shape(name: str, x: Any, shape: tuple[int, ...], meaning: str) -> None:
+    """Refuse a variable of another shape: it would broadcast, or have no entry for some rows.
+
+    Raises:
+        ValueError: at trace time, with the shapes.
+    """
+    if jnp.shape(x) != shape:
+        raise ValueError(f"`{name}` must have {meaning}, shape {shape}, got shape {jnp.shape(x)}.")
+
+
 def unless(
     valid: Bool[Array, " batch"], values: Float[Array, "batch ..."]
 ) -> Float[Array, "batch ..."]:
