@@ -120,6 +120,26 @@ def test_without_improvement_no_share_is_kept():
     assert "did not improve" in str(check)
 
 
+def test_an_inner_solver_that_diverges_tells_nothing_of_the_run():
+    """NaN was "no improvement", and the failure of the solver was taken for that of the run."""
+    run = found(jnp.full(2, 0.9), jnp.full(2, 0.9))
+    checks = [
+        bilevel.retrain_check(
+            *(determined(), run, jnp.zeros(2), lambda _: jnp.ones(2)),
+            inner=bilevel.GradientInner(optax.sgd(3.0), steps),
+            num_inits=1,
+        )
+        for steps in (2000, 20)
+    ]
+    assert checks[0].verdict == "inconclusive"
+    assert np.isnan(checks[0].kept)
+    assert "a value is not finite" in str(checks[0])
+    assert not checks[1].converged
+    assert str(checks[1]).endswith(
+        "did not converge from all fresh starts, which may be the reason."
+    )
+
+
 def test_another_value_and_the_path():
     problem = underdetermined()
     trajectory = bilevel.Trajectory()

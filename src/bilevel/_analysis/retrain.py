@@ -58,7 +58,8 @@ class RetrainCheck(NamedTuple):
             improvement that its outer variable carries: 1 if nothing is lost on retraining, 0 (or
             less) if all of it lives in the inner variable. NaN if there was no improvement.
         spread: the standard deviation of `retrained`, divided by the same denominator.
-        verdict: `"holds"` (kept >= 0.9), `"partly"`, `"lost"` (kept < 0.5), `"no improvement"`.
+        verdict: `"holds"` (kept >= 0.9), `"partly"`, `"lost"` (kept < 0.5), `"no improvement"`; or
+            `"inconclusive"` if a value is not finite, as where the inner solver diverges.
         path: a table of `step` and `retrained` value along the trajectory; empty if none was given.
         w: the retrained inner variables, stacked on a first axis.
         converged: whether the inner solver met its tolerance from every fresh start on the final u.
@@ -76,6 +77,13 @@ class RetrainCheck(NamedTuple):
     converged: bool
 
     def __str__(self) -> str:
+        values = f"{self.start.mean():.4g} at the start, {self.warm:.4g} as left"
+        if self.verdict == "inconclusive":
+            return (
+                f"Nothing can be said: a value is not finite ({values}, {self.retrained.mean():.4g} "
+                "retrained). Pass an `inner` solver that converges from fresh starts, such as one "
+                "with smaller steps."
+            )
         if self.verdict == "no improvement":
             return (
                 f"The run did not improve on its start: {self.warm:.4g} as left, "
@@ -88,8 +96,9 @@ class RetrainCheck(NamedTuple):
         }[self.verdict]
         return (
             f"{self.kept:.0%} (+- {self.spread:.0%}) of the improvement survives retraining "
-            f"({self.start.mean():.4g} at the start, {self.warm:.4g} as left, "
-            f"{self.retrained.mean():.4g} retrained {len(self.retrained)} times): {advice}."
+            f"({values}, {self.retrained.mean():.4g} retrained {len(self.retrained)} times): {advice}."
+            + " The inner solver did not converge from all fresh starts, which may be the reason."
+            * (not self.converged and self.verdict != "holds")
         )
 
 
@@ -168,7 +177,9 @@ def retrain_check(
     gain = start.mean() - warm
     kept = float((start.mean() - retrained.mean()) / gain) if gain > 0 else np.nan
     verdict = "no improvement"
-    if gain > 0:
+    if not np.isfinite([warm, *retrained, *start]).all():
+        kept, verdict = np.nan, "inconclusive"
+    elif gain > 0:
         verdict = "holds" if kept >= HOLDS else "lost" if kept < LOST else "partly"
     return RetrainCheck(
         warm=warm,

@@ -48,7 +48,9 @@ def weight_keyword(estimator: Any) -> str | None:
     take any keyword, to the estimator that they hold; an ensemble to all members.
     """
     # The scorer of the first refuses weights that it did not ask for; the second learns nothing.
-    if isinstance(estimator, (TunedThresholdClassifierCV, FrozenEstimator)) or _draws_all(estimator):
+    if isinstance(estimator, (TunedThresholdClassifierCV, FrozenEstimator)) or _draws_all(
+        estimator
+    ):
         return None
     if isinstance(estimator, Pipeline):
         step, last = estimator.steps[-1]
