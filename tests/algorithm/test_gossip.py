@@ -118,6 +118,7 @@ def test_the_bias_is_of_the_order_of_the_step():
         (np.ones((2, 3)), "square matrix"),
         (np.array([[0.5, 0.5], [0.2, 0.8]]), "symmetric with rows that sum to 1"),
         (np.array([[1.5, -0.5], [-0.5, 1.5]]), "non-negative"),
+        (np.full((2, 2), np.nan), "must be finite"),
         (np.eye(2), "never brings all agents together"),  # ended at [1, 3], and said `successful`
         ([[0.0, 1.0], [1.0, 0.0]], "a diagonal above 0"),
     ],
@@ -125,6 +126,22 @@ def test_the_bias_is_of_the_order_of_the_step():
 def test_other_matrices_are_refused(mixing, message):
     with pytest.raises(ValueError, match=message):
         GossipSOBA(mixing, 0.1, 0.1, 0.1)
+
+
+def test_problems_and_variables_without_agents_are_refused():
+    """The entries of a plain problem's variables were mixed, as if each were an agent."""
+    problem, _ = problem_of(0, 3, dim=3)
+    method, start = GossipSOBA(ring(3), 0.1, 0.1, 0.1), jnp.arange(3.0)
+    plain = bilevel.BilevelProblem(
+        lambda u, w, _: jnp.sum((w - 1) ** 2), lambda u, w, _: jnp.sum((w - u) ** 2)
+    )
+    with pytest.raises(ValueError, match="make it with `on_network"):
+        bilevel.solve(plain, method, start, start, num_steps=1)
+    network = on_network(problem, 3)
+    with pytest.raises(ValueError, match=r"`w0` needs the 3 agents.*got the shape \(2, 3\)"):
+        method.init(network, replicate(start, 3), replicate(start, 2), jax.random.key(0))
+    wrapped = bilevel.penalised(network, lambda u: jnp.sum(u**2), 0.1)
+    jax.eval_shape(lambda u: method.init(wrapped, u, u, jax.random.key(0)).u, replicate(start, 3))
 
 
 def test_other_calls_are_refused():

@@ -1,5 +1,7 @@
 """Decentralized problems: agents on a graph, who exchange their variables with neighbours only."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._geometry import Rowwise
-from .._problem import BilevelProblem, Objective
+from .._problem import BilevelProblem, Objective, Problem
 from .._sampler import AbstractSampler, FullBatch
 from .._settings import StepSize, as_setting
 from .base import AbstractAlgorithm, count
@@ -57,6 +59,13 @@ class _Mean(eqx.Module):
         return jnp.mean(jax.vmap(self.objective, in_axes=(0, 0, 1))(u, w, batch))
 
 
+def _is_mean_over_agents(problem: Problem) -> bool:
+    """Whether it was made by `on_network`, also within what wraps objectives."""
+    objectives: Any = (problem.outer, getattr(problem, "inner", None))
+    leaves = jax.tree.leaves(objectives, is_leaf=lambda x: isinstance(x, _Mean))
+    return any(isinstance(x, _Mean) for x in leaves)
+
+
 def replicate(tree: PyTree, num_agents: int) -> PyTree[Array]:
     """The same variable for each agent, with the agents as axis 0."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_agents, *jnp.shape(x))), tree)
@@ -89,7 +98,8 @@ class GossipSOBA(AbstractAlgorithm):
 
     Raises:
         ValueError: `mixing` is no such matrix or has lambda = 1 (agents that are not connected, or
-            that swap their variables for ever), or a step size is `"auto"`.
+            that swap their variables for ever), a step size is `"auto"`, the problem was not made by
+            `on_network`, or a variable has another number of agents.
 
     Source: ours, the gossip form of SOBA. Decentralized bilevel optimization by gossip is due to Yang,
     Zhang and Wang (2022), "Decentralized gossip-based stochastic bilevel optimization over
@@ -120,6 +130,8 @@ class GossipSOBA(AbstractAlgorithm):
         matrix = np.asarray(self.mixing)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"`mixing` must be a square matrix, got the shape {matrix.shape}.")
+        if not np.isfinite(matrix).all():
+            raise ValueError("`mixing` must be finite, and an entry is NaN or infinite.")
         close = 1e-6
         if np.abs(matrix - matrix.T).max() > close or np.abs(matrix.sum(1) - 1).max() > close:
             raise ValueError(
@@ -138,6 +150,20 @@ class GossipSOBA(AbstractAlgorithm):
 
     def init(self, problem, u0, w0, key):
         """`v = 0`."""
+        agents = self.mixing.shape[0]
+        if not _is_mean_over_agents(problem):
+            raise ValueError(
+                "`GossipSOBA` needs a problem whose variables have the agents as axis 0: make it with "
+                "`on_network(problem, num_agents)`. Of another one it would mix the entries."
+            )
+        for name, tree in (("u0", u0), ("w0", w0)):
+            for leaf in jax.tree.leaves(tree):
+                if jnp.shape(leaf)[:1] != (agents,):
+                    raise ValueError(
+                        f"`{name}` needs the {agents} agents of `mixing` as axis 0 of every leaf, got "
+                        f"the shape {jnp.shape(leaf)}; `replicate({name}, {agents})` starts all of "
+                        "them at one point."
+                    )
         return init_state(self, problem, u0, w0, key, aux=optax.tree.zeros_like(w0))
 
     def step(self, problem, state):
