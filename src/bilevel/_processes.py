@@ -1,8 +1,10 @@
-"""Processes that were forked after JAX was used: what computes there would wait for ever."""
+"""Processes that were forked after JAX was used would wait for ever, and children outlive a parent."""
 
 import os
+import signal
 import sys
 
+_DIE_WITH_PARENT = 1  # of prctl
 _hangs = False
 
 
@@ -19,6 +21,19 @@ def refuse_forked() -> None:
             "(`multiprocessing.get_context('spawn')`; joblib's default, loky, does so), or fork "
             "before anything is computed."
         )
+
+
+def end_with(parent: int) -> None:
+    """On Linux: this process ends when its parent does, however that ends.
+
+    Elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _look() -> None:

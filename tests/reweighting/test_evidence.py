@@ -21,6 +21,7 @@ from bilevel.reweighting._report import thumbnails as module
 from bilevel.reweighting._report.evidence import gather_evidence, jsonable
 from bilevel.reweighting._report.refits import REMOVED, Rows, _expected_losses, _losses
 from bilevel.reweighting._report.thumbnails import thumbnails
+from bilevel.reweighting._weights.coded_labels import fit_weighted
 from digits import TRAIN, digits
 from reports import BASELINES, HARMLESS, iris_evidence, made_result
 from schema import faults
@@ -407,7 +408,7 @@ def test_the_mean_loss_over_all_shuffles_is_that_of_the_rotations(estimator):
     if isinstance(estimator, LinearRegression):
         y, y_trusted = y + X[:, 0], 3 * y_trusted + X_trusted[:, 0]
     rows = Rows(estimator, X, y, X_trusted, y_trusted, result)
-    model = rows.equal_model()
+    model = fit_weighted(*rows.equal())
     rotations = [_losses(rows, model, X_trusted, np.roll(y_trusted, k)) for k in range(20)]
     np.testing.assert_allclose(_expected_losses(rows, model), np.mean(rotations, axis=0), rtol=1e-9)
 

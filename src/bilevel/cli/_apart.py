@@ -5,18 +5,17 @@ end the process they are in. The command then ends with exit code 3, in words. W
 fork, the command runs as it is.
 """
 
-import ctypes
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from .._processes import end_with
 from ._app import BAD_INPUT, note
 from ._signals import signal_name, that_end
 
 COMMANDS = {"score", "suggest", "report", "export", "collect"}
-_DIE_WITH_PARENT = 1  # of prctl
 
 
 def run_apart() -> None:
@@ -28,10 +27,7 @@ def run_apart() -> None:
     if child == 0:
         os.setpgid(0, 0)  # the terminal's signals come through the parent, once
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may print, after `stty tostop` too
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-            if os.getppid() != mine:
-                os._exit(1)
+        end_with(mine)
         return
 
     def pass_on(number: int, _: Any) -> None:

@@ -150,7 +150,8 @@ def failures(
             stop.said = True
             fail(stop.hint(), stop.code, "\n")
         if private:
-            code = {RunFolderError: USAGE, InputError: BAD_INPUT}.get(type(error), FAILURE)
+            codes = {RunFolderError: USAGE, InputError: BAD_INPUT, LostProcessError: LOST}
+            code = codes.get(type(error), FAILURE)
             fail(f"{_SAID[code]}; {HIDDEN}", code)
         if isinstance(error, RunFolderError):
             fail(str(error), USAGE)
@@ -202,6 +203,7 @@ _SAID = {
     USAGE: "the output folder cannot be used",
     BAD_INPUT: "the data cannot be used",
     FAILURE: "it failed",
+    LOST: "another process of the run was lost",
 }
 
 

@@ -176,6 +176,7 @@ def _of_own_code(name: str, regression: bool) -> Any:
         ) from error
     finally:
         sys.path.remove(here)
+    sys.path.append(here)  # for --processes, which import the module too; after all other places
     right = is_regressor if regression else is_classifier
     if not right(estimator):
         raise InputError(

@@ -105,18 +105,17 @@ def sum_of(verdicts: RowVerdicts) -> str:
 
 
 def judge_ranges(table: PartedTable, judge: Judge, ranges: Ranges, folder: Path) -> Iterator[int]:
-    """Judge rows, and write files of them; yields how many are done, part after part."""
-    done = 0
+    """Judge rows, and write files of them; yields how many, part after part."""
     for start, stop in ranges:
         found: list[pa.Table] = []
         for part in table.parts(start, stop):
             found.append(judge(part))
-            end, done = int(part.index[-1]) + 1, done + len(part)
+            end = int(part.index[-1]) + 1
             if end - start >= SAVED or end == stop:
                 header = {"start": start, "stop": end, "learned": judge.learned}
                 write_sealed(folder / judged_file(start), JUDGED_KIND, header, _as_bytes(found))
                 start, found = end, []
-            yield done
+            yield len(part)
 
 
 def _as_bytes(tables: list[pa.Table]) -> bytes:

@@ -5,8 +5,9 @@ more, by parts, and every other row is judged by the label models that were lear
 the rule that won. Memory holds the sample, one part, and about 60 bytes per row for what is written.
 """
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from ..reweighting._inputs.files import read_texts
 from ..reweighting._inputs.parts import ParquetRows, PartedTable, draw_sample
 from ..reweighting._inputs.prepare import is_regression
 from ..reweighting._inputs.scalars import check_scalars
+from ..reweighting._weights.fits import in_order, number_of_processes
 from ..reweighting._weights.flexible_models import FOREST_ROWS
 from ..reweighting._weights.label_models import MANY_CLASSES
 from ._activity import Activity
@@ -46,6 +48,7 @@ VERDICT = 60  # bytes per row of the table: what is written of it, with its labe
 SMALLEST = 20_000  # rows of a sample: as many as label models are fitted on
 AS_TEXTS = 5  # bytes of cells in memory per byte of a CSV file, at most
 UNPACKED = 10  # bytes of a CSV file per byte of one that is packed, about
+PIECES = 4  # of the rows per process: whoever is done takes the next one
 WIDEST = 50  # numbers that a column of text becomes, at most
 
 
@@ -258,18 +261,24 @@ def judge_all(
     """
     n, start, source = large.table.rows, time.monotonic(), large.table.source
     rest = left(n, judged_ranges(folder, judge.learned, n))
+    mine = share(rest, team.index, team.count)
     if isinstance(source, ParquetRows) and large.path is not None:
-        team.tell(Share(judge, rest, folder, large.path, source.named_rows, large.table.what))
-    elif team.count > 1:
+        job = Share(judge, rest, folder, large.path, source.named_rows, large.table.what)
+        team.tell(job)
+        parts = job.judge_rows(mine, large.table)
+    elif team.count == 1:
+        parts = judge_ranges(large.table, judge, mine, folder)
+    else:
         raise InputError(
             f"{large.table.what} has {n} rows, and several processes cannot share a CSV file, whose "
-            "columns are read by what is in all of their cells. Save it as Parquet, or leave out "
-            "--processes."
+            "columns are read by what is in all of their cells. Save it as Parquet, or start one "
+            "process."
         )
-    mine = share(rest, team.index, team.count)
-    size = sum(stop - first for first, stop in mine)
+    done, size = 0, sum(stop - first for first, stop in mine)
     whose = "all rows" if team.count == 1 else f"the share of one of {team.count} processes"
-    for done in judge_ranges(large.table, judge, mine, folder):
+    activity.say(f"judging {whose}")
+    for rows in parts:
+        done += rows
         seconds = (time.monotonic() - start) * (size / done - 1)
         activity.say(f"judging {whose}: {done} of {size}, about {seconds:.0f} s left")
     activity.say("waiting for the other processes")
@@ -303,7 +312,7 @@ def judge_all(
 
 
 class Share(NamedTuple):
-    """What the first process tells the others to do.
+    """The judging of rows that are shared among processes: of a team, of one machine, or of both.
 
     Attributes:
         judge: what judges rows.
@@ -322,9 +331,33 @@ class Share(NamedTuple):
     what: str
 
     def do(self, team: Team) -> None:
-        """Judge what falls to this process."""
-        source = ParquetRows.of(self.train, "train", self.named_rows)
-        assert source is not None
-        mine = share(self.rest, team.index, team.count)
-        for _ in judge_ranges(PartedTable(source, self.what), self.judge, mine, self.folder):
+        """Judge what falls to this process of a team."""
+        for _ in self.judge_rows(share(self.rest, team.index, team.count)):
             pass
+
+    def judge_rows(self, ranges: Ranges, table: PartedTable | None = None) -> Iterator[int]:
+        """Judge rows by the processes of this machine that share fits; yields how many, part by part.
+
+        `table`: if it is open already.
+        """
+        number = number_of_processes()
+        if number == 1:
+            opened = table or _open(self.train, self.named_rows, self.what)
+            yield from judge_ranges(opened, self.judge, ranges, self.folder)
+            return
+        pieces = number * PIECES
+        shares = (share(ranges, k, pieces) for k in range(pieces))
+        yield from in_order(_judge, ((self._replace(rest=one),) for one in shares if one))
+
+
+def _judge(job: Share) -> int:
+    """Judge all its rows; returns how many they are."""
+    table = _open(job.train, job.named_rows, job.what)
+    return sum(judge_ranges(table, job.judge, job.rest, job.folder))
+
+
+@functools.lru_cache(1)  # of many shares that a process judges
+def _open(train: Path, named_rows: tuple[str, ...], what: str) -> PartedTable:
+    source = ParquetRows.of(train, "train", named_rows)
+    assert source is not None
+    return PartedTable(source, what)

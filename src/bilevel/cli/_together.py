@@ -1,26 +1,26 @@
-"""Several processes that share a run of `weigh`, on one machine or on several.
+"""Several processes that share a run of `weigh`, each started by its own command, as on machines.
 
 `jax.distributed` brings them together: by an address that is given, or by what Slurm and Open MPI tell
 their processes. Each of them is a child of a process that only waits for it, because JAX aborts when
 another process is lost: the parent says so in words, and ends with the exit code `LOST`.
 """
 
-import ctypes
+import contextlib
 import hashlib
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import typer
 
+from .._processes import end_with
 from .._storage import read_own, write_own
 from ._app import LOST, LostProcessError, fail, stop
 from ._signals import signal_name
@@ -30,8 +30,7 @@ HEARTBEAT = 10  # seconds until a process that is not heard of counts as lost
 TOGETHER = 300  # seconds within which all must have come
 FOREVER = 10**9  # milliseconds
 NOTHING = "-"  # for the others to do
-WAITED_FOR = "BILEVEL_WAITED_FOR"  # a variable that the children have
-_DIE_WITH_PARENT = 1  # of prctl
+WAITED_FOR = "BILEVEL_WAITED_FOR"  # a variable of the child: who waits
 
 
 class Places(NamedTuple):
@@ -50,83 +49,48 @@ class Places(NamedTuple):
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many `srun`, `mpirun` started
 
 
-def are_several(processes: int, places: Places) -> bool:
-    """Whether several processes are asked for, or were started by Slurm or Open MPI."""
+def are_several(places: Places) -> bool:
+    """Whether there are said to be several, or Slurm or Open MPI started several."""
     of_cluster = any(os.environ.get(name, "1") not in ("", "1") for name in CLUSTERS)
-    return processes > 1 or places.coordinator is not None or of_cluster
+    return places.coordinator is not None or of_cluster
 
 
-def start_together(processes: int, places: Places, hint: Callable[[], str]) -> Places | None:
+def start_together(places: Places, hint: Callable[[], str]) -> Places | None:
     """Where this process is one of several: in a child how it finds the others, else None.
 
     The parent of such a child does not return: it waits, and ends as the child does.
 
     Args:
-        processes: `--processes`; as many children are started here.
         places: `--coordinator`, `--num-processes`, `--process-id`.
         hint: how to go on after an interruption.
     """
     if parent := os.environ.pop(WAITED_FOR, None):
-        pid, added = map(int, parent.split())
-        del sys.argv[len(sys.argv) - added :]  # what messages say is the command that was given
-        _die_with(pid)
+        end_with(int(parent))
         return places
-    if not are_several(processes, places):
+    if not are_several(places):
         return None
-    if processes == 1:
-        _wait([[]], hint)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
-    told = ["--processes", "1", "--num-processes", str(processes), "--coordinator", coordinator]
-    _wait([[*told, "--process-id", str(k)] for k in range(processes)], hint)
+    _wait(hint)
 
 
-def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(LOST)
-
-
-def _wait(options: Sequence[Sequence[str]], hint: Callable[[], str]) -> NoReturn:
-    """Run this command once for each of these options; end as they do, all of them soon after one."""
-    threads = str(max((os.cpu_count() or 1) // len(options), 1))
-    limits = {} if len(options) == 1 else {"OMP_NUM_THREADS": threads}
-    environment = {**limits, **os.environ, WAITED_FOR: f"{os.getpid()} {len(options[0])}"}
+def _wait(hint: Callable[[], str]) -> NoReturn:
+    """Run this command in a child, and end as it does."""
+    environment = {**os.environ, WAITED_FOR: str(os.getpid())}
     command = [sys.executable, "-c", "from bilevel.cli import main; main()", *sys.argv[1:]]
-    children = [
-        subprocess.Popen([*command, *more], env=environment, start_new_session=os.name == "posix")
-        for more in options
-    ]
+    child = subprocess.Popen(command, env=environment, start_new_session=os.name == "posix")
     try:
-        while not (code := next((x for child in children if (x := child.poll())), 0)):
-            if all(child.poll() == 0 for child in children):
-                sys.exit(0)
+        while (code := child.poll()) is None:
             time.sleep(0.1)
     except KeyboardInterrupt:  # which a terminal sends to this process alone
-        for child in children:
-            child.send_signal(stop.signal or signal.SIGINT)
-        _let_end(children, 7.0)
+        child.send_signal(stop.signal or signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(7.0)
+        child.kill()  # its files are whole or absent
+        child.wait()
         stop.said = True
         raise typer.Exit(stop.code) from None
-    if code > 0:  # it has said why; the others have nothing to do
-        _let_end(children, 0.0 if code == LOST else HEARTBEAT)
+    if code >= 0:  # it has said why
         sys.exit(code)
-    which = next(k for k, child in enumerate(children) if child.poll() == code)
-    _let_end(children, 0.0)
-    lost = f"process {which} of {len(children)}" if len(children) > 1 else "a process"
-    fail(f"{lost} was lost ({signal_name(-code)}), the others are stopped: {hint()}", LOST, "\n")
-
-
-def _let_end(children: Sequence[subprocess.Popen], seconds: float) -> None:
-    """Give them so much time, and then end them: their files are whole or absent."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and any(child.poll() is None for child in children):
-        time.sleep(0.1)
-    for child in children:
-        child.kill()
-        child.wait()
+    fail(f"a process was lost ({signal_name(-code)}), the others are stopped: {hint()}", LOST, "\n")
 
 
 class Job(Protocol):
@@ -230,7 +194,7 @@ def team_of(places: Places | None, folder: Path) -> Iterator[Team]:
             initialization_timeout=TOGETHER,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
-            # Of the processes of one command nobody else's machine can reach the port.
+            # Of processes on one machine nobody else's can reach the port.
             coordinator_bind_address=places.coordinator if _is_local(places.coordinator) else None,
         )
         found = global_state

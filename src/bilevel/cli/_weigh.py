@@ -159,7 +159,8 @@ def weigh(
         typer.Option(
             min=1,
             max=1024,
-            help="Processes on this machine that judge a table beyond --memory, which is Parquet.",
+            help="Processes on this machine that share the fits of models, and the judging of a "
+            "Parquet table beyond --memory.",
         ),
     ] = 1,
     coordinator: Annotated[
@@ -266,8 +267,8 @@ def weigh(
         return f"interrupted; nothing is left, the same command starts again:\n{command_line()}"
 
     places = Places(coordinator, num_processes, process_id)
-    _check_places(processes, places, learned)
-    found = None if dry_run else start_together(processes, places, interrupted)
+    _check_places(places, learned)
+    found = None if dry_run else start_together(places, interrupted)
     # First of all: skops, which saves the model, looks for each of SciPy's functions in all modules
     # that were imported before SciPy's.
     import scipy.special  # noqa: F401
@@ -275,6 +276,7 @@ def weigh(
     from ._large import parse_memory
     from ._remote import as_given, is_url
     from ._run_folder import RunFolder
+    from ._shared import shared
     from ._weigh_config import WeighConfig
     from ._weigh_cost import estimate
     from ._weigh_work import RunIsCompleteError
@@ -338,7 +340,7 @@ def weigh(
 
     with failures(interrupted, private=private):
         try:
-            with team_of(found, RunFolder.of(out).partial) as team:
+            with team_of(found, RunFolder.of(out).partial) as team, shared(processes):
                 if team.index > 0:
                     team.work()
                     return
@@ -361,20 +363,18 @@ def weigh(
         raise typer.Exit(NOT_BELIEVABLE)
 
 
-def _check_places(processes: int, places: Places, learned: bool) -> None:
+def _check_places(places: Places, learned: bool) -> None:
     """Refuse what does not go together."""
     _, count, index = places
     if places.coordinator is None and (count, index) != (None, None):
         raise typer.BadParameter("goes with --coordinator.", param_hint="--num-processes")
-    if places.coordinator is not None and processes > 1:
-        raise typer.BadParameter("goes without --coordinator.", param_hint="--processes")
     if count is not None and index is not None and index >= count:
         raise typer.BadParameter(
             f"must be below --num-processes {count}, got {index}.", param_hint="--process-id"
         )
-    if are_several(processes, places) and not learned:
+    if are_several(places) and not learned:
         raise typer.BadParameter(
-            "several processes need --method auto and --model linear.", param_hint="--processes"
+            "several processes need --method auto and --model linear.", param_hint="--coordinator"
         )
 
 

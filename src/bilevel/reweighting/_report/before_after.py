@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from scipy.stats import norm
 
 from .._inputs.checks import InputError, check_known
-from .._weights.coded_labels import take_rows
+from .._weights.coded_labels import fit_weighted, take_rows
+from .._weights.fits import independent
 from .._weights.metric import GROUPS, Metric, Said
 from .confusions import PICTURED, of_first_pairs
 from .refits import Rows
@@ -50,7 +51,7 @@ def fit_both(rows: Rows, holdout: tuple[Any, np.ndarray]) -> Fits:
     if not rows.regression:
         classes = np.union1d(rows.y, rows.y_trusted)
         check_known(y, classes, "y_holdout")
-    models = rows.equal_model(), rows.final_model()
+    models = independent(fit_weighted, (fit() for fit in (rows.equal, rows.final)))
     before, after = (Said.of_model(model, X, classes, False) for model in models)
     return Fits(X, y, classes, before, after)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,50 @@ from sklearn.metrics import accuracy_score, r2_score
 from .._inputs.checks import InputError
 from .._weights.baselines import BASELINES, compare_baselines, stack_rows
 from .._weights.coded_labels import fit_weighted, predictions, take_rows
-from .._weights.metric import Said
+from .._weights.fits import independent
+from .._weights.metric import Metric, Said
 from .._weights.result import WeightsResult
 
 MAX_ROWS, NUM_RANDOM = 20_000, 3
 REMOVED = (0, 5, 10, 20, 30, 40, 50)
+
+
+Fit = tuple[Any, Any, np.ndarray, np.ndarray]  # what `fit_weighted` takes
+
+
+class Score(NamedTuple):
+    """The user's metric, accuracy or R2.
+
+    Attributes:
+        metric: the user's.
+        classes: all there are, sorted; None in a regression.
+    """
+
+    metric: Metric | None
+    classes: np.ndarray | None
+
+    def __call__(self, model: Any, X: Any, y: np.ndarray) -> float:
+        """NaN where it is undefined."""
+        metric, classes = self
+        if len(y) < (2 if classes is None else 1):
+            return np.nan
+        if metric is None:
+            return float(
+                (r2_score if classes is None else accuracy_score)(y, predictions(model, X))
+            )
+        if classes is not None and len(np.unique(y)) < 2:
+            return np.nan  # rankings of one class
+        said = Said.of_model(model, X, classes, metric.coded)
+        if classes is not None and metric.coded:
+            y = np.searchsorted(classes, y)
+        try:
+            return metric(said, X, y, np.ones(len(y)))
+        except InputError:
+            return np.nan
+
+    def of_fit(self, fit: Fit | None, X: Any, y: np.ndarray) -> float:
+        """Of a model that is not kept; NaN if it cannot be fitted."""
+        return np.nan if fit is None else self(fit_weighted(*fit), X, y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,70 +88,65 @@ class Rows:
     def quality(self) -> np.ndarray:
         return np.asarray(self.result.label_quality, dtype=np.float64)
 
-    def score(self, model: Any, X: Any, y: np.ndarray) -> float:
-        """The user's metric, accuracy or R2; NaN where it is undefined."""
-        if len(y) < (2 if self.regression else 1):
-            return np.nan
-        metric = self.result.metric
-        if metric is not None:
-            classes = (
-                None if self.regression else np.unique(np.concatenate([self.y, self.y_trusted]))
-            )
-            if classes is not None and len(np.unique(y)) < 2:
-                return np.nan  # rankings of one class
-            said = Said.of_model(model, X, classes, metric.coded)
-            if classes is not None and metric.coded:
-                y = np.searchsorted(classes, y)
-            try:
-                return metric(said, X, y, np.ones(len(y)))
-            except InputError:
-                return np.nan
-        return float((r2_score if self.regression else accuracy_score)(y, predictions(model, X)))
+    @functools.cached_property
+    def classes(self) -> np.ndarray | None:
+        """The labels of both tables, sorted; None in a regression."""
+        return None if self.regression else np.union1d(self.y, self.y_trusted)
 
-    def fit_alone(self, index: np.ndarray, weights: np.ndarray) -> Any:
-        """Fitted on these training rows without the trusted ones; `None` if it cannot be."""
+    @property
+    def score(self) -> Score:
+        """Of a model, on rows and their labels."""
+        return Score(self.result.metric, self.classes)
+
+    def alone(self, index: np.ndarray, weights: np.ndarray) -> Fit | None:
+        """A fit of these training rows without the trusted ones; `None` if it cannot be."""
         weights = weights * self.result.counts[0][index]
         weighed = np.unique(self.y[index][weights > 0])
         if len(weighed) < (1 if self.regression else 2):
             return None
-        return fit_weighted(self.estimator, take_rows(self.X, index), self.y[index], weights)
+        return self.estimator, take_rows(self.X, index), self.y[index], weights
 
     @functools.cached_property
-    def equal_alone(self) -> Any:
-        """Of all training rows without the trusted ones, equal weights."""
-        return self.fit_alone(np.arange(len(self.y)), np.ones(len(self.y)))
+    def both_alone(self) -> tuple[Any, Any]:
+        """Models of all training rows without the trusted ones: of equal weights, and of the learned.
 
-    def fit_beside(
+        Where these are zero, as the trusted rows alone won, both are of equal weights.
+        """
+        learned = float(self.result.scale) * self.weights
+        both = (np.ones(len(self.y)), learned)
+        fits = (self.alone(np.arange(len(self.y)), weights) for weights in both)
+        models = independent(fit_weighted, (fit for fit in fits if fit is not None))
+        return models[0], models[-1]
+
+    def beside(
         self,
         index: np.ndarray,
         weights: np.ndarray,
         trusted_weight: float,
         trusted: np.ndarray | None = None,
-    ) -> Any:
-        """Fitted on these training rows and these trusted ones, or all of them."""
+    ) -> Fit:
+        """A fit of these training rows and these trusted ones, or all of them."""
         X, y, counts = self.X_trusted, self.y_trusted, self.result.counts[1]
         if trusted is not None:
             X, y, counts = take_rows(X, trusted), y[trusted], counts[trusted]
-        return fit_weighted(
+        return (
             self.estimator,
             stack_rows(take_rows(self.X, index), X),
             stack_rows(self.y[index], y),
             np.concatenate([weights * self.result.counts[0][index], trusted_weight * counts]),
         )
 
-    def equal_model(self) -> Any:
-        """Of all training and trusted rows, equal weights."""
+    def equal(self) -> Fit:
+        """A fit of all training and trusted rows, equal weights."""
         everything = np.arange(len(self.y))
-        return self.fit_beside(everything, np.ones(len(self.y)), 1.0)
+        return self.beside(everything, np.ones(len(self.y)), 1.0)
 
-    def final_model(
-        self, index: np.ndarray | None = None, trusted: np.ndarray | None = None
-    ) -> Any:
-        """Of (these) training and (these) trusted rows, weighted as the result says."""
+    def final(self, index: np.ndarray | None = None, trusted: np.ndarray | None = None) -> Fit:
+        """A fit of (these) training and (these) trusted rows, weighted as the result says."""
         index = np.arange(len(self.y)) if index is None else index
         scale = float(self.result.scale)
         trusted_weight = scale * float(self.result.trusted_weight)
-        return self.fit_beside(index, scale * self.weights[index], trusted_weight, trusted)
+        return self.beside(index, scale * self.weights[index], trusted_weight, trusted)
 
     def compare_baselines(self, X_holdout: Any, y_holdout: np.ndarray) -> pd.DataFrame:
         """The reweighted fit beside the baselines, on rows that took no part in learning."""
@@ -153,14 +187,8 @@ def overfitting(
     there is nothing to learn. True labels leave less noise to fit, so `at_most = (D_s - E_s) / D` is a
     worst case; it is useful where it is small.
     """
-    everything, y = np.arange(len(rows.y)), rows.y_trusted
-    equal = rows.equal_alone
-
-    def fit(result: WeightsResult) -> Any:
-        model = rows.fit_alone(everything, float(result.scale) * np.asarray(result.weights))
-        return equal if model is None else model  # zero: the trusted rows alone won
-
-    ours = fit(rows.result)
+    y = rows.y_trusted
+    equal, ours = rows.both_alone
     name = _loss_name(rows, equal)
 
     def change(X: Any, y: np.ndarray) -> tuple[dict[str, float], float]:
@@ -184,7 +212,7 @@ def overfitting(
                 f"standard error {gap_error:.3f})"
             )
     sentence += "."
-    found["control"] = None if control is None else _control(rows, control, equal, fit, seed)
+    found["control"] = None if control is None else _control(rows, control, seed)
     if found["control"] is not None:
         fitted, fitted_error = found["control"]["overfit"], found["control"]["standard_error"]
         found["control"]["at_most"] = max(fitted / drop, 0.0) if drop > 0 else None
@@ -214,14 +242,14 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
 
 def _control(
     rows: Rows,
-    control: Callable[[np.ndarray], Any],
-    equal: Any,
-    fit: Callable[[Any], Any],
+    control: Callable[[np.ndarray], WeightsResult],
     seed: int,
 ) -> dict[str, Any]:
     shuffled = np.random.default_rng(seed).permutation(rows.y_trusted)
     again = control(shuffled)
-    models = equal, fit(again)
+    fit = rows.alone(np.arange(len(rows.y)), float(again.scale) * np.asarray(again.weights))
+    equal, _ = rows.both_alone
+    models = equal, equal if fit is None else fit_weighted(*fit)
     losses = [_losses(rows, model, rows.X_trusted, shuffled) for model in models]
     usual = [_expected_losses(rows, model) for model in models]
     overfit, error = _mean((losses[0] - usual[0]) - (losses[1] - usual[1]))
@@ -280,16 +308,25 @@ def removal(rows: Rows, holdout: tuple[Any, np.ndarray] | None, seed: int) -> di
     at_random = [rng.permutation(index) for _ in range(NUM_RANDOM)]
     judge = (rows.X_trusted, rows.y_trusted) if holdout is None else holdout
 
-    def score_without(order: np.ndarray, percent: int) -> float:
+    def without(order: np.ndarray, percent: int) -> tuple[Any, ...]:
         kept = np.sort(order[round(len(order) * percent / 100) :])
-        everything = len(kept) == len(rows.y)
-        model = rows.equal_alone if everything else rows.fit_alone(kept, np.ones(len(kept)))
-        return np.nan if model is None else rows.score(model, *judge)
+        return rows.score, rows.alone(kept, np.ones(len(kept))), *judge
+
+    # Nothing removed, of all rows: that model is there.
+    removed = REMOVED[1:] if len(index) == n else REMOVED
+    orders = {percent: [by_quality, *at_random] if percent else [by_quality] for percent in removed}
+    asked = [(percent, order) for percent, some in orders.items() for order in some]
+    found = independent(Score.of_fit, (without(order, percent) for percent, order in asked))
+    scores = {percent: [] for percent in removed}
+    for (percent, _), score in zip(asked, found, strict=True):
+        scores[percent].append(score)
+    if len(index) == n:
+        scores[0] = [rows.score(rows.both_alone[0], *judge)]
 
     table = []
     for percent in REMOVED:
-        lowest = score_without(by_quality, percent)
-        others = [score_without(order, percent) for order in at_random] if percent else [lowest]
+        lowest, *others = scores[percent]
+        others = others or [lowest]
         table.append(
             {
                 "percent": percent,

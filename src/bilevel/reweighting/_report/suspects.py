@@ -4,7 +4,7 @@ A row is suspect if it is flagged (`keep` is false), if its label is wrong with 
 more, or if it is among the 200 of lowest label quality.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,9 +12,10 @@ from scipy.spatial.distance import cdist
 
 from .._audit.duplicates import as_frame, encode
 from .._audit.view import as_matrix
-from .._weights.coded_labels import predictions, take_rows
+from .._weights.coded_labels import fit_weighted, predictions, take_rows
+from .._weights.fits import independent
 from . import refits
-from .refits import Rows
+from .refits import Fit, Rows
 
 NUM_WORST, NUM_FOLDS = 200, 5
 SURE, DOUBT = 2 / 3, 1 / 3  # probabilities that a label is wrong
@@ -71,22 +72,20 @@ def judge_suspects(rows: Rows, seed: int) -> Suspects:
     suspect = order[np.isin(order, listed)][: max(refits.MAX_ROWS, NUM_WORST)]
     rng = np.random.default_rng(seed)
     num_folds = min(NUM_FOLDS, len(suspect))
-    classes = None if rows.regression else np.unique(np.concatenate([rows.y, rows.y_trusted]))
+    classes = rows.classes
     suggested = np.empty(len(suspect), dtype=object)
     width = 1 if classes is None else len(classes)
     p = np.full((len(suspect), width), np.nan)
-    for fold in range(num_folds):
-        mine = np.arange(fold, len(suspect), num_folds)
-        others = np.setdiff1d(np.arange(n), suspect[mine])
+    folds = [np.arange(fold, len(suspect), num_folds) for fold in range(num_folds)]
+
+    def without(fold: np.ndarray) -> tuple[Any, ...]:
+        others = np.setdiff1d(np.arange(n), suspect[fold])
         if len(others) > refits.MAX_ROWS:
             others = np.sort(rng.choice(others, refits.MAX_ROWS, replace=False))
-        model = rows.final_model(others)
-        part = take_rows(rows.X, suspect[mine])
-        suggested[mine] = predictions(model, part)
-        if classes is not None and hasattr(model, "predict_proba"):
-            known = np.searchsorted(classes, model.classes_)
-            p[mine] = 0.0
-            p[mine[:, None], known] = model.predict_proba(part)
+        return rows.final(others), take_rows(rows.X, suspect[fold]), classes
+
+    for fold, said in zip(folds, independent(_predict, map(without, folds)), strict=True):
+        suggested[fold], p[fold] = said
     nearest, distance, odd, typical = _likenesses(rows, suspect, suggested)
     kind = None
     if classes is not None and wrong is not None:
@@ -96,6 +95,17 @@ def judge_suspects(rows: Rows, seed: int) -> Suspects:
         kind[w >= SURE] = "wrong label"
     sure = np.full(len(suspect), np.nan) if classes is None else p.max(axis=1)
     return Suspects(suspect, suggested, sure, kind, nearest, distance, typical)
+
+
+def _predict(fit: Fit, X: Any, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | float]:
+    """(what a fit predicts, probabilities of all classes, or NaN if it gives none)."""
+    model = fit_weighted(*fit)
+    predicted = predictions(model, X)
+    if classes is None or not hasattr(model, "predict_proba"):
+        return predicted, np.nan
+    p = np.zeros((len(predicted), len(classes)))
+    p[:, np.searchsorted(classes, model.classes_)] = model.predict_proba(X)
+    return predicted, p
 
 
 def _likenesses(

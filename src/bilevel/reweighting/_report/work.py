@@ -6,8 +6,9 @@ import numpy as np
 
 from .._weights.baselines import agreeing_rows, stack_rows
 from .._weights.coded_labels import fit_weighted, take_rows
+from .._weights.fits import independent
 from . import refits
-from .refits import Rows
+from .refits import Rows, Score
 
 DRAWS = 3
 FEWEST = 10  # verified rows of a point of the curve
@@ -72,9 +73,15 @@ def verified_curve(
     train = take_rows(rows.X, index), rows.y[index], rows.result.counts[0][index]
     orders = [rng.permutation(pool) for _ in range(DRAWS)]
     sizes = sorted({max(len(pool) >> k, FEWEST) for k in range(4)})
+
+    def verified(some: np.ndarray) -> tuple[Any, ...]:
+        trusted = take_rows(rows.X_trusted, some), rows.y_trusted[some], rows.result.counts[1][some]
+        return rows.estimator, rows.score, train, trusted, holdout
+
+    asked = (verified(order[:size]) for size in sizes for order in orders)
+    found_of = np.reshape(independent(_scores, asked), (len(sizes), DRAWS, 2))
     lines = []
-    for size in sizes:
-        scores = np.array([_scores(rows, train, order[:size], holdout) for order in orders])
+    for size, scores in zip(sizes, found_of, strict=True):
         line: dict[str, Any] = {"verified": size, "hours": size * minutes / 60}
         for name, found in zip(("trusted_only", "filter"), scores.T, strict=True):
             known = found[np.isfinite(found)]
@@ -85,22 +92,22 @@ def verified_curve(
 
 
 def _scores(
-    rows: Rows,
+    estimator: Any,
+    score: Score,
     train: tuple[Any, np.ndarray, np.ndarray],
-    verified: np.ndarray,
+    verified: tuple[Any, np.ndarray, np.ndarray],
     holdout: tuple[Any, np.ndarray],
 ) -> tuple[float, float]:
     """(of the verified rows alone, of the filter); NaN where they have one class only."""
-    X, y = take_rows(rows.X_trusted, verified), rows.y_trusted[verified]
-    if not rows.regression and len(np.unique(y)) < 2:
+    X, y, counts = verified
+    if score.classes is not None and len(np.unique(y)) < 2:
         return np.nan, np.nan
-    counts = rows.result.counts[1][verified]
-    alone = fit_weighted(rows.estimator, X, y, counts)
+    alone = fit_weighted(estimator, X, y, counts)
     agree = agreeing_rows(alone, train[0], train[1], train[2])
     both = fit_weighted(
-        rows.estimator,
+        estimator,
         stack_rows(train[0], X),
         stack_rows(train[1], y),
         np.concatenate([train[2] * agree, counts]),
     )
-    return rows.score(alone, *holdout), rows.score(both, *holdout)
+    return score(alone, *holdout), score(both, *holdout)

@@ -25,6 +25,7 @@ from .label_models import (
     linear_label_model,
     on_held_out,
     own_label_model,
+    said_on_held_out,
     second_round,
     trusted_only,
 )
@@ -305,10 +306,14 @@ def _judge_all(
     `held_out`: outputs on the trusted rows that are there already; equal candidates have the same.
     """
     judged = {name: judge.folds.judge(outputs) for name, outputs in held_out.items()}
+    alike, fresh = {}, []
     for name, candidate in candidates.items():
-        same = [k for k in judged if candidate.same_as(candidates[k])]
-        judged[name] = judged[same[0]] if same else judge_candidate(judge, candidate)
-    return {name: judged[name] for name in candidates}
+        same = [k for k in (*judged, *fresh) if k == name or candidate.same_as(candidates[k])]
+        fresh += [] if same else [name]
+        alike[name] = [*same, name][0]
+    found = judge_candidates(judge, [candidates[name] for name in fresh])
+    judged.update(zip(fresh, found, strict=True))
+    return {name: judged[alike[name]] for name in candidates}
 
 
 def _pool(
@@ -355,9 +360,8 @@ def _judge(folds: Folds, outputs: np.ndarray) -> tuple[float, float]:
     return float(losses.mean()), score
 
 
-def judge_candidate(
-    model: LabelModel, candidate: Candidate
-) -> tuple[Float[np.ndarray, " m"], float]:
+def judge_candidates(
+    model: LabelModel, candidates: list[Candidate]
+) -> list[tuple[Float[np.ndarray, " m"], float]]:
     """Losses and score of the trusted rows, each by a model fitted without its fold."""
-    models = judging_fits(model, candidate.weights, candidate.trusted)
-    return model.folds.judge(on_held_out(model, models))
+    return [model.folds.judge(outputs) for outputs in said_on_held_out(model, candidates)]

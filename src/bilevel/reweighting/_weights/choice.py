@@ -8,7 +8,7 @@ import pandas as pd
 
 from .._inputs.prepare import Prepared
 from .baselines import SIMPLEST
-from .candidates import SOFT, Search, judge_candidate
+from .candidates import SOFT, Search, judge_candidates
 from .diagnostics import check_choice
 from .folds import FOLDS
 from .joining import FEW_WRONG, standard_error
@@ -175,6 +175,6 @@ def _score_weighting_model(found: Search, winner: str) -> pd.DataFrame:
     for line, name in {"uniform": "uniform", "chosen": winner}.items():
         candidate = found.candidates[name]
         judged = model is found.judge
-        losses, score = found.judged[name] if judged else judge_candidate(model, candidate)
+        losses, score = found.judged[name] if judged else judge_candidates(model, [candidate])[0]
         table[line] = {"trusted_loss": float(losses.mean()), "trusted_score": score}
     return pd.DataFrame.from_dict(table, orient="index")

@@ -95,14 +95,14 @@ class LabelModel:
 
     def fit(self, weights: Float[np.ndarray, " n"], trusted: Float[np.ndarray, " m"]) -> Any:
         """The estimator fitted with these weights of the training and of the trusted rows."""
-        return _fit(*self._task(weights, trusted))
+        return _fit(*self.task(weights, trusted))
 
     def fits(self, weights: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Any]:
         """`fit` for each pair of weights."""
-        return independent(_fit, (self._task(*pair) for pair in weights))
+        return independent(_fit, (self.task(*pair) for pair in weights))
 
-    def _task(self, weights: np.ndarray, trusted: np.ndarray) -> tuple[Any, ...]:
-        """What `_fit` takes: the rows that are fitted on, and no others."""
+    def task(self, weights: np.ndarray, trusted: np.ndarray) -> tuple[Any, ...]:
+        """A fit that is still to be made, anywhere: the rows that it needs, and no others."""
         X, y, means = self._rows
         folds = self.folds
         inflate = folds.weight.sum() / folds.weight[folds.sub].sum()
@@ -260,32 +260,34 @@ def trusted_only(model: LabelModel) -> Member:
     folds, none = model.folds, np.zeros(model.folds.n)
     fitted: dict[bytes, Any] = {}
 
-    def without(choice: int, part: int) -> Any:
-        mask = folds.others[choice] & (folds.part_trusted != part)
-        key = mask.tobytes()
-        if key not in fitted:
-            fitted[key] = model.fit(none, mask.astype(float))
-        return fitted[key]
+    def without(choices_and_parts: Iterable[tuple[int, int]]) -> list[Any]:
+        masks = [folds.others[k] & (folds.part_trusted != p) for k, p in choices_and_parts]
+        new = {mask.tobytes(): mask for mask in masks if mask.tobytes() not in fitted}
+        models = model.fits((none, mask.astype(float)) for mask in new.values())
+        fitted.update(zip(new, models, strict=True))
+        return [fitted[mask.tobytes()] for mask in masks]
 
     asked = np.where(folds.meets, folds.part, FREE)
 
     def on_train(k: int) -> Float[np.ndarray, "n outputs"]:
         outputs = np.zeros((folds.n, folds.kind.number))
-        for p in np.unique(asked):
+        parts = np.unique(asked).tolist()
+        for p, fit in zip(parts, without((k, p) for p in parts), strict=True):
             rows = np.flatnonzero(asked == p)
-            outputs[rows] = model.on_train(without(k, int(p)), rows)
+            outputs[rows] = model.on_train(fit, rows)
         return outputs
 
     def on_trusted(k: int) -> Float[np.ndarray, "m outputs"]:
         outputs = np.zeros((folds.m, folds.kind.number))
-        for j in folds.parts:
+        choice = FOLDS if model.shares else k
+        models = without((j, FREE) if folds.forward else (choice, j) for j in folds.parts)
+        for j, fit in zip(folds.parts, models, strict=True):
             rows = np.flatnonzero(folds.fold == j)
-            fit = without(j, FREE) if folds.forward else without(FOLDS if model.shares else k, j)
             outputs[rows] = model.on_trusted(fit, rows)
         return outputs
 
     of_rows = WhenAsked(on_train, JUDGES), WhenAsked(on_trusted, JUDGES)
-    last = WhenAsked(lambda _: without(FOLDS, FREE), 1)
+    last = WhenAsked(lambda _: without([(FOLDS, FREE)])[0], 1)
     return Member(f"{model.name}, trusted rows", model, *of_rows, last, alone=True)
 
 
@@ -300,14 +302,40 @@ def judging_fits(
 
     Cost: `FOLDS` fits.
     """
+    return model.fits(_judging(model, weights, trusted, k) for k in range(FOLDS))
+
+
+def _judging(
+    model: LabelModel, weights: Float[np.ndarray, "choices n"], trusted: float, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of both tables in judging fit k."""
     folds = model.folds
-    return model.fits(
-        (
-            weights[k] * (folds.part != k if model.shares else folds.beside[k]),
-            trusted * folds.others[k],
-        )
-        for k in range(FOLDS)
-    )
+    kept = folds.part != k if model.shares else folds.beside[k]
+    return weights[k] * kept, trusted * folds.others[k]
+
+
+def said_on_held_out(
+    model: LabelModel, candidates: Sequence[tuple[Float[np.ndarray, "choices n"], float]]
+) -> list[Float[np.ndarray, "m outputs"]]:
+    """For each pair of weights, what `on_held_out` says of its `judging_fits`, which are not kept."""
+    folds = model.folds
+    held_out = [np.flatnonzero(folds.fold == k) for k in range(FOLDS)]
+    how = model.classes, model.centre, model.spread
+
+    def task(pair: tuple[np.ndarray, float], k: int) -> tuple[Any, ...]:
+        fit = model.task(*_judging(model, *pair, k))
+        return fit, take_rows(model.X_trusted, held_out[k]), *how
+
+    said = independent(_say, (task(pair, k) for pair in candidates for k in range(FOLDS)))
+    found = [np.zeros((folds.m, folds.kind.number)) for _ in candidates]
+    for i, part in enumerate(said):
+        found[i // FOLDS][held_out[i % FOLDS]] = part
+    return found
+
+
+def _say(fit: tuple[Any, ...], X: Any, *how: Any) -> Float[np.ndarray, "rows outputs"]:
+    """The outputs of a model that is not kept."""
+    return outputs(_fit(*fit), X, *how)
 
 
 def on_held_out(model: LabelModel, models: Sequence[Any]) -> Float[np.ndarray, "m outputs"]:
