@@ -529,11 +529,12 @@ def growth_table() -> str:
             f"{row['report_bytes'] / 1e6:.1f}",
             f"{row['sgd_seconds']:.0f}" if "sgd_seconds" in row else "",
             f"{row['sgd_peak_bytes'] / 1e9:.2f}" if "sgd_seconds" in row else "",
+            row["processor"],
         ]
         for row in report["rows"]
     ]
     head = ["`--memory`", "file", "rows", "sample", "CPU s (expected)", "peak GB (expected)"]
-    head += ["report, MB", "SGD, CPU s", "SGD, peak GB"]
+    head += ["report, MB", "SGD, CPU s", "SGD, peak GB", "processor"]
     columns = report["settings"]["columns"]
     slopes = []
     for kind, word in (("parquet", "Parquet"), ("csv", "CSV")):
@@ -542,7 +543,7 @@ def growth_table() -> str:
             if row["format"] == kind:
                 by_memory.setdefault(row["memory"], []).append(row)
         for memory, rows in by_memory.items():
-            if len(rows) > 1:
+            if len({row["processor"] for row in rows[-2:]}) == 1 < len(rows):
                 names = [f"{row['rows']:,}" for row in rows[-2:]]
                 slope = f"{_slope(rows, 'rows'):.2f} ({word}, {memory}, {' to '.join(names)})"
                 slopes.append(slope)
@@ -562,9 +563,10 @@ def growth_axes() -> str:
         lines = [[f"{row[axis]:,}", *_growth_cells(row)] for row in rows]
         table = _table([name, "CPU s (expected)", "peak GB (expected)"], lines)
         slope = _slope(rows, axis)
+        processors = ", ".join(sorted({row["processor"] for row in rows}))
         parts.append(
-            f"{rows[0]['rows']:,} training rows, {fixed}; CPU seconds grow with the power "
-            f"{slope:.2f} of the number of {name} between the last two lines:\n\n{table}"
+            f"{rows[0]['rows']:,} training rows, {fixed} ({processors}); CPU seconds grow with the "
+            f"power {slope:.2f} of the number of {name} between the last two lines:\n\n{table}"
         )
     return "\n\n".join(parts)
 
