@@ -70,6 +70,9 @@ def test_logger_survives_a_line_cut_short(tmp_path):
 
 def test_logger_waits_for_the_first_row(tmp_path):
     path = tmp_path / "log.jsonl"
+    run(
+        METHOD, 7, callbacks=[Logger(path)]
+    )  # whose lines before step 6 stayed in the log of the next
     run(METHOD, 11, trace_every=6, callbacks=[Logger(path)])
     assert [json.loads(x)["step"] for x in path.read_text().splitlines()] == [6, 11]
 

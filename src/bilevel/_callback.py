@@ -19,7 +19,7 @@ class Chunk(NamedTuple):
     `rows` are the chunk's trace points, as a dict of equally long numpy arrays (the columns of
     `Solution.trace`); it is empty arrays if the chunk had none. `state` is only lent: the next
     chunk overwrites its memory, so copy what is to be kept. `problem` and `algorithm` are those that
-    `solve` was given.
+    `solve` was given, and `start` is the number of steps that its `state` had made before.
     """
 
     step: int
@@ -28,6 +28,7 @@ class Chunk(NamedTuple):
     rows: Mapping[str, np.ndarray]
     problem: Any = None
     algorithm: Any = None
+    start: int = 0
 
 
 class AbstractCallback(abc.ABC):
@@ -97,8 +98,8 @@ class Logger(AbstractCallback):
     """Appends the trace to a file, with one JSON object per line.
 
     Args:
-        path: the file. Lines already in it are kept, except those at or after the step where this
-            run starts: a resumed run overwrites what its interrupted predecessor wrote past its
+        path: the file. Lines already in it are kept up to the step where this run starts, which is 0
+            of a new one: a resumed run overwrites what its interrupted predecessor wrote past its
             last checkpoint. Read it with `pandas.read_json(path, lines=True)`.
     """
 
@@ -110,8 +111,8 @@ class Logger(AbstractCallback):
         """Append the chunk's rows."""
         lines = rows_to_json(chunk.rows)
         if self._file is None and lines:
-            first = int(chunk.rows["step"][0])
-            kept = [x for x in read_lines(self._path) if json.loads(x)["step"] < first]
+            lines_there = read_lines(self._path)
+            kept = [x for x in lines_there if json.loads(x)["step"] <= chunk.start]
             self._file = open_log(self._path, "".join(line + "\n" for line in kept))
         if self._file is not None:
             self._file.writelines(line + "\n" for line in lines)

@@ -178,7 +178,7 @@ def solve(
         check_fits(state, problem, algorithm, given.u, given.w)
         state = cast(State, _copy(state))
         size = float(_norm(state.u, state.w))
-    at_step = int(state.step)
+    at_step = started = int(state.step)
     if at_step > num_steps:  # where they are equal, a finished run is repeated
         warnings.warn(
             f"`state` is at step {at_step}, and `num_steps` is the number of steps in all, so with "
@@ -199,7 +199,7 @@ def solve(
                     raise TypeError(UNDER_TRANSFORMATION)
                 rows = _fetch(rows)  # which waits for the steps
             trace.append(rows)
-            chunk = Chunk(int(state.step), num_steps, state, rows, *asked)
+            chunk = Chunk(int(state.step), num_steps, state, rows, *asked, started)
             # Every callback sees every chunk, also when an earlier one asks to stop.
             answers = [bool(callback(chunk)) for callback in callbacks]
             stopped = any(answers)

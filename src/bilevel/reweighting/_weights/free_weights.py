@@ -63,7 +63,7 @@ class _History(AbstractCallback):
         self.rows.append(row)
         if self._logger is not None:
             columns = {name: np.asarray([value]) for name, value in row.items()}
-            self._logger(Chunk(chunk.step, chunk.num_steps, chunk.state, columns))
+            self._logger(Chunk(*chunk[:3], columns, start=chunk.start))
             self._logger.sync()  # before the checkpoint, which counts on it
 
     def close(self):
