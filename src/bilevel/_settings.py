@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
 ConstantStep = Float[np.ndarray | Array, "*batch"] | Literal["auto"]
@@ -19,6 +20,14 @@ POWER_STEPS = 20
 def as_data(value: Any) -> Float[np.ndarray | Array, "*batch"]:
     """A setting as an array: data, so that a new value compiles nothing and several can be vmapped."""
     return value if isinstance(value, jax.Array) else np.asarray(value, dtype=float)
+
+
+def known(value: Any) -> np.ndarray | None:
+    """The numbers of an array, or None where they cannot be looked at: under a transformation."""
+    if isinstance(value, jax.Array):
+        there = not isinstance(value, Tracer) and value.is_fully_addressable
+        return np.asarray(value) if there else None
+    return value if isinstance(value, np.ndarray) else None
 
 
 def as_optional_data(value: Any) -> Float[np.ndarray | Array, "*batch"] | None:
@@ -47,14 +56,16 @@ def as_setting(value: Any) -> StepSize:
     holds a variable where it is.
     """
     size = value if callable(value) else as_step_size(value)
-    if isinstance(size, np.ndarray) and not np.all((size >= 0) & np.isfinite(size)):
+    numbers = known(size)
+    if numbers is not None and not np.all((numbers >= 0) & np.isfinite(numbers)):
         raise ValueError(f"a step size must be a number >= 0, a schedule or 'auto', got {value}.")
     return size
 
 
 def check_step_size(name: str, step_size: ConstantStep) -> None:
     """Refuse a step size that is not positive."""
-    if isinstance(step_size, np.ndarray) and not np.all(step_size > 0):
+    numbers = known(step_size)
+    if numbers is not None and not np.all(numbers > 0):
         raise ValueError(f"`{name}` needs a step size > 0 or 'auto', got {step_size}.")
 
 

@@ -1,5 +1,6 @@
 """Published methods that are settings of a class here, beside their equations in NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -67,3 +68,26 @@ def test_f2ba_ends_where_the_gradient_is_of_the_order_of_one_over_lambda():
         lengths.append(np.linalg.norm(COUPLED.gradient(solution.u)))
     slope = np.polyfit(np.log(multipliers), np.log(lengths), 1)[0]
     assert -1.1 < slope < -0.9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: bilevel.SOBA(x, 0.1, 0.1),
+        lambda x: bilevel.SOBA(0.1, 0.1, x),
+        lambda x: bilevel.Neumann(x, 3),
+        lambda x: bilevel.Nystrom(2, damping=x),
+        lambda x: bilevel.FederatedInner(x, 1, 1),
+        lambda x: bilevel.BiGSAM(x, 0.1, 3),
+        lambda x: bilevel.MSEBA(0.1, 0.1, 0.1, momentum=x, inner_sampler=bilevel.Blocks(1)),
+        lambda x: bilevel.SufficientDecrease(shrink=x),
+        lambda x: bilevel.PDBO(delta=x),
+    ],
+)
+def test_settings_that_are_jax_arrays_are_looked_at_too(make):
+    """Only Python's numbers and those of NumPy were: with an array of JAX a run went uphill."""
+    for value in (-0.1, jnp.asarray(-0.1), jnp.asarray([0.1, -0.1])):
+        with pytest.raises(ValueError, match=r"got .*-0\.1"):
+            make(value)
+    make(jnp.asarray(0.1))
+    jax.eval_shape(lambda x: jnp.zeros(()) if make(x) else x, jnp.asarray(-0.1))  # unknown there

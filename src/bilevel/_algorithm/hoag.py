@@ -18,7 +18,7 @@ from .._arrays import function_operator
 from .._derivatives import residual_along
 from .._linear.cg import CG
 from .._sampler import AbstractSampler, FullBatch
-from .._settings import StepSize, as_data, as_schedule, as_setting
+from .._settings import StepSize, as_data, as_schedule, as_setting, known
 from .._solution import RESULTS
 from .auto_steps import Move
 from .base import AbstractAlgorithm, as_variables, count, require_positive
@@ -57,9 +57,10 @@ class SufficientDecrease(eqx.Module):
     grow: Float[np.ndarray | Array, ""] = eqx.field(default=2.0, converter=as_data)
 
     def __check_init__(self):
-        if isinstance(self.shrink, np.ndarray) and not 0 < self.shrink <= 1:
+        shrink, grow = known(self.shrink), known(self.grow)
+        if shrink is not None and not np.all((shrink > 0) & (shrink <= 1)):
             raise ValueError(f"`SufficientDecrease` needs shrink in (0, 1], got {self.shrink}.")
-        if isinstance(self.grow, np.ndarray) and self.grow < 1:
+        if grow is not None and not np.all(grow >= 1):
             raise ValueError(f"`SufficientDecrease` needs grow >= 1, got {self.grow}.")
 
 

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Scalar
 
 from .._sampler import AbstractSampler, FullBatch
-from .._settings import StepSize, as_schedule, as_setting
+from .._settings import StepSize, as_schedule, as_setting, known
 from .auto_steps import step_size_at
 from .base import AbstractAlgorithm, as_variables, count, require_positive
 from .directions import Directions, descend, objective
@@ -88,7 +88,8 @@ class PDBO(AbstractAlgorithm):
 
     def __check_init__(self):
         require_positive(self, num_inner=self.num_inner)
-        if isinstance(self.delta, np.ndarray) and not np.all(self.delta > 0):
+        delta = known(self.delta)
+        if delta is not None and not np.all(delta > 0):
             raise ValueError(
                 f"`PDBO` needs delta > 0, got {self.delta}: with 0 no multiplier is large enough."
             )

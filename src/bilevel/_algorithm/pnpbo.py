@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Int, PyTree, ScalarLike
 
 from .._sampler import AbstractSampler, Blocks, FullBatch, Stream
-from .._settings import StepSize, as_schedule, as_setting
+from .._settings import StepSize, as_schedule, as_setting, known
 from .base import AbstractAlgorithm, as_variables, count
 from .directions import (
     Directions,
@@ -308,7 +308,8 @@ def _joint_step(
 
 
 def _check_share(method: str, name: str, value: StepSize) -> None:
-    if isinstance(value, np.ndarray) and not np.all((value > 0) & (value <= 1)):
+    numbers = known(value)
+    if numbers is not None and not np.all((numbers > 0) & (numbers <= 1)):
         raise ValueError(f"`{method}` needs a {name} in (0, 1], got {value}.")
 
 

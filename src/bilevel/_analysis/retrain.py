@@ -27,20 +27,27 @@ class Trajectory(AbstractCallback):
     """A callback that keeps the outer variable at the end of each chunk, in `steps` and `us`.
 
     Pass it to `retrain_check(..., path=trajectory)`. `solve(..., chunk_size=k)` says how often it
-    is called.
+    is called. A run keeps what is there up to the step where it starts, as `Logger` does: nothing if
+    it is a new one.
     """
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.us: list[PyTree[np.ndarray]] = []
+        self._running = False
 
     def __call__(self, chunk):
         """Copy u to the host."""
+        if not self._running:
+            kept = sum(step <= chunk.start for step in self.steps)
+            del self.steps[kept:], self.us[kept:]
+        self._running = True
         self.steps.append(chunk.step)
         self.us.append(jax.tree.map(np.asarray, chunk.state.u))
 
     def close(self):
-        """Nothing to close."""
+        """The next run is another one."""
+        self._running = False
 
 
 class RetrainCheck(NamedTuple):
@@ -97,8 +104,8 @@ class RetrainCheck(NamedTuple):
         return (
             f"{self.kept:.0%} (+- {self.spread:.0%}) of the improvement survives retraining "
             f"({values}, {self.retrained.mean():.4g} retrained {len(self.retrained)} times): {advice}."
-            + " The inner solver did not converge from all fresh starts, which may be the reason."
-            * (not self.converged and self.verdict != "holds")
+            + " The inner solver did not converge from all fresh starts, so the values may be those of "
+            "the solver and not of the run." * (not self.converged)
         )
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from .._loader import refuse_loader
 from .._problem import BilevelProblem
 from .._sampler import Stream
-from .._settings import as_data
+from .._settings import as_data, known
 from .._solution import RESULTS
 from .base import NOISE, AbstractStepInner, InnerStats
 
@@ -262,6 +262,6 @@ def _rising(power: Setting, k: ArrayLike) -> Array:
 
 
 def _check(name: str, needed: str, value: Setting, holds: Callable[[float], bool]) -> None:
-    # A jax array may be traced, so its value is not checked.
-    if isinstance(value, np.ndarray) and not all(holds(x) for x in value.flat):
+    numbers = known(value)
+    if numbers is not None and not all(holds(x) for x in numbers.flat):
         raise ValueError(f"`{name}` needs {needed}, got {value}.")

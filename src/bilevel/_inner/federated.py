@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._problem import num_rows
 from .._sampler import Stream
-from .._settings import as_data
+from .._settings import as_data, known
 from .base import AbstractInnerSolver, InnerStats, ended
 
 
@@ -84,7 +84,8 @@ class FederatedInner(AbstractInnerSolver):
         for name in ("local_steps", "num_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`FederatedInner` needs {name} >= 1, got {getattr(self, name)}.")
-        if isinstance(self.step_size, np.ndarray) and not np.all(self.step_size > 0):
+        step_size = known(self.step_size)
+        if step_size is not None and not np.all(step_size > 0):
             raise ValueError(f"`FederatedInner` needs step_size > 0, got {self.step_size}.")
 
     def init(self, problem, u, w):

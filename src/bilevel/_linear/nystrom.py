@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._settings import as_data
+from .._settings import as_data, known
 from .base import real_operator, refuse_complex, widened
 
 
@@ -76,7 +76,8 @@ class Nystrom(lx.AbstractLinearSolver):
     def __check_init__(self):
         if self.rank < 1:
             raise ValueError(f"`Nystrom` needs rank >= 1, got {self.rank}.")
-        if isinstance(self.damping, np.ndarray) and not np.all(self.damping > 0):
+        damping = known(self.damping)
+        if damping is not None and not np.all(damping > 0):
             raise ValueError(f"`Nystrom` needs damping > 0, got {self.damping}.")
         if self.columns not in ("random", "leading"):
             raise ValueError(f"`columns` must be 'random' or 'leading', got {self.columns!r}.")
