@@ -104,8 +104,8 @@ class RetrainCheck(NamedTuple):
         return (
             f"{self.kept:.0%} (+- {self.spread:.0%}) of the improvement survives retraining "
             f"({values}, {self.retrained.mean():.4g} retrained {len(self.retrained)} times): {advice}."
-            + " The inner solver did not converge from all fresh starts, so the values may be those of "
-            "the solver and not of the run." * (not self.converged)
+            + " The inner solver did not converge from all fresh starts, so the values may be those "
+            "of the solver and not of the run." * (not self.converged)
         )
 
 
