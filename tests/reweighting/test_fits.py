@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import joblib
 import numpy as np
@@ -12,7 +14,7 @@ import threadpoolctl
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import RandomForestClassifier
 
-from bilevel.reweighting import WeightsResult, learn_weights
+from bilevel.reweighting import WeightsResult, compare_baselines, learn_weights
 from bilevel.reweighting._weights.fits import few_threads, independent
 
 
@@ -104,3 +106,23 @@ def test_weights_are_equal_to_the_last_bit(elsewhere, estimator):
     assert isinstance(here.baselines, pd.DataFrame)
     for name in ("candidates", "baselines"):
         pd.testing.assert_frame_equal(getattr(there, name), getattr(here, name), check_exact=True)
+
+
+@pytest.mark.slow
+def test_baselines_on_ray_are_equal_to_the_last_bit():
+    """Ray starts its processes anew for each group of fits: a whole run of them would take minutes."""
+    started: Any = pytest.importorskip("ray")
+    pytest.importorskip("ray.util.joblib").register_ray()
+    X, y = load_breast_cancer(return_X_y=True)
+    weights = np.random.default_rng(0).random(400)
+    forest = RandomForestClassifier(20, random_state=0, n_jobs=1)
+    rows = X[:400], y[:400], X[400:480], y[400:480], weights, 1.0, X[480:], y[480:]
+    here = compare_baselines(forest, *rows)
+    places = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    started.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=places)
+    try:
+        with joblib.parallel_config(backend="ray", n_jobs=2):
+            there = compare_baselines(forest, *rows)
+    finally:
+        started.shutdown()
+    pd.testing.assert_frame_equal(there, here, check_exact=True)
