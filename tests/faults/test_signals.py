@@ -84,7 +84,8 @@ def test_a_signal_ends_the_command_and_the_last_line_goes_on(name):
 @pytest.mark.parametrize("nohup", [False, True])
 def test_a_terminal_that_is_closed_ends_the_command_unless_nohup_was_asked(nohup):
     """Nothing can be printed any more, and the exit code is that of the signal."""
-    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if nohup else ""
+    how = "SIG_IGN" if nohup else "SIG_DFL"  # whatever these tests were started with
+    code = f"import signal; signal.signal(signal.SIGHUP, signal.{how})\n"
     code += START.replace("{body}", f"import time; time.sleep({0.2 if nohup else 100})")
     terminal, theirs = os.openpty()
     take = f"import fcntl, termios; fcntl.ioctl({theirs}, termios.TIOCSCTTY, 0)\n"

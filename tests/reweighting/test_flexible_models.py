@@ -62,13 +62,13 @@ def test_every_member_says_probabilities_of_every_row_that_it_judges(times, monk
 def test_of_forests_that_do_not_join_no_more_is_fitted_than_tells_that(joins, fits, monkeypatch):
     """Six of all rows, and three of trusted rows; those that join need four more of these."""
     fitted: list[str] = []
-    task = label_models.LabelModel._task
+    task = label_models.LabelModel.task
 
     def spy(self: Any, *weights: Any) -> Any:
         fitted.append(self.name)
         return task(self, *weights)
 
-    monkeypatch.setattr(label_models.LabelModel, "_task", spy)
+    monkeypatch.setattr(label_models.LabelModel, "task", spy)
     monkeypatch.setattr(joining, "FOREST_JOINS", joins)
     monkeypatch.setattr(joining, "FOREST_CONFIRMED", joins)
     monkeypatch.setattr(joining, "FEW_WRONG", 0.0)
