@@ -18,7 +18,8 @@ from .row_weights import effective_rows, entropy_of_rows
 from .scorer import RowScorer
 
 CLEAR = 0.5  # standard errors by which one candidate must beat another that is preferred to it
-ASTRAY = 2.0  # standard errors by which a fit may be worse on rows that it has seen than was judged
+SURE = 2.0  # those that must tell against the rows that are kept where many labels are wrong
+ASTRAY = 2.0  # those by which a fit may be worse on rows that it has seen than was judged
 
 
 def candidate_table(judged: dict[str, tuple[np.ndarray, float]]) -> pd.DataFrame:
@@ -50,22 +51,30 @@ def best_candidate(
     """The candidate with the least loss, unless a preferred one is as good.
 
     As good: the paired difference is at most half of its standard error. "All rows + trusted" is
-    preferred to all others, then `preferred`; the other way round where many labels are wrong for
-    sure. "Uniform" is judged and not chosen: it forgets the trusted rows, which can only be luck where
-    it is better. Nor are those that are `left_out`.
+    preferred to all others, then `preferred`. With `many_wrong` it is the other way round, and
+    `preferred` is as good up to two standard errors. "Uniform" is judged and not chosen: it forgets
+    the trusted rows, which can only be luck where it is better. Nor are those that are `left_out`.
     """
     able = [name for name in judged if name != "uniform" and name not in left_out]
     best = min(able, key=lambda name: judged[name][0].mean())
-    for liked in (SIMPLEST, preferred) if many_wrong else (preferred, SIMPLEST):
-        gap = judged.get(liked, judged[best])[0] - judged[best][0]
-        if liked in able and not gap.mean() > CLEAR * standard_error(gap):
+    bars = {preferred: CLEAR, SIMPLEST: CLEAR}
+    if many_wrong:
+        bars = {SIMPLEST: CLEAR, preferred: SURE}
+    for liked in [name for name in bars if name in able]:
+        gap = judged[liked][0] - judged[best][0]
+        if not gap.mean() > bars[liked] * standard_error(gap):
             best = liked
     return best
 
 
-def has_many_wrong(found: Search) -> bool:
-    """Whether more than a tenth of the labels are wrong for sure: the 95 % interval lies above it."""
-    return found.noise is not None and found.noise.rate.low > FEW_WRONG
+def must_leave_out(found: Search) -> bool:
+    """Whether more than a tenth of the labels are wrong for sure, and the judge fits wrong labels.
+
+    For sure: the 95 % interval lies above a tenth. A penalised linear model averages over wrong
+    labels, and where the losses do not tell, all rows are the better choice for it.
+    """
+    sure = found.noise is not None and found.noise.rate.low > FEW_WRONG
+    return sure and found.judge is not found.linear
 
 
 def fit_all(found: Search, name: str) -> dict[str, float | bool]:
@@ -92,7 +101,7 @@ def choose(found: Search) -> CrossValidatedWeights:
 
     A linear model's fit has one solution, and cannot go astray; nor need it be fitted.
     """
-    folds, many_wrong = found.folds, has_many_wrong(found)
+    folds, many_wrong = found.folds, must_leave_out(found)
     best = functools.partial(best_candidate, found.judged, found.preferred, many_wrong=many_wrong)
     winner = best()
     fits: dict[str, dict[str, float | bool]] = {}
@@ -156,7 +165,7 @@ def explain(found: Search, chosen: CrossValidatedWeights, tables: Prepared) -> L
             size,
             len(weights),
             tables.num_outputs,
-            many_wrong=has_many_wrong(found),
+            many_wrong=must_leave_out(found),
         ),
         scores=_score_weighting_model(found, chosen.winner),
         parameters=RowScorer.linear_parameters(fitted, found.folds.kind),

@@ -41,7 +41,7 @@ def cross_validated_weights(
     and the filter (rows that a model of the trusted rows agrees with). Each is judged on folds of the
     trusted rows by models that have not seen the fold, and the pool behind its weights has not seen it
     either. "All rows + trusted" is kept unless the best one is better by more than half a standard
-    error of the paired difference; where more than a tenth of the labels are wrong for sure, `w` is.
+    error of the paired difference.
 
     Args:
         X, y: training rows `(rows, features)`, scaled to order one, and class codes 0, 1, ...

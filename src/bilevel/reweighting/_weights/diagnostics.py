@@ -70,7 +70,7 @@ def _choice(table: pd.DataFrame, winner: str, many_wrong: bool) -> Check:
     if winner == SIMPLEST:
         return Check(name, True, f"no weights are clearly better than {SIMPLEST}: {numbers}")
     if many_wrong and table.loc[winner, "loss"] >= table.loc[best, "loss"]:
-        why = "as many labels are wrong for sure and nothing else is clearly better"
+        why = "as many labels are wrong for sure and nothing else is better for sure"
         return Check(name, True, f"{winner}, {why}: {numbers}")
     return Check(name, True, f"{winner}: {numbers}")
 
