@@ -259,12 +259,16 @@ def test_a_shift_is_seldom_found_where_there_is_none():
     assert found <= 1
 
 
-@pytest.mark.parametrize(("errors", "winner"), [(0.45, SIMPLEST), (0.55, "weights")])
-def test_a_gain_within_half_a_standard_error_is_not_enough(errors, winner):
+def losses_and_noise() -> tuple[np.ndarray, np.ndarray]:
+    """Losses of 50 rows, and noise whose mean is 0 with a standard error of 1."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=50)
-    noise = (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(50)  # standard error 1
-    base = rng.random(50)
+    return rng.random(50), (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(50)
+
+
+@pytest.mark.parametrize(("errors", "winner"), [(0.45, SIMPLEST), (0.55, "weights")])
+def test_a_gain_within_half_a_standard_error_is_not_enough(errors, winner):
+    base, noise = losses_and_noise()
     judged = {SIMPLEST: (base, 0.5), "weights": (base - errors + noise, 0.6)}
     assert best_candidate(judged) == winner
     table = candidate_table(judged)
@@ -274,10 +278,7 @@ def test_a_gain_within_half_a_standard_error_is_not_enough(errors, winner):
 
 @pytest.mark.parametrize(("errors", "winner"), [(-1.9, "clean rows"), (-2.1, SIMPLEST)])
 def test_where_many_labels_are_wrong_for_sure_all_rows_must_be_better_for_sure(errors, winner):
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=50)
-    noise = (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(50)  # standard error 1
-    base = rng.random(50)
+    base, noise = losses_and_noise()
     judged = {SIMPLEST: (base, 0.6), "clean rows": (base - errors + noise, 0.5)}
     assert best_candidate(judged, "clean rows") == SIMPLEST
     assert best_candidate(judged, "clean rows", many_wrong=True) == winner
